@@ -1,0 +1,1 @@
+"""The method, on the standard library alone: no clock, socket, thread, tensor or model."""

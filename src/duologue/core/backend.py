@@ -1,0 +1,178 @@
+"""What the method asks of a model: four verbs over sequences of tokens with a shared KV cache, and a look at the usage.
+
+A backend holds weights and KV and has no opinions: it knows ids, positions and sequences; not roles, states or time.
+Every call either does what it says or raises and changes nothing. `tests/test_backend_contract.py` is the same for all.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from duologue.errors import UsageError
+from duologue.types import Seq, Token
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is chosen from the distribution over the base vocabulary. The default is greedy."""
+
+    temperature: float = 0.0  # 0 is greedy: the most probable token, the lowest id on a tie
+    top_k: int = 0  # keep the k most probable; 0 keeps all
+    top_p: float = 1.0  # then keep the smallest set that holds this much probability
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 10.0:
+            raise UsageError(f"temperature {self.temperature} is not between 0 (greedy) and 10")
+        if self.top_k < 0:
+            raise UsageError(f"top_k {self.top_k} is negative; 0 keeps every token")
+        if not 0.0 < self.top_p <= 1.0:
+            raise UsageError(f"top_p {self.top_p} is not in (0, 1]; 1 keeps every token")
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Sample one token after the last one fed.
+
+    `uniform` in [0, 1) is the only chance there is: it is handed in, so that no other channel and no other session can
+    change what a channel says (design rule 12). Tokens are ordered by falling probability, ties by id, and the first
+    whose cumulated probability exceeds `uniform` is taken.
+    """
+
+    sampling: Sampling = Sampling()
+    uniform: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Feed `tokens` to the end of `seq`, in one forward pass with the rest of the batch.
+
+    At most one of `draw` and `watch` is looked at the position of the last token: an output channel draws, an input
+    channel watches; with neither, the tokens are only cached.
+    """
+
+    seq: Seq
+    tokens: tuple[Token, ...]
+    draw: Draw | None = None
+    watch: tuple[Token, ...] = ()  # ids whose probabilities are wanted, softmax over these alone
+    ticket: int = 0  # returned with the result, so that its owner knows whether it still wants it
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a forward pass said about one `Extend`."""
+
+    ticket: int
+    tokens: tuple[Token, ...] = ()  # the drawn token; an engine that speculates may return several
+    p: tuple[float, ...] = ()  # probabilities of the watched ids, in their order, summing to 1
+    margin: float | None = None  # when drawn: logit of the best base token minus that of the second best
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What a backend is and can do."""
+
+    name: str  # "torch", "llamacpp", ...
+    model: str  # for people
+    weights: str  # "bf16", "f32", "Q4_0", ...
+    vocab_size: int  # ids a draw can return: 0 … vocab_size - 1
+    num_added: int  # adapter rows: ids vocab_size … vocab_size + num_added - 1
+    context_length: int  # longest sequence, in tokens
+    capacity: int  # KV entries over all sequences, a shared one counted once
+    max_seqs: int
+    kv_bytes_per_token: int
+    can_truncate: bool  # False: `truncate` to less than the cached length raises `UnsupportedModel`
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What is held now."""
+
+    num_seqs: int
+    kv_entries: int  # an entry shared by several sequences counts once
+    kv_bytes: int
+
+
+class Backend(ABC):
+    """Weights and KV cache; one forward pass at a time. Not thread-safe: one thread owns it."""
+
+    @property
+    @abstractmethod
+    def info(self) -> BackendInfo:
+        """What this backend is; constant."""
+
+    @abstractmethod
+    def fork(self, parent: Seq | None, length: int = 0) -> Seq:
+        """Open a sequence that shares the first `length` cached tokens of `parent` without copying them.
+
+        `fork(None)` opens an empty one. The parent may be extended, truncated or freed afterwards; the child keeps
+        what it shares.
+
+        Raises:
+            UnknownSeq: no such parent.
+            UsageError: `length` is negative or more than the parent has cached.
+            CacheFull: `max_seqs` are open.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Sequence[Extend]) -> list[Step]:
+        """Run exactly one forward pass for all of `batch` and return one `Step` for each, in order.
+
+        A token attends to what its own sequence holds before it and to nothing else: sequences do not see each other.
+
+        Raises:
+            UsageError: an empty batch, an `Extend` without tokens, a sequence named twice, an id out of range, `draw`
+                and `watch` together.
+            UnknownSeq: no such sequence.
+            ContextOverflow: a sequence would become longer than `context_length`.
+            CacheFull: the new tokens exceed `capacity`.
+        """
+
+    @abstractmethod
+    def truncate(self, seq: Seq, length: int) -> None:
+        """Roll `seq` back to its first `length` tokens, as if the rest had never been fed.
+
+        Raises:
+            UnknownSeq: no such sequence.
+            UsageError: `length` is negative or more than is cached.
+            UnsupportedModel: the model cannot roll back (`info.can_truncate` is False).
+        """
+
+    @abstractmethod
+    def free(self, seq: Seq) -> None:
+        """Forget `seq`; KV that no other sequence shares is released.
+
+        Raises:
+            UnknownSeq: no such sequence.
+        """
+
+    @abstractmethod
+    def length(self, seq: Seq) -> int:
+        """Number of tokens cached in `seq`.
+
+        Raises:
+            UnknownSeq: no such sequence.
+        """
+
+    @abstractmethod
+    def usage(self) -> Usage:
+        """What is held now."""
+
+    def close(self) -> None:  # noqa: B027 - most backends have nothing to close
+        """Release the weights. No other call is legal afterwards."""
+
+
+def check_batch(info: BackendInfo, batch: Sequence[Extend]) -> None:
+    """Raise `UsageError` for what is wrong with `batch` whatever the sequences hold (the rules of `Backend.forward`)."""
+    if not batch:
+        raise UsageError("a forward pass needs at least one Extend; skip the pass when there is nothing to feed")
+    if len({extend.seq for extend in batch}) != len(batch):
+        raise UsageError("a sequence is named twice in one batch; join its tokens in one Extend")
+    num_ids = info.vocab_size + info.num_added
+    for extend in batch:
+        if not extend.tokens:
+            raise UsageError(f"Extend of sequence {extend.seq} has no tokens; leave it out of the batch")
+        if extend.draw is not None and extend.watch:
+            raise UsageError(f"Extend of sequence {extend.seq} both draws and watches; a channel does one of them")
+        for token in (*extend.tokens, *extend.watch):
+            if not 0 <= token < num_ids:
+                raise UsageError(f"token {token} of sequence {extend.seq} is not an id of this model (0 … {num_ids - 1})")

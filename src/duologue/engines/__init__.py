@@ -1,0 +1,1 @@
+"""What runs sessions on a backend."""
