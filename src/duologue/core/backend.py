@@ -175,4 +175,6 @@ def check_batch(info: BackendInfo, batch: Sequence[Extend]) -> None:
             raise UsageError(f"Extend of sequence {extend.seq} both draws and watches; a channel does one of them")
         for token in (*extend.tokens, *extend.watch):
             if not 0 <= token < num_ids:
-                raise UsageError(f"token {token} of sequence {extend.seq} is not an id of this model (0 … {num_ids - 1})")
+                raise UsageError(
+                    f"token {token} of sequence {extend.seq} is not an id of this model (0 … {num_ids - 1})"
+                )
