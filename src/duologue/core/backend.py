@@ -162,7 +162,7 @@ class Backend(ABC):
 
 
 def check_batch(info: BackendInfo, batch: Sequence[Extend]) -> None:
-    """Raise `UsageError` for what is wrong with `batch` whatever the sequences hold (the rules of `Backend.forward`)."""
+    """Raise `UsageError` for what is wrong with `batch` whatever the sequences hold (see `Backend.forward`)."""
     if not batch:
         raise UsageError("a forward pass needs at least one Extend; skip the pass when there is nothing to feed")
     if len({extend.seq for extend in batch}) != len(batch):
