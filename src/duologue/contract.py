@@ -1,0 +1,499 @@
+"""The contract of `core.backend.Backend` as functions: every backend passes the same ones. For tests.
+
+`CHECKS` holds those that need nothing but a way to open the backend; each raises `AssertionError` with what is broken.
+They compare a backend with itself (rolled back against never fed, packed against alone), so they hold for any model;
+`check_random_operations` compares it with a twin, normally `ReferenceBackend` on the same weights.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from duologue.core.backend import Backend, Draw, Extend, Sampling, Step
+from duologue.errors import CacheFull, ContextOverflow, DuologueError, UnknownSeq, UsageError
+from duologue.types import Seq, Token
+
+
+class Opener(Protocol):
+    """Opens the backend under test, always with the same weights. Limits may be rounded up, as `info` then says."""
+
+    def __call__(self, *, capacity: int, max_seqs: int, context_length: int) -> Backend: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A backend under test."""
+
+    opener: Opener
+    tolerance: float = 1e-4  # how far probabilities may differ between passes of different width
+    tie: float = 1e-3  # a top-2 margin below which the other token may be drawn, since rounding decides
+    num_passes: Callable[[Backend], int] | None = None  # forward passes of the model so far, where they can be counted
+
+    @contextmanager
+    def open(self, *, capacity: int = 256, max_seqs: int = 8, context_length: int = 64) -> Iterator[Backend]:
+        """The backend, closed at the end."""
+        backend = self.opener(capacity=capacity, max_seqs=max_seqs, context_length=context_length)
+        try:
+            yield backend
+        finally:
+            backend.close()
+
+    def same(self, got: Step, expected: Step, what: str) -> None:
+        """Require that two steps say the same, up to rounding."""
+        _require(got.ticket == expected.ticket, f"{what}: ticket {got.ticket} instead of {expected.ticket}")
+        _require(len(got.p) == len(expected.p), f"{what}: {len(got.p)} probabilities instead of {len(expected.p)}")
+        worst = max((abs(a - b) for a, b in zip(got.p, expected.p, strict=True)), default=0.0)
+        _require(worst <= self.tolerance, f"{what}: probabilities differ by {worst:.2g}: {got.p} and {expected.p}")
+        if got.tokens != expected.tokens:
+            margins = (got.margin, expected.margin)
+            is_tie = all(margin is not None and margin < self.tie for margin in margins)
+            _require(is_tie, f"{what}: token {got.tokens} instead of {expected.tokens}, margins {margins}")
+
+    def alone(self, tokens: Sequence[Token], like: Extend) -> Step:
+        """What `like` gets when all `tokens` are fed at once to a new backend that does nothing else."""
+        with self.open() as backend:
+            seq = backend.fork(None)
+            return backend.forward([Extend(seq, tuple(tokens), like.draw, like.watch, like.ticket)])[0]
+
+
+def ids(seed: int, number: int) -> tuple[Token, ...]:
+    """Base ids below 256, the same for the same seed; every model has them."""
+    random = Random(seed)
+    return tuple(random.randrange(3, 256) for _ in range(number))
+
+
+PREFIX = ids(1, 14)
+WORDS = ids(2, 9)
+OTHER = ids(3, 7)
+WATCH = (*ids(4, 3), 261, 17, 99)
+
+
+def check_rollback_is_as_if_never_fed(subject: Subject) -> None:
+    """Truncating to any length and feeding something else equals a fresh run."""
+    for length in (0, 1, len(PREFIX) - 1, len(PREFIX)):
+        with subject.open() as backend:
+            seq = backend.fork(None)
+            backend.forward([Extend(seq, PREFIX)])
+            backend.forward([Extend(seq, OTHER)])
+            backend.forward([Extend(seq, WORDS[:1], draw=Draw())])
+            backend.truncate(seq, length)
+            _equal(backend.length(seq), length, "length after truncate")
+            _equal(backend.usage().kv_entries, length, "entries after truncate")
+            extend = Extend(seq, WORDS, watch=WATCH)
+            step = backend.forward([extend])[0]
+        subject.same(step, subject.alone(PREFIX[:length] + WORDS, extend), f"rolled back to {length}")
+
+
+def check_probe_leaves_nothing(subject: Subject) -> None:
+    """A probe that is fed, read and rolled back after every word does not change what is read later."""
+    with subject.open() as backend:
+        seq = backend.fork(None)
+        for index, token in enumerate(PREFIX):
+            backend.forward([Extend(seq, (token, *OTHER), watch=WATCH)])
+            backend.truncate(seq, index + 1)
+        extend = Extend(seq, WORDS, watch=WATCH)
+        step = backend.forward([extend])[0]
+    subject.same(step, subject.alone(PREFIX + WORDS, extend), "after fourteen probes")
+
+
+def check_drop_leaves_the_other_channel_alone(subject: Subject) -> None:
+    """An answer is the same whether or not an input channel was forked from it, fed with it and freed."""
+    said = [_answer(subject, talked_over) for talked_over in (False, True)]
+    for index, (alone, over) in enumerate(zip(*said, strict=True)):
+        subject.same(over, alone, f"token {index} of an answer that was talked over")
+
+
+def _answer(subject: Subject, talked_over: bool) -> list[Step]:
+    steps = []
+    with subject.open() as backend:
+        output = backend.fork(None)
+        step = backend.forward([Extend(output, PREFIX, draw=Draw())])[0]
+        words: Seq | None = None
+        for index, forced in enumerate(WORDS):
+            if talked_over and index in (2, 6):
+                words = backend.fork(output, backend.length(output) - 1)
+            batch = [Extend(output, (forced,), draw=Draw(), ticket=index)]
+            if words is not None:
+                batch.insert(index % 2, Extend(words, OTHER[: 1 + index % 3], watch=WATCH))
+            step = next(step for step in backend.forward(batch) if step.tokens)
+            if words is not None and index in (4, 7):
+                backend.free(words)
+                words = None
+            steps.append(step)
+    return steps
+
+
+def check_promotion_equals_fresh_prefill(subject: Subject) -> None:
+    """An input channel forked inside an answer, fed in pieces beside it, then continued, equals a fresh prefill."""
+    heard = len(PREFIX) - 4
+    with subject.open() as backend:
+        output = backend.fork(None)
+        backend.forward([Extend(output, PREFIX)])
+        channel = backend.fork(output, heard)
+        backend.forward([Extend(channel, WORDS[:4], watch=WATCH), Extend(output, OTHER[:1], draw=Draw())])
+        backend.truncate(channel, heard + 3)
+        backend.forward([Extend(output, OTHER[1:2], draw=Draw()), Extend(channel, WORDS[3:], watch=WATCH)])
+        backend.free(output)
+        extend = Extend(channel, OTHER, watch=WATCH)
+        step = backend.forward([extend])[0]
+    subject.same(step, subject.alone(PREFIX[:heard] + WORDS + OTHER, extend), "promoted channel")
+
+
+def check_channels_do_not_see_each_other(subject: Subject) -> None:
+    """Siblings, a stranger and their parent in one pass each say what they say alone."""
+    with subject.open() as backend:
+        parent, stranger = backend.fork(None), backend.fork(None)
+        backend.forward([Extend(parent, PREFIX)])
+        first, second = backend.fork(parent, len(PREFIX)), backend.fork(parent, 5)
+        fed = {parent: OTHER[:1], stranger: WORDS[::-1], first: WORDS, second: OTHER}
+        before = {parent: PREFIX, stranger: (), first: PREFIX, second: PREFIX[:5]}
+        batch = [Extend(seq, tokens, watch=WATCH, ticket=10 + seq) for seq, tokens in fed.items()]
+        steps = backend.forward(batch)
+    for extend, step in zip(batch, steps, strict=True):
+        subject.same(step, subject.alone(before[extend.seq] + extend.tokens, extend), f"sequence {extend.seq} of four")
+
+
+def check_forks_of_every_length(subject: Subject) -> None:
+    """A fork of length 0, of the middle and of everything continues from exactly there."""
+    for length in (0, 1, 7, len(PREFIX)):
+        with subject.open() as backend:
+            parent = backend.fork(None)
+            backend.forward([Extend(parent, PREFIX)])
+            child = backend.fork(parent, length)
+            _equal(backend.length(child), length, "length of a fork")
+            _equal(backend.usage().kv_entries, len(PREFIX), "entries after a fork")
+            extend = Extend(child, WORDS, watch=WATCH)
+            step = backend.forward([extend])[0]
+        subject.same(step, subject.alone(PREFIX[:length] + WORDS, extend), f"fork of length {length}")
+
+
+def check_grandchildren_outlive_their_parents(subject: Subject) -> None:
+    """A fork of a fork keeps what it shares when parent and grandparent are cut and freed."""
+    with subject.open() as backend:
+        old = backend.fork(None)
+        backend.forward([Extend(old, PREFIX)])
+        middle = backend.fork(old, 10)
+        backend.forward([Extend(middle, WORDS)])
+        young = backend.fork(middle, 13)
+        backend.truncate(old, 3)
+        backend.free(old)
+        backend.truncate(middle, 4)
+        backend.forward([Extend(middle, OTHER)])
+        backend.free(middle)
+        _equal(backend.usage().kv_entries, 13, "entries of the grandchild")
+        extend = Extend(young, OTHER, watch=WATCH)
+        step = backend.forward([extend])[0]
+    subject.same(step, subject.alone(PREFIX[:10] + WORDS[:3] + OTHER, extend), "grandchild")
+
+
+def check_shared_entries_count_once(subject: Subject) -> None:
+    """`usage` counts an entry once however many sequences hold it, until the last of them lets go."""
+    with subject.open() as backend:
+        per_token = backend.info.kv_bytes_per_token
+        parent = backend.fork(None)
+        backend.forward([Extend(parent, PREFIX)])
+        children = [backend.fork(parent, 10) for _ in range(3)]
+        backend.forward([Extend(child, WORDS[:2]) for child in children])
+        expected = [(4, 20), (3, 16), (2, 14), (1, 12), (0, 0)]
+        _equal((backend.usage().num_seqs, backend.usage().kv_entries), expected[0], "sequences and entries")
+        for seq, count in zip((parent, *children), expected[1:], strict=True):
+            backend.free(seq)
+            usage = backend.usage()
+            _equal((usage.num_seqs, usage.kv_entries), count, "sequences and entries")
+            _equal(usage.kv_bytes, usage.kv_entries * per_token, "bytes")
+        _require(backend.fork(None) not in (parent, *children), "the name of a freed sequence was used again")
+
+
+def check_one_pass_whatever_the_number_of_channels(subject: Subject) -> None:
+    """`forward` runs the model once, for one channel and for seven. Needs `Subject.num_passes`."""
+    if subject.num_passes is None:
+        raise UsageError("give Subject a num_passes to check how often the model runs")
+    with subject.open() as backend:
+        parent = backend.fork(None)
+        backend.forward([Extend(parent, PREFIX)])
+        seqs = [backend.fork(parent, 3 + index) for index in range(4)] + [backend.fork(None), backend.fork(None)]
+        for batch in ([parent], [parent, seqs[0]], [parent, *seqs]):
+            before = subject.num_passes(backend)
+            backend.forward([Extend(seq, OTHER[: 1 + seq % 4], watch=WATCH) for seq in batch])
+            _equal(subject.num_passes(backend) - before, 1, f"passes for {len(batch)} channels")
+
+
+def check_chunked_prefill_equals_whole(subject: Subject) -> None:
+    """Feeding in chunks of any size says the same at the end as feeding at once."""
+    text = PREFIX + WORDS + OTHER
+    for size in (1, 4, 11):
+        with subject.open() as backend:
+            seq = backend.fork(None)
+            for start in range(0, len(text) - 1, size):
+                backend.forward([Extend(seq, text[start : min(start + size, len(text) - 1)])])
+            extend = Extend(seq, text[-1:], watch=WATCH)
+            step = backend.forward([extend])[0]
+        subject.same(step, subject.alone(text, extend), f"prefill in chunks of {size}")
+
+
+def check_draws_follow_the_distribution(subject: Subject) -> None:
+    """Greedy is the most probable base id; `uniform` walks the ids by falling probability; watched ids sum to 1."""
+    with subject.open() as backend:
+        everything = tuple(range(backend.info.vocab_size))
+        base = backend.fork(None)
+        backend.forward([Extend(base, PREFIX[:-1])])
+
+        def step(draw: Draw | None, watch: tuple[Token, ...] = ()) -> Step:
+            backend.truncate(base, len(PREFIX) - 1)
+            return backend.forward([Extend(base, PREFIX[-1:], draw, watch)])[0]
+
+        p = step(None, everything).p
+        _require(abs(sum(p) - 1.0) < 1e-3, f"watched probabilities sum to {sum(p)}")
+        few = step(None, WATCH).p
+        scale = sum(p[token] for token in WATCH)
+        subject.same(Step(0, p=few), Step(0, p=tuple(p[token] / scale for token in WATCH)), "softmax over few ids")
+        order = sorted(everything, key=lambda token: (-p[token], token))
+        greedy = step(Draw(Sampling(), 0.99))
+        _equal(greedy.tokens, (order[0],), "greedy token")
+        _require(greedy.margin is not None and greedy.margin >= 0.0, f"margin of a draw is {greedy.margin}")
+        for sampling in (Sampling(1.0), Sampling(1.0, top_k=20), Sampling(1.0, top_p=0.8), Sampling(1.0, 40, 0.5)):
+            kept = _kept(p, order, sampling)
+            for uniform in (0.0, 0.31, 0.62, 0.93):
+                _drawn_at(step(Draw(sampling, uniform)).tokens, p, kept, uniform, subject.tolerance)
+
+
+def _kept(p: Sequence[float], order: list[Token], sampling: Sampling) -> list[Token]:
+    kept = order[: sampling.top_k or len(order)]
+    if sampling.top_p < 1.0:
+        enough = sampling.top_p * sum(p[token] for token in kept)
+        total = 0.0
+        for number, token in enumerate(kept, start=1):
+            total += p[token]
+            if total >= enough:
+                return kept[:number]
+    return kept
+
+
+def _drawn_at(
+    tokens: tuple[Token, ...], p: Sequence[float], kept: list[Token], uniform: float, tolerance: float
+) -> None:
+    """Require that the drawn token covers `uniform` of the kept probability, up to rounding."""
+    _require(len(tokens) == 1 and tokens[0] in kept, f"drew {tokens}, which is not among the {len(kept)} kept tokens")
+    whole = sum(p[token] for token in kept)
+    below = sum(p[token] for token in kept[: kept.index(tokens[0])]) / whole
+    above = below + p[tokens[0]] / whole
+    slack = 10 * tolerance
+    _require(below - slack <= uniform <= above + slack, f"uniform {uniform} drew a token of {below:.4f} … {above:.4f}")
+
+
+def check_illegal_calls_change_nothing(subject: Subject) -> None:
+    """Every illegal call raises the error of the contract, and what follows is as if it had not been made."""
+    with subject.open() as backend:
+        seq, gone = backend.fork(None), backend.fork(None)
+        backend.forward([Extend(seq, PREFIX)])
+        child = backend.fork(seq, 5)
+        backend.free(gone)
+        num_ids = backend.info.vocab_size + backend.info.num_added
+        good = Extend(child, WORDS)
+        for error, call in _illegal_calls(backend, seq, gone, good, num_ids):
+            before = backend.usage(), backend.length(seq), backend.length(child)
+            _refuses(error, call)
+            _equal((backend.usage(), backend.length(seq), backend.length(child)), before, "state after a refused call")
+        extends = [Extend(seq, WORDS, watch=WATCH), Extend(child, OTHER, watch=WATCH)]
+        steps = backend.forward(extends)
+    subject.same(steps[0], subject.alone(PREFIX + WORDS, extends[0]), "after refused calls")
+    subject.same(steps[1], subject.alone(PREFIX[:5] + OTHER, extends[1]), "after refused calls")
+
+
+def _illegal_calls(
+    backend: Backend, seq: Seq, gone: Seq, good: Extend, num_ids: int
+) -> list[tuple[type[DuologueError], Callable[[], object]]]:
+    long = backend.info.context_length
+
+    def fed(*extends: Extend) -> Callable[[], object]:
+        return lambda: backend.forward(list(extends))
+
+    return [
+        (UsageError, fed()),
+        (UsageError, fed(good, Extend(seq, ()))),
+        (UsageError, fed(good, Extend(good.seq, OTHER))),
+        (UsageError, fed(good, Extend(seq, (5, -1)))),
+        (UsageError, fed(good, Extend(seq, (5, num_ids)))),
+        (UsageError, fed(good, Extend(seq, (5,), watch=(3, num_ids)))),
+        (UsageError, fed(good, Extend(seq, (5,), draw=Draw(), watch=(3,)))),
+        (UnknownSeq, fed(good, Extend(gone, (5,)))),
+        (ContextOverflow, fed(good, Extend(seq, (5,) * (long - len(PREFIX) + 1)))),
+        (UnknownSeq, lambda: backend.fork(gone, 0)),
+        (UsageError, lambda: backend.fork(seq, len(PREFIX) + 1)),
+        (UsageError, lambda: backend.fork(seq, -1)),
+        (UsageError, lambda: backend.fork(None, 1)),
+        (UnknownSeq, lambda: backend.truncate(gone, 0)),
+        (UsageError, lambda: backend.truncate(seq, len(PREFIX) + 1)),
+        (UsageError, lambda: backend.truncate(seq, -1)),
+        (UnknownSeq, lambda: backend.free(gone)),
+        (UnknownSeq, lambda: backend.length(gone)),
+    ]
+
+
+def check_limits(subject: Subject) -> None:
+    """The context, the capacity and the number of sequences can be used to the last entry, and not beyond."""
+    with subject.open(capacity=40, max_seqs=6, context_length=24) as backend:
+        info = backend.info
+        seqs = [backend.fork(None)]
+        left = info.capacity
+        while left > 2:
+            number = min(left - 2, info.context_length, 16)
+            room = info.context_length - backend.length(seqs[-1])
+            if room == 0 and len(seqs) < info.max_seqs:
+                seqs.append(backend.fork(None))
+                continue
+            _require(room > 0, f"max_seqs {info.max_seqs} times the context is less than the capacity {info.capacity}")
+            number = min(number, room)
+            backend.forward([Extend(seqs[-1], ids(left, number))])
+            left -= number
+        while len(seqs) < info.max_seqs:
+            seqs.append(backend.fork(seqs[0], 3))
+        _refuses(CacheFull, lambda: backend.fork(None))
+        _refuses(CacheFull, lambda: backend.forward([Extend(seqs[-1], OTHER[:3])]))
+        _equal(backend.usage().kv_entries, info.capacity - 2, "entries after a refused pass")
+        backend.forward([Extend(seqs[-1], OTHER[:2])])
+        _refuses(CacheFull, lambda: backend.forward([Extend(seqs[-1], OTHER[:1])]))
+        backend.truncate(seqs[-1], 3)
+        backend.free(seqs[-2])
+        extend = Extend(seqs[-1], OTHER[:2], watch=WATCH)
+        step = backend.forward([extend])[0]
+        _full_context(backend, seqs)
+    number = min(info.capacity - 2, info.context_length, 16)
+    subject.same(step, subject.alone(ids(info.capacity, number)[:3] + OTHER[:2], extend), "after a full cache")
+
+
+def _full_context(backend: Backend, seqs: list[Seq]) -> None:
+    """A sequence takes exactly `context_length` tokens."""
+    for seq in [seq for seq in seqs if seq != seqs[-2]]:
+        backend.free(seq)
+    seq, length = backend.fork(None), backend.info.context_length
+    backend.forward([Extend(seq, ids(9, length - 1))])
+    _refuses(ContextOverflow, lambda: backend.forward([Extend(seq, OTHER[:2])]))
+    _equal(backend.length(seq), length - 1, "length after a refused pass")
+    backend.forward([Extend(seq, OTHER[:1], draw=Draw())])
+    _refuses(ContextOverflow, lambda: backend.forward([Extend(seq, OTHER[:1])]))
+    _equal(backend.length(seq), length, "length of a full context")
+
+
+CHECKS: tuple[Callable[[Subject], None], ...] = (
+    check_rollback_is_as_if_never_fed,
+    check_probe_leaves_nothing,
+    check_drop_leaves_the_other_channel_alone,
+    check_promotion_equals_fresh_prefill,
+    check_channels_do_not_see_each_other,
+    check_forks_of_every_length,
+    check_grandchildren_outlive_their_parents,
+    check_shared_entries_count_once,
+    check_chunked_prefill_equals_whole,
+    check_draws_follow_the_distribution,
+    check_illegal_calls_change_nothing,
+    check_limits,
+)
+
+
+def check_random_operations(subject: Subject, twin: Backend, *, seed: int, num_operations: int = 60) -> None:
+    """A random conversation with forks, rollbacks and frees says the same on the backend and on its twin.
+
+    `twin` must hold the same weights and rows, no sequences, and at least as much; its sequences are freed at the end.
+    """
+    with subject.open() as backend:
+        walk = _Walk(subject, backend, twin, Random(seed))
+        for _ in range(num_operations):
+            walk.one()
+        for pair in walk.pairs:
+            twin.free(pair[1])
+
+
+class _Walk:
+    """The same random operations on two backends."""
+
+    def __init__(self, subject: Subject, backend: Backend, twin: Backend, random: Random) -> None:
+        self.subject = subject
+        self.backend = backend
+        self.twin = twin
+        self.random = random
+        self.pairs: list[tuple[Seq, Seq]] = []
+        self.num_done = 0
+
+    def one(self) -> None:
+        """One operation that is legal now."""
+        self.num_done += 1
+        name = self.random.choices(["fork", "forward", "truncate", "free"], [3, 8, 2, 1])[0]
+        if not self.pairs or name == "fork":
+            self.fork()
+        elif name == "forward":
+            self.forward()
+        elif name == "truncate":
+            pair = self.random.choice(self.pairs)
+            length = self.random.randint(0, self.backend.length(pair[0]))
+            self.backend.truncate(pair[0], length)
+            self.twin.truncate(pair[1], length)
+        else:
+            self.free()
+        mine, other = self.backend.usage(), self.twin.usage()
+        what = f"sequences and entries after operation {self.num_done} ({name})"
+        _equal((mine.num_seqs, mine.kv_entries), (other.num_seqs, other.kv_entries), what)
+
+    def fork(self) -> None:
+        if len(self.pairs) == self.backend.info.max_seqs:
+            self.free()
+        if not self.pairs or self.random.random() < 0.2:
+            self.pairs.append((self.backend.fork(None), self.twin.fork(None)))
+            return
+        parent = self.random.choice(self.pairs)
+        length = self.random.randint(0, self.backend.length(parent[0]))
+        self.pairs.append((self.backend.fork(parent[0], length), self.twin.fork(parent[1], length)))
+
+    def free(self) -> None:
+        pair = self.pairs.pop(self.random.randrange(len(self.pairs)))
+        self.backend.free(pair[0])
+        self.twin.free(pair[1])
+
+    def forward(self) -> None:
+        batch, same = [], []
+        free = self.backend.info.capacity - self.backend.usage().kv_entries
+        for pair in self.random.sample(self.pairs, self.random.randint(1, len(self.pairs))):
+            room = min(free, self.backend.info.context_length - self.backend.length(pair[0]))
+            if room < 1:
+                continue
+            tokens = ids(self.random.randrange(1 << 30), self.random.randint(1, min(6, room)))
+            free -= len(tokens)
+            draw = self.random.choice([None, Draw(), Draw(Sampling(0.9, 50, 0.95), self.random.random())])
+            watch = () if draw is not None else self.random.choice([(), self.watch()])
+            ticket = self.random.randrange(1000)
+            batch.append(Extend(pair[0], tokens, draw, watch, ticket))
+            same.append(Extend(pair[1], tokens, draw, watch, ticket))
+        if not batch:
+            return
+        mine, other = self.backend.forward(batch), self.twin.forward(same)
+        for extend, got, expected in zip(batch, mine, other, strict=True):
+            what = f"operation {self.num_done}, sequence {extend.seq}"
+            # A sampled token may change at the edge of its share as well as on a tie: compare it only when greedy.
+            if extend.draw is not None and extend.draw.sampling.temperature and got.tokens != expected.tokens:
+                continue
+            self.subject.same(got, expected, what)
+
+    def watch(self) -> tuple[Token, ...]:
+        info = self.backend.info
+        states = tuple(range(info.vocab_size + min(1, info.num_added), info.vocab_size + info.num_added))
+        return self.random.choice([WATCH, states, states[:1] + WATCH]) or WATCH
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
+
+
+def _equal(got: object, expected: object, what: str) -> None:
+    _require(got == expected, f"{what}: {got} instead of {expected}")
+
+
+def _refuses(error: type[DuologueError], call: Callable[[], object]) -> None:
+    try:
+        call()
+    except error as raised:
+        _require(len(str(raised)) > 20, f"the message of {type(raised).__name__} teaches nothing: {raised}")
+        return
+    raise AssertionError(f"an illegal call was carried out instead of raising {error.__name__}")
