@@ -1,0 +1,341 @@
+"""A backend on llama.cpp: any GGUF model, sequences that share KV without copying it, one `llama_decode` for a pass.
+
+It knows ids, positions and llama.cpp's cache; not text and not roles. llama.cpp answers an illegal call with an
+assertion that ends the process, so everything is checked here before it is asked. An adapter's rows live in the model
+file (see `gguf_files`), because llama.cpp does not mix tokens and embeddings in one batch.
+"""
+
+import contextlib
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import llama_cpp as ll
+import numpy as np
+import numpy.typing as npt
+
+from duologue.backends import llamacpp_model as library
+from duologue.backends.sampling import choose, weigh
+from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
+from duologue.errors import CacheFull, ContextOverflow, EngineError, UnknownSeq, UnsupportedModel, UsageError
+from duologue.types import Seq
+
+MAX_MICRO_BATCH = 512
+"""Tokens computed at once: a longer pass is cut by llama.cpp inside one call, which bounds its scratch memory."""
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """One open sequence: its id in llama.cpp, and a name for each entry it holds, shared ones with other sequences."""
+
+    slot: int
+    entries: list[int]
+
+
+class LlamaCppBackend(Backend):
+    """llama.cpp through the C interface of `llama-cpp-python`.
+
+    Args:
+        model_path: a GGUF file.
+        base_vocab_size: ids of the base model; by default what the file says of itself when `gguf_files` has added
+            rows to it, else all of its vocabulary.
+        num_added: added ids after those; by default what the file says, else none.
+        context_length: longest sequence in tokens; by default the model's own, at most `capacity`.
+        capacity: KV entries over all sequences, a shared one counted once.
+        max_seqs: sequences open at the same time, 1 … 128.
+        threads: CPU threads; by default one for each core this process may use.
+        flash_attention: compute attention without storing its scores.
+        micro_batch: tokens computed at once; a longer pass is cut inside the call.
+
+    Raises:
+        ModelNotFound: no such file.
+        BrokenModel: the file cannot be read as a model.
+        UnsupportedModel: a kind of model that llama.cpp does not know or that cannot roll back.
+        UsageError: numbers that contradict each other.
+    """
+
+    def __init__(
+        self,
+        model_path: Path | str,
+        *,
+        base_vocab_size: int | None = None,
+        num_added: int | None = None,
+        context_length: int | None = None,
+        capacity: int = 4096,
+        max_seqs: int = 16,
+        threads: int | None = None,
+        flash_attention: bool = True,
+        micro_batch: int = MAX_MICRO_BATCH,
+    ) -> None:
+        _check_sizes(capacity, max_seqs, context_length, micro_batch, threads)
+        self._seqs: dict[Seq, _Sequence] = {}
+        self._next_seq = 0
+        self._free_slots = list(range(max_seqs - 1, -1, -1))
+        self._holders = np.zeros(capacity, dtype=np.int32)  # sequences that hold an entry
+        self._free_entries = list(range(capacity - 1, -1, -1))
+        self._closing = contextlib.ExitStack()
+        self._finalizer = weakref.finalize(self, self._closing.close)
+        try:
+            model = library.LoadedModel(Path(model_path))
+            self._closing.callback(model.close)
+            self._softcap = model.softcap
+            self._file_vocab_size = model.vocab_size
+            self._info = _describe(model, base_vocab_size, num_added, context_length, capacity, max_seqs)
+            # Layers with a sliding window reuse cells that have left it, unless two sequences hold them. A twin of
+            # every sequence holds what it holds, so that rolling back beyond the window stays possible.
+            self._twins = max_seqs if model.sliding_window else 0
+            self._context = library.open_context(
+                model,
+                capacity=capacity,
+                max_seqs=max_seqs + self._twins,
+                threads=threads or _num_cores(),
+                flash_attention=flash_attention,
+                micro_batch=micro_batch,
+            )
+            self._closing.callback(ll.llama_free, self._context)
+            self._memory = ll.llama_get_memory(self._context)
+            self._batch = ll.llama_batch_init(capacity, 0, 1)
+            self._closing.callback(ll.llama_batch_free, self._batch)
+            for i in range(capacity):
+                self._batch.n_seq_id[i] = 1
+            self._check_rollback()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- the contract ------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> BackendInfo:
+        return self._info
+
+    def fork(self, parent: Seq | None, length: int = 0) -> Seq:
+        self._check_open()
+        shared: list[int] = []
+        if parent is not None:
+            shared = self._open(parent).entries
+            if not 0 <= length <= len(shared):
+                raise UsageError(f"cannot fork sequence {parent} at {length}; it has {len(shared)} cached tokens")
+        elif length != 0:
+            raise UsageError(f"a sequence without a parent starts empty; got length {length}")
+        if not self._free_slots:
+            raise CacheFull(
+                f"{self._info.max_seqs} sequences are open; free one or open the backend with more max_seqs"
+            )
+        slot = self._free_slots.pop()
+        if parent is not None and length:
+            self._copy(self._seqs[parent].slot, slot, 0, length)
+        seq, self._next_seq = self._next_seq, self._next_seq + 1
+        self._seqs[seq] = _Sequence(slot, shared[:length])
+        self._holders[shared[:length]] += 1
+        return seq
+
+    def forward(self, batch: Sequence[Extend]) -> list[Step]:
+        self._check_open()
+        check_batch(self._info, batch)
+        self._check_room(batch)
+        last = self._fill(batch)
+        status = ll.llama_decode(self._context, self._batch)
+        if status != 0:
+            for extend in batch:
+                self._remove(self._seqs[extend.seq].slot, len(self._seqs[extend.seq].entries))
+            raise _decode_error(status)
+        for extend in batch:
+            sequence = self._seqs[extend.seq]
+            start = len(sequence.entries)
+            new = [self._free_entries.pop() for _ in extend.tokens]
+            self._holders[new] = 1
+            sequence.entries.extend(new)
+            if self._twins:
+                ll.llama_memory_seq_cp(self._memory, sequence.slot, sequence.slot + self._twins, start, -1)
+        try:
+            return [self._step(extend, row) for extend, row in zip(batch, last, strict=True)]
+        except EngineError:
+            for extend in batch:
+                self.truncate(extend.seq, self.length(extend.seq) - len(extend.tokens))
+            raise
+
+    def truncate(self, seq: Seq, length: int) -> None:
+        sequence = self._open(seq)
+        if not 0 <= length <= len(sequence.entries):
+            raise UsageError(
+                f"cannot roll sequence {seq} back to {length}; it has {len(sequence.entries)} cached tokens"
+            )
+        if length < len(sequence.entries):
+            self._remove(sequence.slot, length)
+            self._let_go(sequence.entries[length:])
+            del sequence.entries[length:]
+
+    def free(self, seq: Seq) -> None:
+        sequence = self._open(seq)
+        self._remove(sequence.slot, 0)
+        self._let_go(sequence.entries)
+        del self._seqs[seq]
+        self._free_slots.append(sequence.slot)
+
+    def length(self, seq: Seq) -> int:
+        return len(self._open(seq).entries)
+
+    def usage(self) -> Usage:
+        entries = self._info.capacity - len(self._free_entries)
+        return Usage(num_seqs=len(self._seqs), kv_entries=entries, kv_bytes=entries * self._info.kv_bytes_per_token)
+
+    def close(self) -> None:
+        self._seqs.clear()
+        self._finalizer()
+
+    # -- the cache ---------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise UsageError("this backend is closed; open another one")
+
+    def _open(self, seq: Seq) -> _Sequence:
+        self._check_open()
+        try:
+            return self._seqs[seq]
+        except (KeyError, TypeError):
+            raise UnknownSeq(f"no sequence {seq!r} is open; open ones: {sorted(self._seqs)}") from None
+
+    def _copy(self, source: int, target: int, start: int, end: int) -> None:
+        ll.llama_memory_seq_cp(self._memory, source, target, start, end)
+        if self._twins:
+            ll.llama_memory_seq_cp(self._memory, source, target + self._twins, start, end)
+
+    def _remove(self, slot: int, start: int) -> None:
+        """Forget all of `slot` from position `start` on; `start` 0 empties it."""
+        for each in (slot, slot + self._twins) if self._twins else (slot,):
+            if not ll.llama_memory_seq_rm(self._memory, each, start, -1):
+                raise EngineError(
+                    f"llama.cpp could not roll a sequence back to {start}; this is a defect, please report it"
+                )
+
+    def _let_go(self, entries: Sequence[int]) -> None:
+        self._holders[entries] -= 1
+        self._free_entries.extend(entry for entry in entries if self._holders[entry] == 0)
+
+    def _check_room(self, batch: Sequence[Extend]) -> None:
+        for extend in batch:
+            length = len(self._open(extend.seq).entries) + len(extend.tokens)
+            if length > self._info.context_length:
+                raise ContextOverflow(
+                    f"sequence {extend.seq} would hold {length} tokens; the context ends at {self._info.context_length}"
+                )
+        wanted = sum(len(extend.tokens) for extend in batch)
+        if wanted > len(self._free_entries):
+            raise CacheFull(
+                f"the pass needs {wanted} KV entries and {len(self._free_entries)} of {self._info.capacity} are free; "
+                "free or truncate a sequence"
+            )
+
+    def _fill(self, batch: Sequence[Extend]) -> list[int]:
+        """Write `batch` into llama.cpp's; return the index of the last token of each Extend."""
+        c, i, last = self._batch, 0, []
+        for extend in batch:
+            sequence = self._seqs[extend.seq]
+            position = len(sequence.entries)
+            for token in extend.tokens:
+                c.token[i], c.pos[i], c.seq_id[i][0], c.logits[i] = token, position, sequence.slot, 0
+                i, position = i + 1, position + 1
+            c.logits[i - 1] = bool(extend.draw is not None or extend.watch)
+            last.append(i - 1)
+        c.n_tokens = i
+        return last
+
+    # -- what the pass said ------------------------------------------------------------------------------------------
+
+    def _step(self, extend: Extend, row: int) -> Step:
+        if extend.draw is None and not extend.watch:
+            return Step(extend.ticket)
+        pointer = ll.llama_get_logits_ith(self._context, row)
+        if not pointer:
+            raise EngineError("llama.cpp returned no logits for a token that asked for them")
+        # A view of llama.cpp's own buffer, valid until the next pass. logits: [V]
+        logits = np.ctypeslib.as_array(pointer, shape=(self._file_vocab_size,))
+        if extend.draw is None:
+            return Step(extend.ticket, p=weigh(self._watched(logits, extend.watch)))
+        token, margin = choose(logits[: self._info.vocab_size], extend.draw)
+        return Step(extend.ticket, tokens=(token,), margin=margin)
+
+    def _watched(self, logits: npt.NDArray[np.float32], watch: Sequence[int]) -> npt.NDArray[np.float32]:
+        ids = np.asarray(watch)
+        picked = np.asarray(logits[ids], dtype=np.float32)
+        if not self._softcap:
+            return picked
+        # Rows are plain dot products wherever they run: undo the squashing the model applies to all of its logits.
+        limit = np.nextafter(np.float32(1), np.float32(0))
+        plain = self._softcap * np.arctanh(np.clip(picked / self._softcap, -limit, limit))
+        return np.asarray(np.where(ids >= self._info.vocab_size, plain, picked), dtype=np.float32)
+
+    def _check_rollback(self) -> None:
+        """Feed two tokens and take the second one back: a cache that cannot do it shows it here."""
+        probe = self.fork(None)
+        self.forward([Extend(probe, (0,) * min(2, self._info.context_length))])
+        try:
+            self.truncate(probe, 1)
+        except EngineError as error:
+            raise UnsupportedModel(
+                f"the cache of {self._info.model} cannot be rolled back, which duplex decoding needs; "
+                "use a model with plain attention, or the torch backend"
+            ) from error
+        self.free(probe)
+        self._next_seq = 0
+
+
+def _check_sizes(
+    capacity: int, max_seqs: int, context_length: int | None, micro_batch: int, threads: int | None
+) -> None:
+    limit = ll.llama_max_parallel_sequences() // 2
+    if not 1 <= max_seqs <= limit:
+        raise UsageError(f"max_seqs {max_seqs} is not between 1 and {limit}, llama.cpp's limit")
+    if capacity < 2:
+        raise UsageError(f"a capacity of {capacity} KV entries holds nothing; give at least 2")
+    if context_length is not None and not 2 <= context_length <= capacity:
+        raise UsageError(f"context_length {context_length} is not between 2 and the capacity of {capacity} KV entries")
+    if micro_batch < 1 or (threads is not None and threads < 1):
+        raise UsageError(f"micro_batch {micro_batch} and threads {threads} must be at least 1")
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # a container may be given fewer than the machine has
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _describe(
+    model: library.LoadedModel,
+    base: int | None,
+    added: int | None,
+    context_length: int | None,
+    capacity: int,
+    max_seqs: int,
+) -> BackendInfo:
+    if base is None:
+        base = model.base_vocab_size if model.base_vocab_size is not None else model.vocab_size - (added or 0)
+    if added is None:
+        added = model.num_added if model.base_vocab_size == base else 0
+    if not (base >= 1 and added >= 0 and base + added <= model.vocab_size):
+        raise UsageError(
+            f"{base} base ids and {added} added ones do not fit the {model.vocab_size} ids of {model.path.name}; "
+            "add the rows with duologue.gguf_files.convert"
+        )
+    return BackendInfo(
+        name="llamacpp",
+        model=model.name,
+        weights=model.weights,
+        vocab_size=base,
+        num_added=added,
+        context_length=min(context_length or model.context_length, capacity),
+        capacity=capacity,
+        max_seqs=max_seqs,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        can_truncate=True,
+    )
+
+
+def _decode_error(status: int) -> EngineError:
+    if status == 1:
+        return CacheFull("llama.cpp found no room in its cache for this pass; free or truncate a sequence")
+    return EngineError(f"llama.cpp could not compute the pass (status {status}): {library.last_messages()}")
