@@ -1,8 +1,12 @@
 """When a probability becomes an action. Numbers only; what the actions are is in `transitions`."""
 
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from duologue.core.events import Decision
+from duologue.core.transitions import Interruptible
 from duologue.errors import UsageError
 from duologue.types import InputState
 
@@ -36,3 +40,80 @@ class Thresholds:
         if unknown:
             raise UsageError(f"unknown states {sorted(unknown)} in thresholds; known: {[s.value for s in InputState]}")
         return cls(**{name: float(value) for name, value in values.items()})
+
+
+RESUME_PHRASES = (
+    "go on",
+    "please go on",
+    "go on please",
+    "continue",
+    "please continue",
+    "carry on",
+    "keep going",
+    "go ahead",
+    "resume",
+    "sorry go on",
+    "okay go on",
+    "ok go on",
+    "yes go on",
+    "where were you",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How eager the assistant is (design rules 4, 6, 7, 8). One dial, `eagerness`, moves the rest together."""
+
+    idle: Thresholds = Thresholds()  # while the assistant is silent
+    speaking: Thresholds = Thresholds()  # while the user hears an answer
+    eagerness: float = (
+        0.0  # -1 patient … 1 eager: at 1 waits halve and process needs half the probability, at -1 double
+    )
+    settle_ms: float = 600.0  # a prepared answer is released after so long without new words
+    p_sure: float = 0.97  # or at once, when process is at least this probable
+    period_s: float = 1.0  # a quiet period
+    quiet_periods: int = 4  # an input that stays incomplete that long is answered (silent) or dropped (speaking)
+    interruptible: Interruptible = Interruptible.YES  # of answers that do not say otherwise
+    resume_phrases: tuple[str, ...] = RESUME_PHRASES  # processed while an answer is suspended, these resume it
+    cut_note: str = ""  # written behind a cut answer to tell the model that it was cut, for instance " —"
+    _phrases: frozenset[str] = field(init=False, repr=False, compare=False, default=frozenset())
+
+    def __post_init__(self) -> None:
+        if not -1.0 <= self.eagerness <= 1.0:
+            raise UsageError(f"eagerness {self.eagerness} is not between -1 (patient) and 1 (eager)")
+        if self.settle_ms < 0 or self.period_s <= 0 or self.quiet_periods < 1:
+            raise UsageError("settle_ms must not be negative, period_s must be positive, quiet_periods at least 1")
+        if not self.p_sure > 0.0:
+            raise UsageError(f"p_sure {self.p_sure} must be positive; above 1 it never applies")
+        object.__setattr__(self, "_phrases", frozenset(_bare(phrase) for phrase in self.resume_phrases))
+
+    @property
+    def settle_s(self) -> float:
+        """Seconds without new words after which a prepared answer is released."""
+        return self.settle_ms / 1000.0 * math.exp2(-self.eagerness)
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds without new words after which an incomplete input is answered or dropped."""
+        return self.period_s * self.quiet_periods * math.exp2(-self.eagerness)
+
+    def decide(self, states: tuple[InputState, ...], p: tuple[float, ...], *, speaking: bool) -> Decision:
+        """Choose one of `states`, whose probabilities are `p`."""
+        thresholds = self.speaking if speaking else self.idle
+
+        def strength(state: InputState, probability: float) -> float:
+            threshold = thresholds.of(state)
+            if state is InputState.PROCESS:
+                threshold = min(1.0, threshold * math.exp2(-self.eagerness))
+            return probability / threshold
+
+        best = max(range(len(states)), key=lambda i: strength(states[i], p[i]))
+        return Decision(states[best], p[best], tuple(zip(states, p, strict=True)))
+
+    def asks_to_resume(self, text: str) -> bool:
+        """Whether `text` is one of `resume_phrases`, whatever its case and punctuation."""
+        return _bare(text) in self._phrases
+
+
+def _bare(text: str) -> str:
+    return " ".join(re.findall(r"[\w']+", text.lower()))

@@ -1,0 +1,82 @@
+"""Sequences as lists of ids, with the accounts of a cache that shares forks. For backends that hold no KV."""
+
+import itertools
+from collections.abc import Sequence
+
+from duologue.core.backend import BackendInfo, Extend, check_batch
+from duologue.errors import CacheFull, ContextOverflow, UnknownSeq, UsageError
+from duologue.types import Seq, Token
+
+
+class IdLists:
+    """What each sequence holds. A token is kept with its *entry*: a number that only forks share."""
+
+    def __init__(self, info: BackendInfo) -> None:
+        if info.capacity < 1 or info.max_seqs < 1:
+            raise UsageError(f"capacity {info.capacity} and max_seqs {info.max_seqs} must both be at least 1")
+        self._info = info
+        self._seqs: dict[Seq, list[tuple[Token, int]]] = {}
+        self._names = itertools.count(1)
+        self._entries = itertools.count()
+
+    @property
+    def num_seqs(self) -> int:
+        """Open sequences."""
+        return len(self._seqs)
+
+    @property
+    def num_entries(self) -> int:
+        """Entries held, shared ones counted once."""
+        return len({entry for held in self._seqs.values() for _, entry in held})
+
+    def tokens(self, seq: Seq) -> list[Token]:
+        """Ids of `seq`. Raises `UnknownSeq`."""
+        return [token for token, _ in self._get(seq)]
+
+    def fork(self, parent: Seq | None, length: int) -> Seq:
+        """See `Backend.fork`."""
+        held = [] if parent is None else self._get(parent)
+        if not 0 <= length <= len(held):
+            raise UsageError(f"cannot share {length} tokens of sequence {parent}, which has {len(held)} cached")
+        if len(self._seqs) >= self._info.max_seqs:
+            raise CacheFull(f"{self._info.max_seqs} sequences are open, which is the limit (max_seqs); free one first")
+        seq = next(self._names)
+        self._seqs[seq] = held[:length]
+        return seq
+
+    def check(self, batch: Sequence[Extend]) -> None:
+        """Raise what `Backend.forward` raises for `batch`."""
+        check_batch(self._info, batch)
+        num_new = 0
+        for extend in batch:
+            length = len(self._get(extend.seq)) + len(extend.tokens)
+            if length > self._info.context_length:
+                raise ContextOverflow(
+                    f"sequence {extend.seq} would have {length} tokens; the context holds {self._info.context_length}"
+                )
+            num_new += len(extend.tokens)
+        num_free = self._info.capacity - self.num_entries
+        if num_new > num_free:
+            raise CacheFull(f"the pass feeds {num_new} tokens; {num_free} of {self._info.capacity} entries are free")
+
+    def extend(self, batch: Sequence[Extend]) -> None:
+        """Append what `check` has passed."""
+        for extend in batch:
+            self._seqs[extend.seq].extend((token, next(self._entries)) for token in extend.tokens)
+
+    def truncate(self, seq: Seq, length: int) -> None:
+        """See `Backend.truncate`."""
+        held = self._get(seq)
+        if not 0 <= length <= len(held):
+            raise UsageError(f"cannot cut sequence {seq} to {length} tokens; it has {len(held)} cached")
+        del held[length:]
+
+    def free(self, seq: Seq) -> None:
+        """See `Backend.free`."""
+        self._get(seq)
+        del self._seqs[seq]
+
+    def _get(self, seq: Seq) -> list[tuple[Token, int]]:
+        if seq not in self._seqs:
+            raise UnknownSeq(f"no sequence {seq} is open; open ones: {sorted(self._seqs)[:16]}")
+        return self._seqs[seq]

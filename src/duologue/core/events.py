@@ -1,0 +1,181 @@
+"""What a session tells: facts in the past tense, frozen, in the order in which they happened."""
+
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+from duologue.types import InputState
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policy concluded from one probe."""
+
+    state: InputState
+    p: float  # probability of `state` among the watched states
+    probabilities: tuple[tuple[InputState, float], ...]  # of all watched states
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fact. `at` is the session's time in seconds."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Event):
+    """Words of an utterance came in; `text` is all of it so far."""
+
+    utterance: str
+    text: str
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Event):
+    """Something was not done; nothing else changed. `what` is an utterance's id or a command's name."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decided(Event):
+    """The model judged the words of the input channel."""
+
+    utterance: str
+    text: str
+    decision: Decision
+    speaking: bool  # whether the user was hearing an answer
+    heard_at: float  # session time at which these words had come in: `at - heard_at` is the decision latency
+
+
+@dataclass(frozen=True, slots=True)
+class Held(Event):
+    """Incomplete: the input waits for more words. `deferred`: it waits for an answer that may not be interrupted."""
+
+    utterance: str
+    deferred: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped(Event):
+    """The input channel was freed; `reason` is ignore, stop, patience, retracted or edit."""
+
+    utterance: str
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted(Event):
+    """The input channel became the output channel of `answer`. `text` is the whole user turn."""
+
+    utterance: str
+    text: str
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Released(Event):
+    """A prepared answer may be heard from now on."""
+
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Said(Event):
+    """Text of a released answer; it starts at character `start` of the answer."""
+
+    answer: int
+    start: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heard(Event):
+    """The user has heard the answer up to character `position` (whole words)."""
+
+    answer: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack(Event):
+    """An answer of which nothing had been heard was rolled back: its turn goes on."""
+
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn(Event):
+    """An answer of which nothing had been heard was freed, and its user turn with it."""
+
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended(Event):
+    """An answer was cut; it can be resumed. `heard` and `unheard` are its text before and after the cut."""
+
+    answer: int
+    heard: str
+    unheard: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """A suspended answer goes on as `answer`: on its own KV (`exact`), or replayed on the live branch."""
+
+    answer: int
+    suspended: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Event):
+    """The model ended its answer (`stop`), or it met a limit (`length`). It may not have been heard to the end."""
+
+    answer: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Event):
+    """An answer was finished and heard to the end: its turn is history."""
+
+    answer: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed(Event):
+    """The oldest turns were left out to make room; suspended answers were released."""
+
+    turns_dropped: int
+    length: int  # tokens of the rebuilt context
+
+
+@dataclass(frozen=True, slots=True)
+class Edited(Event):
+    """The history was replaced."""
+
+    turns: int
+
+
+def as_dict(event: Event) -> dict[str, Any]:
+    """`event` as plain values for JSON: `at`, `type` (`taken_back` for `TakenBack`), then its own fields."""
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+    out: dict[str, Any] = {"at": round(event.at, 6), "type": name}
+    for field in fields(event):
+        if field.name == "at":
+            continue
+        value = getattr(event, field.name)
+        if isinstance(value, Decision):
+            out["state"] = str(value.state)
+            out["p"] = round(value.p, 6)
+            out["probabilities"] = {str(state): round(p, 6) for state, p in value.probabilities}
+        else:
+            out[field.name] = round(value, 6) if isinstance(value, float) else value
+    return out

@@ -1,0 +1,58 @@
+"""What is being heard: the open utterances, the channel they are fed to, and what was last thought of them."""
+
+from collections.abc import Sequence
+
+from duologue.core.answer import Answer
+from duologue.core.channel import Channel
+from duologue.core.events import Decision
+from duologue.core.utterance import Utterance
+from duologue.types import Token
+
+
+class Input:
+    """One user turn in the making: one or more utterances on one input channel.
+
+    The channel is forked when it can be (`None` until then); its items from `at` on are the closer of what came before,
+    the opener of the user's turn and the words.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], now: float, *, interrupted: Answer | None = None) -> None:
+        self.utterances = list(utterances)
+        self.channel: Channel | None = None
+        self.at = -1  # where the fork was taken
+        self.opening: tuple[Token, ...] = ()  # what closes what came before it
+        self.is_first = False  # whether nothing came before it
+        self.changed_at = now  # when words last came
+        self.version = 0  # counts changes of the words
+        self.scored = -1  # the version that was last judged
+        self.decision: Decision | None = None
+        self.deferred = False  # decided process, waiting for the floor or for room
+        self.interrupted = (
+            interrupted  # the answer an earlier part of this turn cut; it returns when the rest is ignored
+        )
+
+    def find(self, utterance: str) -> Utterance | None:
+        """The utterance of that id, if it is still growing."""
+        return next((u for u in self.utterances if u.id == utterance and not u.final), None)
+
+    @property
+    def id(self) -> str:
+        """Id of the newest utterance, which events name."""
+        return self.utterances[-1].id
+
+    @property
+    def text(self) -> str:
+        """The words of the turn so far."""
+        return " ".join(words for u in self.utterances if (words := u.words))
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether there are words that have not been judged."""
+        return self.scored != self.version and not self.deferred and bool(self.text)
+
+    def grow(self, now: float) -> None:
+        """The words changed."""
+        self.changed_at = now
+        self.version += 1
+        self.decision = None
+        self.deferred = False

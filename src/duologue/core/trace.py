@@ -1,0 +1,77 @@
+"""What a conversation cost: one record a forward pass, streamed to a sink. Everything measured is read from it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from duologue.core.backend import Extend, Usage
+from duologue.core.events import Decided, Event
+from duologue.core.session import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass, as one session saw it."""
+
+    at: float  # session time in seconds when it was planned
+    phase: Phase
+    num_channels: int
+    output_tokens: int  # fed to a channel that draws: the running answer
+    input_tokens: int  # fed to a channel that is judged, the probe included
+    prefill_tokens: int  # fed without a question: openers, prefixes, parts of long texts
+    seconds: float  # of the pass, cache changes included
+    kv_entries: int  # held by the backend after it, shared ones counted once
+    kv_bytes: int
+
+    @classmethod
+    def of(cls, at: float, phase: Phase, batch: Sequence[Extend], seconds: float, usage: Usage) -> "Pass":
+        """The record of a pass over `batch`."""
+        output = sum(len(extend.tokens) for extend in batch if extend.draw is not None)
+        judged = sum(len(extend.tokens) for extend in batch if extend.watch)
+        rest = sum(len(extend.tokens) for extend in batch) - output - judged
+        return cls(at, phase, len(batch), output, judged, rest, seconds, usage.kv_entries, usage.kv_bytes)
+
+
+Sink: TypeAlias = Callable[[Pass | Event], None]
+"""Takes every record as it comes."""
+
+
+class Trace:
+    """A sink that adds up: constant memory, however long the conversation."""
+
+    def __init__(self) -> None:
+        self.passes: Counter[Phase] = Counter()
+        self.tokens_fed: Counter[Phase] = Counter()
+        self.decisions: Counter[str] = Counter()
+        self.seconds = 0.0
+        self.kv_entries_peak = 0
+        self.kv_bytes_peak = 0
+
+    @property
+    def num_passes(self) -> int:
+        """Forward passes so far."""
+        return self.passes.total()
+
+    def __call__(self, record: Pass | Event) -> None:
+        """Take a record."""
+        if isinstance(record, Pass):
+            self.passes[record.phase] += 1
+            self.tokens_fed[record.phase] += record.output_tokens + record.input_tokens + record.prefill_tokens
+            self.seconds += record.seconds
+            self.kv_entries_peak = max(self.kv_entries_peak, record.kv_entries)
+            self.kv_bytes_peak = max(self.kv_bytes_peak, record.kv_bytes)
+        elif isinstance(record, Decided):
+            self.decisions[record.decision.state.value] += 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The sums as plain values."""
+        return {
+            "passes": self.num_passes,
+            "passes_by_phase": {str(phase): count for phase, count in sorted(self.passes.items())},
+            "tokens_fed": self.tokens_fed.total(),
+            "decisions": dict(sorted(self.decisions.items())),
+            "seconds": round(self.seconds, 6),
+            "kv_entries_peak": self.kv_entries_peak,
+            "kv_bytes_peak": self.kv_bytes_peak,
+        }

@@ -1,0 +1,98 @@
+"""The rules of the game: what a decision does, given who has the floor.
+
+Theory (DUO, section 2.3). The input channel forks from what the user has heard, so both outcomes are ready when the
+state is known: dropping it leaves the answer as it is; promoting it makes the fork the new live branch, already
+prefilled. What the paper leaves open is what happens while an answer exists of which nothing has been heard yet; then
+there is nothing to interrupt, and the words belong to the same turn (design rule 5).
+
+`TABLE` is the whole of it: the session looks its transitions up here, and the figure in `docs/method.md` is drawn from
+here (`python -m duologue.core.transitions`).
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from duologue.types import InputState
+
+
+class Floor(StrEnum):
+    """Who has the floor when the words are judged."""
+
+    SILENT = "silent"  # no answer is running
+    PREPARED = "prepared"  # an answer exists, but nothing of it has been heard
+    SPEAKING = "speaking"  # the user is hearing an answer
+
+
+class Transition(StrEnum):
+    """What happens to the two channels."""
+
+    HOLD = "hold"  # roll back the probe, keep the input's KV, wait
+    DROP = "drop"  # free the input channel; everything else goes on
+    PROMOTE = "promote"  # the input channel becomes the output channel
+    INTERRUPT = "interrupt"  # suspend the answer (KV kept), promote the input
+    HALT = "halt"  # suspend the answer, drop the input, say nothing
+    TAKE_BACK = "take back"  # roll the unheard answer back to the mark; the words continue that turn
+    WITHDRAW = "withdraw"  # free the unheard answer and its turn, drop the input
+    DEFER = "defer"  # keep the input until the answer has ended, then promote it
+
+
+class Interruptible(StrEnum):
+    """What may cut an answer."""
+
+    YES = "true"
+    NO = "false"  # nothing: what should be answered is answered afterwards
+    STOP_ONLY = "stop-only"  # only the stop state
+
+
+TABLE: Mapping[tuple[Floor, InputState], Transition] = {
+    (Floor.SILENT, InputState.INCOMPLETE): Transition.HOLD,
+    (Floor.SILENT, InputState.IGNORE): Transition.DROP,
+    (Floor.SILENT, InputState.PROCESS): Transition.PROMOTE,
+    (Floor.SILENT, InputState.STOP): Transition.DROP,
+    (Floor.PREPARED, InputState.INCOMPLETE): Transition.TAKE_BACK,
+    (Floor.PREPARED, InputState.IGNORE): Transition.DROP,
+    (Floor.PREPARED, InputState.PROCESS): Transition.TAKE_BACK,
+    (Floor.PREPARED, InputState.STOP): Transition.WITHDRAW,
+    (Floor.SPEAKING, InputState.INCOMPLETE): Transition.HOLD,
+    (Floor.SPEAKING, InputState.IGNORE): Transition.DROP,
+    (Floor.SPEAKING, InputState.PROCESS): Transition.INTERRUPT,
+    (Floor.SPEAKING, InputState.STOP): Transition.HALT,
+}
+
+PROTECTED: Mapping[tuple[Interruptible, Transition], Transition] = {
+    (Interruptible.NO, Transition.INTERRUPT): Transition.DEFER,
+    (Interruptible.NO, Transition.HALT): Transition.DROP,
+    (Interruptible.STOP_ONLY, Transition.INTERRUPT): Transition.DEFER,
+}
+
+
+def transition(floor: Floor, state: InputState, interruptible: Interruptible = Interruptible.YES) -> Transition:
+    """What `state` does when `floor` holds, and the running answer allows `interruptible`."""
+    plain = TABLE[floor, state]
+    return PROTECTED.get((interruptible, plain), plain)
+
+
+_LEADS_TO: Mapping[Transition, Floor | None] = {  # None: the floor does not change
+    Transition.HOLD: None,
+    Transition.DROP: None,
+    Transition.PROMOTE: Floor.PREPARED,
+    Transition.INTERRUPT: Floor.PREPARED,
+    Transition.HALT: Floor.SILENT,
+    Transition.TAKE_BACK: Floor.SILENT,
+    Transition.WITHDRAW: Floor.SILENT,
+    Transition.DEFER: None,
+}
+
+
+def figure() -> str:
+    """`TABLE` as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", f"    [*] --> {Floor.SILENT}"]
+    for (floor, state), change in TABLE.items():
+        lines.append(f"    {floor} --> {_LEADS_TO[change] or floor}: {state} / {change}")
+    lines.append(f"    {Floor.PREPARED} --> {Floor.SPEAKING}: released and heard")
+    lines.append(f"    {Floor.SPEAKING} --> {Floor.SILENT}: finished and heard to the end / commit")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(figure())
