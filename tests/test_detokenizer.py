@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import pytest
-import tiny_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny_tokenizers
 from duologue.backends.hf_tokenizer import HfTokenizer
 from duologue.detokenizer import Detokenizer
 from duologue.types import Token
@@ -103,7 +103,9 @@ class Counting:
 
 
 @pytest.mark.parametrize(
-    "text", ["a story about a fox. ", "🎉", "你好", "\ufffd", ""], ids=["words", "emoji", "chinese", "replacement", "none"]
+    "text",
+    ["a story about a fox. ", "🎉", "你好", "\ufffd", ""],
+    ids=["words", "emoji", "chinese", "replacement", "none"],
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_token_costs_the_same_however_long_the_text(kind: str, text: str) -> None:

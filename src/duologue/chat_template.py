@@ -281,7 +281,8 @@ def _read_start(renderer: Renderer, parts: _Parts, system: str | None) -> _Start
     try:
         before, after, header = _around(renderer.render(turns, reply=True), _SYSTEM, _USER)
     except TemplateError:
-        said = (Span(system, said=True), Span("\n\n")) if system else ()
+        folded = _read_trim(renderer, turns[1], []).apply(system)
+        said = (Span(folded, said=True), Span("\n\n")) if folded else ()
         return _Start(begin, (*opener, *said), folds=True)
     notes: tuple[str, ...] = ()
     if header != parts.header:

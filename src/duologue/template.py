@@ -201,25 +201,29 @@ class Template:
 
     def check(self) -> TemplateReport:
         """Compare with the template's own rendering of several dialogues, with awkward texts among them."""
-        differences = list(self._skeleton.notes)
-        text_exact = ids_exact = True
+        texts: list[str] = []
+        ids: list[str] = []
         for turns in _AWKWARD:
-            name = " / ".join(repr(turn.text) for turn in turns)
+            if self._skeleton.lead and any(not turn.text for turn in turns):
+                continue  # a known difference: nothing is put before an empty answer
             expected = self._renderer.render(self._with_system_turn(turns), reply=True)
-            if self._text(turns) != expected:
-                text_exact = False
-                differences.append(f"text of {name}: {self._text(turns)!r}; the template has {expected!r}")
+            written = self._text(turns)
+            if written != expected:
+                texts.append(f"the template writes {expected!r}; the segments say {written!r}")
             if not _merges_with_header(turns) and not self._same_ids(turns, expected):
-                ids_exact = False
-                differences.append(f"ids of {name}")
-        return TemplateReport(len(_AWKWARD), text_exact, ids_exact, tuple(differences))
+                ids.append(f"the tokenizer has other ids for {expected!r}")
+        # One example of each kind is enough for people.
+        differences = (*self._skeleton.notes, *texts[:1], *ids[:1])
+        return TemplateReport(len(_AWKWARD), not texts, not ids, differences)
 
     def _with_system_turn(self, turns: Sequence[Turn]) -> list[Turn]:
         """`turns` as the chat template itself must get them to say the bound system text."""
         if self.system is None:
             return list(turns)
         if self._skeleton.folds:
-            text = f"{self.system}\n\n{turns[0].text}" if self.system else turns[0].text
+            trim = self._skeleton.trim_user
+            said = trim.apply(turns[0].text)
+            text = f"{trim.apply(self.system)}\n\n{said}" if self.system else said
             return [replace(turns[0], text=text), *turns[1:]]
         return [Turn(Role.SYSTEM, self.system), *turns]
 

@@ -23,6 +23,12 @@ class HfTokenizer:
         self._more_stops = tuple(stop_tokens)
 
     @property
+    def wrapped(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the transformers library."""
+        inner: PreTrainedTokenizerBase = self._tokenizer
+        return inner
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids; a model's output matrix may have been padded to more."""
         return len(self._tokenizer)
