@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import llama_cpp as ll
 import numpy as np
@@ -48,6 +49,7 @@ class LlamaCppBackend(Backend):
         threads: CPU threads; by default one for each core this process may use.
         flash_attention: compute attention without storing its scores.
         micro_batch: tokens computed at once; a longer pass is cut inside the call.
+        kv_type: numbers the cache is kept in; "f32" doubles it, for comparing with other backends.
 
     Raises:
         ModelNotFound: no such file.
@@ -68,6 +70,7 @@ class LlamaCppBackend(Backend):
         threads: int | None = None,
         flash_attention: bool = True,
         micro_batch: int = MAX_MICRO_BATCH,
+        kv_type: Literal["f16", "f32"] = "f16",
     ) -> None:
         _check_sizes(capacity, max_seqs, context_length, micro_batch, threads)
         self._seqs: dict[Seq, _Sequence] = {}
@@ -82,7 +85,19 @@ class LlamaCppBackend(Backend):
             self._closing.callback(model.close)
             self._softcap = model.softcap
             self._file_vocab_size = model.vocab_size
-            self._info = _describe(model, base_vocab_size, num_added, context_length, capacity, max_seqs)
+            vocab_size, added = _split_vocabulary(model, base_vocab_size, num_added)
+            self._info = BackendInfo(
+                name="llamacpp",
+                model=model.name,
+                weights=model.weights,
+                vocab_size=vocab_size,
+                num_added=added,
+                context_length=min(context_length or model.context_length, capacity),
+                capacity=capacity,
+                max_seqs=max_seqs,
+                kv_bytes_per_token=model.kv_numbers_per_token * (4 if kv_type == "f32" else 2),
+                can_truncate=True,
+            )
             # Layers with a sliding window reuse cells that have left it, unless two sequences hold them. A twin of
             # every sequence holds what it holds, so that rolling back beyond the window stays possible.
             self._twins = max_seqs if model.sliding_window else 0
@@ -93,6 +108,7 @@ class LlamaCppBackend(Backend):
                 threads=threads or _num_cores(),
                 flash_attention=flash_attention,
                 micro_batch=micro_batch,
+                kv_type=kv_type,
             )
             self._closing.callback(ll.llama_free, self._context)
             self._memory = ll.llama_get_memory(self._context)
@@ -304,14 +320,8 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _describe(
-    model: library.LoadedModel,
-    base: int | None,
-    added: int | None,
-    context_length: int | None,
-    capacity: int,
-    max_seqs: int,
-) -> BackendInfo:
+def _split_vocabulary(model: library.LoadedModel, base: int | None, added: int | None) -> tuple[int, int]:
+    """How many ids are the base model's, and how many were added."""
     if base is None:
         base = model.base_vocab_size if model.base_vocab_size is not None else model.vocab_size - (added or 0)
     if added is None:
@@ -321,18 +331,7 @@ def _describe(
             f"{base} base ids and {added} added ones do not fit the {model.vocab_size} ids of {model.path.name}; "
             "add the rows with duologue.gguf_files.convert"
         )
-    return BackendInfo(
-        name="llamacpp",
-        model=model.name,
-        weights=model.weights,
-        vocab_size=base,
-        num_added=added,
-        context_length=min(context_length or model.context_length, capacity),
-        capacity=capacity,
-        max_seqs=max_seqs,
-        kv_bytes_per_token=model.kv_bytes_per_token,
-        can_truncate=True,
-    )
+    return base, added
 
 
 def _decode_error(status: int) -> EngineError:

@@ -126,13 +126,13 @@ class LoadedModel:
         return float(self.text(f"{self.architecture}.final_logit_softcapping") or 0.0)
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of one KV entry over all layers, in 16-bit numbers."""
+    def kv_numbers_per_token(self) -> int:
+        """Numbers in one KV entry, over all layers."""
         width = int(ll.llama_model_n_embd(self._model)) // max(1, int(ll.llama_model_n_head(self._model)))
         key = self.number(f"{self.architecture}.attention.key_length") or width
         value = self.number(f"{self.architecture}.attention.value_length") or width
         heads = int(ll.llama_model_n_head_kv(self._model))
-        return int(ll.llama_model_n_layer(self._model)) * heads * (key + value) * 2
+        return int(ll.llama_model_n_layer(self._model)) * heads * (key + value)
 
     def text(self, key: str) -> str | None:
         """A metadata value as llama.cpp prints it, or None."""
@@ -172,7 +172,14 @@ class LoadedModel:
 
 
 def open_context(
-    model: LoadedModel, *, capacity: int, max_seqs: int, threads: int, flash_attention: bool, micro_batch: int
+    model: LoadedModel,
+    *,
+    capacity: int,
+    max_seqs: int,
+    threads: int,
+    flash_attention: bool,
+    micro_batch: int,
+    kv_type: str,
 ) -> Any:
     """A llama.cpp context whose sequences share one cache of `capacity` entries.
 
@@ -191,6 +198,7 @@ def open_context(
     params.kv_unified = True  # one pool of cells: forking writes names into cells and copies nothing
     params.swa_full = True  # layers with a window keep all entries, so that rolling back is exact
     params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.type_k = params.type_v = ll.GGML_TYPE_F32 if kv_type == "f32" else ll.GGML_TYPE_F16
     params.offload_kqv = True
     context = ll.llama_init_from_model(model.handle, params)
     if not context:
