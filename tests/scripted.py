@@ -1,5 +1,6 @@
 """Conversations without a model: characters are tokens, words decide what is thought of them."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from duologue.backends.scripted import ScriptedBackend
@@ -24,8 +25,8 @@ STRICT = (
 STATES = tuple(InputState)
 
 
-class CharTokenizer:
-    """Every character below 256 is a token, and so are the two marks of ChatML."""
+class ByteTokenizer:
+    """Every byte is a token, and so are the two marks of ChatML."""
 
     vocab_size = 258
     special_text: Mapping[str, str] = {}
@@ -37,16 +38,16 @@ class CharTokenizer:
         self.chat_template: str | None = chat_template
 
     def encode(self, text: str, *, special: bool = False) -> list[Token]:
-        ids: list[Token] = []
-        while text:
-            mark = next((m for m in self.special_tokens if special and text.startswith(m)), None)
-            ids.append(self.special_tokens[mark] if mark else min(ord(text[0]), 255))
-            text = text[len(mark or "x") :]
-        return ids
+        if not special:
+            return list(text.encode())
+        parts = re.split(r"(<\|im_start\|>|<\|im_end\|>)", text)
+        return [
+            t for part in parts for t in ([self.special_tokens[part]] if part in self.special_tokens else part.encode())
+        ]
 
     def decode(self, tokens: Sequence[Token]) -> str:
-        marks = {token: text for text, token in self.special_tokens.items()}
-        return "".join(marks.get(t, chr(t) if t < 256 else "") for t in tokens)
+        marks = {token: text.encode() for text, token in self.special_tokens.items()}
+        return b"".join(marks.get(t, bytes([t]) if t < 256 else b"") for t in tokens).decode(errors="replace")
 
 
 PROBE = Probe(tokens=(258,), watch=(259, 260, 261, 262), states=STATES)
@@ -78,7 +79,7 @@ class Talk:
         system: str | None = None,
         capacity: int = 1 << 20,
     ) -> None:
-        self.tokenizer = CharTokenizer(chat_template)
+        self.tokenizer = ByteTokenizer(chat_template)
         self.template = Template.from_tokenizer(self.tokenizer, system=system)
         self.answers = dict(answers or {})
         self.judge = judge
@@ -98,12 +99,19 @@ class Talk:
         parts = [self.tokenizer.decode(turn).partition("\n") for turn in turns]
         return [(role, words.removesuffix("\n")) for role, _, words in parts]
 
+    def template_turns(self, ids: list[Token]) -> list[tuple[str, str]]:
+        """Turns of a branch as a model would read them, without the system turn and the notes of cuts."""
+        turns = [turn for turn in self._turns(ids) if turn[0] != "system"]
+        note = self.session.policy.cut_note
+        return [(role, words.removesuffix(note) if role == "assistant" and note else words) for role, words in turns]
+
     def _speak(self, ids: list[Token]) -> Token:
         turns = self._turns(ids)
-        said = turns[-1][1]
         asked = next((words for role, words in reversed(turns[:-1]) if role == "user"), "")
         answer = self.answers.get(asked, f"This is what there is to say of {asked}, and it is quite a lot of words.")
-        return ord(answer[len(said)]) if said == answer[: len(said)] and len(said) < len(answer) else 257
+        written = bytes(token for token in ids[len(ids) - ids[::-1].index(256) :] if token < 256).partition(b"\n")[2]
+        rest = answer.encode().removeprefix(written)
+        return rest[0] if rest and answer.encode().startswith(written) else 257
 
     def _judge(self, ids: list[Token]) -> tuple[float, ...]:
         role, words = self._turns(ids)[-1]

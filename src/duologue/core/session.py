@@ -172,6 +172,11 @@ class Session:
         return self._history + _turns_of(answer)
 
     @property
+    def running(self) -> Answer | None:
+        """The running answer, to be read: its id, its text, what has been heard of it."""
+        return self._answer
+
+    @property
     def answer_text(self) -> str | None:
         """All text of the running answer, heard or not; None while there is none."""
         return self._answer.text if self._answer else None
@@ -443,13 +448,12 @@ class Session:
 
     def _live_end(self) -> tuple[int, tuple[Token, ...], bool]:
         """Where the next user turn forks from the trunk, what opens it there, and whether it is the first."""
-        answer, note = self._answer, self.policy.cut_note
-        if answer is None:
-            last = self._history[-1].role if self._history else None
-            at, was_cut = len(self._trunk.items), self._was_cut
-        else:
-            last = Role.ASSISTANT if answer.num_heard else Role.USER
-            at, was_cut = answer.heard_at if answer.num_heard else answer.mark, True
+        answer, note, was_cut = self._answer, self.policy.cut_note, self._was_cut
+        at, last = len(self._trunk.items), self._history[-1].role if self._history else None
+        if answer is not None and answer.num_heard:
+            at, last, was_cut = answer.heard_at, Role.ASSISTANT, True
+        elif answer is not None:
+            at, last = answer.mark, last if answer.user_text is None else Role.USER
         opening = layout.opening(self.template, last, cut_note=note if was_cut else "")
         return at, opening, last is None
 
@@ -613,7 +617,8 @@ class Session:
                 self._emit(Refused(self.now, "respond", str(error)))
                 return
         else:
-            text = self._history.pop().text
+            text = self._history[-1].text
+            self._forget_turns(len(self._history) - 1)
             last = self._history[-1].role if self._history else None
             size = len(layout.user_turn(self.template, text, last))
             utterance = Utterance("history", text, final=True)
@@ -743,7 +748,7 @@ class Session:
         self._unseat(self._input)
         self._suspended.remove(cut)
         self._cache.free(self._trunk)
-        del self._history[cut.num_turns :]
+        self._forget_turns(cut.num_turns)
         self._trunk, self._answer = cut.channel, cut
         cut.rewind()
         self._emit(Resumed(self.now, cut.id, cut.id, exact=True))
@@ -833,6 +838,12 @@ class Session:
             del self._history[:dropped]
             self._emit(Trimmed(self.now, dropped, len(items)))
         return dropped > 0
+
+    def _forget_turns(self, num_kept: int) -> None:
+        """Turns behind the first `num_kept` are open again."""
+        del self._history[num_kept:]
+        if self._rebuild is not None and self._rebuild.turns_laid > num_kept:
+            self._abandon_rebuild()  # it has them as they were; it is begun anew when a turn ends
 
     def _abandon_rebuild(self) -> None:
         if self._rebuild is not None:

@@ -1,19 +1,46 @@
-"""One session on one backend, in the caller's thread: carry out its plan, run the pass, hand back the results."""
+"""One session on one backend: its plan is carried out, one pass at a time, and the results are handed back.
+
+`tick` does it all in the caller's thread. Those who must not wait (a terminal, a server) call the three parts:
+`prepare` and `finish` beside the session, `Job.run` in the thread that owns the backend. Between them the session may
+be told anything; its tickets sort out what of the result is still wanted.
+"""
 
 import time
 from collections.abc import Callable
 
-from duologue.core.backend import Backend, Extend
+from duologue.core.backend import Backend, Extend, Step
 from duologue.core.events import Event
 from duologue.core.plan import Fork, Plan, Truncate
-from duologue.core.session import Session
+from duologue.core.session import Phase, Session
 from duologue.core.trace import Pass, Sink
 from duologue.errors import CacheFull
 from duologue.types import Seq
 
 
+class Job:
+    """Cache changes and one forward pass. `run` may be called in another thread than the session's."""
+
+    def __init__(self, engine: "DirectEngine", plan: Plan, phase: Phase, at: float) -> None:
+        self.plan = plan
+        self.phase = phase
+        self.at = at
+        self.steps: list[Step] = []
+        self.seconds = 0.0
+        self.error: Exception | None = None
+        self._engine = engine
+
+    def run(self) -> None:
+        """Do it. What goes wrong is kept for `finish`."""
+        began = self._engine.clock()
+        try:
+            self.steps = self._engine.carry_out(self.plan)
+        except Exception as error:
+            self.error = error
+        self.seconds = self._engine.clock() - began
+
+
 class DirectEngine:
-    """Drives one session. Nothing is retried but a pass for which room could be made."""
+    """Drives one session."""
 
     def __init__(
         self,
@@ -25,42 +52,46 @@ class DirectEngine:
     ) -> None:
         self.backend = backend
         self.session = session
+        self.clock = clock
         self._sink = sink
-        self._clock = clock
         self._seqs: dict[Seq, Seq] = {}  # the session's numbers to the backend's names
 
     def tick(self) -> list[Event] | None:
         """One forward pass, if there is anything to run. Returns its events; None when there was nothing to do.
 
         Raises:
-            CacheFull: the backend has no room even for this session's answer alone.
-            EngineError: the backend failed. The session is as it was and can go on.
+            EngineError: the backend failed, or has no room even for this session alone. The session can go on.
         """
-        session = self.session
-        while True:
-            phase, plan = session.phase, session.plan()
-            if not plan.batch:
-                self._change(plan)
-                return None
-            began = self._clock()
-            try:
-                self._change(plan)
-                steps = self.backend.forward([_renamed(extend, self._seqs) for extend in plan.batch])
-            except CacheFull:
-                session.lose(plan.batch)
-                if not session.make_room():
-                    raise
-                continue
-            except Exception:
-                session.lose(plan.batch)
-                raise
-            seconds = self._clock() - began
-            events = session.take(steps)
-            if self._sink is not None:
-                usage = self.backend.usage()
-                self._sink(Pass.of(session.now, phase, plan.batch, seconds, usage))
-            self.report(events)
-            return events
+        job = self.prepare()
+        if job is None:
+            return None
+        job.run()
+        return self.finish(job)
+
+    def prepare(self) -> Job | None:
+        """The next pass, or None when there is nothing to feed. Cache changes alone are carried out at once."""
+        phase, plan = self.session.phase, self.session.plan()
+        if not plan.batch:
+            self.carry_out(plan)
+            return None
+        return Job(self, plan, phase, self.session.now)
+
+    def finish(self, job: Job) -> list[Event]:
+        """Hand the results of a job that has run to the session. If the cache was full, room is made instead.
+
+        Raises:
+            EngineError: see `tick`.
+        """
+        if job.error is not None:
+            self.session.lose(job.plan.batch)
+            if isinstance(job.error, CacheFull) and self.session.make_room():
+                return []
+            raise job.error
+        events = self.session.take(job.steps)
+        if self._sink is not None:
+            usage = self.backend.usage()
+            self._sink(Pass.of(job.at, job.phase, job.plan.batch, job.seconds, usage))
+        return self.report(events)
 
     def report(self, events: list[Event]) -> list[Event]:
         """Hand events to the sink; returns them. For those that a command returned, outside of a pass."""
@@ -69,11 +100,8 @@ class DirectEngine:
                 self._sink(event)
         return events
 
-    def close(self) -> None:
-        """Free all that the session holds."""
-        self._change(self.session.close())
-
-    def _change(self, plan: Plan) -> None:
+    def carry_out(self, plan: Plan) -> list[Step]:
+        """Change the cache as planned and run the pass, if there is one."""
         for op in plan.ops:
             match op:
                 case Fork(seq, parent, length):
@@ -82,7 +110,11 @@ class DirectEngine:
                     self.backend.truncate(self._seqs[seq], length)
                 case _:
                     self.backend.free(self._seqs.pop(op.seq))
+        return self.backend.forward([self._renamed(extend) for extend in plan.batch]) if plan.batch else []
 
+    def close(self) -> None:
+        """Free all that the session holds."""
+        self.carry_out(self.session.close())
 
-def _renamed(extend: Extend, seqs: dict[Seq, Seq]) -> Extend:
-    return Extend(seqs[extend.seq], extend.tokens, draw=extend.draw, watch=extend.watch, ticket=extend.ticket)
+    def _renamed(self, extend: Extend) -> Extend:
+        return Extend(self._seqs[extend.seq], extend.tokens, extend.draw, extend.watch, extend.ticket)

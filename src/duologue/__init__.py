@@ -1,0 +1,54 @@
+"""Duologue gives any open language model duplex ability: it listens while it speaks.
+
+    import duologue
+
+    model = duologue.load()                       # the default model, with its adapter
+    session = model.session()                     # the method: a pure state machine
+    engine = duologue.DirectEngine(model.backend, session)
+
+Names are imported when they are first used: `import duologue` loads no heavy library.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DirectEngine": "duologue.engines.direct",
+    "InputState": "duologue.types",
+    "Interruptible": "duologue.core.transitions",
+    "Live": "duologue.live",
+    "Model": "duologue.model",
+    "Policy": "duologue.core.policy",
+    "Sampling": "duologue.core.backend",
+    "Session": "duologue.core.session",
+    "SessionConfig": "duologue.core.session",
+    "Template": "duologue.template",
+    "Trace": "duologue.core.trace",
+    "Turn": "duologue.types",
+    "load": "duologue.model",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from duologue.core.backend import Sampling as Sampling
+    from duologue.core.policy import Policy as Policy
+    from duologue.core.session import Session as Session
+    from duologue.core.session import SessionConfig as SessionConfig
+    from duologue.core.trace import Trace as Trace
+    from duologue.core.transitions import Interruptible as Interruptible
+    from duologue.engines.direct import DirectEngine as DirectEngine
+    from duologue.live import Live as Live
+    from duologue.model import Model as Model
+    from duologue.model import load as load
+    from duologue.template import Template as Template
+    from duologue.types import InputState as InputState
+    from duologue.types import Turn as Turn
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'duologue' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

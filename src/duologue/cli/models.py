@@ -1,0 +1,69 @@
+"""`duologue models`: what is here, what is missing, and the command that brings it."""
+
+import argparse
+import importlib.util
+import json
+from typing import Any
+
+from duologue.catalogue import CATALOGUE
+
+_BACKENDS = (
+    ("torch", ("torch", "transformers", "gguf"), 'pip install "duologue[torch]"', "any Hugging Face model or GGUF"),
+    ("llamacpp", ("llama_cpp", "gguf"), 'pip install "duologue[llamacpp]"', "GGUF, several times faster on a CPU"),
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "models",
+        help="what is installed, and what is missing",
+        description="List backends, models that need no download from a hub, and the adapters that come along.",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the lists."""
+    from duologue.adapters import shipped
+
+    backends = [
+        {"name": name, "installed": _has(modules), "install": install, "for": what}
+        for name, modules, install, what in _BACKENDS
+    ]
+    models = [
+        {
+            "name": entry.name,
+            "title": entry.title,
+            "license": entry.license,
+            "path": str(entry.path) if entry.path else None,
+            "install": entry.install,
+        }
+        for entry in CATALOGUE
+    ]
+    adapters = [
+        {"name": name, "kind": adapter.kind, "states": [str(state) for state in adapter.states]}
+        for name, adapter in shipped().items()
+    ]
+    if args.json:
+        print(json.dumps({"backends": backends, "models": models, "adapters": adapters}))
+        return 0
+    print("Backends")
+    for row in backends:
+        state = "installed" if row["installed"] else f"missing: {row['install']}"
+        print(f"  {row['name']:12} {row['for']:38} {state}")
+    print("\nModels by name (any .gguf, model folder or hub name works, too)")
+    for model in models:
+        state = model["path"] or f"missing: {model['install']}"
+        print(f"  {model['name']:12} {model['title']} ({model['license']}): {state}")
+    print("\nAdapters in the package")
+    for adapter in adapters:
+        print(f"  {adapter['name']:24} {adapter['kind']}: {', '.join(adapter['states'])}")
+    if not adapters:
+        print("  none")
+    return 0
+
+
+def _has(modules: tuple[str, ...]) -> bool:
+    return all(importlib.util.find_spec(module) is not None for module in modules)
