@@ -70,6 +70,12 @@ def test_an_emoji_comes_in_one_piece() -> None:
     assert detokenizer.flush() == ""
 
 
+def test_a_space_that_may_be_dropped_decides_about_the_next() -> None:
+    tokenizer = KINDS["legacy"]
+    detokenizer = Detokenizer(tokenizer)
+    assert [detokenizer.push(token) for token in tokenizer.encode(" the")] == ["", " the"]
+
+
 def test_an_unfinished_character_is_told_at_the_end() -> None:
     tokenizer = KINDS["bytelevel"]
     detokenizer = Detokenizer(tokenizer)

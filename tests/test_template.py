@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 import tiny_tokenizers
-from chat_formats import CHATML, CHATML_DEFAULT, FORMATS, GEMMA, IM, MISTRAL_LAST, Format
+from chat_formats import BOUNDS, CHATML, CHATML_DEFAULT, FORMATS, GEMMA, IM, MISTRAL_FIRST, MISTRAL_LAST, Format
 from duologue.errors import TemplateError, UsageError
 from duologue.template import Template
 from duologue.types import Role, Token, Turn
@@ -187,6 +187,32 @@ def test_a_bos_the_template_leaves_to_the_tokenizer_is_put_there() -> None:
     assert Template.from_tokenizer(puts, chat_template="{{ bos_token }}" + CHATML).begin == (bos,)
     assert Template.from_tokenizer(puts, chat_template=CHATML_DEFAULT).begin.count(bos) == 1
     assert Template.from_tokenizer(puts, chat_template=CHATML).check().ids_exact
+
+
+def test_a_bos_the_tokenizer_puts_comes_before_the_space_it_puts() -> None:
+    bare = tiny_tokenizers.sentencepiece_like(["<s>", "</s>"], space="first", **BOUNDS)
+    puts = tiny_tokenizers.putting_bos(bare, "<s>")
+    made = Template.from_tokenizer(puts, chat_template=MISTRAL_FIRST.replace("{{ bos_token }}", ""))
+    whole = puts.wrapped.encode("[INST] be brief [/INST]")
+    assert [*made.begin, *made.user("be brief", first=True), *made.header] == whole
+
+
+def test_line_breaks_between_turns_belong_to_the_closer() -> None:
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}"
+        "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    made, chatml = Template.from_tokenizer(FORMATS["chatml"].tokenizer, chat_template=source), template("chatml")
+    for segment in ("begin", "header", "close", "user_close", "again"):
+        assert getattr(made, segment) == getattr(chatml, segment)
+    assert made.user("hi", first=True) == made.user("hi", first=False) == chatml.user("hi", first=True)
+
+
+def test_a_header_is_found_without_a_generation_prompt() -> None:
+    source = CHATML[: CHATML.index("{% if add_generation_prompt")]
+    made = Template.from_tokenizer(FORMATS["chatml"].tokenizer, chat_template=source)
+    assert (made.header, made.close) == (template("chatml").header, template("chatml").close)
 
 
 def test_growing_words_are_tokenised_as_the_words_so_far() -> None:

@@ -78,15 +78,10 @@ class Template:
         cls, tokenizer: Tokenizer, renderer: Renderer, splicer: Splicer, system: str | None, *, is_plain: bool
     ) -> "Template":
         skeleton = take_apart(renderer, splicer.split, system)
-        begin: list[Token] = []
-        at_start: Context = Place.START
-        bos = tokenizer.bos
-        if bos is not None and not _starts_with(bos, skeleton, splicer):
-            # The tokenizer would put it there; a template that does not write it relies on that.
-            begin.append(bos)
-            at_start = next((text for text, token in tokenizer.special_tokens.items() if token == bos), at_start)
-        tokens, at_first = splicer.encode(skeleton.begin, at_start)
-        begin += tokens
+        begin, at_first = splicer.encode(skeleton.begin, Place.START)
+        if tokenizer.bos is not None and not _starts_with(tokenizer.bos, skeleton, splicer):
+            # A template that does not write it leaves it to the tokenizer, which puts it before a finished text.
+            begin = [tokenizer.bos, *begin]
         header, at_answer = splicer.encode([Span(skeleton.header)], Place.MIDDLE)
         close, at_user = splicer.encode([Span(skeleton.close)], Place.MIDDLE)
         again = None

@@ -60,3 +60,8 @@ def well_formed(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def is_mark(text: str) -> bool:
+    """Whether the text of an unbreakable token is a mark such as `<think>`, not a word or a run of white space."""
+    return len(text) > 2 and (text[0], text[-1]) in {("<", ">"), ("[", "]")} and not any(map(str.isspace, text))

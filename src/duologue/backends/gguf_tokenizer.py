@@ -1,7 +1,7 @@
 """The tokenizer inside a GGUF file, by way of llama.cpp."""
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -9,7 +9,7 @@ from typing import Any, final
 import llama_cpp
 
 from duologue.errors import BrokenModel, ModelNotFound, UsageError
-from duologue.tokenizer import well_formed
+from duologue.tokenizer import is_mark, well_formed
 from duologue.types import Token
 
 _NO_TOKEN = -1  # llama.cpp's id of a token the vocabulary does not have
@@ -28,6 +28,7 @@ class GgufTokenizer:
         self._model = model
         self._vocab = llama_cpp.llama_model_get_vocab(model)
         self._vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self._pieces: dict[Token, bytes] = {}
         if self._vocab_size == 0:
             raise UsageError("the GGUF file has no vocabulary; use one that was converted with its tokenizer")
 
@@ -80,7 +81,7 @@ class GgufTokenizer:
             attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
             if attributes & (control | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED):
                 text = self._text(token)
-                if text and (attributes & control or _is_mark(text)):
+                if text and (attributes & control or is_mark(text)):
                     marks.setdefault(text, token)
         return marks
 
@@ -122,17 +123,12 @@ class GgufTokenizer:
     def _text(self, token: Token) -> str:
         return self._bytes(token).decode("utf-8", "replace")
 
-    @cached_property
-    def _bytes(self) -> Callable[[Token], bytes]:
-        known: dict[Token, bytes] = {}
-
-        def piece(token: Token) -> bytes:
-            data = known.get(token)
-            if data is None:
-                data = known[token] = self._read_piece(token)
-            return data
-
-        return piece
+    def _bytes(self, token: Token) -> bytes:
+        """The bytes of one token, remembered: asking llama.cpp takes longer than everything else in `decode`."""
+        data = self._pieces.get(token)
+        if data is None:
+            data = self._pieces[token] = self._read_piece(token)
+        return data
 
     def _read_piece(self, token: Token) -> bytes:
         room = 64
@@ -143,8 +139,3 @@ class GgufTokenizer:
                 return buffer.raw[:count]
             room = -count
         raise UsageError(f"llama.cpp cannot give the text of token {token}")
-
-
-def _is_mark(text: str) -> bool:
-    """Whether an unbreakable token is a mark such as `<think>`, not a word or a run of white space."""
-    return len(text) > 2 and (text[0], text[-1]) in {("<", ">"), ("[", "]")} and not any(map(str.isspace, text))

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from transformers import PreTrainedTokenizerBase
 
-from duologue.tokenizer import well_formed
+from duologue.tokenizer import is_mark, well_formed
 from duologue.types import Token
 
 _DEFAULT_TEMPLATE = "default"  # the name transformers gives the chat template among several
@@ -48,7 +48,7 @@ class HfTokenizer:
     def special_tokens(self) -> Mapping[str, Token]:
         """Special tokens, and unbreakable ones that look like marks rather than words or white space."""
         added = self._tokenizer.added_tokens_decoder.items()
-        return {token.content: id for id, token in added if token.special or _is_mark(token.content)}
+        return {token.content: id for id, token in added if token.special or is_mark(token.content)}
 
     @cached_property
     def bos(self) -> Token | None:
@@ -92,8 +92,3 @@ class HfTokenizer:
         fast.no_truncation()
         fast.no_padding()
         return fast
-
-
-def _is_mark(text: str) -> bool:
-    """Whether an unbreakable token is a mark such as `<think>`, not a word or a run of white space."""
-    return len(text) > 2 and (text[0], text[-1]) in {("<", ">"), ("[", "]")} and not any(map(str.isspace, text))
