@@ -214,13 +214,10 @@ def _read_parts(
         whole = renderer.render([*base, ask, tell, more], reply=True)
         system = system or ""
     head, joint, between, header = _around(whole, _USER, _ASSISTANT, _USER2)
-    unanswered = _around(renderer.render([*base, ask], reply=False), _USER)[-1]
-    if header == unanswered and joint.startswith(header) and joint[len(header) :].strip():
-        header = joint  # the template knows no generation prompt
     notes: list[str] = []
     lead = joint.removeprefix(header) if joint.startswith(header) else ""
     if lead.strip():
-        header, lead = joint, ""
+        header, lead = joint, ""  # the template knows no generation prompt, or not all of it
     elif joint != header + lead:
         notes.append(
             f"a finished answer follows {joint!r} in the template, here {header!r}, after which it was written"
