@@ -1,0 +1,49 @@
+"""Lines written for this package (`english.txt`): what corpora of queries and of talk lack."""
+
+import random
+import re
+from functools import cache
+from importlib import resources
+
+OPEN_NOISES = frozenset({"um", "uh", "so", "well", "like", "you know", "and so", "but um", "yeah um", "uh yeah", "er"})
+"""Noises of a listener after which more may come, so that waiting is right too."""
+
+
+@cache
+def sections() -> dict[str, tuple[str, ...]]:
+    """Name of a section to its lines."""
+    found: dict[str, list[str]] = {}
+    text = (resources.files("duologue.data") / "english.txt").read_text(encoding="utf-8")
+    name = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("[") and line.endswith("]"):
+            name = line[1:-1]
+            found[name] = []
+        elif line and not line.startswith("#"):
+            found[name].append(line)
+    return {name: tuple(lines) for name, lines in found.items()}
+
+
+def lines(name: str) -> tuple[str, ...]:
+    """The lines of a section, slots unfilled."""
+    return sections()[name]
+
+
+def fill(template: str, rng: random.Random) -> str:
+    """`template` with each `{slot}` replaced by a random entry; `{topic2}` is another draw of `topic`."""
+    return re.sub(r"\{([a-z]+)2?\}", lambda match: rng.choice(lines(f"slot_{match[1]}")), template)
+
+
+def stop_phrase(core: str, rng: random.Random) -> str:
+    """`core` with the words people put around it."""
+    if rng.random() < 0.25:
+        core = f"{rng.choice(lines('stop_before'))} {core}"
+    if rng.random() < 0.25:
+        core = f"{core} {rng.choice(lines('stop_after'))}"
+    return core
+
+
+def repaired(head: list[str], tail: list[str], other: list[str], rng: random.Random) -> str:
+    """A request that corrects itself: `head`, a few words of `other`, a repair, and then `tail`."""
+    slip = other[: rng.randint(1, 4)]
+    return " ".join([*head, *slip, rng.choice(lines("repairs")), *tail])

@@ -1,0 +1,182 @@
+"""Samples, forms of words, and the builder, on lines written for these tests."""
+
+import gzip
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from duologue.data import corpus, forms, phrases
+from duologue.data.build import Recipe, build
+from duologue.data.samples import Sample, read_samples, write_samples
+from duologue.data.unseen import unseen
+from duologue.errors import BadData, UsageError
+from duologue.types import InputState, Role, Turn
+from lines import write_sources
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sources(tmp_path_factory.mktemp("sources"))
+
+
+RECIPE = Recipe(num_samples=400, unseen=frozenset({"desk", "market", "icsi_meeting_acts", "disfl_qa"}))
+
+
+def test_a_sample_survives_its_file(tmp_path: Path) -> None:
+    sample = Sample(
+        "what about tea",
+        InputState.PROCESS,
+        "kitchen",
+        kind="query",
+        accept=(InputState.STOP,),
+        context=(Turn(Role.USER, "hi"), Turn(Role.ASSISTANT, "Hello, I was")),
+        speaking=True,
+        system="",
+    )
+    plain = Sample("mhm", InputState.IGNORE, "own")
+    path = tmp_path / "samples.jsonl"
+    assert write_samples(path, [sample, plain]) == 2
+    assert list(read_samples(path)) == [sample, plain]
+    assert json.loads(path.read_text().splitlines()[1]) == {"text": "mhm", "state": "ignore", "source": "own"}
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "expected an object"),
+        ('{"text": "a", "source": "b"}', "no field 'state'"),
+        ('{"text": "a", "source": "b", "state": "maybe"}', "maybe"),
+        ('{"text": 3, "source": "b", "state": "ignore"}', "not a string"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"text": "a", "state": "ignore", "source": "b"}\n' + line + "\n")
+    with pytest.raises(BadData, match=rf"line 2: .*{complaint}"):
+        list(read_samples(path))
+
+
+def test_the_normal_form_has_no_case_and_no_marks_but_keeps_words_whole() -> None:
+    assert forms.spoken("Well — isn’t it 7:30, Dr. O'Neil?!") == "well isn't it 7:30 dr o'neil"
+
+
+def test_typed_form_gives_marks_to_whole_texts_only() -> None:
+    rng = random.Random(0)
+    whole = {forms.typed("where is tom", rng, question=True, whole=True)[-1] for _ in range(50)}
+    cut = {forms.typed("Where is the.", rng, question=True, whole=False)[-1] for _ in range(50)}
+    assert whole == {"m", "?"}
+    assert cut == {"e"}
+
+
+@pytest.mark.parametrize(
+    ("head", "num_words", "unfinished"),
+    [
+        ("what is the", 6, True),
+        ("how many people", 8, True),
+        ("can you", 7, True),
+        ("write a daily routine", 9, False),
+        ("who is plato", 7, False),
+        ("stop", 3, False),
+        ("turn it on", 6, False),
+        ("Book it.", 6, False),
+    ],
+)
+def test_only_cuts_that_are_clearly_unfinished_are_kept(head: str, num_words: int, unfinished: bool) -> None:
+    assert forms.is_unfinished(head.split(), num_words) is unfinished
+
+
+def test_slots_are_all_filled() -> None:
+    rng = random.Random(1)
+    for name, lines in phrases.sections().items():
+        assert lines, name
+        for line in lines:
+            assert "{" not in phrases.fill(line, rng)
+
+
+def test_the_same_seed_builds_the_same_samples(sources: Path) -> None:
+    first, second = list(build(sources, RECIPE, "train")), list(build(sources, RECIPE, "train"))
+    assert first == second
+    assert len(first) == RECIPE.num_samples
+    assert first != list(build(sources, Recipe(num_samples=400, unseen=RECIPE.unseen, seed=1), "train"))
+
+
+def test_every_state_comes_idle_and_over_an_answer_in_the_wanted_shares(sources: Path) -> None:
+    samples = list(build(sources, RECIPE, "train"))
+    counts = Counter(sample.state for sample in samples)
+    for state, share in RECIPE.shares.items():
+        assert abs(counts[state] / len(samples) - share) < 0.08
+        assert {sample.speaking for sample in samples if sample.state is state} == {True, False}
+    inside = sum(bool(sample.context) for sample in samples) / len(samples)
+    assert abs(inside - RECIPE.in_context) < 0.12
+
+
+def test_a_running_answer_is_cut_at_a_whole_word(sources: Path) -> None:
+    answers = {
+        turn["text"]
+        for _, row in corpus.rows(sources / "dialogues" / "talks.jsonl")
+        for turn in row["turns"]
+        if turn["role"] == "assistant"
+    }
+    for sample in build(sources, RECIPE, "train"):
+        assert [turn.role for turn in sample.context] == [Role.USER, Role.ASSISTANT] * (len(sample.context) // 2)
+        if sample.speaking:
+            heard = sample.context[-1].text
+            whole = next(answer for answer in answers if answer.startswith(heard))
+            assert len(heard) < len(whole)
+            assert whole[len(heard)].isspace()
+
+
+def test_unseen_sources_and_kept_documents_are_never_trained_on(sources: Path) -> None:
+    train = list(build(sources, RECIPE, "train"))
+    assert not {sample.source for sample in train} & RECIPE.unseen
+    own = {name: set(lines) for name, lines in phrases.sections().items()}
+    stops = {s.text.lower().rstrip(".!") for s in train if s.kind == "stop"} & own["stop"]
+    dev_stops = {line for line in own["stop"] if corpus.part_of(line) >= 0.82}
+    assert stops
+    assert not stops & dev_stops
+
+
+def test_the_test_covers_unseen_sources_idle_and_over_an_answer(sources: Path) -> None:
+    samples = list(unseen(sources, RECIPE, num_per_group=30))
+    cases = {(sample.state.value, sample.source, sample.speaking) for sample in samples}
+    for speaking in (False, True):
+        assert {
+            ("process", "desk", speaking),
+            ("incomplete", "desk", speaking),
+            ("ignore", "market", speaking),
+            ("stop", "own", speaking),
+            ("process", "disfl_qa", speaking),
+        } <= cases
+    assert ("ignore", "icsi_meeting_acts", True) in cases
+
+
+def test_device_commands_are_requests_and_not_stop(sources: Path) -> None:
+    stops = {s.text.lower().rstrip(".!?") for s in build(sources, RECIPE, "train") if s.kind == "stop_command"}
+    assert stops == {"just stop it now", "would you be silent"}
+
+
+def test_gzipped_sources_read_the_same(sources: Path, tmp_path: Path) -> None:
+    zipped = write_sources(tmp_path)
+    for path in list(zipped.rglob("*.jsonl")):
+        with gzip.open(f"{path}.gz", "wt", encoding="utf-8") as file:
+            file.write(path.read_text())
+        path.unlink()
+    assert list(build(zipped, RECIPE, "train")) == list(build(sources, RECIPE, "train"))
+
+
+def test_sources_that_cannot_be_used_say_where(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="queries"):
+        list(build(tmp_path, RECIPE, "train"))
+    folder = write_sources(tmp_path)
+    (folder / "queries" / "broken.jsonl").write_text('{"id": "1"}\n')
+    with pytest.raises(BadData, match=r"broken\.jsonl, line 1: no text"):
+        list(build(folder, RECIPE, "train"))
+
+
+def test_a_recipe_refuses_shares_outside_of_one() -> None:
+    with pytest.raises(UsageError, match="in_context"):
+        Recipe(in_context=1.5)
