@@ -232,6 +232,18 @@ def test_content_may_be_wanted_in_parts() -> None:
     assert made.check().ids_exact
 
 
+@pytest.mark.parametrize("system", [None, "", "be brief"])
+@pytest.mark.parametrize("form", ["chatml", "gemma"])
+def test_a_template_that_insists_on_a_system_turn_gets_an_empty_one(form: str, system: str | None) -> None:
+    insists = "{% if messages[0].role != 'system' %}{{ raise_exception('whose part do I play?') }}{% endif %}"
+    tokenizer = FORMATS[form].tokenizer
+    made = Template.from_tokenizer(tokenizer, chat_template=insists + FORMATS[form].source, system=system)
+    usual = Template.from_tokenizer(tokenizer, chat_template=FORMATS[form].source, system="Q")
+    expected = in_text(usual, usual.render([ASK, TELL, MORE])).replace("Q", system or "")
+    assert in_text(made, made.render([ASK, TELL, MORE])) == expected
+    assert made.check().text_exact
+
+
 def test_generation_blocks_and_dates_are_rendered() -> None:
     source = "{{ '<|im_start|>system\\n' + strftime_now('%d %B %Y') + '<|im_end|>\\n' }}" + CHATML.replace(
         "{% endfor %}", "{% generation %}{% endgeneration %}{% endfor %}"

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import product
 from typing import Any, final
 
 import jinja2
@@ -62,7 +63,7 @@ class Renderer:
         except jinja2.TemplateError as error:
             raise TemplateError(f"the chat template is not valid Jinja: {error}") from error
         self._special_text = dict(special_text)
-        self._as_parts = _SYSTEM not in self._attempt([Turn(Role.USER, _SYSTEM)])
+        self._as_parts, self._insists = self._find_ways()
 
     def render(self, turns: Sequence[Turn], *, reply: bool) -> str:
         """The dialogue as text; with `reply`, up to where the assistant's answer starts.
@@ -76,14 +77,20 @@ class Renderer:
         except Exception as error:
             raise TemplateError(f"the chat template refuses {_roles(turns)}: {error}") from error
 
-    def _attempt(self, turns: Sequence[Turn]) -> str:
-        self._as_parts = False
-        try:
-            return self._render(turns, reply=True)
-        except Exception:
-            return ""
+    def _find_ways(self) -> tuple[bool, bool]:
+        """Whether the template wants content in parts, and whether it insists on a system turn."""
+        for ways in product((False, True), (False, True)):
+            self._as_parts, self._insists = ways
+            try:
+                if _USER in self._render([Turn(Role.USER, _USER)], reply=True):
+                    return ways
+            except Exception:  # as in `render`
+                continue
+        return False, False
 
     def _render(self, turns: Sequence[Turn], reply: bool) -> str:
+        if self._insists and turns[0].role is not Role.SYSTEM:
+            turns = [Turn(Role.SYSTEM, ""), *turns]
         messages = [
             {
                 "role": turn.role.value,
@@ -184,7 +191,7 @@ def take_apart(renderer: Renderer, split: Callable[[str], Sequence[Span]], syste
     Raises:
         TemplateError: the turns cannot be told apart.
     """
-    parts, system = _read_parts(renderer, split, system)
+    parts = _read_parts(renderer, split)
     start = _read_start(renderer, parts, system)
     return Skeleton(
         begin=start.begin,
@@ -202,17 +209,9 @@ def take_apart(renderer: Renderer, split: Callable[[str], Sequence[Span]], syste
     )
 
 
-def _read_parts(
-    renderer: Renderer, split: Callable[[str], Sequence[Span]], system: str | None
-) -> tuple[_Parts, str | None]:
-    base: list[Turn] = []
+def _read_parts(renderer: Renderer, split: Callable[[str], Sequence[Span]]) -> _Parts:
     ask, tell, more = Turn(Role.USER, _USER), Turn(Role.ASSISTANT, _ASSISTANT), Turn(Role.USER, _USER2)
-    try:
-        whole = renderer.render([ask, tell, more], reply=True)
-    except TemplateError:
-        base = [Turn(Role.SYSTEM, _SYSTEM)]  # some templates insist on a system turn
-        whole = renderer.render([*base, ask, tell, more], reply=True)
-        system = system or ""
+    whole = renderer.render([ask, tell, more], reply=True)
     head, joint, between, header = _around(whole, _USER, _ASSISTANT, _USER2)
     notes: list[str] = []
     lead = joint.removeprefix(header) if joint.startswith(header) else ""
@@ -222,9 +221,9 @@ def _read_parts(
         notes.append(
             f"a finished answer follows {joint!r} in the template, here {header!r}, after which it was written"
         )
-    ended = _around(renderer.render([*base, ask, tell], reply=False), _ASSISTANT)[-1]
+    ended = _around(renderer.render([ask, tell], reply=False), _ASSISTANT)[-1]
     close, opener = _split_between(between, ended, head, split)
-    return _Parts(head, opener, header, close, lead, tuple(notes)), system
+    return _Parts(head, opener, header, close, lead, tuple(notes))
 
 
 def _around(text: str, *marks: str) -> list[str]:
