@@ -47,6 +47,7 @@ class CausalModel:
         self.num_probes = 0 if rows is None else int(rows.probes.shape[0])
         self.num_added = 0 if rows is None else rows.num_added
         self._probes = None if rows is None else torch.from_numpy(rows.probes).to(self.device, self.dtype)
+        self.configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property

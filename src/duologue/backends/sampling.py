@@ -47,12 +47,14 @@ def _walk(scaled: FloatArray, top_k: int, top_p: float, uniform: float) -> int:
         cumulated = np.cumsum(np.exp(scaled[ids], dtype=np.float64))
         is_all = size == num_kept
         total = float(cumulated[-1]) if is_all else whole
+        is_enough = is_all
         if top_p < 1.0 and (is_all or cumulated[-1] >= top_p * total):
             cumulated = cumulated[: int(np.searchsorted(cumulated, top_p * total)) + 1]
             total = float(cumulated[-1])
-            is_all = True
-        index = int(np.searchsorted(cumulated, uniform * total, side="right"))
-        if index < len(cumulated) or is_all:
+            is_enough = True
+        target = uniform * total
+        if is_enough or (top_p == 1.0 and target < cumulated[-1]):
+            index = int(np.searchsorted(cumulated, target, side="right"))
             return int(ids[min(index, len(cumulated) - 1)])  # rounding can push `uniform` next to 1 past the end
         size = min(size * 8, num_kept)
 
