@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
         for entry in CATALOGUE
     ]
     adapters = [
-        {"name": name, "kind": adapter.kind, "states": [str(state) for state in adapter.states]}
-        for name, adapter in shipped().items()
+        {"name": adapter.name, "kind": adapter.kind, "states": [str(state) for state in adapter.states]}
+        for adapter in shipped()
     ]
     if args.json:
         print(json.dumps({"backends": backends, "models": models, "adapters": adapters}))
