@@ -47,7 +47,7 @@ class Prefixes:
         self._layouts = list(layouts)
         contexts = sorted({layout.context for layout in layouts if layout.context}, key=len)
         self.num_tokens = sum(map(len, contexts)) + sum(len(layout.text) for layout in layouts)
-        needed = self.num_tokens * kv_bytes_per_token(model)
+        needed = self.num_tokens * kv_bytes_per_token(model)  # raises for a model that cannot be trained so
         if max_bytes is not None and needed > max_bytes:
             raise UsageError(
                 f"the prefixes of {len(layouts)} samples need {needed / 2**30:.1f} GB and "
@@ -109,7 +109,8 @@ class Prefixes:
 def kv_bytes_per_token(model: PreTrainedModel) -> int:
     """Bytes of one token's keys and values over all layers, measured on one token."""
     with torch.inference_mode():
-        cache = decoder(model)(torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
+        output = decoder(model)(torch.zeros(1, 1, dtype=torch.long), use_cache=True)
+    cache = getattr(output, "past_key_values", None)
     return int(_segment(cache, 0, 0, 1).numel() * model.dtype.itemsize)
 
 
@@ -169,7 +170,7 @@ def _extend(
     return [_segment(output.past_key_values, row, offset, offset + length) for row, length in enumerate(lengths)]
 
 
-def _segment(cache: DynamicCache, row: int, start: int, end: int) -> Tensor:
+def _segment(cache: DynamicCache | None, row: int, start: int, end: int) -> Tensor:
     layers = getattr(cache, "layers", None)
     if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
         raise UnsupportedModel(

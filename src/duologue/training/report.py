@@ -17,8 +17,8 @@ from duologue.data.samples import Sample
 from duologue.types import InputState
 
 _PROCESS, _IGNORE = InputState.PROCESS, InputState.IGNORE
-_BASE = 0.3  # threshold of ignore in a calibrated set; the others are found relative to it
-_FACTORS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8)
+_BASE = 0.2  # threshold of ignore in a calibrated set; the others are found relative to it
+_FACTORS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.9, 3.5, 4.2, 5.0)
 
 Thresholds2 = tuple[Thresholds, Thresholds]
 """For an idle and for a speaking assistant."""

@@ -1,0 +1,226 @@
+"""Training rows on tiny models: cached prefixes are the plain ones; the loop learns, stops, goes on after a kill."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from duologue.adapters import Adapter  # noqa: E402
+from duologue.backends.reference import ReferenceBackend  # noqa: E402
+from duologue.backends.rows import Rows  # noqa: E402
+from duologue.core.backend import Extend  # noqa: E402
+from duologue.core.policy import Thresholds  # noqa: E402
+from duologue.data.samples import Sample  # noqa: E402
+from duologue.errors import BadData, UnsupportedModel, UsageError  # noqa: E402
+from duologue.template import Template  # noqa: E402
+from duologue.testing import tiny_model  # noqa: E402
+from duologue.training.layout import Layout, Layouts  # noqa: E402
+from duologue.training.prefixes import Prefixes, kv_bytes_per_token  # noqa: E402
+from duologue.training.report import calibrate, decide, groups, outcome  # noqa: E402
+from duologue.training.rows import Epoch, RowsModel, RowsSettings, label_tensors, score, train  # noqa: E402
+from duologue.types import InputState, Role, Turn  # noqa: E402
+from scripted import ByteTokenizer  # noqa: E402
+
+STATES = tuple(InputState)
+PROCESS, INCOMPLETE, IGNORE, STOP = STATES
+TALK = (Turn(Role.USER, "hi"), Turn(Role.ASSISTANT, "Hello, I was"))
+
+
+def random_layouts(num: int, seed: int = 0) -> list[Layout]:
+    rng = random.Random(seed)
+    contexts = [(), *(tuple(rng.randrange(4, 300) for _ in range(rng.randint(1, 9))) for _ in range(3))]
+    return [
+        Layout(rng.choice(contexts), tuple(rng.randrange(4, 300) for _ in range(rng.randint(1, 7)))) for _ in range(num)
+    ]
+
+
+def softmax(logits: "np.ndarray") -> "np.ndarray":
+    e = np.exp(logits - logits.max())
+    return e / e.sum()
+
+
+def rows_model(architecture: str, num_probes: int, seed: int = 0) -> RowsModel:
+    torch.manual_seed(seed)
+    model = RowsModel(tiny_model(architecture), STATES, range(10, 20), num_probes)
+    with torch.no_grad():
+        model.states.normal_()
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "mistral", "phi"])
+@pytest.mark.parametrize("num_probes", [1, 3])
+def test_what_training_scores_is_what_a_backend_reads(architecture: str, num_probes: int) -> None:
+    model = rows_model(architecture, num_probes)
+    layouts = random_layouts(24)
+    p = score(model, Prefixes(model.base, layouts), batch=7)
+    backend = ReferenceBackend(tiny_model(architecture), rows=model.rows())
+    vocab = backend.info.vocab_size
+    probe, watch = tuple(range(vocab, vocab + num_probes)), tuple(range(vocab + num_probes, vocab + num_probes + 4))
+    for layout, row in zip(layouts, p, strict=True):
+        seq = backend.fork(None)
+        step = backend.forward([Extend(seq, (*layout.context, *layout.text, *probe), watch=watch)])[0]
+        assert row == pytest.approx(step.p, abs=1e-4)
+
+
+def test_a_context_is_computed_and_kept_once() -> None:
+    layouts = [Layout((5, 6, 7, 8), (i,)) for i in range(10, 20)]
+    model = tiny_model("llama")
+    prefixes = Prefixes(model, layouts)
+    assert prefixes.num_tokens == 4 + 10
+    with pytest.raises(UsageError, match="--samples"):
+        Prefixes(model, layouts, max_bytes=13 * kv_bytes_per_token(model))
+    assert len(Prefixes(model, layouts, max_bytes=14 * kv_bytes_per_token(model))) == 10
+
+
+def test_a_recurrent_model_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="cannot"):
+        Prefixes(tiny_model("mamba"), random_layouts(2))
+
+
+def test_a_sample_is_laid_out_as_a_session_feeds_it() -> None:
+    tokenizer = ByteTokenizer()
+    template = Template.from_tokenizer(tokenizer)
+    alone = Layouts(template).of(Sample("what", INCOMPLETE, "own"))
+    assert alone.context == template.begin
+    assert (*alone.context, *alone.text) == (*template.begin, *template.user("what", first=True))
+    inside = Layouts(template).of(Sample("and", INCOMPLETE, "own", context=TALK, speaking=True))
+    expected = (
+        *template.begin,
+        *template.user("hi", first=True),
+        *template.header,
+        *template.answer("Hello, I was"),
+        *template.close,
+    )
+    assert inside == Layout(expected, template.user("and", first=False))
+    system = Layouts(template).of(Sample("what", INCOMPLETE, "own", system="Be brief."))
+    assert system.context == template.with_system("Be brief.").begin != template.begin
+
+
+def toy_set(num: int, seed: int) -> tuple[list[Sample], list[Layout]]:
+    """The state is told by the last token, as function words tell that more will come."""
+    rng = random.Random(seed)
+    samples, layouts = [], []
+    for layout in random_layouts(num, seed):
+        label = rng.randrange(4)
+        samples.append(Sample("…", STATES[label], "toy", speaking=rng.random() < 0.5))
+        layouts.append(Layout(layout.context, (*layout.text, 100 + 40 * label)))
+    return samples, layouts
+
+
+SETTINGS = RowsSettings(epochs=12, batch=16, lr=0.2)
+
+
+def trained(
+    settings: RowsSettings, *, checkpoint: Path | None = None, break_after: int | None = None
+) -> tuple[RowsModel, list[Epoch]]:
+    model = RowsModel(tiny_model("llama"), STATES, range(10, 20), settings.num_probes)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.states.normal_().mul_(0.01)
+    sets = []
+    for num, seed in ((240, 0), (80, 1)):
+        samples, layouts = toy_set(num, seed)
+        sets.append((samples, Prefixes(model.base, layouts)))
+
+    def stop_early(epoch: object) -> None:
+        if break_after is not None and getattr(epoch, "number", 0) >= break_after:
+            raise KeyboardInterrupt
+
+    history = train(model, STATES, sets[0], sets[1], settings, checkpoint=checkpoint, report=stop_early)
+    return model, history
+
+
+def test_training_learns_changes_no_weight_and_is_the_same_again() -> None:
+    model, history = trained(SETTINGS)
+    assert history[-1].dev_accuracy > 0.7, "a quarter is chance"
+    fresh = tiny_model("llama").state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in model.base.state_dict().items())
+    again, _ = trained(SETTINGS)
+    assert np.array_equal(model.rows().states, again.rows().states)
+
+
+def test_a_killed_run_goes_on_to_the_same_rows(tmp_path: Path) -> None:
+    whole, history = trained(SETTINGS)
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        trained(SETTINGS, checkpoint=path, break_after=3)
+    resumed, again = trained(SETTINGS, checkpoint=path)
+    assert len(again) == len(history)
+    np.testing.assert_allclose(resumed.rows().probes, whole.rows().probes, atol=1e-6)
+    np.testing.assert_allclose(resumed.rows().states, whole.rows().states, atol=1e-6)
+    with pytest.raises(UsageError, match="other settings"):
+        trained(replace(SETTINGS, lr=1e-3), checkpoint=path)
+
+
+def test_training_ends_when_it_no_longer_gets_better() -> None:
+    _, history = trained(replace(SETTINGS, epochs=40, patience=1))
+    assert len(history) < 40
+
+
+def test_a_state_without_samples_is_refused() -> None:
+    model = rows_model("llama", 1)
+    samples = [Sample("a", PROCESS, "own"), Sample("b", IGNORE, "own")]
+    data = (samples, Prefixes(model.base, random_layouts(2)))
+    with pytest.raises(BadData, match="incomplete, stop"):
+        train(model, STATES, data, data, SETTINGS)
+
+
+def test_accepted_states_count_less_than_the_label_and_rare_states_more() -> None:
+    samples = [Sample("a", IGNORE, "own", accept=(INCOMPLETE,)), *[Sample("b", PROCESS, "own")] * 3]
+    targets, weights = label_tensors(samples, STATES, RowsSettings(accepted_weight=0.4, balance=1.0))
+    assert targets[0].tolist() == pytest.approx([0.0, 0.4, 1.0, 0.0])
+    assert float(weights[0] / weights[1]) == pytest.approx(3.0)
+    assert float(weights.mean()) == pytest.approx(1.0)
+
+
+def test_outcome_counts_as_the_paper_does() -> None:
+    samples = [
+        Sample("a", PROCESS, "own"),
+        Sample("b", PROCESS, "own"),
+        Sample("c", IGNORE, "own", accept=(INCOMPLETE,)),
+        Sample("d", IGNORE, "own"),
+        Sample("e", INCOMPLETE, "own"),
+    ]
+    result = outcome(samples, [PROCESS, IGNORE, INCOMPLETE, PROCESS, PROCESS])
+    assert result.answer_f1 == pytest.approx(2 / (2 + 1 + 1))
+    assert result.false_answers == pytest.approx(0.5)
+    assert result.recall == {"process": 0.5, "incomplete": 0.0, "ignore": 0.5}
+    assert result.accuracy == pytest.approx(2 / 5)
+    assert result.confusion["ignore"] == {"process": 1, "incomplete": 1, "ignore": 0, "stop": 0}
+    assert groups(samples, [PROCESS] * 5)["over_an_answer"]["n"] == 0
+
+
+def test_calibration_trades_false_answers_and_sets_the_two_cases_apart() -> None:
+    rng = np.random.default_rng(0)
+    samples, p = [], []
+    for i in range(600):
+        state, speaking = (PROCESS, IGNORE)[i % 2], i % 4 < 2
+        # over an answer this model is too eager: without calibration it answers most of what it should ignore
+        lean = rng.normal() + (1.0 if state is PROCESS else -1.0) + (1.5 if speaking else 0.0)
+        answer = 1 / (1 + np.exp(-2 * lean))
+        samples.append(Sample("…", state, "own", speaking=speaking))
+        p.append([0.98 * answer, 0.01, 0.98 * (1 - answer), 0.01])
+    table = np.array(p, dtype=np.float32)
+    before = outcome(samples, decide(table, samples, STATES))
+    idle, speaking = calibrate(samples, table, STATES)
+    after = outcome(samples, decide(table, samples, STATES, (idle, speaking)))
+    assert speaking.process > idle.process
+    assert before.false_answers is not None
+    assert after.false_answers is not None
+    assert after.false_answers < 0.6 * before.false_answers
+    assert calibrate([], np.zeros((0, 4), np.float32), STATES) == (Thresholds(), Thresholds())
+
+
+def test_trained_rows_become_an_adapter_that_backends_take(tmp_path: Path) -> None:
+    model = rows_model("llama", 2)
+    Adapter("rows", STATES, rows=model.rows()).save(tmp_path)
+    rows = Adapter.load(tmp_path).rows
+    assert isinstance(rows, Rows)
+    model.set_rows(Rows(rows.probes * 0, rows.states * 0))
+    assert not model.rows().probes.any()
+    model.set_rows(rows)
+    np.testing.assert_allclose(model.rows().probes, rows.probes, rtol=1e-6)
