@@ -7,7 +7,6 @@ has heard of it. Commands change only what is wanted; what that means for the KV
 every piece of work gets a ticket, and a result whose ticket is no longer wanted is discarded (design rule 9).
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,7 +16,6 @@ from duologue.core import layout
 from duologue.core.answer import Answer
 from duologue.core.backend import Draw, Extend, Sampling, Step
 from duologue.core.chance import uniform
-from duologue.core.channel import Channel
 from duologue.core.events import (
     Committed,
     Decided,
@@ -39,10 +37,12 @@ from duologue.core.events import (
     Withdrawn,
 )
 from duologue.core.input import Input
+from duologue.core.memory import Memory
 from duologue.core.plan import Plan
 from duologue.core.planner import Planner
 from duologue.core.policy import Policy
 from duologue.core.probe import Probe
+from duologue.core.rebuild import Rebuild
 from duologue.core.transitions import Floor, Interruptible, Transition, transition
 from duologue.core.utterance import Utterance
 from duologue.errors import ContextOverflow, TemplateError, UsageError
@@ -51,7 +51,6 @@ from duologue.tokenizer import well_formed
 from duologue.types import InputState, Role, Token, Turn
 
 MAX_SUSPENDED = 2  # answers that can be resumed; older ones are released
-_REMEMBERED = 32  # utterances of earlier turns of which late words are still recognised as such
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +88,6 @@ class Phase(StrEnum):
     OVERLAP = "overlap"
 
 
-@dataclass(slots=True)
-class _Rebuild:
-    """A shorter context in the making, while the old one serves (design rule 10)."""
-
-    channel: Channel
-    turns_dropped: int
-    turns_laid: int  # turns of the history that are accounted for, dropped ones included
-
-
 class Session:
     """One conversation: the live branch, one input, one answer, and the answers that were cut."""
 
@@ -130,9 +120,8 @@ class Session:
         self._input: Input | None = None
         self._answer: Answer | None = None
         self._suspended: list[Answer] = []
-        self._rebuild: _Rebuild | None = None
-        self._past: OrderedDict[str, str] = OrderedDict()  # utterances that became part of a turn, and their text then
-        self._dropped: OrderedDict[str, str] = OrderedDict()
+        self._rebuild: Rebuild | None = None
+        self._memory = Memory()
         self._trunk = self._cache.open(self._lay_out(history))
         self._history.extend(history)
         self._apply: dict[Transition, Callable[[Input], None]] = {
@@ -226,25 +215,29 @@ class Session:
         answer, listening = self._answer, self._input
         known = listening.find(utterance) if listening else None
         answered = answer.find(utterance) if answer else None
-        if self._is_nothing_new(utterance, text, final, known):
+        grown = known or answered
+        if grown is not None and grown.text == text and not final:
+            return self._drain()
+        if grown is None and self._memory.was_dropped(utterance, text, final=final):
             return self._drain()
         self._emit(Received(self.now, utterance, text, final))
         if answer and answered and answered.text == text:
             answered.final = True  # only the end is new
-            self._past.pop(utterance, None)
+            self._memory.end(utterance)
             self._release_if_sure(answer)
             return self._drain()
         if answer and answered and not answer.num_heard:
             listening, known = self._take_back(answer), answered
+        num_answered = self._memory.num_answered(utterance, text)
         if known is None:
-            known = Utterance(utterance, skip=self._skip(utterance, text))
-            if not text[known.skip :].strip() and (final or known.skip):
+            if not text[num_answered:].strip() and (final or num_answered):
                 return self._drain()  # nothing was said, or nothing more
+            known = Utterance(utterance)
             if listening is None:
                 listening = self._input = Input([], self.now)
             listening.utterances.append(known)
         assert listening is not None, "a known utterance is part of an input"
-        grew, known.text, known.final = known.text != text, text, final
+        grew, known.text, known.final, known.skip = known.text != text, text, final, num_answered
         if grew:
             self._words_changed(listening)
         if known.final and not listening.text and self._input is listening:
@@ -439,13 +432,6 @@ class Session:
 
     # ------------------------------------------------------------------ listening
 
-    def _is_nothing_new(self, utterance: str, text: str, final: bool, known: Utterance | None) -> bool:
-        if self._dropped.get(utterance) == text:  # words that were judged and dropped; only their end may be new
-            if final:
-                del self._dropped[utterance]
-            return True
-        return known is not None and known.text == text and not final
-
     def _live_end(self) -> tuple[int, tuple[Token, ...], bool]:
         """Where the next user turn forks from the trunk, what opens it there, and whether it is the first."""
         answer, note, was_cut = self._answer, self.policy.cut_note, self._was_cut
@@ -471,17 +457,6 @@ class Session:
         elif listening.channel is not None:
             listening.channel.replace_tail(listening.at, (*listening.opening, *ids))
 
-    def _skip(self, utterance: str, text: str) -> int:
-        """Characters of `text` that were part of an earlier turn already."""
-        before = self._past.get(utterance)
-        if before is None:
-            return 0
-        if text.startswith(before):
-            return len(before)
-        words = len(before.split())  # revised since: leave out as many words
-        rest = text.split(maxsplit=words)
-        return len(text) - len(rest[words]) if len(rest) > words else len(text)
-
     def _judge(self, listening: Input, p: tuple[float, ...]) -> None:
         floor, answer = self.floor, self._answer
         speaking = floor is Floor.SPEAKING
@@ -504,9 +479,7 @@ class Session:
     def _drop(self, listening: Input, reason: str) -> None:
         self._unseat(listening)
         self._input = None
-        for utterance in listening.utterances:
-            if not utterance.final:
-                _remember(self._dropped, utterance)
+        self._memory.drop(listening.utterances)
         self._emit(Dropped(self.now, listening.id, listening.text, reason))
         cut = listening.interrupted
         if cut in self._suspended and self._is_exact(cut) and reason in (InputState.IGNORE, "patience", "retracted"):
@@ -541,8 +514,7 @@ class Session:
         words = self._cache.fork(self._trunk, answer.mark)
         self._trunk.shorten(answer.turn_at)
         self._answer = None
-        for utterance in answer.utterances:
-            self._past.pop(utterance.id, None)
+        self._memory.take_back(answer.utterances)
         turn.at, turn.opening, turn.is_first = self._live_end()
         turn.channel = words
         self._emit(TakenBack(self.now, answer.id))
@@ -603,9 +575,7 @@ class Session:
             begun_at=self.now,
         )
         self._num_answers += 1
-        for utterance in utterances:
-            if not utterance.final:
-                _remember(self._past, utterance)
+        self._memory.answer(utterances)
         return self._answer
 
     def _speak_up(self) -> None:
@@ -797,52 +767,39 @@ class Session:
         return needed <= self.config.max_length
 
     def _start_rebuild(self) -> None:
-        """Lay system prompt and newest turns into a new sequence, to be fed in chunks while the old one serves."""
-        if self._rebuild is not None:
-            return
-        budget = self.config.max_length // 2 - len(self.template.begin)
-        kept = layout.newest_that_fit(self.template, self._history, budget)
-        dropped = len(self._history) - kept
-        items = [*self.template.begin, *layout.lay_out(self.template, self._history[dropped:])]
-        self._rebuild = _Rebuild(self._cache.open(items), dropped, len(self._history))
+        if self._rebuild is None:
+            self._rebuild = Rebuild(self.template, self._history, self.config.max_length // 2, self._cache)
 
     def _swap_if_rebuilt(self) -> None:
         rebuild = self._rebuild
-        if rebuild is None or self._answer is not None or rebuild.channel.num_pending:
-            return
-        if rebuild.turns_laid < len(self._history):  # turns were committed meanwhile
-            new = self._history[rebuild.turns_laid :]
-            last = self._history[rebuild.turns_laid - 1].role if rebuild.turns_laid > rebuild.turns_dropped else None
-            rebuild.channel.items.extend(layout.lay_out(self.template, new, last))
-            rebuild.turns_laid = len(self._history)
-            return
-        self._rebuild = None
+        if rebuild is not None and self._answer is None and rebuild.catch_up(self._history):
+            self._rebuild = None
+            self._swap(rebuild)
+
+    def _swap(self, rebuild: Rebuild) -> None:
+        """The rebuilt context is the live branch from now on."""
         self._release_suspended()
         self._unseat(self._input)
         self._cache.free(self._trunk)
         self._trunk = rebuild.channel
-        del self._history[: rebuild.turns_dropped]
-        self._emit(Trimmed(self.now, rebuild.turns_dropped, len(self._trunk.items)))
+        del self._history[: rebuild.num_dropped]
+        self._emit(Trimmed(self.now, rebuild.num_dropped, len(self._trunk.items)))
         if self._input is not None and self._input.deferred:
             self._promote(self._input)
 
     def _trim_at_once(self) -> bool:
         """Leave out the older half, and feed the rest anew. Returns whether there was anything to leave out."""
-        budget = len(self._trunk.items) // 2 - len(self.template.begin)
-        kept = layout.newest_that_fit(self.template, self._history, budget)
-        dropped = len(self._history) - kept
-        if dropped:
-            items = [*self.template.begin, *layout.lay_out(self.template, self._history[dropped:])]
-            self._cache.free(self._trunk)
-            self._trunk = self._cache.open(items)
-            del self._history[:dropped]
-            self._emit(Trimmed(self.now, dropped, len(items)))
-        return dropped > 0
+        rebuild = Rebuild(self.template, self._history, len(self._trunk.items) // 2, self._cache)
+        if rebuild.num_dropped:
+            self._swap(rebuild)
+            return True
+        self._cache.free(rebuild.channel)
+        return False
 
     def _forget_turns(self, num_kept: int) -> None:
         """Turns behind the first `num_kept` are open again."""
         del self._history[num_kept:]
-        if self._rebuild is not None and self._rebuild.turns_laid > num_kept:
+        if self._rebuild is not None and self._rebuild.num_laid > num_kept:
             self._abandon_rebuild()  # it has them as they were; it is begun anew when a turn ends
 
     def _abandon_rebuild(self) -> None:
@@ -882,9 +839,3 @@ class Session:
 def _turns_of(answer: Answer) -> list[Turn]:
     said = Turn(Role.ASSISTANT, answer.heard_text)
     return [said] if answer.user_text is None else [Turn(Role.USER, answer.user_text), said]
-
-
-def _remember(where: OrderedDict[str, str], utterance: Utterance) -> None:
-    where[utterance.id] = utterance.text
-    while len(where) > _REMEMBERED:
-        where.popitem(last=False)
