@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from gguf.quants import dequantize, quantize
 
 from duologue.backends.rows import Rows
 from duologue.errors import AdapterMismatch, BrokenModel, ModelNotFound, UnsupportedModel, UsageError
+from duologue.gguf_header import read_header
 from duologue.types import InputState
 
 FORMAT_VERSION = 1
@@ -54,6 +55,8 @@ class GgufFacts:
     base_vocab_size: int  # ids of the base model
     num_added: int  # adapter rows already in the file
     hidden_size: int
+    num_layers: int
+    context_length: int  # that the model was made for
     is_tied: bool  # one matrix embeds the input and scores the output
     input_scale: float  # the model multiplies embeddings by this
     output_scale: float  # and its logits by this
@@ -68,7 +71,27 @@ def read_facts(path: Path | str) -> GgufFacts:
         BrokenModel: not a GGUF file, or a damaged one.
         UnsupportedModel: the model scales its logits in a way not known here.
     """
-    return _facts(_open(Path(path)), Path(path))
+    path = Path(path)
+    header = read_header(path)
+    values = header.values
+    arch = values.get("general.architecture")
+    if arch is None or len(header.shapes.get(_INPUT, ())) != 2:
+        raise BrokenModel(f"{path} has no architecture or no {_INPUT}; it is not a language model")
+    width, vocab_size = header.shapes[_INPUT]
+    input_scale, output_scale = _scales(values, arch, width, path)
+    return GgufFacts(
+        architecture=arch,
+        vocab_size=vocab_size,
+        base_vocab_size=int(values.get("duologue.base_vocab_size", vocab_size)),
+        num_added=int(values.get("duologue.num_added", 0)),
+        hidden_size=width,
+        num_layers=int(values.get(f"{arch}.block_count", 0)),
+        context_length=int(values.get(f"{arch}.context_length", 0)),
+        is_tied=_OUTPUT not in header.shapes,
+        input_scale=input_scale,
+        output_scale=output_scale,
+        weights=_weights_label(int(values.get("general.file_type", -1))),
+    )
 
 
 def convert(
@@ -102,8 +125,8 @@ def convert(
         UsageError: an unknown weight type, names that are taken, or a source that has rows already.
     """
     source, target = Path(source), Path(target)
+    facts = read_facts(source)
     reader = _open(source)
-    facts = _facts(reader, source)
     kind = _weight_type(weights)
     names = _check_rows(facts, rows, names, source)
     if target.resolve() == source.resolve():
@@ -116,6 +139,7 @@ def convert(
         _copy_metadata(reader, writer, weights, skip=_replaced_keys(facts) if rows is not None else ())
         if rows is not None:
             _extend_vocabulary(reader, writer, facts, names, vocab_size)
+            writer.add_uint32("duologue.num_probes", rows.probes.shape[0])
         for item in plan:
             rows_, width = item.shape
             block, size = GGML_QUANT_SIZES[item.kind]
@@ -166,8 +190,6 @@ def cached_gguf(
 
 
 def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise ModelNotFound(f"there is no file {path}; give the path of a GGUF file")
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
@@ -179,26 +201,6 @@ def _value(reader: Any, key: str, default: Any = None) -> Any:
     return default if field is None else field.contents()
 
 
-def _facts(reader: Any, path: Path) -> GgufFacts:
-    arch = _value(reader, "general.architecture")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    if arch is None or _INPUT not in tensors:
-        raise BrokenModel(f"{path} has no architecture or no {_INPUT}; it is not a language model")
-    width, vocab_size = (int(n) for n in tensors[_INPUT].shape)
-    input_scale, output_scale = _scales(reader, arch, width, path)
-    return GgufFacts(
-        architecture=arch,
-        vocab_size=vocab_size,
-        base_vocab_size=int(_value(reader, "duologue.base_vocab_size", vocab_size)),
-        num_added=int(_value(reader, "duologue.num_added", 0)),
-        hidden_size=width,
-        is_tied=_OUTPUT not in tensors,
-        input_scale=input_scale,
-        output_scale=output_scale,
-        weights=_weights_label(int(_value(reader, "general.file_type", -1))),
-    )
-
-
 def _weights_label(file_type: int) -> str:
     try:
         return str(LlamaFileType(file_type).name.removeprefix("ALL_").removeprefix("MOSTLY_"))
@@ -206,10 +208,10 @@ def _weights_label(file_type: int) -> str:
         return "mixed"
 
 
-def _scales(reader: Any, arch: str, width: int, path: Path) -> tuple[float, float]:
+def _scales(values: Mapping[str, Any], arch: str, width: int, path: Path) -> tuple[float, float]:
     """By what llama.cpp multiplies embeddings and logits, per architecture (its graph code, not the file, decides)."""
-    embedding = float(_value(reader, f"{arch}.embedding_scale", 0.0))
-    logit = float(_value(reader, f"{arch}.logit_scale", 0.0))
+    embedding = float(values.get(f"{arch}.embedding_scale", 0.0))
+    logit = float(values.get(f"{arch}.logit_scale", 0.0))
     if arch.startswith("gemma"):
         return math.sqrt(width), 1.0
     if arch == "minicpm3":

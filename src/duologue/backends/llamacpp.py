@@ -84,6 +84,7 @@ class LlamaCppBackend(Backend):
             model = library.LoadedModel(Path(model_path))
             self._closing.callback(model.close)
             self._softcap = model.softcap
+            self._num_probes = model.num_probes
             self._file_vocab_size = model.vocab_size
             vocab_size, added = _split_vocabulary(model, base_vocab_size, num_added)
             self._info = BackendInfo(
@@ -151,6 +152,8 @@ class LlamaCppBackend(Backend):
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
         self._check_open()
         check_batch(self._info, batch)
+        if self._num_probes is not None:
+            _check_added(self._info.vocab_size, self._num_probes, batch)
         self._check_room(batch)
         last = self._fill(batch)
         status = ll.llama_decode(self._context, self._batch)
@@ -332,6 +335,16 @@ def _split_vocabulary(model: library.LoadedModel, base: int | None, added: int |
             "add the rows with duologue.gguf_files.convert"
         )
     return base, added
+
+
+def _check_added(vocab_size: int, num_probes: int, batch: Sequence[Extend]) -> None:
+    first_state = vocab_size + num_probes
+    for extend in batch:
+        if max(extend.tokens) >= first_state:
+            raise UsageError(f"id {max(extend.tokens)} is a state of the adapter; states are watched, never fed")
+        for token in extend.watch:
+            if vocab_size <= token < first_state:
+                raise UsageError(f"id {token} is a probe token of the adapter; probes are fed, never watched")
 
 
 def _decode_error(status: int) -> EngineError:

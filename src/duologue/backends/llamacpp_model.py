@@ -18,6 +18,9 @@ BASE_VOCAB_KEY = "duologue.base_vocab_size"
 NUM_ADDED_KEY = "duologue.num_added"
 """Metadata key: how many added ids follow them; what comes after is padding."""
 
+NUM_PROBES_KEY = "duologue.num_probes"
+"""Metadata key: how many of the added ids are probe tokens; they come first."""
+
 _messages: deque[str] = deque(maxlen=20)
 _lock = threading.Lock()
 _is_ready = False
@@ -109,6 +112,11 @@ class LoadedModel:
     def num_added(self) -> int:
         """Adapter rows in this file."""
         return self.number(NUM_ADDED_KEY) or 0
+
+    @property
+    def num_probes(self) -> int | None:
+        """How many of the adapter rows are probe tokens."""
+        return self.number(NUM_PROBES_KEY)
 
     @property
     def context_length(self) -> int:
