@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from duologue.data import corpus, forms, phrases
-from duologue.data.build import Recipe, build
+from duologue.data.build import SPLITS, Pools, Recipe, build
 from duologue.data.samples import Sample, read_samples, write_samples
 from duologue.data.unseen import unseen
 from duologue.errors import BadData, UsageError
@@ -138,6 +138,16 @@ def test_unseen_sources_and_kept_documents_are_never_trained_on(sources: Path) -
     dev_stops = {line for line in own["stop"] if corpus.part_of(line) >= 0.82}
     assert stops
     assert not stops & dev_stops
+
+
+def test_documents_are_in_one_split_only(sources: Path) -> None:
+    for split, (low, high) in SPLITS.items():
+        pools = Pools(sources, RECIPE, split)
+        items = [item for pool in (pools.queries, pools.background) for found in pool.values() for item in found]
+        talks = [dialogue for found in pools.dialogues.values() for dialogue in found]
+        assert items
+        assert talks
+        assert all(low <= item.part < high for item in (*items, *talks, *pools.stops))
 
 
 def test_the_test_covers_unseen_sources_idle_and_over_an_answer(sources: Path) -> None:

@@ -23,7 +23,7 @@ from duologue.training.prefixes import Prefixes, kv_bytes_per_token  # noqa: E40
 from duologue.training.report import calibrate, decide, groups, outcome  # noqa: E402
 from duologue.training.rows import Epoch, RowsModel, RowsSettings, label_tensors, score, train  # noqa: E402
 from duologue.types import InputState, Role, Turn  # noqa: E402
-from scripted import ByteTokenizer  # noqa: E402
+from scripted import CHATML, ByteTokenizer  # noqa: E402
 
 STATES = tuple(InputState)
 PROCESS, INCOMPLETE, IGNORE, STOP = STATES
@@ -81,9 +81,16 @@ def test_a_recurrent_model_is_refused() -> None:
         Prefixes(tiny_model("mamba"), random_layouts(2))
 
 
-def test_a_sample_is_laid_out_as_a_session_feeds_it() -> None:
-    tokenizer = ByteTokenizer()
-    template = Template.from_tokenizer(tokenizer)
+FOLDED = (  # the system text stands in the first user's turn
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + (m.content | trim) + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("chat_template", [CHATML, FOLDED])
+def test_a_sample_is_laid_out_as_a_session_feeds_it(chat_template: str) -> None:
+    template = Template.from_tokenizer(ByteTokenizer(chat_template), system="Be kind.")
     alone = Layouts(template).of(Sample("what", INCOMPLETE, "own"))
     assert alone.context == template.begin
     assert (*alone.context, *alone.text) == (*template.begin, *template.user("what", first=True))
@@ -96,8 +103,10 @@ def test_a_sample_is_laid_out_as_a_session_feeds_it() -> None:
         *template.close,
     )
     assert inside == Layout(expected, template.user("and", first=False))
+    brief = template.with_system("Be brief.")
     system = Layouts(template).of(Sample("what", INCOMPLETE, "own", system="Be brief."))
-    assert system.context == template.with_system("Be brief.").begin != template.begin
+    assert (*system.context, *system.text) == (*brief.begin, *brief.user("what", first=True))
+    assert (*system.context, *system.text) != (*alone.context, *alone.text)
 
 
 def toy_set(num: int, seed: int) -> tuple[list[Sample], list[Layout]]:
