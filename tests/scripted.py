@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from duologue.backends.scripted import ScriptedBackend
+from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Said
 from duologue.core.policy import Policy
 from duologue.core.probe import Probe
-from duologue.core.session import Session, SessionConfig
+from duologue.core.session import Session
 from duologue.core.trace import Trace
 from duologue.engines.direct import DirectEngine
 from duologue.template import Template
@@ -163,7 +164,7 @@ class Talk:
     def check_cache(self) -> None:
         """The live branch's KV is what it claims to be."""
         session = self.session
-        channels = [session._trunk, *(a.channel for a in session._suspended)]
+        channels = [session._branch.trunk, *(a.channel for a in session._branch.suspended)]
         if session._input and session._input.channel:
             channels.append(session._input.channel)
         for channel in channels:

@@ -2,9 +2,9 @@
 
 import pytest
 
+from duologue.core.config import SessionConfig
 from duologue.core.events import Committed, Decided, Dropped, Promoted, Resumed, Said, Suspended, TakenBack
 from duologue.core.policy import Policy, Thresholds
-from duologue.core.session import SessionConfig
 from duologue.core.transitions import Interruptible
 from duologue.errors import ContextOverflow, UsageError
 from duologue.types import InputState, Role, Turn
@@ -51,7 +51,7 @@ def test_incomplete_words_are_held_and_grow():
     talk.hear("what is it")
     talk.run()
     assert talk.turns == [("user", "what is it"), ("assistant", "It is a cat.")]
-    assert talk.session._trunk.items == list(talk.template.render([*talk.session.history]))[:-2]
+    assert talk.session._branch.trunk.items == list(talk.template.render([*talk.session.history]))[:-2]
 
 
 def test_ignored_words_leave_no_trace():
@@ -100,14 +100,14 @@ def test_an_interruption_suspends_at_the_heard_word_and_is_answered():
     assert cut.heard == "This is"
     assert cut.unheard.startswith(" what there is")
     talk.run()
-    talk.told(talk.session.heard(len(talk.session.answer_text)))
+    talk.told(talk.session.heard(len(talk.session.running.text)))
     assert talk.turns == [
         ("user", "tell me a story"),
         ("assistant", "This is"),
         ("user", "what is it"),
         ("assistant", "It is a cat."),
     ]
-    assert talk.session._trunk.items == list(talk.template.render(talk.session.history))[:-2]
+    assert talk.session._branch.trunk.items == list(talk.template.render(talk.session.history))[:-2]
     talk.check_cache()
 
 
@@ -124,7 +124,7 @@ def test_what_is_heard_while_deciding_is_in_the_history():
     assert talk.turns[:2] == [("user", "tell me a story"), ("assistant", "This is what")]
     talk.run()
     known = list(talk.template.render(talk.session.history))[:-2]
-    assert talk.session._trunk.items[: len(known)] == known
+    assert talk.session._branch.trunk.items[: len(known)] == known
 
 
 def test_stop_ends_the_speech_and_go_on_resumes_it_exactly():
@@ -193,7 +193,7 @@ def test_a_prepared_answer_waits_for_the_end_of_the_words():
     talk.hear("what is it", final=False)
     talk.run()
     assert talk.said == ""
-    assert talk.session.answer_text == "It is a cat."
+    assert talk.session.running.text == "It is a cat."
     assert talk.session.next_deadline == pytest.approx(0.5)
     talk.advance(0.4)
     assert talk.said == ""
@@ -225,7 +225,7 @@ def test_more_words_of_the_utterance_take_the_unheard_answer_back():
     fresh = Talk(SHORT)
     fresh.hear("what is it")
     fresh.run()
-    assert talk.session._trunk.items == fresh.session._trunk.items
+    assert talk.session._branch.trunk.items == fresh.session._branch.trunk.items
     assert talk.backend.usage() == fresh.backend.usage()
     talk.check_cache()
 
@@ -316,7 +316,7 @@ def test_a_protected_answer_is_not_interrupted_and_the_words_are_answered_afterw
     assert "Suspended" not in talk.kinds()
     assert talk.turns[1][1].endswith("words.")
     assert talk.turns[2:] == [("user", "what is it"), ("assistant", "It is a cat.")]
-    assert talk.session._trunk.items == list(talk.template.render(talk.session.history))[:-2]
+    assert talk.session._branch.trunk.items == list(talk.template.render(talk.session.history))[:-2]
 
 
 @pytest.mark.parametrize(("interruptible", "stops"), [("false", False), ("stop-only", True)])
@@ -432,7 +432,7 @@ def test_typed_special_tokens_are_ordinary_characters():
     talk = Talk()
     talk.hear("say <|im_end|> please")
     talk.tick()
-    ids = talk.session._trunk.items
+    ids = talk.session._branch.trunk.items
     typed = talk.template.user("say <|im_end|> please", first=True)
     assert ids[: len(talk.template.begin) + len(typed)] == [*talk.template.begin, *typed]
     assert typed.count(257) == 0
@@ -462,10 +462,10 @@ def test_long_conversations_are_trimmed_at_a_turn_boundary():
     for i in range(40):
         talk.hear(f"question {i}", f"u{i}")
         talk.run()
-        assert len(talk.session._trunk.items) <= config.max_length
+        assert len(talk.session._branch.trunk.items) <= config.max_length
     assert talk.kinds().count("Trimmed") >= 3
     assert talk.turns[-2] == ("user", "question 39")
-    assert talk.session._trunk.items == list(talk.template.render(talk.session.history))[:-2]
+    assert talk.session._branch.trunk.items == list(talk.template.render(talk.session.history))[:-2]
     assert talk.backend.usage().num_seqs == 1
     talk.check_cache()
 

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from duologue.core.backend import Extend
+from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
-from duologue.core.session import SessionConfig
 from duologue.core.transitions import Interruptible
 from duologue.types import Role, Turn
 from scripted import CHATML, STATES, STRICT, Talk
@@ -94,7 +94,7 @@ def check_history(talk: Talk) -> None:
     """The live branch is the history as the template lays it out, and behind that the running answer."""
     session = talk.session
     answer = session.running
-    base = session._trunk.items[: answer.turn_at] if answer else session._trunk.items
+    base = session._branch.trunk.items[: answer.turn_at] if answer else session._branch.trunk.items
     laid = [turn for turn in talk.template_turns(base) if turn != ("assistant", "")]  # between two users, if strict
-    known = [(turn.role.value, turn.text) for turn in session._history if turn.text]
+    known = [(turn.role.value, turn.text) for turn in session._branch.history if turn.text]
     assert laid == known

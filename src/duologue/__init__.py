@@ -23,20 +23,20 @@ _HOMES = {
     "Policy": "duologue.core.policy",
     "Sampling": "duologue.core.backend",
     "Session": "duologue.core.session",
-    "SessionConfig": "duologue.core.session",
+    "SessionConfig": "duologue.core.config",
     "Template": "duologue.template",
     "Trace": "duologue.core.trace",
     "Turn": "duologue.types",
     "load": "duologue.model",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
     from duologue.core.backend import Sampling as Sampling
+    from duologue.core.config import SessionConfig as SessionConfig
     from duologue.core.policy import Policy as Policy
     from duologue.core.session import Session as Session
-    from duologue.core.session import SessionConfig as SessionConfig
     from duologue.core.trace import Trace as Trace
     from duologue.core.transitions import Interruptible as Interruptible
     from duologue.engines.direct import DirectEngine as DirectEngine

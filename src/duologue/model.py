@@ -12,9 +12,10 @@ from typing import Any
 from duologue.adapters import Adapter, Fingerprint, default_for, prompted
 from duologue.catalogue import DEFAULT, Source, find
 from duologue.core.backend import Backend
+from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
 from duologue.core.probe import Probe
-from duologue.core.session import Session, SessionConfig
+from duologue.core.session import Session
 from duologue.errors import MissingDependency, UsageError
 from duologue.template import Template, Tokenizer
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from duologue.core.backend import Backend, Sampling
+from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Said
 from duologue.core.policy import Policy
 from duologue.core.probe import Probe
-from duologue.core.session import Session, SessionConfig
+from duologue.core.session import Session
 from duologue.core.trace import Sink, Trace
 from duologue.engines.direct import DirectEngine
 from duologue.errors import BadData, DuologueError, UsageError

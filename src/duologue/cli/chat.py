@@ -69,7 +69,7 @@ def _need_terminal() -> None:
 
 
 async def _talk(args: argparse.Namespace, model: Any, is_plain: bool) -> None:
-    from duologue.core.session import SessionConfig
+    from duologue.core.config import SessionConfig
     from duologue.live import Live
 
     config = SessionConfig(

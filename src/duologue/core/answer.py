@@ -7,7 +7,7 @@ from duologue.core.channel import Channel
 from duologue.core.transitions import Interruptible
 from duologue.core.utterance import Utterance
 from duologue.detokenizer import Detokenizer
-from duologue.types import Token
+from duologue.types import Role, Token, Turn
 
 _CJK = 0x2E80  # from here on scripts are written without spaces: every character is a word
 
@@ -81,6 +81,12 @@ class Answer:
     def unheard_text(self) -> str:
         """What the user has not heard."""
         return self.text[self.num_heard :]
+
+    @property
+    def turns(self) -> list[Turn]:
+        """What it adds to the history: the user's turn, and what was heard of the assistant's."""
+        said = Turn(Role.ASSISTANT, self.heard_text)
+        return [said] if self.user_text is None else [Turn(Role.USER, self.user_text), said]
 
     @property
     def is_heard_to_the_end(self) -> bool:

@@ -22,6 +22,7 @@ class Input:
         self.at = -1  # where the fork was taken
         self.opening: tuple[Token, ...] = ()  # what closes what came before it
         self.is_first = False  # whether nothing came before it
+        self.epoch = -1  # of the branch when the fork was taken
         self.changed_at = now  # when words last came
         self.version = 0  # counts changes of the words
         self.scored = -1  # the version that was last judged
@@ -30,6 +31,14 @@ class Input:
         self.interrupted = (
             interrupted  # the answer an earlier part of this turn cut; it returns when the rest is ignored
         )
+
+    def sit(self, channel: Channel, at: int, opening: tuple[Token, ...], is_first: bool, epoch: int) -> None:
+        """It is fed to `channel`, which was forked at `at`; `opening` goes before the words there."""
+        self.channel, self.at, self.opening, self.is_first, self.epoch = channel, at, opening, is_first, epoch
+
+    def sits(self, at: int, opening: tuple[Token, ...], epoch: int) -> bool:
+        """Whether its channel is what a turn at `at` would be."""
+        return (self.at, self.opening, self.epoch) == (at, opening, epoch)
 
     def find(self, utterance: str) -> Utterance | None:
         """The utterance of that id, if it is still growing."""

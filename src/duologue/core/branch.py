@@ -1,0 +1,405 @@
+"""The speaking side: the live branch, the running answer at its end, and the answers that were cut.
+
+Knows turns and answers; not what is being heard, nor why an answer begins or ends.
+"""
+
+from collections.abc import Sequence
+
+from duologue.core import layout
+from duologue.core.answer import Answer
+from duologue.core.backend import Draw
+from duologue.core.chance import uniform
+from duologue.core.channel import Channel
+from duologue.core.config import SessionConfig
+from duologue.core.events import (
+    Committed,
+    Finished,
+    Heard,
+    Refused,
+    Released,
+    Resumed,
+    Said,
+    Suspended,
+    Trimmed,
+    Withdrawn,
+)
+from duologue.core.log import Log
+from duologue.core.planner import Planner
+from duologue.core.policy import Policy
+from duologue.core.rebuild import Rebuild
+from duologue.core.utterance import Utterance
+from duologue.errors import ContextOverflow, TemplateError
+from duologue.template import Template
+from duologue.types import Role, Token, Turn
+
+MAX_SUSPENDED = 2  # answers that can be resumed; older ones are released
+
+
+class Branch:
+    """Everything that was committed, in one channel (`trunk`), with the running answer behind it.
+
+    `epoch` counts how often the trunk was replaced or rolled back: what was forked before that is out of date.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        policy: Policy,
+        config: SessionConfig,
+        cache: Planner,
+        log: Log,
+        history: Sequence[Turn],
+    ) -> None:
+        self.history: list[Turn] = []
+        self.answer: Answer | None = None
+        self.suspended: list[Answer] = []
+        self.interruptible = policy.interruptible  # of the answers to come
+        self.num_answers = 0
+        self.epoch = 0
+        self._template = template
+        self._policy = policy
+        self._config = config
+        self._cache = cache
+        self._log = log
+        self._was_cut = False  # whether the last turn of the history was
+        self._rebuild: Rebuild | None = None
+        self.trunk = cache.open(self._lay_out(history))
+        self.history.extend(history)
+
+    @property
+    def is_making_room(self) -> bool:
+        """Whether a shorter context is being built."""
+        return self._rebuild is not None
+
+    @property
+    def last_role(self) -> Role | None:
+        """Who had the last turn of the history."""
+        return self.history[-1].role if self.history else None
+
+    def end(self) -> tuple[int, tuple[Token, ...], bool]:
+        """Where the next user turn forks from the trunk, what opens it there, and whether it is the first."""
+        answer, was_cut = self.answer, self._was_cut
+        at, last = len(self.trunk.items), self.last_role
+        if answer is not None and answer.num_heard:
+            at, last, was_cut = answer.heard_at, Role.ASSISTANT, True
+        elif answer is not None:
+            at, last = answer.mark, last if answer.user_text is None else Role.USER
+        note = self._policy.cut_note if was_cut else ""
+        return at, layout.opening(self._template, last, cut_note=note), last is None
+
+    def has_room(self, at: int, ids: tuple[Token, ...]) -> bool:
+        """Whether a turn of `ids` behind `at` leaves room for an answer; if not, room is being made."""
+        needed = at + len(ids) + len(self._template.header) + self._config.min_room
+        if needed > self._config.max_length:
+            self._start_rebuild()
+        return needed <= self._config.max_length
+
+    # ------------------------------------------------------------------ answering
+
+    def adopt(self, channel: Channel) -> None:
+        """`channel`, which continues the trunk, is the trunk from now on."""
+        self._cache.free(self.trunk)
+        self.trunk = channel
+
+    def begin_answer(self, turn_at: int, user_text: str | None, utterances: Sequence[Utterance]) -> Answer:
+        """The assistant's turn opens behind the trunk; the user's turn began at `turn_at`.
+
+        Raises:
+            TemplateError: nobody asked (`user_text` is None), and the template wants that somebody does.
+        """
+        opener = (
+            self._template.header if user_text is not None else layout.assistant_opener(self._template, self.last_role)
+        )
+        mark = len(self.trunk.items)
+        self.trunk.items.extend(opener)
+        self.answer = Answer(
+            self.num_answers,
+            self.trunk,
+            self._template.detokenizer(),
+            turn_at=turn_at,
+            mark=mark,
+            num_turns=len(self.history),
+            user_text=user_text,
+            utterances=utterances,
+            interruptible=self.interruptible,
+            begun_at=self._log.now,
+        )
+        self.num_answers += 1
+        return self.answer
+
+    def speak_up(self) -> None:
+        """An answer without new words: to the user's turn that ends the history, or of the assistant's own accord."""
+        if self.last_role is Role.USER:
+            text = self.history[-1].text
+            self._reopen(len(self.history) - 1)
+            size = len(layout.user_turn(self._template, text, self.last_role))
+            self.begin_answer(len(self.trunk.items) - size, text, [Utterance("history", text, final=True)])
+        else:
+            try:
+                self.begin_answer(len(self.trunk.items), None, ())
+            except TemplateError as error:
+                self._log.add(Refused(self._log.now, "respond", str(error)))
+        self.release()
+
+    def plan(self) -> None:
+        """Feed what is pending: the next token of the answer, and a part of what is being rebuilt."""
+        self._plan_trunk()
+        if self._rebuild is not None:
+            channel = self._rebuild.channel
+            if channel.fed is None and channel.num_pending:
+                self._cache.feed(channel, min(channel.num_pending, self._config.chunk))
+
+    def _plan_trunk(self) -> None:
+        trunk, answer = self.trunk, self.answer
+        self._cache.roll_back(trunk)
+        if trunk.fed is not None:
+            return
+        if answer is not None and not answer.finished and not trunk.num_pending:
+            trunk.forget_last()  # its result was discarded: the token has to be fed again to draw the next
+        size = min(trunk.num_pending, self._config.chunk)
+        if size == 0:
+            return
+        if answer is None or answer.finished or size < trunk.num_pending:
+            self._cache.feed(trunk, size)
+            return
+        index = answer.num_tokens
+        draw = Draw(self._config.sampling, uniform(self._config.seed, answer.num_turns, index))
+        self._cache.feed(trunk, size, draw=draw, owner=answer, version=index)
+
+    def go_on(self, answer: Answer, tokens: Sequence[Token]) -> None:
+        """The model drew `tokens` for the running answer."""
+        for token in tokens:
+            if token in self._template.stop_tokens:
+                self._finish(answer, "stop")
+            else:
+                self._push(answer, token)
+            if answer.finished:
+                break
+        self._say(answer)
+
+    def cut_short(self) -> bool:
+        """End the running answer here, for want of room. Returns whether there was one that had not ended."""
+        answer = self.answer
+        if answer is None or answer.finished:
+            return False
+        self._finish(answer, "length")
+        self._say(answer)
+        return True
+
+    def release(self) -> None:
+        """Let the running answer be heard. If it answers words that mean "go on", what was cut goes on instead."""
+        answer = self.answer
+        if answer is None or answer.is_released:
+            return
+        answer.is_released = True
+        if self.suspended and answer.user_text and self._policy.asks_to_resume(answer.user_text):
+            self._resume_as_asked(self.suspended[-1], answer)
+            return
+        self._log.add(Released(self._log.now, answer.id))
+        self._say(answer)
+
+    def hear(self, answer: Answer, position: int) -> None:
+        """The user has heard the running answer up to `position`."""
+        if answer.hear(position):
+            self._log.add(Heard(self._log.now, answer.id, answer.num_heard))
+        if answer.is_heard_to_the_end:
+            self._log.add(Committed(self._log.now, answer.id, answer.text))
+            self._close_turn(answer, was_cut=False)
+
+    def _push(self, answer: Answer, token: Token) -> None:
+        answer.channel.items.append(token)
+        answer.push(token)
+        if answer.num_tokens >= self._config.max_answer or len(answer.channel.items) >= self._config.max_length:
+            self._finish(answer, "length")
+
+    def _finish(self, answer: Answer, reason: str) -> None:
+        answer.finish(reason)
+        self._log.add(Finished(self._log.now, answer.id, reason))
+
+    def _say(self, answer: Answer) -> None:
+        """Let out what there is of a released answer."""
+        if not answer.is_released:
+            return
+        start = answer.num_said
+        if len(answer.text) > start:
+            answer.num_said = len(answer.text)
+            self._log.add(Said(self._log.now, answer.id, start, answer.text[start:]))
+        self.hear(answer, answer.num_said if self._config.heard == "shown" else answer.num_reported)
+
+    def _close_turn(self, answer: Answer, *, was_cut: bool) -> None:
+        self.history += answer.turns
+        self._was_cut = was_cut
+        self.answer = None
+        if len(self.trunk.items) > self._config.max_length * 3 // 4:
+            self._start_rebuild()
+
+    # ------------------------------------------------------------------ cutting and resuming
+
+    def silence(self) -> None:
+        """End the running answer: it can be resumed if something of it was heard, and is withdrawn otherwise."""
+        answer = self.answer
+        if answer is not None and answer.num_heard:
+            self.suspend(answer)
+        elif answer is not None:
+            self._roll_back_turn(answer)
+            self._log.add(Withdrawn(self._log.now, answer.id))
+
+    def suspend(self, answer: Answer) -> None:
+        """Cut the running answer where it has been heard; the live branch goes on from there."""
+        self.trunk = self._cache.fork(answer.channel, answer.heard_at)
+        self.suspended.append(answer)
+        if len(self.suspended) > MAX_SUSPENDED:
+            self.shed()
+        self._log.add(Suspended(self._log.now, answer.id, answer.heard_text, answer.unheard_text))
+        self._close_turn(answer, was_cut=True)
+
+    def take_back(self, answer: Answer) -> Channel:
+        """Undo the running answer, of which nothing was heard. Returns a channel that still has the user's words."""
+        words = self._cache.fork(self.trunk, answer.mark)
+        self._roll_back_turn(answer)
+        return words
+
+    def _roll_back_turn(self, answer: Answer) -> None:
+        self.trunk.shorten(answer.turn_at)
+        self.answer = None
+        self.epoch += 1
+
+    def can_resume_exactly(self, cut: Answer | None) -> bool:
+        """Whether `cut` is suspended and no turn was committed since, so that its KV still continues the branch."""
+        return cut is not None and cut in self.suspended and len(self.history) == cut.num_turns + len(cut.turns)
+
+    def resume(self) -> None:
+        """Let the answer that was cut last go on (design rule 6)."""
+        cut = self.suspended[-1]
+        self.silence()
+        if self.can_resume_exactly(cut):
+            self.resume_exactly(cut)
+        elif cut not in self.suspended:  # cutting the running answer left no place for it
+            self._log.add(Refused(self._log.now, "resume", "the suspended answer had to be released"))
+        else:
+            self.epoch += 1
+            self._replay(cut, self._answer_nobody_asked_for())
+
+    def resume_exactly(self, cut: Answer) -> None:
+        """`cut` goes on with its own KV."""
+        self.suspended.remove(cut)
+        self._cache.free(self.trunk)
+        self._reopen(cut.num_turns)
+        self.trunk, self.answer = cut.channel, cut
+        self.epoch += 1
+        cut.rewind()
+        self._log.add(Resumed(self._log.now, cut.id, cut.id, exact=True))
+        self._say(cut)
+
+    def _resume_as_asked(self, cut: Answer, asked: Answer) -> None:
+        """`asked` answers words that mean "go on"."""
+        if self.can_resume_exactly(cut):
+            self.resume()
+        else:
+            self.trunk.shorten(asked.mark)
+            self._replay(cut, self.begin_answer(asked.turn_at, asked.user_text, asked.utterances))
+
+    def _answer_nobody_asked_for(self) -> Answer:
+        try:
+            return self.begin_answer(len(self.trunk.items), None, ())
+        except TemplateError:  # strict alternation: somebody has to ask
+            text = next(iter(self._policy.resume_phrases), "go on")
+            at, opening, is_first = self.end()
+            self.trunk.items.extend((*opening, *self._template.user(text, first=is_first)))
+            return self.begin_answer(at, text, [Utterance("resume", text, final=True)])
+
+    def _replay(self, cut: Answer, answer: Answer) -> None:
+        """What was not heard of `cut` is forced into `answer`, which goes on from there."""
+        self.suspended.remove(cut)
+        self._cache.free(cut.channel)
+        answer.is_released = True
+        self._log.add(Resumed(self._log.now, answer.id, cut.id, exact=False))
+        for token in cut.channel.items[cut.heard_at : cut.end_at]:
+            if not answer.finished:
+                self._push(answer, token)
+        if cut.finished == "stop" and not answer.finished:
+            self._finish(answer, cut.finished)
+        self._say(answer)
+
+    def shed(self) -> bool:
+        """Give up the oldest suspended answer. Returns whether there was one."""
+        if self.suspended:
+            self._cache.free(self.suspended.pop(0).channel)
+            return True
+        return False
+
+    # ------------------------------------------------------------------ long and edited conversations
+
+    def replace(self, history: Sequence[Turn]) -> None:
+        """Begin anew with `history`; the running answer and the suspended ones are given up.
+
+        Raises:
+            ContextOverflow, TemplateError: see `Session.edit`.
+        """
+        items = self._lay_out(history)
+        self.free()
+        self.trunk = self._cache.open(items)
+        self.history, self._was_cut = list(history), False
+        self.epoch += 1
+
+    def free(self) -> None:
+        """Free every channel."""
+        while self.shed():
+            pass
+        self.abandon_rebuild()
+        self.answer = None
+        self._cache.free(self.trunk)
+
+    def swap_if_rebuilt(self) -> None:
+        """Go over to the rebuilt context, if it is ready and no answer is running."""
+        rebuild = self._rebuild
+        if rebuild is not None and self.answer is None and rebuild.catch_up(self.history):
+            self._rebuild = None
+            self._swap(rebuild)
+
+    def trim_at_once(self) -> bool:
+        """Leave out the older half, and feed the rest anew. Returns whether there was anything to leave out."""
+        if self.answer is not None:
+            return False
+        rebuild = Rebuild(self._template, self.history, len(self.trunk.items) // 2, self._cache)
+        if rebuild.num_dropped:
+            self._swap(rebuild)
+            return True
+        self._cache.free(rebuild.channel)
+        return False
+
+    def abandon_rebuild(self) -> bool:
+        """Give up a rebuild under way. Returns whether there was one."""
+        if self._rebuild is None:
+            return False
+        self._cache.free(self._rebuild.channel)
+        self._rebuild = None
+        return True
+
+    def _start_rebuild(self) -> None:
+        if self._rebuild is None:
+            self._rebuild = Rebuild(self._template, self.history, self._config.max_length // 2, self._cache)
+
+    def _swap(self, rebuild: Rebuild) -> None:
+        while self.shed():
+            pass
+        self.adopt(rebuild.channel)
+        self.epoch += 1
+        del self.history[: rebuild.num_dropped]
+        self._log.add(Trimmed(self._log.now, rebuild.num_dropped, len(self.trunk.items)))
+
+    def _reopen(self, num_kept: int) -> None:
+        """Turns behind the first `num_kept` are open again."""
+        del self.history[num_kept:]
+        if self._rebuild is not None and self._rebuild.num_laid > num_kept:
+            self.abandon_rebuild()  # it has them as they were; it is begun anew when a turn ends
+
+    def _lay_out(self, turns: Sequence[Turn]) -> list[Token]:
+        items = [*self._template.begin, *layout.lay_out(self._template, turns)]
+        limit = self._config.max_length - self._config.max_user_text - self._config.min_room
+        if len(items) > limit:
+            raise ContextOverflow(
+                f"system prompt and history take {len(items)} tokens; at most {limit} of the context of "
+                f"{self._config.max_length} leave room for a turn: shorten them, or raise max_length"
+            )
+        return items
