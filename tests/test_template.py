@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 
 import tiny_tokenizers
 from chat_formats import BOUNDS, CHATML, CHATML_DEFAULT, FORMATS, GEMMA, IM, MISTRAL_FIRST, MISTRAL_LAST, Format
-from duologue.errors import TemplateError, UsageError
+from duologue.errors import TemplateError
 from duologue.template import Template
 from duologue.types import Role, Token, Turn
 
@@ -134,7 +134,7 @@ def test_two_turns_of_one_side(name: str, form: Format) -> None:
     if form.alternates:
         assert made.again is None
         assert made.user_close == (*made.header, *made.close)
-        with pytest.raises(UsageError, match="join their texts"):
+        with pytest.raises(TemplateError, match="join their texts"):
             made.render([ASK, TELL, TELL])
     else:
         assert made.user_close == made.header[: len(made.user_close)]
@@ -272,12 +272,20 @@ def test_a_template_that_cannot_be_taken_apart_is_refused(source: str, says: str
 
 
 @pytest.mark.parametrize(
-    ("turns", "says"),
-    [([TELL], "starts with a user's turn"), ([ASK, Turn(Role.SYSTEM, "x")], "first of a dialogue")],
+    ("name", "turns", "says"),
+    [
+        ("gemma", [TELL], "starts with a user's turn"),
+        ("chatml", [ASK, Turn(Role.SYSTEM, "x")], "first of a dialogue"),
+    ],
 )
-def test_an_impossible_dialogue_is_refused(turns: list[Turn], says: str) -> None:
-    with pytest.raises(UsageError, match=says):
-        template("chatml").render(turns)
+def test_an_impossible_dialogue_is_refused(name: str, turns: list[Turn], says: str) -> None:
+    with pytest.raises(TemplateError, match=says):
+        template(name).render(turns)
+
+
+def test_the_assistant_may_speak_first_where_the_template_lets_it() -> None:
+    made = template("chatml")
+    assert in_text(made, made.render([TELL])).startswith("<|im_start|>assistant\n" + TELL.text)
 
 
 def test_marks_declared_as_ordinary_words_do_not_split_ordinary_text() -> None:

@@ -4,14 +4,14 @@
 a session puts together: begin, user, header, answer, close.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import final
 
 from duologue.chat_template import PLAIN, Renderer, Skeleton, take_apart
 from duologue.detokenizer import Detokenizer
-from duologue.errors import UsageError
+from duologue.errors import TemplateError
 from duologue.splicing import Context, Place, Span, Splicer
 from duologue.tokenizer import Tokenizer
 from duologue.types import Role, Token, Turn
@@ -152,30 +152,40 @@ class Template:
     def render(self, turns: Sequence[Turn]) -> tuple[Token, ...]:
         """A whole dialogue, put together from the segments; a last user turn stays open, without a header.
 
-        A system turn at the front takes the place of the bound text. Two users' turns in a row are joined by
-        `user_close`, two answers by `again`.
+        A system turn at the front takes the place of the bound text.
 
         Raises:
-            UsageError: the dialogue does not start with the user, a system turn is not the first, or an answer
-                follows another where the template forbids it.
+            TemplateError: see `joint`.
         """
         if turns and turns[0].role is Role.SYSTEM:
             return self.with_system(turns[0].text).render(turns[1:])
-        tokens = list(self.begin)
-        previous: Role | None = None
+        tokens = [*self.begin, *self.lay_out(turns)]
+        if turns and turns[-1].role is Role.ASSISTANT:
+            tokens += self.close
+        return tuple(tokens)
+
+    def lay_out(self, turns: Iterable[Turn], previous: Role | None = None) -> list[Token]:
+        """Ids of `turns` behind a branch on which `previous` spoke last (None: behind `begin`), up to the last word.
+
+        Raises:
+            TemplateError: see `joint`.
+        """
+        tokens: list[Token] = []
         for turn in turns:
-            tokens += self._joint(previous, turn.role)
+            tokens += self.joint(previous, turn.role)
             if turn.role is Role.USER:
                 tokens += self.user(turn.text, first=previous is None)
             else:
                 tokens += self.answer(turn.text)
             previous = turn.role
-        if previous is Role.ASSISTANT:
-            tokens += self.close
-        return tuple(tokens)
+        return tokens
 
-    def _joint(self, previous: Role | None, role: Role) -> tuple[Token, ...]:
-        """What stands between a turn of `previous` and one of `role`, the user's opener excluded."""
+    def joint(self, previous: Role | None, role: Role) -> tuple[Token, ...]:
+        """What stands between a turn of `previous` (None: `begin`) and one of `role`, the user's opener excluded.
+
+        Raises:
+            TemplateError: the template does not let `role` speak there.
+        """
         match previous, role:
             case None, Role.USER:
                 return ()
@@ -187,12 +197,20 @@ class Template:
                 return self.close
             case Role.ASSISTANT, Role.ASSISTANT if self.again is not None:
                 return self.again
+            case None, Role.ASSISTANT if self.again is not None and self._opener is not None:
+                return self._opener
             case Role.ASSISTANT, Role.ASSISTANT:
-                raise UsageError("this model's chat template has no answer after an answer; join their texts")
-            case _, Role.SYSTEM:
-                raise UsageError("a system turn must be the first of a dialogue, and the only one")
+                raise TemplateError("this model's chat template has no answer after an answer; join their texts")
+            case None, Role.ASSISTANT:
+                raise TemplateError("with this model's chat template, a dialogue starts with a user's turn")
             case _:
-                raise UsageError("a dialogue starts with a user's turn; put one with an empty text before the answer")
+                raise TemplateError("a system turn must be the first of a dialogue, and the only one")
+
+    @property
+    def _opener(self) -> tuple[Token, ...] | None:
+        """The assistant's opener without the user's closer, if the header is made of these two."""
+        size = len(self.user_close)
+        return self.header[size:] if self.header[:size] == self.user_close else None
 
     def check(self) -> TemplateReport:
         """Compare with the template's own rendering of several dialogues, with awkward texts among them."""

@@ -1,14 +1,13 @@
 """The slow twin of every backend: it keeps ids, no KV, and computes each sequence anew in every pass."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from duologue.backends.huggingface import CausalModel
+from duologue.backends.ids import IdLists
 from duologue.backends.rows import Rows
-from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
-from duologue.errors import CacheFull, ContextOverflow, UnknownSeq, UsageError
-from duologue.types import Seq, Token
+from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage
+from duologue.types import Seq
 
 
 class ReferenceBackend(Backend):
@@ -33,8 +32,6 @@ class ReferenceBackend(Backend):
         max_seqs: int = 256,
         context_length: int | None = None,
     ) -> None:
-        if capacity < 1 or max_seqs < 1:
-            raise UsageError(f"capacity {capacity} and max_seqs {max_seqs} must both be at least 1")
         self._causal = CausalModel(model, rows)
         self._info = BackendInfo(
             name="reference",
@@ -48,70 +45,35 @@ class ReferenceBackend(Backend):
             kv_bytes_per_token=0,
             can_truncate=True,
         )
-        # A sequence is a list of (token, entry): the entry is what a cache would hold for this token, a number that
-        # no other token has, and that forks share.
-        self._seqs: dict[Seq, list[tuple[Token, int]]] = {}
-        self._names = itertools.count(1)
-        self._entries = itertools.count()
+        self._ids = IdLists(self._info)
 
     @property
     def info(self) -> BackendInfo:
         return self._info
 
     def fork(self, parent: Seq | None, length: int = 0) -> Seq:
-        held = [] if parent is None else self._get(parent)
-        if not 0 <= length <= len(held):
-            raise UsageError(f"cannot share {length} tokens of sequence {parent}, which has {len(held)} cached")
-        if len(self._seqs) >= self._info.max_seqs:
-            raise CacheFull(f"{self._info.max_seqs} sequences are open, which is the limit (max_seqs); free one first")
-        seq = next(self._names)
-        self._seqs[seq] = held[:length]
-        return seq
+        return self._ids.fork(parent, length)
 
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
-        check_batch(self._info, batch)
+        self._ids.check(batch)
         self._causal.check_ids(batch)
-        num_new = 0
-        for extend in batch:
-            length = len(self._get(extend.seq)) + len(extend.tokens)
-            if length > self._info.context_length:
-                raise ContextOverflow(
-                    f"sequence {extend.seq} would have {length} tokens; the context holds {self._info.context_length}"
-                )
-            num_new += len(extend.tokens)
-        num_free = self._info.capacity - self._num_entries()
-        if num_new > num_free:
-            raise CacheFull(f"the pass feeds {num_new} tokens; {num_free} of {self._info.capacity} entries are free")
         steps = [self._step(extend) for extend in batch]
-        for extend in batch:
-            self._seqs[extend.seq].extend((token, next(self._entries)) for token in extend.tokens)
+        self._ids.extend(batch)
         return steps
 
     def truncate(self, seq: Seq, length: int) -> None:
-        held = self._get(seq)
-        if not 0 <= length <= len(held):
-            raise UsageError(f"cannot cut sequence {seq} to {length} tokens; it has {len(held)} cached")
-        del held[length:]
+        self._ids.truncate(seq, length)
 
     def free(self, seq: Seq) -> None:
-        self._get(seq)
-        del self._seqs[seq]
+        self._ids.free(seq)
 
     def length(self, seq: Seq) -> int:
-        return len(self._get(seq))
+        return len(self._ids.tokens(seq))
 
     def usage(self) -> Usage:
-        return Usage(num_seqs=len(self._seqs), kv_entries=self._num_entries(), kv_bytes=0)
-
-    def _get(self, seq: Seq) -> list[tuple[Token, int]]:
-        if seq not in self._seqs:
-            raise UnknownSeq(f"no sequence {seq} is open; open ones: {sorted(self._seqs)[:16]}")
-        return self._seqs[seq]
-
-    def _num_entries(self) -> int:
-        return len({entry for held in self._seqs.values() for _, entry in held})
+        return Usage(num_seqs=self._ids.num_seqs, kv_entries=self._ids.num_entries, kv_bytes=0)
 
     def _step(self, extend: Extend) -> Step:
-        tokens = [token for token, _ in self._seqs[extend.seq]] + list(extend.tokens)
+        tokens = [*self._ids.tokens(extend.seq), *extend.tokens]
         logits, hidden = self._causal.run(tokens, [len(tokens) - 1], use_cache=False)
         return self._causal.read(extend, logits[0], hidden[-1])

@@ -107,9 +107,7 @@ class Branch:
         Raises:
             TemplateError: nobody asked (`user_text` is None), and the template wants that somebody does.
         """
-        opener = (
-            self._template.header if user_text is not None else layout.assistant_opener(self._template, self.last_role)
-        )
+        opener = self._template.joint(Role.USER if user_text is not None else self.last_role, Role.ASSISTANT)
         mark = len(self.trunk.items)
         self.trunk.items.extend(opener)
         self.answer = Answer(
@@ -132,7 +130,7 @@ class Branch:
         if self.last_role is Role.USER:
             text = self.history[-1].text
             self._reopen(len(self.history) - 1)
-            size = len(layout.user_turn(self._template, text, self.last_role))
+            size = len(self._template.lay_out([Turn(Role.USER, text)], self.last_role))
             self.begin_answer(len(self.trunk.items) - size, text, [Utterance("history", text, final=True)])
         else:
             try:
@@ -395,7 +393,7 @@ class Branch:
             self.abandon_rebuild()  # it has them as they were; it is begun anew when a turn ends
 
     def _lay_out(self, turns: Sequence[Turn]) -> list[Token]:
-        items = [*self._template.begin, *layout.lay_out(self._template, turns)]
+        items = [*self._template.begin, *self._template.lay_out(turns)]
         limit = self._config.max_length - self._config.max_user_text - self._config.min_room
         if len(items) > limit:
             raise ContextOverflow(

@@ -17,12 +17,12 @@ class Rebuild:
         self.num_dropped = len(history) - kept  # turns that are left out
         self.num_laid = len(history)  # turns that are accounted for, those left out included
         self._template = template
-        self.channel: Channel = cache.open([*template.begin, *layout.lay_out(template, history[self.num_dropped :])])
+        self.channel: Channel = cache.open([*template.begin, *template.lay_out(history[self.num_dropped :])])
 
     def catch_up(self, history: Sequence[Turn]) -> bool:
         """Lay the turns that were committed meanwhile. Returns whether everything is in the cache."""
         if self.num_laid < len(history):
             last = history[self.num_laid - 1].role if self.num_laid > self.num_dropped else None
-            self.channel.items.extend(layout.lay_out(self._template, history[self.num_laid :], last))
+            self.channel.items.extend(self._template.lay_out(history[self.num_laid :], last))
             self.num_laid = len(history)
         return not self.channel.num_pending

@@ -1,14 +1,13 @@
 """A sample in tokens, exactly as a session feeds it: what is committed, then the user's opener and words.
 
-The probe that follows is not part of it. Where ids go is decided in `core.layout`, for sessions and training alike.
+The probe that follows is not part of it. `Template.lay_out` decides where ids go, for sessions and training alike.
 """
 
 from dataclasses import dataclass
 
-from duologue.core.layout import lay_out, opening
 from duologue.data.samples import Sample
 from duologue.template import Template
-from duologue.types import Token
+from duologue.types import Role, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Layouts:
         """`sample` in tokens; a running answer is closed where the user has heard it to, as a fork closes it."""
         template = self._template(sample.system)
         last = sample.context[-1].role if sample.context else None
-        context = (*template.begin, *lay_out(template, sample.context), *opening(template, last))
+        context = (*template.begin, *template.lay_out(sample.context), *template.joint(last, Role.USER))
         return Layout(context, template.user(sample.text, first=last is None))
 
     def _template(self, system: str | None) -> Template:
