@@ -146,7 +146,7 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     from duologue.backends.gguf_tokenizer import GgufTokenizer
 
-    with pytest.raises(ModelNotFound, match=r"\.gguf file"):
+    with pytest.raises(ModelNotFound, match=r"none\.gguf"):
         GgufTokenizer.from_file(tmp_path / "none.gguf")
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but not really")
     with pytest.raises(BrokenModel, match=r"broken\.gguf"):

@@ -8,7 +8,8 @@ from typing import Any, final
 
 import llama_cpp
 
-from duologue.errors import BrokenModel, ModelNotFound, UsageError
+from duologue.backends.llamacpp_model import LoadedModel
+from duologue.errors import UsageError
 from duologue.tokenizer import is_mark, well_formed
 from duologue.types import Token
 
@@ -39,16 +40,10 @@ class GgufTokenizer:
         Raises:
             ModelNotFound: no such file.
             BrokenModel: llama.cpp cannot read it.
+            UnsupportedModel: an architecture llama.cpp does not know.
         """
-        if not path.is_file():
-            raise ModelNotFound(f"no file {path}; give the path of a .gguf file")
-        llama_cpp.llama_backend_init()
-        params = llama_cpp.llama_model_default_params()
-        params.vocab_only = True
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-        if not model:
-            raise BrokenModel(f"llama.cpp cannot read {path}; is it a complete GGUF file?")
-        return cls(model)
+        # it is never closed: the tokenizer reads from it as long as it lives
+        return cls(LoadedModel(path, vocab_only=True).handle)
 
     @property
     def vocab_size(self) -> int:
