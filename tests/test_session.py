@@ -483,6 +483,16 @@ def test_an_answer_that_meets_the_end_of_the_context_ends_with_length():
 def test_a_history_that_leaves_no_room_is_refused():
     with pytest.raises(ContextOverflow, match="raise max_length"):
         Talk(history=[Turn(Role.USER, "x" * 200)], config=SessionConfig(max_length=128))
+    with pytest.raises(ContextOverflow, match="system prompt"):
+        Talk(system="x" * 100, config=SessionConfig(max_length=128))
+
+
+def test_the_longest_turn_fits_behind_the_longest_system_prompt():
+    talk = Talk(system="x" * 100, config=SessionConfig(max_length=256))
+    for i in range(4):
+        talk.hear(f"{i}" + "y" * 50, f"u{i}")
+        talk.tick(500)
+    assert talk.kinds().count("Committed") == 4
 
 
 def test_illegal_calls_raise_and_change_nothing():

@@ -393,6 +393,11 @@ class Branch:
             self.abandon_rebuild()  # it has them as they were; it is begun anew when a turn ends
 
     def _lay_out(self, turns: Sequence[Turn]) -> list[Token]:
+        if len(self._template.begin) > self._config.max_length // 2:  # no rebuild could ever make room
+            raise ContextOverflow(
+                f"the system prompt takes {len(self._template.begin)} tokens of a context of "
+                f"{self._config.max_length}; shorten it to half of that, or raise max_length"
+            )
         items = [*self._template.begin, *self._template.lay_out(turns)]
         limit = self._config.max_length - self._config.max_user_text - self._config.min_room
         if len(items) > limit:

@@ -19,8 +19,8 @@ class SessionConfig:
     heard: Literal["shown", "reported"] = "shown"  # what `Said` tells is heard at once, or when `heard` is called
 
     def __post_init__(self) -> None:
-        if self.max_length < 64 or self.max_answer < 1 or self.chunk < 1:
-            raise UsageError("max_length must be at least 64, max_answer and chunk at least 1")
+        if self.max_length < 128 or self.max_answer < 1 or self.chunk < 1:
+            raise UsageError("max_length must be at least 128, max_answer and chunk at least 1")
 
     @property
     def max_user_text(self) -> int:

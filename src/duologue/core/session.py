@@ -101,7 +101,7 @@ class Session:
 
     @property
     def history(self) -> list[Turn]:
-        """The conversation as the user knows it: what was said to the assistant, and what was heard of it."""
+        """What was said to the assistant, and what was heard of it, as far back as the context reaches."""
         answer = self.running
         return self._branch.history + (answer.turns if answer is not None and answer.num_heard else [])
 
