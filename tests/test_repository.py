@@ -1,0 +1,295 @@
+"""The repository keeps its own rules: who may import whom, what is declared, what a package holds, what scripts say."""
+
+import ast
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import duologue
+
+ROOT = Path(__file__).parent.parent
+SRC = ROOT / "src"
+
+# Which module stands on which floor; a module may import those of its own and lower floors only.
+FLOORS: dict[str, int] = {
+    "types": 0,
+    "errors": 0,
+    "tokenizer": 1,
+    "detokenizer": 1,
+    "splicing": 1,
+    "chat_template": 1,
+    "template": 1,
+    "slicing": 1,
+    "core": 2,
+    "prompting": 3,
+    "backends": 3,
+    "engines": 3,
+    "baselines": 3,
+    "sources": 3,
+    "data": 3,
+    "contract": 3,
+    "testing": 3,
+    "gguf_header": 3,
+    "gguf_files": 3,
+    "never_wins": 3,
+    "adapters": 4,
+    "catalogue": 4,
+    "export": 4,
+    "live": 4,
+    "model": 4,
+    "replay": 4,
+    "training": 4,
+    "evaluation": 5,
+    "server": 5,
+    "cli": 6,
+    "__main__": 7,
+}
+HEAVY = {"torch", "transformers", "llama_cpp", "gguf", "peft", "accelerate"}
+# Where they may be imported at the top of a file. Elsewhere only inside a function that needs them.
+HEAVY_FLOORS = ("backends", "gguf_files", "testing", "training", "export")
+PACKAGES = {"llama_cpp": "llama-cpp-python"}  # import names that pip knows under another
+CORE_MAY_USE = {"duologue.types", "duologue.errors", "duologue.template", "duologue.tokenizer", "duologue.detokenizer"}
+
+
+def modules() -> list[str]:
+    """Dotted names of all modules of the package."""
+    return sorted(".".join(path.relative_to(SRC).with_suffix("").parts) for path in SRC.rglob("*.py"))
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse((SRC / Path(*module.split("."))).with_suffix(".py").read_text(encoding="utf-8"))
+
+
+def imports(module: str) -> Iterator[tuple[str, int]]:
+    """What a module imports, anywhere in it, and the line."""
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} imports relatively"
+            base = str(node.module)
+            if base == "duologue":
+                yield from ((f"duologue.{alias.name}", node.lineno) for alias in node.names)
+            else:
+                yield base, node.lineno
+
+
+def top_level_imports(module: str) -> set[str]:
+    """First parts of what importing the module imports."""
+    found: set[str] = set()
+    for node in tree(module).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).split(".")[0])
+    return found
+
+
+def part(module: str) -> str:
+    """`duologue.core.session` → `core`."""
+    return module.split(".")[1]
+
+
+def violations(module: str, edges: list[tuple[str, int]]) -> list[str]:
+    """What is wrong with the imports of one module."""
+    wrong = []
+    for name, line in edges:
+        first = name.split(".")[0]
+        if first == "duologue":
+            if name == "duologue.__version__":
+                continue
+            if FLOORS[part(name)] > FLOORS[part(module)]:
+                wrong.append(f"{module}:{line} imports {name}, which is a floor above it")
+            if part(module) == "core" and part(name) != "core" and name not in CORE_MAY_USE:
+                wrong.append(f"{module}:{line} imports {name}; the core needs nothing but text and types")
+        elif part(module) == "core" and first not in sys.stdlib_module_names:
+            wrong.append(f"{module}:{line} imports {name}; the core uses the standard library only")
+    return wrong
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    missing = {part(module) for module in modules()} - FLOORS.keys() - {"__init__"}
+    assert not missing, f"{missing}: say in FLOORS where they stand"
+
+
+def test_modules_import_lower_floors_only() -> None:
+    wrong = [
+        line
+        for module in modules()
+        if part(module) != "__init__"  # which imports when a name is asked for
+        for line in violations(module, list(imports(module)))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("module", "imported", "is_allowed"),
+    [
+        ("duologue.core.session", "duologue.engines.direct", False),
+        ("duologue.core.session", "duologue.chat_template", False),
+        ("duologue.core.session", "numpy", False),
+        ("duologue.core.session", "duologue.template", True),
+        ("duologue.core.session", "bisect", True),
+        ("duologue.types", "duologue.template", False),
+        ("duologue.adapters", "duologue.cli.chat", False),
+        ("duologue.backends.torch", "torch", True),
+    ],
+)
+def test_the_check_of_floors_sees_what_is_wrong(module: str, imported: str, is_allowed: bool) -> None:
+    assert bool(violations(module, [(imported, 1)])) != is_allowed
+
+
+def test_heavy_libraries_stay_where_they_are_needed() -> None:
+    for module in modules():
+        heavy = top_level_imports(module) & HEAVY
+        assert not heavy or part(module) in HEAVY_FLOORS, f"{module} imports {heavy} at its top"
+        assert not {"torch", "llama_cpp"} <= heavy, f"{module} needs two heavy libraries; nobody may have both"
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after `code`."""
+    code += "\nimport json, sys\nprint(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60
+    )
+    return set(json.loads(done.stdout))
+
+
+def test_importing_the_package_loads_no_library() -> None:
+    loaded = loaded_by("import duologue")
+    assert "duologue" in loaded
+    assert loaded.isdisjoint(HEAVY | {"numpy", "jinja2", "safetensors", "prompt_toolkit", "rich", "asyncio"})
+
+
+def test_the_method_and_the_command_line_load_no_heavy_library() -> None:
+    light = [module for module in modules() if part(module) not in (*HEAVY_FLOORS, "__main__", "__init__")]
+    light = [module.removesuffix(".__init__") for module in light if module != "duologue.cli.terminal"]
+    loaded = loaded_by("\n".join(f"import {module}" for module in light))
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_every_name_of_the_package_is_found() -> None:
+    for name in duologue.__all__:
+        assert getattr(duologue, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_that_name"):
+        _ = duologue.nothing_of_that_name
+
+
+def project() -> dict[str, object]:
+    content: dict[str, object] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return content
+
+
+def package_name(requirement: str) -> str:
+    return re.split(r"[\[<>=!~; ]", requirement)[0].lower().replace("_", "-")
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    declared = {package_name(line) for line in project()["dependencies"]}  # type: ignore[attr-defined]
+    for lines in project()["optional-dependencies"].values():  # type: ignore[attr-defined]
+        declared |= {package_name(line) for line in lines}
+    used = {name.split(".")[0] for module in modules() for name, _ in imports(module)}
+    used -= sys.stdlib_module_names | {"duologue"}
+    assert used, "no imports found: the test is blind"
+    assert not {PACKAGES.get(name, name).replace("_", "-") for name in used} - declared
+
+
+def test_constraints_pin_exactly_and_within_the_ranges() -> None:
+    packaging = pytest.importorskip("packaging.requirements")
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            pins[package_name(name)] = version
+    extras = project()["optional-dependencies"]
+    lines = [*project()["dependencies"], *(line for extra in extras.values() for line in extra)]  # type: ignore
+    wanted = [packaging.Requirement(line) for line in lines if not line.startswith("duologue")]
+    for requirement in wanted:
+        version = pins[package_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"constraints.txt has {version}, pyproject.toml {requirement}"
+
+
+def test_the_changelog_has_a_section_for_what_comes() -> None:
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    headings = [line for line in lines if line.startswith("## ")]
+    assert headings[0] == "## [Unreleased]"
+    kinds = {line.removeprefix("### ") for line in lines if line.startswith("### ")}
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+SCRIPTS = ("scripts/demo", "scripts/test", "scripts/check", ".ci/run")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_can_be_run(name: str) -> None:
+    path = ROOT / name
+    assert path.stat().st_mode & stat.S_IXUSR
+    assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env bash\n")
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`scripts/demo` with an environment in `folder`; must fail before it installs anything."""
+    kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts/demo")],
+        env={**kept, "DUOLOGUE_VENV": str(folder / "venv"), **environment},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert not (folder / "venv").exists()
+    return done
+
+
+def command(folder: Path, name: str, body: str) -> Path:
+    """A stand-in for a program, in a folder to be put first on the PATH."""
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_demo_explains_a_python_that_is_too_old(tmp_path: Path) -> None:
+    old = command(tmp_path, "old", '[ "$1" = --version ] && echo Python 3.9.2 && exit; exit 1')
+    message = run_demo(tmp_path, DUOLOGUE_PYTHON=str(old)).stderr
+    assert "needs Python 3.11 or newer" in message
+    assert "Python 3.9.2" in message
+
+
+def test_the_demo_explains_that_there_is_no_python(tmp_path: Path) -> None:
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        command(tmp_path, name, "exit 127")
+    message = run_demo(tmp_path, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}").stderr
+    assert "here is no Python" in message
+    assert "DUOLOGUE_PYTHON=" in message
+
+
+def test_the_demo_explains_a_python_without_venv(tmp_path: Path) -> None:
+    bare = command(
+        tmp_path, "bare", f'case "$2" in *ensurepip*) exit 1 ;; esac\nexec {sys.executable} "$@"'
+    )  # as Debian installs it
+    message = run_demo(tmp_path, DUOLOGUE_PYTHON=str(bare)).stderr
+    assert f"apt install python{sys.version_info[0]}.{sys.version_info[1]}-venv" in message
+
+
+def test_the_demo_explains_a_disk_that_is_too_small(tmp_path: Path) -> None:
+    command(tmp_path, "df", 'echo "Filesystem blocks used free"; echo "/dev/full 9 9 102400 1% /"')
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    message = run_demo(tmp_path, PATH=path, DUOLOGUE_PYTHON=sys.executable).stderr
+    assert "100 MB free" in message
+    assert "DUOLOGUE_VENV=" in message
