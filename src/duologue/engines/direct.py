@@ -13,7 +13,7 @@ from duologue.core.events import Event
 from duologue.core.plan import Fork, Plan, Truncate
 from duologue.core.session import Phase, Session
 from duologue.core.trace import Pass, Sink
-from duologue.errors import CacheFull
+from duologue.errors import CacheFull, DuologueError, EngineError
 from duologue.types import Seq
 
 
@@ -101,16 +101,25 @@ class DirectEngine:
         return events
 
     def carry_out(self, plan: Plan) -> list[Step]:
-        """Change the cache as planned and run the pass, if there is one."""
-        for op in plan.ops:
-            match op:
-                case Fork(seq, parent, length):
-                    self._seqs[seq] = self.backend.fork(None if parent is None else self._seqs[parent], length)
-                case Truncate(seq, length):
-                    self.backend.truncate(self._seqs[seq], length)
-                case _:
-                    self.backend.free(self._seqs.pop(op.seq))
-        return self.backend.forward([self._renamed(extend) for extend in plan.batch]) if plan.batch else []
+        """Change the cache as planned and run the pass, if there is one.
+
+        Raises:
+            EngineError: the backend failed; what its library raised is the cause.
+        """
+        try:
+            for op in plan.ops:
+                match op:
+                    case Fork(seq, parent, length):
+                        self._seqs[seq] = self.backend.fork(None if parent is None else self._seqs[parent], length)
+                    case Truncate(seq, length):
+                        self.backend.truncate(self._seqs[seq], length)
+                    case _:
+                        self.backend.free(self._seqs.pop(op.seq))
+            return self.backend.forward([self._renamed(extend) for extend in plan.batch]) if plan.batch else []
+        except DuologueError:
+            raise
+        except Exception as error:
+            raise EngineError(f"the {self.backend.info.name} backend failed: {_said(error)}") from error
 
     def close(self) -> None:
         """Free all that the session holds."""
@@ -118,3 +127,7 @@ class DirectEngine:
 
     def _renamed(self, extend: Extend) -> Extend:
         return Extend(self._seqs[extend.seq], extend.tokens, extend.draw, extend.watch, extend.ticket)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
