@@ -49,7 +49,7 @@ make_venv() {
   step "a virtual environment" "$python" -m venv --clear "$folder"
 }
 
-# PyTorch, the model and the rest take about 1.6 GB, and some more while they are unpacked.
+# PyTorch, the model and the rest take about 1.3 GB, and some more while they are unpacked.
 need_room() {
   local free
   free=$(df -Pk "$1" 2>/dev/null | awk 'NR == 2 { print int($4 / 1024) }')
@@ -117,7 +117,7 @@ is_offline() {
 pin() { sed -n "s/^$1==\([0-9.]*\).*/\1/p" "$root/constraints.txt"; }
 
 install() {
-  "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --retries 2 --progress-bar off \
+  PIP_RETRIES=2 "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
     -c "$root/constraints.txt" "$@"
 }
 
@@ -161,7 +161,7 @@ prepare() {
     "$venv/bin/python" -c '' 2>/dev/null; then
     return
   fi
-  say "Preparing $(short "$venv") (once; about 320 MB to download, 1.6 GB on disk):"
+  say "Preparing $(short "$venv") (once; about 340 MB to download, 1.3 GB on disk):"
   make_venv "$venv"
   rm -f "$stamp"
   step "PyTorch $(pin torch) for the CPU" install_torch

@@ -43,6 +43,8 @@ FLOORS: dict[str, int] = {
     "adapters": 4,
     "catalogue": 4,
     "export": 4,
+    "export_gguf": 4,
+    "export_hf": 4,
     "live": 4,
     "model": 4,
     "replay": 4,
@@ -54,7 +56,7 @@ FLOORS: dict[str, int] = {
 }
 HEAVY = {"torch", "transformers", "llama_cpp", "gguf", "peft", "accelerate"}
 # Where they may be imported at the top of a file. Elsewhere only inside a function that needs them.
-HEAVY_FLOORS = ("backends", "gguf_files", "testing", "training", "export")
+HEAVY_FLOORS = ("backends", "gguf_files", "testing", "training", "export_gguf", "export_hf")
 PACKAGES = {"llama_cpp": "llama-cpp-python"}  # import names that pip knows under another
 CORE_MAY_USE = {"duologue.types", "duologue.errors", "duologue.template", "duologue.tokenizer", "duologue.detokenizer"}
 

@@ -219,7 +219,6 @@ def test_the_default_model_speaks_its_own_format(smollm2_hf: HfTokenizer, smollm
 def test_any_text_and_any_tokens_of_the_default_model(text: str, tokens: list[int]) -> None:
     from duologue.backends.gguf_tokenizer import GgufTokenizer
 
-    pytest.importorskip("llama_cpp")
     if "gguf" not in _loaded:  # a fixture of pytest cannot be used by hypothesis
         _loaded["gguf"] = GgufTokenizer.from_file(tiny_tokenizers.smollm2())
     one = _loaded["gguf"]
