@@ -23,7 +23,7 @@ from duologue.errors import AdapterMismatch, BrokenModel, ModelNotFound, Unsuppo
 from duologue.gguf_header import read_header
 from duologue.types import InputState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when a converted file changes, so that the cache does not serve an old one."""
 
 WEIGHTS = ("BF16", "F16", "Q8_0", "Q4_0")
@@ -107,8 +107,9 @@ def convert(
 ) -> GgufFacts:
     """Write `source` to `target` in another weight type, with an adapter's rows added, or both.
 
-    The embedding and output matrices are kept in a type in which added rows survive (Q8_0 at least), norms and other
-    vectors stay as they are. Metadata is copied, the vocabulary extended by control tokens and padded.
+    The embedding and output matrices become 16-bit for the quantised types (Q8_0 at least when `weights` is None and
+    rows are added), so that rows survive; norms and other vectors stay as they are. Metadata is copied, the vocabulary
+    extended by control tokens and padded.
 
     Args:
         weights: one of `WEIGHTS`, or None to keep every tensor as it is.
@@ -362,8 +363,10 @@ def _new_type(tensor: Any, kind: GGMLQuantizationType | None) -> GGMLQuantizatio
     is_matrix = len(tensor.shape) > 1 and tensor.name.endswith(".weight") and "norm" not in tensor.name
     if kind is None or not is_matrix or "ffn_gate_inp" in tensor.name:
         return GGMLQuantizationType(old)
-    if kind.name == "Q4_0" and tensor.name in (_INPUT, _OUTPUT):
-        kind = GGMLQuantizationType.Q8_0  # four bits cost most where every token passes, and rows would not survive
+    if kind.name in ("Q8_0", "Q4_0") and tensor.name in (_INPUT, _OUTPUT):
+        # Against an 8-bit matrix llama.cpp rounds the hidden state to 8 bits too, and the few logits that decisions are
+        # made from come out a tenth wrong; 16 bits cost little here and rows survive.
+        kind = GGMLQuantizationType.F16
     if int(tensor.shape[0]) % GGML_QUANT_SIZES[kind][0]:
         kind = GGMLQuantizationType.F16
     return kind

@@ -7,6 +7,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+# Its threads spin while they wait for each other, and wherever something else runs on the machine a pass then takes ten
+# times as long. OpenMP reads this once, when it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import llama_cpp as ll
 from gguf import LlamaFileType
 
@@ -188,6 +192,7 @@ def open_context(
     flash_attention: bool,
     micro_batch: int,
     kv_type: str,
+    all_outputs: bool = False,
 ) -> Any:
     """A llama.cpp context whose sequences share one cache of `capacity` entries.
 
@@ -201,7 +206,8 @@ def open_context(
     params.n_batch = max(capacity, max_seqs)
     params.n_ubatch = max(min(micro_batch, capacity), max_seqs)
     params.n_seq_max = max_seqs
-    params.n_outputs_max = max_seqs  # one row of logits a sequence
+    params.n_outputs_max = params.n_ubatch if all_outputs else max_seqs  # rows of logits
+    params.n_outputs_max_per_seq = params.n_ubatch if all_outputs else 1
     params.n_threads = params.n_threads_batch = threads
     params.kv_unified = True  # one pool of cells: forking writes names into cells and copies nothing
     params.swa_full = True  # layers with a window keep all entries, so that rolling back is exact

@@ -1,0 +1,123 @@
+"""`duologue export`: a model file with the adapter's rows in place, for engines that know nothing of adapters."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from duologue.catalogue import DEFAULT, find
+from duologue.errors import MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from duologue.adapters import Adapter
+    from duologue.export import ExportReport
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "export",
+        help="write a model with the adapter in it, for llama.cpp or vLLM",
+        description="Write a GGUF file or a Hugging Face folder with the adapter's rows in the vocabulary. What the "
+        "base model says does not change, and added tokens never win in ordinary text: both are checked afterwards.",
+    )
+    parser.add_argument("-m", "--model", default=DEFAULT, help="a short name, a .gguf file, a folder or hub name")
+    parser.add_argument("--adapter", default="auto", metavar="DIR", help="auto: the one that comes with the model")
+    parser.add_argument("--format", required=True, choices=("gguf", "hf"))
+    parser.add_argument(
+        "--weights",
+        metavar="TYPE",
+        help="gguf: BF16, F16, Q8_0, Q4_0 (default: as they are); hf: bf16 (default), f16, f32",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="the file or folder to write")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--tokens", type=int, default=2000, metavar="N", help="of text to compute and check on (default 2000)"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of the check (gguf)")
+    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write, check and report."""
+    source = find(args.model)
+    adapter = _adapter(args)
+    where = source.path if source.path is not None else source.name
+    try:
+        report = _write(args, where, adapter)
+    except ImportError as error:
+        extra = "llamacpp" if args.format == "gguf" else "torch"
+        raise MissingDependency(f'exporting needs {error.name}: pip install "duologue[{extra}]"') from error
+    print(json.dumps(_as_json(report)) if args.json else _as_text(report))
+    return 0
+
+
+def _adapter(args: argparse.Namespace) -> "Adapter":
+    from duologue.adapters import Adapter
+
+    if args.adapter in ("auto", "prompted", "prompted-5"):
+        from duologue.model import load
+
+        model = load(args.model, adapter=args.adapter)
+        adapter = model.adapter
+        model.close()
+    else:
+        adapter = Adapter.load(Path(args.adapter).expanduser())
+    if adapter.rows is None:
+        raise UsageError(
+            "there is no trained adapter for this model, so there is nothing to put into it; train one with "
+            "`duologue train rows` and name its folder with --adapter"
+        )
+    return adapter
+
+
+def _write(args: argparse.Namespace, where: Path | str, adapter: "Adapter") -> "ExportReport":
+    assert adapter.rows is not None
+    options: dict[str, Any] = {"states": adapter.states, "num_tokens": args.tokens, "force": args.force}
+    if args.format == "hf":
+        from duologue.export_hf import export_hf
+
+        dtypes = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+        weights = (args.weights or "bf16").lower()
+        if weights not in dtypes:
+            raise UsageError(f"a Hugging Face folder has no weights {args.weights!r}; there are {', '.join(dtypes)}")
+        return export_hf(where, adapter.rows, args.out, dtype=dtypes[weights], **options)
+    if not isinstance(where, Path) or where.suffix != ".gguf":
+        raise UsageError(f"{where} is no GGUF file; convert it to one first, or use --format hf")
+    from duologue.export_gguf import export_gguf
+
+    weights = args.weights.upper() if args.weights else None
+    return export_gguf(
+        where, adapter.rows, args.out, weights=weights, threads=args.threads, progress=_show_progress, **options
+    )
+
+
+def _show_progress(name: str, share: float) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{name} {share:4.0%}", end="\n" if share == 1 else "", file=sys.stderr, flush=True)
+
+
+def _as_json(report: "ExportReport") -> dict[str, Any]:
+    return {
+        "path": str(report.path),
+        "vocab_size": report.vocab_size,
+        "added": report.added,
+        "is_untied": report.is_untied,
+        "num_tokens": report.leads.num_tokens,
+        "num_won": report.leads.num_won,
+        "smallest_lead": report.leads.smallest,
+        "decision_error": report.decision_error,
+    }
+
+
+def _as_text(report: "ExportReport") -> str:
+    added = ", ".join(f"{name} {token}" for name, token in report.added.items())
+    untied = "\nThe output matrix was separated from the embeddings: the probe's row would have won." * report.is_untied
+    return (
+        f"{report.path}: {report.vocab_size} ids; {added}{untied}\n"
+        f"Checked: {report.num_same} greedy tokens as the base; probabilities of states within "
+        f"{report.decision_error:.4f} of the adapter's;\nno added token wins on {report.leads.num_tokens} tokens of "
+        f"text (smallest lead {report.leads.smallest:.1f} logits)"
+    )
