@@ -348,12 +348,14 @@ class Branch:
         self.answer = None
         self._cache.free(self.trunk)
 
-    def swap_if_rebuilt(self) -> None:
-        """Go over to the rebuilt context, if it is ready and no answer is running."""
+    def swap_if_rebuilt(self) -> bool:
+        """Go over to the rebuilt context, if it is ready and no answer is running. Returns whether that was so."""
         rebuild = self._rebuild
-        if rebuild is not None and self.answer is None and rebuild.catch_up(self.history):
-            self._rebuild = None
-            self._swap(rebuild)
+        if rebuild is None or self.answer is not None or not rebuild.catch_up(self.history):
+            return False
+        self._rebuild = None
+        self._swap(rebuild)
+        return True
 
     def trim_at_once(self) -> bool:
         """Leave out the older half, and feed the rest anew. Returns whether there was anything to leave out."""

@@ -26,7 +26,7 @@ class Memory:
     def take_back(self, utterances: Iterable[Utterance]) -> None:
         """The turn of these is open again."""
         for utterance in utterances:
-            if utterance.skip:
+            if utterance.skip and not utterance.final:
                 self._answered[utterance.id] = utterance.text[: utterance.skip]
             else:
                 self._answered.pop(utterance.id, None)
@@ -53,6 +53,7 @@ class Memory:
     def end(self, utterance: str) -> None:
         """It has ended: its id may be used anew."""
         self._answered.pop(utterance, None)
+        self._dropped.pop(utterance, None)
 
 
 def _remember(where: OrderedDict[str, str], utterances: Iterable[Utterance]) -> None:

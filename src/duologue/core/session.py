@@ -169,6 +169,8 @@ class Session:
         if answer and answered and not answer.num_heard:
             listening, known = self._take_back(answer), answered
         num_answered = self._memory.num_answered(utterance, text)
+        if final:
+            self._memory.end(utterance)
         if known is None:
             if not text[num_answered:].strip() and (final or num_answered):
                 return self._settle()  # nothing was said, or nothing more
@@ -273,8 +275,8 @@ class Session:
 
     def plan(self) -> Plan:
         """What to run next: changes to the cache, then one pass with all that is pending, listening included."""
+        self._seat_input()  # first: where there is no room for it, a rebuild begins, and that is to be fed
         self._branch.plan()
-        self._seat_input()
         self._plan_input()
         return self._cache.flush()
 
@@ -311,6 +313,8 @@ class Session:
             channel = self._cache.fork(branch.trunk, at)
             channel.items.extend(ids)
             listening.sit(channel, at, opening, is_first, branch.epoch)
+        elif branch.swap_if_rebuilt():
+            self._seat_input()  # there was nothing to be fed for it
 
     def _plan_input(self) -> None:
         listening = self._input
@@ -347,8 +351,10 @@ class Session:
         if is_too_long:
             self._log.add(Refused(self.now, listening.id, f"a turn of more than {limit} tokens; say it in parts"))
             self._drop(listening, "too long")
-        elif listening.channel is not None:
+        elif listening.channel is not None and self._branch.has_room(listening.at, (*listening.opening, *ids)):
             listening.channel.replace_tail(listening.at, (*listening.opening, *ids))
+        else:
+            self._unseat(listening)  # there was room for the words that had come before, but not for these
 
     def _judge(self, listening: Input, p: tuple[float, ...]) -> None:
         answer, speaking = self.running, self.floor is Floor.SPEAKING

@@ -1,0 +1,78 @@
+"""Ids that are used again, and conversations that come near the end of the context."""
+
+import pytest
+
+from duologue.core.channel import Channel
+from duologue.core.config import SessionConfig
+from duologue.core.events import Dropped, Promoted
+from duologue.core.policy import Policy
+from duologue.types import InputState
+from scripted import Talk
+
+SURE = Policy(p_sure=0.5)
+LONG = ("word " * 300).strip()
+SHORT_CONTEXT = SessionConfig(max_length=256, max_answer=400)
+
+
+def trunk(talk: Talk) -> Channel:
+    return talk.session._branch.trunk
+
+
+@pytest.mark.parametrize("num_passes", [12, 10_000])
+@pytest.mark.parametrize("end", ["what is the weather", "what is the weather in Oslo", "how is the weather in Oslo"])
+def test_the_id_of_an_utterance_that_was_answered_before_its_end_can_be_used_again(num_passes, end):
+    talk = Talk(policy=SURE)
+    talk.hear("what is the weather", final=False)
+    talk.tick(num_passes)
+    assert talk.said
+    talk.hear(end)
+    talk.run()
+    talk.hear("tell me a joke now about dogs")
+    talk.run()
+    assert talk.turns[-2] == ("user", "tell me a joke now about dogs")
+
+
+def test_the_id_of_an_utterance_that_was_dropped_before_its_end_can_be_used_again():
+    states = [InputState.IGNORE, InputState.IGNORE, InputState.PROCESS]
+    talk = Talk(policy=SURE, judge=lambda words: states.pop(0))
+    talk.hear("hello", final=False)
+    talk.run()
+    talk.hear("hello out there")
+    talk.run()
+    assert [type(e) for e in talk.events].count(Dropped) == 2
+    talk.hear("hello", final=False)
+    talk.run()
+    assert talk.turns[0] == ("user", "hello")
+
+
+def check_lengths(talk: Talk, count: int) -> None:
+    """So many passes, none of which feeds more than the context holds."""
+    for _ in range(count):
+        talk.tick()
+        for seq in talk.engine._seqs.values():
+            assert talk.backend.length(seq) <= talk.session.config.max_length
+
+
+def test_words_that_grow_beyond_the_room_there_was_wait_for_a_shorter_context():
+    talk = Talk({"q": LONG}, config=SHORT_CONTEXT)
+    talk.hear("q")
+    talk.tick(185)
+    assert len(trunk(talk).items) > 200
+    talk.hear("", "v", final=False)
+    talk.tick()
+    words = "x" * 50 + " yes"
+    talk.hear(words, "v")
+    check_lengths(talk, 1000)
+    assert [e.text for e in talk.events if isinstance(e, Promoted)] == ["q", words]
+
+
+@pytest.mark.parametrize(("system", "num_words"), [(None, 28), ("You know all long words.", 22)])
+def test_words_for_which_there_is_no_room_are_answered_after_a_rebuild_in_one_go(system, num_words):
+    talk = Talk({"q": "word " * num_words}, config=SHORT_CONTEXT, system=system)
+    talk.hear("q")
+    talk.run()
+    assert 144 < len(trunk(talk).items) <= 192, "short enough not to be rebuilt, too long for the words"
+    words = "x" * 40 + " yes"
+    talk.hear(words)
+    check_lengths(talk, 1000)
+    assert [e.text for e in talk.events if isinstance(e, Promoted)] == ["q", words]
