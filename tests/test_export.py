@@ -215,7 +215,7 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-@pytest.mark.parametrize(("name", "scale"), [("llama", 1.0), ("qwen2", 1.0), ("qwen2", 9.0), ("gemma3", 1.0)])
+@pytest.mark.parametrize(("name", "scale"), [("llama", 0.2), ("qwen2", 0.2), ("qwen2", 9.0), ("gemma3", 0.2)])
 def test_a_hugging_face_folder_decides_as_the_rows(tmp_path, name, scale):
     rows = tiny_rows()
     # A tiny random model has little in common from token to token: give its final norm some.
@@ -226,7 +226,7 @@ def test_a_hugging_face_folder_decides_as_the_rows(tmp_path, name, scale):
     report = export_hf(tmp_path / "base", loud, tmp_path / "out", dtype="float32", num_tokens=150)
     assert report.leads.num_won == 0
     assert report.decision_error < 1e-3
-    assert report.is_untied == (scale > 1)
+    assert report.is_untied == (scale > 1)  # a row that large wins as an output row
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert [tokenizer.convert_ids_to_tokens(i) for i in report.added.values()] == list(report.added)
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

@@ -17,6 +17,9 @@ FloatArray = npt.NDArray[np.float32]
 LEAD = 10.0
 """By how much, in logits, the best base token leads every added row on the text that the vector is computed from."""
 
+PROBE_LEAD = 3.0
+"""The same for probe rows of a tied matrix. They are inputs and cannot be shifted; below this the matrix is untied."""
+
 _RIDGE = 1e-3  # share of the mean squared hidden state; keeps the vector short where directions hardly occur
 
 
@@ -65,7 +68,7 @@ def quieted(rows: Rows, hidden: FloatArray, best: FloatArray, *, lead: float = L
     loudest = np.maximum((h @ rows.states.T.astype(np.float64)).max(axis=1), 0.0)  # 0: the padding rows
     strength = max(0.0, float(((loudest - best + lead) / along).max()))
     shift = (-strength * direction).astype(np.float32)
-    probes_win = bool(((h @ rows.probes.T.astype(np.float64)).max(axis=1) > best - lead).any())
+    probes_win = bool(((h @ rows.probes.T.astype(np.float64)).max(axis=1) > best - PROBE_LEAD).any())
     return Quiet(rows.states + shift, shift, untie=probes_win)
 
 
