@@ -64,21 +64,44 @@ def find(name: str) -> Source:
             if entry.path is None:
                 raise ModelNotFound(f"{entry.title} is not installed; get it with: {entry.install}")
             return Source(entry.title, entry.path, is_gguf=True)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
-        if path.suffix != ".gguf":
+        if path.suffix.lower() != ".gguf":
             raise ModelNotFound(f"{path} is a file, but not a .gguf; for a Hugging Face model give its folder")
         return Source(path.stem, path, is_gguf=True)
-    if path.is_dir():
-        if (path / "config.json").is_file():
-            return Source(path.resolve().name, path, is_gguf=False)
-        ggufs = sorted(path.glob("*.gguf"))
-        if len(ggufs) == 1:
-            return Source(ggufs[0].stem, ggufs[0], is_gguf=True)
-        raise ModelNotFound(f"{path} has no config.json and not exactly one .gguf; it is no model folder")
-    if name.count("/") == 1 and path.suffix != ".gguf" and not name.startswith((".", "/", "~")):
+    if name and path.is_dir():
+        return _in_folder(path)
+    if path.suffix.lower() == ".gguf" or name.startswith((".", "/", "~")):
+        raise ModelNotFound(f"there is no file or folder {path}")
+    if name.count("/") == 1 and all(name.split("/")):
         return Source(name, None, is_gguf=False)
     known = ", ".join(entry.name for entry in CATALOGUE)
     raise ModelNotFound(
         f"no model {name!r}: give one of {known}, a .gguf file, a model folder, or owner/name of the hub"
     )
+
+
+def expanded(name: str) -> Path:
+    """The path that `name` means, `~` included.
+
+    Raises:
+        ModelNotFound: no path can have that name.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.is_file()  # raises for names that are too long, hold a NUL, or lead where one may not look
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelNotFound(f"{name[:80]!r} is no path that can be read: {error}") from error
+
+
+def _in_folder(path: Path) -> Source:
+    if (path / "config.json").is_file():
+        return Source(path.resolve().name, path, is_gguf=False)
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return Source(ggufs[0].stem, ggufs[0], is_gguf=True)
+    if ggufs:
+        names = ", ".join(file.name for file in ggufs[:8])
+        raise ModelNotFound(f"{path} holds {len(ggufs)} GGUF files; name one of them: {names}")
+    raise ModelNotFound(f"{path} has neither a config.json nor a .gguf file; it is no model folder")

@@ -5,12 +5,13 @@ Heavy libraries are imported by the branch that needs them, and only then.
 
 import dataclasses
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from duologue.adapters import Adapter, Fingerprint, default_for, prompted
-from duologue.catalogue import DEFAULT, Source, find
+from duologue.catalogue import DEFAULT, Source, expanded, find
 from duologue.core.backend import Backend
 from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
@@ -18,10 +19,21 @@ from duologue.core.probe import Probe
 from duologue.core.session import Session
 from duologue.errors import MissingDependency, UsageError
 from duologue.template import Template, Tokenizer
+from duologue.tokenizer import well_formed
 
 TORCH_WEIGHTS = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 GGUF_WEIGHTS = ("BF16", "F16", "Q8_0", "Q4_0")
+AS_IS = "as-is"
+BACKENDS = ("auto", "torch", "llamacpp", "reference")
+PROMPTED = {"prompted": 0, "prompted-5": 5}
+"""Adapters without training, and how many examples the question has."""
 MAX_SEQS = 16  # a session needs up to eight: the live branch, an input, suspended answers, a rebuild, forks in passing
+
+
+class Progress(Protocol):
+    """Told what is being done, and which share of it is done (0 … 1) where that is known."""
+
+    def __call__(self, what: str, share: float | None = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,7 @@ def load(
     threads: int | None = None,
     device: str = "cpu",
     system: str | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """Load a model by a short name, a `.gguf` file, a Hugging Face folder, or `owner/name` of the hub.
 
@@ -77,36 +90,50 @@ def load(
         threads: of the CPU; by default one a core.
         device: for torch.
         system: system prompt; None leaves it to the model's template.
+        progress: called with what is being done and, where that is known, which share of it is done (0 … 1).
 
     Raises:
         ModelNotFound, BrokenModel, UnsupportedModel, AdapterMismatch, MissingDependency, TemplateError, UsageError.
     """
     if context_length < 256:
         raise UsageError(f"a context of {context_length} tokens is too short for a conversation; give at least 256")
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads cannot compute anything; give at least 1, or None for one a core")
+    if backend not in BACKENDS:
+        raise UsageError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
     source = find(name)
     if backend == "auto":
         backend = "llamacpp" if source.is_gguf and _is_installed("llama_cpp") else "torch"
+    options = _Options(
+        source,
+        _read_adapter(adapter),
+        context_length,
+        threads,
+        system and well_formed(system),
+        progress or _no_progress,
+    )
     if backend == "llamacpp":
-        return _load_llamacpp(source, adapter, weights, context_length, threads, system)
-    if backend in ("torch", "reference"):
-        return _load_torch(source, backend, adapter, weights, context_length, threads, device, system)
-    raise UsageError(f"no backend {backend!r}; there are auto, torch, llamacpp, reference")
+        return _load_llamacpp(options, weights or "Q8_0")
+    return _load_torch(options, weights or "bf16", device, is_reference=backend == "reference")
 
 
-def _load_torch(
-    source: Source,
-    backend: str,
-    adapter: str | Path | Adapter,
-    weights: str | None,
-    context_length: int,
-    threads: int | None,
-    device: str,
-    system: str | None,
-) -> Model:
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What both backends need to know."""
+
+    source: Source
+    adapter: Adapter | None  # None: chosen by the model
+    context_length: int
+    threads: int | None
+    system: str | None
+    progress: Progress
+
+
+def _load_torch(options: _Options, weights: str, device: str, *, is_reference: bool) -> Model:
+    source = options.source
     _need("torch", "torch", "transformers", *(["gguf"] if source.is_gguf else []))
-    weights = weights or "bf16"
-    if weights not in TORCH_WEIGHTS:
-        raise UsageError(f"torch has no weights {weights!r}; there are {', '.join(TORCH_WEIGHTS)}")
+    weights = _weights("torch", weights, TORCH_WEIGHTS)
+    options.progress("starting PyTorch")
     import torch
 
     from duologue.backends.hf_tokenizer import HfTokenizer
@@ -114,9 +141,10 @@ def _load_torch(
     from duologue.backends.reference import ReferenceBackend
     from duologue.backends.torch import TorchBackend, read_model
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     where = source.path if source.path is not None else source.name
+    options.progress("reading the weights")
     model, hf_tokenizer = read_model(where, dtype=TORCH_WEIGHTS[weights], device=device)
     causal = CausalModel(model, None)
     tokenizer = HfTokenizer(hf_tokenizer, stop_tokens=_stop_ids(model))
@@ -126,31 +154,24 @@ def _load_torch(
         hidden_size=model.get_input_embeddings().weight.shape[1],
         num_layers=model.config.get_text_config().num_hidden_layers,
     )
-    chosen = _choose(adapter, fingerprint)
-    context_length = causal.context_length(min(context_length, causal.context_length(None)))
-    limits: dict[str, Any] = {"capacity": 2 * context_length, "max_seqs": MAX_SEQS, "context_length": context_length}
+    adapter = _choose(options.adapter, fingerprint)
+    length = causal.context_length(min(options.context_length, causal.context_length(None)))
+    limits: dict[str, Any] = {"capacity": 2 * length, "max_seqs": MAX_SEQS, "context_length": length}
     made: Backend
-    if backend == "reference":
-        made = ReferenceBackend(model, rows=chosen.rows, **limits)
+    if is_reference:
+        made = ReferenceBackend(model, rows=adapter.rows, **limits)
     else:
-        made = TorchBackend(model, rows=chosen.rows, label=source.name, **limits)
-    return _assemble(source, made, tokenizer, chosen, system)
+        made = TorchBackend(model, rows=adapter.rows, label=source.name, **limits)
+    return _assemble(options, made, tokenizer, adapter)
 
 
-def _load_llamacpp(
-    source: Source,
-    adapter: str | Path | Adapter,
-    weights: str | None,
-    context_length: int,
-    threads: int | None,
-    system: str | None,
-) -> Model:
+def _load_llamacpp(options: _Options, weights: str) -> Model:
+    source = options.source
     _need("llamacpp", "llama_cpp", "gguf")
     if not source.is_gguf or source.path is None:
         raise UsageError(f"llama.cpp reads GGUF files; {source.name} is none. Use --backend torch, or convert it")
-    weights = weights or "Q8_0"
-    if weights not in (*GGUF_WEIGHTS, "as-is"):
-        raise UsageError(f"llama.cpp has no weights {weights!r}; there are {', '.join(GGUF_WEIGHTS)} and as-is")
+    weights = _weights("llama.cpp", weights, (*GGUF_WEIGHTS, AS_IS))
+    options.progress("starting llama.cpp")
     from duologue.backends.gguf_tokenizer import GgufTokenizer
     from duologue.backends.llamacpp import LlamaCppBackend
     from duologue.gguf_files import cached_gguf, read_facts
@@ -160,29 +181,62 @@ def _load_llamacpp(
     fingerprint = Fingerprint.of(
         tokenizer, vocab_size=facts.base_vocab_size, hidden_size=facts.hidden_size, num_layers=facts.num_layers
     )
-    chosen = _choose(adapter, fingerprint)
-    path = cached_gguf(source.path, weights=None if weights == "as-is" else weights, rows=chosen.rows)
-    context_length = min(context_length, facts.context_length)
-    made = LlamaCppBackend(
-        path, context_length=context_length, capacity=2 * context_length, max_seqs=MAX_SEQS, threads=threads
+    adapter = _choose(options.adapter, fingerprint)
+    path = cached_gguf(
+        source.path,
+        weights=None if weights == AS_IS else weights,
+        rows=adapter.rows,
+        progress=lambda _, share: options.progress(f"writing {weights} weights to the cache, once", share),
     )
-    return _assemble(source, made, tokenizer, chosen, system)
+    options.progress("reading the weights")
+    length = min(options.context_length, facts.context_length or options.context_length)
+    made = LlamaCppBackend(path, context_length=length, capacity=2 * length, max_seqs=MAX_SEQS, threads=options.threads)
+    return _assemble(options, made, tokenizer, adapter)
 
 
-def _assemble(source: Source, backend: Backend, tokenizer: Tokenizer, adapter: Adapter, system: str | None) -> Model:
-    template = Template.from_tokenizer(tokenizer, system=system)
-    probe = adapter.probe_for(backend.info.vocab_size, template)
-    return Model(source.name, backend, template, adapter, probe, backend.info.context_length)
+def _assemble(options: _Options, backend: Backend, tokenizer: Tokenizer, adapter: Adapter) -> Model:
+    try:
+        template = Template.from_tokenizer(tokenizer, system=options.system)
+        probe = adapter.probe_for(backend.info.vocab_size, template)
+    except BaseException:
+        backend.close()
+        raise
+    return Model(options.source.name, backend, template, adapter, probe, backend.info.context_length)
 
 
-def _choose(adapter: str | Path | Adapter, fingerprint: Fingerprint) -> Adapter:
+def _read_adapter(adapter: str | Path | Adapter) -> Adapter | None:
+    """The adapter that is asked for, before any weights are read; None leaves it to the model."""
+    if isinstance(adapter, Adapter):
+        return adapter
     if adapter == "auto":
+        return None
+    if adapter in PROMPTED:
+        return prompted(shots=PROMPTED[str(adapter)])
+    if not str(adapter):
+        raise UsageError(f"no adapter is named; give auto, {', '.join(PROMPTED)}, or an adapter folder")
+    folder = expanded(str(adapter))
+    if not folder.exists():
+        raise UsageError(f"no adapter {str(adapter)!r}: give auto, {', '.join(PROMPTED)}, or an adapter folder")
+    return Adapter.load(folder)
+
+
+def _choose(adapter: Adapter | None, fingerprint: Fingerprint) -> Adapter:
+    if adapter is None:
         return default_for(fingerprint) or prompted()
-    if adapter in ("prompted", "prompted-5"):
-        return prompted(shots=5 if adapter == "prompted-5" else 0)
-    chosen = adapter if isinstance(adapter, Adapter) else Adapter.load(Path(adapter).expanduser())
-    chosen.check(fingerprint)
-    return chosen
+    adapter.check(fingerprint)
+    return adapter
+
+
+def _weights(backend: str, wanted: str, known: Iterable[str]) -> str:
+    """The name of a weight type as the backend spells it."""
+    for name in known:
+        if name.lower() == wanted.lower():
+            return name
+    raise UsageError(f"{backend} has no weights {wanted!r}; there are {', '.join(known)}")
+
+
+def _no_progress(what: str, share: float | None = None) -> None:
+    pass
 
 
 def _stop_ids(model: Any) -> list[int]:

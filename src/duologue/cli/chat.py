@@ -2,16 +2,16 @@
 
 import argparse
 import asyncio
+import os
 import sys
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from duologue.cli.options import add_model_options, add_talk_options, load_model, sampling
+from duologue.cli.options import add_model_options, add_talk_options, load_model, number, policy, sampling
 from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
-    from duologue.core.events import Event
     from duologue.live import Live
+    from duologue.model import Model
 
 _EPILOG = """\
 Type whenever you like. A pause in typing lets the model judge what you have typed so far; Enter ends it. What the
@@ -23,11 +23,19 @@ business), stop. Bold text has been heard, grey text not yet; red text was cut.
   wait, what about radios⏎     the answer is cut where you have heard it, and a new one begins
   stop⏎   go on⏎               silence; the same answer goes on
 
-Without a terminal (a pipe, or --plain), lines on standard input are utterances, and events are printed.
+Without a terminal (a pipe, or --plain), lines on standard input are utterances, and events are printed. A line that
+comes while an answer is being written interrupts it; lines that come in one go are answered one after the other.
+
+examples:
+  duologue chat                                        the default model
+  duologue chat -m ./model.gguf --rate 6               another one, for fast readers
+  duologue chat --system "You are a terse pirate."     with a system prompt
+  printf 'hello\\nwho are you\\n' | duologue chat        without a screen
 """
+_RATE = 4.0
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "chat",
@@ -37,7 +45,10 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--rate", type=float, default=4.0, metavar="W", help="words a second that you read; 0: at once (default 4)"
+        "--rate",
+        type=number(least=0, most=1000),
+        metavar="W",
+        help=f"words a second that you read; 0: at once (default {_RATE:g}, in a pipe 0)",
     )
     parser.add_argument("--plain", action="store_true", help="no full screen: lines in, lines out")
     add_model_options(parser)
@@ -47,16 +58,25 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load the model and talk."""
-    is_plain = args.plain or not (sys.stdin.isatty() and sys.stdout.isatty())
+    is_typed = _is_terminal(0)
+    is_plain = args.plain or not (is_typed and _is_terminal(1)) or os.environ.get("TERM", "dumb") == "dumb"
     if not is_plain:
         _need_terminal()
-    print(f"Loading {args.model} …", file=sys.stderr, flush=True)
+    rate = args.rate if args.rate is not None else _RATE if is_typed else 0.0
     model = load_model(args)
     try:
-        asyncio.run(_talk(args, model, is_plain))
+        asyncio.run(_talk(args, model, rate, is_plain))
     finally:
         model.close()
     return 0
+
+
+def _is_terminal(fd: int) -> bool:
+    """Whether standard input (0) or output (1) is a terminal; a closed one is none."""
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
 
 
 def _need_terminal() -> None:
@@ -68,7 +88,7 @@ def _need_terminal() -> None:
         ) from error
 
 
-async def _talk(args: argparse.Namespace, model: Any, is_plain: bool) -> None:
+async def _talk(args: argparse.Namespace, model: "Model", rate: float, is_plain: bool) -> None:
     from duologue.core.config import SessionConfig
     from duologue.live import Live
 
@@ -76,90 +96,27 @@ async def _talk(args: argparse.Namespace, model: Any, is_plain: bool) -> None:
         max_length=model.max_length,
         sampling=sampling(args),
         seed=args.seed,
-        heard="reported" if args.rate > 0 else "shown",
+        heard="reported" if rate else "shown",
     )
-    session = model.session(policy=model.policy(eagerness=args.eagerness), config=config)
-    info = model.backend.info
-    title = f"{model.name} {info.weights} on {info.name}, {model.adapter.kind}"
-    async with Live(model.backend, session, words_per_second=args.rate if args.rate > 0 else None) as live:
+    session = model.session(policy=policy(args, model), config=config)
+    async with Live(model.backend, session, words_per_second=rate or None) as live:
         if is_plain:
-            await _Plain(live).run()
+            from duologue.cli.plain import Plain
+
+            await Plain(live).run(sys.stdin, sys.stdout)
         else:
-            from duologue.cli.terminal import Terminal
-
-            await Terminal(live, title).run()
+            await _on_screen(live, model)
 
 
-class _Plain:
-    """Lines in, lines out."""
+async def _on_screen(live: "Live", model: "Model") -> None:
+    from duologue.cli.terminal import Terminal
 
-    def __init__(self, live: "Live") -> None:
-        self._live = live
-        self._text: dict[int, str] = {}
-        self._shown: dict[int, int] = {}  # characters printed of each answer
-        self._is_open = False  # whether a line of an answer is unfinished
-
-    async def run(self) -> None:
-        """Until standard input ends and everything has been said."""
-        telling = asyncio.create_task(self._tell())
-        number = 0
-        async for line in _lines():
-            if telling.done():
-                break
-            if line.strip():
-                self._live.hear(line.strip(), utterance=f"line-{number}", final=True)
-                number += 1
-        while not telling.done() and self._is_busy():
-            await asyncio.sleep(0.05)
-        await self._live.aclose()
-        await telling
-
-    def _is_busy(self) -> bool:
-        session = self._live.session
-        return session.running is not None or session.input_text is not None
-
-    async def _tell(self) -> None:
-        async for event in self._live.events():
-            self._print(event)
-
-    def _print(self, event: "Event") -> None:
-        from duologue.core import events as e
-
-        match event:
-            case e.Said(answer=answer, start=start, text=text):
-                self._text[answer] = self._text.get(answer, "")[:start] + text
-                if self._live.session.config.heard == "shown":
-                    self._write(text)
-            case e.Heard(answer=answer, position=position) if self._live.session.config.heard == "reported":
-                self._write(self._text[answer][self._shown.get(answer, 0) : position])
-                self._shown[answer] = position
-            case e.Received(text=text, final=True):
-                self._line(f"> {text}")
-            case e.Decided(decision=decision):
-                self._line(f"  [{decision.state} {decision.p:.2f}]")
-            case e.Suspended(unheard=unheard):
-                self._line(f"  [cut; {len(unheard.split())} words unheard]")
-            case e.Resumed():
-                self._line("  [resumed]")
-            case e.Refused(reason=reason):
-                self._line(f"  [refused: {reason}]")
-            case e.Committed():
-                self._line("")
-
-    def _write(self, text: str) -> None:
-        print(text, end="", flush=True)
-        self._is_open = True
-
-    def _line(self, text: str) -> None:
-        if self._is_open:
-            print()
-            self._is_open = False
+    info = model.backend.info
+    terminal = Terminal(live, f"{model.name} {info.weights} on {info.name}, {model.adapter.kind}")
+    try:
+        await terminal.run()
+    finally:
+        # the full screen leaves nothing behind: the conversation stays readable above the next prompt
+        text = terminal.transcript.text(min(os.get_terminal_size(1).columns if _is_terminal(1) else 100, 110))
         if text:
             print(text, flush=True)
-
-
-async def _lines() -> AsyncIterator[str]:
-    """Lines of standard input as they come."""
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        yield line

@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +20,8 @@ for it, or none of its business, and yields, waits or carries on accordingly.
   duologue chat                     talk to the default model, and interrupt it by typing
   duologue replay talk.jsonl        run a scripted conversation on a virtual clock
   duologue models                   what is installed, and what is missing
+
+`duologue COMMAND --help` explains a command with examples.
 """
 
 
@@ -34,15 +38,39 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns its exit status: 0, 2 for an error that a message explains, 130 for Ctrl-C."""
-    args = parser().parse_args(argv)
+    """Run a command. Returns its exit status.
+
+    0 when it went well, 2 for an error that a message explains, 130 for Ctrl-C, 1 for a mistake of ours.
+    With `DUOLOGUE_DEBUG` set, errors come with their traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding still gets everything
     try:
-        return int(args.run(args))
-    except DuologueError as error:
-        print(f"duologue: {error}", file=sys.stderr)
-        return 2
+        args = parser().parse_args(argv)
+        status = int(args.run(args))
+        if sys.stdout is not None:  # it is None when it was closed before we began
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read our output has gone: what is left in the buffers goes nowhere, and nothing more is said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; say nothing more
-        return 0
+    except Exception as error:
+        if os.environ.get("DUOLOGUE_DEBUG"):
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, DuologueError):
+        print(f"duologue: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"duologue: a mistake of ours: {type(error).__name__}: {error}\n"
+        "Please report it with what `DUOLOGUE_DEBUG=1` in front of the command prints.",
+        file=sys.stderr,
+    )
+    return 1

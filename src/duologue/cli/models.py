@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import json
-from typing import Any
 
 from duologue.catalogue import CATALOGUE
 
@@ -12,13 +11,24 @@ _BACKENDS = (
     ("llamacpp", ("llama_cpp", "gguf"), 'pip install "duologue[llamacpp]"', "GGUF, several times faster on a CPU"),
 )
 
+_EPILOG = """\
+A model is named by its short name, the path of a .gguf file or of a Hugging Face folder, or owner/name on the hub.
 
-def add_parser(commands: Any) -> None:
+examples:
+  duologue models --json
+  duologue chat -m smollm2
+  duologue chat -m ~/models/some-model.gguf --adapter prompted
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "models",
         help="what is installed, and what is missing",
         description="List backends, models that need no download from a hub, and the adapters that come along.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
     parser.set_defaults(run=run)

@@ -1,13 +1,52 @@
 """Options that several commands share: which model, on what, and how it decides."""
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from duologue.catalogue import DEFAULT
+from duologue.cli.progress import progress
 
 if TYPE_CHECKING:
     from duologue.core.backend import Sampling
+    from duologue.core.policy import Policy
     from duologue.model import Model
+
+
+def number(*, least: float, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
+    """An argument type: a number from `least` (or, with `above`, greater than it) to `most`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        if not least <= value <= most or value == float("inf") or (above and value == least):
+            raise argparse.ArgumentTypeError(f"{text} is not {_range(least, most, above)}")
+        return value
+
+    return read
+
+
+def whole(*, least: int) -> Callable[[str], int]:
+    """An argument type: a whole number of `least` or more."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is too small; at least {least}")
+        return value
+
+    return read
+
+
+def _range(least: float, most: float, above: bool) -> str:
+    if most == float("inf"):
+        return f"more than {least:g}" if above else f"at least {least:g}"
+    return f"between {least:g} and {most:g}"
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +56,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "-m",
         "--model",
         default=DEFAULT,
-        help="a short name (see `duologue models`), a .gguf file, a folder or hub name",
+        help=f"a short name (see `duologue models`; default {DEFAULT}), a .gguf file, a folder or hub name",
     )
     group.add_argument(
         "--adapter",
@@ -26,41 +65,70 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="auto: the one that comes with the model, else prompted; prompted or prompted-5: the model is asked in "
         "words, without or with five examples; or an adapter folder",
     )
-    group.add_argument("--backend", default="auto", choices=("auto", "torch", "llamacpp", "reference"))
-    group.add_argument("--weights", metavar="TYPE", help="torch: bf16, f32; llamacpp: BF16, F16, Q8_0, Q4_0")
     group.add_argument(
-        "--context", type=int, default=4096, metavar="TOKENS", help="length of the conversation in memory"
+        "--backend",
+        default="auto",
+        choices=("auto", "torch", "llamacpp", "reference"),
+        help="auto: llama.cpp for .gguf files where it is installed, else torch; reference: slow, for comparison",
     )
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the machine's cores)")
-    group.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    group.add_argument(
+        "--weights", metavar="TYPE", help="torch: bf16 (default), f16, f32; llamacpp: BF16, F16, Q8_0 (default), Q4_0"
+    )
+    group.add_argument(
+        "--context",
+        type=whole(least=256),
+        default=4096,
+        metavar="TOKENS",
+        help="length of the conversation in memory (default 4096)",
+    )
+    group.add_argument("--threads", type=whole(least=1), metavar="N", help="CPU threads (default: the machine's cores)")
+    group.add_argument("--device", default="cpu", help="torch device (default cpu)")
 
 
 def add_talk_options(parser: argparse.ArgumentParser) -> None:
     """How the conversation goes."""
     group = parser.add_argument_group("conversation")
-    group.add_argument("--system", help="system prompt (default: the model's own)")
+    group.add_argument("--system", metavar="TEXT", help="system prompt (default: the model's own)")
     group.add_argument(
-        "--eagerness", type=float, default=0.0, metavar="E", help="from -1 (patient) to 1 (eager); default 0"
+        "--eagerness",
+        type=number(least=-1, most=1),
+        default=0.0,
+        metavar="E",
+        help="from -1 (patient) to 1 (eager); default 0",
     )
-    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument(
+        "--temperature",
+        type=number(least=0, most=10),
+        default=0.0,
+        metavar="T",
+        help="of sampling; 0 (default) is greedy",
+    )
+    group.add_argument(
+        "--top-p",
+        type=number(least=0, most=1, above=True),
+        default=1.0,
+        metavar="P",
+        help="sample from the most probable tokens that together have this probability (default 1: all)",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (default 0)")
 
 
 def load_model(args: argparse.Namespace) -> "Model":
     """The model that the options name. Raises what `duologue.model.load` raises."""
     from duologue.model import load
 
-    return load(
-        args.model,
-        backend=args.backend,
-        adapter=args.adapter,
-        weights=args.weights,
-        context_length=args.context,
-        threads=args.threads,
-        device=args.device,
-        system=getattr(args, "system", None),
-    )
+    with progress(f"Loading {args.model}") as stage:
+        return load(
+            args.model,
+            backend=args.backend,
+            adapter=args.adapter,
+            weights=args.weights,
+            context_length=args.context,
+            threads=args.threads,
+            device=args.device,
+            system=getattr(args, "system", None),
+            progress=stage,
+        )
 
 
 def sampling(args: argparse.Namespace) -> "Sampling":
@@ -68,3 +136,8 @@ def sampling(args: argparse.Namespace) -> "Sampling":
     from duologue.core.backend import Sampling
 
     return Sampling(temperature=args.temperature, top_p=args.top_p)
+
+
+def policy(args: argparse.Namespace, model: "Model") -> "Policy":
+    """When a probability becomes an action."""
+    return model.policy(eagerness=args.eagerness)

@@ -3,9 +3,13 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from duologue.cli.options import add_model_options, add_talk_options, load_model, sampling
+from duologue.cli.cells import counted, shortened, visible
+from duologue.cli.options import add_model_options, add_talk_options, load_model, number, policy, sampling, whole
+from duologue.core import events as e
+
+_INDENT = 20  # columns before the words of an answer
+_LONGEST = 400  # characters of an utterance that are printed
 
 _EPILOG = """\
 The file has one JSON object a line:
@@ -14,12 +18,18 @@ The file has one JSON object a line:
   {"at": 9, "text": "stop"}                           typed: all of it at once
   {"at": 9, "text": "what about", "utterance": "a", "final": false}     a partial; the next one replaces it
   {"at": 12, "command": "resume"}                     stop, resume or respond
+  {"at": 20, "edit": [{"role": "user", "text": "hi"}]}                  replaces the history
 
 Nothing depends on how fast this machine is: a forward pass takes PERIOD / PASSES seconds of the virtual clock.
+
+examples:
+  duologue replay examples/interruption.jsonl
+  duologue replay talk.jsonl --json | tail -1         {"said", "heard", "history", "passes"}
+  duologue replay talk.jsonl --period 2 --passes 4    the cycle of the DUO paper
 """
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "replay",
@@ -29,8 +39,12 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, help="the script")
-    parser.add_argument("--period", type=float, default=2.0, metavar="S", help="seconds of a cycle (default 2)")
-    parser.add_argument("--passes", type=int, default=10, metavar="K", help="forward passes a cycle (default 10)")
+    parser.add_argument(
+        "--period", type=number(least=0, above=True), default=2.0, metavar="S", help="seconds of a cycle (default 2)"
+    )
+    parser.add_argument(
+        "--passes", type=whole(least=1), default=10, metavar="K", help="forward passes a cycle (default 10)"
+    )
     parser.add_argument(
         "--json", action="store_true", help='an event a line, then {"said", "heard", "history", "passes"}'
     )
@@ -41,7 +55,6 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay the file."""
-    from duologue.core.events import as_dict
     from duologue.replay import Replay, read_script
 
     script = read_script(args.file, period_s=args.period, seed=args.seed)
@@ -52,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             model.backend,
             model.template,
             model.probe,
-            policy=model.policy(eagerness=args.eagerness),
+            policy=policy(args, model),
             period_s=args.period,
             passes=args.passes,
             max_length=model.max_length,
@@ -62,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
         teller = _Teller()
         for event in replay:
             if args.json:
-                print(json.dumps(as_dict(event), ensure_ascii=False), flush=True)
+                print(json.dumps(e.as_dict(event), ensure_ascii=False), flush=True)
             else:
-                teller.tell(as_dict(event))
+                teller.tell(event)
         outcome = replay.outcome
         if args.json:
             print(json.dumps(outcome.as_dict(), ensure_ascii=False))
@@ -82,37 +95,52 @@ class _Teller:
     def __init__(self) -> None:
         self._is_open = False  # whether a line of answer text is unfinished
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def tell(self, event: e.Event) -> None:
         """Print what is worth a line."""
         match event:
-            case {"type": "said", "text": text}:
+            case e.Said(at, text=text):
                 if not self._is_open:
-                    print(f"{event['at']:7.2f}  assistant: ", end="")
+                    print(f"{at:7.2f}  assistant  ", end="")
                     self._is_open = True
-                print(text.replace("\n", "\n" + " " * 20), end="", flush=True)
-            case {"type": "received", "text": text, "final": final} if text:
-                self._line(event, f"     user: {text}{'' if final else ' …'}")
-            case {"type": "decided"}:
-                self._line(event, f"           [{event['state']} {event['p']:.2f}]")
-            case {"type": "suspended", "unheard": unheard}:
-                self._line(event, f"           [cut; {len(unheard.split())} words unheard]")
-            case {"type": "resumed", "exact": exact}:
-                self._line(event, f"           [resumed, {'exactly' if exact else 'replayed'}]")
-            case {"type": "dropped", "reason": "patience"} | {"type": "taken_back"} | {"type": "withdrawn"}:
-                self._line(event, f"           [{event['type'].replace('_', ' ')}]")
-            case {"type": "refused", "reason": reason}:
-                self._line(event, f"           [refused: {reason}]")
-            case {"type": "finished" | "committed"}:
+                print(visible(text).replace("\n", "\n" + " " * _INDENT), end="", flush=True)
+            case e.Received(at, text=text, final=final) if text.strip():
+                self._line(at, f"user       {visible(shortened(text, _LONGEST))}{'' if final else ' …'}")
+            case e.Decided(at, decision=decision):
+                self._remark(at, f"{decision.state} {decision.p:.2f}")
+            case e.Suspended(at, unheard=unheard):
+                self._remark(at, f"cut; {counted(len(unheard.split()), 'word')} unheard")
+            case e.Resumed(at, exact=exact):
+                self._remark(at, "goes on" if exact else "goes on, replayed")
+            case e.Dropped(at, reason="patience"):
+                self._remark(at, "dropped: never finished")
+            case e.TakenBack(at):
+                self._remark(at, "the answer is taken back: nothing of it was heard")
+            case e.Withdrawn(at):
+                self._remark(at, "the answer is withdrawn: nothing of it was heard")
+            case e.Refused(at, what=what, reason=reason):
+                self._remark(at, f"{visible(what)} not done: {reason}")
+            case e.Trimmed(at, turns_dropped=dropped):
+                self._remark(at, f"the oldest {counted(dropped, 'turn')} left out to make room")
+            case e.Edited(at, turns=turns):
+                self._remark(at, f"the history was replaced by {counted(turns, 'turn')}")
+            case e.Finished(at, reason="length"):
+                self._remark(at, "the answer met its length limit")
+            case e.Committed():
                 self._break()
+            case _:
+                pass
 
     def end(self, passes: int) -> None:
         """Print the sum."""
         self._break()
         print(f"{passes} forward passes")
 
-    def _line(self, event: dict[str, Any], text: str) -> None:
+    def _remark(self, at: float, text: str) -> None:
+        self._line(at, f"           [{text}]")
+
+    def _line(self, at: float, text: str) -> None:
         self._break()
-        print(f"{event['at']:7.2f}  {text.strip() if text.startswith('     user') else text}", flush=True)
+        print(f"{at:7.2f}  {text}", flush=True)
 
     def _break(self) -> None:
         if self._is_open:

@@ -3,11 +3,12 @@
 Takes events, gives styled lines; knows nothing of terminals.
 """
 
-import textwrap
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from duologue.cli.cells import Fragment, Line, counted, padded, shortened, visible, width_of, wrapped
 from duologue.core.events import (
+    Committed,
     Decided,
     Dropped,
     Event,
@@ -21,15 +22,16 @@ from duologue.core.events import (
     Said,
     Suspended,
     TakenBack,
+    Trimmed,
     Withdrawn,
 )
 
-Fragment: TypeAlias = tuple[str, str]
-"""Style class and text."""
-Line: TypeAlias = list[Fragment]
-
 _GAP = "  │ "
 _TIME = 7
+_NARROW = 60  # columns; below, there is no room for times
+_LONGEST = 1200  # characters of an utterance that are shown
+
+_Key: TypeAlias = tuple[object, ...]
 
 
 @dataclass(slots=True)
@@ -38,8 +40,9 @@ class _Words:
 
     text: str
     final: bool
-    verdict: str = ""  # what was thought of it: "ignore 0.97"
+    verdict: str = ""  # what was thought of it: "ignore 0.97 in 35 ms"
     style: str = "user"
+    is_settled: bool = False  # dropped as it stands: nothing is waited for
 
 
 @dataclass(slots=True)
@@ -62,7 +65,18 @@ class _Row:
     start: int = 0  # of the part, in characters of the answer
     end: int | None = None  # None: it goes on
     note: str = ""
-    lines: list[Line] = field(default_factory=list)
+    cached: tuple[_Key, list[Line]] = field(default_factory=lambda: ((), []))
+
+    def key(self, width: int) -> _Key:
+        """What its lines depend on."""
+        words, speech = self.words, self.speech
+        return (
+            width,
+            None if words is None else (words.text, words.final, words.verdict, words.style, words.is_settled),
+            None if speech is None else (len(speech.text), speech.heard, speech.is_cut, speech.is_gone),
+            self.start,
+            self.end,
+        )
 
 
 class Transcript:
@@ -78,71 +92,77 @@ class Transcript:
     def tell(self, event: Event) -> None:
         """Take an event."""
         match event:
-            case Received(at, utterance, text, final) if text:
+            case Received(at, utterance, text, final) if text.strip():
                 self._hear(at, utterance, text, final)
             case Decided(utterance=utterance, decision=decision):
                 self.last_decision = event
-                self._judge(utterance, f"{decision.state} {decision.p:.2f}", decision.state.value)
+                verdict = f"{decision.state} {decision.p:.2f}, {latency_ms(event):.0f} ms"
+                self._judge(utterance, verdict, decision.state.value)
             case Held(utterance=utterance, deferred=True):
                 self._judge(utterance, "answered afterwards", "incomplete")
-            case Dropped(utterance=utterance, reason="patience"):
-                self._judge(utterance, "dropped: never finished", "ignore")
+            case Dropped(utterance=utterance, reason=reason):
+                self._drop(utterance, reason)
+            case Refused(what=what, reason=reason):
+                self.note(event.at, f"{what}: {reason}" if what in ("stop", "resume", "respond") else reason)
+            case Trimmed(turns_dropped=dropped):
+                self.note(event.at, f"the oldest {counted(dropped, 'turn')} left out to make room")
+            case _:
+                self._follow(event)
+
+    def note(self, at: float, text: str) -> None:
+        """A remark on a line of its own; the same one is not repeated."""
+        if not self._rows or self._rows[-1].note != text:
+            self._rows.append(_Row(at, note=text))
+
+    def lines(self, width: int, height: int, *, back: int = 0) -> list[Line]:
+        """The newest lines that fit, oldest first; with `back`, those that many lines further up."""
+        out: list[Line] = []
+        for row in reversed(self._rows):
+            out = self._lines_of(row, width) + out
+            if len(out) >= height + back:
+                break
+        end = max(min(height, len(out)), len(out) - back)
+        return out[max(0, end - height) : end]
+
+    def text(self, width: int) -> str:
+        """All of it without styles."""
+        lines = (line for row in self._rows for line in self._lines_of(row, width))
+        return "\n".join("".join(text for _, text in line).rstrip() for line in lines)
+
+    # ------------------------------------------------------------------ events of answers
+
+    def _follow(self, event: Event) -> None:
+        match event:
             case Promoted(answer=answer):
                 self._running = self._answers[answer] = _Speech()
                 self._part(event.at, self._running, 0)
             case Said(answer=answer, start=start, text=text):
                 speech = self._answers.setdefault(answer, _Speech())
-                speech.text = speech.text[:start] + text
+                speech.text = speech.text[:start] + visible(text)
                 if speech is not self._running:
                     self._running = speech
                     self._part(event.at, speech, start)
             case Heard(answer=answer, position=position):
                 self._answers[answer].heard = position
             case Suspended(answer=answer):
-                self._answers[answer].is_cut = True
+                self._answers.setdefault(answer, _Speech()).is_cut = True
                 self._running = None
-            case Resumed(answer=answer):
-                self._resume(event, self._answers.setdefault(answer, _Speech()))
+            case Resumed():
+                self._resume(event)
             case TakenBack(answer=answer) | Withdrawn(answer=answer):
-                self._answers[answer].is_gone = True
+                self._answers.setdefault(answer, _Speech()).is_gone = True
                 self._running = None
-            case Finished(answer=answer, reason="length"):
-                self._rows.append(_Row(event.at, note="the answer met its length limit"))
-            case Refused(reason=reason):
-                self._rows.append(_Row(event.at, note=f"not done: {reason}"))
+            case Committed():
+                self._running = None
+            case Finished(reason="length"):
+                self.note(event.at, "the answer met its length limit")
             case _:
                 pass
 
-    def lines(self, width: int, height: int) -> list[Line]:
-        """The newest lines that fit, oldest first."""
-        out: list[Line] = []
-        for row in reversed(self._rows):
-            out = self._render(row, width) + out
-            if len(out) >= height:
-                break
-        return out[-height:]
-
-    def _hear(self, at: float, utterance: str, text: str, final: bool) -> None:
-        words = self._words.get(utterance)
-        if words is None or words.final:
-            words = self._words[utterance] = _Words(text, final)
-            self._rows.append(_Row(at, words))
-            running = self._running
-            if running is not None and not running.is_cut:
-                self._part(at, running, running.heard, row=self._rows[-1])
-        words.text, words.final = text, final
-
-    def _judge(self, utterance: str, verdict: str, style: str) -> None:
-        words = self._words.get(utterance)
-        if words is not None:
-            words.verdict, words.style = verdict, style
-
-    def _resume(self, event: Resumed, speech: _Speech) -> None:
-        old = self._answers.get(event.suspended)
-        if old is not None and event.exact:
-            old.is_cut = False
-            speech = old
-        self._running = self._answers[event.answer] = speech
+    def _resume(self, event: Resumed) -> None:
+        speech = self._answers.setdefault(event.answer, _Speech())
+        speech.is_cut = speech.is_gone = False
+        self._running = speech
         self._part(event.at, speech, speech.heard)
 
     def _part(self, at: float, speech: _Speech, start: int, *, row: _Row | None = None) -> None:
@@ -151,74 +171,118 @@ class Transcript:
             if other.speech is speech and other.end is None:
                 other.end = max(start, other.start)
         last = self._rows[-1] if self._rows else None
-        if row is None and last is not None and last.speech is None and last.words is not None:
+        if row is None and last is not None and last.words is not None and _is_free(last):
             row = last
         if row is None:
             row = _Row(at)
             self._rows.append(row)
-        row.speech, row.start = speech, start
+        row.speech, row.start, row.end = speech, start, None
+
+    # ------------------------------------------------------------------ events of utterances
+
+    def _hear(self, at: float, utterance: str, text: str, final: bool) -> None:
+        words = self._words.get(utterance)
+        if words is None or words.final:
+            words = self._words[utterance] = _Words("", final)
+            self._rows.append(_Row(at, words))
+            running = self._running
+            if running is not None and not running.is_cut:
+                self._part(at, running, running.heard, row=self._rows[-1])
+        words.text, words.final, words.is_settled = visible(shortened(text, _LONGEST)), final, False
+
+    def _judge(self, utterance: str, verdict: str, style: str) -> None:
+        words = self._words.get(utterance)
+        if words is not None:
+            words.verdict, words.style = verdict, style
+
+    def _drop(self, utterance: str, reason: str) -> None:
+        if reason == "patience":
+            self._judge(utterance, "dropped: never finished", "ignore")
+        if (words := self._words.get(utterance)) is not None:
+            words.is_settled = True
+
+    # ------------------------------------------------------------------ lines
+
+    def _lines_of(self, row: _Row, width: int) -> list[Line]:
+        key = row.key(width)
+        if row.cached[0] != key:
+            row.cached = key, self._render(row, width)
+        return row.cached[1]
 
     def _render(self, row: _Row, width: int) -> list[Line]:
-        left_width = max(16, (width - _TIME - len(_GAP)) * 2 // 5)
-        right_width = max(16, width - _TIME - len(_GAP) - left_width)
+        time_width = _TIME if width >= _NARROW else 0
+        time = f"{row.at:6.1f} "[:time_width]
         if row.note:
-            return [[("class:note", f"{row.at:6.1f} {row.note}"[:width])]]
+            note = wrapped(row.note, max(1, width - time_width))
+            return [[("class:note", (time if i == 0 else " " * time_width) + line)] for i, line in enumerate(note)]
+        room = max(2, width - time_width - len(_GAP))
+        left_width = max(1, room * 2 // 5)
         left = self._left(row.words, left_width) if row.words else []
-        right = self._right(row, right_width) if row.speech and not row.speech.is_gone else []
+        right = self._right(row, max(1, room - left_width)) if row.speech and not row.speech.is_gone else []
         lines: list[Line] = []
         for i in range(max(len(left), len(right))):
-            time = f"{row.at:6.1f} " if i == 0 else " " * _TIME
-            line: Line = [("class:time", time)]
-            line += _padded(left[i] if i < len(left) else [], left_width)
+            line: Line = [("class:time", time if i == 0 else " " * time_width)]
+            line += padded(left[i] if i < len(left) else [], left_width)
             line.append(("class:gap", _GAP))
             line += right[i] if i < len(right) else []
             lines.append(line)
         return lines
 
     def _left(self, words: _Words, width: int) -> list[Line]:
-        text = words.text if words.final else words.text + " …"
-        lines: list[Line] = [[(f"class:{words.style}", part)] for part in textwrap.wrap(text, width) or [""]]
+        text = words.text if words.final or words.is_settled else words.text + " …"
+        lines: list[Line] = [[(f"class:{words.style}", part)] for part in wrapped(text, width)]
         if words.verdict:
-            lines.append([(f"class:{words.style} class:verdict", f"  {words.verdict}"[:width])])
+            style = f"class:{words.style} class:verdict"
+            lines += [[(style, part)] for part in wrapped(words.verdict, max(1, width - 2), indent="  ")]
         return lines
 
     def _right(self, row: _Row, width: int) -> list[Line]:
         speech = row.speech
         assert speech is not None
         end = len(speech.text) if row.end is None else row.end
-        styles = [
-            "class:heard" if i < speech.heard else "class:cut" if speech.is_cut else "class:unheard" for i in range(end)
-        ]
+        unheard = "class:cut" if speech.is_cut else "class:unheard"
         lines: list[Line] = []
-        for begin, stop in _wrapped(speech.text[:end], row.start, width):
-            line: Line = []
-            for i in range(begin, stop):
-                if line and line[-1][0] == styles[i]:
-                    line[-1] = (styles[i], line[-1][1] + speech.text[i])
-                else:
-                    line.append((styles[i], speech.text[i]))
-            lines.append(line)
+        for begin, stop in _spans(speech.text[:end], row.start, width):
+            border = max(begin, min(stop, speech.heard))
+            parts: list[Fragment] = [("class:heard", speech.text[begin:border]), (unheard, speech.text[border:stop])]
+            lines.append([part for part in parts if part[1]])
+        if speech.is_cut and row.end is None:
+            num = len(speech.text[speech.heard :].split())
+            lines += [[("class:note", part)] for part in wrapped(f"— cut here, {counted(num, 'word')} unheard", width)]
         return lines
 
 
-def _wrapped(text: str, start: int, width: int) -> list[tuple[int, int]]:
+def latency_ms(event: Decided) -> float:
+    """From the words' coming in to the decision."""
+    return (event.at - event.heard_at) * 1000.0
+
+
+def _is_free(row: _Row) -> bool:
+    """Whether an answer can stand beside the words: nothing does, or only what was never heard there."""
+    speech = row.speech
+    if speech is None or speech.is_gone:
+        return True
+    end = len(speech.text) if row.end is None else row.end
+    return end <= row.start and not speech.is_cut
+
+
+def _spans(text: str, start: int, width: int) -> list[tuple[int, int]]:
     """Begin and end of each line of `text` from `start` on: at spaces where there are some, at line breaks always."""
     spans: list[tuple[int, int]] = []
     while start < len(text):
         if text[start] in " \n":
             start += 1
             continue
-        stop = text.find("\n", start, start + width + 1)
-        if stop < 0:
-            stop = min(len(text), start + width)
-            if stop < len(text) and text[stop] != " ":
-                space = text.rfind(" ", start, stop)
-                stop = space if space > start else stop
+        stop, used, space = start, 0, -1
+        while stop < len(text) and text[stop] != "\n":
+            used += width_of(text[stop])
+            if used > width and stop > start:
+                break
+            if text[stop] == " ":
+                space = stop
+            stop += 1
+        if stop < len(text) and text[stop] not in " \n" and space > start:
+            stop = space
         spans.append((start, stop))
         start = stop
     return spans
-
-
-def _padded(line: Line, width: int) -> Line:
-    used = sum(len(text) for _, text in line)
-    return [*line, ("", " " * max(0, width - used))]

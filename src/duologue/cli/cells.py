@@ -1,0 +1,94 @@
+"""Text as cells of a terminal: how wide it is, where its lines break, and what of it may be shown at all."""
+
+import unicodedata
+from typing import TypeAlias
+
+Fragment: TypeAlias = tuple[str, str]
+"""Style class and text."""
+Line: TypeAlias = list[Fragment]
+
+
+def width_of(text: str) -> int:
+    """Columns that `text` takes: two for the wide characters of East Asia and most emoji, none for combining marks."""
+    if text.isascii():
+        return len(text)
+    return sum(_columns(character) for character in text)
+
+
+def _columns(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def visible(text: str) -> str:
+    """`text` with control characters but line breaks replaced, one for one: they would act on the terminal."""
+    if text.isprintable():
+        return text
+    return "".join("\n" if c == "\n" else " " if c == "\t" else "·" if _acts(c) else c for c in text)
+
+
+def _acts(character: str) -> bool:
+    return (
+        unicodedata.category(character) in ("Cc", "Cs")
+        or "\u202a" <= character <= "\u202e"
+        or ("\u2066" <= character <= "\u2069")
+    )
+
+
+def shortened(text: str, limit: int) -> str:
+    """`text`, or of one that is longer than `limit` characters the beginning, a count and the end."""
+    if len(text) <= limit:
+        return text
+    head, tail = text[: limit * 3 // 4], text[-(limit // 4) :]
+    num = len(text[len(head) : -len(tail)].split())
+    return f"{head} … ({num:,} more words) … {tail}"
+
+
+def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
+    """Lines of at most `width` columns (and `indent`): broken at white space, in a word only if it is too long."""
+    lines: list[str] = []
+    line, used = "", 0
+    for word in text.split():
+        size = width_of(word)
+        if line and used + 1 + size <= width:
+            line, used = f"{line} {word}", used + 1 + size
+            continue
+        if line:
+            lines.append(line)
+        while size > width:
+            cut = _fitting(word, width)
+            lines.append(word[:cut])
+            word = word[cut:]
+            size = width_of(word)
+        line, used = word, size
+    if line or not lines:
+        lines.append(line)
+    return [indent + line for line in lines]
+
+
+def counted(num: int, what: str) -> str:
+    """`1 word`, `2 words`."""
+    return f"{num} {what}" if num == 1 else f"{num} {what}s"
+
+
+def padded(line: Line, width: int) -> Line:
+    """`line` filled up to `width` columns."""
+    used = sum(width_of(text) for _, text in line)
+    return [*line, ("", " " * max(0, width - used))]
+
+
+def fitted(text: str, width: int) -> str:
+    """`text` cut to `width` columns, or filled up to them."""
+    shown = text if width_of(text) <= width else text[: _fitting(text, width)]
+    return shown + " " * (width - width_of(shown))
+
+
+def _fitting(word: str, width: int) -> int:
+    """How many characters of `word` fit, at least one."""
+    used = 0
+    for i, character in enumerate(word):
+        used += _columns(character)
+        if used > width:
+            return max(1, i)
+    return len(word)
