@@ -209,7 +209,7 @@ def test_calibration_trades_false_answers_and_sets_the_two_cases_apart() -> None
     for i in range(600):
         state, speaking = (PROCESS, IGNORE)[i % 2], i % 4 < 2
         # over an answer this model is too eager: without calibration it answers most of what it should ignore
-        lean = rng.normal() + (1.0 if state is PROCESS else -1.0) + (1.5 if speaking else 0.0)
+        lean = rng.normal() + (1.5 if state is PROCESS else -1.5) + (1.0 if speaking else 0.0)
         answer = 1 / (1 + np.exp(-2 * lean))
         samples.append(Sample("…", state, "own", speaking=speaking))
         p.append([0.98 * answer, 0.01, 0.98 * (1 - answer), 0.01])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from duologue.backends.rows import Rows
 from duologue.core.policy import Thresholds
@@ -134,7 +134,8 @@ class Adapter:
             "training": dict(self.facts),
         }
         if self.rows is not None:
-            save_file({"probes": self.rows.probes, "states": self.rows.states}, folder / "adapter.safetensors")
+            tensors = save({"probes": self.rows.probes, "states": self.rows.states})
+            (folder / "adapter.safetensors").write_bytes(tensors)
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (folder / "adapter.json").write_text(text + "\n", encoding="utf-8")
 

@@ -45,6 +45,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--probes", type=int, default=1, metavar="N", help="probe tokens (default 1)")
     parser.add_argument("--unseen", nargs="+", metavar="SOURCE", help="sources to test on and never train on")
     parser.add_argument("--test", type=int, default=100, metavar="N", help="size of a test group; 0: no test")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="an adapter folder to begin from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="bf16", choices=("bf16", "f32"), help="of the base (default bf16)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import torch
 
+        from duologue.adapters import Adapter
         from duologue.data.build import Recipe
         from duologue.training.job import Job, load_base, report_lines, run_rows
         from duologue.training.rows import RowsSettings
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         num_unseen=args.test,
         memory_gb=args.memory_gb,
         threads=args.threads,
+        start=None if args.start is None else Adapter.load(args.start),
     )
     model, tokenizer = load_base(source, torch.bfloat16 if args.dtype == "bf16" else torch.float32)
     with _progress() as progress:

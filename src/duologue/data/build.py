@@ -5,6 +5,7 @@ calibration ("dev") and a small test part. The same recipe, seed and folder give
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,11 @@ PROCESS, INCOMPLETE, IGNORE, STOP = (
 SPLITS = {"train": (0.0, 0.82), "dev": (0.82, 0.9), "test": (0.9, 1.0)}
 """Which documents of a source that is trained on belong to which split (`corpus.part_of`)."""
 
+OPEN_WORDS = 4
+"""Lines of our own with more words than this are in one split only."""
+
 STOP_INTENTS = frozenset({"cancel", "general_commandstop", "audio_volume_mute"})
+_LEAVE = re.compile(r"\b(that'?s (all|it)|that is all|that will be all|nothing else|no thanks|no thank you)\b")
 _DEVICES = (
     "alarm speaker speakers volume sound sounds tv television music song video radio phone audio lights light process "
     "payment payments reservation meeting appointment order booking table list event account card notifications hours "
@@ -44,7 +49,7 @@ class Recipe:
     speaking: float = 0.7  # share of those where the assistant is in the middle of an answer
     texts_per_context: int = 4  # inputs that share one dialogue, so that its KV is computed once
     shares: dict[InputState, float] = field(
-        default_factory=lambda: {PROCESS: 0.36, INCOMPLETE: 0.18, IGNORE: 0.34, STOP: 0.12}
+        default_factory=lambda: {PROCESS: 0.39, INCOMPLETE: 0.16, IGNORE: 0.34, STOP: 0.11}
     )
     max_words: int = 35  # longer utterances are not whole samples
     max_context_words: int = 110  # newest turns that fit
@@ -131,9 +136,10 @@ class Builder:
         self._pools, self._recipe = pools, recipe
         self._rng = random.Random(f"{recipe.seed} {split} samples")
         low, high = SPLITS[split]
-        # a line of our own is in one split only, as a document is
+        # A line of our own is in one split only, as a document is; but what can be said in four words is a closed set
+        # ("go on", "mhm", "that's enough"), and all of it is trained on.
         self._lines = {
-            name: [line for line in lines if low <= corpus.part_of(line) < high] or list(lines)
+            name: [line for line in lines if low <= corpus.part_of(line) < high or len(line.split()) <= OPEN_WORDS]
             for name, lines in phrases.sections().items()
         }
 
@@ -210,9 +216,10 @@ class Builder:
 
     def _process(self, scene: Scene) -> "_Made":
         text, source, kind = self._request(scene)
+        accept = (STOP,) if kind == "follow_up" and takes_leave(text) else ()
         if scene.speaking and self._rng.random() < 0.25 and kind not in {"go_on", "stop_not"}:
             text = f"{self._rng.choice(phrases.lines('before_request'))} {text}"
-        return text, source, kind, (), forms.is_question(text), True
+        return text, source, kind, accept, forms.is_question(text), True
 
     def _request(self, scene: Scene) -> tuple[str, str, str]:
         """Something complete that is said to the assistant: text, source, kind."""
@@ -234,7 +241,7 @@ class Builder:
                 return rng.choice(pools.not_stops).text, "stop_commands", "stop_not"
             return phrases.fill(rng.choice(self._lines["stop_not"]), rng), "own", "stop_not"
         query = self._query()
-        if rng.random() < 0.1:
+        if rng.random() < 0.1 and len(forms.words(query.text)) >= 5:
             parts, other = forms.words(query.text), forms.words(self._query().text)
             at = rng.randint(1, max(1, min(len(parts) - 1, 6)))
             return (
@@ -324,6 +331,16 @@ def _first_words(text: str, num_words: int) -> str:
         while end < len(text) and not text[end].isspace():
             end += 1
     return text[:end]
+
+
+def takes_leave(text: str) -> bool:
+    """Whether a follow-up says that nothing more is wanted: an answer is polite, and silence is right too."""
+    return bool(
+        re.search(
+            r"\b(that'?s (all|it)|that is all|that will be all|nothing else|no thanks|no thank you)\b",
+            forms.spoken(text),
+        )
+    )
 
 
 def _is_stop(item: Utterance) -> bool:

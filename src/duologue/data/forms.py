@@ -96,19 +96,8 @@ def is_unfinished(head: list[str], num_words: int) -> bool:
         return False
     plain = [spoken(word) for word in head]
     last, rest = plain[-1], num_words - len(head)
-    if len(head) == 1:
-        return num_words >= 3 and last not in {
-            "yes",
-            "no",
-            "hello",
-            "hi",
-            "thanks",
-            "stop",
-            "cancel",
-            "okay",
-            "ok",
-            "sure",
-        }
+    if len(head) == 1:  # a lone noun or verb may be a whole command
+        return num_words >= 3 and last in FUNCTION_WORDS | QUESTION_WORDS
     if last in FUNCTION_WORDS:
         return (
             last not in COMPLETE_ENDS or (len(head) <= 3 and plain[0] in QUESTION_WORDS) or last in {"of", "to", "is"}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from duologue.data import forms
-from duologue.data.build import IGNORE, INCOMPLETE, PROCESS, STOP, Builder, Pools, Recipe, Scene
+from duologue.data.build import IGNORE, INCOMPLETE, PROCESS, STOP, Builder, Pools, Recipe, Scene, takes_leave
 from duologue.data.corpus import Utterance
 from duologue.data.samples import Sample
 from duologue.types import InputState, Role, Turn
@@ -86,7 +86,8 @@ def _turns(pools: Pools, builder: Builder, rng: random.Random, num: int) -> Iter
         if scene.next_user is None or len(forms.words(scene.next_user)) > 35:
             continue
         item = Utterance(scene.next_user, scene.source, "follow_up", 0.0)
-        yield _sample(item, PROCESS, scene, rng, item.text, whole=True)
+        accept = (STOP,) if takes_leave(item.text) else ()
+        yield _sample(item, PROCESS, scene, rng, item.text, whole=True, accept=accept)
         found += 1
         if found == num:
             break

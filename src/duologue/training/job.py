@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -45,20 +46,24 @@ class Job:
     num_unseen: int = 100  # a group of the test on whole unseen sources; 0 leaves the test out
     memory_gb: float = 8.0  # for the prefixes
     threads: int | None = None
+    start: Adapter | None = None  # begin from the rows of this one
 
 
 def load_base(source: Source, dtype: torch.dtype) -> tuple[PreTrainedModel, HfTokenizer]:
     """The model to train on and its tokenizer. Raises `BrokenModel` if the files cannot be read."""
     transformers_logging.disable_progress_bar()
     kwargs: dict[str, Any] = {}
+    unpack: dict[str, Any] = {}
     if source.path is None:
         place = source.name
     elif source.is_gguf:
         place, kwargs["gguf_file"] = str(source.path.parent), source.path.name
+        if hasattr(transformers, "GgufConfig"):  # newer versions may keep the weights packed otherwise
+            unpack["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
         place, kwargs["local_files_only"] = str(source.path), True
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **kwargs, **unpack)
         tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BrokenModel(f"{source.name} cannot be loaded for training: {error}") from error
@@ -93,6 +98,8 @@ def run_rows(
     say(f"{len(train_samples)} samples to train on, {len(dev_samples)} to judge by: {_counted(train_samples)}")
 
     rows_model = RowsModel(model, states, start_tokens(tokenizer), job.settings.num_probes)
+    if job.start is not None:
+        _start_from(rows_model, job.start, fingerprint_of(model, tokenizer))
     allowed = int(job.memory_gb * 2**30)
     train_set = Prefixes(model, [layouts.of(s) for s in train_samples], max_bytes=allowed, progress=progress)
     used = train_set.num_tokens * kv_bytes_per_token(model)
@@ -164,6 +171,15 @@ def fingerprint_of(model: PreTrainedModel, tokenizer: HfTokenizer) -> Fingerprin
     )
 
 
+def _start_from(rows_model: RowsModel, start: Adapter, fingerprint: Fingerprint) -> None:
+    start.check(fingerprint)
+    shapes = rows_model.rows()
+    rows = start.rows
+    if rows is None or (rows.probes.shape, rows.states.shape) != (shapes.probes.shape, shapes.states.shape):
+        raise UsageError("--start needs an adapter of kind rows with as many probes as --probes says and four states")
+    rows_model.set_rows(rows)
+
+
 def report_lines(facts: dict[str, Any]) -> list[str]:
     """The report of a run for people."""
     lines = []
@@ -215,6 +231,7 @@ def _facts(job: Job, name: str, history: Sequence[Epoch], seconds: float, sample
         "sources": dict(sorted(Counter(sample.source for sample in samples).items())),
         "recipe": recipe,
         "settings": asdict(job.settings),
+        "started_from": None if job.start is None else job.start.facts.get("samples", {}),
         "epochs": [asdict(epoch) for epoch in history],
         "seconds": round(seconds),
         "torch": torch.__version__,

@@ -17,8 +17,8 @@ from duologue.data.samples import Sample
 from duologue.types import InputState
 
 _PROCESS, _IGNORE = InputState.PROCESS, InputState.IGNORE
-_BASE = 0.2  # threshold of ignore in a calibrated set; the others are found relative to it
-_FACTORS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.9, 3.5, 4.2, 5.0)
+_BASE = 0.3  # threshold of ignore in a calibrated set; the others are found relative to it
+_FACTORS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8)
 
 Thresholds2 = tuple[Thresholds, Thresholds]
 """For an idle and for a speaking assistant."""
@@ -114,12 +114,12 @@ def calibrate(
     p: npt.NDArray[np.float32],
     states: Sequence[InputState],
     *,
-    max_false_answers: float = 0.04,
+    max_false_answers: float = 0.06,
 ) -> Thresholds2:
-    """Thresholds for an idle and a speaking assistant: the best mean recall with few false answers.
+    """Thresholds for an idle and a speaking assistant: mean recall of the states and F1 of answering, together.
 
-    A false answer more than `max_false_answers` costs five times what a missed one costs. Where there is nothing to
-    calibrate on, thresholds are equal.
+    False answers beyond the share `max_false_answers` cost twice as much again: enough to be wary, not so much that a
+    weak classifier keeps to it by silence. Where there is nothing to calibrate on, thresholds are equal.
     """
     found = []
     for speaking in (False, True):
@@ -136,7 +136,7 @@ def _calibrate(
     right = np.array([[state in sample.right for state in states] for sample in samples])  # [N, S]
     labels = np.array([states.index(sample.state) for sample in samples])
     present = sorted(set(labels.tolist()))
-    ignored = labels == states.index(_IGNORE)
+    ignored, asked = labels == states.index(_IGNORE), labels == states.index(_PROCESS)
     best, chosen = -np.inf, Thresholds()
     free = [state for state in states if state is not _IGNORE]
     for factors in itertools.product(_FACTORS, repeat=len(free)):
@@ -144,10 +144,12 @@ def _calibrate(
         decided = (p / np.array([values[state.value] for state in states])).argmax(1)
         hits = right[np.arange(len(labels)), decided]
         value = float(np.mean([hits[labels == label].mean() for label in present]))
-        if ignored.any():
-            false = float((decided[ignored] == states.index(_PROCESS)).mean())
-            value -= 5 * max(0.0, false - max_false_answers) / len(present)
-        value -= 1e-3 * float(np.abs(np.log(factors)).sum())  # near ties, the more even set
+        answered = decided == states.index(_PROCESS)
+        if ignored.any() and asked.any():
+            false, found = int((answered & ignored).sum()), int((answered & asked).sum())
+            value += 2 * found / (found + false + int(asked.sum()))  # F1
+            value -= 2 * max(0.0, false / int(ignored.sum()) - max_false_answers)
+        value -= 0.02 * float(np.abs(np.log(factors)).sum())  # no extreme set for a few samples more
         if value > best:
             best, chosen = value, Thresholds.from_mapping(values)
     return chosen
