@@ -60,7 +60,7 @@ def _theta(config) -> float:
 
 def _add_vocabulary(writer, size: int) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = ["<unk>", "<s>", "</s>", "Ċ", *letters]
+    tokens = ["<unk>", "<s>", "</s>", "Ċ", *letters, "ab"]
     tokens += [f"t{i}" for i in range(len(tokens), size)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")

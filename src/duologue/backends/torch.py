@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 
+from duologue.backends import unpacked
 from duologue.backends.huggingface import CausalModel
 from duologue.backends.rows import Rows
 from duologue.backends.slot_attention import SlotCache, SlotPool, Window, make_plan, slot_attention
@@ -222,7 +223,10 @@ def read_model(
     if dtype not in ("bfloat16", "float16", "float32"):
         raise UsageError(f"dtype {dtype!r} is none of bfloat16, float16, float32")
     folder, gguf_file = _located(source, gguf_file)
-    model, tokenizer = _read(folder, gguf_file, getattr(torch, dtype))
+    if gguf_file is not None and Path(folder).is_dir():
+        model, tokenizer = _unpacked(folder, gguf_file, dtype)
+    else:
+        model, tokenizer = _read(folder, gguf_file, getattr(torch, dtype))
     try:
         return model.to(device), tokenizer
     except (RuntimeError, AssertionError) as error:
@@ -251,6 +255,23 @@ def _located(source: Path | str, gguf_file: str | None) -> tuple[str, str | None
 def _listing(folder: Path, pattern: str) -> str:
     names = sorted(path.name for path in folder.glob(pattern))
     return ", ".join(names[:8]) if names else "none"
+
+
+def _unpacked(folder: str, gguf_file: str, dtype: str) -> tuple[Any, Any]:
+    """The model in a GGUF file, from what was kept of an earlier reading if there is any."""
+    try:
+        kept = unpacked.place(Path(folder) / gguf_file, dtype)
+    except (OSError, RuntimeError):  # no home, or a file that cannot be read: the reader will say so
+        return _read(folder, gguf_file, getattr(torch, dtype))
+    if kept.is_dir():
+        try:
+            return _read(str(kept), None, getattr(torch, dtype))
+        except BrokenModel:
+            unpacked.discard(kept)
+    model, tokenizer = _read(folder, gguf_file, getattr(torch, dtype))
+    with _quiet():
+        unpacked.keep(model, tokenizer, kept)
+    return model, tokenizer
 
 
 def _read(folder: str, gguf_file: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
