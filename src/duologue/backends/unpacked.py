@@ -1,7 +1,7 @@
 """Keeps a GGUF file's weights in Hugging Face form once they were unpacked, since unpacking takes transformers long.
 
-SmolLM2-135M takes 18 seconds from GGUF and half a second from what is kept, which holds the same bits. Knows files only;
-whoever reads a model asks `place` where it would be and gives `keep` what it read.
+SmolLM2-135M takes 18 seconds from GGUF and half a second from what is kept, which holds the same bits. Knows files
+only; whoever reads a model asks `place` where it would be and gives `keep` what it read.
 """
 
 import contextlib
@@ -47,8 +47,8 @@ def keep(model: Any, tokenizer: Any, folder: Path) -> bool:
         tokenizer.save_pretrained(part)
         with contextlib.suppress(OSError):  # another process was faster
             part.rename(folder)
-    except (OSError, RuntimeError, ValueError, NotImplementedError):
-        # A folder that cannot be written, a tokenizer or model that cannot be saved: the next start takes as long again.
+    except (OSError, RuntimeError, ValueError):
+        # A folder that cannot be written, a tokenizer or model that cannot be saved: the next start is slow again.
         return False
     finally:
         shutil.rmtree(part, ignore_errors=True)
