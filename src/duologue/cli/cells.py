@@ -37,12 +37,13 @@ def _acts(character: str) -> bool:
 
 
 def shortened(text: str, limit: int) -> str:
-    """`text`, or of one that is longer than `limit` characters the beginning, a count and the end."""
+    """`text`, or of one that is longer than `limit` characters the beginning, a count of words and the end."""
     if len(text) <= limit:
         return text
     head, tail = text[: limit * 3 // 4], text[-(limit // 4) :]
     num = len(text[len(head) : -len(tail)].split())
-    return f"{head} … ({num:,} more words) … {tail}"
+    left_out = f" ({num:,} more words) … " if num > 1 else " "
+    return f"{head} …{left_out}{tail}"
 
 
 def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:

@@ -39,6 +39,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the subcommand."""
     parser = commands.add_parser(
         "chat",
+        usage="duologue chat [options]",
         help="talk to a model, and interrupt it by typing",
         description="Talk to a model. It listens while it speaks: type at any moment.",
         epilog=_EPILOG,

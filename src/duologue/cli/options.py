@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from duologue.catalogue import DEFAULT
+from duologue.cli.cells import shortened
 from duologue.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -28,25 +29,24 @@ def number(*, least: float, most: float = float("inf"), above: bool = False) -> 
     return read
 
 
-def whole(*, least: int) -> Callable[[str], int]:
-    """An argument type: a whole number of `least` or more."""
+def whole(*, least: int, most: int = 1 << 30) -> Callable[[str], int]:
+    """An argument type: a whole number from `least` to `most`."""
 
     def read(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is too small; at least {least}")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not at least {least} and at most {most}")
         return value
 
     return read
 
 
 def _range(least: float, most: float, above: bool) -> str:
-    if most == float("inf"):
-        return f"more than {least:g}" if above else f"at least {least:g}"
-    return f"between {least:g} and {most:g}"
+    low = f"more than {least:g}" if above else f"at least {least:g}"
+    return low if most == float("inf") else f"{low} and at most {most:g}"
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="length of the conversation in memory (default 4096)",
     )
-    group.add_argument("--threads", type=whole(least=1), metavar="N", help="CPU threads (default: the machine's cores)")
+    group.add_argument(
+        "--threads", type=whole(least=1, most=1024), metavar="N", help="CPU threads (default: the machine's cores)"
+    )
     group.add_argument("--device", default="cpu", help="torch device (default cpu)")
 
 
@@ -117,7 +119,7 @@ def load_model(args: argparse.Namespace) -> "Model":
     """The model that the options name. Raises what `duologue.model.load` raises."""
     from duologue.model import load
 
-    with progress(f"Loading {args.model}") as stage:
+    with progress(f"Loading {shortened(args.model, 48)}") as stage:
         return load(
             args.model,
             backend=args.backend,

@@ -33,12 +33,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the subcommand."""
     parser = commands.add_parser(
         "replay",
+        usage="duologue replay FILE [options]",
         help="run a scripted conversation on a virtual clock",
         description="Run a scripted conversation and print what happens. Deterministic.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, help="the script")
+    parser.add_argument("file", type=Path, metavar="FILE", help="the script")
     parser.add_argument(
         "--period", type=number(least=0, above=True), default=2.0, metavar="S", help="seconds of a cycle (default 2)"
     )
