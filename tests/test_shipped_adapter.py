@@ -4,7 +4,9 @@ from collections import Counter
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from demo import demo_samples
 from duologue.adapters import default_for

@@ -74,6 +74,26 @@ def test_a_folder_of_sources_becomes_an_adapter(
     assert "process / disfl_qa / disfluent_query / over an answer" in out
 
 
+def test_training_can_begin_from_an_adapter(model_folder: Path, sources: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train("--model", model_folder, "--sources", sources, "--out", first, *SMALL) == 0
+    # so small a rate that nothing moves: what comes out is what it began from
+    assert (
+        train(
+            *("--model", model_folder, "--sources", sources, "--out", second, *SMALL),
+            *("--start", first, "--lr", 1e-12),
+        )
+        == 0
+    )
+    before, after = Adapter.load(first).rows, Adapter.load(second).rows
+    assert before is not None
+    assert after is not None
+    assert after.states == pytest.approx(before.states, abs=1e-6)
+    assert after.probes == pytest.approx(before.probes, abs=1e-6)
+    with pytest.raises(UsageError, match="--probes"):
+        train("--model", model_folder, "--sources", sources, "--out", second, *SMALL, "--start", first, "--probes", 2)
+
+
 def test_too_little_memory_is_said_before_anything_is_computed(
     model_folder: Path, sources: Path, tmp_path: Path
 ) -> None:

@@ -7,23 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from duologue.adapters import Adapter  # noqa: E402
-from duologue.backends.reference import ReferenceBackend  # noqa: E402
-from duologue.backends.rows import Rows  # noqa: E402
-from duologue.core.backend import Extend  # noqa: E402
-from duologue.core.policy import Thresholds  # noqa: E402
-from duologue.data.samples import Sample  # noqa: E402
-from duologue.errors import BadData, UnsupportedModel, UsageError  # noqa: E402
-from duologue.template import Template  # noqa: E402
-from duologue.testing import tiny_model  # noqa: E402
-from duologue.training.layout import Layout, Layouts  # noqa: E402
-from duologue.training.prefixes import Prefixes, kv_bytes_per_token  # noqa: E402
-from duologue.training.report import calibrate, decide, groups, outcome  # noqa: E402
-from duologue.training.rows import Epoch, RowsModel, RowsSettings, label_tensors, score, train  # noqa: E402
-from duologue.types import InputState, Role, Turn  # noqa: E402
-from scripted import CHATML, ByteTokenizer  # noqa: E402
+import torch
+
+from duologue.adapters import Adapter
+from duologue.backends.reference import ReferenceBackend
+from duologue.backends.rows import Rows
+from duologue.core.backend import Extend
+from duologue.core.policy import Thresholds
+from duologue.data.samples import Sample
+from duologue.errors import BadData, UnsupportedModel, UsageError
+from duologue.template import Template
+from duologue.testing import tiny_model
+from duologue.training.layout import Layout, Layouts
+from duologue.training.prefixes import Prefixes, kv_bytes_per_token
+from duologue.training.report import calibrate, decide, groups, outcome
+from duologue.training.rows import Epoch, RowsModel, RowsSettings, label_tensors, score, train
+from duologue.types import InputState, Role, Turn
+from scripted import CHATML, ByteTokenizer
 
 STATES = tuple(InputState)
 PROCESS, INCOMPLETE, IGNORE, STOP = STATES

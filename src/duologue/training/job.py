@@ -4,7 +4,9 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +64,11 @@ def load_base(source: Source, dtype: torch.dtype) -> tuple[PreTrainedModel, HfTo
             unpack["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
         place, kwargs["local_files_only"] = str(source.path), True
+    quiet = redirect_stderr(StringIO()) if source.is_gguf else nullcontext()  # its bar has no switch; a download shows
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **kwargs, **unpack)
-        tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
+        with quiet:
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **kwargs, **unpack)
+            tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BrokenModel(f"{source.name} cannot be loaded for training: {error}") from error
     return model, HfTokenizer(tokenizer)
