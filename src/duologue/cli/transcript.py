@@ -29,7 +29,9 @@ from duologue.core.events import (
 _GAP = "  │ "
 _TIME = 7
 _NARROW = 60  # columns; below, there is no room for times
-_LONGEST = 1200  # characters of an utterance that are shown
+_LONGEST = 600  # characters of an utterance that are shown
+_AHEAD = 5  # lines of an answer that are shown before they are heard, so that what is heard stays on the screen
+_AHEAD_CUT = 2  # the same of an answer that was cut
 
 _Key: TypeAlias = tuple[object, ...]
 
@@ -241,14 +243,20 @@ class Transcript:
         assert speech is not None
         end = len(speech.text) if row.end is None else row.end
         unheard = "class:cut" if speech.is_cut else "class:unheard"
+        spans = _spans(speech.text[:end], row.start, width)
+        first_unheard = next((i for i, (_, stop) in enumerate(spans) if stop > speech.heard), len(spans))
+        shown = spans[: first_unheard + (_AHEAD_CUT if speech.is_cut else _AHEAD)]
         lines: list[Line] = []
-        for begin, stop in _spans(speech.text[:end], row.start, width):
+        for begin, stop in shown:
             border = max(begin, min(stop, speech.heard))
             parts: list[Fragment] = [("class:heard", speech.text[begin:border]), (unheard, speech.text[border:stop])]
             lines.append([part for part in parts if part[1]])
         if speech.is_cut and row.end is None:
             num = len(speech.text[speech.heard :].split())
             lines += [[("class:note", part)] for part in wrapped(f"— cut here, {counted(num, 'word')} unheard", width)]
+        elif len(shown) < len(spans):
+            num = len(speech.text[shown[-1][1] : end].split())
+            lines += [[(unheard, part)] for part in wrapped(f"… {counted(num, 'word')} ahead", width)]
         return lines
 
 
