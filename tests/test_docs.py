@@ -1,0 +1,248 @@
+"""What the documents say is so: snippets run, names exist, tables and figures are those of the code."""
+
+import ast
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import duologue
+from duologue.adapters import prompted
+from duologue.core import events
+from duologue.core.config import SessionConfig
+from duologue.core.policy import Policy
+from duologue.core.transitions import PROTECTED, TABLE, Floor, figure
+from duologue.model import Model
+from duologue.replay import read_script
+from duologue.types import InputState
+from scripted import PROBE, Talk
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "duologue"
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+RUNNABLE = [path for path in DOCUMENTS if "```python run" in path.read_text(encoding="utf-8")]
+METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+NUM_SENTENCES = {"2.1": 13, "2.2": 13, "2.3": 17}
+"""Of the paper, captions in these sections included."""
+
+
+def blocks(text: str, kind: str) -> list[str]:
+    """The code blocks that are marked `kind`."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def table(text: str, *, after: str) -> list[list[str]]:
+    """Cells of the rows of the first table behind `after`, header and rule left out."""
+    lines = text.split(after, 1)[1].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return rows[2:]
+
+
+# ---------------------------------------------------------------------------------------------------------- snippets
+
+
+class Stand(Talk):
+    """A loaded model without a model."""
+
+    def model(self) -> Model:
+        limit = self.session.config.max_length
+        return Model("a script", self.backend, self.template, prompted(), PROBE, limit)
+
+
+def run_snippets(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = document.read_text(encoding="utf-8")
+    for script in blocks(text, "jsonl script"):
+        (folder / "talk.jsonl").write_text(script, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {}
+    for number, snippet in enumerate(blocks(text, "python run"), 1):
+        exec(compile(snippet, f"{document.name}, snippet {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("document", RUNNABLE, ids=lambda path: path.name)
+def test_snippets_run_on_a_script(document, tmp_path, monkeypatch):
+    monkeypatch.setattr("duologue.model.load", lambda *_, **__: Stand().model())
+    run_snippets(document, tmp_path, monkeypatch)
+
+
+@pytest.mark.smollm2
+def test_the_readme_runs_on_the_default_model(tmp_path, monkeypatch, capsys):
+    run_snippets(ROOT / "README.md", tmp_path, monkeypatch)
+    assert "assistant | " in capsys.readouterr().out
+
+
+def test_the_script_of_the_manual_has_every_kind_of_line(tmp_path):
+    (source,) = blocks((ROOT / "docs" / "replay.md").read_text(encoding="utf-8"), "jsonl script")
+    path = tmp_path / "talk.jsonl"
+    path.write_text(source, encoding="utf-8")
+    script = read_script(path)
+    keys = {key for line in source.splitlines() if not line.startswith("#") for key in json.loads(line)}
+    assert keys == {"system", "history", "at", "say", "text", "utterance", "final", "command", "edit"}
+    assert script.system is not None
+    assert script.history
+    assert {cue.command for cue in script.cues} >= {"resume"}
+
+
+# ---------------------------------------------------------------------------------------------------- names and links
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that a document's headings get."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.parent.name == "docs"], ids=lambda p: p.name)
+def test_links_lead_somewhere(document):
+    text = document.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), f"{document.name} links to {link}"
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{document.name} links to {link}"
+
+
+def defined(body: list[ast.stmt], name: str) -> list[ast.stmt] | None:
+    """The body of what `name` names among these statements (empty for a value), or None."""
+    for node in body:
+        match node:
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef() if node.name == name:
+                return node.body
+            case ast.Assign(targets=targets) if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+                return []
+            case ast.AnnAssign(target=ast.Name(id=found)) if found == name:
+                return []
+    for node in body:  # attributes that a constructor sets
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            for part in ast.walk(node):
+                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store) and part.attr == name:
+                    return []
+    return None
+
+
+def exists(reference: str) -> bool:
+    """Whether `module:Name` or `module:Class.name` is in the package. Modules are read, not imported."""
+    module, _, path = reference.partition(":")
+    file = SOURCE / (module.replace(".", "/") + ".py")
+    if not file.is_file():
+        return False
+    body: list[ast.stmt] | None = ast.parse(file.read_text(encoding="utf-8")).body
+    for name in path.split("."):
+        body = None if body is None else defined(body, name)
+    return body is not None
+
+
+def test_what_exists_is_told_from_what_does_not():
+    assert exists("core.session:Session.hear")
+    assert exists("core.probe:Probe.tokens")
+    assert exists("core.trace:Trace.passes")
+    assert not exists("core.session:Session.listen")
+    assert not exists("core.conversation:Session")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_names_in_documents_exist(document):
+    found = re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)*:[A-Za-z_][\w.]*)`", document.read_text(encoding="utf-8"))
+    references = [name for name in found if name != "module:Name"]
+    assert [name for name in references if not exists(name)] == []
+    if document.name == "method.md":
+        assert len(references) > 60
+
+
+def test_modules_named_in_documents_exist():
+    for document in DOCUMENTS:
+        for name in re.findall(r"`duologue\.([a-z_.]+)`", document.read_text(encoding="utf-8")):
+            place = SOURCE / name.replace(".", "/")
+            assert place.is_dir() or place.with_suffix(".py").is_file(), f"{document.name}: duologue.{name}"
+
+
+def test_the_manual_lists_every_event_and_every_field_of_the_policy():
+    text = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    for event in events.Event.__subclasses__():
+        assert f"`{event.__name__}`" in text
+    listed = {name for row in table(text, after="## Policy") for name in re.findall(r"`(\w+)`", row[0])}
+    assert listed == {field.name for field in fields(Policy) if field.init}
+    told = {name for row in table(text, after="## A session") for name in re.findall(r"`(\w+)\(", row[0])}
+    assert all(callable(getattr(duologue.Session, name)) for name in told)
+
+
+# --------------------------------------------------------------------------------------------------------- the method
+
+
+@pytest.mark.parametrize("section", NUM_SENTENCES)
+def test_every_sentence_of_the_paper_has_a_row(section):
+    rows = table(METHOD, after=f"### {section} ")
+    assert len(rows) == NUM_SENTENCES[section]
+    for said, where, verdict in rows:
+        assert said
+        assert re.match(r"(same|differs|claim)\b", verdict), verdict
+        assert ":" in where or verdict.startswith("claim"), f"no name for: {said}"
+
+
+def test_choices_that_are_referred_to_exist():
+    headings = set(re.findall(r"^### (\w+)\. ", METHOD, re.MULTILINE))
+    referred = set(re.findall(r"choice (\d+|[A-Z])\b", METHOD))
+    assert referred <= headings
+    assert {str(number) for number in range(1, 13)} <= headings
+
+
+def test_the_transition_table_is_that_of_the_code():
+    rows = table(METHOD, after="<!-- transitions -->")
+    written = {(floor, InputState(row[0])): row[1 + column] for row in rows for column, floor in enumerate(list(Floor))}
+    assert written == {key: change.value for key, change in TABLE.items()}
+    assert [f"{floor}" for floor in Floor] == ["silent", "prepared", "speaking"]
+
+
+def test_the_table_of_protected_answers_is_that_of_the_code():
+    rows = {tuple(row) for row in table(METHOD, after="<!-- protected -->")}
+    assert rows == {(kind.value, plain.value, change.value) for (kind, plain), change in PROTECTED.items()}
+
+
+def test_the_figure_is_that_of_the_code():
+    assert blocks(METHOD, "mermaid") == [figure() + "\n"]
+
+
+def test_the_layout_is_what_is_fed():
+    seen: dict[str, str] = {}
+
+    def text(ids: list[int]) -> str:
+        return "".join("[PRED]" if token == PROBE.tokens[0] else talk.tokenizer.decode([token]) for token in ids)
+
+    def judge(words: str) -> InputState:
+        return InputState.PROCESS
+
+    talk = Talk({"what is a cat": "A cat is a small animal."}, judge=judge, config=SessionConfig(heard="reported"))
+    look = talk.backend._judge
+
+    def seeing(ids: list[int]) -> object:
+        seen["input" if "question" in seen else "question"] = text(ids)
+        return look(ids)
+
+    talk.backend._judge = seeing
+    talk.hear("what is a cat")
+    talk.tick(1)
+    said = "A cat is a s"
+    talk.tick(len(said))
+    heard = "A cat is "
+    talk.told(talk.session.heard(len(heard)))
+    running = talk.session.running
+    assert running is not None
+    items = running.channel.items
+    seen["running"] = f"{text(items[: running.heard_at])}│{text(items[running.heard_at :])}"
+    talk.hear("and a dog", "second")
+    talk.tick(1)
+    assert talk.session.running is not None
+    seen["promoted"] = text(talk.session.running.channel.items)
+    written = blocks(METHOD.split("<!-- layout -->")[1], "text")[0]
+    lines = {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in written.splitlines()}
+    assert {key: value.replace("\n", "⏎") for key, value in seen.items()} == lines
