@@ -13,7 +13,7 @@ from duologue.core.backend import Backend
 from duologue.core.events import Event
 from duologue.core.session import Session
 from duologue.core.trace import Sink
-from duologue.engines.direct import DirectEngine, Job
+from duologue.engines.direct import DirectEngine
 from duologue.errors import DuologueError, EngineError, UsageError
 
 CHARACTERS_PER_WORD = 6.0
@@ -80,7 +80,7 @@ class Live:
             if self._failure is None:  # otherwise it follows from what was reported already
                 raise _translated(error) from error
         finally:
-            self._thread.shutdown(wait=False)
+            self._thread.shutdown()
             self._told.put_nowait(None)
 
     async def events(self) -> AsyncIterator[Event]:
@@ -165,22 +165,14 @@ class Live:
                 if job is None:
                     await self._rest()
                     continue
-                await self._run(loop, job)
+                # Shielded: a pass that was planned must take place. `aclose` waits for it, in the same worker.
+                await asyncio.shield(loop.run_in_executor(self._thread, job.run))
                 self._advance()
                 for event in self._engine.finish(job):
                     self._told.put_nowait(event)
         except Exception as error:
             self._failure = _translated(error)
             self._told.put_nowait(self._failure)
-
-    async def _run(self, loop: asyncio.AbstractEventLoop, job: Job) -> None:
-        """The pass, in the worker; a cancelled conversation still waits for it, since it owns the backend."""
-        future = loop.run_in_executor(self._thread, job.run)
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
 
     async def _rest(self) -> None:
         """Until somebody says something, a wait of the session is over, or more has been heard."""
