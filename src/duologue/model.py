@@ -85,7 +85,7 @@ def load(
         adapter: "auto" (the one that comes with the package for this model, else prompted), "prompted", "prompted-5",
             a folder, or an `Adapter`.
         weights: for torch "bf16", "f16" or "f32"; for llama.cpp "BF16", "F16", "Q8_0", "Q4_0", or "as-is" for those of
-            the file. By default bf16 and Q8_0.
+            the file. By default bf16 for torch; BF16 for llama.cpp where the CPU computes with it, else Q8_0.
         context_length: tokens of one conversation; at most what the model was made for.
         threads: of the CPU; by default one a core.
         device: for torch.
@@ -113,7 +113,7 @@ def load(
         progress or _no_progress,
     )
     if backend == "llamacpp":
-        return _load_llamacpp(options, weights or "Q8_0")
+        return _load_llamacpp(options, weights)
     return _load_torch(options, weights or "bf16", device, is_reference=backend == "reference")
 
 
@@ -165,17 +165,19 @@ def _load_torch(options: _Options, weights: str, device: str, *, is_reference: b
     return _assemble(options, made, tokenizer, adapter)
 
 
-def _load_llamacpp(options: _Options, weights: str) -> Model:
+def _load_llamacpp(options: _Options, wanted: str | None) -> Model:
     source = options.source
     _need("llamacpp", "llama_cpp", "gguf")
     if not source.is_gguf or source.path is None:
         raise UsageError(f"llama.cpp reads GGUF files; {source.name} is none. Use --backend torch, or convert it")
-    weights = _weights("llama.cpp", weights, (*GGUF_WEIGHTS, AS_IS))
+    weights = None if wanted is None else _weights("llama.cpp", wanted, (*GGUF_WEIGHTS, AS_IS))
     options.progress("starting llama.cpp")
     from duologue.backends.gguf_tokenizer import GgufTokenizer
     from duologue.backends.llamacpp import LlamaCppBackend
+    from duologue.backends.llamacpp_model import default_weights
     from duologue.gguf_files import cached_gguf, read_facts
 
+    weights = weights or default_weights()
     facts = read_facts(source.path)
     tokenizer = GgufTokenizer.from_file(source.path)
     fingerprint = Fingerprint.of(

@@ -6,9 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
-import llama_cpp
-
 from duologue.backends.llamacpp_model import LoadedModel
+from duologue.backends.llamacpp_model import ll as llama_cpp  # which it imports with its threads told to rest
 from duologue.errors import UsageError
 from duologue.tokenizer import is_mark, well_formed
 from duologue.types import Token

@@ -52,6 +52,14 @@ def _prepare() -> None:
         _messages.clear()
 
 
+def default_weights() -> str:
+    """The weight type that is fast here and loses nothing, or next to nothing, of a file's quality.
+
+    With bfloat16 instructions, BF16 is the fastest where several tokens share a pass, as they do while listening.
+    """
+    return "BF16" if b"AVX512_BF16 = 1" in ll.llama_print_system_info() else "Q8_0"
+
+
 class LoadedModel:
     """Weights of one GGUF file and what it says of itself. Final.
 

@@ -72,7 +72,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="auto: llama.cpp for .gguf files where it is installed, else torch; reference: slow, for comparison",
     )
     group.add_argument(
-        "--weights", metavar="TYPE", help="torch: bf16 (default), f16, f32; llamacpp: BF16, F16, Q8_0 (default), Q4_0"
+        "--weights", metavar="TYPE", help="torch: bf16 (default), f16, f32; llamacpp: BF16, F16, Q8_0, Q4_0, as-is"
     )
     group.add_argument(
         "--context",
