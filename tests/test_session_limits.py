@@ -1,13 +1,16 @@
 """Ids that are used again, and conversations that come near the end of the context."""
 
+from dataclasses import replace
+
 import pytest
 
 from duologue.core.channel import Channel
 from duologue.core.config import SessionConfig
 from duologue.core.events import Dropped, Promoted
 from duologue.core.policy import Policy
+from duologue.errors import ContextOverflow
 from duologue.types import InputState
-from scripted import Talk
+from scripted import PROBE, Talk
 
 SURE = Policy(p_sure=0.5)
 LONG = ("word " * 300).strip()
@@ -75,4 +78,34 @@ def test_words_for_which_there_is_no_room_are_answered_after_a_rebuild_in_one_go
     words = "x" * 40 + " yes"
     talk.hear(words)
     check_lengths(talk, 1000)
+    assert [e.text for e in talk.events if isinstance(e, Promoted)] == ["q", words]
+
+
+@pytest.mark.parametrize("num_letters", range(10, 30))
+def test_a_long_probe_fits_behind_the_words(monkeypatch, num_letters):
+    monkeypatch.setattr("scripted.PROBE", replace(PROBE, tokens=PROBE.tokens * 60))
+    talk = Talk({"q": "word " * 30}, config=SHORT_CONTEXT)
+    talk.hear("q")
+    talk.run()
+    words = "x" * num_letters + " yes"
+    talk.hear(words)
+    check_lengths(talk, 300)
+    assert [e.text for e in talk.events if isinstance(e, Promoted)] == ["q", words]
+
+
+def test_a_probe_that_leaves_no_room_for_words_is_refused(monkeypatch):
+    monkeypatch.setattr("scripted.PROBE", replace(PROBE, tokens=PROBE.tokens * 65))
+    with pytest.raises(ContextOverflow, match="a context of 260 or more"):
+        Talk(config=SHORT_CONTEXT)
+
+
+@pytest.mark.parametrize("capacity", [400, 340, 270, 220])
+def test_a_cache_without_room_for_a_rebuild_does_not_stop_the_answer(capacity):
+    talk = Talk({"q": "word " * 40}, config=SHORT_CONTEXT, system="s" * 100, capacity=capacity)
+    talk.hear("q")
+    talk.tick(70)
+    words = "x" * 40 + " yes"
+    talk.hear(words)
+    check_lengths(talk, 500)
+    assert talk.session.running is None
     assert [e.text for e in talk.events if isinstance(e, Promoted)] == ["q", words]

@@ -49,6 +49,8 @@ class Branch:
         cache: Planner,
         log: Log,
         history: Sequence[Turn],
+        *,
+        probe_length: int,
     ) -> None:
         self.history: list[Turn] = []
         self.answer: Answer | None = None
@@ -63,6 +65,8 @@ class Branch:
         self._log = log
         self._was_cut = False  # whether the last turn of the history was
         self._rebuild: Rebuild | None = None
+        self._crowded: Answer | None = None  # while it runs, the cache has no place for a rebuild
+        self._room = max(len(template.header) + config.min_room, probe_length)  # tokens wanted behind a user's turn
         self.trunk = cache.open(self._lay_out(history))
         self.history.extend(history)
 
@@ -89,7 +93,7 @@ class Branch:
 
     def has_room(self, at: int, ids: tuple[Token, ...]) -> bool:
         """Whether a turn of `ids` behind `at` leaves room for an answer; if not, room is being made."""
-        needed = at + len(ids) + len(self._template.header) + self._config.min_room
+        needed = at + len(ids) + self._room
         if needed > self._config.max_length:
             self._start_rebuild()
         return needed <= self._config.max_length
@@ -368,8 +372,20 @@ class Branch:
         self._cache.free(rebuild.channel)
         return False
 
+    def give_up_rebuild(self) -> bool:
+        """There is no room for the rebuild under way. Returns whether there was one.
+
+        It is not begun again while the same answer runs, since it would fail again; without one, the context is
+        trimmed at once instead.
+        """
+        if not self.abandon_rebuild():
+            return False
+        self._crowded = self.answer
+        self.trim_at_once()
+        return True
+
     def abandon_rebuild(self) -> bool:
-        """Give up a rebuild under way. Returns whether there was one."""
+        """Forget a rebuild under way. Returns whether there was one."""
         if self._rebuild is None:
             return False
         self._cache.free(self._rebuild.channel)
@@ -377,7 +393,8 @@ class Branch:
         return True
 
     def _start_rebuild(self) -> None:
-        if self._rebuild is None:
+        is_crowded = self._crowded is not None and self._crowded is self.answer
+        if self._rebuild is None and not is_crowded:
             self._rebuild = Rebuild(self._template, self.history, self._config.max_length // 2, self._cache)
 
     def _swap(self, rebuild: Rebuild) -> None:

@@ -24,7 +24,7 @@ from duologue.core.policy import Policy
 from duologue.core.probe import Probe
 from duologue.core.transitions import Floor, Interruptible, Transition, transition
 from duologue.core.utterance import Utterance
-from duologue.errors import UsageError
+from duologue.errors import ContextOverflow, UsageError
 from duologue.template import Template
 from duologue.tokenizer import well_formed
 from duologue.types import InputState, Token, Turn
@@ -54,7 +54,7 @@ class Session:
         """Start a conversation, with `history` if it is taken up.
 
         Raises:
-            ContextOverflow: the system prompt or the history leaves too little room.
+            ContextOverflow: the system prompt, the history or the probe leaves too little room.
             TemplateError: the model's template does not allow these turns.
         """
         self.template = template
@@ -65,7 +65,15 @@ class Session:
         self._cache = Planner()
         self._memory = Memory()
         self._input: Input | None = None
-        self._branch = Branch(template, self.policy, self.config, self._cache, self._log, history)
+        probe_length = len(probe.tokens)
+        if probe_length > self.config.max_length // 4:
+            raise ContextOverflow(
+                f"a probe of {probe_length} tokens is too long for a context of {self.config.max_length}: it may take a "
+                f"quarter. Give a context of {4 * probe_length} or more, or an adapter with a shorter probe"
+            )
+        self._branch = Branch(
+            template, self.policy, self.config, self._cache, self._log, history, probe_length=probe_length
+        )
         self._apply: dict[Transition, Callable[[Input], None]] = {
             Transition.HOLD: self._hold,
             Transition.DROP: self._drop_unwanted,
@@ -256,7 +264,7 @@ class Session:
         and last the older half of the conversation is left out at once.
         """
         branch, listening = self._branch, self._input
-        if branch.shed() or branch.abandon_rebuild():
+        if branch.shed() or branch.give_up_rebuild():
             return True
         if listening is not None and listening.channel is not None:
             self._log.add(Refused(self.now, listening.id, "no room in the cache"))
