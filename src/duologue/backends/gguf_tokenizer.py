@@ -6,8 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
-from duologue.backends.llamacpp_model import LoadedModel
-from duologue.backends.llamacpp_model import ll as llama_cpp  # which it imports with its threads told to rest
+from duologue.backends.llamacpp_model import LoadedModel  # before llama_cpp: it tells its threads to rest
+
+# isort: split
+import llama_cpp
+
 from duologue.errors import UsageError
 from duologue.tokenizer import is_mark, well_formed
 from duologue.types import Token
