@@ -34,7 +34,7 @@ def seconds(code: str) -> float:
 
 def loaded(code: str) -> list[str]:
     """Heavy libraries that a fresh interpreter has loaded after `code`."""
-    ask = f"import atexit, json, sys\natexit.register(lambda: print(json.dumps(list(sys.modules)), file=sys.stderr))\n"
+    ask = "import atexit, json, sys\natexit.register(lambda: print(json.dumps(list(sys.modules)), file=sys.stderr))\n"
     ask += code
     done = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True)
     modules = json.loads(done.stderr.splitlines()[-1])

@@ -82,3 +82,37 @@ def test_percentiles():
     assert measuring.percentile(range(1, 101), 0.95) == 95
     assert measuring.percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert measuring.percentile([7.0], 0.95) == 7.0
+
+
+def test_tables_are_rendered_between_their_markers(tmp_path: Path):
+    import json
+
+    import tables
+
+    case = {"adds_s": 0.05, "heavy_libraries": []}
+    (tmp_path / "import.json").write_text(json.dumps({"benchmark": "import_time", "cases": {"import duologue": case}}))
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- table:import -->\nold\n<!-- end -->\nafter\n")
+    results = tables.Results(tmp_path)
+    assert tables.update([document], results, check=True) == [document]
+    assert "old" in document.read_text()
+    assert tables.update([document], results, check=False) == [document]
+    text = document.read_text()
+    assert text.startswith("before\n<!-- table:import -->\n\n|")
+    assert text.endswith("|\n\n<!-- end -->\nafter\n")
+    assert "| `import duologue` |    0.050 |                   none |" in text
+    assert tables.update([document], results, check=True) == []
+
+
+def test_a_cut_word_is_drawn_within_noise_only_near_the_edge_of_its_share():
+    from noise import could_draw
+
+    from duologue.backends.scripted import ScriptedBackend
+    from duologue.core.backend import Sampling
+
+    backend = ScriptedBackend(lambda ids: 0, lambda ids: (0.5, 0.3, 0.2), vocab_size=3)
+    greedy_edge = Sampling(temperature=1.0)
+    assert could_draw(backend, [0], greedy_edge, 0.501, [0, 1], noise=0.05)  # 0 … 0.5 is token 0, then token 1
+    assert not could_draw(backend, [0], greedy_edge, 0.7, [0, 1], noise=0.05)
+    assert could_draw(backend, [0], greedy_edge, 0.7, [1], noise=0.05)
+    assert not could_draw(backend, [0], greedy_edge, 0.7, [2], noise=0.05)
