@@ -295,3 +295,28 @@ def test_the_demo_explains_a_disk_that_is_too_small(tmp_path: Path) -> None:
     message = run_demo(tmp_path, PATH=path, DUOLOGUE_PYTHON=sys.executable).stderr
     assert "100 MB free" in message
     assert "DUOLOGUE_VENV=" in message
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("Failed to establish a new connection: NewConnectionError", "no connection to the Python package index"),
+        ("ERROR: No matching distribution found for torch==2.13.0", "Choose another Python"),
+        ("error: a compiler crashed", "error: a compiler crashed"),
+    ],
+)
+def test_a_step_that_fails_is_explained(tmp_path: Path, output: str, message: str) -> None:
+    command(tmp_path, "step", f"echo '{output}'; exit 3")
+    done = subprocess.run(
+        ["bash", "-euc", f". {ROOT}/scripts/lib.sh; venv={tmp_path}; step 'a step' {tmp_path}/bin/step; echo after"],
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "a step … failed" in done.stderr
+    assert message in done.stderr
