@@ -309,7 +309,14 @@ def test_the_demo_explains_a_disk_that_is_too_small(tmp_path: Path) -> None:
 def test_a_step_that_fails_is_explained(tmp_path: Path, output: str, message: str) -> None:
     command(tmp_path, "step", f"echo '{output}'; exit 3")
     done = subprocess.run(
-        ["bash", "-euc", f". {ROOT}/scripts/lib.sh; venv={tmp_path}; step 'a step' {tmp_path}/bin/step; echo after"],
+        [
+            "bash",
+            "-euc",
+            '. "$1/scripts/lib.sh"; venv=$2; step "a step" "$2/bin/step"; echo after',
+            "test",
+            ROOT,
+            tmp_path,
+        ],
         env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
