@@ -68,8 +68,8 @@ class Session:
         probe_length = len(probe.tokens)
         if probe_length > self.config.max_length // 4:
             raise ContextOverflow(
-                f"a probe of {probe_length} tokens is too long for a context of {self.config.max_length}: it may take a "
-                f"quarter. Give a context of {4 * probe_length} or more, or an adapter with a shorter probe"
+                f"a probe of {probe_length} tokens is too long for a context of {self.config.max_length}: it may take "
+                f"a quarter. Give a context of {4 * probe_length} or more, or an adapter with a shorter probe"
             )
         self._branch = Branch(
             template, self.policy, self.config, self._cache, self._log, history, probe_length=probe_length
