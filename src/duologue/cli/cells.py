@@ -58,7 +58,7 @@ def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
         if line:
             lines.append(line)
         while size > width:
-            cut = _fitting(word, width)
+            cut = max(1, _fitting(word, width))
             lines.append(word[:cut])
             word = word[cut:]
             size = width_of(word)
@@ -86,10 +86,10 @@ def fitted(text: str, width: int) -> str:
 
 
 def _fitting(word: str, width: int) -> int:
-    """How many characters of `word` fit, at least one."""
+    """How many characters of `word` fit."""
     used = 0
     for i, character in enumerate(word):
         used += _columns(character)
         if used > width:
-            return max(1, i)
+            return i
     return len(word)

@@ -95,7 +95,7 @@ class Plain:
             case e.Dropped(reason="patience"):
                 self._line("  [dropped: never finished]")
             case e.Trimmed(turns_dropped=dropped):
-                self._line(f"  [the oldest {counted(dropped, 'turn')} left out to make room]")
+                self._line(f"  [left out to make room: the oldest {counted(dropped, 'turn')}]")
             case e.Finished(reason="length"):
                 self._line("  [the answer met its length limit]")
             case e.Committed():

@@ -121,7 +121,7 @@ class _Teller:
             case e.Refused(at, what=what, reason=reason):
                 self._remark(at, f"{visible(what)} not done: {reason}")
             case e.Trimmed(at, turns_dropped=dropped):
-                self._remark(at, f"the oldest {counted(dropped, 'turn')} left out to make room")
+                self._remark(at, f"left out to make room: the oldest {counted(dropped, 'turn')}")
             case e.Edited(at, turns=turns):
                 self._remark(at, f"the history was replaced by {counted(turns, 'turn')}")
             case e.Finished(at, reason="length"):

@@ -107,7 +107,7 @@ class Transcript:
             case Refused(what=what, reason=reason):
                 self.note(event.at, f"{what}: {reason}" if what in ("stop", "resume", "respond") else reason)
             case Trimmed(turns_dropped=dropped):
-                self.note(event.at, f"the oldest {counted(dropped, 'turn')} left out to make room")
+                self.note(event.at, f"left out to make room: the oldest {counted(dropped, 'turn')}")
             case _:
                 self._follow(event)
 
