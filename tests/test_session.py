@@ -552,3 +552,70 @@ def test_take_back_keeps_ids_unique():
     talk.run()
     back = next(e for e in talk.events if isinstance(e, TakenBack))
     assert [e.answer for e in talk.events if isinstance(e, Promoted)] == [back.answer, back.answer + 1]
+
+
+def test_an_aside_does_not_take_held_words_with_it():
+    talk = Talk(SHORT)
+    talk.hear("what is the", final=False)
+    talk.run()
+    talk.hear("(radio)", "r")
+    assert talk.kinds(talk.run()) == ["Decided", "Dropped"]
+    assert talk.session.input_text == "what is the"
+    talk.hear("what is it")
+    talk.run()
+    assert talk.turns == [("user", "what is it"), ("assistant", "It is a cat.")]
+    talk.check_cache()
+
+
+def test_an_aside_does_not_take_a_deferred_question_with_it():
+    talk = Talk(SHORT)
+    talk.session.protect(Interruptible.NO)
+    talk.hear("tell me a story")
+    talk.tick(20)
+    talk.hear("what is it", "v")
+    talk.tick(2)
+    talk.hear("mhm", "w")
+    talk.run()
+    assert talk.turns[2:] == [("user", "what is it"), ("assistant", "It is a cat.")]
+
+
+def test_held_words_that_grew_with_the_aside_are_judged_with_it():
+    talk = Talk(SHORT)
+    talk.hear("what is the", final=False)
+    talk.run()
+    talk.hear("what is the thing", final=False)
+    talk.hear("aside", "r")
+    assert talk.kinds(talk.run()) == ["Decided", "Dropped"]
+    assert talk.session.input_text is None
+
+
+def test_speech_that_begins_holds_a_prepared_answer_back():
+    talk = Talk(SHORT, policy=Policy(settle_ms=500, p_sure=1.1))
+    talk.hear("what is it", final=False)
+    talk.run()
+    talk.advance(0.4)
+    talk.hear("", "v", final=False)
+    talk.advance(0.4)
+    assert talk.said == ""
+    talk.advance(0.2)
+    assert talk.said == "It is a cat."
+
+
+def test_white_space_around_the_words_changes_nothing():
+    talk = Talk(SHORT, policy=Policy(p_sure=1.1))
+    talk.hear("what is it", final=False)
+    talk.run()
+    assert talk.kinds(talk.hear("what is it ", final=False)) == []
+    assert talk.session.running is not None
+
+
+def test_chance_is_not_used_twice_in_a_trimmed_conversation():
+    talk = Talk(config=SessionConfig(max_length=512, max_answer=60))
+    drawn = []
+    forward = talk.backend.forward
+    talk.backend.forward = lambda batch: drawn.extend(e.draw.uniform for e in batch if e.draw) or forward(batch)
+    for i in range(20):
+        talk.hear(f"question {i}", f"u{i}")
+        talk.run()
+    assert "Trimmed" in talk.kinds()
+    assert len(set(drawn)) == len(drawn)

@@ -58,6 +58,7 @@ class Branch:
         self.interruptible = policy.interruptible  # of the answers to come
         self.num_answers = 0
         self.epoch = 0
+        self._num_trimmed = 0  # turns left out so far: chance counts them, too
         self._template = template
         self._policy = policy
         self._config = config
@@ -165,7 +166,7 @@ class Branch:
             self._cache.feed(trunk, size)
             return
         index = answer.num_tokens
-        draw = Draw(self._config.sampling, uniform(self._config.seed, answer.num_turns, index))
+        draw = Draw(self._config.sampling, uniform(self._config.seed, self._num_trimmed + answer.num_turns, index))
         self._cache.feed(trunk, size, draw=draw, owner=answer, version=index)
 
     def go_on(self, answer: Answer, tokens: Sequence[Token]) -> None:
@@ -403,6 +404,7 @@ class Branch:
         self.adopt(rebuild.channel)
         self.epoch += 1
         del self.history[: rebuild.num_dropped]
+        self._num_trimmed += rebuild.num_dropped
         self._log.add(Trimmed(self._log.now, rebuild.num_dropped, len(self.trunk.items)))
 
     def _reopen(self, num_kept: int) -> None:

@@ -61,7 +61,7 @@ class Held(Event):
 
 @dataclass(frozen=True, slots=True)
 class Dropped(Event):
-    """The input channel was freed; `reason` is ignore, stop, patience, retracted or edit."""
+    """Words were given up; `reason` is ignore, stop, patience, retracted, too long, no room or edit."""
 
     utterance: str
     text: str

@@ -1,12 +1,24 @@
 """What is being heard: the open utterances, the channel they are fed to, and what was last thought of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from duologue.core.answer import Answer
 from duologue.core.channel import Channel
 from duologue.core.events import Decision
 from duologue.core.utterance import Utterance
 from duologue.types import Token
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An input as it was when it was last told to wait."""
+
+    count: int  # utterances
+    text: str
+    decision: Decision
+    deferred: bool
+    changed_at: float
 
 
 class Input:
@@ -28,9 +40,8 @@ class Input:
         self.scored = -1  # the version that was last judged
         self.decision: Decision | None = None
         self.deferred = False  # decided process, waiting for the floor or for room
-        self.interrupted = (
-            interrupted  # the answer an earlier part of this turn cut; it returns when the rest is ignored
-        )
+        self.interrupted = interrupted  # the answer that an earlier part of this turn cut
+        self._held: _Held | None = None
 
     def sit(self, channel: Channel, at: int, opening: tuple[Token, ...], is_first: bool, epoch: int) -> None:
         """It is fed to `channel`, which was forked at `at`; `opening` goes before the words there."""
@@ -43,6 +54,28 @@ class Input:
     def find(self, utterance: str) -> Utterance | None:
         """The utterance of that id, if it is still growing."""
         return next((u for u in self.utterances if u.id == utterance and not u.final), None)
+
+    def hold(self) -> None:
+        """The words as they stand were judged, and wait."""
+        assert self.decision is not None, "what waits was judged"
+        self._held = _Held(len(self.utterances), self.text, self.decision, self.deferred, self.changed_at)
+
+    def drop_newest(self) -> "Input | None":
+        """Give up the utterances that came after those that were held, which wait as before.
+
+        Returns what was given up; None if there is nothing to go back to.
+        """
+        held = self._held
+        if held is None or len(self.utterances) <= held.count:
+            return None
+        newest = Input(self.utterances[held.count :], self.changed_at)
+        if " ".join(words for u in self.utterances[: held.count] if (words := u.words)) != held.text:
+            return None  # the held ones have grown as well: the verdict is on them, too
+        del self.utterances[held.count :]
+        self.version += 1
+        self.scored, self.decision, self.deferred = self.version, held.decision, held.deferred
+        self.changed_at = held.changed_at
+        return newest
 
     @property
     def id(self) -> str:

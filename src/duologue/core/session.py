@@ -159,7 +159,7 @@ class Session:
 
         Empty text is the onset of speech. `final` ends the utterance: the same id names a new one afterwards.
         """
-        text = well_formed(text)
+        text = well_formed(text).strip()
         answer, listening = self.running, self._input
         known = listening.find(utterance) if listening else None
         answered = answer.find(utterance) if answer else None
@@ -186,6 +186,8 @@ class Session:
             if listening is None:
                 listening = self._input = Input([], self.now)
             listening.utterances.append(known)
+            if answer is not None:
+                answer.begun_at = self.now  # somebody speaks: what is prepared waits for what it will be
         assert listening is not None, "a known utterance is part of an input"
         grew, known.text, known.final, known.skip = known.text != text, text, final, num_answered
         if grew:
@@ -373,15 +375,27 @@ class Session:
         self._apply[transition(self.floor, decision.state, interruptible)](listening)
 
     def _hold(self, listening: Input) -> None:
+        listening.hold()
         self._log.add(Held(self.now, listening.id, deferred=False))
 
     def _defer(self, listening: Input) -> None:
         listening.deferred = True
+        if listening.decision is not None:
+            listening.hold()
         self._log.add(Held(self.now, listening.id, deferred=True))
 
     def _drop_unwanted(self, listening: Input) -> None:
         assert listening.decision is not None, "it was judged"
-        self._drop(listening, listening.decision.state.value)
+        state = listening.decision.state
+        newest = listening.drop_newest() if state is InputState.IGNORE else None
+        if newest is None:
+            self._drop(listening, state.value)
+            return
+        self._memory.drop(newest.utterances)  # an aside beside words that wait: they go on waiting
+        self._log.add(Dropped(self.now, newest.id, newest.text, state.value))
+        if listening.channel is not None:
+            ids = self.template.user(listening.text, first=listening.is_first)
+            listening.channel.replace_tail(listening.at, (*listening.opening, *ids))
 
     def _drop(self, listening: Input, reason: str) -> None:
         self._unseat(listening)
