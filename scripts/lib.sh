@@ -60,7 +60,7 @@ need_room() {
 
 # step WHAT COMMAND...: run it with its output in a log, show that it goes on, and explain a failure.
 step() {
-  local what=$1 started=$SECONDS status=0
+  local what=$1 started=$SECONDS status=0 width=0
   shift
   log=$(mktemp "${TMPDIR:-/tmp}/duologue.XXXXXX") || fail "cannot write to ${TMPDIR:-/tmp}; make room there"
   [ -t 2 ] || printf '  %s …' "$what" >&2
@@ -70,8 +70,9 @@ step() {
   set +m
   trap 'kill -TERM -- -$job 2>/dev/null; rm -f "$log"; say ""; exit 130' INT TERM HUP
   if [ -t 2 ]; then
+    width=$(stty size <&2 2>/dev/null | awk -v used=$((${#what} + 14)) '{ print ($2 > used ? $2 - used : 0) }')
     while kill -0 "$job" 2>/dev/null; do
-      printf '\r\033[K  %s … %d s  \033[2m%.60s\033[0m' "$what" $((SECONDS - started)) \
+      printf '\r\033[K  %s … %d s  \033[2m%.*s\033[0m' "$what" $((SECONDS - started)) "${width:-0}" \
         "$(tail -n 1 "$log" | tr -d '\r' | sed 's/^ *//; s|https*://[^ ]*/||')" >&2
       sleep 0.3
     done
