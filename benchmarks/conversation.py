@@ -9,6 +9,7 @@ import spoken
 from forced import Forced
 
 from duologue import DirectEngine, Session, SessionConfig, Template, Turn
+from duologue.core.answer import Answer
 from duologue.core.events import Decided, Event, Resumed, Suspended
 from duologue.core.probe import Probe
 from duologue.types import InputState, Token
@@ -34,7 +35,8 @@ class TurnRecord:
     arrival: str
     disturbance: str = "none"
     drawn: list[Drawn] = field(default_factory=list)
-    heard: str | None = None  # of an answer that was cut; None if it was heard to the end
+    was_cut: bool = False  # by the next question; otherwise it was heard to the end
+    heard: str = ""
     is_canonical: bool = True  # whether the text of what was heard has the ids that the model drew
     passes: int = 0  # while the answer was being generated
 
@@ -115,11 +117,10 @@ class Disturbed:
     def _turn(self, *, is_last: bool) -> None:
         chance, talk = self._chance, self.talk
         running = talk.session.running
-        before = running.id if running else None
         turn = TurnRecord(spoken.question(chance), chance.choice(ARRIVALS))
         self._arrive(turn)
-        if before is not None:
-            self._close(before, self.turns[-1])
+        if running is not None:
+            self._close(running, self.turns[-1])
         self.turns.append(turn)
         answer = talk.session.running
         assert answer is not None, "a question that is processed has an answer"
@@ -134,15 +135,16 @@ class Disturbed:
         talk.run()
         assert talk.session.running is answer, "the answer goes on after a disturbance"
         talk.told(talk.session.heard(answer.num_said))
-        self._close(answer.id, turn)
+        self._close(answer, turn)
 
-    def _close(self, answer: int, turn: TurnRecord) -> None:
-        """What was drawn for an answer that is over."""
+    def _close(self, answer: Answer, turn: TurnRecord) -> None:
+        """What was drawn for an answer that is over, and what was heard of it."""
         talk = self.talk
-        turn.drawn, turn.passes, turn.heard = talk.drawn[answer], talk.passes[answer], talk.cut.get(answer)
-        if turn.heard is not None:
-            ids = talk.session.template.answer(turn.heard)
-            turn.is_canonical = list(ids) == [drawn.token for drawn in turn.drawn[: len(ids)]]
+        turn.drawn, turn.passes = talk.drawn[answer.id], talk.passes[answer.id]
+        turn.was_cut = answer.id in talk.cut
+        turn.heard = talk.cut.get(answer.id, answer.text)
+        ids = talk.session.template.answer(turn.heard)
+        turn.is_canonical = list(ids) == [drawn.token for drawn in turn.drawn[: len(ids)]]
 
     def _speak(self, passes: int) -> None:
         """Some passes, while the user hears a part of what was said; never all of it, so that the answer stays."""

@@ -17,7 +17,7 @@ whatever the adapter thinks.
 Other widths of a pass round differently, except in exact arithmetic. The noise is measured first: the largest change of
 the gap between the two best logits over the same tokens in other passes. A first difference where the gap is below the
 noise (sampled: where noise of that size could move the draw) is an exception, counted and published; any other is a
-failure, and the exit status is 1.
+failure, and the exit status is 1. The next turn is then compared on the disturbed conversation's own history.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Count:
     conversations: int = 0
     turns: int = 0
     tokens: int = 0
-    other_ids: int = 0  # cut answers whose text the tokenizer cuts into other tokens than the model did
+    other_ids: int = 0  # answers whose text the tokenizer cuts into other tokens than the model did
     added_passes: int = 0  # over all answers; listening must add none
     kinds: Counter[str] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Comparison:
         self.count = Count()
 
     def conversation(self, number: int, seed: int, num_turns: int | None = None) -> None:
-        """One random conversation and its twin, compared turn by turn up to the first difference."""
+        """One random conversation and its twin, compared turn by turn."""
         chance = random.Random(f"{seed}/{number}")
         sampling = Sampling(temperature=0.8) if number % 2 else Sampling()
         limit = chance.randint(12, 48)
@@ -101,16 +101,16 @@ class Comparison:
             difference = self._first_difference(turn.drawn, drawn)
             if difference is not None:
                 self._explain(number, index, turn, drawn, difference, history, config)
-                break
-            if turn.heard is None:
+            elif not turn.was_cut:
                 history = calm.session.history
-            elif turn.is_canonical:  # a fresh session: what was not heard has never been
-                history = [*history, Turn(Role.USER, turn.question), Turn(Role.ASSISTANT, turn.heard)]
-                calm.close()
-                calm = Talk(self._calm, self._template, self._probe, config, history)
-            else:  # the same words, but other ids: nothing after it can be the same
+                continue
+            if not turn.is_canonical:  # the same words, but other ids: nothing after it can be the same
                 self.count.other_ids += 1
                 break
+            # What was not heard has never been: a fresh session, with what was heard for its history.
+            history = [*history, Turn(Role.USER, turn.question), Turn(Role.ASSISTANT, turn.heard)]
+            calm.close()
+            calm = Talk(self._calm, self._template, self._probe, config, history)
         calm.close()
 
     def _undisturbed(self, calm: Talk, turn: TurnRecord) -> tuple[list[Drawn], int]:
@@ -118,7 +118,7 @@ class Comparison:
         calm.hear(turn.question, InputState.PROCESS, utterance="question", final=True)
         answer = calm.session.running
         assert answer is not None, "a question that is processed has an answer"
-        calm.run(len(turn.drawn) if turn.heard is not None else 10_000)
+        calm.run(len(turn.drawn) if turn.was_cut else 10_000)
         return calm.drawn[answer.id], calm.passes[answer.id]
 
     def _account(self, turn: TurnRecord, passes: int) -> None:
@@ -126,7 +126,7 @@ class Comparison:
         count.turns += 1
         count.kinds.update([f"arrival: {turn.arrival}", f"answer: {turn.disturbance}"])
         count.added_passes += turn.passes - len(turn.drawn)
-        if turn.heard is None:
+        if not turn.was_cut:
             count.added_passes += max(0, turn.passes - passes)
 
     def _first_difference(self, ours: Sequence[Drawn], calm: Sequence[Drawn]) -> int | None:
