@@ -88,7 +88,18 @@ def finish(
     print(json.dumps(result, ensure_ascii=False))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        args.out.write_text(laid_out(result), encoding="utf-8")
+
+
+def laid_out(result: dict[str, Any]) -> str:
+    """`result` as JSON that people can read and compare: a line for each fact, and for each item of a list of facts."""
+    lines = []
+    for key, value in result.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            text = "[\n    " + ",\n    ".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n  ]"
+        lines.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

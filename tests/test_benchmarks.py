@@ -116,3 +116,14 @@ def test_a_cut_word_is_drawn_within_noise_only_near_the_edge_of_its_share():
     assert not could_draw(backend, [0], greedy_edge, 0.7, [0, 1], noise=0.05)
     assert could_draw(backend, [0], greedy_edge, 0.7, [1], noise=0.05)
     assert not could_draw(backend, [0], greedy_edge, 0.7, [2], noise=0.05)
+
+
+def test_result_files_are_json_with_a_line_for_each_fact():
+    import json
+
+    import measuring
+
+    result = {"seed": 0, "kinds": {"é": 1}, "differences": [{"turn": 1}, {"turn": 2}], "empty": [], "range": [1, 2]}
+    text = measuring.laid_out(result)
+    assert json.loads(text) == result
+    assert len(text.splitlines()) == 2 + len(result) + 3
