@@ -256,6 +256,37 @@ def test_replay_tells_it_as_a_story(loaded: Talk, tmp_path: Path, capsys: pytest
     assert loaded.backend.usage().num_seqs == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"at": 2, "command": "resume"}', "[resume not done: no answer is suspended]"),
+        ('{"at": 0.4, "command": "stop"}', "[cut; "),
+        ('{"at": 0.4, "text": "stop"}', "[cut; "),
+        ('{"at": 0, "text": "hello you", "utterance": "a"}', "[process 0.91]"),
+        ('{"at": 2, "edit": []}', "[the history was replaced by 0 turns]"),
+        ('{"at": 2, "text": "tell me about the", "final": false}', "tell me about the …"),
+    ],
+)
+def test_replay_tells_what_happened(
+    loaded: Talk, line: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of("replay", script(tmp_path, '{"at": 0, "text": "hello"}', line), "--passes", "40") == 0
+    assert words in capsys.readouterr().out
+
+
+def test_replay_says_that_an_answer_was_withdrawn_but_not_for_go_on(
+    loaded: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = '{"at": 0, "text": "hello", "utterance": "a", "final": false}'
+    status_of("replay", script(tmp_path, asked, '{"at": 0.2, "text": "be quiet"}'), "--passes", "40")
+    assert "[the answer is withdrawn" in capsys.readouterr().out
+    path = script(tmp_path, '{"at": 0, "text": "hello"}', '{"at": 0.4, "text": "stop"}', '{"at": 2, "text": "go on"}')
+    status_of("replay", path, "--passes", "40")
+    text = capsys.readouterr().out
+    assert "[goes on]" in text
+    assert "withdrawn" not in text
+
+
 def test_replay_as_json_has_an_event_a_line_and_then_the_sum(
     loaded: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

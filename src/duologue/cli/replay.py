@@ -95,12 +95,17 @@ class _Teller:
 
     def __init__(self) -> None:
         self._is_open = False  # whether a line of answer text is unfinished
+        self._withdrawn: e.Withdrawn | None = None  # told with the next event: words such as "go on" need no answer
 
     def tell(self, event: e.Event) -> None:
         """Print what is worth a line."""
+        if self._withdrawn is not None and not isinstance(event, e.Resumed):
+            self._remark(self._withdrawn.at, "the answer is withdrawn: nothing of it was heard")
+        self._withdrawn = event if isinstance(event, e.Withdrawn) else None
         match event:
             case e.Said(at, text=text):
                 if not self._is_open:
+                    text = text.lstrip(" ")
                     print(f"{at:7.2f}  assistant  ", end="")
                     self._is_open = True
                 print(visible(text).replace("\n", "\n" + " " * _INDENT), end="", flush=True)
@@ -116,8 +121,6 @@ class _Teller:
                 self._remark(at, "dropped: never finished")
             case e.TakenBack(at):
                 self._remark(at, "the answer is taken back: nothing of it was heard")
-            case e.Withdrawn(at):
-                self._remark(at, "the answer is withdrawn: nothing of it was heard")
             case e.Refused(at, what=what, reason=reason):
                 self._remark(at, f"{visible(what)} not done: {reason}")
             case e.Trimmed(at, turns_dropped=dropped):
@@ -133,6 +136,8 @@ class _Teller:
 
     def end(self, passes: int) -> None:
         """Print the sum."""
+        if self._withdrawn is not None:
+            self._remark(self._withdrawn.at, "the answer is withdrawn: nothing of it was heard")
         self._break()
         print(f"{passes} forward passes")
 
