@@ -113,6 +113,7 @@ def test_it_runs_as_a_module_and_loads_nothing_heavy() -> None:
         "--context=10",
         "--context=many",
         "--threads=0",
+        "--max-answer=0",
         "--threads=1000000",
         "--temperature=-1",
         "--temperature=nan",
@@ -274,6 +275,15 @@ def test_replay_tells_what_happened(
     assert words in capsys.readouterr().out
 
 
+def test_replay_says_that_an_answer_met_its_limit_after_its_last_word(
+    loaded: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status_of("replay", script(tmp_path), "--max-answer", "7")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].endswith("assistant  Hello t")
+    assert lines[-2].endswith("[the answer met its length limit]")
+
+
 def test_replay_says_that_an_answer_was_withdrawn_but_not_for_go_on(
     loaded: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,6 +352,18 @@ def test_chat_over_a_pipe(loaded: Talk, monkeypatch: pytest.MonkeyPatch, capsys:
         "Fine.",
     ]
     assert loaded.backend.usage().num_seqs == 0
+
+
+def test_an_answer_that_is_too_long_says_so_at_its_end(
+    loaded: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fd, end = os.pipe()
+    os.write(end, b"hello\n")
+    os.close(end)
+    with open(fd, encoding="utf-8") as source:
+        monkeypatch.setattr("sys.stdin", source)
+        assert status_of("chat", "--plain", "--rate", "500", "--max-answer", "7") == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == ["Hello t", "  [the answer met its length limit]"]
 
 
 @pytest.mark.parametrize(("term", "is_terminal"), [("dumb", True), ("xterm", False)])

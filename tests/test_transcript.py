@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from duologue.cli.cells import counted, fitted, padded, shortened, visible, width_of, wrapped
 from duologue.cli.transcript import Transcript
-from duologue.core.events import Event, Finished, Refused, Trimmed
+from duologue.core.events import Committed, Event, Finished, Refused, Trimmed
 from scripted import Talk
 
 FOX = "The quick brown fox jumps over the lazy dog and runs away into the wide green forest."
@@ -137,7 +137,8 @@ def test_remarks_have_a_line_and_are_not_repeated() -> None:
     transcript = Transcript()
     for _ in range(3):
         transcript.tell(Refused(1.0, "resume", "no answer is suspended"))
-    transcript.tell(Finished(2.0, 0, "length"))
+    transcript.tell(Finished(1.5, 0, "length"))
+    transcript.tell(Committed(2.0, 0, "and so"))
     transcript.tell(Trimmed(3.0, 1, 100))
     transcript.tell(Refused(4.0, "typed-3", "no room in the cache"))
     assert shown(transcript) == [

@@ -196,6 +196,7 @@ class Replay:
         period_s: float = SLICE_PERIOD_S,
         passes: int = 10,
         max_length: int = 4096,
+        max_answer: int = 1024,
         sampling: Sampling | None = None,
         seed: int = 0,
         sink: Sink | None = None,
@@ -207,7 +208,7 @@ class Replay:
         self._sink = sink
         if script.system is not None:
             template = template.with_system(script.system)
-        config = SessionConfig(max_length=max_length, sampling=sampling or Sampling(), seed=seed)
+        config = SessionConfig(max_length=max_length, max_answer=max_answer, sampling=sampling or Sampling(), seed=seed)
         self.session = Session(template, probe, policy=policy, config=config, history=script.history)
         self._engine = DirectEngine(backend, self.session, sink=self._record)
         self._said: dict[int, str] = {}

@@ -95,6 +95,7 @@ async def _talk(args: argparse.Namespace, model: "Model", rate: float, is_plain:
 
     config = SessionConfig(
         max_length=model.max_length,
+        max_answer=args.max_answer,
         sampling=sampling(args),
         seed=args.seed,
         heard="reported" if rate else "shown",

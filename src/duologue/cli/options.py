@@ -92,6 +92,13 @@ def add_talk_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("conversation")
     group.add_argument("--system", metavar="TEXT", help="system prompt (default: the model's own)")
     group.add_argument(
+        "--max-answer",
+        type=whole(least=1),
+        default=256,
+        metavar="TOKENS",
+        help="longest answer; small models may not find an end by themselves (default 256)",
+    )
+    group.add_argument(
         "--eagerness",
         type=number(least=-1, most=1),
         default=0.0,

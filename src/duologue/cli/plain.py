@@ -25,6 +25,7 @@ class Plain:
         self._live = live
         self._text: dict[int, str] = {}
         self._shown: dict[int, int] = {}  # characters printed of each answer
+        self._too_long: set[int] = set()  # answers that met their length limit
         self._is_open = False  # whether a line of an answer is unfinished
         self._out: TextIO | None = None
 
@@ -96,10 +97,10 @@ class Plain:
                 self._line("  [dropped: never finished]")
             case e.Trimmed(turns_dropped=dropped):
                 self._line(f"  [left out to make room: the oldest {counted(dropped, 'turn')}]")
-            case e.Finished(reason="length"):
-                self._line("  [the answer met its length limit]")
-            case e.Committed():
-                self._line("")
+            case e.Finished(answer=answer, reason="length"):
+                self._too_long.add(answer)
+            case e.Committed(answer=answer):  # not before: it may be heard much later than it was finished
+                self._line("  [the answer met its length limit]" if answer in self._too_long else "")
             case _:
                 pass
 

@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
             period_s=args.period,
             passes=args.passes,
             max_length=model.max_length,
+            max_answer=args.max_answer,
             sampling=sampling(args),
             seed=args.seed,
         )
@@ -95,6 +96,7 @@ class _Teller:
 
     def __init__(self) -> None:
         self._is_open = False  # whether a line of answer text is unfinished
+        self._too_long: set[int] = set()  # answers that met their length limit
         self._withdrawn: e.Withdrawn | None = None  # told with the next event: words such as "go on" need no answer
 
     def tell(self, event: e.Event) -> None:
@@ -127,10 +129,12 @@ class _Teller:
                 self._remark(at, f"left out to make room: the oldest {counted(dropped, 'turn')}")
             case e.Edited(at, turns=turns):
                 self._remark(at, f"the history was replaced by {counted(turns, 'turn')}")
-            case e.Finished(at, reason="length"):
-                self._remark(at, "the answer met its length limit")
-            case e.Committed():
+            case e.Finished(answer=answer, reason="length"):
+                self._too_long.add(answer)
+            case e.Committed(at, answer=answer):
                 self._break()
+                if answer in self._too_long:  # not before: the last words come after the event
+                    self._remark(at, "the answer met its length limit")
             case _:
                 pass
 

@@ -90,6 +90,7 @@ class Transcript:
         self._words: dict[str, _Words] = {}
         self._answers: dict[int, _Speech] = {}
         self._running: _Speech | None = None
+        self._too_long: set[int] = set()  # answers that met their length limit
 
     def tell(self, event: Event) -> None:
         """Take an event."""
@@ -154,10 +155,12 @@ class Transcript:
             case TakenBack(answer=answer) | Withdrawn(answer=answer):
                 self._answers.setdefault(answer, _Speech()).is_gone = True
                 self._running = None
-            case Committed():
+            case Finished(answer=answer, reason="length"):
+                self._too_long.add(answer)
+            case Committed(answer=answer):
                 self._running = None
-            case Finished(reason="length"):
-                self.note(event.at, "the answer met its length limit")
+                if answer in self._too_long:  # not before: it may be heard much later than it was finished
+                    self.note(event.at, "the answer met its length limit")
             case _:
                 pass
 
