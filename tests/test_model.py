@@ -20,7 +20,7 @@ from duologue.core.policy import Thresholds
 from duologue.engines.direct import DirectEngine
 from duologue.errors import AdapterMismatch, BrokenModel, DuologueError, MissingDependency, ModelNotFound, UsageError
 from duologue.model import Model, load
-from duologue.testing import tiny_model
+from duologue.testing import tiny_model, tiny_rows
 from duologue.types import InputState, Role, Turn
 
 CHATML = (
@@ -275,3 +275,23 @@ def test_a_history_of_lone_surrogates(folder: Path, model: Model) -> None:
     session = model.session(history=[Turn(Role.USER, "\ud800")])
     assert DirectEngine(model.backend, session).tick() is not None
     assert load(str(folder), system="\ud800", context_length=1024).template.system == "\ufffd"
+
+
+@pytest.mark.llamacpp
+def test_a_file_with_rows_in_it_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llama_cpp")
+    from duologue.gguf_files import convert
+
+    monkeypatch.setenv("DUOLOGUE_CACHE", str(tmp_path / "cache"))
+    rows = tiny_rows()
+    tiny_gguf.write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "base.gguf")
+    convert(tmp_path / "base.gguf", tmp_path / "with.gguf", rows=rows)
+    adapter = Adapter("rows", tuple(InputState), rows=rows)
+    loaded = load(str(tmp_path / "with.gguf"), adapter=adapter)
+    assert loaded.backend.info.num_added == rows.num_added
+    assert loaded.backend.info.vocab_size == 300
+    assert not (tmp_path / "cache").exists(), "nothing had to be written"
+    loaded.close()
+    other = tiny_rows(num_probes=2)
+    with pytest.raises(AdapterMismatch, match="5 rows of an adapter already, and this one has 6"):
+        load(str(tmp_path / "with.gguf"), adapter=Adapter("rows", tuple(InputState), rows=other))

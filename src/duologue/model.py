@@ -17,7 +17,7 @@ from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
 from duologue.core.probe import Probe
 from duologue.core.session import Session
-from duologue.errors import MissingDependency, UsageError
+from duologue.errors import AdapterMismatch, MissingDependency, UsageError
 from duologue.template import Template, Tokenizer
 from duologue.tokenizer import well_formed
 
@@ -85,7 +85,8 @@ def load(
         adapter: "auto" (the one that comes with the package for this model, else prompted), "prompted", "prompted-5",
             a folder, or an `Adapter`.
         weights: for torch "bf16", "f16" or "f32"; for llama.cpp "BF16", "F16", "Q8_0", "Q4_0", or "as-is" for those of
-            the file. By default bf16 for torch; BF16 for llama.cpp where the CPU computes with it, else Q8_0.
+            the file. By default bf16 for torch; BF16 for llama.cpp where the CPU computes with it, else Q8_0; a file
+            that `duologue export` wrote stays as it is.
         context_length: tokens of one conversation; at most what the model was made for.
         threads: of the CPU; by default one a core.
         device: for torch.
@@ -177,17 +178,23 @@ def _load_llamacpp(options: _Options, wanted: str | None) -> Model:
     from duologue.backends.llamacpp_model import default_weights
     from duologue.gguf_files import cached_gguf, read_facts
 
-    weights = weights or default_weights()
     facts = read_facts(source.path)
     tokenizer = GgufTokenizer.from_file(source.path)
     fingerprint = Fingerprint.of(
         tokenizer, vocab_size=facts.base_vocab_size, hidden_size=facts.hidden_size, num_layers=facts.num_layers
     )
     adapter = _choose(options.adapter, fingerprint)
+    if facts.num_added and adapter.num_added not in (0, facts.num_added):
+        raise AdapterMismatch(
+            f"{source.path} has {facts.num_added} rows of an adapter already, and this one has {adapter.num_added}; "
+            "start from the base model's file"
+        )
+    # An exported file is ready: the rows in it decide, and its weights were chosen when it was written.
+    weights = weights or (AS_IS if facts.num_added else default_weights())
     path = cached_gguf(
         source.path,
         weights=None if weights == AS_IS else weights,
-        rows=adapter.rows,
+        rows=None if facts.num_added else adapter.rows,
         progress=lambda _, share: options.progress(f"writing {weights} weights to the cache, once", share),
     )
     options.progress("reading the weights")
