@@ -7,9 +7,11 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-# Its threads spin while they wait for each other, and wherever something else runs on the machine a pass then takes ten
-# times as long. OpenMP reads this once, when it is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Between the many short steps of a pass its threads spin for a while before they sleep. By default that while is long
+# enough to take the core from whoever else needs it, our own loop included; without any spinning a pass takes twice as
+# long. OpenMP reads this once, when it is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import llama_cpp as ll
 from gguf import LlamaFileType
