@@ -1,0 +1,36 @@
+"""The example conversations come out as the README shows them: who says what when, what is thought of it, what follows."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from duologue.catalogue import DEFAULT, find
+from duologue.cli.main import main
+from duologue.errors import ModelNotFound
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.jsonl"))
+
+
+def facts(text: str) -> list[str]:
+    """The lines of a replay without the text of answers and the probabilities, which rounding may change."""
+    lines = [line for line in text.splitlines() if re.match(r" *\d+\.\d\d  ", line) and " assistant " not in line]
+    return [re.sub(r" \d\.\d\d\]|; \d+ words? unheard\]", "]", line).rstrip() for line in lines]
+
+
+@pytest.mark.smollm2
+@pytest.mark.filterwarnings("ignore")  # of the reader of GGUF files
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_comes_out_as_the_readme_shows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    try:
+        find(DEFAULT)
+    except ModelNotFound as error:
+        pytest.skip(str(error))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(rf"examples/{name}\.jsonl.*?```text\n(.*?)```", readme, re.DOTALL)
+    assert shown is not None, f"the README does not show {name}"
+    assert main(["replay", str(ROOT / "examples" / f"{name}.jsonl"), "--backend", "torch"]) == 0
+    assert facts(capsys.readouterr().out) == facts(shown[1])
+    assert len(facts(shown[1])) >= 4
