@@ -1,4 +1,4 @@
-"""The example conversations come out as the README shows them: who says what when, what is thought of it, what follows."""
+"""The example conversations come out as the README shows them: who says what when, and what is thought of it."""
 
 import re
 from pathlib import Path

@@ -13,7 +13,7 @@ from duologue.core.events import Committed, Event, Heard, Promoted, Received, Re
 from duologue.core.trace import Pass
 from duologue.errors import EngineError, UsageError
 from duologue.live import CHARACTERS_PER_WORD, Live
-from duologue.types import Seq
+from duologue.types import Role, Seq, Turn
 from scripted import Talk
 
 SHOWN = SessionConfig()
@@ -251,7 +251,7 @@ def test_commands_outside_of_a_conversation_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "rate"), [(SHOWN, 4.0), (REPORTED, None), (REPORTED, 0.0), (REPORTED, -1.0), (REPORTED, float("inf"))]
+    ("config", "rate"), [(SHOWN, 4.0), (REPORTED, 0.0), (REPORTED, -1.0), (REPORTED, float("inf"))]
 )
 def test_a_rate_goes_with_reported_hearing_only(config: SessionConfig, rate: float | None) -> None:
     talk = Talk(config=config)
@@ -368,3 +368,49 @@ def test_what_a_hundred_thousand_words_leave_behind() -> None:
     run(main())
     assert talk.turns[0] == ("user", "\ufffd <|im_end|> \x00"), "fed as ordinary characters, and nothing but them"
     assert talk.turns[2:] == [("user", "hello"), ("assistant", "Hi.")]
+
+
+def test_a_player_reports_what_was_heard() -> None:
+    talk = Talk({"hello": "Hello to you."}, config=REPORTED)
+
+    async def main() -> None:
+        async with Live(talk.backend, talk.session) as live:
+            live.hear("hello", final=True)
+            said = ""
+            async for event in live.events():
+                if isinstance(event, Said):
+                    said += event.text
+                if said == "Hello to you.":
+                    break
+            assert talk.session.history == []
+            live.heard(5)
+            assert isinstance(await until(live, Heard), Heard)
+            assert talk.session.history[-1].text == "Hello"
+            live.heard(len(said))
+            await until(live, Committed)
+
+    run(main())
+
+
+def test_hearing_by_the_clock_takes_no_reports() -> None:
+    talk = Talk(config=REPORTED)
+
+    async def main() -> None:
+        async with Live(talk.backend, talk.session, words_per_second=4.0) as live:
+            with pytest.raises(UsageError, match="by the clock"):
+                live.heard(3)
+
+    run(main())
+
+
+def test_the_history_can_be_replaced() -> None:
+    talk = Talk({"hi": "Hello."}, config=SHOWN)
+
+    async def main() -> None:
+        async with Live(talk.backend, talk.session) as live:
+            live.edit([Turn(Role.USER, "hi")])
+            live.respond()
+            await until(live, Committed)
+            assert [turn.text for turn in talk.session.history] == ["hi", "Hello."]
+
+    run(main())

@@ -6,7 +6,7 @@ anything at once.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from duologue.core.backend import Backend
@@ -15,6 +15,7 @@ from duologue.core.session import Session
 from duologue.core.trace import Sink
 from duologue.engines.direct import DirectEngine
 from duologue.errors import DuologueError, EngineError, UsageError
+from duologue.types import Turn
 
 CHARACTERS_PER_WORD = 6.0
 _PACE_S = 0.05  # how often what has been heard is brought up to date
@@ -23,8 +24,9 @@ _PACE_S = 0.05  # how often what has been heard is brought up to date
 class Live:
     """Runs a session until it is closed. Commands are the session's own; their events come out of `events`.
 
-    With `words_per_second`, the user hears answers at that rate, as speech, however fast they are generated: the
-    session must have been made with `SessionConfig(heard="reported")`. Without, what is said is heard at once.
+    What the user has heard: with `SessionConfig(heard="shown")`, what is said, at once. With "reported", what `heard`
+    is told (a player knows how far it got); or, with `words_per_second`, what can be said at that rate, however fast it
+    is generated.
     `clock` gives seconds that never go back; by default it is the event loop's.
     """
 
@@ -39,7 +41,7 @@ class Live:
     ) -> None:
         if words_per_second is not None and not 0 < words_per_second < float("inf"):
             raise UsageError(f"words_per_second {words_per_second} must be positive; None hears at once")
-        if (words_per_second is None) != (session.config.heard == "shown"):
+        if words_per_second is not None and session.config.heard == "shown":
             raise UsageError('words_per_second goes with SessionConfig(heard="reported"), and only with that')
         self.session = session
         self._engine = DirectEngine(backend, session, sink=sink)
@@ -103,6 +105,16 @@ class Live:
             EngineError: the backend has failed; the conversation is over.
         """
         self._command(lambda: self.session.hear(text, utterance=utterance, final=final))
+
+    def heard(self, position: int, *, answer: int | None = None) -> None:
+        """See `Session.heard`; for who plays the answers. Not together with `words_per_second`."""
+        if self._rate is not None:
+            raise UsageError("with words_per_second, what has been heard goes by the clock; leave one of them out")
+        self._command(lambda: self.session.heard(position, answer=answer))
+
+    def edit(self, history: Sequence[Turn]) -> None:
+        """See `Session.edit`."""
+        self._command(lambda: self.session.edit(history))
 
     def respond(self) -> None:
         """See `Session.respond`."""
