@@ -97,8 +97,8 @@ class Comparison:
         calm = Talk(self._calm, self._template, self._probe, config)
         for index, turn in enumerate(turns):
             drawn, passes = self._undisturbed(calm, turn)
-            self._account(turn, passes)
             difference = self._first_difference(turn.drawn, drawn)
+            self._account(turn, passes, is_same=difference is None)
             if difference is not None:
                 self._explain(number, index, turn, drawn, difference, history, config)
             elif not turn.was_cut:
@@ -121,13 +121,13 @@ class Comparison:
         calm.run(len(turn.drawn) if turn.was_cut else 10_000)
         return calm.drawn[answer.id], calm.passes[answer.id]
 
-    def _account(self, turn: TurnRecord, passes: int) -> None:
+    def _account(self, turn: TurnRecord, passes: int, *, is_same: bool) -> None:
         count = self.count
         count.turns += 1
         count.kinds.update([f"arrival: {turn.arrival}", f"answer: {turn.disturbance}"])
         count.added_passes += turn.passes - len(turn.drawn)
-        if not turn.was_cut:
-            count.added_passes += max(0, turn.passes - passes)
+        if is_same and not turn.was_cut:
+            count.added_passes += abs(turn.passes - passes)
 
     def _first_difference(self, ours: Sequence[Drawn], calm: Sequence[Drawn]) -> int | None:
         for i in range(max(len(ours), len(calm))):
