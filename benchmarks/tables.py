@@ -114,11 +114,43 @@ def readme(results: Results) -> str:
     return "\n".join(["| what | measured | file |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def adapter(_: Results) -> str:
+    """What the shipped adapter gets right on sources it was not trained on; its figures are in its own file."""
+    shipped = measuring.ROOT / "src" / "duologue" / "assets" / "adapters" / "smollm2-135m-instruct" / "adapter.json"
+    training = json.loads(shipped.read_text(encoding="utf-8"))["training"]
+    groups = {
+        "assistant silent": training["unseen_equal_thresholds"]["idle"],
+        "over an answer": training["unseen"]["over_an_answer"],
+    }
+    header = (
+        "recall on unseen sources, %",
+        "n",
+        "process",
+        "incomplete",
+        "ignore",
+        "stop",
+        "answer F1",
+        "false answers",
+    )
+    rows = [
+        (
+            name,
+            group["n"],
+            *(f"{100 * group['recall'][state]:.1f}" for state in ("process", "incomplete", "ignore", "stop")),
+            f"{100 * group['answer_f1']:.1f}",
+            f"{100 * group['false_answer_rate']:.1f}",
+        )
+        for name, group in groups.items()
+    ]
+    return measuring.table(header, rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "exactness": exactness,
     "latency": latency,
     "import": import_time,
     "readme": readme,
+    "adapter": adapter,
 }
 
 
