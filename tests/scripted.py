@@ -170,6 +170,6 @@ class Talk:
         for channel in channels:
             seq = self.engine._seqs.get(channel.seq)
             if seq is not None and channel.fed is None:
-                held = self.backend._ids.tokens(seq)
+                held = self.backend.tokens(seq)
                 assert held[: channel.cached] == channel.items[: channel.cached]
                 assert len(held) == channel.kv_length

@@ -1,15 +1,19 @@
-"""Sequences as lists of ids, with the accounts of a cache that shares forks. For backends that hold no KV."""
+"""Backends that hold no KV: sequences are lists of ids, with the accounts of a cache that shares forks."""
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Sequence
 
-from duologue.core.backend import BackendInfo, Extend, check_batch
+from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
 from duologue.errors import CacheFull, ContextOverflow, UnknownSeq, UsageError
 from duologue.types import Seq, Token
 
 
-class IdLists:
-    """What each sequence holds. A token is kept with its *entry*: a number that only forks share."""
+class IdBackend(Backend):
+    """Everything of a backend but what a pass says, which is worked out from the ids each time.
+
+    A token is kept with its *entry*: a number that only forks share, as they would share its place in a cache.
+    """
 
     def __init__(self, info: BackendInfo) -> None:
         if info.capacity < 1 or info.max_seqs < 1:
@@ -19,22 +23,19 @@ class IdLists:
         self._names = itertools.count(1)
         self._entries = itertools.count()
 
-    @property
-    def num_seqs(self) -> int:
-        """Open sequences."""
-        return len(self._seqs)
+    @abstractmethod
+    def step(self, extend: Extend, tokens: list[Token]) -> Step:
+        """What the model says to `extend`; `tokens` are all that its sequence holds then."""
 
     @property
-    def num_entries(self) -> int:
-        """Entries held, shared ones counted once."""
-        return len({entry for held in self._seqs.values() for _, entry in held})
+    def info(self) -> BackendInfo:
+        return self._info
 
     def tokens(self, seq: Seq) -> list[Token]:
         """Ids of `seq`. Raises `UnknownSeq`."""
         return [token for token, _ in self._get(seq)]
 
-    def fork(self, parent: Seq | None, length: int) -> Seq:
-        """See `Backend.fork`."""
+    def fork(self, parent: Seq | None, length: int = 0) -> Seq:
         held = [] if parent is None else self._get(parent)
         if not 0 <= length <= len(held):
             raise UsageError(f"cannot share {length} tokens of sequence {parent}, which has {len(held)} cached")
@@ -43,6 +44,13 @@ class IdLists:
         seq = next(self._names)
         self._seqs[seq] = held[:length]
         return seq
+
+    def forward(self, batch: Sequence[Extend]) -> list[Step]:
+        self.check(batch)
+        steps = [self.step(extend, [*self.tokens(extend.seq), *extend.tokens]) for extend in batch]
+        for extend in batch:
+            self._seqs[extend.seq].extend((token, next(self._entries)) for token in extend.tokens)
+        return steps
 
     def check(self, batch: Sequence[Extend]) -> None:
         """Raise what `Backend.forward` raises for `batch`."""
@@ -55,26 +63,26 @@ class IdLists:
                     f"sequence {extend.seq} would have {length} tokens; the context holds {self._info.context_length}"
                 )
             num_new += len(extend.tokens)
-        num_free = self._info.capacity - self.num_entries
+        num_free = self._info.capacity - self.usage().kv_entries
         if num_new > num_free:
             raise CacheFull(f"the pass feeds {num_new} tokens; {num_free} of {self._info.capacity} entries are free")
 
-    def extend(self, batch: Sequence[Extend]) -> None:
-        """Append what `check` has passed."""
-        for extend in batch:
-            self._seqs[extend.seq].extend((token, next(self._entries)) for token in extend.tokens)
-
     def truncate(self, seq: Seq, length: int) -> None:
-        """See `Backend.truncate`."""
         held = self._get(seq)
         if not 0 <= length <= len(held):
             raise UsageError(f"cannot cut sequence {seq} to {length} tokens; it has {len(held)} cached")
         del held[length:]
 
     def free(self, seq: Seq) -> None:
-        """See `Backend.free`."""
         self._get(seq)
         del self._seqs[seq]
+
+    def length(self, seq: Seq) -> int:
+        return len(self._get(seq))
+
+    def usage(self) -> Usage:
+        entries = {entry for held in self._seqs.values() for _, entry in held}
+        return Usage(num_seqs=len(self._seqs), kv_entries=len(entries), kv_bytes=0)
 
     def _get(self, seq: Seq) -> list[tuple[Token, int]]:
         if seq not in self._seqs:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from duologue.backends.huggingface import CausalModel
-from duologue.backends.ids import IdLists
+from duologue.backends.ids import IdBackend
 from duologue.backends.rows import Rows
-from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage
-from duologue.types import Seq
+from duologue.core.backend import BackendInfo, Extend, Step
+from duologue.types import Token
 
 
-class ReferenceBackend(Backend):
+class ReferenceBackend(IdBackend):
     """Any Hugging Face causal language model, recurrent ones included, without a cache.
 
     Each `Extend` is one plain forward of its whole sequence, so the cost of a pass grows with the square of what is
@@ -33,47 +33,25 @@ class ReferenceBackend(Backend):
         context_length: int | None = None,
     ) -> None:
         self._causal = CausalModel(model, rows)
-        self._info = BackendInfo(
-            name="reference",
-            model=self._causal.label,
-            weights=self._causal.weights,
-            vocab_size=self._causal.vocab_size,
-            num_added=self._causal.num_added,
-            context_length=self._causal.context_length(context_length),
-            capacity=capacity,
-            max_seqs=max_seqs,
-            kv_bytes_per_token=0,
-            can_truncate=True,
+        super().__init__(
+            BackendInfo(
+                name="reference",
+                model=self._causal.label,
+                weights=self._causal.weights,
+                vocab_size=self._causal.vocab_size,
+                num_added=self._causal.num_added,
+                context_length=self._causal.context_length(context_length),
+                capacity=capacity,
+                max_seqs=max_seqs,
+                kv_bytes_per_token=0,
+                can_truncate=True,
+            )
         )
-        self._ids = IdLists(self._info)
 
-    @property
-    def info(self) -> BackendInfo:
-        return self._info
-
-    def fork(self, parent: Seq | None, length: int = 0) -> Seq:
-        return self._ids.fork(parent, length)
-
-    def forward(self, batch: Sequence[Extend]) -> list[Step]:
-        self._ids.check(batch)
+    def check(self, batch: Sequence[Extend]) -> None:
+        super().check(batch)
         self._causal.check_ids(batch)
-        steps = [self._step(extend) for extend in batch]
-        self._ids.extend(batch)
-        return steps
 
-    def truncate(self, seq: Seq, length: int) -> None:
-        self._ids.truncate(seq, length)
-
-    def free(self, seq: Seq) -> None:
-        self._ids.free(seq)
-
-    def length(self, seq: Seq) -> int:
-        return len(self._ids.tokens(seq))
-
-    def usage(self) -> Usage:
-        return Usage(num_seqs=self._ids.num_seqs, kv_entries=self._ids.num_entries, kv_bytes=0)
-
-    def _step(self, extend: Extend) -> Step:
-        tokens = [*self._ids.tokens(extend.seq), *extend.tokens]
+    def step(self, extend: Extend, tokens: list[Token]) -> Step:
         logits, hidden = self._causal.run(tokens, [len(tokens) - 1], use_cache=False)
         return self._causal.read(extend, logits[0], hidden[-1])
