@@ -21,6 +21,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -214,19 +215,26 @@ async def _until(events: Any, kind: type[Event]) -> Any:
     raise RuntimeError(f"the conversation ended without {kind.__name__}")
 
 
+def _in_steps(rig: Rig, decisions: int, direct: Measured, in_silence: Measured) -> None:
+    Direct(rig, Measured()).speaking()  # to warm up
+    while len(direct.decisions) < decisions:
+        Direct(rig, direct).speaking()
+    while len(in_silence.decisions) < decisions // 2:
+        Direct(rig, in_silence).silent()
+
+
 def main() -> int:
     """Run it. The exit status is 1 if a pass was added; whether the target is met stands in the result."""
     args = _arguments()
     about = measuring.about(args)
     rig = Rig(measuring.load_model(args), args.seed)
-    Direct(rig, Measured()).speaking()  # to warm up
     direct, in_silence, in_real_time = Measured(), Measured(), Measured()
-    while len(direct.decisions) < args.decisions:
-        Direct(rig, direct).speaking()
-    while len(in_silence.decisions) < args.decisions // 2:
-        Direct(rig, in_silence).silent()
+    # Live first, and the rest in a thread that ends: a library's threads, left over in ours, would slow down Live's.
+    asyncio.run(live(rig, Measured()))  # to warm up
     while len(in_real_time.decisions) < args.decisions:
         asyncio.run(live(rig, in_real_time))
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_in_steps, rig, args.decisions, direct, in_silence).result()
     result = {
         **about,
         "model": measuring.describe_model(rig.model),

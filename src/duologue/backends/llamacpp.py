@@ -9,6 +9,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -117,7 +118,10 @@ class LlamaCppBackend(Backend):
             self._closing.callback(ll.llama_batch_free, self._batch)
             for i in range(capacity):
                 self._batch.n_seq_id[i] = 1
-            self._check_rollback()
+            # OpenMP keeps a team of threads for every thread that has run a pass, as long as that one lives, and lets
+            # them spin less while there are more than cores: a team left behind here would slow down a worker's passes.
+            with ThreadPoolExecutor(1) as passing:
+                passing.submit(self._check_rollback).result()
         except BaseException:
             self.close()
             raise
