@@ -10,6 +10,7 @@ import pytest
 
 from duologue.data import corpus, forms, phrases
 from duologue.data.build import OPEN_WORDS, SPLITS, Pools, Recipe, build
+from duologue.data.jsonl import read_rows
 from duologue.data.samples import Sample, read_samples, write_samples
 from duologue.data.unseen import unseen
 from duologue.errors import BadData, UsageError
@@ -118,7 +119,7 @@ def test_every_state_comes_idle_and_over_an_answer_in_the_wanted_shares(sources:
 def test_a_running_answer_is_cut_at_a_whole_word(sources: Path) -> None:
     answers = {
         turn["text"]
-        for _, row in corpus.rows(sources / "dialogues" / "talks.jsonl")
+        for _, row in read_rows(sources / "dialogues" / "talks.jsonl")
         for turn in row["turns"]
         if turn["role"] == "assistant"
     }
@@ -192,3 +193,13 @@ def test_sources_that_cannot_be_used_say_where(tmp_path: Path) -> None:
 def test_a_recipe_refuses_shares_outside_of_one() -> None:
     with pytest.raises(UsageError, match="in_context"):
         Recipe(in_context=1.5)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl.gz"
+    broken.write_bytes(b"no gzip at all")
+    latin = tmp_path / "latin.jsonl"
+    latin.write_bytes('{"text": "caf\xe9"}\n'.encode("latin-1"))
+    for path in (broken, latin, tmp_path / "missing.jsonl"):
+        with pytest.raises(BadData, match=path.name):
+            list(read_rows(path))

@@ -4,16 +4,14 @@ Utterances have `id`, `text`, `kind` and perhaps `intent` and `doc`; dialogues h
 the source. Rows are streamed: what is kept is a seeded sample of each file, never the whole corpus.
 """
 
-import gzip
 import hashlib
-import json
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from duologue.data.jsonl import read_rows
 from duologue.errors import BadData
 from duologue.types import Role, Turn
 
@@ -65,27 +63,11 @@ def source_files(folder: Path) -> dict[str, dict[str, Path]]:
     return found
 
 
-def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each line. Raises `BadData` naming the line."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise BadData(f"{path}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise BadData(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-            yield number, row
-
-
 def utterances(path: Path, source: str, limit: int, rng: random.Random) -> list[Utterance]:
     """A seeded sample of at most `limit` utterances of a file, in random order."""
     kept: list[Utterance] = []
     seen = 0
-    for number, row in rows(path):
+    for number, row in read_rows(path):
         text = row.get("text")
         if not isinstance(text, str):
             raise BadData(f"{path}, line {number}: no text; an utterance needs id and text")
@@ -111,7 +93,7 @@ def dialogues(path: Path, source: str, limit: int, rng: random.Random) -> list[D
     """A seeded sample of at most `limit` dialogues of a file that begin with a user and alternate, in random order."""
     kept: list[Dialogue] = []
     seen = 0
-    for number, row in rows(path):
+    for number, row in read_rows(path):
         try:
             turns = [Turn(Role(turn["role"]), str(turn["text"]).strip()) for turn in row["turns"]]
         except (KeyError, TypeError, ValueError) as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from duologue.data.jsonl import read_rows
 from duologue.errors import BadData
 from duologue.types import InputState, Role, Turn
 
@@ -65,20 +66,11 @@ class Sample:
 
 def read_samples(path: Path) -> Iterator[Sample]:
     """The samples of a JSONL file, one by one. Raises `BadData` naming the line."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise BadData(f"{path}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise BadData(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-            try:
-                yield Sample.from_json(row)
-            except BadData as error:
-                raise BadData(f"{path}, line {number}: {error}") from None
+    for number, row in read_rows(path):
+        try:
+            yield Sample.from_json(row)
+        except BadData as error:
+            raise BadData(f"{path}, line {number}: {error}") from None
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> int:

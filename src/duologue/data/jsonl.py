@@ -1,0 +1,36 @@
+"""Lines of JSONL files, plain or gzipped, one by one; an error names the line."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from duologue.errors import BadData
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each line that is not empty.
+
+    Raises:
+        BadData: the file cannot be read, or a line is not a JSON object.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _row(path, number, line)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise BadData(f"{path} cannot be read behind line {number}: {error}") from error
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise BadData(f"{path}, line {number}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise BadData(f"{path}, line {number}: expected an object, got {type(row).__name__}")
+    return row
