@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "train",
-        help="train an adapter, in minutes, on CPU",
+        help="train an adapter, on a CPU",
         description="Train what makes a model duplex. The base is frozen: nothing it says changes.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
