@@ -64,7 +64,7 @@ def test_telling_words_are_named_for_their_class() -> None:
 def test_equal_words_are_in_one_half() -> None:
     """Labels that are a function of the text alone can only be learned by heart, which must not help."""
     rng = random.Random(3)
-    texts = [" ".join(rng.sample(WORDS, 5)) for _ in range(300)]
+    texts = [f"the {rng.choice(WORDS)} number{i} of {rng.choice(WORDS)}" for i in range(300)]
     labels = {text: rng.choice([PROCESS, IGNORE]) for text in texts}
     forms = (str, str.capitalize, lambda text: text + ".", lambda text: text.upper() + "!")
     samples = [Sample(form(text), labels[text], "made") for text in texts for form in forms]
