@@ -34,7 +34,11 @@ SAID_TO_A_MACHINE = {
         "please summarize the following",
         "tell me a joke",
     ],
-    "talk to a machine as such": ["Are you a robot?", "well, you're an AI, so you would say that", "so are you a computer?"],
+    "talk to a machine as such": [
+        "Are you a robot?",
+        "well, you're an AI, so you would say that",
+        "so are you a computer?",
+    ],
 }
 
 SAID_TO_PEOPLE = [

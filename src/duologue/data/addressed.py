@@ -44,8 +44,8 @@ RULES: dict[str, re.Pattern[str]] = {
         r"|tell me (?:a|another) (?:[\w']+ )?(?:joke|bedtime story|fun fact|riddle))\b"
     ),
     "talk to a machine as such": re.compile(
-        r"\b(?:(?:you are|you're|are you) an? (?:ai|artificial intelligence|chat ?bot|bot|robot|language model|computer$"
-        r"|virtual (?:assistant|agent))|as an ai (?:language model|assistant|chat ?bot))(?![\w-])"
+        r"\b(?:(?:you are|you're|are you) an? (?:ai|artificial intelligence|chat ?bot|bot|robot|language model"
+        r"|computer$|virtual (?:assistant|agent))|as an ai (?:language model|assistant|chat ?bot))(?![\w-])"
     ),
 }
 """Name of a rule → what it finds in the normal form of a line."""
