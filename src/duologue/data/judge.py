@@ -104,17 +104,13 @@ class Judge:
         """Each text with its verdict, in order; up to `num_parallel` requests are under way. Texts are streamed."""
         waiting: deque[tuple[str, Future[Verdict]]] = deque()
         with ThreadPoolExecutor(num_parallel) as pool:
-            try:
-                for text in texts:
-                    waiting.append((text, pool.submit(self.verdict, text)))
-                    if len(waiting) >= 2 * num_parallel:
-                        first, future = waiting.popleft()
-                        yield first, future.result()
-                while waiting:
+            for text in texts:
+                waiting.append((text, pool.submit(self.verdict, text)))
+                if len(waiting) >= 2 * num_parallel:
                     first, future = waiting.popleft()
                     yield first, future.result()
-            finally:  # after an error, what has not begun is not asked any more
-                pool.shutdown(wait=False, cancel_futures=True)
+            for first, future in waiting:
+                yield first, future.result()
 
     def _ask(self, text: str) -> str:
         messages = [{"role": "system", "content": PROMPT}, {"role": "user", "content": text}]
