@@ -23,10 +23,12 @@ from duologue.data.build import Recipe, build
 from duologue.data.samples import Sample
 from duologue.data.unseen import unseen
 from duologue.errors import BrokenModel, UsageError
+from duologue.metrics.decisions import decide
+from duologue.metrics.outcome import groups
+from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
 from duologue.training.layout import Layouts
 from duologue.training.prefixes import Prefixes, Progress, kv_bytes_per_token, silent
-from duologue.training.report import calibrate, decide, groups
 from duologue.training.rows import Epoch, Probabilities, RowsModel, RowsSettings, score, train
 from duologue.types import InputState, Token
 
