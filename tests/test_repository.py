@@ -32,6 +32,7 @@ FLOORS: dict[str, int] = {
     "prompting": 3,
     "backends": 3,
     "engines": 3,
+    "metrics": 3,
     "baselines": 3,
     "sources": 3,
     "data": 3,

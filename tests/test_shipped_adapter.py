@@ -12,10 +12,10 @@ from demo import demo_samples
 from duologue.adapters import default_for
 from duologue.catalogue import DEFAULT, find
 from duologue.errors import ModelNotFound
+from duologue.metrics.decisions import decide
 from duologue.template import Template
 from duologue.training.job import fingerprint_of, load_base, score_samples
 from duologue.training.layout import Layouts
-from duologue.training.report import decide
 from duologue.training.rows import RowsModel
 from duologue.types import InputState
 

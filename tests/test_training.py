@@ -15,14 +15,12 @@ from duologue.adapters import Adapter
 from duologue.backends.reference import ReferenceBackend
 from duologue.backends.rows import Rows
 from duologue.core.backend import Extend
-from duologue.core.policy import Thresholds
 from duologue.data.samples import Sample
 from duologue.errors import BadData, UnsupportedModel, UsageError
 from duologue.template import Template
 from duologue.testing import tiny_model
 from duologue.training.layout import Layout, Layouts
 from duologue.training.prefixes import Prefixes, kv_bytes_per_token
-from duologue.training.report import calibrate, decide, groups, outcome
 from duologue.training.rows import Epoch, RowsModel, RowsSettings, label_tensors, score, train
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
@@ -186,44 +184,6 @@ def test_accepted_states_count_less_than_the_label_and_rare_states_more() -> Non
     assert targets[0].tolist() == pytest.approx([0.0, 0.4, 1.0, 0.0])
     assert float(weights[0] / weights[1]) == pytest.approx(3.0)
     assert float(weights.mean()) == pytest.approx(1.0)
-
-
-def test_outcome_counts_as_the_paper_does() -> None:
-    samples = [
-        Sample("a", PROCESS, "own"),
-        Sample("b", PROCESS, "own"),
-        Sample("c", IGNORE, "own", accept=(INCOMPLETE,)),
-        Sample("d", IGNORE, "own"),
-        Sample("e", INCOMPLETE, "own"),
-    ]
-    result = outcome(samples, [PROCESS, IGNORE, INCOMPLETE, PROCESS, PROCESS])
-    assert result.answer_f1 == pytest.approx(2 / (2 + 1 + 1))
-    assert result.false_answers == pytest.approx(0.5)
-    assert result.recall == {"process": 0.5, "incomplete": 0.0, "ignore": 0.5}
-    assert result.accuracy == pytest.approx(2 / 5)
-    assert result.confusion["ignore"] == {"process": 1, "incomplete": 1, "ignore": 0, "stop": 0}
-    assert groups(samples, [PROCESS] * 5)["over_an_answer"]["n"] == 0
-
-
-def test_calibration_trades_false_answers_and_sets_the_two_cases_apart() -> None:
-    rng = np.random.default_rng(0)
-    samples, p = [], []
-    for i in range(600):
-        state, speaking = (PROCESS, IGNORE)[i % 2], i % 4 < 2
-        # over an answer this model is too eager: without calibration it answers most of what it should ignore
-        lean = rng.normal() + (1.5 if state is PROCESS else -1.5) + (1.0 if speaking else 0.0)
-        answer = 1 / (1 + np.exp(-2 * lean))
-        samples.append(Sample("…", state, "own", speaking=speaking))
-        p.append([0.98 * answer, 0.01, 0.98 * (1 - answer), 0.01])
-    table = np.array(p, dtype=np.float32)
-    before = outcome(samples, decide(table, samples, STATES))
-    idle, speaking = calibrate(samples, table, STATES)
-    after = outcome(samples, decide(table, samples, STATES, (idle, speaking)))
-    assert speaking.process > idle.process
-    assert before.false_answers is not None
-    assert after.false_answers is not None
-    assert after.false_answers < 0.6 * before.false_answers
-    assert calibrate([], np.zeros((0, 4), np.float32), STATES) == (Thresholds(), Thresholds())
 
 
 def test_trained_rows_become_an_adapter_that_backends_take(tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ from duologue.adapters import ANY_WEIGHTS, Adapter, Fingerprint
 from duologue.backends.hf_tokenizer import HfTokenizer
 from duologue.data.samples import Sample, read_samples
 from duologue.errors import AdapterMismatch, BadData, UsageError
+from duologue.metrics.decisions import Probabilities, decide
+from duologue.metrics.outcome import groups
+from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
-from duologue.training.curves import plot
 from duologue.training.layout import Layouts
-from duologue.training.loop import Epoch, Labelled, Probabilities, label, score, train
+from duologue.training.loop import Epoch, Labelled, label, score, train
 from duologue.training.prefixes import Progress, kv_bytes_per_token, silent
 from duologue.training.probe_model import ProbeModel
 from duologue.training.recipes import ProbeRecipe
-from duologue.training.report import calibrate, decide, groups
 from duologue.types import InputState, Token
 
 START_WORDS = (" process", " decide", " state", " complete", " answer", " wait", " ignore", " stop", " listening")

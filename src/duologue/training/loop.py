@@ -12,21 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from duologue.data.samples import Sample
 from duologue.errors import BadData, UsageError
+from duologue.metrics.decisions import Probabilities
 from duologue.training.layout import Layout
 from duologue.training.prefixes import Prefixes, Progress, shards, silent
 from duologue.training.probe_model import ProbeModel
 from duologue.types import InputState
-
-Probabilities = npt.NDArray[np.float32]
-"""[N, S], rows summing to 1, columns in the order of the states."""
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
