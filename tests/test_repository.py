@@ -36,6 +36,7 @@ FLOORS: dict[str, int] = {
     "sources": 3,
     "data": 3,
     "contract": 3,
+    "contract_walk": 3,
     "testing": 3,
     "gguf_header": 3,
     "gguf_files": 3,

@@ -149,7 +149,7 @@ class CausalModel:
 
     def _lora_at_probes(self, tokens: Sequence[Token]) -> AbstractContextManager[None]:
         probes = [i for i, token in enumerate(tokens) if token >= self.vocab_size]
-        return nullcontext() if self._lora is None or not probes else self._lora.at(probes)
+        return nullcontext() if self._lora is None or not probes else self._lora.at(probes, len(tokens))
 
     @contextmanager
     def _final_hidden(self) -> Iterator[list[Tensor]]:

@@ -36,15 +36,15 @@ class LoraModules:
         self._layers = [_layer(decoder, path, pair, lora.scale, label) for path, pair in lora.layers.items()]
 
     @contextmanager
-    def at(self, positions: Sequence[int]) -> Iterator[None]:
-        """Change what the layers say at `positions` of the pass that runs inside, which has one row of tokens.
+    def at(self, positions: Sequence[int], num_tokens: int) -> Iterator[None]:
+        """Change what the layers say at `positions` of the pass that runs inside, which has one row of `num_tokens`.
 
         What they say at any other position is not touched, nor computed in another way.
         """
         done: list[str] = []
         with ExitStack() as hooks:
             for layer in self._layers:
-                handle = layer.module.register_forward_hook(self._hook(layer, list(positions), done))
+                handle = layer.module.register_forward_hook(self._hook(layer, list(positions), num_tokens, done))
                 hooks.callback(handle.remove)
             yield
         if len(done) != len(self._layers):
@@ -54,19 +54,18 @@ class LoraModules:
                 "leave the layer out of the adapter"
             )
 
-    def _hook(self, layer: _Layer, positions: list[int], done: list[str]) -> Any:
+    def _hook(self, layer: _Layer, positions: list[int], num_tokens: int, done: list[str]) -> Any:
         def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            # args[0]: [1, N, in], output: [1, N, out]
-            if output.dim() != 3 or output.shape[0] != 1:
+            before, changed = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1]).clone()
+            if len(before) != num_tokens:  # before: [N, in], changed: [N, out]
                 raise UnsupportedModel(
-                    f"{self._label} feeds its layer {layer.path!r} shape {tuple(output.shape)} and not one row of "
-                    "tokens, as mixtures of experts do; leave the layer out of the adapter"
+                    f"{self._label} feeds its layer {layer.path!r} {len(before)} of {num_tokens} tokens, as mixtures "
+                    "of experts do, so a LoRA on it cannot be applied; leave the layer out of the adapter"
                 )
             done.append(layer.path)
-            delta = args[0][0, positions].float() @ layer.a.T @ layer.b.T
-            changed = output.clone()
-            changed[0, positions] = (output[0, positions].float() + delta).to(output.dtype)
-            return changed
+            delta = before[positions].float() @ layer.a.T @ layer.b.T
+            changed[positions] = (changed[positions].float() + delta).to(output.dtype)
+            return changed.view(output.shape)
 
         return add
 
