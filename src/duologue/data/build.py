@@ -52,7 +52,7 @@ class Builder:
     ) -> None:
         """
         Args:
-            ends: if given, says which cuts and which queries are complete in themselves (`forms.unfinished_cut`).
+            ends: if given, says which cuts of a request are complete in themselves (`forms.unfinished_cut`).
             is_addressed: whether a line of background speaks to an assistant after all.
         """
         self._pools, self._recipe, self._ends, self._is_addressed = pools, recipe, ends, is_addressed
@@ -201,19 +201,12 @@ class Builder:
     def _query(self) -> Utterance:
         for _ in range(100):
             query = self._any_query()
-            if 2 <= len(forms.words(query.text)) <= self._recipe.max_words and self._is_whole(query.text):
+            if 2 <= len(forms.words(query.text)) <= self._recipe.max_words and not forms.is_cut_off(query.text):
                 return query
         raise BadData(f"the queries have no text of 2 to {self._recipe.max_words} words")
 
     def _any_query(self) -> Utterance:
         return self._rng.choice(self._pools.queries[_source(self._pools.queries, self._rng)])
-
-    def _is_whole(self, text: str) -> bool:
-        """Whether a query may be what it says it is: some are cut off in their source."""
-        if self._ends is None or self._recipe.cuts == "random":
-            return True
-        p = self._ends(forms.spoken(text))
-        return not p or p[-1] >= 0.005
 
     def _incomplete(self, scene: Scene) -> "_Made":
         rng, own = self._rng, self._recipe.own_lines

@@ -114,7 +114,9 @@ class FolderBuilder:
             "recipe": _plain(self._recipe),
             "cuts_by_model": self._ends is not None,
             "judged": self._judge is not None,
-            "sources": {f"{k}/{path.name}": path.stat().st_size for k, paths in files.items() for path in paths.values()},
+            "sources": {
+                f"{kind}/{path.name}": path.stat().st_size for kind, paths in files.items() for path in paths.values()
+            },
         }
         path = self._out / "manifest.json"
         if not path.exists():

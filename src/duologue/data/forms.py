@@ -111,6 +111,12 @@ def unfinished_cut(text: str, rng: random.Random, ends: Ends | None = None) -> s
     return " ".join(parts[: rng.choices(cuts, cuts)[0]])
 
 
+def is_cut_off(text: str) -> bool:
+    """Whether a text that should be whole ends in a word after which something must come."""
+    last = spoken(text).split(" ")[-1]
+    return last in FUNCTION_WORDS and last not in COMPLETE_ENDS
+
+
 def random_cut(text: str, rng: random.Random) -> str | None:
     """The beginning of `text`, cut at a random word (DUO, section 3.1); None if there is only one word."""
     parts = words(text)

@@ -216,7 +216,7 @@ class _Run:
         self._steps += 1
         value = float(loss.detach())
         self._total, self._seen = self._total + value * count, self._seen + count
-        self._write({"step": self._steps, "train_loss": round(value, 5), "lr": self._schedule.get_last_lr()[0]})
+        self._write({"step": self._steps, "loss": round(value, 5), "lr": self._schedule.get_last_lr()[0]})
 
     def finish(self, number: int, judged: tuple[float, float]) -> Epoch:
         """An epoch ends."""
