@@ -40,8 +40,10 @@ TALK = (
     Turn(Role.USER, "and by car"),
     Turn(Role.ASSISTANT, "One hour, if"),
 )
-FULL = FinetuneSettings(kind="full", lr=2e-3, batch=4, steps=60, max_length=200, precision="f32", eval_every=20)
-LORA = replace(FULL, kind="lora", lr=5e-3, rows_lr=2e-2, lora_rank=4, lora_alpha=8)
+FULL = FinetuneSettings(
+    kind="full", lr=5e-3, rows_lr=3e-2, batch=16, steps=60, max_length=200, precision="f32", eval_every=20
+)
+LORA = replace(FULL, kind="lora", lr=1e-2, lora_rank=4, lora_alpha=8)
 
 
 # What is laid out
@@ -120,12 +122,7 @@ def examples(num: int, seed: int) -> list[Example]:
 
 def duplex(architecture: str, settings: FinetuneSettings) -> DuplexModel:
     torch.manual_seed(0)
-    model = DuplexModel(tiny_model(architecture), 4, range(10, 20), settings)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()  # it starts from nothing, and nothing would be seen of it
-    return model
+    return DuplexModel(tiny_model(architecture), 4, range(10, 20), settings)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "gemma2", "minicpm3", "mamba"])
@@ -150,6 +147,10 @@ def test_losses_are_those_of_one_sequence_at_a_time(architecture: str) -> None:
 
 def test_lora_is_held_to_the_base() -> None:
     model = duplex("llama", LORA).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()  # it starts from nothing
     chosen = examples(8, seed=3)
     batch = Batch.of(chosen, model.vocab_size, STATES, 0.5)
     _, divergence = model(batch)
@@ -171,7 +172,7 @@ def finetuned(
 ) -> tuple[Finetuning, list[Look]]:
     folder.mkdir(exist_ok=True)
     run = Finetuning(
-        duplex(architecture, settings), STATES, examples(64, seed=0), examples(24, seed=1), settings, folder
+        duplex(architecture, settings), STATES, examples(240, seed=0), examples(40, seed=1), settings, folder
     )
 
     def progress(what: str, done: int, total: int) -> None:
@@ -202,9 +203,10 @@ def test_accumulated_passes_are_one_large_batch(settings: FinetuneSettings, tmp_
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
-    plain, _ = finetuned(tmp_path / "plain", replace(FULL, steps=2))
-    spared, _ = finetuned(tmp_path / "spared", replace(FULL, steps=2, gradient_checkpointing=True))
+@pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])
+def test_gradient_checkpointing_changes_nothing(settings: FinetuneSettings, tmp_path: Path) -> None:
+    plain, _ = finetuned(tmp_path / "plain", replace(settings, steps=2))
+    spared, _ = finetuned(tmp_path / "spared", replace(settings, steps=2, gradient_checkpointing=True))
     assert_close(plain, spared, atol=1e-6, rtol=1e-5)
 
 
@@ -217,7 +219,7 @@ def test_it_learns(architecture: str, settings: FinetuneSettings, tmp_path: Path
     run, looks = finetuned(tmp_path, settings, architecture=architecture)
     assert [look.step for look in looks] == [20, 40, 60]
     assert looks[-1].dev_loss < looks[0].dev_loss
-    assert looks[-1].dev_accuracy > 0.7, "a quarter is chance"
+    assert looks[-1].dev_accuracy > 0.8, "a quarter is chance"
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(lines) == 60 + 3
     assert lines[0]["lr"] == settings.lr
@@ -259,8 +261,8 @@ def test_patience_ends_a_run_with_its_best_weights(tmp_path: Path) -> None:
     losses = [look.dev_loss for look in looks]
     assert len(losses) < 80
     assert losses.index(min(losses)) == len(losses) - 3
-    p = run.score(examples(24, seed=1))
-    right = np.mean([STATES[c] is e.sample.state for c, e in zip(p.argmax(1), examples(24, seed=1), strict=True)])
+    p = run.score(examples(40, seed=1))
+    right = np.mean([STATES[c] is e.sample.state for c, e in zip(p.argmax(1), examples(40, seed=1), strict=True)])
     assert right == pytest.approx(looks[-3].dev_accuracy)
 
 

@@ -4,6 +4,7 @@ B samples, R of them with a response, T tokens, N tokens of responses, D hidden 
 """
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ def _with_lora(base: PreTrainedModel, settings: FinetuneSettings) -> PeftModel:
     config = LoraConfig(
         r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return get_peft_model(base, config)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of one library about the other
+        return get_peft_model(base, config)
 
 
 def _padded(rows: Sequence[Sequence[Token]]) -> tuple[Tensor, Tensor]:

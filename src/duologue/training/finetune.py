@@ -79,9 +79,11 @@ class Finetuning:
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         added = [model.probes, model.states]
         base = [p for p in self._trained.values() if not any(p is row for row in added)]
-        groups = [{"params": base, "lr": settings.lr}, {"params": added, "lr": settings.rows_lr or settings.lr}]
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-        self._peaks = [group["lr"] for group in groups]
+        self._peaks = (settings.lr, settings.rows_lr or settings.lr)
+        optimizer = torch.optim.AdamW(
+            [{"params": params, "lr": lr} for params, lr in zip((base, added), self._peaks, strict=True)],
+            weight_decay=settings.weight_decay,
+        )
         self._prepared, self._optimizer = self._accelerator.prepare(model, optimizer)
         self._data = sha256(repr([(e.heard, e.reply, e.sample.state) for e in (*train, *dev)]).encode()).hexdigest()
         self.looks: list[Look] = []
