@@ -1,7 +1,10 @@
 """`full` and `lora` on tiny models: what is laid out, what a step is, that it learns, and what comes out loads."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +204,29 @@ def test_accumulated_passes_are_one_large_batch(settings: FinetuneSettings, tmp_
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines()[1] for name in ("large", "small")]
     losses = [json.loads(line)["loss"] for line in logs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_two_processes_are_one_with_twice_the_passes(tmp_path: Path) -> None:
+    settings = replace(FULL, batch=2, steps=2, eval_every=2)  # so small that some passes have no response
+    finetuned(tmp_path / "one", replace(settings, accumulation=2))
+    code = "from test_finetune import *\nfinetuned(Path(sys.argv[1]), replace(FULL, batch=2, steps=2, eval_every=2))\n"
+    script = tmp_path / "script.py"
+    script.write_text("import sys\n" + code)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launch, script, tmp_path / "two"],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("one", "two"))
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], value, atol=1e-4, rtol=1e-3)
+    assert two["made_with"]["samples per step"] == 4
 
 
 @pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])

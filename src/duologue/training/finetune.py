@@ -1,7 +1,7 @@
 """The loop of `full` and `lora`: steps, looks at held-out samples, checkpoints. Knows no files of data and no adapters.
 
 `accelerate` chooses the device and the precision and joins the gradients of several processes; each holds the whole
-model. On a CPU in one process this is tested; on CUDA and in several processes it is not.
+model. This is tested on CPUs, in one process and in two; on CUDA it is not.
 
 What a step does is a function of its number: which samples it takes, its rate and its random numbers. So a checkpoint
 needs nothing but weights and optimiser to go on exactly, and a step of accumulated passes is one large batch: losses
@@ -267,6 +267,7 @@ def _accelerator(settings: FinetuneSettings) -> Accelerator:
     # Its state is the process's; an earlier run may have had another precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without being told, it sees one process on a CPU
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a batch without responses
     )
