@@ -36,6 +36,7 @@ def test_a_sample_survives_its_file(tmp_path: Path) -> None:
         context=(Turn(Role.USER, "hi"), Turn(Role.ASSISTANT, "Hello, I was")),
         speaking=True,
         system="",
+        response="With lemon.",
     )
     plain = Sample("mhm", InputState.IGNORE, "own")
     path = tmp_path / "samples.jsonl"
@@ -52,6 +53,7 @@ def test_a_sample_survives_its_file(tmp_path: Path) -> None:
         ('{"text": "a", "source": "b"}', "no field 'state'"),
         ('{"text": "a", "source": "b", "state": "maybe"}', "maybe"),
         ('{"text": 3, "source": "b", "state": "ignore"}', "not a string"),
+        ('{"text": "a", "source": "b", "state": "process", "response": 3}', "response is int"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:

@@ -4,23 +4,24 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from duologue.adapters import ANY_WEIGHTS, Adapter, Fingerprint
 from duologue.backends.hf_tokenizer import HfTokenizer
 from duologue.data.samples import Sample, read_samples
 from duologue.errors import AdapterMismatch, BadData, UsageError
-from duologue.metrics.decisions import Probabilities, decide
+from duologue.metrics.decisions import decide
 from duologue.metrics.outcome import groups
 from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
-from duologue.training.layout import Layouts
-from duologue.training.loop import Epoch, Labelled, label, score, train
+from duologue.training.layout import Layout, Layouts
+from duologue.training.loop import Epoch, label, score, train
 from duologue.training.prefixes import Progress, kv_bytes_per_token, silent
 from duologue.training.probe_model import ProbeModel
 from duologue.training.recipes import ProbeRecipe
@@ -74,20 +75,22 @@ def run_probe_job(
     say(f"{len(train_samples)} samples to train on, {len(dev_samples)} to judge by: {_counted(train_samples)}")
 
     layouts = Layouts(Template.from_tokenizer(tokenizer))
+    train_layouts, dev_layouts = ([layouts.of(s) for s in samples] for samples in (train_samples, dev_samples))
+    data = label(train_samples, train_layouts, states, job.recipe.settings)
+    dev = label(dev_samples, dev_layouts, states, job.recipe.settings)
     fingerprint = fingerprint_of(model, tokenizer)
-    teacher_p = None
     if job.teacher is not None:
-        teacher_p = _taught(job, model, tokenizer, states, layouts, train_samples, progress)
+        job.teacher.check(fingerprint)
+        if job.teacher.states != states:
+            raise AdapterMismatch(f"the teacher knows {job.teacher.states}, the samples have {states}")
+        data = replace(data, teacher=_taught(job, job.teacher, model, train_layouts, progress))
+        say(f"the teacher has judged them, {time.monotonic() - started:.0f} s")
     probe_model = ProbeModel(
         model, states, start_tokens(tokenizer), num_probes=job.recipe.num_probes, lora=job.recipe.lora
     )
     if job.start is not None:
         _take_over(probe_model, job.start, fingerprint)
     max_tokens = _max_tokens(job, probe_model)
-    data = label(train_samples, [layouts.of(s) for s in train_samples], states, job.recipe.settings)
-    if teacher_p is not None:
-        data = Labelled(data.layouts, data.targets, data.weights, torch.from_numpy(teacher_p))
-    dev = label(dev_samples, [layouts.of(s) for s in dev_samples], states, job.recipe.settings)
 
     checkpoint, log = job.out / "checkpoint.pt", job.out / "training.jsonl"
     if not checkpoint.exists():
@@ -156,16 +159,13 @@ def _max_tokens(job: Job, model: ProbeModel) -> int:
 
 
 def _taught(
-    job: Job,
-    model: PreTrainedModel,
-    tokenizer: HfTokenizer,
-    states: Sequence[InputState],
-    layouts: Layouts,
-    samples: Sequence[Sample],
-    progress: Progress,
-) -> Probabilities:
-    """What the teacher thinks of the training samples; the base is left without its LoRA."""
-    raise NotImplementedError
+    job: Job, teacher: Adapter, model: PreTrainedModel, layouts: Sequence[Layout], progress: Progress
+) -> Tensor:
+    """What the teacher thinks of the training samples, [N, S]."""
+    taught = ProbeModel.of(teacher, model)
+    p = score(taught, layouts, max_tokens=_max_tokens(job, taught), progress=progress)
+    taught.give_back()
+    return torch.from_numpy(p)
 
 
 def _take_over(model: ProbeModel, start: Adapter, fingerprint: Fingerprint) -> None:

@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from duologue.adapters import Adapter
 from duologue.backends.lora import Factors, Lora
 from duologue.backends.rows import Rows
 from duologue.errors import UsageError
@@ -123,6 +124,28 @@ class ProbeModel(nn.Module):
         if [v.shape for v in values] != [v.shape for v in self.trained()]:
             raise UsageError("the adapter to begin from has a LoRA of another rank than this run")
         self.restore(values)
+
+    @classmethod
+    def of(cls, adapter: Adapter, base: PreTrainedModel) -> "ProbeModel":
+        """With what an adapter has learnt. Raises `UsageError` for one without rows."""
+        rows, lora = adapter.rows, adapter.lora
+        if rows is None:
+            raise UsageError(f"an adapter of kind {adapter.kind} has learnt nothing that training could use")
+        shape = None
+        if lora is not None:
+            names = tuple(sorted({path.rpartition(".")[2] for path in lora.layers}))
+            first = min(int(part) for path in lora.layers for part in path.split(".") if part.isdigit())
+            shape = LoraShape(lora.rank, round(lora.scale * lora.rank), names, first)
+        model = cls(base, adapter.states, [0], num_probes=int(rows.probes.shape[0]), lora=shape)
+        model.set_adapter(rows, lora)
+        return model
+
+    def give_back(self) -> PreTrainedModel:
+        """The base without the LoRA; this object is of no use afterwards."""
+        for path, layer in self._layers.items():
+            self.base.base_model.set_submodule(path, layer.base_layer)
+        self._layers = {}
+        return self.base
 
     def trained(self) -> list[Tensor]:
         """Copies of everything that is trained, in a fixed order."""
