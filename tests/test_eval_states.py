@@ -292,6 +292,16 @@ def test_a_report_has_what_was_agreed_for_all_idle_and_speaking() -> None:
     assert result["idle"]["latency_ms"]["p50"] is not None
 
 
+def test_a_part_keeps_what_belongs_to_its_rows() -> None:
+    p = np.arange(32, dtype=np.float32).reshape(8, 4)
+    part = Judged(SAMPLES, DECIDED, STATES, p, {2: 5.0, 4: 7.0}).part([1, 4])
+    assert part.decisions == [PROCESS, IGNORE]
+    assert [sample.text for sample in part.samples] == ["what is a cat", "mhm"]
+    assert part.p is not None
+    assert part.p.tolist() == [[4, 5, 6, 7], [16, 17, 18, 19]]
+    assert part.latency_ms == {1: 7.0}
+
+
 def test_details_place_the_decisions_on_the_curve() -> None:
     judged, _ = judge_model(ROWS, scripted_model())
     found = details(judged)
