@@ -82,11 +82,10 @@ def run(args: argparse.Namespace) -> int:
         _make(args.out)
     result = _measure(args, rows, train, other)
     print(tables(result), file=sys.stderr if args.json else sys.stdout)
-    line = json.dumps(result, ensure_ascii=False)
     if args.out is not None:
         _write(result, args.out)
     if args.json:
-        print(line)
+        print(json.dumps(result, ensure_ascii=False))
     return 0
 
 
