@@ -28,7 +28,7 @@ from duologue.evaluation.tables import tables
 from duologue.model import Model
 from duologue.template import Template
 from duologue.types import InputState, Role, Turn
-from scripted import PROBE, STRICT, ByteTokenizer, Talk
+from scripted import CHATML, PROBE, STRICT, ByteTokenizer, Talk
 
 STATES = tuple(InputState)
 PROCESS, INCOMPLETE, IGNORE, STOP = STATES
@@ -292,6 +292,16 @@ def test_a_report_has_what_was_agreed_for_all_idle_and_speaking() -> None:
     assert result["idle"]["latency_ms"]["p50"] is not None
 
 
+def test_a_part_keeps_what_belongs_to_its_rows() -> None:
+    p = np.arange(32, dtype=np.float32).reshape(8, 4)
+    part = Judged(SAMPLES, DECIDED, STATES, p, {2: 5.0, 4: 7.0}).part([1, 4])
+    assert part.decisions == [PROCESS, IGNORE]
+    assert [sample.text for sample in part.samples] == ["what is a cat", "mhm"]
+    assert part.p is not None
+    assert part.p.tolist() == [[4, 5, 6, 7], [16, 17, 18, 19]]
+    assert part.latency_ms == {1: 7.0}
+
+
 def test_details_place_the_decisions_on_the_curve() -> None:
     judged, _ = judge_model(ROWS, scripted_model())
     found = details(judged)
@@ -370,6 +380,58 @@ def test_hidden_states_do_not_depend_on_who_else_is_in_the_batch(tiny: Model) ->
     assert together.shape == (len(layouts), 32)
     assert torch.allclose(together, alone, atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in Hugging Face form."""
+    transformers = pytest.importorskip("transformers")
+    from tiny_tokenizers import bytelevel
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>").wrapped
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_command_runs_every_baseline_on_a_model_in_a_folder(
+    folder: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--model",
+        str(folder),
+        "--weights",
+        "f32",
+        "--baselines",
+        "--train",
+        file,
+        "--compare",
+        "reference:f32",
+    ]
+    assert main(["eval", "states", file, *arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["adapter"] == "prompted (auto)"
+    assert result["compare"]["equal_decisions"] == 1.0
+    assert result["compare"]["largest_difference"] < 1e-3
+    probe = result["baselines"]["linear probe"]
+    assert probe["accuracy"] == 1.0, "so few rows are separable"
+    assert probe["ece"] is not None
+    assert result["baselines"]["always process"]["ece"] is None
+    # the model under test asks in words too
+    assert result["baselines"]["prompted"]["confusion"] == result["confusion"]
+    assert "own, radio: the linear probe is trained on this too" in captured.err
 
 
 def test_a_linear_probe_learns_what_is_linear() -> None:

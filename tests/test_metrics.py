@@ -111,6 +111,8 @@ def test_the_curve_trades_false_actions_for_delay() -> None:
     assert points[-1] == Tradeoff(1.0, 0.0, 1.0)
     # at the quantile 0.6 of a, b, c, d: c is answered, b waits
     assert Tradeoff(pytest.approx(0.6), 0.5, 0.5) in points
+    # what is exactly as probable as the threshold is answered
+    assert Tradeoff(pytest.approx(0.4), 0.5, 0.0) in points
     assert tradeoffs(samples[:2], p[:2], STATES) == []
     assert tradeoffs([], p[:0], STATES) == []
 

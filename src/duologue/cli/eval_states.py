@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from duologue.catalogue import find
 from duologue.cli.options import add_model_options, load_model, whole
 from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from duologue.core.policy import Thresholds
     from duologue.evaluation.rows import Rows
     from duologue.evaluation.states import Judged
-    from duologue.model import Model
+    from duologue.model import Model, Progress
 
 _EPILOG = """\
 FILE has one JSON object a line, plain or gzipped:
@@ -81,11 +82,10 @@ def run(args: argparse.Namespace) -> int:
         _make(args.out)
     result = _measure(args, rows, train, other)
     print(tables(result), file=sys.stderr if args.json else sys.stdout)
-    line = json.dumps(result, ensure_ascii=False)
     if args.out is not None:
         _write(result, args.out)
     if args.json:
-        print(line)
+        print(json.dumps(result, ensure_ascii=False))
     return 0
 
 
@@ -97,41 +97,52 @@ def _measure(
     model = load_model(args)
     try:
         with progress("Deciding") as stage:
+            # first, since it looks at a second file, which may have errors of its own
+            probed = None if train is None else _linear_probe(args, rows, train, model, stage)
             judged, thresholds = judge_model(rows, model, num_latencies=args.latencies, progress=stage)
-            baselines = _baselines(args, rows, train, model, stage)
+            baselines = _baselines(args, rows, model, stage)
     finally:
         model.close()
+    if probed is not None:
+        baselines["linear probe"] = probed
     result = {**_what(args, model, thresholds), **report(judged), **details(judged)}
     if baselines:
         result["baselines"] = {
             name: {"unavailable": one} if isinstance(one, str) else report(one) for name, one in baselines.items()
         }
     if other is not None:
-        second = load_model(other)
-        try:
-            with progress("Deciding again") as stage:
-                again, _ = judge_model(rows, second, num_latencies=0, progress=stage)
-        finally:
-            second.close()
-        info = second.backend.info
-        result["compare"] = {"backend": info.name, "weights": info.weights, **compare(rows, judged, again)}
+        again, what = _judge_again(other, rows)
+        result["compare"] = {**what, **compare(rows, judged, again)}
     return result
 
 
-def _baselines(
-    args: argparse.Namespace, rows: "Rows", train: "Rows | None", model: "Model", stage: Any
-) -> dict[str, "Judged | str"]:
+def _linear_probe(args: argparse.Namespace, rows: "Rows", train: "Rows", model: "Model", stage: "Progress") -> "Judged":
+    from duologue.evaluation.baselines import linear_probe
+
+    if shared := {sample.source for sample in rows.samples} & {sample.source for sample in train.samples}:
+        print(f"note: {', '.join(sorted(shared))}: the linear probe is trained on this too", file=sys.stderr)
+    return linear_probe(rows, train, model, find(args.model), progress=stage)
+
+
+def _baselines(args: argparse.Namespace, rows: "Rows", model: "Model", stage: "Progress") -> "dict[str, Judged | str]":
     from duologue.evaluation import baselines
 
-    found: dict[str, Judged | str] = {}
-    if args.baselines:
-        found |= dict(baselines.by_rules(rows.samples))
-        found |= dict(baselines.in_words(rows, model, progress=stage))
-    if train is not None:
-        if shared := {s.source for s in rows.samples} & {s.source for s in train.samples}:
-            print(f"note: {', '.join(sorted(shared))}: the linear probe is trained on this too", file=sys.stderr)
-        found["linear probe"] = baselines.linear_probe(rows, train, model, progress=stage)
-    return found
+    if not args.baselines:
+        return {}
+    return {**dict(baselines.by_rules(rows.samples)), **dict(baselines.in_words(rows, model, progress=stage))}
+
+
+def _judge_again(args: argparse.Namespace, rows: "Rows") -> "tuple[Judged, dict[str, str]]":
+    """On another backend: what it decides, and what it is."""
+    from duologue.evaluation.states import judge_model
+
+    model = load_model(args)
+    try:
+        with progress("Deciding again") as stage:
+            judged, _ = judge_model(rows, model, num_latencies=0, progress=stage)
+    finally:
+        model.close()
+    return judged, {"backend": model.backend.info.name, "weights": model.backend.info.weights}
 
 
 def _what(args: argparse.Namespace, model: "Model", thresholds: "tuple[Thresholds, Thresholds]") -> dict[str, Any]:

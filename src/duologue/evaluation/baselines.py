@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from duologue.adapters import prompted
-from duologue.catalogue import find
+from duologue.catalogue import Source
 from duologue.data.forms import FUNCTION_WORDS, spoken
 from duologue.data.samples import Sample
 from duologue.errors import MissingDependency, UsageError
@@ -60,8 +60,10 @@ def in_words(rows: Rows, model: Model, *, progress: Progress | None = None) -> I
             yield name, Judged(rows.samples, decide(p, rows.samples, states), states, p)
 
 
-def linear_probe(rows: Rows, train: Rows, model: Model, *, progress: Progress | None = None) -> Judged:
-    """A linear probe on the hidden state of `model`'s base, trained on `train`. Reads the base anew, with PyTorch.
+def linear_probe(rows: Rows, train: Rows, model: Model, source: Source, *, progress: Progress | None = None) -> Judged:
+    """A linear probe on the hidden state of `model`'s base, trained on `train`.
+
+    The base is read anew from `source`, where `model` came from, with PyTorch.
 
     Raises:
         BadData: a row that does not fit, or has a label that the adapter lacks.
@@ -77,7 +79,6 @@ def linear_probe(rows: Rows, train: Rows, model: Model, *, progress: Progress | 
     states = model.probe.states
     check_labels(train, states)
     layouts = [*lay_out(train, model), *lay_out(rows, model)]
-    source = find(model.name)
     base, _ = read_model(source.path if source.path is not None else source.name)
 
     def show(share: float) -> None:
