@@ -101,8 +101,8 @@ class Builder:
             dialogue = rng.choice(self._pools.dialogues[rng.choice(list(self._pools.dialogues))])
             found = self._cut_dialogue(dialogue, speaks)
             if found is not None:
-                context, *follow = found
-                return Scene(context, speaks, system, *follow, dialogue.source)
+                context, next_user, next_answer = found
+                return Scene(context, speaks, system, next_user, next_answer, dialogue.source)
         return Scene(system=system)
 
     def _cut_dialogue(self, dialogue: Dialogue, speaking: bool) -> tuple[tuple[Turn, ...], str | None, str] | None:

@@ -60,16 +60,16 @@ class FolderBuilder:
         """
         wanted = {"train": self._recipe.num_samples, "dev": self._recipe.num_dev}
         for split, number in wanted.items():
-            self._write(split, lambda split=split, number=number: self._built(split, number))
+            self._write(split, self._built(split, number))
         if self._recipe.num_test:
-            self._write("test", self._unseen)
+            self._write("test", self._unseen())
         content = {"recipe": _plain(self._recipe), **{name: report.to_json() for name, report in self._reports.items()}}
         _put(self._out / "report.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         parts = [f"# {name}\n\n{report.to_markdown()}" for name, report in self._reports.items()]
         _put(self._out / "report.md", "\n".join(parts))
         return content
 
-    def _write(self, split: str, samples: Callable[[], Iterator[Sample]]) -> None:
+    def _write(self, split: str, samples: Iterator[Sample]) -> None:
         path, report = self._out / f"{split}.jsonl", Report(seed=self._recipe.seed)
         self._reports[split] = report
         if path.exists():
@@ -78,7 +78,7 @@ class FolderBuilder:
                 report.add(sample)
             return
         partial = path.with_suffix(".partial")
-        write_samples(partial, samples())
+        write_samples(partial, samples)  # nothing is drawn before
         partial.replace(path)
 
     def _built(self, split: str, number: int) -> Iterator[Sample]:

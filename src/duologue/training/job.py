@@ -20,6 +20,7 @@ from duologue.metrics.decisions import decide
 from duologue.metrics.outcome import groups
 from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
+from duologue.training.curves import plot
 from duologue.training.layout import Layout, Layouts
 from duologue.training.loop import Epoch, label, score, train
 from duologue.training.prefixes import Progress, kv_bytes_per_token, silent

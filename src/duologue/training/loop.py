@@ -24,6 +24,7 @@ from duologue.training.prefixes import Prefixes, Progress, shards, silent
 from duologue.training.probe_model import ProbeModel
 from duologue.types import InputState
 
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How rows, and a LoRA with them, are trained."""

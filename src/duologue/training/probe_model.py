@@ -8,6 +8,7 @@ everything else stays the base's.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class ProbeModel(nn.Module):
     @property
     def lora_parameters(self) -> list[nn.Parameter]:
         """Of the LoRA, in a fixed order; empty without one."""
-        return [part.weight for layer in self._layers.values() for part in _parts(layer)]
+        return [cast(nn.Parameter, part.weight) for layer in self._layers.values() for part in _parts(layer)]
 
     def forward(self, past: Past) -> Tensor:
         """Logits [B, S] at the last probe token after each prefix."""
@@ -120,7 +121,9 @@ class ProbeModel(nn.Module):
             raise UsageError("the adapter to begin from has a LoRA in other layers than this run")
         values = [torch.from_numpy(rows.probes) / self.unit, torch.from_numpy(rows.states)]
         for path in ours:
-            values += [torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in (theirs[path].a, theirs[path].b)]
+            values += [
+                torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in (theirs[path].a, theirs[path].b)
+            ]
         if [v.shape for v in values] != [v.shape for v in self.trained()]:
             raise UsageError("the adapter to begin from has a LoRA of another rank than this run")
         self.restore(values)

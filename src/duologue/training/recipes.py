@@ -109,9 +109,7 @@ class FinetuneSettings:
 
 FINETUNE_RECIPES: dict[str, FinetuneSettings] = {
     "full": FinetuneSettings(kind="full", lr=8e-6, batch=5, steps=2000, max_length=512),
-    "lora": FinetuneSettings(
-        kind="lora", lr=1e-4, batch=2, accumulation=8, epochs=6, schedule="linear", warmup=0.1
-    ),
+    "lora": FinetuneSettings(kind="lora", lr=1e-4, batch=2, accumulation=8, epochs=6, schedule="linear", warmup=0.1),
 }
 """The hyperparameters of the paper's text model (full) and audio model (lora), where it gives them.
 Change some with `dataclasses.replace`."""
