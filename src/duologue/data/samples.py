@@ -23,6 +23,7 @@ class Sample:
     context: tuple[Turn, ...] = ()  # committed turns before the words, user and assistant in turn
     speaking: bool = False  # the last turn of `context` is a running answer, cut at what the user has heard
     system: str | None = None  # system prompt; None is the template's own
+    response: str = ""  # what the assistant answers to words that are to be processed; "" where nobody knows
 
     @property
     def right(self) -> frozenset[InputState]:
@@ -42,6 +43,8 @@ class Sample:
             row["speaking"] = True
         if self.system is not None:
             row["system"] = self.system
+        if self.response:
+            row["response"] = self.response
         return row
 
     @classmethod
@@ -57,6 +60,7 @@ class Sample:
                 context=tuple(Turn(Role(turn["role"]), str(turn["text"])) for turn in row.get("context", ())),
                 speaking=bool(row.get("speaking", False)),
                 system=row.get("system"),
+                response=_string(row, "response") if "response" in row else "",
             )
         except KeyError as error:
             raise BadData(f"a sample has no field {error}; it needs text, state and source") from None
