@@ -429,6 +429,13 @@ def test_bad_data_is_explained(change: Callable[[Path], object], message: str, t
         run_finetune(FinetuneJob(tmp_path, tmp_path / "out", FULL), model, tokenizer, name="tiny")  # type: ignore
 
 
+def test_sequences_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
+    model, tokenizer = tiny_chat(is_tied=True)
+    job = FinetuneJob(write_data(tmp_path), tmp_path / "out", replace(FULL, max_length=2049))
+    with pytest.raises(UsageError, match="2048"):
+        run_finetune(job, model, tokenizer, name="tiny")  # type: ignore[arg-type]
+
+
 def test_states_can_be_trained_alone_in_bf16(tmp_path: Path) -> None:
     model, tokenizer = tiny_chat(is_tied=True)
     settings = replace(FULL, steps=2, response_weight=0.0, precision="bf16")
