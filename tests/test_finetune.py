@@ -441,13 +441,26 @@ def test_sequences_longer_than_the_model_takes_are_refused(tmp_path: Path) -> No
         run_finetune(job, model, tokenizer, name="tiny")  # type: ignore[arg-type]
 
 
-def test_states_can_be_trained_alone_in_bf16(tmp_path: Path) -> None:
+def test_states_can_be_trained_alone(tmp_path: Path) -> None:
     model, tokenizer = tiny_chat(is_tied=True)
-    settings = replace(FULL, steps=2, response_weight=0.0, precision="bf16")
-    job = FinetuneJob(write_data(tmp_path, response=""), tmp_path / "out", settings)
+    job = FinetuneJob(write_data(tmp_path, response=""), tmp_path / "out", replace(FULL, steps=2, response_weight=0.0))
+    adapter = run_finetune(job, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
+    assert adapter.facts["responses"] == 0
+
+
+@pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])
+def test_bf16_computes_in_it_and_is_written_so(settings: FinetuneSettings, tmp_path: Path) -> None:
+    model, tokenizer = tiny_chat(is_tied=True)
+    job = FinetuneJob(write_data(tmp_path), tmp_path / "out", replace(settings, steps=2, precision="bf16"))
     run_finetune(job, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
-    config = json.loads((job.out / "model" / "config.json").read_text())
-    assert config["dtype"] == "bfloat16"
+    assert json.loads((job.out / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+    logs = [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
+    model, tokenizer = tiny_chat(is_tied=True)
+    precise = FinetuneJob(tmp_path, tmp_path / "f32", replace(settings, steps=2))
+    run_finetune(precise, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
+    expected = [json.loads(line) for line in (precise.out / "log.jsonl").read_text().splitlines()]
+    assert logs[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.05)
+    assert logs[0]["loss"] != expected[0]["loss"]
 
 
 # The picture
