@@ -4,13 +4,17 @@ import gzip
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from duologue.data import corpus, forms, phrases
-from duologue.data.build import OPEN_WORDS, SPLITS, Pools, Recipe, build
+from duologue.data.build import OPEN_WORDS, Builder
+from duologue.data.folder import FolderBuilder
 from duologue.data.jsonl import read_rows
+from duologue.data.pools import SPLITS, Pools
+from duologue.data.recipes import RECIPES, Recipe
 from duologue.data.samples import Sample, read_samples, write_samples
 from duologue.data.unseen import unseen
 from duologue.errors import BadData, UsageError
@@ -23,7 +27,13 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sources(tmp_path_factory.mktemp("sources"))
 
 
-RECIPE = Recipe(num_samples=400, unseen=frozenset({"desk", "market", "icsi_meeting_acts", "disfl_qa"}))
+UNSEEN = frozenset({"desk", "market", "icsi_meeting_acts", "disfl_qa"})
+RECIPE = Recipe(num_samples=400, num_dev=80, num_test=30, unseen=UNSEEN)
+
+
+def build(folder: Path, recipe: Recipe, split: str) -> list[Sample]:
+    number = {"train": recipe.num_samples, "dev": recipe.num_dev}[split]
+    return list(Builder(Pools(folder, recipe, split), recipe, split).samples(number))
 
 
 def test_a_sample_survives_its_file(tmp_path: Path) -> None:
@@ -102,14 +112,14 @@ def test_slots_are_all_filled() -> None:
 
 
 def test_the_same_seed_builds_the_same_samples(sources: Path) -> None:
-    first, second = list(build(sources, RECIPE, "train")), list(build(sources, RECIPE, "train"))
+    first, second = build(sources, RECIPE, "train"), build(sources, RECIPE, "train")
     assert first == second
     assert len(first) == RECIPE.num_samples
-    assert first != list(build(sources, Recipe(num_samples=400, unseen=RECIPE.unseen, seed=1), "train"))
+    assert first != build(sources, replace(RECIPE, seed=1), "train")
 
 
 def test_every_state_comes_idle_and_over_an_answer_in_the_wanted_shares(sources: Path) -> None:
-    samples = list(build(sources, RECIPE, "train"))
+    samples = build(sources, RECIPE, "train")
     counts = Counter(sample.state for sample in samples)
     for state, share in RECIPE.shares.items():
         assert abs(counts[state] / len(samples) - share) < 0.08
@@ -135,7 +145,7 @@ def test_a_running_answer_is_cut_at_a_whole_word(sources: Path) -> None:
 
 
 def test_unseen_sources_and_kept_documents_are_never_trained_on(sources: Path) -> None:
-    train = list(build(sources, RECIPE, "train"))
+    train = build(sources, RECIPE, "train")
     assert not {sample.source for sample in train} & RECIPE.unseen
     own = {name: set(lines) for name, lines in phrases.sections().items()}
     stops = {s.text.lower().rstrip(".!") for s in train if s.kind == "stop"} & own["stop"]
@@ -156,7 +166,7 @@ def test_documents_are_in_one_split_only(sources: Path) -> None:
 
 
 def test_the_test_covers_unseen_sources_idle_and_over_an_answer(sources: Path) -> None:
-    samples = list(unseen(sources, RECIPE, num_per_group=30))
+    samples = list(unseen(sources, RECIPE))
     cases = {(sample.state.value, sample.source, sample.speaking) for sample in samples}
     for speaking in (False, True):
         assert {
@@ -180,21 +190,102 @@ def test_gzipped_sources_read_the_same(sources: Path, tmp_path: Path) -> None:
         with gzip.open(f"{path}.gz", "wt", encoding="utf-8") as file:
             file.write(path.read_text())
         path.unlink()
-    assert list(build(zipped, RECIPE, "train")) == list(build(sources, RECIPE, "train"))
+    assert build(zipped, RECIPE, "train") == build(sources, RECIPE, "train")
 
 
 def test_sources_that_cannot_be_used_say_where(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="queries"):
-        list(build(tmp_path, RECIPE, "train"))
+        build(tmp_path, RECIPE, "train")
     folder = write_sources(tmp_path)
     (folder / "queries" / "broken.jsonl").write_text('{"id": "1"}\n')
     with pytest.raises(BadData, match=r"broken\.jsonl, line 1: no text"):
-        list(build(folder, RECIPE, "train"))
+        build(folder, RECIPE, "train")
 
 
-def test_a_recipe_refuses_shares_outside_of_one() -> None:
-    with pytest.raises(UsageError, match="in_context"):
-        Recipe(in_context=1.5)
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"in_context": 1.5}, "in_context"),
+        ({"num_samples": 0}, "at least one sample"),
+        ({"cuts": "some"}, "unfinished"),
+        ({"shares": {}}, "shares"),
+    ],
+)
+def test_a_recipe_refuses_what_makes_no_sense(changes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        replace(RECIPE, **changes)
+
+
+def test_the_paper_has_three_states_random_cuts_and_nothing_of_ours(sources: Path) -> None:
+    recipe = replace(RECIPES["paper"], num_samples=200, unseen=UNSEEN)
+    samples = build(sources, recipe, "train")
+    assert {sample.state for sample in samples} == {InputState.PROCESS, InputState.INCOMPLETE, InputState.IGNORE}
+    assert {sample.kind for sample in samples if sample.state is InputState.INCOMPLETE} == {"random_cut"}
+    assert not any(sample.context or sample.source == "own" for sample in samples)
+
+
+def test_a_model_that_knows_where_requests_end_opens_other_cuts_and_closes_some() -> None:
+    rng = random.Random(0)
+    text = "find the cheap rental cars of spain"
+
+    def ends(spoken: str) -> list[float]:  # complete behind "cars" and, it says, behind "of"
+        return [0.5 if word in {"cars", "of", "spain"} else 0.001 for word in spoken.split()]
+
+    by_rules = {forms.unfinished_cut(text, rng) for _ in range(50)}
+    by_model = {forms.unfinished_cut(text, rng, ends) for _ in range(50)}
+    assert by_rules == {"find the", "find the cheap rental cars of"}
+    assert by_model == {"find the", "find the cheap", "find the cheap rental"}
+
+
+def test_a_query_that_its_source_cut_off_is_not_whole() -> None:
+    assert forms.is_cut_off("the temperature of gas is proportional to the")
+    assert not forms.is_cut_off("what is this for")
+
+
+def test_a_folder_has_three_splits_that_share_no_words_and_a_report(sources: Path, tmp_path: Path) -> None:
+    content = FolderBuilder(sources, tmp_path, RECIPE).build()
+    assert json.loads((tmp_path / "report.json").read_text()) == content
+    splits = {name: list(read_samples(tmp_path / f"{name}.jsonl")) for name in ("train", "dev", "test")}
+    assert [len(splits[name]) for name in ("train", "dev")] == [400, 80]
+    keys = [{(forms.spoken(s.text), s.context, s.speaking, s.system) for s in samples} for samples in splits.values()]
+    assert [len(found) for found in keys] == [len(samples) for samples in splits.values()]
+    assert not keys[0] & keys[1]
+    assert not keys[0] & keys[2]
+    assert not keys[1] & keys[2]
+    assert content["train"]["num_samples"] == 400
+    assert "Tell test" in (tmp_path / "report.md").read_text()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".jsonl", ".jsonl", ".jsonl", ".md"]
+
+
+def test_a_build_that_was_killed_goes_on_to_the_same_folder(sources: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    FolderBuilder(sources, whole, RECIPE).build()
+
+    def kill(what: str, done: int, total: int) -> None:
+        if what == "dev" and done == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FolderBuilder(sources, killed, RECIPE, progress=kill).build()
+    assert not (killed / "dev.jsonl").exists()
+    written = (killed / "train.jsonl").stat().st_mtime_ns
+    FolderBuilder(sources, killed, RECIPE).build()
+    assert (killed / "train.jsonl").stat().st_mtime_ns == written
+    for name in ("train.jsonl", "dev.jsonl", "test.jsonl"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_folder_of_another_recipe_is_left_alone(sources: Path, tmp_path: Path) -> None:
+    FolderBuilder(sources, tmp_path, RECIPE).build()
+    before = (tmp_path / "train.jsonl").read_bytes()
+    with pytest.raises(UsageError, match="another recipe"):
+        FolderBuilder(sources, tmp_path, replace(RECIPE, seed=1))
+    assert (tmp_path / "train.jsonl").read_bytes() == before
+
+
+def test_sources_that_are_too_small_say_so(sources: Path) -> None:
+    with pytest.raises(BadData, match="fewer"):
+        list(Builder(Pools(sources, RECIPE, "train"), RECIPE, "train").samples(50, lambda sample: False))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

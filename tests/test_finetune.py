@@ -29,7 +29,7 @@ from duologue.training.curves import plot
 from duologue.training.duplex import Batch, DuplexModel, state_losses
 from duologue.training.finetune import Finetuning, Look
 from duologue.training.finetune_job import FinetuneJob, run_finetune
-from duologue.training.recipes import RECIPES, FinetuneSettings
+from duologue.training.recipes import FINETUNE_RECIPES, FinetuneSettings
 from duologue.training.sequences import Example, lay_out
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
@@ -313,10 +313,10 @@ def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 def test_the_rate_follows_its_schedule() -> None:
-    audio = RECIPES["paper-audio"]
+    audio = FINETUNE_RECIPES["lora"]
     assert [audio.rate(step, 100) for step in (10, 55, 99)] == pytest.approx([1.0, 0.5, 1 / 90])
     assert 0 < audio.rate(0, 100) < audio.rate(9, 100) < 1
-    assert {RECIPES["paper-text"].rate(step, 100) for step in range(100)} == {1.0}
+    assert {FINETUNE_RECIPES["full"].rate(step, 100) for step in range(100)} == {1.0}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 # ruff: noqa: E402 - what may be missing is looked for before it is imported
 """The llama.cpp backend on tiny models written as GGUF, against the same models in torch and against itself."""
 
+import dataclasses
 import random
 import shutil
 from pathlib import Path
@@ -16,9 +17,16 @@ from gguf import GGUFWriter
 from duologue.backends.llamacpp import LlamaCppBackend
 from duologue.backends.reference import ReferenceBackend
 from duologue.backends.rows import Rows
-from duologue.contract import CHECKS, Subject, check_one_pass_whatever_the_number_of_channels, check_random_operations
+from duologue.contract import (
+    CHECKS,
+    Subject,
+    check_lora_leaves_the_base_alone,
+    check_one_pass_whatever_the_number_of_channels,
+)
+from duologue.contract_walk import check_random_operations
 from duologue.core.backend import Draw, Extend, Sampling, Usage
 from duologue.errors import (
+    AdapterMismatch,
     BrokenModel,
     CacheFull,
     ContextOverflow,
@@ -29,7 +37,8 @@ from duologue.errors import (
     UsageError,
 )
 from duologue.gguf_files import convert
-from duologue.testing import VOCAB_SIZE, tiny_model, tiny_rows
+from duologue.gguf_lora import write_lora
+from duologue.testing import VOCAB_SIZE, tiny_lora, tiny_model, tiny_rows
 from tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.llamacpp
@@ -49,7 +58,13 @@ def files(tmp_path_factory) -> dict[str, Path]:
         bare = write_tiny_gguf(tiny_model(name), name, folder / f"{name}.gguf")
         paths[name] = folder / f"{name}-rows.gguf"
         convert(bare, paths[name], rows=tiny_rows())
+        write_lora(bare, tiny_lora(tiny_model(name)), folder / f"{name}-lora.gguf")
     return paths
+
+
+def lora_of(path: Path) -> Path:
+    """The LoRA beside a model file with rows."""
+    return path.with_name(path.name.replace("-rows", "-lora"))
 
 
 @pytest.fixture
@@ -181,9 +196,10 @@ def subject(files, monkeypatch):
     decode, calls = llama_cpp.llama_decode, []
     monkeypatch.setattr(llama_cpp, "llama_decode", lambda *args: calls.append(1) or decode(*args))
 
-    def of(name: str, **options) -> Subject:
+    def of(name: str, *, has_lora: bool = False, **options) -> Subject:
         def opener(**limits) -> LlamaCppBackend:
-            return LlamaCppBackend(files[name], threads=1, **options, **limits)
+            lora_path = lora_of(files[name]) if has_lora else None
+            return LlamaCppBackend(files[name], threads=1, lora_path=lora_path, **options, **limits)
 
         # llama.cpp looks Gemma's activation up in a table of 16-bit numbers, and keeps 16 bits in flash attention.
         exact = options == EXACT and not name.startswith("gemma")
@@ -206,6 +222,56 @@ def test_the_contract_is_kept(subject, name, options, check):
 def test_random_operations_agree_with_the_reference(subject, name, seed):
     twin = ReferenceBackend(tiny_model(name), rows=tiny_rows())
     check_random_operations(subject(name, **EXACT), twin, seed=seed)
+
+
+@pytest.mark.parametrize("check", [*CHECKS, check_one_pass_whatever_the_number_of_channels], ids=lambda c: c.__name__)
+def test_the_contract_is_kept_with_a_lora(subject, check):
+    check(subject("llama", has_lora=True, **EXACT))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("seed", range(3))
+def test_random_operations_with_a_lora_agree_with_the_reference(subject, name, seed):
+    model = tiny_model(name)
+    twin = ReferenceBackend(model, rows=tiny_rows(), lora=tiny_lora(model))
+    check_random_operations(subject(name, has_lora=True, **EXACT), twin, seed=seed)
+
+
+@pytest.mark.parametrize("options", [{}, EXACT], ids=["f16", "f32"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_lora_leaves_the_base_alone(subject, name, options):
+    check_lora_leaves_the_base_alone(subject(name, has_lora=True, **options), subject(name, **options))
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_failure_in_either_pass_undoes_both_and_takes_the_lora_off(opened, files, monkeypatch, failing):
+    backend, plain = opened(lora_path=lora_of(files["llama"])), opened()
+    seq, other = backend.fork(None), backend.fork(None)
+    backend.forward([Extend(seq, ids(10))])
+    before, decode, calls = backend.usage(), llama_cpp.llama_decode, []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            llama_cpp, "llama_decode", lambda *args: calls.append(1) or decode(*args) or 2 * (len(calls) == failing)
+        )
+        with pytest.raises(EngineError):
+            backend.forward([Extend(seq, (*ids(5, 1), PROBE), watch=STATES), Extend(other, (7,), draw=Draw())])
+    assert len(calls) == failing
+    assert (backend.usage(), backend.length(seq), backend.length(other)) == (before, 10, 0)
+    twin = plain.fork(None)
+    plain.forward([Extend(twin, ids(10))])
+    for b, s in ((backend, seq), (plain, twin)):
+        b.forward([Extend(s, ids(5, 1))])
+    extend = Extend(seq, ids(3, 2), watch=tuple(range(20)))
+    assert backend.forward([extend]) == plain.forward([dataclasses.replace(extend, seq=twin)])
+
+
+def test_a_lora_for_another_model_is_refused(files):
+    with pytest.raises(AdapterMismatch, match="write_lora"):
+        LlamaCppBackend(files["llama"], capacity=64, lora_path=lora_of(files["gemma3"]))
+    with pytest.raises(AdapterMismatch, match="cannot put"):
+        LlamaCppBackend(files["llama"], capacity=64, lora_path=files["llama"])
+    with pytest.raises(ModelNotFound):
+        LlamaCppBackend(files["llama"], capacity=64, lora_path=Path("nowhere.gguf"))
 
 
 def test_the_micro_batch_does_not_change_what_is_said(opened):

@@ -32,13 +32,16 @@ FLOORS: dict[str, int] = {
     "prompting": 3,
     "backends": 3,
     "engines": 3,
+    "metrics": 3,
     "baselines": 3,
     "sources": 3,
     "data": 3,
     "contract": 3,
+    "contract_walk": 3,
     "testing": 3,
     "gguf_header": 3,
     "gguf_files": 3,
+    "gguf_lora": 3,
     "never_wins": 3,
     "adapters": 4,
     "catalogue": 4,
@@ -54,9 +57,9 @@ FLOORS: dict[str, int] = {
     "cli": 6,
     "__main__": 7,
 }
-HEAVY = {"torch", "transformers", "llama_cpp", "gguf", "peft", "accelerate"}
+HEAVY = {"torch", "transformers", "llama_cpp", "gguf", "peft", "accelerate", "datasets"}
 # Where they may be imported at the top of a file. Elsewhere only inside a function that needs them.
-HEAVY_FLOORS = ("backends", "gguf_files", "testing", "training", "export_gguf", "export_hf")
+HEAVY_FLOORS = ("backends", "gguf_files", "gguf_lora", "testing", "training", "export_gguf", "export_hf")
 PACKAGES = {"llama_cpp": "llama-cpp-python"}  # import names that pip knows under another
 CORE_MAY_USE = {"duologue.types", "duologue.errors", "duologue.template", "duologue.tokenizer", "duologue.detokenizer"}
 

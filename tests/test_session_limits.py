@@ -109,3 +109,32 @@ def test_a_cache_without_room_for_a_rebuild_does_not_stop_the_answer(capacity):
     check_lengths(talk, 500)
     assert talk.session.running is None
     assert [e.text for e in talk.events if isinstance(e, Promoted)] == ["q", words]
+
+
+def test_an_answer_does_not_run_far_ahead_of_what_has_been_heard():
+    config = SessionConfig(heard="reported", lookahead=10)
+    answer = "one two three four five six seven eight nine ten eleven twelve"
+    talk = Talk({"count please": answer}, policy=SURE, config=config)
+    talk.hear("count please")
+    talk.run()
+    assert not talk.session.running.finished
+    assert talk.session.running.num_tokens == 10
+    talk.session.heard(4)
+    talk.run()
+    assert talk.session.running.num_tokens == 14
+    while talk.session.running is not None:
+        talk.session.heard(talk.session.running.num_said)
+        talk.run()
+    assert talk.turns[-1] == ("assistant", answer)
+
+
+def test_a_word_longer_than_the_lookahead_comes_to_its_end():
+    config = SessionConfig(heard="reported", lookahead=5)
+    talk = Talk({"shout please": "a" * 40 + " end"}, policy=SURE, config=config)
+    talk.hear("shout please")
+    talk.run()
+    for _ in range(60):
+        if talk.session.running is not None:
+            talk.session.heard(talk.session.running.num_said)
+            talk.run()
+    assert talk.turns[-1] == ("assistant", "a" * 40 + " end")

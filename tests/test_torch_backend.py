@@ -12,7 +12,8 @@ from duologue.backends import slot_attention
 from duologue.backends.rows import Rows
 from duologue.backends.slots import SlotTable
 from duologue.backends.torch import TorchBackend, load_torch
-from duologue.contract import OTHER, PREFIX, WATCH, WORDS, Subject, check_random_operations
+from duologue.contract import OTHER, PREFIX, WATCH, WORDS, Subject
+from duologue.contract_walk import check_random_operations
 from duologue.core.backend import Draw, Extend
 from duologue.errors import (
     AdapterMismatch,

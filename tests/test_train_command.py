@@ -1,4 +1,4 @@
-"""`duologue train` from sources to an adapter folder, on a tiny model in a folder."""
+"""`duologue data build` and `duologue train`, from sources to an adapter folder, on a tiny model in a folder."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ pytest.importorskip("torch")
 import transformers
 
 from duologue.adapters import Adapter
-from duologue.cli import train as command
-from duologue.errors import BadData, BrokenModel, UsageError
+from duologue.cli.main import parser
+from duologue.errors import AdapterMismatch, BadData, BrokenModel, UsageError
+from duologue.model import load
 from duologue.types import InputState
 from lines import write_sources
 from scripted import CHATML
@@ -37,77 +38,97 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sources(tmp_path_factory.mktemp("sources"))
+def data(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    sources, out = write_sources(tmp_path_factory.mktemp("sources")), tmp_path_factory.mktemp("data")
+    unseen = ("--unseen", "desk", "market", "icsi_meeting_acts", "disfl_qa")
+    small = ("--samples", 120, "--dev", 50, "--test", 9, "--cuts-by", model_folder)
+    assert run("data", "build", "duologue", "--sources", sources, "--out", out, *small, *unseen) == 0
+    return out
 
 
-def train(*arguments: object) -> int:
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["train", "rows", *map(str, arguments)])
+def run(*arguments: object) -> int:
+    args = parser().parse_args(list(map(str, arguments)))
     return int(args.run(args))
 
 
-UNSEEN = ("--unseen", "desk", "market", "icsi_meeting_acts", "disfl_qa")
-SMALL = ("--samples", 120, "--epochs", 2, "--test", 6, "--dtype", "f32", *UNSEEN)
+SMALL = ("--epochs", 2, "--dtype", "f32")
+TARGETS = ("--targets", "q_proj", "down_proj", "--rank", 2)
 
 
-def test_a_folder_of_sources_becomes_an_adapter(
-    model_folder: Path, sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", ["rows", "alora"])
+def test_sources_become_samples_and_samples_an_adapter(
+    kind: str, model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("--model", model_folder, "--sources", sources, "--out", tmp_path, *SMALL) == 0
+    options = TARGETS if kind == "alora" else ()
+    assert run("train", kind, "--model", model_folder, "--data", data, "--out", tmp_path, *SMALL, *options) == 0
     adapter = Adapter.load(tmp_path)
+    assert adapter.kind == kind
     assert adapter.states == tuple(InputState)
     assert adapter.rows is not None
     assert adapter.rows.probes.shape == (1, 16)
+    assert (adapter.lora is not None) == (kind == "alora")
+    assert adapter.lora is None or (len(adapter.lora.layers), adapter.lora.rank) == (4, 2)
     assert adapter.fingerprint is not None
     assert adapter.fingerprint.hidden_size == 16
-    assert adapter.facts["recipe"]["unseen"] == ["desk", "disfl_qa", "icsi_meeting_acts", "market"]
-    assert set(adapter.facts["sources"]).isdisjoint(adapter.facts["recipe"]["unseen"])
-    assert adapter.facts["unseen"]["over_an_answer"]["n"] > 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert adapter.facts["data"]["unseen"] == ["desk", "disfl_qa", "icsi_meeting_acts", "market"]
+    assert set(adapter.facts["sources"]).isdisjoint(adapter.facts["data"]["unseen"])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["adapter.json", "adapter.safetensors", "training.jsonl", "training.png"]
     out = capsys.readouterr().out
     assert "120 samples to train on" in out
     assert "epoch 2" in out
-    assert "process / disfl_qa / disfluent_query / over an answer" in out
+    assert "held out, over an answer" in out
+    model = load(str(model_folder), backend="torch", adapter=tmp_path, weights="f32", context_length=512)
+    assert model.adapter.kind == kind
 
 
-def test_training_can_begin_from_an_adapter(model_folder: Path, sources: Path, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert train("--model", model_folder, "--sources", sources, "--out", first, *SMALL) == 0
-    # so small a rate that nothing moves: what comes out is what it began from
-    assert (
-        train(
-            *("--model", model_folder, "--sources", sources, "--out", second, *SMALL),
-            *("--start", first, "--lr", 1e-12),
-        )
-        == 0
-    )
-    before, after = Adapter.load(first).rows, Adapter.load(second).rows
-    assert before is not None
-    assert after is not None
-    assert after.states == pytest.approx(before.states, abs=1e-6)
-    assert after.probes == pytest.approx(before.probes, abs=1e-6)
-    with pytest.raises(UsageError, match="--probes"):
-        train("--model", model_folder, "--sources", sources, "--out", second, *SMALL, "--start", first, "--probes", 2)
-
-
-def test_too_little_memory_is_said_before_anything_is_computed(
-    model_folder: Path, sources: Path, tmp_path: Path
+def test_training_can_begin_from_an_adapter_and_learn_from_another(
+    model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
+    common = ("--model", model_folder, "--data", data, *SMALL)
+    assert run("train", "alora", *common, "--out", first, *TARGETS) == 0
+    # so small a rate that nothing moves: what comes out is what it began from
+    still = ("--start", first, "--lr", 1e-12, "--lora-lr", 1e-12)
+    assert run("train", "alora", *common, "--out", second, *TARGETS, *still) == 0
+    before, after = Adapter.load(first), Adapter.load(second)
+    assert before.rows is not None
+    assert before.lora is not None
+    assert after.rows is not None
+    assert after.lora is not None
+    assert after.rows.states == pytest.approx(before.rows.states, abs=1e-6)
+    for path, pair in before.lora.layers.items():
+        assert after.lora.layers[path].b == pytest.approx(pair.b, abs=1e-3)
+    with pytest.raises(AdapterMismatch, match="--probes"):
+        run("train", "rows", *common, "--out", third, "--start", first, "--probes", 2)
+    assert run("train", "rows", *common, "--out", third, "--teacher", first) == 0
+    assert Adapter.load(third).facts["teacher"] == "alora"
+    assert "the teacher has judged them" in capsys.readouterr().out
+
+
+def test_bad_input_is_explained(model_folder: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="duologue data build"):
+        run("train", "rows", "--model", model_folder, "--data", tmp_path / "nowhere", "--out", tmp_path)
+    with pytest.raises(UsageError, match=r"train\.jsonl"):
+        run("train", "rows", "--model", model_folder, "--data", tmp_path, "--out", tmp_path / "out")
+    with pytest.raises(UsageError, match="--rank mean nothing"):
+        run("train", "rows", "--model", model_folder, "--data", data, "--out", tmp_path, "--rank", 4)
     with pytest.raises(UsageError, match="--memory-gb"):
-        train("--model", model_folder, "--sources", sources, "--out", tmp_path, *SMALL, "--memory-gb", 0.0001)
-
-
-def test_bad_input_is_explained(model_folder: Path, sources: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no folder"):
-        train("--model", model_folder, "--sources", tmp_path / "nowhere", "--out", tmp_path)
-    with pytest.raises(BadData, match="queries"):
-        train("--model", model_folder, "--sources", tmp_path, "--out", tmp_path / "out")
+        run("train", "rows", "--model", model_folder, "--data", data, "--out", tmp_path, "--memory-gb", 1e-7)
+    for text, complaint in (("", "no samples"), ('{"text": "a", "source": "b"}\n', "line 1: .*state")):
+        broken = tmp_path / "broken_data"
+        broken.mkdir(exist_ok=True)
+        (broken / "train.jsonl").write_text(text)
+        with pytest.raises(BadData, match=complaint):
+            run("train", "rows", "--model", model_folder, "--data", broken, "--out", tmp_path / "out")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
     with pytest.raises(BrokenModel, match="broken"):
-        train("--model", broken, "--sources", sources, "--out", tmp_path / "out")
+        run("train", "rows", "--model", broken, "--data", data, "--out", tmp_path / "out")
+    with pytest.raises(BadData, match="queries"):
+        run("data", "build", "duologue", "--sources", tmp_path, "--out", tmp_path / "samples", "--cuts-by", "rules")
+    with pytest.raises(UsageError, match="no folder"):
+        run("data", "build", "paper", "--sources", tmp_path / "nowhere", "--out", tmp_path / "samples")
+    with pytest.raises(UsageError, match="go together"):
+        run("data", "build", "paper", "--sources", tmp_path, "--out", tmp_path, "--judge-url", "http://localhost:1/v1")

@@ -1,4 +1,4 @@
-"""Training rows on tiny models: cached prefixes are the plain ones; the loop learns, stops, goes on after a kill."""
+"""Training around a frozen base, on tiny models: prefixes are the plain ones, it learns, and goes on after a kill."""
 
 import random
 from dataclasses import replace
@@ -15,15 +15,15 @@ from duologue.adapters import Adapter
 from duologue.backends.reference import ReferenceBackend
 from duologue.backends.rows import Rows
 from duologue.core.backend import Extend
-from duologue.core.policy import Thresholds
 from duologue.data.samples import Sample
 from duologue.errors import BadData, UnsupportedModel, UsageError
 from duologue.template import Template
 from duologue.testing import tiny_model
 from duologue.training.layout import Layout, Layouts
-from duologue.training.prefixes import Prefixes, kv_bytes_per_token
-from duologue.training.report import calibrate, decide, groups, outcome
-from duologue.training.rows import Epoch, RowsModel, RowsSettings, label_tensors, score, train
+from duologue.training.loop import Epoch, Labelled, Settings, label, score, train
+from duologue.training.prefix_attention import PrefixModel
+from duologue.training.prefixes import Prefixes, kv_bytes_per_token, num_tokens, shards
+from duologue.training.probe_model import LoraShape, ProbeModel
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
 
@@ -40,47 +40,77 @@ def random_layouts(num: int, seed: int = 0) -> list[Layout]:
     ]
 
 
-def softmax(logits: "np.ndarray") -> "np.ndarray":
-    e = np.exp(logits - logits.max())
-    return e / e.sum()
+LORA = LoraShape(rank=2, alpha=8)
+TARGETS = {"phi": ("q_proj", "v_proj", "dense", "fc1", "fc2")}
+MANY = 10_000  # tokens; everything fits
 
 
-def rows_model(architecture: str, num_probes: int, seed: int = 0) -> RowsModel:
+def probe_model(architecture: str, num_probes: int = 1, lora: LoraShape | None = None, seed: int = 0) -> ProbeModel:
     torch.manual_seed(seed)
-    model = RowsModel(tiny_model(architecture), STATES, range(10, 20), num_probes)
+    model = ProbeModel(tiny_model(architecture), STATES, range(10, 20), num_probes=num_probes, lora=lora)
     with torch.no_grad():
         model.states.normal_()
+        for parameter in model.lora_parameters:
+            parameter.normal_(std=0.3).copy_(parameter.half())  # as a file keeps it
     return model
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "mistral", "phi"])
-@pytest.mark.parametrize("num_probes", [1, 3])
-def test_what_training_scores_is_what_a_backend_reads(architecture: str, num_probes: int) -> None:
-    model = rows_model(architecture, num_probes)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gemma3", "mistral", "phi"])
+@pytest.mark.parametrize(("num_probes", "has_lora"), [(1, False), (3, False), (1, True), (2, True)])
+def test_what_training_scores_is_what_a_backend_reads(architecture: str, num_probes: int, has_lora: bool) -> None:
+    lora = replace(LORA, targets=TARGETS.get(architecture, LORA.targets)) if has_lora else None
+    model = probe_model(architecture, num_probes, lora)
     layouts = random_layouts(24)
-    p = score(model, Prefixes(model.base, layouts), batch=7)
-    backend = ReferenceBackend(tiny_model(architecture), rows=model.rows())
+    p = score(model, layouts, max_tokens=60)
+    backend = ReferenceBackend(tiny_model(architecture), rows=model.rows(), lora=model.lora())
     vocab = backend.info.vocab_size
     probe, watch = tuple(range(vocab, vocab + num_probes)), tuple(range(vocab + num_probes, vocab + num_probes + 4))
     for layout, row in zip(layouts, p, strict=True):
         seq = backend.fork(None)
         step = backend.forward([Extend(seq, (*layout.context, *layout.text, *probe), watch=watch)])[0]
         assert row == pytest.approx(step.p, abs=1e-4)
+    if has_lora:
+        with model.base_alone():
+            assert np.abs(score_alone(model, layouts) - p).max() > 0.05, "the LoRA must matter here"
+
+
+def score_alone(model: ProbeModel, layouts: list[Layout]) -> "np.ndarray":
+    prefixes = Prefixes(model.prefix_model, layouts)
+    with torch.no_grad():
+        return torch.softmax(model(prefixes.past(range(len(layouts)))), -1).numpy()
 
 
 def test_a_context_is_computed_and_kept_once() -> None:
     layouts = [Layout((5, 6, 7, 8), (i,)) for i in range(10, 20)]
+    assert Prefixes(PrefixModel(tiny_model("llama")), layouts).num_tokens == num_tokens(layouts) == 4 + 10
+
+
+def test_shards_keep_to_the_memory_and_leave_nothing_out() -> None:
+    layouts = random_layouts(40)
+    found = shards(layouts, 30)
+    assert len(found) > 3
+    assert [i for part in found for i in part] == list(range(40))
+    assert all(num_tokens([layouts[i] for i in part]) <= 30 for part in found)
+    assert shards(layouts, MANY) == [range(40)]
+    with pytest.raises(UsageError, match="--memory-gb"):
+        shards(layouts, 3)
+
+
+def test_the_bytes_of_a_token_are_those_of_its_keys_and_values() -> None:
     model = tiny_model("llama")
-    prefixes = Prefixes(model, layouts)
-    assert prefixes.num_tokens == 4 + 10
-    with pytest.raises(UsageError, match="--samples"):
-        Prefixes(model, layouts, max_bytes=13 * kv_bytes_per_token(model))
-    assert len(Prefixes(model, layouts, max_bytes=14 * kv_bytes_per_token(model))) == 10
+    config = model.config
+    numbers = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim
+    assert kv_bytes_per_token(PrefixModel(model)) == 4 * numbers
 
 
 def test_a_recurrent_model_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="cannot"):
-        Prefixes(tiny_model("mamba"), random_layouts(2))
+    with pytest.raises(UnsupportedModel, match="no keys and values"):
+        Prefixes(PrefixModel(tiny_model("mamba")), random_layouts(2))
+
+
+def test_a_lora_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(UsageError, match="--targets"):
+        probe_model("llama", lora=replace(LORA, targets=("nowhere",)))
 
 
 FOLDED = (  # the system text stands in the first user's turn
@@ -122,49 +152,85 @@ def toy_set(num: int, seed: int) -> tuple[list[Sample], list[Layout]]:
     return samples, layouts
 
 
-SETTINGS = RowsSettings(epochs=12, batch=16, lr=0.2)
+SETTINGS = Settings(epochs=12, batch=16, lr=0.4, lora_lr=0.02, patience=4)
+
+
+def toy_labelled(num: int, seed: int) -> Labelled:
+    samples, layouts = toy_set(num, seed)
+    return label(samples, layouts, STATES, SETTINGS)
 
 
 def trained(
-    settings: RowsSettings, *, checkpoint: Path | None = None, break_after: int | None = None
-) -> tuple[RowsModel, list[Epoch]]:
-    model = RowsModel(tiny_model("llama"), STATES, range(10, 20), settings.num_probes)
+    settings: Settings,
+    *,
+    lora: LoraShape | None = None,
+    max_tokens: int = MANY,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
+    break_after: int | None = None,
+    teacher: "torch.Tensor | None" = None,
+) -> tuple[ProbeModel, list[Epoch]]:
     torch.manual_seed(0)
-    with torch.no_grad():
-        model.states.normal_().mul_(0.01)
-    sets = []
-    for num, seed in ((240, 0), (80, 1)):
-        samples, layouts = toy_set(num, seed)
-        sets.append((samples, Prefixes(model.base, layouts)))
+    model = ProbeModel(tiny_model("llama"), STATES, range(10, 20), lora=lora)
 
-    def stop_early(epoch: object) -> None:
-        if break_after is not None and getattr(epoch, "number", 0) >= break_after:
+    def stop_early(epoch: Epoch) -> None:
+        if break_after is not None and epoch.number >= break_after:
             raise KeyboardInterrupt
 
-    history = train(model, STATES, sets[0], sets[1], settings, checkpoint=checkpoint, report=stop_early)
+    history = train(
+        model,
+        replace(toy_labelled(240, 0), teacher=teacher),
+        toy_labelled(80, 1),
+        settings,
+        max_tokens=max_tokens,
+        checkpoint=checkpoint,
+        log=log,
+        report=stop_early,
+    )
     return model, history
 
 
-def test_training_learns_changes_no_weight_and_is_the_same_again() -> None:
-    model, history = trained(SETTINGS)
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_training_learns_changes_no_weight_and_is_the_same_again(lora: LoraShape | None) -> None:
+    model, history = trained(SETTINGS, lora=lora)
     assert history[-1].dev_accuracy > 0.7, "a quarter is chance"
     fresh = tiny_model("llama").state_dict()
-    assert all(torch.equal(value, fresh[name]) for name, value in model.base.state_dict().items())
-    again, _ = trained(SETTINGS)
-    assert np.array_equal(model.rows().states, again.rows().states)
+    weights = {name.replace(".base_layer", ""): value for name, value in model.base.state_dict().items()}
+    assert all(torch.equal(value, weights[name]) for name, value in fresh.items())
+    again, _ = trained(SETTINGS, lora=lora)
+    assert all(torch.equal(one, other) for one, other in zip(model.trained(), again.trained(), strict=True))
 
 
-def test_a_killed_run_goes_on_to_the_same_rows(tmp_path: Path) -> None:
-    whole, history = trained(SETTINGS)
-    path = tmp_path / "checkpoint.pt"
+@pytest.mark.parametrize("max_tokens", [MANY, 500])
+def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, max_tokens: int) -> None:
+    settings = replace(SETTINGS, epochs=3)
+    whole, history = trained(settings, lora=LORA, max_tokens=max_tokens, log=tmp_path / "whole.jsonl")
+    path, log = tmp_path / "checkpoint.pt", tmp_path / "log.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        trained(SETTINGS, checkpoint=path, break_after=3)
-    resumed, again = trained(SETTINGS, checkpoint=path)
+        trained(settings, lora=LORA, max_tokens=max_tokens, checkpoint=path, log=log, break_after=2)
+    with log.open("a") as file:
+        file.write('{"step": 100000, "loss": 1.0}\n')  # a step behind the checkpoint, which will be taken again
+    resumed, again = trained(settings, lora=LORA, max_tokens=max_tokens, checkpoint=path, log=log)
     assert len(again) == len(history)
-    np.testing.assert_allclose(resumed.rows().probes, whole.rows().probes, atol=1e-6)
-    np.testing.assert_allclose(resumed.rows().states, whole.rows().states, atol=1e-6)
+    assert log.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert all(torch.equal(one, other) for one, other in zip(whole.trained(), resumed.trained(), strict=True))
     with pytest.raises(UsageError, match="other settings"):
-        trained(replace(SETTINGS, lr=1e-3), checkpoint=path)
+        trained(replace(settings, lr=1e-3), lora=LORA, max_tokens=max_tokens, checkpoint=path)
+
+
+def test_more_samples_than_fit_are_trained_on_in_shards() -> None:
+    _, history = trained(replace(SETTINGS, epochs=2), max_tokens=500)
+    steps = history[-1].step
+    assert len(history) > 4
+    assert steps >= 2 * 240 / 16, "every sample is seen twice"
+    assert history[-1].dev_accuracy > 0.4
+
+
+def test_a_teacher_is_followed_where_the_labels_say_otherwise() -> None:
+    teacher = torch.full((240, 4), 0.02)
+    teacher[:, 3] = 0.94
+    model, _ = trained(replace(SETTINGS, teacher_weight=1.0), teacher=teacher)
+    assert (score(model, toy_labelled(80, 1).layouts, max_tokens=MANY).argmax(1) == 3).all()
 
 
 def test_training_ends_when_it_no_longer_gets_better() -> None:
@@ -172,66 +238,34 @@ def test_training_ends_when_it_no_longer_gets_better() -> None:
     assert len(history) < 40
 
 
-def test_a_state_without_samples_is_refused() -> None:
-    model = rows_model("llama", 1)
+def test_a_state_without_samples_is_refused_and_so_is_one_that_is_unknown() -> None:
     samples = [Sample("a", PROCESS, "own"), Sample("b", IGNORE, "own")]
-    data = (samples, Prefixes(model.base, random_layouts(2)))
     with pytest.raises(BadData, match="incomplete, stop"):
-        train(model, STATES, data, data, SETTINGS)
+        label(samples, random_layouts(2), STATES, SETTINGS)
+    with pytest.raises(BadData, match="sample 2 is ignore"):
+        label(samples, random_layouts(2), (PROCESS, INCOMPLETE), SETTINGS)
 
 
 def test_accepted_states_count_less_than_the_label_and_rare_states_more() -> None:
-    samples = [Sample("a", IGNORE, "own", accept=(INCOMPLETE,)), *[Sample("b", PROCESS, "own")] * 3]
-    targets, weights = label_tensors(samples, STATES, RowsSettings(accepted_weight=0.4, balance=1.0))
-    assert targets[0].tolist() == pytest.approx([0.0, 0.4, 1.0, 0.0])
-    assert float(weights[0] / weights[1]) == pytest.approx(3.0)
-    assert float(weights.mean()) == pytest.approx(1.0)
+    samples = [Sample("a", IGNORE, "own", accept=(PROCESS,)), *[Sample("b", PROCESS, "own")] * 3]
+    found = label(samples, random_layouts(4), (PROCESS, IGNORE), Settings(accepted_weight=0.4, balance=1.0))
+    assert found.targets[0].tolist() == pytest.approx([0.4, 1.0])
+    assert float(found.weights[0] / found.weights[1]) == pytest.approx(3.0)
+    assert float(found.weights.mean()) == pytest.approx(1.0)
 
 
-def test_outcome_counts_as_the_paper_does() -> None:
-    samples = [
-        Sample("a", PROCESS, "own"),
-        Sample("b", PROCESS, "own"),
-        Sample("c", IGNORE, "own", accept=(INCOMPLETE,)),
-        Sample("d", IGNORE, "own"),
-        Sample("e", INCOMPLETE, "own"),
-    ]
-    result = outcome(samples, [PROCESS, IGNORE, INCOMPLETE, PROCESS, PROCESS])
-    assert result.answer_f1 == pytest.approx(2 / (2 + 1 + 1))
-    assert result.false_answers == pytest.approx(0.5)
-    assert result.recall == {"process": 0.5, "incomplete": 0.0, "ignore": 0.5}
-    assert result.accuracy == pytest.approx(2 / 5)
-    assert result.confusion["ignore"] == {"process": 1, "incomplete": 1, "ignore": 0, "stop": 0}
-    assert groups(samples, [PROCESS] * 5)["over_an_answer"]["n"] == 0
-
-
-def test_calibration_trades_false_answers_and_sets_the_two_cases_apart() -> None:
-    rng = np.random.default_rng(0)
-    samples, p = [], []
-    for i in range(600):
-        state, speaking = (PROCESS, IGNORE)[i % 2], i % 4 < 2
-        # over an answer this model is too eager: without calibration it answers most of what it should ignore
-        lean = rng.normal() + (1.5 if state is PROCESS else -1.5) + (1.0 if speaking else 0.0)
-        answer = 1 / (1 + np.exp(-2 * lean))
-        samples.append(Sample("…", state, "own", speaking=speaking))
-        p.append([0.98 * answer, 0.01, 0.98 * (1 - answer), 0.01])
-    table = np.array(p, dtype=np.float32)
-    before = outcome(samples, decide(table, samples, STATES))
-    idle, speaking = calibrate(samples, table, STATES)
-    after = outcome(samples, decide(table, samples, STATES, (idle, speaking)))
-    assert speaking.process > idle.process
-    assert before.false_answers is not None
-    assert after.false_answers is not None
-    assert after.false_answers < 0.6 * before.false_answers
-    assert calibrate([], np.zeros((0, 4), np.float32), STATES) == (Thresholds(), Thresholds())
-
-
-def test_trained_rows_become_an_adapter_that_backends_take(tmp_path: Path) -> None:
-    model = rows_model("llama", 2)
-    Adapter("rows", STATES, rows=model.rows()).save(tmp_path)
-    rows = Adapter.load(tmp_path).rows
-    assert isinstance(rows, Rows)
-    model.set_rows(Rows(rows.probes * 0, rows.states * 0))
-    assert not model.rows().probes.any()
-    model.set_rows(rows)
-    np.testing.assert_allclose(model.rows().probes, rows.probes, rtol=1e-6)
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_what_was_trained_becomes_an_adapter_and_can_be_gone_on_from(tmp_path: Path, lora: LoraShape | None) -> None:
+    model = probe_model("llama", 2, lora)
+    kind = "rows" if lora is None else "alora"
+    Adapter(kind, STATES, rows=model.rows(), lora=model.lora()).save(tmp_path)
+    loaded = Adapter.load(tmp_path)
+    assert isinstance(loaded.rows, Rows)
+    other = probe_model("llama", 2, lora, seed=1)
+    other.set_adapter(loaded.rows, loaded.lora)
+    for one, another in zip(model.trained(), other.trained(), strict=True):
+        np.testing.assert_allclose(one.numpy(), another.numpy(), rtol=1e-3, atol=1e-4)
+    with pytest.raises(UsageError, match="LoRA"):
+        probe_model("llama", 2, replace(LORA, rank=3)).set_adapter(
+            loaded.rows, loaded.lora or probe_model("llama", 2, LORA).lora()
+        )

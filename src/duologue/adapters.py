@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from duologue.backends.lora import Lora
 from duologue.backends.rows import Rows
 from duologue.core.policy import Thresholds
 from duologue.core.probe import Probe
@@ -25,7 +26,7 @@ from duologue.template import Template, Tokenizer
 from duologue.types import InputState, Token
 
 FORMAT = 1
-KINDS = ("rows", "prompted")
+KINDS = ("alora", "rows", "prompted")
 ANY_WEIGHTS = "any"
 """Key of the thresholds that hold for weight types that were not calibrated."""
 
@@ -62,9 +63,10 @@ class Adapter:
     Added ids follow the base vocabulary: first the probe's tokens, then the states in order (`backends.rows`).
     """
 
-    kind: str  # "rows": trained vectors; "prompted": asked in words
+    kind: str  # "rows": trained vectors; "alora": these and a LoRA at the probe tokens; "prompted": asked in words
     states: tuple[InputState, ...]
     rows: Rows | None = None  # None for "prompted"
+    lora: Lora | None = None  # of "alora" alone
     thresholds: Mapping[str, tuple[Thresholds, Thresholds]] = field(default_factory=dict)
     """Weight type ("bf16", "q4_0", …, or "any") to the two sets: assistant idle, assistant speaking."""
     fingerprint: Fingerprint | None = None  # None fits every model
@@ -78,6 +80,8 @@ class Adapter:
             raise UsageError(f"no adapter kind {self.kind!r}; there are {', '.join(KINDS)}")
         if (self.rows is None) != (self.kind == "prompted"):
             raise UsageError(f"an adapter of kind {self.kind} {'needs' if self.rows is None else 'has no'} rows")
+        if (self.lora is None) == (self.kind == "alora"):
+            raise UsageError(f"an adapter of kind {self.kind} {'needs' if self.lora is None else 'has no'} LoRA")
         if self.rows is not None and self.rows.states.shape[0] != len(self.states):
             raise UsageError(f"{self.rows.states.shape[0]} state rows for {len(self.states)} states")
 
@@ -130,12 +134,14 @@ class Adapter:
                 weights: {"idle": _values(idle), "speaking": _values(speaking)}
                 for weights, (idle, speaking) in self.thresholds.items()
             },
+            "lora": None if self.lora is None else {"rank": self.lora.rank, "scale": self.lora.scale},
             "shots": self.shots,
             "training": dict(self.facts),
         }
         if self.rows is not None:
-            tensors = save({"probes": self.rows.probes, "states": self.rows.states})
-            (folder / "adapter.safetensors").write_bytes(tensors)
+            tensors = {"probes": self.rows.probes, "states": self.rows.states}
+            changes = {} if self.lora is None else self.lora.tensors()
+            (folder / "adapter.safetensors").write_bytes(save({**tensors, **changes}))
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (folder / "adapter.json").write_text(text + "\n", encoding="utf-8")
 
@@ -167,10 +173,12 @@ class Adapter:
     @classmethod
     def _from_content(cls, content: Mapping[str, Any], folder: Path) -> "Adapter":
         ordered = sorted(content["states"].items(), key=lambda item: int(item[1]))
+        rows, lora = (None, None) if content["kind"] == "prompted" else _read_tensors(folder, content.get("lora"))
         return cls(
             kind=content["kind"],
             states=tuple(InputState(name) for name, _ in ordered),
-            rows=None if content["kind"] == "prompted" else _read_rows(folder / "adapter.safetensors"),
+            rows=rows,
+            lora=lora,
             thresholds={
                 weights: (Thresholds.from_mapping(sets["idle"]), Thresholds.from_mapping(sets["speaking"]))
                 for weights, sets in content["thresholds"].items()
@@ -210,14 +218,18 @@ def _values(thresholds: Thresholds) -> dict[str, float]:
     return {state.value: round(thresholds.of(state), 4) for state in InputState}
 
 
-def _read_rows(path: Path) -> Rows:
+def _read_tensors(folder: Path, lora: Mapping[str, Any] | None) -> tuple[Rows, Lora | None]:
+    """The rows, and the LoRA if `adapter.json` speaks of one."""
+    path = folder / "adapter.safetensors"
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise AdapterMismatch(f"{path} cannot be read: {error}; copy the whole adapter folder again") from None
-    if set(tensors) != {"probes", "states"}:
-        raise AdapterMismatch(f"{path} holds {sorted(tensors)}; expected probes and states")
+    named = {name for name in tensors if lora is None or not name.startswith("lora.")}
+    if named != {"probes", "states"}:
+        raise AdapterMismatch(f"{path} holds {sorted(named)}; expected probes and states")
     probes, states = (np.ascontiguousarray(tensors[name], dtype=np.float32) for name in ("probes", "states"))
     if probes.ndim != 2 or states.ndim != 2 or probes.shape[1] != states.shape[1]:
         raise AdapterMismatch(f"{path} has shapes {probes.shape} and {states.shape}; expected [P, D] and [S, D]")
-    return Rows(probes, states)
+    rows = Rows(probes, states)
+    return rows, None if lora is None else Lora.from_tensors(tensors, float(lora["scale"]))

@@ -2,7 +2,7 @@
 
 `CHECKS` holds those that need nothing but a way to open the backend; each raises `AssertionError` with what is broken.
 They compare a backend with itself (rolled back against never fed, packed against alone), so they hold for any model;
-`check_random_operations` compares it with a twin, normally `ReferenceBackend` on the same weights.
+`contract_walk` compares it with a twin, normally `ReferenceBackend` on the same weights.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -79,8 +79,8 @@ def check_rollback_is_as_if_never_fed(subject: Subject) -> None:
             backend.forward([Extend(seq, OTHER)])
             backend.forward([Extend(seq, WORDS[:1], draw=Draw())])
             backend.truncate(seq, length)
-            _equal(backend.length(seq), length, "length after truncate")
-            _equal(backend.usage().kv_entries, length, "entries after truncate")
+            require_equal(backend.length(seq), length, "length after truncate")
+            require_equal(backend.usage().kv_entries, length, "entries after truncate")
             extend = Extend(seq, WORDS, watch=WATCH)
             step = backend.forward([extend])[0]
         subject.same(step, subject.alone(PREFIX[:length] + WORDS, extend), f"rolled back to {length}")
@@ -91,7 +91,7 @@ def check_probe_leaves_nothing(subject: Subject) -> None:
     with subject.open() as backend:
         seq = backend.fork(None)
         for index, token in enumerate(PREFIX):
-            backend.forward([Extend(seq, (token, *OTHER), watch=WATCH)])
+            backend.forward([Extend(seq, (token, *OTHER, *probe_of(backend)), watch=WATCH)])
             backend.truncate(seq, index + 1)
         extend = Extend(seq, WORDS, watch=WATCH)
         step = backend.forward([extend])[0]
@@ -162,8 +162,8 @@ def check_forks_of_every_length(subject: Subject) -> None:
             parent = backend.fork(None)
             backend.forward([Extend(parent, PREFIX)])
             child = backend.fork(parent, length)
-            _equal(backend.length(child), length, "length of a fork")
-            _equal(backend.usage().kv_entries, len(PREFIX), "entries after a fork")
+            require_equal(backend.length(child), length, "length of a fork")
+            require_equal(backend.usage().kv_entries, len(PREFIX), "entries after a fork")
             extend = Extend(child, WORDS, watch=WATCH)
             step = backend.forward([extend])[0]
         subject.same(step, subject.alone(PREFIX[:length] + WORDS, extend), f"fork of length {length}")
@@ -182,7 +182,7 @@ def check_grandchildren_outlive_their_parents(subject: Subject) -> None:
         backend.truncate(middle, 4)
         backend.forward([Extend(middle, OTHER)])
         backend.free(middle)
-        _equal(backend.usage().kv_entries, 13, "entries of the grandchild")
+        require_equal(backend.usage().kv_entries, 13, "entries of the grandchild")
         extend = Extend(young, OTHER, watch=WATCH)
         step = backend.forward([extend])[0]
     subject.same(step, subject.alone(PREFIX[:10] + WORDS[:3] + OTHER, extend), "grandchild")
@@ -197,27 +197,69 @@ def check_shared_entries_count_once(subject: Subject) -> None:
         children = [backend.fork(parent, 10) for _ in range(3)]
         backend.forward([Extend(child, WORDS[:2]) for child in children])
         expected = [(4, 20), (3, 16), (2, 14), (1, 12), (0, 0)]
-        _equal((backend.usage().num_seqs, backend.usage().kv_entries), expected[0], "sequences and entries")
+        require_equal((backend.usage().num_seqs, backend.usage().kv_entries), expected[0], "sequences and entries")
         for seq, count in zip((parent, *children), expected[1:], strict=True):
             backend.free(seq)
             usage = backend.usage()
-            _equal((usage.num_seqs, usage.kv_entries), count, "sequences and entries")
-            _equal(usage.kv_bytes, usage.kv_entries * per_token, "bytes")
+            require_equal((usage.num_seqs, usage.kv_entries), count, "sequences and entries")
+            require_equal(usage.kv_bytes, usage.kv_entries * per_token, "bytes")
         _require(backend.fork(None) not in (parent, *children), "the name of a freed sequence was used again")
 
 
 def check_one_pass_whatever_the_number_of_channels(subject: Subject) -> None:
-    """`forward` runs the model once, for one channel and for seven. Needs `Subject.num_passes`."""
+    """`forward` runs the model once, for one channel and for seven; with probes, as often as `info` says.
+
+    Needs `Subject.num_passes`.
+    """
     if subject.num_passes is None:
         raise UsageError("give Subject a num_passes to check how often the model runs")
     with subject.open() as backend:
         parent = backend.fork(None)
         backend.forward([Extend(parent, PREFIX)])
         seqs = [backend.fork(parent, 3 + index) for index in range(4)] + [backend.fork(None), backend.fork(None)]
+        probe = probe_of(backend)
         for batch in ([parent], [parent, seqs[0]], [parent, *seqs]):
-            before = subject.num_passes(backend)
-            backend.forward([Extend(seq, OTHER[: 1 + seq % 4], watch=WATCH) for seq in batch])
-            _equal(subject.num_passes(backend) - before, 1, f"passes for {len(batch)} channels")
+            for start, end, expected in ((1, (), 1), (1, probe, 1 + backend.info.probe_passes), (0, probe or WORDS, 1)):
+                extends = [Extend(seq, OTHER[: start * (1 + seq % 4)] + end, watch=WATCH) for seq in batch]
+                before = subject.num_passes(backend)
+                backend.forward(extends)
+                require_equal(subject.num_passes(backend) - before, expected, f"passes for {len(batch)} channels")
+                require_equal(backend.info.num_passes(extends), expected, "passes by BackendInfo.num_passes")
+
+
+def check_lora_leaves_the_base_alone(subject: Subject, bare: Subject) -> None:
+    """Answers and words are cached and continued to the last bit as without the LoRA, which changes decisions alone.
+
+    `bare` opens the same backend with the same rows and without the LoRA.
+    """
+    with subject.open() as backend:
+        is_apart = backend.info.probe_passes > 0
+        drawn, judged = _probed_answer(backend, is_apart=False)
+    with bare.open() as backend:
+        plain, plainly_judged = _probed_answer(backend, is_apart=is_apart)
+    require_equal(drawn, plain, "what was drawn")
+    differences = [abs(a.p[0] - b.p[0]) for a, b in zip(judged, plainly_judged, strict=True)]
+    _require(max(differences) > 0.01, f"the LoRA changes no decision: {differences}")
+
+
+def _probed_answer(backend: Backend, *, is_apart: bool) -> tuple[list[Step], list[Step]]:
+    """An answer with words and probes beside it, the probes in calls of their own or not. Returns draws, judgements."""
+    info, drawn, judged = backend.info, list[Step](), list[Step]()
+    probe, states = probe_of(backend), tuple(range(info.vocab_size + 1, info.vocab_size + info.num_added))
+    output = backend.fork(None)
+    backend.forward([Extend(output, PREFIX)])
+    words = backend.fork(output, len(PREFIX) - 3)
+    for forced in WORDS:
+        speech = Extend(output, (forced,), draw=Draw())
+        if is_apart:
+            drawn += backend.forward([speech, Extend(words, OTHER[:2])])[:1]
+            judged += backend.forward([Extend(words, probe, watch=states)])
+        else:
+            step, judgement = backend.forward([speech, Extend(words, OTHER[:2] + probe, watch=states)])
+            drawn, judged = [*drawn, step], [*judged, judgement]
+        backend.truncate(words, backend.length(words) - 1)
+    drawn += backend.forward([Extend(words, OTHER[:1], draw=Draw())])
+    return drawn, judged
 
 
 def check_chunked_prefill_equals_whole(subject: Subject) -> None:
@@ -251,7 +293,7 @@ def check_draws_follow_the_distribution(subject: Subject) -> None:
         subject.same(Step(0, p=few), Step(0, p=tuple(p[token] / scale for token in WATCH)), "softmax over few ids")
         order = sorted(everything, key=lambda token: (-p[token], token))
         greedy = step(Draw(Sampling(), 0.99))
-        _equal(greedy.tokens, (order[0],), "greedy token")
+        require_equal(greedy.tokens, (order[0],), "greedy token")
         _require(greedy.margin is not None and greedy.margin >= 0.0, f"margin of a draw is {greedy.margin}")
         for sampling in (Sampling(1.0), Sampling(1.0, top_k=20), Sampling(1.0, top_p=0.8), Sampling(1.0, 40, 0.5)):
             kept = _kept(p, order, sampling)
@@ -292,10 +334,16 @@ def check_illegal_calls_change_nothing(subject: Subject) -> None:
         backend.free(gone)
         num_ids = backend.info.vocab_size + backend.info.num_added
         good = Extend(child, WORDS)
-        for error, call in _illegal_calls(backend, seq, gone, good, num_ids):
+        calls = _illegal_calls(backend, seq, gone, good, num_ids)
+        if backend.info.probe_passes:
+            misplaced = [good, Extend(seq, (*probe_of(backend), 5))]
+            calls.append((UsageError, lambda: backend.forward(misplaced)))
+        for error, call in calls:
             before = backend.usage(), backend.length(seq), backend.length(child)
             _refuses(error, call)
-            _equal((backend.usage(), backend.length(seq), backend.length(child)), before, "state after a refused call")
+            require_equal(
+                (backend.usage(), backend.length(seq), backend.length(child)), before, "state after a refused call"
+            )
         extends = [Extend(seq, WORDS, watch=WATCH), Extend(child, OTHER, watch=WATCH)]
         steps = backend.forward(extends)
     subject.same(steps[0], subject.alone(PREFIX + WORDS, extends[0]), "after refused calls")
@@ -352,7 +400,7 @@ def check_limits(subject: Subject) -> None:
             seqs.append(backend.fork(seqs[0], 3))
         _refuses(CacheFull, lambda: backend.fork(None))
         _refuses(CacheFull, lambda: backend.forward([Extend(seqs[-1], OTHER[:3])]))
-        _equal(backend.usage().kv_entries, info.capacity - 2, "entries after a refused pass")
+        require_equal(backend.usage().kv_entries, info.capacity - 2, "entries after a refused pass")
         backend.forward([Extend(seqs[-1], OTHER[:2])])
         _refuses(CacheFull, lambda: backend.forward([Extend(seqs[-1], OTHER[:1])]))
         backend.truncate(seqs[-1], 3)
@@ -371,10 +419,10 @@ def _full_context(backend: Backend, seqs: list[Seq]) -> None:
     seq, length = backend.fork(None), backend.info.context_length
     backend.forward([Extend(seq, ids(9, length - 1))])
     _refuses(ContextOverflow, lambda: backend.forward([Extend(seq, OTHER[:2])]))
-    _equal(backend.length(seq), length - 1, "length after a refused pass")
+    require_equal(backend.length(seq), length - 1, "length after a refused pass")
     backend.forward([Extend(seq, OTHER[:1], draw=Draw())])
     _refuses(ContextOverflow, lambda: backend.forward([Extend(seq, OTHER[:1])]))
-    _equal(backend.length(seq), length, "length of a full context")
+    require_equal(backend.length(seq), length, "length of a full context")
 
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
@@ -393,92 +441,9 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
 )
 
 
-def check_random_operations(subject: Subject, twin: Backend, *, seed: int, num_operations: int = 60) -> None:
-    """A random conversation with forks, rollbacks and frees says the same on the backend and on its twin.
-
-    `twin` must hold the same weights and rows, no sequences, and at least as much; its sequences are freed at the end.
-    """
-    with subject.open() as backend:
-        walk = _Walk(subject, backend, twin, Random(seed))
-        for _ in range(num_operations):
-            walk.one()
-        for pair in walk.pairs:
-            twin.free(pair[1])
-
-
-class _Walk:
-    """The same random operations on two backends."""
-
-    def __init__(self, subject: Subject, backend: Backend, twin: Backend, random: Random) -> None:
-        self.subject = subject
-        self.backend = backend
-        self.twin = twin
-        self.random = random
-        self.pairs: list[tuple[Seq, Seq]] = []
-        self.num_done = 0
-
-    def one(self) -> None:
-        """One operation that is legal now."""
-        self.num_done += 1
-        name = self.random.choices(["fork", "forward", "truncate", "free"], [3, 8, 2, 1])[0]
-        if not self.pairs or name == "fork":
-            self.fork()
-        elif name == "forward":
-            self.forward()
-        elif name == "truncate":
-            pair = self.random.choice(self.pairs)
-            length = self.random.randint(0, self.backend.length(pair[0]))
-            self.backend.truncate(pair[0], length)
-            self.twin.truncate(pair[1], length)
-        else:
-            self.free()
-        mine, other = self.backend.usage(), self.twin.usage()
-        what = f"sequences and entries after operation {self.num_done} ({name})"
-        _equal((mine.num_seqs, mine.kv_entries), (other.num_seqs, other.kv_entries), what)
-
-    def fork(self) -> None:
-        if len(self.pairs) == self.backend.info.max_seqs:
-            self.free()
-        if not self.pairs or self.random.random() < 0.2:
-            self.pairs.append((self.backend.fork(None), self.twin.fork(None)))
-            return
-        parent = self.random.choice(self.pairs)
-        length = self.random.randint(0, self.backend.length(parent[0]))
-        self.pairs.append((self.backend.fork(parent[0], length), self.twin.fork(parent[1], length)))
-
-    def free(self) -> None:
-        pair = self.pairs.pop(self.random.randrange(len(self.pairs)))
-        self.backend.free(pair[0])
-        self.twin.free(pair[1])
-
-    def forward(self) -> None:
-        batch, same = [], []
-        free = self.backend.info.capacity - self.backend.usage().kv_entries
-        for pair in self.random.sample(self.pairs, self.random.randint(1, len(self.pairs))):
-            room = min(free, self.backend.info.context_length - self.backend.length(pair[0]))
-            if room < 1:
-                continue
-            tokens = ids(self.random.randrange(1 << 30), self.random.randint(1, min(6, room)))
-            free -= len(tokens)
-            draw = self.random.choice([None, Draw(), Draw(Sampling(0.9, 50, 0.95), self.random.random())])
-            watch = () if draw is not None else self.random.choice([(), self.watch()])
-            ticket = self.random.randrange(1000)
-            batch.append(Extend(pair[0], tokens, draw, watch, ticket))
-            same.append(Extend(pair[1], tokens, draw, watch, ticket))
-        if not batch:
-            return
-        mine, other = self.backend.forward(batch), self.twin.forward(same)
-        for extend, got, expected in zip(batch, mine, other, strict=True):
-            what = f"operation {self.num_done}, sequence {extend.seq}"
-            # A sampled token may change at the edge of its share as well as on a tie: compare it only when greedy.
-            if extend.draw is not None and extend.draw.sampling.temperature and got.tokens != expected.tokens:
-                continue
-            self.subject.same(got, expected, what)
-
-    def watch(self) -> tuple[Token, ...]:
-        info = self.backend.info
-        states = tuple(range(info.vocab_size + min(1, info.num_added), info.vocab_size + info.num_added))
-        return self.random.choice([WATCH, states, states[:1] + WATCH]) or WATCH
+def probe_of(backend: Backend) -> tuple[Token, ...]:
+    """The adapter's first probe token, if it adds ids."""
+    return (backend.info.vocab_size,) if backend.info.num_added else ()
 
 
 def _require(condition: bool, message: str) -> None:
@@ -486,7 +451,8 @@ def _require(condition: bool, message: str) -> None:
         raise AssertionError(message)
 
 
-def _equal(got: object, expected: object, what: str) -> None:
+def require_equal(got: object, expected: object, what: str) -> None:
+    """Raise `AssertionError` unless both are the same."""
     _require(got == expected, f"{what}: {got} instead of {expected}")
 
 

@@ -175,13 +175,23 @@ def cached_gguf(
     _weight_type(weights)
     if weights is None and rows is None:
         return source
+    name = f"{source.stem}-{weights or 'kept'}-{_fingerprint(source, weights, rows)}.gguf"
+
+    def write(part: Path) -> None:
+        convert(source, part, weights=weights, rows=rows, progress=progress or _Announce(name))
+
+    return kept(name, write)
+
+
+def kept(name: str, write: Callable[[Path], object]) -> Path:
+    """The file `name` of the cache folder; `write` makes it at the path it is given, if it is not there yet."""
     folder = Path(os.environ.get("DUOLOGUE_CACHE") or Path.home() / ".cache" / "duologue") / "gguf"
-    target = folder / f"{source.stem}-{weights or 'kept'}-{_fingerprint(source, weights, rows)}.gguf"
+    target = folder / name
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
         try:
-            convert(source, part, weights=weights, rows=rows, progress=progress or _Announce(target.name))
+            write(part)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)

@@ -160,9 +160,9 @@ def _load_torch(options: _Options, weights: str, device: str, *, is_reference: b
     limits: dict[str, Any] = {"capacity": 2 * length, "max_seqs": MAX_SEQS, "context_length": length}
     made: Backend
     if is_reference:
-        made = ReferenceBackend(model, rows=adapter.rows, **limits)
+        made = ReferenceBackend(model, rows=adapter.rows, lora=adapter.lora, **limits)
     else:
-        made = TorchBackend(model, rows=adapter.rows, label=source.name, **limits)
+        made = TorchBackend(model, rows=adapter.rows, lora=adapter.lora, label=source.name, **limits)
     return _assemble(options, made, tokenizer, adapter)
 
 
@@ -177,6 +177,7 @@ def _load_llamacpp(options: _Options, wanted: str | None) -> Model:
     from duologue.backends.llamacpp import LlamaCppBackend
     from duologue.backends.llamacpp_model import default_weights
     from duologue.gguf_files import cached_gguf, read_facts
+    from duologue.gguf_lora import cached_lora
 
     facts = read_facts(source.path)
     tokenizer = GgufTokenizer.from_file(source.path)
@@ -199,7 +200,14 @@ def _load_llamacpp(options: _Options, wanted: str | None) -> Model:
     )
     options.progress("reading the weights")
     length = min(options.context_length, facts.context_length or options.context_length)
-    made = LlamaCppBackend(path, context_length=length, capacity=2 * length, max_seqs=MAX_SEQS, threads=options.threads)
+    made = LlamaCppBackend(
+        path,
+        context_length=length,
+        capacity=2 * length,
+        max_seqs=MAX_SEQS,
+        threads=options.threads,
+        lora_path=None if adapter.lora is None else cached_lora(source.path, adapter.lora),
+    )
     return _assemble(options, made, tokenizer, adapter)
 
 

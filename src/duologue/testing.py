@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import transformers
 
+from duologue.backends.lora import Factors, Lora
 from duologue.backends.rows import Rows
 
 VOCAB_SIZE = 300
@@ -54,6 +55,19 @@ def tiny_rows(*, num_probes: int = 1, num_states: int = 4, width: int = WIDTH, s
         probes=random.normal(size=(num_probes, width)).astype(np.float32),
         states=random.normal(size=(num_states, width)).astype(np.float32) / np.float32(width**0.5),
     )
+
+
+def tiny_lora(model: Any, *, rank: int = 4, size: float = 0.5, seed: int = 0) -> Lora:
+    """A random LoRA on all linear layers of a model, large enough to change decisions."""
+    random, layers = np.random.default_rng(seed), {}
+    for path, module in model.get_decoder().named_modules():
+        if not isinstance(module, torch.nn.Linear | transformers.pytorch_utils.Conv1D):
+            continue
+        weight = module.weight if isinstance(module, torch.nn.Linear) else module.weight.T
+        a = random.normal(0.0, weight.shape[1] ** -0.5, (rank, weight.shape[1]))
+        b = random.normal(0.0, size * rank**-0.5, (weight.shape[0], rank))
+        layers[path] = Factors(a.astype(np.float32), b.astype(np.float32))
+    return Lora(layers, scale=2.0)
 
 
 def _llama() -> Any:

@@ -1,13 +1,15 @@
-"""A Hugging Face causal language model with an adapter's rows around it. Knows embeddings and heads, not caches."""
+"""A Hugging Face causal language model with an adapter around and in it. Knows its modules, not caches."""
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from duologue.backends.lora import Lora
+from duologue.backends.lora_modules import LoraModules
 from duologue.backends.rows import Rows
 from duologue.backends.sampling import choose, weigh
 from duologue.core.backend import Extend, Step
@@ -22,7 +24,7 @@ _FALLBACK_CONTEXT = 4096  # for models that name no limit, such as Mamba
 
 
 class CausalModel:
-    """A model, its limits, and the rows that an adapter adds.
+    """A model, its limits, and the rows and the LoRA that an adapter adds. The LoRA holds at probe tokens alone.
 
     The row of a probe token stands in place of what the embedding module returns, after any scaling that the module
     itself does (Gemma, MiniCPM): it is the vector that enters the first layer. What the model does with *every*
@@ -30,7 +32,7 @@ class CausalModel:
     normed hidden state, before any scaling or soft-capping of the model's own head.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: Rows | None) -> None:
+    def __init__(self, model: PreTrainedModel, rows: Rows | None, lora: Lora | None = None) -> None:
         self.model = model.eval()  # dropout would make the same tokens give other answers
         self.config = model.config.get_text_config()
         if model.config.is_encoder_decoder:
@@ -44,6 +46,7 @@ class CausalModel:
         self.vocab_size = min(int(head.weight.shape[0]), int(embeddings.weight.shape[0]))
         self.rows = rows
         self._check_rows(int(embeddings.weight.shape[1]))
+        self._lora = None if lora is None else LoraModules(model.get_decoder(), lora, self.label)
         self.num_probes = 0 if rows is None else int(rows.probes.shape[0])
         self.num_added = 0 if rows is None else rows.num_added
         self._probes = None if rows is None else torch.from_numpy(rows.probes).to(self.device, self.dtype)
@@ -106,7 +109,7 @@ class CausalModel:
         where = torch.tensor(looked, dtype=torch.long, device=self.device)
         if self._keeps_logits:
             kwargs["logits_to_keep"] = where
-        with torch.inference_mode(), self._final_hidden() as hidden:
+        with torch.inference_mode(), self._final_hidden() as hidden, self._lora_at_probes(tokens):
             logits = self.model(**self._inputs(tokens), **kwargs).logits[0]
         if not self._keeps_logits:
             logits = logits[where]
@@ -143,6 +146,10 @@ class CausalModel:
         embeds = self.model.get_input_embeddings()(ids.masked_fill(added, 0)).clone()
         embeds[added] = self._probes[ids[added] - self.vocab_size].to(embeds.dtype)
         return {"inputs_embeds": embeds}
+
+    def _lora_at_probes(self, tokens: Sequence[Token]) -> AbstractContextManager[None]:
+        probes = [i for i, token in enumerate(tokens) if token >= self.vocab_size]
+        return nullcontext() if self._lora is None or not probes else self._lora.at(probes, len(tokens))
 
     @contextmanager
     def _final_hidden(self) -> Iterator[list[Tensor]]:

@@ -2,13 +2,14 @@
 
 It knows ids, positions and llama.cpp's cache; not text and not roles. llama.cpp answers an illegal call with an
 assertion that ends the process, so everything is checked here before it is asked. An adapter's rows live in the model
-file (see `gguf_files`), because llama.cpp does not mix tokens and embeddings in one batch.
+file (see `gguf_files`), because llama.cpp does not mix tokens and embeddings in one batch. Its LoRA holds for a whole
+`llama_decode`, so with one the probes of all sequences have a pass of their own, behind that of all other tokens.
 """
 
 import contextlib
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from duologue.backends import llamacpp_model as library
 from duologue.backends.sampling import choose, weigh
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
 from duologue.errors import CacheFull, ContextOverflow, EngineError, UnknownSeq, UnsupportedModel, UsageError
-from duologue.types import Seq
+from duologue.types import Seq, Token
 
 MAX_MICRO_BATCH = 512
 """Tokens computed at once: a longer pass is cut by llama.cpp inside one call, which bounds its scratch memory."""
@@ -34,6 +35,17 @@ class _Sequence:
 
     slot: int
     entries: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What of one `Extend` is fed in one pass."""
+
+    index: int  # of the `Extend` in its batch
+    slot: int
+    tokens: tuple[Token, ...]
+    position: int  # of the first of them
+    is_looked_at: bool  # the last of them is where the `Extend` draws or watches
 
 
 class LlamaCppBackend(Backend):
@@ -51,9 +63,11 @@ class LlamaCppBackend(Backend):
         flash_attention: compute attention without storing its scores.
         micro_batch: tokens computed at once; a longer pass is cut inside the call.
         kv_type: numbers the cache is kept in; "f32" doubles it, for comparing with other backends.
+        lora_path: a GGUF file with the LoRA of an adapter (see `gguf_lora`), which holds at added ids alone.
 
     Raises:
         ModelNotFound: no such file.
+        AdapterMismatch: the LoRA does not fit the model.
         BrokenModel: the file cannot be read as a model.
         UnsupportedModel: a kind of model that llama.cpp does not know or that cannot roll back.
         UsageError: numbers that contradict each other.
@@ -72,6 +86,7 @@ class LlamaCppBackend(Backend):
         flash_attention: bool = True,
         micro_batch: int = MAX_MICRO_BATCH,
         kv_type: Literal["f16", "f32"] = "f16",
+        lora_path: Path | str | None = None,
     ) -> None:
         _check_sizes(capacity, max_seqs, context_length, micro_batch, threads)
         self._seqs: dict[Seq, _Sequence] = {}
@@ -86,6 +101,7 @@ class LlamaCppBackend(Backend):
             self._closing.callback(model.close)
             self._softcap = model.softcap
             self._num_probes = model.num_probes
+            self._lora = None if lora_path is None else model.lora(Path(lora_path))
             self._file_vocab_size = model.vocab_size
             vocab_size, added = _split_vocabulary(model, base_vocab_size, num_added)
             self._info = BackendInfo(
@@ -99,6 +115,7 @@ class LlamaCppBackend(Backend):
                 max_seqs=max_seqs,
                 kv_bytes_per_token=model.kv_numbers_per_token * (4 if kv_type == "f32" else 2),
                 can_truncate=True,
+                probe_passes=int(self._lora is not None),
             )
             # Layers with a sliding window reuse cells that have left it, unless two sequences hold them. A twin of
             # every sequence holds what it holds, so that rolling back beyond the window stays possible.
@@ -159,26 +176,23 @@ class LlamaCppBackend(Backend):
         if self._num_probes is not None:
             _check_added(self._info.vocab_size, self._num_probes, batch)
         self._check_room(batch)
-        last = self._fill(batch)
-        status = ll.llama_decode(self._context, self._batch)
-        if status != 0:
+        steps: dict[int, Step] = {}
+        try:
+            base, probes = self._pieces(batch)
+            if base:
+                steps |= self._pass(batch, base)
+            if probes:
+                with self._lora_set():
+                    steps |= self._pass(batch, probes)
+        except BaseException:
             for extend in batch:
                 self._remove(self._seqs[extend.seq].slot, len(self._seqs[extend.seq].entries))
-            raise _decode_error(status)
+            raise
         for extend in batch:
-            sequence = self._seqs[extend.seq]
-            start = len(sequence.entries)
             new = [self._free_entries.pop() for _ in extend.tokens]
             self._holders[new] = 1
-            sequence.entries.extend(new)
-            if self._twins:
-                ll.llama_memory_seq_cp(self._memory, sequence.slot, sequence.slot + self._twins, start, -1)
-        try:
-            return [self._step(extend, row) for extend, row in zip(batch, last, strict=True)]
-        except EngineError:
-            for extend in batch:
-                self.truncate(extend.seq, self.length(extend.seq) - len(extend.tokens))
-            raise
+            self._seqs[extend.seq].entries.extend(new)
+        return [steps[index] for index in range(len(batch))]
 
     def truncate(self, seq: Seq, length: int) -> None:
         sequence = self._open(seq)
@@ -253,25 +267,60 @@ class LlamaCppBackend(Backend):
                 "free or truncate a sequence"
             )
 
-    def _fill(self, batch: Sequence[Extend]) -> list[int]:
-        """Write `batch` into llama.cpp's; return the index of the last token of each Extend."""
+    # -- the passes --------------------------------------------------------------------------------------------------
+
+    def _pieces(self, batch: Sequence[Extend]) -> tuple[list[_Piece], list[_Piece]]:
+        """What is fed in the base's pass, and what in the one with the LoRA set."""
+        base, probes = [], []
+        for index, extend in enumerate(batch):
+            sequence, tokens = self._seqs[extend.seq], extend.tokens
+            start, num_base = len(sequence.entries), len(tokens)
+            if self._lora is not None:
+                num_base = sum(token < self._info.vocab_size for token in tokens)
+            is_looked_at = extend.draw is not None or bool(extend.watch)
+            if num_base:
+                is_end = num_base == len(tokens)
+                base.append(_Piece(index, sequence.slot, tokens[:num_base], start, is_looked_at and is_end))
+            if num_base < len(tokens):
+                probes.append(_Piece(index, sequence.slot, tokens[num_base:], start + num_base, is_looked_at))
+        return base, probes
+
+    def _pass(self, batch: Sequence[Extend], pieces: Sequence[_Piece]) -> dict[int, Step]:
+        """One `llama_decode`. Returns what it says to each `Extend`, by its index."""
+        last = self._fill(pieces)
+        status = ll.llama_decode(self._context, self._batch)
+        if status != 0:
+            raise _decode_error(status)
+        if self._twins:
+            for piece in pieces:
+                ll.llama_memory_seq_cp(self._memory, piece.slot, piece.slot + self._twins, piece.position, -1)
+        return {
+            piece.index: self._step(batch[piece.index], row) if piece.is_looked_at else Step(batch[piece.index].ticket)
+            for piece, row in zip(pieces, last, strict=True)
+        }
+
+    def _fill(self, pieces: Sequence[_Piece]) -> list[int]:
+        """Write `pieces` into llama.cpp's batch; return the index of the last token of each."""
         c, i, last = self._batch, 0, []
-        for extend in batch:
-            sequence = self._seqs[extend.seq]
-            position = len(sequence.entries)
-            for token in extend.tokens:
-                c.token[i], c.pos[i], c.seq_id[i][0], c.logits[i] = token, position, sequence.slot, 0
-                i, position = i + 1, position + 1
-            c.logits[i - 1] = bool(extend.draw is not None or extend.watch)
+        for piece in pieces:
+            for position, token in enumerate(piece.tokens, piece.position):
+                c.token[i], c.pos[i], c.seq_id[i][0], c.logits[i] = token, position, piece.slot, 0
+                i += 1
+            c.logits[i - 1] = piece.is_looked_at
             last.append(i - 1)
         c.n_tokens = i
         return last
 
-    # -- what the pass said ------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _lora_set(self) -> Iterator[None]:
+        """For the passes inside, the LoRA holds."""
+        library.set_lora(self._context, self._lora)
+        try:
+            yield
+        finally:
+            library.set_lora(self._context, None)
 
     def _step(self, extend: Extend, row: int) -> Step:
-        if extend.draw is None and not extend.watch:
-            return Step(extend.ticket)
         pointer = ll.llama_get_logits_ith(self._context, row)
         if not pointer:
             raise EngineError("llama.cpp returned no logits for a token that asked for them")

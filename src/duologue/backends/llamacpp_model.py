@@ -16,7 +16,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import llama_cpp as ll
 from gguf import LlamaFileType
 
-from duologue.errors import BrokenModel, EngineError, ModelNotFound, UnsupportedModel
+from duologue.errors import AdapterMismatch, BrokenModel, EngineError, ModelNotFound, UnsupportedModel
 
 BASE_VOCAB_KEY = "duologue.base_vocab_size"
 """Metadata key: ids of the base model, in a file to which rows were added."""
@@ -170,6 +170,24 @@ class LoadedModel:
         text = self.text(key)
         return int(text) if text is not None and text.isdigit() else None
 
+    def lora(self, path: Path) -> Any:
+        """llama.cpp's pointer to a LoRA for this model; to be read before a context is opened. It goes with the model.
+
+        Raises:
+            ModelNotFound: no such file.
+            AdapterMismatch: it is not a LoRA, or not one for this model.
+        """
+        if not path.is_file():
+            raise ModelNotFound(f"there is no file {path}; give the path of a GGUF file with a LoRA")
+        _messages.clear()
+        lora = ll.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not lora:
+            raise AdapterMismatch(
+                f"llama.cpp cannot put the LoRA {path.name} on {self.path.name}: {last_messages()}; "
+                "write it for this model with duologue.gguf_lora.write_lora"
+            )
+        return lora
+
     def close(self) -> None:
         """Release the weights; harmless when repeated."""
         if self._model:
@@ -234,6 +252,19 @@ def open_context(
         ll.llama_free(context)
         raise UnsupportedModel(f"{model.path.name} ({model.architecture}) has no KV cache; it does not generate text")
     return context
+
+
+def set_lora(context: Any, lora: Any | None) -> None:
+    """Let `lora` hold for the passes of `context` from now on; None takes it off.
+
+    Raises:
+        EngineError: llama.cpp refused.
+    """
+    adapters = None if lora is None else (ctypes.c_void_p * 1)(ctypes.cast(lora, ctypes.c_void_p))
+    scales = None if lora is None else (ctypes.c_float * 1)(1.0)
+    pointer = None if adapters is None else ctypes.cast(adapters, ctypes.POINTER(ll.llama_adapter_lora_p_ctypes))
+    if ll.llama_set_adapters_lora(context, pointer, 0 if lora is None else 1, scales) != 0:
+        raise EngineError(f"llama.cpp did not switch the LoRA: {last_messages()}")
 
 
 def _check_file(path: Path) -> None:

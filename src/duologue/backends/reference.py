@@ -5,6 +5,7 @@ from typing import Any
 
 from duologue.backends.huggingface import CausalModel
 from duologue.backends.ids import IdBackend
+from duologue.backends.lora import Lora
 from duologue.backends.rows import Rows
 from duologue.core.backend import BackendInfo, Extend, Step
 from duologue.types import Token
@@ -19,7 +20,7 @@ class ReferenceBackend(IdBackend):
 
     Raises:
         UnsupportedModel: an encoder-decoder model, or one without output embeddings.
-        AdapterMismatch: the rows have another width than the model.
+        AdapterMismatch: the rows have another width than the model, or the LoRA changes layers that it does not have.
         UsageError: a limit that makes no sense.
     """
 
@@ -28,11 +29,12 @@ class ReferenceBackend(IdBackend):
         model: Any,
         *,
         rows: Rows | None = None,
+        lora: Lora | None = None,
         capacity: int = 1 << 20,
         max_seqs: int = 256,
         context_length: int | None = None,
     ) -> None:
-        self._causal = CausalModel(model, rows)
+        self._causal = CausalModel(model, rows, lora)
         super().__init__(
             BackendInfo(
                 name="reference",

@@ -13,6 +13,7 @@ import transformers
 
 from duologue.backends import unpacked
 from duologue.backends.huggingface import CausalModel
+from duologue.backends.lora import Lora
 from duologue.backends.rows import Rows
 from duologue.backends.slot_attention import SlotCache, SlotPool, Window, make_plan, slot_attention
 from duologue.backends.slots import SlotTable
@@ -51,7 +52,7 @@ class TorchBackend(Backend):
 
     Raises:
         UnsupportedModel: recurrent or linear attention, an encoder, or a model whose attention cannot be replaced.
-        AdapterMismatch: the rows have another width than the model.
+        AdapterMismatch: the rows have another width than the model, or the LoRA changes layers that it does not have.
         UsageError: a limit that makes no sense, or a pool larger than the memory.
     """
 
@@ -60,13 +61,14 @@ class TorchBackend(Backend):
         model: Any,
         *,
         rows: Rows | None = None,
+        lora: Lora | None = None,
         capacity: int,
         max_seqs: int = 16,
         context_length: int | None = None,
         label: str | None = None,
         weights: str | None = None,
     ) -> None:
-        causal = CausalModel(model, rows)
+        causal = CausalModel(model, rows, lora)
         context_length = causal.context_length(context_length)
         windows = _windows(causal)
         pool = _verified_pool(causal, windows).sized(capacity)
@@ -178,6 +180,7 @@ def load_torch(
     gguf_file: str | None = None,
     dtype: str = "bfloat16",
     rows: Rows | None = None,
+    lora: Lora | None = None,
     context_length: int | None = None,
     capacity: int | None = None,
     max_seqs: int = 16,
@@ -202,6 +205,7 @@ def load_torch(
     backend = TorchBackend(
         model,
         rows=rows,
+        lora=lora,
         capacity=capacity or context_length * max(1, max_seqs // 2),
         max_seqs=max_seqs,
         context_length=context_length,

@@ -1,55 +1,63 @@
-"""`duologue train`: from a folder of sources to an adapter folder."""
+"""`duologue train`: from a folder of samples to an adapter folder."""
 
 import argparse
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from duologue.catalogue import DEFAULT, find
+from duologue.cli.bars import bars
 from duologue.errors import MissingDependency, UsageError
 
-if TYPE_CHECKING:
-    from duologue.training.prefixes import Progress
-
 _EPILOG = """\
-DIR has folders of JSONL files, plain or gzipped, one object a line:
-  queries/      {"id", "text", "kind": "assistant_query"}          said to an assistant
-  background/   {"id", "text", "doc"}                              said to others
-  dialogues/    {"id", "turns": [{"role", "text"}, ...]}           user and assistant in turn
-  hard/         stop_commands.jsonl and other cases                optional
+recipes:
+  alora   rows, and a LoRA that is active at the probe alone: the base stays as it is, every word of it (minutes)
+  rows    vectors of the probe and the states: a few KB, for every engine; the base stays as it is (minutes)
+  lora    the DUO paper's audio recipe: rank 32 on every position, held to the base's answers by a KL term (hours)
+  full    the DUO paper's text recipe: every weight, loss on the state and the response (hours, better on a GPU)
 
-A run that was killed goes on when the same command is given again.
+DIR has train.jsonl and dev.jsonl from `duologue data build`. A run that was killed goes on when the same command is
+given again. With several GPUs, start `lora` and `full` with: accelerate launch -m duologue train ...
+
+examples:
+  duologue train alora --data samples --out adapter
+  duologue train rows --data samples --out rows --teacher adapter
 """
+
+_PROBE = ("rows", "alora")
 
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "train",
-        help="train an adapter, on a CPU",
-        description="Train what makes a model duplex. The base is frozen: nothing it says changes.",
+        help="train what makes a model duplex, on a CPU",
+        description="Train what makes a model duplex.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("kind", choices=("rows",), help="rows: vectors of the probe and the states")
+    parser.add_argument("recipe", choices=("alora", "rows", "lora", "full"))
     parser.add_argument("-m", "--model", default=DEFAULT, help="a short name, a .gguf file, a folder or hub name")
-    parser.add_argument("--sources", type=Path, required=True, metavar="DIR", help="folder of JSONL sources")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train.jsonl, dev.jsonl")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the adapter folder goes")
-    parser.add_argument("--samples", type=int, default=8000, metavar="N", help="training samples (default 8000)")
-    parser.add_argument("--epochs", type=int, default=12, metavar="N", help="at most; ends early (default 12)")
-    parser.add_argument("--lr", type=float, default=4e-3, help="learning rate (default 0.004)")
-    parser.add_argument("--batch", type=int, default=48, metavar="N", help="samples a step (default 48)")
-    parser.add_argument("--probes", type=int, default=1, metavar="N", help="probe tokens (default 1)")
-    parser.add_argument("--unseen", nargs="+", metavar="SOURCE", help="sources to test on and never train on")
-    parser.add_argument("--test", type=int, default=100, metavar="N", help="size of a test group; 0: no test")
-    parser.add_argument("--start", type=Path, metavar="DIR", help="an adapter folder to begin from")
+    parser.add_argument("--samples", type=int, metavar="N", help="the first N of train.jsonl (default: all)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="at most (default: the recipe's)")
+    parser.add_argument("--lr", type=float, help="learning rate (default: the recipe's)")
+    parser.add_argument("--batch", type=int, metavar="N", help="samples a step (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="bf16", choices=("bf16", "f32"), help="of the base (default bf16)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
-    parser.add_argument("--memory-gb", type=float, default=8.0, metavar="GB", help="for cached prefixes (default 8)")
+    probe = parser.add_argument_group("rows and alora")
+    probe.add_argument("--probes", type=int, metavar="N", help="probe tokens (default 1)")
+    probe.add_argument("--lora-lr", type=float, help="learning rate of the LoRA")
+    probe.add_argument("--rank", type=int, metavar="R", help="of the LoRA (default 8)")
+    probe.add_argument("--targets", nargs="+", metavar="NAME", help="linear layers that get a LoRA (default: all)")
+    probe.add_argument("--memory-gb", type=float, default=8.0, metavar="GB", help="for cached prefixes (default 8)")
+    probe.add_argument("--start", type=Path, metavar="DIR", help="an adapter to begin from")
+    probe.add_argument("--teacher", type=Path, metavar="DIR", help="an adapter whose probabilities are learnt, too")
+    tuned = parser.add_argument_group("lora and full")
+    tuned.add_argument("--steps", type=int, metavar="N", help="steps in all (default: the recipe's)")
+    tuned.add_argument("--max-length", type=int, metavar="N", help="tokens of a sequence (default 512)")
     parser.set_defaults(run=run)
 
 
@@ -58,64 +66,88 @@ def run(args: argparse.Namespace) -> int:
     try:
         import torch
 
-        from duologue.adapters import Adapter
-        from duologue.data.build import Recipe
-        from duologue.training.job import Job, load_base, report_lines, run_rows
-        from duologue.training.rows import RowsSettings
+        from duologue.backends.hf_tokenizer import HfTokenizer
+        from duologue.backends.torch import read_model
+        from duologue.training.job import report_lines
     except ImportError as error:
         raise MissingDependency(
             f"training needs {error.name}; install it with: pip install 'duologue[train]'"
         ) from error
-    if not args.sources.is_dir():
-        raise UsageError(f"--sources {args.sources} is no folder; see `duologue train --help` for what it holds")
+    if not args.data.is_dir():
+        raise UsageError(f"--data {args.data} is no folder; make it with `duologue data build`")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     source = find(args.model)
-    recipe = Recipe(num_samples=args.samples, seed=args.seed)
-    if args.unseen is not None:
-        recipe = replace(recipe, unseen=frozenset(args.unseen))
-    job = Job(
-        sources=args.sources,
-        out=args.out,
-        recipe=recipe,
-        settings=RowsSettings(epochs=args.epochs, batch=args.batch, lr=args.lr, num_probes=args.probes, seed=args.seed),
-        num_dev=max(50, min(800, args.samples // 4)),
-        num_unseen=args.test,
-        memory_gb=args.memory_gb,
-        threads=args.threads,
-        start=None if args.start is None else Adapter.load(args.start),
-    )
-    model, tokenizer = load_base(source, torch.bfloat16 if args.dtype == "bf16" else torch.float32)
-    with _progress() as progress:
-        adapter = run_rows(job, model, tokenizer, name=source.name, progress=progress, say=_say)
+    job = _probe_job(args) if args.recipe in _PROBE else _finetune_job(args)
+    dtype = "bfloat16" if args.dtype == "bf16" else "float32"
+    model, tokenizer = read_model(source.path if source.path is not None else source.name, dtype=dtype)
+    with bars() as progress:
+        adapter = job(model, HfTokenizer(tokenizer), name=source.name, progress=progress, say=_say)
     print("\n".join(report_lines(dict(adapter.facts))))
-    print(f"the adapter is in {args.out}; use it with: duologue chat --model {args.model} --adapter {args.out}")
+    where = args.model if args.recipe in _PROBE else str(args.out / "model")
+    print(f"the adapter is in {args.out}; use it with: duologue chat --model {where} --adapter {args.out}")
     return 0
+
+
+def _probe_job(args: argparse.Namespace) -> Any:
+    from functools import partial
+
+    from duologue.adapters import Adapter
+    from duologue.training.job import Job, run_probe_job
+    from duologue.training.recipes import PROBE_RECIPES
+
+    _refuse(args, ("steps", "max_length"))
+    recipe = PROBE_RECIPES[args.recipe]
+    if recipe.lora is None:
+        _refuse(args, ("lora_lr", "rank", "targets"))
+    else:
+        lora = replace(recipe.lora, **_given(args, targets="targets"))
+        if args.rank is not None:
+            lora = replace(lora, rank=args.rank, alpha=2 * args.rank)
+        recipe = replace(recipe, lora=lora)
+    settings = replace(
+        recipe.settings, seed=args.seed, **_given(args, epochs="epochs", lr="lr", batch="batch", lora_lr="lora_lr")
+    )
+    job = Job(
+        data=args.data,
+        out=args.out,
+        recipe=replace(recipe, settings=settings, **_given(args, num_probes="probes")),
+        num_samples=args.samples,
+        memory_gb=args.memory_gb,
+        start=None if args.start is None else Adapter.load(args.start),
+        teacher=None if args.teacher is None else Adapter.load(args.teacher),
+    )
+    return partial(run_probe_job, job)
+
+
+def _finetune_job(args: argparse.Namespace) -> Any:
+    from functools import partial
+
+    from duologue.training.finetune_job import FinetuneJob, run_finetune
+    from duologue.training.recipes import FINETUNE_RECIPES
+
+    _refuse(args, ("probes", "lora_lr", "targets", "start", "teacher", "samples"))
+    settings = FINETUNE_RECIPES[args.recipe]
+    changes = _given(args, lr="lr", batch="batch", max_length="max_length", lora_rank="rank")
+    if args.steps is not None:
+        changes |= {"steps": args.steps, "epochs": None}
+    elif args.epochs is not None:
+        changes |= {"steps": None, "epochs": args.epochs}
+    settings = replace(settings, seed=args.seed, precision=args.dtype, **changes)
+    return partial(run_finetune, FinetuneJob(args.data, args.out, settings))
+
+
+def _given(args: argparse.Namespace, **names: str) -> dict[str, Any]:
+    """Fields whose options were given."""
+    values = {field: getattr(args, name) for field, name in names.items() if getattr(args, name) is not None}
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in values.items()}
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+    if given:
+        raise UsageError(f"{', '.join(given)} mean nothing to the recipe {args.recipe}; see `duologue train --help`")
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-@contextmanager
-def _progress() -> Iterator["Progress"]:
-    """A progress bar where there is a terminal and `rich`, otherwise silence."""
-    from duologue.training.prefixes import silent
-
-    try:
-        from rich.progress import Progress as Bar
-    except ImportError:
-        yield silent
-        return
-    if not sys.stderr.isatty():
-        yield silent
-        return
-    from rich.console import Console
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield show

@@ -68,6 +68,13 @@ class Answer:
         return bisect_right(self._ends, self.num_heard)
 
     @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens whose text has not been reported as heard; none while there is no such text."""
+        if len(self.text) <= self.num_reported:  # a long word, or bytes of a character to come: only more will end it
+            return 0
+        return self.num_tokens - bisect_right(self._ends, self.num_reported)
+
+    @property
     def heard_at(self) -> int:
         """Where what has been heard ends in the channel."""
         return self.answer_at + self.heard_tokens

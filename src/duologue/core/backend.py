@@ -81,6 +81,16 @@ class BackendInfo:
     max_seqs: int
     kv_bytes_per_token: int
     can_truncate: bool  # False: `truncate` to less than the cached length raises `UnsupportedModel`
+    probe_passes: int = 0
+    """Further forward passes when added ids (probes) are fed: 0 if they are part of the pass, 1 if they need their own,
+    in which nothing but them is computed, for all sequences together."""
+
+    def num_passes(self, batch: Sequence[Extend]) -> int:
+        """How many forward passes `Backend.forward(batch)` makes: 1, or 2 where probes need one of their own."""
+        if not self.probe_passes:
+            return 1
+        is_probe = {token >= self.vocab_size for extend in batch for token in extend.tokens}
+        return int(False in is_probe) + self.probe_passes * int(True in is_probe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +125,16 @@ class Backend(ABC):
 
     @abstractmethod
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
-        """Run exactly one forward pass for all of `batch` and return one `Step` for each, in order.
+        """Run one forward pass for all of `batch` and return one `Step` for each, in order.
+
+        It is exactly one whatever the number of sequences, unless `info.probe_passes` says that probes take another
+        one (`BackendInfo.num_passes`). Then the probes of an `Extend` must be its last tokens.
 
         A token attends to what its own sequence holds before it and to nothing else: sequences do not see each other.
 
         Raises:
             UsageError: an empty batch, an `Extend` without tokens, a sequence named twice, an id out of range, `draw`
-                and `watch` together.
+                and `watch` together, a probe that needs a pass of its own before other tokens.
             UnknownSeq: no such sequence.
             ContextOverflow: a sequence would become longer than `context_length`.
             CacheFull: the new tokens exceed `capacity`.
@@ -178,3 +191,14 @@ def check_batch(info: BackendInfo, batch: Sequence[Extend]) -> None:
                 raise UsageError(
                     f"token {token} of sequence {extend.seq} is not an id of this model (0 … {num_ids - 1})"
                 )
+        if info.probe_passes:
+            _check_order(info.vocab_size, extend)
+
+
+def _check_order(vocab_size: int, extend: Extend) -> None:
+    is_probe = [token >= vocab_size for token in extend.tokens]
+    if is_probe != sorted(is_probe):
+        raise UsageError(
+            f"Extend of sequence {extend.seq} has probe tokens before others; on this backend probes are computed "
+            "after all else, so feed what follows them in another call"
+        )

@@ -157,6 +157,8 @@ class Branch:
         self._cache.roll_back(trunk)
         if trunk.fed is not None:
             return
+        if answer is not None and self._is_ahead(answer):
+            return
         if answer is not None and not answer.finished and not trunk.num_pending:
             trunk.forget_last()  # its result was discarded: the token has to be fed again to draw the next
         size = min(trunk.num_pending, self._config.chunk)
@@ -168,6 +170,17 @@ class Branch:
         index = answer.num_tokens
         draw = Draw(self._config.sampling, uniform(self._config.seed, self._num_trimmed + answer.num_turns, index))
         self._cache.feed(trunk, size, draw=draw, owner=answer, version=index)
+
+    def _is_ahead(self, answer: Answer) -> bool:
+        """Whether so much of a running answer is unheard that more can wait.
+
+        What is cut will not have been computed in vain, and when words come, the backend is hardly ever busy.
+        """
+        return (
+            self._config.heard == "reported"
+            and not answer.finished
+            and answer.num_waiting_tokens >= self._config.lookahead
+        )
 
     def go_on(self, answer: Answer, tokens: Sequence[Token]) -> None:
         """The model drew `tokens` for the running answer."""

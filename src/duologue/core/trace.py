@@ -1,4 +1,4 @@
-"""What a conversation cost: one record a forward pass, streamed to a sink. Everything measured is read from it."""
+"""What a conversation cost: a record a step of its engine, streamed to a sink. Everything measured is read from it."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from duologue.core.session import Phase
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward pass, as one session saw it."""
+    """What one call of `Backend.forward` cost, as one session saw it: one forward pass, on most backends."""
 
     at: float  # session time in seconds when it was planned
     phase: Phase
@@ -23,14 +23,18 @@ class Pass:
     seconds: float  # of the pass, cache changes included
     kv_entries: int  # held by the backend after it, shared ones counted once
     kv_bytes: int
+    num_passes: int = 1  # forward passes of the model: 2 where the backend computes probes in one of their own
 
     @classmethod
-    def of(cls, at: float, phase: Phase, batch: Sequence[Extend], seconds: float, usage: Usage) -> "Pass":
+    def of(
+        cls, at: float, phase: Phase, batch: Sequence[Extend], seconds: float, usage: Usage, num_passes: int = 1
+    ) -> "Pass":
         """The record of a pass over `batch`."""
         output = sum(len(extend.tokens) for extend in batch if extend.draw is not None)
         judged = sum(len(extend.tokens) for extend in batch if extend.watch)
         rest = sum(len(extend.tokens) for extend in batch) - output - judged
-        return cls(at, phase, len(batch), output, judged, rest, seconds, usage.kv_entries, usage.kv_bytes)
+        held = usage.kv_entries, usage.kv_bytes
+        return cls(at, phase, len(batch), output, judged, rest, seconds, *held, num_passes)
 
 
 Sink: TypeAlias = Callable[[Pass | Event], None]
@@ -56,7 +60,7 @@ class Trace:
     def __call__(self, record: Pass | Event) -> None:
         """Take a record."""
         if isinstance(record, Pass):
-            self.passes[record.phase] += 1
+            self.passes[record.phase] += record.num_passes
             self.tokens_fed[record.phase] += record.output_tokens + record.input_tokens + record.prefill_tokens
             self.seconds += record.seconds
             self.kv_entries_peak = max(self.kv_entries_peak, record.kv_entries)

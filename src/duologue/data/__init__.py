@@ -1,1 +1,1 @@
-"""From folders of JSONL to labelled samples. Standard library only; no model, no tensors."""
+"""From folders of JSONL to labelled samples. No model, no tensors; numpy in the tell test alone."""

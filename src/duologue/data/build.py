@@ -4,71 +4,27 @@ Splits are by whole sources (`Recipe.unseen`, tested on and nothing else) and, f
 calibration ("dev") and a small test part. The same recipe, seed and folder give the same samples.
 """
 
+import math
 import random
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from duologue.data import corpus, forms, phrases
 from duologue.data.corpus import Dialogue, Utterance
+from duologue.data.forms import Ends
+from duologue.data.pools import SPLITS, Pools
+from duologue.data.recipes import IGNORE, INCOMPLETE, PROCESS, STOP, Recipe
 from duologue.data.samples import Sample
-from duologue.errors import BadData, UsageError
+from duologue.errors import BadData
 from duologue.types import InputState, Role, Turn
-
-PROCESS, INCOMPLETE, IGNORE, STOP = (
-    InputState.PROCESS,
-    InputState.INCOMPLETE,
-    InputState.IGNORE,
-    InputState.STOP,
-)
-
-SPLITS = {"train": (0.0, 0.82), "dev": (0.82, 0.9), "test": (0.9, 1.0)}
-"""Which documents of a source that is trained on belong to which split (`corpus.part_of`)."""
 
 OPEN_WORDS = 4
 """Lines of our own with more words than this are in one split only."""
 
-STOP_INTENTS = frozenset({"cancel", "general_commandstop", "audio_volume_mute"})
+_TRIES = 30  # draws of one state in one scene
+
 _LEAVE = re.compile(r"\b(that'?s (all|it)|that is all|that will be all|nothing else|no thanks|no thank you)\b")
-_DEVICES = (
-    "alarm speaker speakers volume sound sounds tv television music song video radio phone audio lights light process "
-    "payment payments reservation meeting appointment order booking table list event account card notifications hours "
-    "hour ringer noise device computer system program minutes pm am task action command commands last undo mistake"
-)
-_DEVICE_WORDS = frozenset(_DEVICES.split())
-"""A stop command that names one of these is about a device, a booking or an earlier order: process, not stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What is mixed, and how much of it."""
-
-    num_samples: int = 8000
-    in_context: float = 0.6  # share of samples inside a dialogue
-    speaking: float = 0.7  # share of those where the assistant is in the middle of an answer
-    texts_per_context: int = 4  # inputs that share one dialogue, so that its KV is computed once
-    shares: dict[InputState, float] = field(
-        default_factory=lambda: {PROCESS: 0.39, INCOMPLETE: 0.16, IGNORE: 0.34, STOP: 0.11}
-    )
-    max_words: int = 35  # longer utterances are not whole samples
-    max_context_words: int = 110  # newest turns that fit
-    systems: tuple[str | None, ...] = (  # None is the template's own; others keep the adapter from leaning on it
-        None, None, None, None, "", "You are a helpful assistant.", "Answer briefly.",
-    )  # fmt: skip
-    unseen: frozenset[str] = frozenset(
-        {"slurp", "webquestions", "self-instruct-seeds", "rev16-podcasts", "libritts", "parliament-committees",
-         "icsi_meeting_acts", "disfl_qa", "sgd_switches"}
-    )  # fmt: skip
-    per_source: int = 3000  # utterances kept in memory per source
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.texts_per_context < 1:
-            raise UsageError("a recipe needs at least one sample and one text per context")
-        for name in ("in_context", "speaking"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UsageError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,61 +35,27 @@ class Scene:
     speaking: bool = False
     system: str | None = None
     next_user: str | None = None  # what the user of the dialogue said next
+    next_answer: str = ""  # and what the assistant answered to that
     source: str = ""  # of the dialogue
-
-
-class Pools:
-    """The utterances and dialogues of one split, sampled from the files of a folder."""
-
-    def __init__(self, folder: Path, recipe: Recipe, split: str, *, unseen: bool = False) -> None:
-        """Read the sources of `split`; with `unseen`, whole sources that are not trained on instead.
-
-        Dialogues for contexts always come from the split's own documents.
-        """
-        if split not in SPLITS:
-            raise UsageError(f"no split {split!r}; there are {', '.join(SPLITS)}")
-        low, high = SPLITS[split]
-        rng = random.Random(f"{recipe.seed} {split} {unseen}")
-        files = corpus.source_files(folder)
-        stop_files = files["hard"].get("stop_commands")
-        stops = corpus.utterances(stop_files, "stop_commands", recipe.per_source, rng) if stop_files else []
-        hard_texts = {forms.spoken(item.text) for item in stops}
-
-        def read(kind: str, keep: Callable[[Utterance], bool]) -> dict[str, list[Utterance]]:
-            found = {}
-            for source, path in files[kind].items():
-                if (source in recipe.unseen) != unseen:
-                    continue
-                items = [
-                    item
-                    for item in corpus.utterances(path, source, recipe.per_source, rng)
-                    if (unseen or low <= item.part < high) and keep(item)
-                ]
-                if items:
-                    found[source] = items
-            return found
-
-        # hard/ wins over queries/, where the same stop commands stand without being marked
-        self.queries = read("queries", lambda u: u.kind == "assistant_query" and forms.spoken(u.text) not in hard_texts)
-        self.background = read("background", lambda u: len(forms.words(u.text)) >= 1)
-        self.hard = read("hard", lambda u: u.source != "stop_commands")
-        self.stops = [item for item in stops if low <= item.part < high and _is_stop(item)]
-        self.not_stops = [item for item in stops if low <= item.part < high and _is_command(item)]
-        self.dialogues: dict[str, list[Dialogue]] = {}
-        for source, path in files["dialogues"].items():
-            found = [d for d in corpus.dialogues(path, source, recipe.per_source, rng) if low <= d.part < high]
-            if found:
-                self.dialogues[source] = found
-        for name, pool in (("queries", self.queries), ("background", self.background)):
-            if not pool:
-                raise BadData(f"{folder / name} leaves nothing for the split {split!r} (unseen={unseen})")
 
 
 class Builder:
     """Draws samples from pools. One random generator; the order of calls decides everything."""
 
-    def __init__(self, pools: Pools, recipe: Recipe, split: str) -> None:
-        self._pools, self._recipe = pools, recipe
+    def __init__(
+        self,
+        pools: Pools,
+        recipe: Recipe,
+        split: str,
+        ends: Ends | None = None,
+        is_addressed: Callable[[str], bool] = lambda text: False,
+    ) -> None:
+        """
+        Args:
+            ends: if given, says which cuts of a request are complete in themselves (`forms.unfinished_cut`).
+            is_addressed: whether a line of background speaks to an assistant after all.
+        """
+        self._pools, self._recipe, self._ends, self._is_addressed = pools, recipe, ends, is_addressed
         self._rng = random.Random(f"{recipe.seed} {split} samples")
         low, high = SPLITS[split]
         # A line of our own is in one split only, as a document is; but what can be said in four words is a closed set
@@ -143,15 +65,28 @@ class Builder:
             for name, lines in phrases.sections().items()
         }
 
-    def samples(self) -> Iterator[Sample]:
-        """`num_samples` samples, those that share a scene one after the other."""
+    def samples(self, num_samples: int, admit: Callable[[Sample], bool] = lambda sample: True) -> Iterator[Sample]:
+        """`num_samples` samples, those that share a scene one after the other.
+
+        One that is not admitted is drawn again; `BadData` if that goes on and on.
+        """
         recipe, rng = self._recipe, self._rng
         states, weights = list(recipe.shares), list(recipe.shares.values())
-        num_left = recipe.num_samples
+        num_left, refused = num_samples, 0
         while num_left > 0:
             scene = self.scene()
             for _ in range(min(recipe.texts_per_context, num_left)):
-                yield self.sample(rng.choices(states, weights)[0], scene)
+                state = rng.choices(states, weights)[0]
+                drawn = (self.sample(state, scene) for _ in range(_TRIES))
+                found = next((sample for sample in drawn if admit(sample)), None)
+                if found is None:
+                    refused += 1
+                    if refused > num_samples:
+                        raise BadData(
+                            f"the sources do not give {num_samples} different samples; ask for fewer with --samples"
+                        )
+                    continue
+                yield found
                 num_left -= 1
 
     def scene(self, *, in_context: bool | None = None, speaking: bool | None = None) -> Scene:
@@ -166,11 +101,11 @@ class Builder:
             dialogue = rng.choice(self._pools.dialogues[rng.choice(list(self._pools.dialogues))])
             found = self._cut_dialogue(dialogue, speaks)
             if found is not None:
-                context, next_user = found
-                return Scene(context, speaks, system, next_user, dialogue.source)
+                context, next_user, next_answer = found
+                return Scene(context, speaks, system, next_user, next_answer, dialogue.source)
         return Scene(system=system)
 
-    def _cut_dialogue(self, dialogue: Dialogue, speaking: bool) -> tuple[tuple[Turn, ...], str | None] | None:
+    def _cut_dialogue(self, dialogue: Dialogue, speaking: bool) -> tuple[tuple[Turn, ...], str | None, str] | None:
         """The turns up to a random answer, newest ones that fit; a running answer cut at a random whole word."""
         rng, turns = self._rng, dialogue.turns
         at = rng.randrange(1, len(turns), 2)  # an assistant's turn
@@ -196,17 +131,20 @@ class Builder:
                 return None
             first, num_words = i, num_words + size
         context = [*turns[first:at], *context]
-        next_user = turns[at + 1].text if at + 1 < len(turns) else None
-        return tuple(context), next_user
+        following = [turn.text for turn in turns[at + 1 : at + 3]]
+        return tuple(context), following[0] if following else None, following[1] if len(following) > 1 else ""
 
     def sample(self, state: InputState, scene: Scene) -> Sample:
         """One sample of `state` in `scene`."""
         make = {PROCESS: self._process, INCOMPLETE: self._incomplete, IGNORE: self._ignore, STOP: self._stop}[state]
         for _ in range(200):
-            text, source, kind, accept, question, whole = make(scene)
-            text = self._form(text, question=question, whole=whole)
+            made = make(scene)
+            text = self._form(made.text, question=made.question, whole=made.whole)
             if text:
-                return Sample(text, state, source, kind, accept, scene.context, scene.speaking, scene.system)
+                return Sample(
+                    text, state, made.source, made.kind, made.accept, scene.context, scene.speaking, scene.system,
+                    made.response,
+                )  # fmt: skip
         raise BadData(f"the sources give no sample of {state}")  # pragma: no cover - lines of our own always do
 
     def _form(self, text: str, *, question: bool, whole: bool) -> str:
@@ -215,111 +153,148 @@ class Builder:
         return forms.typed(text, self._rng, question=question, whole=whole)
 
     def _process(self, scene: Scene) -> "_Made":
-        text, source, kind = self._request(scene)
-        accept = (STOP,) if kind == "follow_up" and takes_leave(text) else ()
-        if scene.speaking and self._rng.random() < 0.25 and kind not in {"go_on", "stop_not"}:
+        made = self._request(scene)
+        accept: tuple[InputState, ...] = ()
+        if (made.kind == "follow_up" and takes_leave(made.text)) or (made.kind == "complaint" and scene.speaking):
+            accept = (STOP,)
+        elif made.kind == "small_talk" and scene.context:
+            accept = (IGNORE,)  # a "thanks" in passing needs no answer
+        text = made.text
+        if scene.speaking and self._recipe.own_lines and self._rng.random() < 0.25 and made.kind in _ADDRESSED:
             text = f"{self._rng.choice(phrases.lines('before_request'))} {text}"
-        return text, source, kind, accept, forms.is_question(text), True
+        return replace(made, text=text, accept=accept, question=forms.is_question(made.text))
 
-    def _request(self, scene: Scene) -> tuple[str, str, str]:
-        """Something complete that is said to the assistant: text, source, kind."""
+    def _request(self, scene: Scene) -> "_Made":
+        """Something complete that is said to the assistant."""
         rng, pools = self._rng, self._pools
         follow = scene.next_user
-        if follow is not None and rng.random() < (0.5 if not scene.speaking else 0.2):
+        if follow is not None and rng.random() < (0.5 if not scene.speaking else 0.33):
             parts = forms.words(follow)
             # short agreement over a running answer is a backchannel, not a follow-up
             if len(parts) <= self._recipe.max_words and (not scene.speaking or len(parts) >= 4):
-                return follow, scene.source, "follow_up"
-        draw = rng.random()
-        own = 0.5 if scene.context else 0.22
-        if draw < own * 0.55:
-            return phrases.fill(rng.choice(self._lines["requests"]), rng), "own", "request"
-        if draw < own * 0.8:
-            return rng.choice(self._lines["go_on"]), "own", "go_on"
-        if draw < own:
-            if pools.not_stops and rng.random() < 0.4:
-                return rng.choice(pools.not_stops).text, "stop_commands", "stop_not"
-            return phrases.fill(rng.choice(self._lines["stop_not"]), rng), "own", "stop_not"
+                return _Made(follow, scene.source, "follow_up", response=scene.next_answer)
+        if self._recipe.own_lines and rng.random() < (0.5 if scene.context else 0.25):
+            return self._own_request(scene)
+        if scene.speaking and pools.complaints and rng.random() < 0.04:
+            return _Made(rng.choice(pools.complaints).text, "stop_commands", "complaint")
         query = self._query()
-        if rng.random() < 0.1 and len(forms.words(query.text)) >= 5:
+        if self._recipe.own_lines and rng.random() < 0.14 and len(forms.words(query.text)) >= 5:
             parts, other = forms.words(query.text), forms.words(self._query().text)
-            at = rng.randint(1, max(1, min(len(parts) - 1, 6)))
-            return (
-                phrases.repaired(parts[:at], parts[max(0, at - rng.randint(0, 2)) :], other, rng),
-                query.source,
-                "repaired",
-            )
-        return query.text, query.source, "query"
+            at = rng.randint(1, max(1, min(len(parts) - 1, 7)))
+            text = phrases.repaired(parts[:at], parts[max(0, at - rng.randint(0, 3)) :], other, rng)
+            return _Made(text, query.source, "repaired", response=query.answer)
+        return _Made(query.text, query.source, "query", response=query.answer)
+
+    def _own_request(self, scene: Scene) -> "_Made":
+        rng, pools = self._rng, self._pools
+        draw = rng.random()
+        if draw < 0.5:
+            return _Made(phrases.fill(rng.choice(self._lines["requests"]), rng), "own", "request")
+        if draw < 0.62 and not scene.speaking:
+            return _Made(phrases.fill(rng.choice(self._lines["small_talk"]), rng), "own", "small_talk")
+        if draw < 0.78:
+            return _Made(rng.choice(self._lines["go_on"]), "own", "go_on")
+        if pools.not_stops and rng.random() < 0.4:
+            return _Made(rng.choice(pools.not_stops).text, "stop_commands", "stop_not")
+        return _Made(phrases.fill(rng.choice(self._lines["stop_not"]), rng), "own", "stop_not")
 
     def _query(self) -> Utterance:
         for _ in range(100):
-            query = self._rng.choice(self._pools.queries[self._rng.choice(list(self._pools.queries))])
-            if 2 <= len(forms.words(query.text)) <= self._recipe.max_words:
+            query = self._any_query()
+            if 2 <= len(forms.words(query.text)) <= self._recipe.max_words and not forms.is_cut_off(query.text):
                 return query
         raise BadData(f"the queries have no text of 2 to {self._recipe.max_words} words")
 
+    def _any_query(self) -> Utterance:
+        return self._rng.choice(self._pools.queries[_source(self._pools.queries, self._rng)])
+
     def _incomplete(self, scene: Scene) -> "_Made":
-        rng = self._rng
-        if rng.random() < 0.12:
-            return rng.choice(self._lines["unfinished"]), "own", "unfinished", (), False, False
+        rng, own = self._rng, self._recipe.own_lines
+        if own and rng.random() < 0.12:
+            return self._unfinished()
         for _ in range(50):
-            text, source, kind = self._request(scene)
-            if kind in {"go_on", "stop_not"}:
+            made = self._request(scene)
+            if made.kind not in _CUT:
                 continue
-            cut = forms.unfinished_cut(text, rng)
-            if cut is not None:
-                if scene.speaking and rng.random() < 0.2:
-                    cut = f"{rng.choice(phrases.lines('before_request'))} {cut}"
-                last = forms.spoken(cut).split(" ")[-1]
-                return cut, source, "cut" if last in forms.FUNCTION_WORDS else "content_cut", (), False, False
-        return rng.choice(self._lines["unfinished"]), "own", "unfinished", (), False, False
+            if self._recipe.cuts == "random":
+                cut, kind = forms.random_cut(made.text, rng), "random_cut"
+            else:
+                cut, kind = forms.unfinished_cut(made.text, rng, self._ends), "cut"
+                if cut is not None and forms.spoken(cut).split(" ")[-1] not in forms.FUNCTION_WORDS:
+                    kind = "content_cut"
+            if cut is None:
+                continue
+            if own and scene.speaking and rng.random() < 0.2:
+                cut = f"{rng.choice(phrases.lines('before_request'))} {cut}"
+            return _Made(cut, made.source, kind, whole=False)
+        return self._unfinished()
+
+    def _unfinished(self) -> "_Made":
+        return _Made(self._rng.choice(self._lines["unfinished"]), "own", "unfinished", whole=False)
 
     def _ignore(self, scene: Scene) -> "_Made":
         rng = self._rng
+        if not self._recipe.own_lines:
+            return self._background(scene)
         draw = rng.random()
-        if scene.speaking and draw < 0.16:
+        if scene.speaking and draw < 0.18:
             text = rng.choice(self._lines["backchannels"])
-            accept = (INCOMPLETE,) if text in phrases.OPEN_NOISES else ()
-            return text, "own", "backchannel", accept, False, True
-        if draw < (0.4 if scene.speaking else 0.22):
+            return _Made(text, "own", "backchannel", (INCOMPLETE,) if text in phrases.OPEN_NOISES else ())
+        if not scene.speaking and draw < 0.06:
+            return _Made(rng.choice(self._lines["noises"]), "own", "noise", (INCOMPLETE,))
+        if draw < (0.4 if scene.speaking else 0.24):
             text = phrases.fill(rng.choice(self._lines["asides"]), rng)
-            return text, "own", "aside", (), forms.is_question(text), True
+            return _Made(text, "own", "aside", question=forms.is_question(text))
         return self._background(scene)
 
     def _background(self, scene: Scene) -> "_Made":
         """Talk that is not meant for the assistant, as long as queries are; questions more often than they occur."""
         rng, pools = self._rng, self._pools
-        want_question = rng.random() < 0.3
-        target = len(forms.words(self._query().text))
+        want_question = rng.random() < (0.4 if scene.speaking else 0.25)
+        target = min(len(forms.words(self._any_query().text)), self._recipe.max_words)
         item = None
         for _ in range(60):
-            item = rng.choice(pools.background[rng.choice(list(pools.background))])
+            item = rng.choice(pools.background[_source(pools.background, rng)])
             size = len(forms.words(item.text))
-            if size < (1 if scene.speaking else 4) or (want_question and not item.text.endswith("?")):
+            if size < (1 if scene.speaking else 3) or (want_question and not item.text.endswith("?")):
                 continue
-            break
+            if not self._is_addressed(item.text):
+                break
         assert item is not None
         parts = forms.words(item.text)
         if len(parts) > target + 3 and not (item.text.endswith("?") and len(parts) <= 20):
             cut = " ".join(parts[: max(target, 5)])
-            return cut, item.source, "background_cut", (INCOMPLETE,), False, False
-        return item.text, item.source, "background", (), forms.is_question(item.text), True
+            return _Made(cut, item.source, "background_cut", (INCOMPLETE,), whole=False)
+        return _Made(item.text, item.source, "background", question=forms.is_question(item.text))
 
     def _stop(self, scene: Scene) -> "_Made":
         rng = self._rng
         if self._pools.stops and rng.random() < 0.25:
-            item = rng.choice(self._pools.stops)
-            return item.text, "stop_commands", "stop_command", (), False, True
-        text = phrases.stop_phrase(rng.choice(self._lines["stop"]), rng)
-        return text, "own", "stop", (), False, True
+            return _Made(rng.choice(self._pools.stops).text, "stop_commands", "stop_command")
+        return _Made(phrases.stop_phrase(rng.choice(self._lines["stop"]), rng), "own", "stop")
 
 
-_Made = tuple[str, str, str, tuple[InputState, ...], bool, bool]  # text, source, kind, accept, question, whole
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What is said, before it has a form."""
+
+    text: str
+    source: str
+    kind: str
+    accept: tuple[InputState, ...] = ()
+    question: bool = False
+    whole: bool = True
+    response: str = ""
 
 
-def build(folder: Path, recipe: Recipe, split: str) -> Iterator[Sample]:
-    """Samples of `split` ("train", "dev" or "test") from the sources that are trained on."""
-    yield from Builder(Pools(folder, recipe, split), recipe, split).samples()
+_ADDRESSED = frozenset({"follow_up", "query", "request", "repaired"})
+_CUT = frozenset({"follow_up", "query", "request"})
+
+
+def _source(pool: Mapping[str, Sequence[Utterance]], rng: random.Random) -> str:
+    """A random source; large ones more often, but not as much more as they are larger."""
+    names = list(pool)
+    return rng.choices(names, [math.sqrt(len(pool[name])) for name in names])[0]
 
 
 def _first_words(text: str, num_words: int) -> str:
@@ -335,21 +310,4 @@ def _first_words(text: str, num_words: int) -> str:
 
 def takes_leave(text: str) -> bool:
     """Whether a follow-up says that nothing more is wanted: an answer is polite, and silence is right too."""
-    return bool(
-        re.search(
-            r"\b(that'?s (all|it)|that is all|that will be all|nothing else|no thanks|no thank you)\b",
-            forms.spoken(text),
-        )
-    )
-
-
-def _is_stop(item: Utterance) -> bool:
-    return item.kind == "stop_command" and item.intent in STOP_INTENTS and not _names_device(item.text)
-
-
-def _is_command(item: Utterance) -> bool:
-    return item.kind == "stop_command" and _names_device(item.text) and item.intent != "cancel"
-
-
-def _names_device(text: str) -> bool:
-    return bool(_DEVICE_WORDS & set(forms.spoken(text).split()))
+    return bool(_LEAVE.search(forms.spoken(text)))

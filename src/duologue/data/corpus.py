@@ -34,6 +34,7 @@ class Utterance:
     part: float  # where its document falls in [0, 1): splits are by document
     intent: str = ""
     before: str = ""  # what was said just before, where the source knows
+    answer: str = ""  # a reference answer, where the source knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ def utterances(path: Path, source: str, limit: int, rng: random.Random) -> list[
             part=part_of(document),
             intent=str(row.get("intent") or ""),
             before=str(row.get("before") or ""),
+            answer=_first(row.get("answer")),
         )
         seen = _reservoir(kept, item, seen, limit, rng)
     rng.shuffle(kept)
@@ -109,6 +111,13 @@ def dialogues(path: Path, source: str, limit: int, rng: random.Random) -> list[D
         seen = _reservoir(kept, item, seen, limit, rng)
     rng.shuffle(kept)
     return kept
+
+
+def _first(answer: object) -> str:
+    """The first of several reference answers."""
+    if isinstance(answer, list):
+        answer = answer[0] if answer else ""
+    return answer if isinstance(answer, str) else ""
 
 
 def _reservoir(kept: list[T], item: T, seen: int, limit: int, rng: random.Random) -> int:

@@ -6,6 +6,7 @@ So every class goes through the same two forms with the same probabilities.
 
 import random
 import re
+from collections.abc import Callable, Sequence
 
 _FUNCTION_WORDS = (
     "a an the my your his her its our their this these those some any every each no of to in on at for with "
@@ -76,18 +77,50 @@ def is_question(text: str) -> bool:
     return text.rstrip().endswith("?") or first in QUESTION_WORDS
 
 
-def unfinished_cut(text: str, rng: random.Random) -> str | None:
+Ends = Callable[[str], Sequence[float]]
+"""For a text in its spoken form: how probable it is after each word that the request ends there."""
+
+CLEARLY_OPEN = 0.015
+"""Below this probability of an end, a cut is not complete in itself whatever its last word is."""
+MAYBE_WHOLE = 0.05
+"""Above it, a cut may be a request in itself whatever its last word is."""
+
+
+def unfinished_cut(text: str, rng: random.Random, ends: Ends | None = None) -> str | None:
     """The beginning of `text`, cut at a random word so that it is clearly not complete; None where that is not found.
 
     A cut of a request is often a request in itself ("write a daily routine" of a longer one). Kept are cuts that end in
-    a word after which something must come, and the first few words of a question that lacks its verb.
+    a word after which something must come, the first few words of a question that lacks its verb, and, where a language
+    model says how probable an end is (`ends`), those after which it expects none.
     """
     parts = words(text)
-    cuts = [n for n in range(1, len(parts)) if is_unfinished(parts[:n], len(parts))]
+    clear = [n for n in range(1, len(parts)) if is_unfinished(parts[:n], len(parts))]
+    other: list[int] = []
+    p = [] if ends is None else ends(spoken(text))
+    if len(p) == len(parts):  # not where the spoken form has other words, as "--" alone
+        clear = [n for n in clear if p[n - 1] < MAYBE_WHOLE]
+        other = [
+            n
+            for n in range(2, len(parts))
+            if n not in clear and p[n - 1] < CLEARLY_OPEN and not re.search(r"[.!?;:]$", parts[n - 1])
+        ]
+    cuts = other if other and (not clear or rng.random() < 0.5) else clear
     if not cuts:
         return None
     # longer cuts are rarer among the clear ones, so they are preferred
     return " ".join(parts[: rng.choices(cuts, cuts)[0]])
+
+
+def is_cut_off(text: str) -> bool:
+    """Whether a text that should be whole ends in a word after which something must come."""
+    last = spoken(text).split(" ")[-1]
+    return last in FUNCTION_WORDS and last not in COMPLETE_ENDS
+
+
+def random_cut(text: str, rng: random.Random) -> str | None:
+    """The beginning of `text`, cut at a random word (DUO, section 3.1); None if there is only one word."""
+    parts = words(text)
+    return " ".join(parts[: rng.randrange(1, len(parts))]) if len(parts) > 1 else None
 
 
 def is_unfinished(head: list[str], num_words: int) -> bool:

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from duologue.data import forms
-from duologue.data.build import IGNORE, INCOMPLETE, PROCESS, STOP, Builder, Pools, Recipe, Scene, takes_leave
+from duologue.data.build import Builder, Scene, takes_leave
 from duologue.data.corpus import Utterance
+from duologue.data.forms import Ends
+from duologue.data.pools import Pools
+from duologue.data.recipes import IGNORE, INCOMPLETE, PROCESS, STOP, Recipe
 from duologue.data.samples import Sample
 from duologue.types import InputState, Role, Turn
 
@@ -21,7 +24,7 @@ HUMAN_TALK = {
 """Acts of meetings, none of them said to an assistant, and the states that would be right beside ignore."""
 
 
-def unseen(folder: Path, recipe: Recipe, *, num_per_group: int = 300) -> Iterator[Sample]:
+def unseen(folder: Path, recipe: Recipe, ends: Ends | None = None) -> Iterator[Sample]:
     """Samples of sources in `recipe.unseen`; dialogues and stop commands come from documents kept back.
 
     Groups: queries whole and cut, background whole and cut, meeting acts, disfluent queries, turns that change course,
@@ -29,9 +32,10 @@ def unseen(folder: Path, recipe: Recipe, *, num_per_group: int = 300) -> Iterato
     """
     rng = random.Random(f"{recipe.seed} unseen")
     pools, home = Pools(folder, recipe, "test", unseen=True), Pools(folder, recipe, "test")
-    builder = Builder(home, recipe, "test")  # scenes and stop lines from documents kept back
+    num_per_group = recipe.num_test
+    builder = Builder(home, recipe, "test", ends)  # scenes and stop lines from documents kept back
     for speaking in (False, True):
-        yield from _queries(pools, builder, rng, speaking, num_per_group)
+        yield from _queries(pools, builder, rng, speaking, num_per_group, ends)
         yield from _background(pools, builder, rng, speaking, num_per_group)
         for _ in range(num_per_group // 3):
             yield builder.sample(STOP, _scene(builder, speaking))
@@ -52,13 +56,15 @@ def _take(items: list[Utterance], num: int) -> list[Utterance]:
     return [item for item in items if len(forms.words(item.text)) <= 40][:num]
 
 
-def _queries(pools: Pools, builder: Builder, rng: random.Random, speaking: bool, num: int) -> Iterator[Sample]:
+def _queries(
+    pools: Pools, builder: Builder, rng: random.Random, speaking: bool, num: int, ends: Ends | None
+) -> Iterator[Sample]:
     for items in pools.queries.values():
         share = _take(items[len(items) // 2 :] if speaking else items[: len(items) // 2], num // 2)
         for item in share:
             scene = _scene(builder, speaking)
             yield _sample(item, PROCESS, scene, rng, item.text, whole=True)
-            cut = forms.unfinished_cut(item.text, rng)
+            cut = forms.unfinished_cut(item.text, rng, ends)
             if cut is not None:
                 yield _sample(item, INCOMPLETE, scene, rng, cut, whole=False)
 
@@ -108,5 +114,8 @@ def _sample(
 ) -> Sample:
     question = whole and forms.is_question(item.text)
     text = forms.spoken(text) if rng.random() < 0.5 else forms.typed(text, rng, question=question, whole=whole)
-    kind = item.kind if whole else "cut"
+    kind = item.kind
+    if not whole:
+        is_content = state is INCOMPLETE and forms.spoken(text).split(" ")[-1] not in forms.FUNCTION_WORDS
+        kind = "content_cut" if is_content else "cut"
     return Sample(text, state, item.source, kind, accept, scene.context, scene.speaking, scene.system)

@@ -90,7 +90,8 @@ class DirectEngine:
         events = self.session.take(job.steps)
         if self._sink is not None:
             usage = self.backend.usage()
-            self._sink(Pass.of(job.at, job.phase, job.plan.batch, job.seconds, usage))
+            num_passes = self.backend.info.num_passes(job.plan.batch)
+            self._sink(Pass.of(job.at, job.phase, job.plan.batch, job.seconds, usage, num_passes))
         return self.report(events)
 
     def report(self, events: list[Event]) -> list[Event]:

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 from duologue.backends.rows import Rows
 from duologue.data.samples import Sample
-from duologue.training.prefixes import decoder
 from duologue.training.recipes import FinetuneSettings
 from duologue.training.sequences import Example
 from duologue.types import InputState, Token
@@ -110,7 +109,7 @@ class DuplexModel(nn.Module):
         is_probe = batch.heard == self.vocab_size
         embeds = self.base.get_input_embeddings()(batch.heard.masked_fill(is_probe, 0))  # [B, T, D]
         embeds = torch.where(is_probe[..., None], self.probes.to(embeds.dtype), embeds)
-        output = decoder(self.base)(inputs_embeds=embeds, attention_mask=batch.heard_mask, use_cache=False)
+        output = self.base.base_model(inputs_embeds=embeds, attention_mask=batch.heard_mask, use_cache=False)
         with torch.autocast(embeds.device.type, enabled=False):
             hidden: Tensor = output.last_hidden_state[is_probe].float()  # [B, D]
             return hidden @ self.states.T

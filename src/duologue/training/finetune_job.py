@@ -14,6 +14,9 @@ from duologue.adapters import ANY_WEIGHTS, Adapter
 from duologue.backends.hf_tokenizer import HfTokenizer
 from duologue.data.samples import Sample, read_samples
 from duologue.errors import BadData, MissingDependency, UsageError
+from duologue.metrics.decisions import decide
+from duologue.metrics.outcome import groups
+from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
 from duologue.training.curves import plot
 from duologue.training.duplex import DuplexModel
@@ -21,7 +24,6 @@ from duologue.training.finetune import Finetuning, Look
 from duologue.training.job import fingerprint_of, start_tokens
 from duologue.training.prefixes import Progress, silent
 from duologue.training.recipes import FinetuneSettings
-from duologue.training.report import calibrate, decide, groups
 from duologue.training.sequences import Example, lay_out
 from duologue.types import InputState
 

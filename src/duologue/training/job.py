@@ -1,80 +1,54 @@
-"""One training run from a folder of sources to an adapter folder: samples, prefixes, rows, thresholds, report."""
+"""One training run around a frozen base: a folder of samples in, an adapter folder out."""
 
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from duologue.adapters import ANY_WEIGHTS, Adapter, Fingerprint
 from duologue.backends.hf_tokenizer import HfTokenizer
-from duologue.catalogue import Source
-from duologue.data.build import Recipe, build
-from duologue.data.samples import Sample
-from duologue.data.unseen import unseen
-from duologue.errors import BrokenModel, UsageError
+from duologue.data.samples import Sample, read_samples
+from duologue.errors import AdapterMismatch, BadData, UsageError
+from duologue.metrics.decisions import decide
+from duologue.metrics.outcome import groups
+from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
-from duologue.training.layout import Layouts
-from duologue.training.prefixes import Prefixes, Progress, kv_bytes_per_token, silent
-from duologue.training.report import calibrate, decide, groups
-from duologue.training.rows import Epoch, Probabilities, RowsModel, RowsSettings, score, train
+from duologue.training.curves import plot
+from duologue.training.layout import Layout, Layouts
+from duologue.training.loop import Epoch, label, score, train
+from duologue.training.prefixes import Progress, kv_bytes_per_token, silent
+from duologue.training.probe_model import ProbeModel
+from duologue.training.recipes import ProbeRecipe
 from duologue.types import InputState, Token
 
 START_WORDS = (" process", " decide", " state", " complete", " answer", " wait", " ignore", " stop", " listening")
 """The probe starts from the mean of the embeddings of these words' first tokens."""
 
-_CHUNK = 512  # samples judged at a time, so that a long test needs little memory
+_DEV_SHARE = 0.15  # of the memory, at most, for the prefixes of held-out samples
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to train on, how, and where to put it."""
 
-    sources: Path
+    data: Path  # train.jsonl, dev.jsonl, and perhaps test.jsonl
     out: Path
-    recipe: Recipe
-    settings: RowsSettings
-    num_dev: int = 800  # samples for early stopping and thresholds
-    num_unseen: int = 100  # a group of the test on whole unseen sources; 0 leaves the test out
+    recipe: ProbeRecipe
+    num_samples: int | None = None  # the first so many of train.jsonl; None takes all
     memory_gb: float = 8.0  # for the prefixes
     threads: int | None = None
-    start: Adapter | None = None  # begin from the rows of this one
+    start: Adapter | None = None  # begin from what this one learnt
+    teacher: Adapter | None = None  # learn from the probabilities of this one, too
 
 
-def load_base(source: Source, dtype: torch.dtype) -> tuple[PreTrainedModel, HfTokenizer]:
-    """The model to train on and its tokenizer. Raises `BrokenModel` if the files cannot be read."""
-    transformers_logging.disable_progress_bar()
-    kwargs: dict[str, Any] = {}
-    unpack: dict[str, Any] = {}
-    if source.path is None:
-        place = source.name
-    elif source.is_gguf:
-        place, kwargs["gguf_file"] = str(source.path.parent), source.path.name
-        if hasattr(transformers, "GgufConfig"):  # newer versions may keep the weights packed otherwise
-            unpack["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    else:
-        place, kwargs["local_files_only"] = str(source.path), True
-    quiet = redirect_stderr(StringIO()) if source.is_gguf else nullcontext()  # its bar has no switch; a download shows
-    try:
-        with quiet:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **kwargs, **unpack)
-            tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BrokenModel(f"{source.name} cannot be loaded for training: {error}") from error
-    return model, HfTokenizer(tokenizer)
-
-
-def run_rows(
+def run_probe_job(
     job: Job,
     model: PreTrainedModel,
     tokenizer: HfTokenizer,
@@ -83,79 +57,74 @@ def run_rows(
     progress: Progress = silent,
     say: Callable[[str], None] = print,
 ) -> Adapter:
-    """Train the rows of `model`, write the adapter folder and return the adapter.
+    """Train rows, and with some recipes a LoRA, around `model`; write the adapter folder and return the adapter.
 
     A run that was killed is taken up again from `checkpoint.pt` in the same folder, which a finished run removes.
 
     Raises:
-        BadData, UsageError: see `build`, `Prefixes` and `train`.
+        BadData, UsageError: see `read_samples` and `train`.
+        AdapterMismatch: `start` or `teacher` is of another model or kind.
     """
     started = time.monotonic()
     if job.threads:
         torch.set_num_threads(job.threads)
-    torch.manual_seed(job.settings.seed)
+    torch.manual_seed(job.recipe.settings.seed)
     job.out.mkdir(parents=True, exist_ok=True)
-    states = tuple(InputState)
-    layouts = Layouts(Template.from_tokenizer(tokenizer))
-    train_samples = list(build(job.sources, job.recipe, "train"))
-    dev_samples = list(build(job.sources, _resized(job.recipe, job.num_dev), "dev"))
+    train_samples = _read(job.data / "train.jsonl")[: job.num_samples]
+    dev_samples = _read(job.data / "dev.jsonl")
+    states = tuple(state for state in InputState if any(sample.state is state for sample in train_samples))
     say(f"{len(train_samples)} samples to train on, {len(dev_samples)} to judge by: {_counted(train_samples)}")
 
-    rows_model = RowsModel(model, states, start_tokens(tokenizer), job.settings.num_probes)
-    if job.start is not None:
-        _start_from(rows_model, job.start, fingerprint_of(model, tokenizer))
-    allowed = int(job.memory_gb * 2**30)
-    train_set = Prefixes(model, [layouts.of(s) for s in train_samples], max_bytes=allowed, progress=progress)
-    used = train_set.num_tokens * kv_bytes_per_token(model)
-    dev_layouts = [layouts.of(s) for s in dev_samples]
-    dev_set = Prefixes(model, dev_layouts, max_bytes=max(1, allowed - used), progress=progress)
-    say(f"prefixes: {train_set.num_tokens + dev_set.num_tokens} tokens, {time.monotonic() - started:.0f} s")
-
-    checkpoint = job.out / "checkpoint.pt"
-    history = train(
-        rows_model,
-        states,
-        (train_samples, train_set),
-        (dev_samples, dev_set),
-        job.settings,
-        checkpoint=checkpoint,
-        progress=progress,
-        report=lambda epoch: say(_line(epoch)),
+    layouts = Layouts(Template.from_tokenizer(tokenizer))
+    train_layouts, dev_layouts = ([layouts.of(s) for s in samples] for samples in (train_samples, dev_samples))
+    data = label(train_samples, train_layouts, states, job.recipe.settings)
+    dev = label(dev_samples, dev_layouts, states, job.recipe.settings)
+    fingerprint = fingerprint_of(model, tokenizer)
+    if job.teacher is not None:
+        job.teacher.check(fingerprint)
+        if job.teacher.states != states:
+            raise AdapterMismatch(f"the teacher knows {job.teacher.states}, the samples have {states}")
+        data = replace(data, teacher=_taught(job, job.teacher, model, train_layouts, progress))
+        say(f"the teacher has judged them, {time.monotonic() - started:.0f} s")
+    probe_model = ProbeModel(
+        model, states, start_tokens(tokenizer), num_probes=job.recipe.num_probes, lora=job.recipe.lora
     )
-    dev_p = score(rows_model, dev_set)
+    if job.start is not None:
+        _take_over(probe_model, job.start, fingerprint)
+    max_tokens = _max_tokens(job, probe_model)
+
+    checkpoint, log = job.out / "checkpoint.pt", job.out / "training.jsonl"
+    if not checkpoint.exists():
+        log.unlink(missing_ok=True)
+    history = train(
+        probe_model,
+        data,
+        dev,
+        job.recipe.settings,
+        max_tokens=max_tokens,
+        checkpoint=checkpoint,
+        log=log,
+        progress=progress,
+        report=lambda epoch: say(_line(epoch, time.monotonic() - started)),
+    )
+    dev_p = score(probe_model, dev.layouts, max_tokens=max_tokens)
     thresholds = calibrate(dev_samples, dev_p, states)
-    seconds = time.monotonic() - started
-    del train_set, dev_set
-    facts = _facts(job, name, history, seconds, train_samples)
+    facts = _facts(job, name, history, time.monotonic() - started, train_samples)
     facts["dev"] = groups(dev_samples, decide(dev_p, dev_samples, states, thresholds))
-    if job.num_unseen:
-        test = list(unseen(job.sources, job.recipe, num_per_group=job.num_unseen))
-        p = score_samples(rows_model, layouts, test, progress=progress)
-        facts["unseen"] = groups(test, decide(p, test, states, thresholds))
     adapter = Adapter(
-        kind="rows",
+        kind=job.recipe.kind,
         states=states,
-        rows=rows_model.rows(),
+        rows=probe_model.rows(),
+        lora=probe_model.lora(),
         thresholds={ANY_WEIGHTS: thresholds},
-        fingerprint=fingerprint_of(model, tokenizer),
+        fingerprint=fingerprint,
         name=name,
         facts=facts,
     )
     adapter.save(job.out)
+    plot(log, job.out / "training.png")
     checkpoint.unlink(missing_ok=True)
     return adapter
-
-
-def score_samples(
-    rows_model: RowsModel, layouts: Layouts, samples: Sequence[Sample], *, progress: Progress = silent
-) -> Probabilities:
-    """Probabilities [N, S] of the states for every sample, a bounded number of prefixes in memory at a time."""
-    found = []
-    for start in range(0, len(samples), _CHUNK):
-        chunk = samples[start : start + _CHUNK]
-        found.append(score(rows_model, Prefixes(rows_model.base, [layouts.of(s) for s in chunk])))
-        progress("test", start + len(chunk), len(samples))
-    return np.concatenate(found)
 
 
 def start_tokens(tokenizer: HfTokenizer) -> list[Token]:
@@ -175,38 +144,54 @@ def fingerprint_of(model: PreTrainedModel, tokenizer: HfTokenizer) -> Fingerprin
     )
 
 
-def _start_from(rows_model: RowsModel, start: Adapter, fingerprint: Fingerprint) -> None:
+def _read(path: Path) -> list[Sample]:
+    if not path.exists():
+        raise UsageError(f"there is no {path}; make it with `duologue data build`")
+    samples = list(read_samples(path))
+    if not samples:
+        raise BadData(f"{path} has no samples")
+    return samples
+
+
+def _max_tokens(job: Job, model: ProbeModel) -> int:
+    with model.base_alone():
+        per_token = kv_bytes_per_token(model.prefix_model)
+    return max(1, int(job.memory_gb * 2**30 * (1 - _DEV_SHARE) / per_token))
+
+
+def _taught(
+    job: Job, teacher: Adapter, model: PreTrainedModel, layouts: Sequence[Layout], progress: Progress
+) -> Tensor:
+    """What the teacher thinks of the training samples, [N, S]."""
+    taught = ProbeModel.of(teacher, model)
+    p = score(taught, layouts, max_tokens=_max_tokens(job, taught), progress=progress)
+    taught.give_back()
+    return torch.from_numpy(p)
+
+
+def _take_over(model: ProbeModel, start: Adapter, fingerprint: Fingerprint) -> None:
     start.check(fingerprint)
-    shapes = rows_model.rows()
+    ours = model.rows()
     rows = start.rows
-    if rows is None or (rows.probes.shape, rows.states.shape) != (shapes.probes.shape, shapes.states.shape):
-        raise UsageError("--start needs an adapter of kind rows with as many probes as --probes says and four states")
-    rows_model.set_rows(rows)
+    if rows is None or (rows.probes.shape, rows.states.shape) != (ours.probes.shape, ours.states.shape):
+        raise AdapterMismatch(
+            f"--start has another number of probe tokens or states than this run ({ours.probes.shape[0]} and "
+            f"{ours.states.shape[0]}); say so with --probes, or begin without it"
+        )
+    model.set_adapter(rows, start.lora)
 
 
 def report_lines(facts: dict[str, Any]) -> list[str]:
     """The report of a run for people."""
     lines = []
-    for part in ("dev", "unseen"):
-        if part not in facts:
-            continue
-        for where in ("idle", "over_an_answer"):
-            result = facts[part][where]
-            recall = ", ".join(f"{state} {100 * value:.1f}" for state, value in result["recall"].items())
-            lines.append(
-                f"{part}, {where.replace('_', ' ')} (n {result['n']}): recall % {recall}; "
-                f"answer F1 {_percent(result['answer_f1'])}, false answers {_percent(result['false_answer_rate'])} %"
-            )
-            for label, row in result["confusion"].items():
-                lines.append(f"    {label:>10} → " + "  ".join(f"{state} {n}" for state, n in row.items()))
-    for case, result in facts.get("unseen", {}).get("cases", {}).items():
-        right, answered = 100 * result["right"], 100 * result["process"]
-        lines.append(f"  {case:<75} n {result['n']:>4}  right {right:5.1f} %  answered {answered:5.1f} %")
+    for where in ("idle", "over_an_answer"):
+        result = facts["dev"][where]
+        recall = ", ".join(f"{state} {100 * value:.1f}" for state, value in result["recall"].items())
+        lines.append(
+            f"held out, {where.replace('_', ' ')} (n {result['n']}): recall % {recall}; "
+            f"answer F1 {_percent(result['answer_f1'])}, false answers {_percent(result['false_answer_rate'])} %"
+        )
     return lines
-
-
-def _resized(recipe: Recipe, num_samples: int) -> Recipe:
-    return replace(recipe, num_samples=num_samples)
 
 
 def _counted(samples: Sequence[Sample]) -> str:
@@ -218,32 +203,29 @@ def _counted(samples: Sequence[Sample]) -> str:
     )
 
 
-def _line(epoch: Epoch) -> str:
+def _line(epoch: Epoch, seconds: float) -> str:
     return (
         f"epoch {epoch.number}: loss {epoch.train_loss:.4f}, held out {epoch.dev_loss:.4f}, "
-        f"{100 * epoch.dev_accuracy:.1f} % right"
+        f"{100 * epoch.dev_accuracy:.1f} % right, {seconds:.0f} s"
     )
 
 
 def _facts(job: Job, name: str, history: Sequence[Epoch], seconds: float, samples: Sequence[Sample]) -> dict[str, Any]:
     recipe = asdict(job.recipe)
-    recipe["shares"] = {state.value: share for state, share in job.recipe.shares.items()}
-    recipe["unseen"] = sorted(job.recipe.unseen)
+    manifest = job.data / "report.json"
     facts = {
         "base": name,
         "samples": dict(Counter(sample.state.value for sample in samples)),
         "sources": dict(sorted(Counter(sample.source for sample in samples).items())),
+        "data": json.loads(manifest.read_text(encoding="utf-8")).get("recipe") if manifest.exists() else None,
         "recipe": recipe,
-        "settings": asdict(job.settings),
-        "started_from": None if job.start is None else job.start.facts.get("samples", {}),
+        "started_from": None if job.start is None else job.start.name,
+        "teacher": None if job.teacher is None else job.teacher.kind,
         "epochs": [asdict(epoch) for epoch in history],
         "seconds": round(seconds),
         "torch": torch.__version__,
     }
-    try:
-        json.dumps(facts)
-    except TypeError as error:  # our own mistake, better found before the adapter is half written
-        raise UsageError(f"the recipe has a value that JSON cannot hold: {error}") from error
+    json.dumps(facts)  # our own mistake, better found before the adapter is half written
     return facts
 
 

@@ -1,9 +1,35 @@
-"""How `full` and `lora` are trained: settings, and the paper's under their names."""
+"""Ways to train what makes a model duplex, by name: around a frozen base, and with the base."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from duologue.errors import UsageError
+from duologue.training.loop import Settings
+from duologue.training.probe_model import LoraShape
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRecipe:
+    """A frozen base, with rows around it and perhaps a LoRA that is active at the probe alone."""
+
+    num_probes: int = 1
+    lora: LoraShape | None = None
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.num_probes < 1:
+            raise UsageError(f"a probe needs at least one token, got {self.num_probes}")
+
+    @property
+    def kind(self) -> str:
+        """Of the adapter that comes out."""
+        return "rows" if self.lora is None else "alora"
+
+
+PROBE_RECIPES = {
+    "rows": ProbeRecipe(settings=Settings(epochs=8)),
+    "alora": ProbeRecipe(lora=LoraShape(), settings=Settings(epochs=4)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +107,9 @@ class FinetuneSettings:
         return 1.0 if self.schedule == "constant" else (num_steps - step) / (num_steps - warmup)
 
 
-RECIPES: dict[str, FinetuneSettings] = {
-    "paper-text": FinetuneSettings(kind="full", lr=8e-6, batch=5, steps=2000, max_length=512),
-    "paper-audio": FinetuneSettings(
-        kind="lora", lr=1e-4, batch=2, accumulation=8, epochs=6, schedule="linear", warmup=0.1
-    ),
+FINETUNE_RECIPES: dict[str, FinetuneSettings] = {
+    "full": FinetuneSettings(kind="full", lr=8e-6, batch=5, steps=2000, max_length=512),
+    "lora": FinetuneSettings(kind="lora", lr=1e-4, batch=2, accumulation=8, epochs=6, schedule="linear", warmup=0.1),
 }
-"""The hyperparameters of the paper's two models, where it gives them. Change some with `dataclasses.replace`."""
+"""The hyperparameters of the paper's text model (full) and audio model (lora), where it gives them.
+Change some with `dataclasses.replace`."""

@@ -1,0 +1,89 @@
+"""A LoRA in a PyTorch model at chosen positions of a pass: hooks on its linear layers, only while that pass runs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from duologue.backends.lora import Factors, Lora
+from duologue.errors import AdapterMismatch, UnsupportedModel
+
+Tensor: TypeAlias = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Layer:
+    """One linear layer and its matrices, in float32 on its device."""
+
+    path: str
+    module: Any
+    a: Tensor  # [R, in]
+    b: Tensor  # [out, R], with the scale in it
+
+
+class LoraModules:
+    """The layers of one decoder that a LoRA changes.
+
+    Raises:
+        AdapterMismatch: the decoder has no such layer, or one of another shape.
+    """
+
+    def __init__(self, decoder: Any, lora: Lora, label: str) -> None:
+        self._label = label
+        self._layers = [_layer(decoder, path, pair, lora.scale, label) for path, pair in lora.layers.items()]
+
+    @contextmanager
+    def at(self, positions: Sequence[int], num_tokens: int) -> Iterator[None]:
+        """Change what the layers say at `positions` of the pass that runs inside, which has one row of `num_tokens`.
+
+        What they say at any other position is not touched, nor computed in another way.
+        """
+        done: list[str] = []
+        with ExitStack() as hooks:
+            for layer in self._layers:
+                handle = layer.module.register_forward_hook(self._hook(layer, list(positions), num_tokens, done))
+                hooks.callback(handle.remove)
+            yield
+        if len(done) != len(self._layers):
+            missing = next(layer.path for layer in self._layers if layer.path not in done)
+            raise UnsupportedModel(
+                f"{self._label} does not call its layer {missing!r} once in a pass, so a LoRA on it cannot be applied; "
+                "leave the layer out of the adapter"
+            )
+
+    def _hook(self, layer: _Layer, positions: list[int], num_tokens: int, done: list[str]) -> Any:
+        def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            before, changed = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1]).clone()
+            if len(before) != num_tokens:  # before: [N, in], changed: [N, out]
+                raise UnsupportedModel(
+                    f"{self._label} feeds its layer {layer.path!r} {len(before)} of {num_tokens} tokens, as mixtures "
+                    "of experts do, so a LoRA on it cannot be applied; leave the layer out of the adapter"
+                )
+            done.append(layer.path)
+            delta = before[positions].float() @ layer.a.T @ layer.b.T
+            changed[positions] = (changed[positions].float() + delta).to(output.dtype)
+            return changed.view(output.shape)
+
+        return add
+
+
+def _layer(decoder: Any, path: str, pair: Factors, scale: float, label: str) -> _Layer:
+    try:
+        module = decoder.get_submodule(path)
+    except AttributeError:
+        raise AdapterMismatch(
+            f"the LoRA changes the layer {path!r}, which {label} does not have; the adapter was made for another model"
+        ) from None
+    if not isinstance(module, torch.nn.Linear | Conv1D):
+        raise AdapterMismatch(f"the LoRA changes {path!r}, a {type(module).__name__}; only linear layers can be")
+    shape = tuple(module.weight.shape if isinstance(module, torch.nn.Linear) else module.weight.T.shape)
+    if shape != (pair.b.shape[0], pair.a.shape[1]):
+        raise AdapterMismatch(
+            f"the LoRA of layer {path!r} is for {pair.a.shape[1]} inputs and {pair.b.shape[0]} outputs; {label} has "
+            f"{shape[1]} and {shape[0]}: the adapter was made for another model"
+        )
+    a, b = (torch.tensor(matrix, dtype=torch.float32, device=module.weight.device) for matrix in (pair.a, pair.b))
+    return _Layer(path, module, a, b * scale)

@@ -1,0 +1,36 @@
+"""Progress bars of long work: one per stage, on standard error, gone when it ends."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much is done and of how much."""
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Bars where there is a terminal and `rich`, otherwise silence."""
+    try:
+        from rich.progress import Progress as Bar
+    except ImportError:
+        yield _silent
+        return
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield _silent
+        return
+    from rich.console import Console
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, int] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield show
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress for nobody."""

@@ -1,0 +1,192 @@
+"""`duologue eval states`: how well a model tells what it should answer from what it should not."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from duologue.catalogue import find
+from duologue.cli.options import add_model_options, load_model, whole
+from duologue.cli.progress import progress
+from duologue.errors import MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from duologue.core.policy import Thresholds
+    from duologue.evaluation.rows import Rows
+    from duologue.evaluation.states import Judged
+    from duologue.model import Model, Progress
+
+_EPILOG = """\
+FILE has one JSON object a line, plain or gzipped:
+  {"text": "what is the", "state": "incomplete", "source": "mine"}     the words so far, the right state, where from
+  … "accept": ["ignore"]                                 states that would be right too
+  … "context": [{"role": "user", "text": "hi"}, …]       what was said before, user and assistant in turn
+  … "speaking": true                                     the last turn of context is an answer that is still running
+  … "kind": "cut"                                        for a table of its own
+  … "system": "You are terse."                           in place of the model's own system prompt
+States are process, incomplete, ignore and stop.
+
+examples:
+  duologue eval states rows.jsonl
+  duologue eval states rows.jsonl --json | tail -1       {"n", "accuracy", "answer": {"precision", "recall", "f1"}, …}
+  duologue eval states rows.jsonl --baselines --train train.jsonl --out report
+  duologue eval states rows.jsonl --backend llamacpp --compare torch
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "states",
+        usage="duologue eval states FILE [options]",
+        help="decisions on labelled rows",
+        description="Decide on labelled rows as a conversation would, and count what was right.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="the rows")
+    parser.add_argument("--json", action="store_true", help="one JSON object; the tables go to standard error")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write result.json, reliability.png and curve.png there"
+    )
+    parser.add_argument(
+        "--baselines", action="store_true", help="rules, and the model asked in words, on the same rows"
+    )
+    parser.add_argument("--train", type=Path, metavar="FILE", help="rows to train a linear probe on, as a baseline")
+    parser.add_argument(
+        "--compare",
+        metavar="BACKEND[:WEIGHTS]",
+        help="decide on another backend too, and say how often both agree; for instance torch or torch:f32",
+    )
+    parser.add_argument(
+        "--latencies",
+        type=whole(least=0),
+        default=50,
+        metavar="N",
+        help="rows on which the time of a decision is measured, one at a time (default 50; 0: none)",
+    )
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print and write."""
+    from duologue.evaluation.rows import read
+    from duologue.evaluation.tables import tables
+
+    rows = read(args.file)
+    train = None if args.train is None else read(args.train)
+    other = None if args.compare is None else _other(args)
+    if args.out is not None:
+        _make(args.out)
+    result = _measure(args, rows, train, other)
+    print(tables(result), file=sys.stderr if args.json else sys.stdout)
+    if args.out is not None:
+        _write(result, args.out)
+    if args.json:
+        print(json.dumps(result, ensure_ascii=False))
+    return 0
+
+
+def _measure(
+    args: argparse.Namespace, rows: "Rows", train: "Rows | None", other: argparse.Namespace | None
+) -> dict[str, Any]:
+    from duologue.evaluation.states import compare, details, judge_model, report
+
+    model = load_model(args)
+    try:
+        with progress("Deciding") as stage:
+            # first, since it looks at a second file, which may have errors of its own
+            probed = None if train is None else _linear_probe(args, rows, train, model, stage)
+            judged, thresholds = judge_model(rows, model, num_latencies=args.latencies, progress=stage)
+            baselines = _baselines(args, rows, model, stage)
+    finally:
+        model.close()
+    if probed is not None:
+        baselines["linear probe"] = probed
+    result = {**_what(args, model, thresholds), **report(judged), **details(judged)}
+    if baselines:
+        result["baselines"] = {
+            name: {"unavailable": one} if isinstance(one, str) else report(one) for name, one in baselines.items()
+        }
+    if other is not None:
+        again, what = _judge_again(other, rows)
+        result["compare"] = {**what, **compare(rows, judged, again)}
+    return result
+
+
+def _linear_probe(args: argparse.Namespace, rows: "Rows", train: "Rows", model: "Model", stage: "Progress") -> "Judged":
+    from duologue.evaluation.baselines import linear_probe
+
+    if shared := {sample.source for sample in rows.samples} & {sample.source for sample in train.samples}:
+        print(f"note: {', '.join(sorted(shared))}: the linear probe is trained on this too", file=sys.stderr)
+    return linear_probe(rows, train, model, find(args.model), progress=stage)
+
+
+def _baselines(args: argparse.Namespace, rows: "Rows", model: "Model", stage: "Progress") -> "dict[str, Judged | str]":
+    from duologue.evaluation import baselines
+
+    if not args.baselines:
+        return {}
+    return {**dict(baselines.by_rules(rows.samples)), **dict(baselines.in_words(rows, model, progress=stage))}
+
+
+def _judge_again(args: argparse.Namespace, rows: "Rows") -> "tuple[Judged, dict[str, str]]":
+    """On another backend: what it decides, and what it is."""
+    from duologue.evaluation.states import judge_model
+
+    model = load_model(args)
+    try:
+        with progress("Deciding again") as stage:
+            judged, _ = judge_model(rows, model, num_latencies=0, progress=stage)
+    finally:
+        model.close()
+    return judged, {"backend": model.backend.info.name, "weights": model.backend.info.weights}
+
+
+def _what(args: argparse.Namespace, model: "Model", thresholds: "tuple[Thresholds, Thresholds]") -> dict[str, Any]:
+    """What was measured."""
+    info = model.backend.info
+    return {
+        "file": args.file.name,
+        "model": model.name,
+        "adapter": f"{model.adapter.kind} ({args.adapter})",
+        "backend": info.name,
+        "weights": info.weights,
+        "thresholds": {
+            name: {state.value: one.of(state) for state in model.probe.states}
+            for name, one in zip(("idle", "speaking"), thresholds, strict=True)
+        },
+    }
+
+
+def _other(args: argparse.Namespace) -> argparse.Namespace:
+    """The options of the backend to compare with."""
+    backend, _, weights = str(args.compare).partition(":")
+    if backend not in ("torch", "llamacpp", "reference"):
+        raise UsageError(
+            f"--compare {args.compare}: no backend {backend!r}; write torch, llamacpp, reference or torch:f32"
+        )
+    return argparse.Namespace(**{**vars(args), "backend": backend, "weights": weights or None})
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {folder} cannot be made: {error.strerror}") from error
+
+
+def _write(result: dict[str, Any], folder: Path) -> None:
+    """Write the result and, where matplotlib is installed, its pictures."""
+    from duologue.evaluation.pictures import draw
+
+    text = json.dumps(result, indent=2, ensure_ascii=False)
+    try:
+        (folder / "result.json").write_text(text + "\n", encoding="utf-8")
+        draw(result, folder)
+    except MissingDependency as error:
+        print(f"no pictures: {error}", file=sys.stderr)
+    except OSError as error:
+        raise UsageError(f"the result cannot be written to {folder}: {error}") from error

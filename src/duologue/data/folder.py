@@ -1,0 +1,149 @@
+"""A folder of samples: train.jsonl, dev.jsonl, test.jsonl and the report on them, from a folder of sources."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from duologue.data import corpus
+from duologue.data.addressed import addressed
+from duologue.data.build import Builder
+from duologue.data.duplicates import Duplicates
+from duologue.data.forms import Ends
+from duologue.data.judge import Judge, Verdict
+from duologue.data.pools import Pools
+from duologue.data.recipes import Recipe
+from duologue.data.report import Report
+from duologue.data.samples import Sample, read_samples, write_samples
+from duologue.data.unseen import unseen
+from duologue.errors import BadData, UsageError
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much is done and of how much."""
+
+
+class FolderBuilder:
+    """Builds one folder. What is there from a run that was killed is kept, if it is of the same recipe and sources."""
+
+    def __init__(
+        self,
+        sources: Path,
+        out: Path,
+        recipe: Recipe,
+        *,
+        ends: Ends | None = None,
+        judge: Judge | None = None,
+        progress: Progress = lambda what, done, total: None,
+    ) -> None:
+        """
+        Args:
+            ends: says which cuts of a request are complete in themselves (`forms.unfinished_cut`); None: rules alone.
+            judge: a model that says which background lines are said to an assistant after all; None: rules alone.
+
+        Raises:
+            UsageError: `out` has samples of another recipe.
+            BadData: there is nothing to read in `sources`.
+        """
+        self._sources, self._out, self._recipe = sources, out, recipe
+        self._ends, self._judge, self._progress = ends, judge, progress
+        self._known = Duplicates()
+        self._reports: dict[str, Report] = {}
+        out.mkdir(parents=True, exist_ok=True)
+        self._check_manifest()
+
+    def build(self) -> dict[str, Any]:
+        """Write what is missing; returns the content of report.json.
+
+        Raises:
+            BadData: a source has a bad line (named), or there is too little of something.
+        """
+        wanted = {"train": self._recipe.num_samples, "dev": self._recipe.num_dev}
+        for split, number in wanted.items():
+            self._write(split, self._built(split, number))
+        if self._recipe.num_test:
+            self._write("test", self._unseen())
+        content = {"recipe": _plain(self._recipe), **{name: report.to_json() for name, report in self._reports.items()}}
+        _put(self._out / "report.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        parts = [f"# {name}\n\n{report.to_markdown()}" for name, report in self._reports.items()]
+        _put(self._out / "report.md", "\n".join(parts))
+        return content
+
+    def _write(self, split: str, samples: Iterator[Sample]) -> None:
+        path, report = self._out / f"{split}.jsonl", Report(seed=self._recipe.seed)
+        self._reports[split] = report
+        if path.exists():
+            for sample in read_samples(path):
+                self._known.admit(sample)
+                report.add(sample)
+            return
+        partial = path.with_suffix(".partial")
+        write_samples(partial, samples)  # nothing is drawn before
+        partial.replace(path)
+
+    def _built(self, split: str, number: int) -> Iterator[Sample]:
+        pools = Pools(self._sources, self._recipe, split)
+        builder = Builder(pools, self._recipe, split, self._ends, self._is_addressed)
+        for done, sample in enumerate(builder.samples(number, lambda sample: self._admit(split, sample)), 1):
+            self._reports[split].add(sample)
+            self._progress(split, done, number)
+            yield sample
+
+    def _unseen(self) -> Iterator[Sample]:
+        """Test samples whose words no other split has."""
+        for sample in unseen(self._sources, self._recipe, self._ends):
+            if self._admit("test", sample):
+                self._reports["test"].add(sample)
+                yield sample
+
+    def _admit(self, split: str, sample: Sample) -> bool:
+        reason = self._known.admit(sample)
+        if reason is not None:
+            self._reports[split].drop(reason.value)
+        return reason is None
+
+    def _is_addressed(self, text: str) -> bool:
+        return addressed(text) is not None or (
+            self._judge is not None and self._judge.verdict(text) is Verdict.ASSISTANT
+        )
+
+    def _check_manifest(self) -> None:
+        """The folder is of one recipe and one set of sources, whose names and sizes stand in `manifest.json`."""
+        files = corpus.source_files(self._sources)
+        manifest = {
+            "recipe": _plain(self._recipe),
+            "cuts_by_model": self._ends is not None,
+            "judged": self._judge is not None,
+            "sources": {
+                f"{kind}/{path.name}": path.stat().st_size for kind, paths in files.items() for path in paths.values()
+            },
+        }
+        path = self._out / "manifest.json"
+        if not path.exists():
+            if any((self._out / f"{name}.jsonl").exists() for name in ("train", "dev", "test")):
+                raise UsageError(f"{self._out} has samples of unknown making; give another --out, or empty it")
+            _put(path, json.dumps(manifest, indent=2) + "\n")
+            return
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BadData(f"{path} is damaged ({error}); give another --out, or empty the folder") from None
+        if known != manifest:
+            raise UsageError(
+                f"{self._out} has samples of another recipe or other sources (see manifest.json there); "
+                "give another --out, or empty it"
+            )
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    plain = asdict(recipe)
+    plain["shares"] = {state.value: share for state, share in recipe.shares.items()}
+    plain["unseen"] = sorted(recipe.unseen)
+    plain["systems"] = list(recipe.systems)
+    return plain
+
+
+def _put(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,264 @@
+"""Hugging Face datasets by name, written as sources that `data build` reads: one form of input, wherever it came from.
+
+Rows are streamed, and of Parquet files only the columns that are needed are read, so that no audio is fetched. The
+order is shuffled with a fixed seed, since a dataset often has its parts one after the other. An interrupted fetch goes
+on where it was, and a larger limit continues a finished one.
+"""
+
+import dataclasses
+import gzip
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from duologue.errors import BadData, DuologueError, MissingDependency, RemoteError, UsageError
+from duologue.types import Role
+
+Row = dict[str, Any]
+
+_SHUFFLE_ROWS = 2000
+"""Rows among which the next one is drawn; files are shuffled as well."""
+
+_PUNCTUATION = {"COMMA": ",", "PERIOD": ".", "QUESTIONMARK": "?", "EXCLAMATIONPOINT": "!"}
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """Where a dataset is, and what its columns are called."""
+
+    repo: str
+    folder: str  # of the sources: queries, background or dialogues
+    split: str
+    license: str
+    id: tuple[str, ...]  # columns that together name a row
+    fields: Mapping[str, str]  # field of a source's row → column
+    tidy: Callable[[Row], Row | None]  # the last touch; None leaves the row out
+    config: str | None = None
+    revision: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """Everything that is read."""
+        return list(dict.fromkeys([*self.id, *self.fields.values()]))
+
+
+def transcript(text: str) -> str:
+    """A GigaSpeech transcript as people write: tags become punctuation, garbage tags go, capitals only where due."""
+    text = re.sub(r"\s*<(\w+)>", lambda tag: _PUNCTUATION.get(tag[1].upper(), " "), text)
+    text = re.sub(r"^[\s,.?!]+", "", " ".join(text.split()))
+    if text.isupper():
+        text = re.sub(r"(?:^|[.?!] )\w", lambda start: start[0].upper(), text.lower())
+        text = re.sub(r"\bi\b", "I", text)
+    return text
+
+
+def _query(row: Row) -> Row | None:
+    """Rounds after the first need what was said before; they belong to the document of the first."""
+    turn = str(row.pop("round"))
+    is_later = turn.isdigit() and int(turn) > 0
+    row["kind"] = "assistant_turn" if is_later else "assistant_query"
+    if not is_later:
+        row["doc"] = row["id"].removesuffix(f"-{turn}")
+    return row
+
+
+def _segment(row: Row) -> Row | None:
+    row["text"] = transcript(row["text"])
+    return row
+
+
+def _dialogue(row: Row) -> Row | None:
+    """Messages of the two sides alone."""
+    turns = [
+        {"role": str(message["role"]), "text": str(message["content"]).strip()}
+        for message in row.pop("messages")
+        if message["role"] != Role.SYSTEM
+    ]
+    if not turns or not {turn["role"] for turn in turns} <= {Role.USER, Role.ASSISTANT}:
+        return None
+    return {**row, "turns": turns}
+
+
+SOURCES: dict[str, HubSource] = {
+    "voiceassistant": HubSource(
+        repo="gpt-omni/VoiceAssistant-400K",
+        folder="queries",
+        split="train",
+        license="Apache-2.0",
+        id=("split_name", "index", "round"),
+        fields={"text": "question", "answer": "answer", "round": "round"},
+        tidy=_query,
+    ),
+    "gigaspeech": HubSource(
+        repo="speechcolab/gigaspeech",
+        folder="background",
+        split="train",
+        license="Apache-2.0",
+        id=("segment_id",),
+        fields={"text": "text", "doc": "audio_id", "kind": "source"},
+        tidy=_segment,
+        config="xl",
+        revision="refs/pr/20",  # its Parquet files; the main branch has a loading script, which cannot be run any more
+    ),
+    "ultrachat": HubSource(
+        repo="HuggingFaceH4/ultrachat_200k",
+        folder="dialogues",
+        split="train_sft",
+        license="MIT",
+        id=("prompt_id",),
+        fields={"messages": "messages"},
+        tidy=_dialogue,
+    ),
+}
+"""Name of a source → where it is. The paper's queries, its background, and the dialogues of Duplex-UltraChat."""
+
+
+def fetch(
+    name: str,
+    out: Path,
+    limit: int,
+    *,
+    repo: str | None = None,
+    config: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    on_row: Callable[[int], None] = lambda num_rows: None,
+) -> Path:
+    """Write up to `limit` rows of a dataset as a source below `out`; returns the file, `queries/NAME.jsonl.gz`.
+
+    Args:
+        repo: a copy of the dataset, on the hub or in a local folder; `config`, `split` and `revision` likewise.
+        on_row: told how many rows there are, after each.
+
+    Raises:
+        UsageError: no source of that name, or a limit below one.
+        MissingDependency: the library `datasets` is not installed.
+        RemoteError: the hub cannot be reached, or wants a login; what came so far is kept.
+        BadData: the dataset has other columns or splits, or the file there comes from elsewhere.
+    """
+    if name not in SOURCES:
+        raise UsageError(f"no dataset {name!r} is known by name; there are {', '.join(SOURCES)}")
+    if limit < 1:
+        raise UsageError(f"at least one row must be fetched, got a limit of {limit}")
+    source = SOURCES[name]
+    if repo is not None:  # which has its own configurations and revisions
+        source = dataclasses.replace(source, repo=repo, config=None, revision=None)
+    source = dataclasses.replace(
+        source,
+        config=config or source.config,
+        split=split or source.split,
+        revision=revision or source.revision,
+    )
+
+    final = out / source.folder / f"{name}.jsonl.gz"
+    part = final.with_name(f"{name}.part")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists() and not part.exists():
+            _unpack(final, part)
+        num_rows, position = _progress(part, source)
+        if num_rows < limit:
+            with part.open("a", encoding="utf-8") as file:
+                for row in _rows(source, position):
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    num_rows += 1
+                    on_row(num_rows)
+                    if num_rows >= limit:
+                        break
+        if not num_rows:
+            raise BadData(f"{source.repo} has no row that could be used in split {source.split!r}")
+        _pack(part, final)
+    except (OSError, EOFError) as error:
+        raise BadData(f"{final} cannot be written: {error}") from error
+    return final
+
+
+def _rows(source: HubSource, position: int) -> Iterator[Row]:
+    """Rows of a source from a position in the dataset on; each knows its own."""
+    try:
+        data, labels = _stream(source)
+        for at, found in enumerate(data.skip(position), position):
+            found |= {column: kind.int2str(found[column]) for column, kind in labels.items()}
+            row = {"id": "-".join(str(found[column]) for column in source.id)}
+            row |= {name: found[column] for name, column in source.fields.items() if found[column] is not None}
+            tidied = source.tidy(row)
+            if tidied is not None and (tidied.get("turns") or str(tidied.get("text", "")).strip()):
+                yield {**tidied, "source": source.repo, "license": source.license, "position": at}
+    except DuologueError:
+        raise
+    except (ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise BadData(
+            f"{source.repo} is not as expected ({type(error).__name__}: {error}); columns {source.columns} of "
+            f"split {source.split!r} are read. Give the address of a copy in Parquet that has them"
+        ) from error
+    except Exception as error:
+        raise RemoteError(
+            f"{source.repo} cannot be read ({type(error).__name__}: {error}). Check the network, and `hf auth login` "
+            "where a dataset wants its terms accepted; the same call goes on where this one ended"
+        ) from error
+
+
+def _stream(source: HubSource) -> tuple[Any, dict[str, Any]]:
+    """The dataset in shuffled order with the needed columns alone, and those columns that hold class labels."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependency('datasets of the hub need datasets: pip install "duologue[hub]"') from error
+    builder = datasets.load_dataset_builder(source.repo, source.config, revision=source.revision)
+    # a format that can leave columns unread says so in its settings
+    can_choose = "columns" in {setting.name for setting in dataclasses.fields(builder.config)}
+    data = datasets.load_dataset(
+        source.repo,
+        source.config,
+        split=source.split,
+        revision=source.revision,
+        streaming=True,
+        **({"columns": source.columns} if can_choose else {}),
+    ).select_columns(source.columns)
+    labels = {name: kind for name, kind in (data.features or {}).items() if isinstance(kind, datasets.ClassLabel)}
+    return data.shuffle(seed=0, buffer_size=_SHUFFLE_ROWS), labels
+
+
+def _progress(part: Path, source: HubSource) -> tuple[int, int]:
+    """Rows that are there and the position of the next; a last line that was cut by a kill is taken away."""
+    num_rows = position = length = 0
+    if not part.exists():
+        return 0, 0
+    with part.open("r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+                is_ours, position = row["source"] == source.repo, int(row["position"]) + 1
+            except (ValueError, LookupError, TypeError):
+                is_ours = False
+            if not is_ours:
+                raise BadData(
+                    f"line {num_rows + 1} of {part} was not fetched from {source.repo}; move it and what was made of "
+                    "it away, or fetch into another folder"
+                )
+            num_rows, length = num_rows + 1, length + len(line)
+        file.truncate(length)
+    return num_rows, position
+
+
+def _unpack(final: Path, part: Path) -> None:
+    temporary = part.with_suffix(".unpacked")
+    with gzip.open(final, "rb") as packed, temporary.open("wb") as plain:
+        shutil.copyfileobj(packed, plain)
+    os.replace(temporary, part)
+
+
+def _pack(part: Path, final: Path) -> None:
+    """The finished file appears at once or not at all."""
+    temporary = part.with_suffix(".packed")
+    with part.open("rb") as plain, temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+        shutil.copyfileobj(plain, packed)
+    os.replace(temporary, final)
+    part.unlink()

@@ -1,0 +1,180 @@
+"""A model behind an OpenAI-compatible URL reads lines of background speech and says whether an assistant is meant.
+
+The rules of `addressed` find clear cases; this finds the rest, as the paper's authors had their background read by a
+model. Verdicts are kept in a file, so that a killed run goes on where it was and a second run asks nothing.
+"""
+
+import json
+import os
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from enum import StrEnum
+from http.client import HTTPException
+from pathlib import Path
+
+from duologue.errors import BadData, RemoteError, UsageError
+
+PROMPT = (
+    "You read one line that a microphone picked up in a room where people talk and where a voice assistant listens. "
+    "Decide whom the speaker addresses. Answer ASSISTANT if the line, taken alone, is a question, a request or a "
+    "command that a voice assistant would be expected to answer. Answer PEOPLE if it is part of a conversation, a "
+    "lecture, a story or a broadcast, or if it is meant for somebody in the room. Answer with that one word only."
+)
+NUM_TRIES = 4
+FIRST_WAIT_S = 1.0
+"""Before the second try; doubled before each further one."""
+
+_START = b'{"text": '
+"""How every line of the cache begins."""
+
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+"""HTTP states after which another try may succeed."""
+
+
+class Verdict(StrEnum):
+    """Whom a line is meant for."""
+
+    ASSISTANT = "assistant"
+    PEOPLE = "people"
+    UNCLEAR = "unclear"  # the judge named neither or both
+
+
+class Judge:
+    """Asks one model about one line at a time; several lines at once on request."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        cache: Path,
+        api_key_env: str | None = None,
+        timeout_s: float = 60.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            url: up to and without `/chat/completions`, "http://localhost:8000/v1".
+            cache: JSONL of verdicts, made when missing; those of other models in it are left alone.
+            api_key_env: name of the environment variable that holds the key, where one is needed.
+            sleep: how to wait before another try.
+
+        Raises:
+            UsageError: not an HTTP address, or the variable is not set.
+            BadData: the cache has something else in it.
+        """
+        if not re.match(r"https?://[^/]", url):
+            raise UsageError(f"a judge's URL begins with http:// or https://, got {url!r}; http://localhost:8000/v1")
+        self._url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self._headers = {"Content-Type": "application/json"}
+        if api_key_env is not None:
+            key = os.environ.get(api_key_env)
+            if not key:
+                raise UsageError(f"the judge's key is expected in the variable {api_key_env}, which is not set")
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._model, self._timeout_s, self._sleep = model, timeout_s, sleep
+        self._cache, self._known, self._lock = cache, _read_cache(cache, model), threading.Lock()
+
+    def verdict(self, text: str) -> Verdict:
+        """Whom `text` is meant for, from the cache or from the model.
+
+        Raises:
+            RemoteError: the server cannot be reached, refuses, or does not speak the protocol.
+        """
+        known = self._known.get(text)
+        if known is not None:
+            return known
+        found = _read_answer(self._ask(text))
+        row = {"text": text, "verdict": found.value, "model": self._model}
+        with self._lock:
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            with self._cache.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._known[text] = found
+        return found
+
+    def verdicts(self, texts: Iterable[str], num_parallel: int = 4) -> Iterator[tuple[str, Verdict]]:
+        """Each text with its verdict, in order; up to `num_parallel` requests are under way. Texts are streamed."""
+        waiting: deque[tuple[str, Future[Verdict]]] = deque()
+        with ThreadPoolExecutor(num_parallel) as pool:
+            for text in texts:
+                waiting.append((text, pool.submit(self.verdict, text)))
+                if len(waiting) >= 2 * num_parallel:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
+
+    def _ask(self, text: str) -> str:
+        messages = [{"role": "system", "content": PROMPT}, {"role": "user", "content": text}]
+        body = json.dumps({"model": self._model, "messages": messages, "temperature": 0}).encode()
+        for attempt in range(NUM_TRIES):
+            if attempt:
+                self._sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+            try:
+                request = urllib.request.Request(self._url, body, self._headers)
+                with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+                    return _content(self._url, response.read())
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP {error.code} {error.reason}: {error.read(500).decode('utf-8', 'replace').strip()}"
+                if error.code not in _PASSING:
+                    raise RemoteError(f"the judge at {self._url} refuses model {self._model!r}: {reason}") from None
+            except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+                reason = str(getattr(error, "reason", error)) or type(error).__name__
+        raise RemoteError(
+            f"the judge at {self._url} did not answer in {NUM_TRIES} tries ({reason}); check that the server runs. "
+            f"Verdicts so far are kept in {self._cache}"
+        )
+
+
+def _content(url: str, body: bytes) -> str:
+    """The words of an answer in the shape of chat completions."""
+    try:
+        return str(json.loads(body)["choices"][0]["message"]["content"] or "")
+    except (ValueError, LookupError, TypeError):
+        raise RemoteError(
+            f"{url} answered something that is no chat completion: {body[:200]!r}; is this the URL of the API?"
+        ) from None
+
+
+def _read_answer(answer: str) -> Verdict:
+    """The verdict of an answer; reasoning before it in <think> tags does not count."""
+    named = set(re.findall(r"\b(assistant|people)\b", answer.rpartition("</think>")[2].lower()))
+    return Verdict(named.pop()) if len(named) == 1 else Verdict.UNCLEAR
+
+
+def _read_cache(path: Path, model: str) -> dict[str, Verdict]:
+    """The verdicts of a model; a last line that was cut by a kill is taken away."""
+    if not path.exists():
+        return {}
+    found: dict[str, Verdict] = {}
+    try:
+        with path.open("r+b") as file:
+            *lines, cut = file.read().split(b"\n")
+            for number, line in enumerate(lines, 1):
+                text, verdict, asked = _fields(path, number, line)
+                if asked == model:
+                    found[text] = verdict
+            if not _START.startswith(cut[: len(_START)]):
+                raise BadData(f"{path} ends with something else than a verdict; give the cache a file of its own")
+            file.truncate(sum(len(line) + 1 for line in lines))
+    except OSError as error:
+        raise BadData(f"the cache of verdicts {path} cannot be used: {error}") from error
+    return found
+
+
+def _fields(path: Path, number: int, line: bytes) -> tuple[str, Verdict, str]:
+    try:
+        row = json.loads(line)
+        return str(row["text"]), Verdict(row["verdict"]), str(row["model"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise BadData(
+            f"{path}, line {number}: no verdict ({error!r}); give the cache of verdicts a file of its own"
+        ) from None

@@ -1,0 +1,85 @@
+"""What samples are drawn from: the utterances and dialogues of one split of a folder of sources."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from duologue.data import corpus, forms
+from duologue.data.corpus import Dialogue, Utterance
+from duologue.data.recipes import Recipe
+from duologue.errors import BadData, UsageError
+
+SPLITS = {"train": (0.0, 0.82), "dev": (0.82, 0.9), "test": (0.9, 1.0)}
+"""Which documents of a source that is trained on belong to which split (`corpus.part_of`)."""
+
+STOP_INTENTS = frozenset({"cancel", "general_commandstop", "audio_volume_mute"})
+_DEVICES = (
+    "alarm speaker speakers volume sound sounds tv television music song video radio phone audio lights light process "
+    "payment payments reservation meeting appointment order booking table list event account card notifications hours "
+    "hour ringer noise device computer system program minutes pm am task action command commands last undo mistake"
+)
+_DEVICE_WORDS = frozenset(_DEVICES.split())
+"""A stop command that names one of these is about a device, a booking or an earlier order: process, not stop."""
+
+
+class Pools:
+    """The utterances and dialogues of one split, sampled from the files of a folder."""
+
+    def __init__(self, folder: Path, recipe: Recipe, split: str, *, unseen: bool = False) -> None:
+        """Read the sources of `split`; with `unseen`, whole sources that are not trained on instead.
+
+        Dialogues for contexts always come from the split's own documents.
+        """
+        if split not in SPLITS:
+            raise UsageError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        low, high = SPLITS[split]
+        rng = random.Random(f"{recipe.seed} {split} {unseen}")
+        files = corpus.source_files(folder)
+        stop_files = files["hard"].get("stop_commands")
+        stops = corpus.utterances(stop_files, "stop_commands", recipe.per_source, rng) if stop_files else []
+        hard_texts = {forms.spoken(item.text) for item in stops}
+
+        def read(kind: str, keep: Callable[[Utterance], bool]) -> dict[str, list[Utterance]]:
+            found = {}
+            for source, path in files[kind].items():
+                if (source in recipe.unseen) != unseen:
+                    continue
+                items = [
+                    item
+                    for item in corpus.utterances(path, source, recipe.per_source, rng)
+                    if (unseen or low <= item.part < high) and keep(item)
+                ]
+                if items:
+                    found[source] = items
+            return found
+
+        # hard/ wins over queries/, where the same stop commands stand without being marked
+        self.queries = read("queries", lambda u: u.kind == "assistant_query" and forms.spoken(u.text) not in hard_texts)
+        self.background = read("background", lambda u: len(forms.words(u.text)) >= 1)
+        self.hard = read("hard", lambda u: u.source != "stop_commands")
+        self.stops = [item for item in stops if low <= item.part < high and _is_stop(item)]
+        self.not_stops = [item for item in stops if low <= item.part < high and _is_command(item)]
+        self.complaints = [item for item in stops if low <= item.part < high and item.kind == "negative_feedback"]
+        self.dialogues: dict[str, list[Dialogue]] = {}
+        for source, path in files["dialogues"].items():
+            found = [d for d in corpus.dialogues(path, source, recipe.per_source, rng) if low <= d.part < high]
+            if found:
+                self.dialogues[source] = found
+        for name, pool in (("queries", self.queries), ("background", self.background)):
+            if not pool:
+                raise BadData(
+                    f"{folder / name} leaves nothing for the split {split!r}"
+                    + (f": none of the unseen sources {sorted(recipe.unseen)} is there" if unseen else "")
+                )
+
+
+def _is_stop(item: Utterance) -> bool:
+    return item.kind == "stop_command" and item.intent in STOP_INTENTS and not _names_device(item.text)
+
+
+def _is_command(item: Utterance) -> bool:
+    return item.kind == "stop_command" and _names_device(item.text) and item.intent != "cancel"
+
+
+def _names_device(text: str) -> bool:
+    return bool(_DEVICE_WORDS & set(forms.spoken(text).split()))

@@ -1,0 +1,71 @@
+"""What is mixed into a set of samples, and how much of it."""
+
+from dataclasses import dataclass, field
+
+from duologue.errors import UsageError
+from duologue.types import InputState
+
+PROCESS, INCOMPLETE, IGNORE, STOP = (
+    InputState.PROCESS,
+    InputState.INCOMPLETE,
+    InputState.IGNORE,
+    InputState.STOP,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A mix of samples. The same recipe and folder give the same samples."""
+
+    num_samples: int = 12_000  # to train on
+    num_dev: int = 1_200  # for early stopping and thresholds, from other documents of the same sources
+    num_test: int = 300  # about the size of a group of the test on whole unseen sources
+    in_context: float = 0.55  # share of samples inside a dialogue
+    speaking: float = 0.75  # share of those where the assistant is in the middle of an answer
+    texts_per_context: int = 4  # inputs that share one dialogue, so that its KV is computed once
+    shares: dict[InputState, float] = field(
+        default_factory=lambda: {PROCESS: 0.39, INCOMPLETE: 0.18, IGNORE: 0.33, STOP: 0.10}
+    )
+    own_lines: bool = True  # lines of this package beside those of the sources
+    cuts: str = "unfinished"  # "unfinished": only cuts that are clearly not complete in themselves; "random": any
+    max_words: int = 35  # longer utterances are not whole samples
+    max_context_words: int = 110  # newest turns that fit
+    systems: tuple[str | None, ...] = (  # None is the template's own; others keep the adapter from leaning on it
+        None, None, None, None, "", "You are a helpful assistant.", "Answer briefly.",
+    )  # fmt: skip
+    unseen: frozenset[str] = frozenset(
+        {"slurp", "webquestions", "self-instruct-seeds", "rev16-podcasts", "parliament-committees",
+         "icsi_meeting_acts", "disfl_qa", "sgd_switches"}
+    )  # fmt: skip
+    per_source: int = 6000  # utterances kept in memory per source
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.num_samples, self.num_dev, self.texts_per_context) < 1 or self.num_test < 0:
+            raise UsageError("a recipe needs at least one sample, one held out, and one text per context")
+        for name in ("in_context", "speaking"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UsageError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
+        if self.cuts not in ("unfinished", "random"):
+            raise UsageError(f'cuts is "unfinished" or "random", got {self.cuts!r}')
+        if not self.shares or min(self.shares.values()) <= 0:
+            raise UsageError("shares names each state of the set with a positive number")
+
+    @property
+    def states(self) -> tuple[InputState, ...]:
+        """The states of the set, in their usual order."""
+        return tuple(state for state in InputState if state in self.shares)
+
+
+RECIPES: dict[str, Recipe] = {
+    "duologue": Recipe(),
+    "paper": Recipe(
+        num_samples=10_000,
+        in_context=0.0,
+        shares={PROCESS: 1.0, INCOMPLETE: 1.0, IGNORE: 1.0},
+        own_lines=False,
+        cuts="random",
+        systems=(None,),
+    ),
+}
+"""Ours; and the mix of the DUO paper (section 3.1): queries whole or cut anywhere, talk to others, no context."""

@@ -1,0 +1,1 @@
+"""Measuring a model with its adapter through the inference path that conversations use."""

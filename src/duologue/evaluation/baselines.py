@@ -1,0 +1,92 @@
+"""What must be beaten: rules that know no model, the model asked in words, and a linear probe on its hidden state."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from duologue.adapters import prompted
+from duologue.catalogue import Source
+from duologue.data.forms import FUNCTION_WORDS, spoken
+from duologue.data.samples import Sample
+from duologue.errors import MissingDependency, UsageError
+from duologue.evaluation.rows import Rows, check_labels, lay_out
+from duologue.evaluation.scoring import score
+from duologue.evaluation.states import Judged
+from duologue.metrics.decisions import decide
+from duologue.model import PROMPTED, Model, Progress
+from duologue.types import InputState
+
+_PROCESS, _INCOMPLETE = InputState.PROCESS, InputState.INCOMPLETE
+
+
+def majority(sample: Sample) -> InputState:
+    """Everything is answered."""
+    return _PROCESS
+
+
+def last_word(sample: Sample) -> InputState:
+    """A text that ends in a function word is unfinished, any other is answered."""
+    words = spoken(sample.text).split()
+    return _INCOMPLETE if words and words[-1] in FUNCTION_WORDS else _PROCESS
+
+
+def punctuation(sample: Sample) -> InputState:
+    """A text that ends in a full stop, a question or an exclamation mark is answered, any other is unfinished."""
+    return _PROCESS if sample.text.rstrip().rstrip("\"')”’").endswith((".", "?", "!")) else _INCOMPLETE
+
+
+RULES = {"always process": majority, "last word is a function word": last_word, "punctuation": punctuation}
+"""Name for people to rule; they know the text alone."""
+
+
+def by_rules(samples: Sequence[Sample]) -> Iterator[tuple[str, Judged]]:
+    """The rules, each with what it makes of `samples`."""
+    for name, rule in RULES.items():
+        yield name, Judged(samples, [rule(sample) for sample in samples])
+
+
+def in_words(rows: Rows, model: Model, *, progress: Progress | None = None) -> Iterator[tuple[str, Judged | str]]:
+    """The base of `model` asked without and with examples; in place of a judgement, why it cannot be asked."""
+    for name, shots in PROMPTED.items():
+        try:
+            adapter = prompted(states=model.probe.states, shots=shots)
+            asked = replace(
+                model, adapter=adapter, probe=adapter.probe_for(model.backend.info.vocab_size, model.template)
+            )
+            p = score(asked, lay_out(rows, asked), progress=progress)
+        except UsageError as error:
+            yield name, str(error)
+        else:
+            states = asked.probe.states
+            yield name, Judged(rows.samples, decide(p, rows.samples, states), states, p)
+
+
+def linear_probe(rows: Rows, train: Rows, model: Model, source: Source, *, progress: Progress | None = None) -> Judged:
+    """A linear probe on the hidden state of `model`'s base, trained on `train`.
+
+    The base is read anew from `source`, where `model` came from, with PyTorch.
+
+    Raises:
+        BadData: a row that does not fit, or has a label that the adapter lacks.
+        MissingDependency: PyTorch or transformers are not installed.
+    """
+    try:
+        import torch
+
+        from duologue.backends.torch import read_model
+        from duologue.training.linear_probe import fit, hidden_states
+    except ImportError as error:
+        raise MissingDependency(f"a linear probe needs {error.name}: pip install 'duologue[train]'") from error
+    states = model.probe.states
+    check_labels(train, states)
+    layouts = [*lay_out(train, model), *lay_out(rows, model)]
+    base, _ = read_model(source.path if source.path is not None else source.name)
+
+    def show(share: float) -> None:
+        if progress is not None:
+            progress("hidden states for the linear probe", share)
+
+    hidden = hidden_states(base, layouts, progress=show)
+    num = len(train.samples)
+    labels = torch.tensor([states.index(sample.state) for sample in train.samples])
+    p = fit(hidden[:num], labels, len(states))(hidden[num:])
+    return Judged(rows.samples, decide(p, rows.samples, states), states, p)

@@ -1,0 +1,85 @@
+"""The rows of a test file: samples with the lines they stand on, refused with that line where they cannot be used."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from duologue.data.jsonl import read_rows
+from duologue.data.samples import Sample
+from duologue.errors import BadData, TemplateError
+from duologue.model import Model
+from duologue.training.layout import Layout, Layouts
+from duologue.types import InputState, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Samples of a file. `lines[i]` is where `samples[i]` stands."""
+
+    path: Path
+    samples: tuple[Sample, ...]
+    lines: tuple[int, ...]
+
+    def error(self, index: int, reason: str) -> BadData:
+        """What is wrong with row `index`."""
+        return BadData(f"{self.path}, line {self.lines[index]}: {reason}")
+
+
+def read(path: Path) -> Rows:
+    """All rows of a JSONL file. Raises `BadData` that names the line, or says that there is none."""
+    samples, lines = [], []
+    for line, row in read_rows(path):
+        try:
+            sample = Sample.from_json(row)
+            _check(sample)
+        except BadData as error:
+            raise BadData(f"{path}, line {line}: {error}") from None
+        samples.append(sample)
+        lines.append(line)
+    if not samples:
+        raise BadData(f'{path} has no rows; each line is an object such as {{"text", "state", "source"}}')
+    return Rows(path, tuple(samples), tuple(lines))
+
+
+def _check(sample: Sample) -> None:
+    if not sample.text.strip():
+        raise BadData("the text is empty; there is nothing to decide on before words came")
+    if sample.speaking and (not sample.context or sample.context[-1].role is not Role.ASSISTANT):
+        raise BadData("speaking says that the last turn of context is a running answer, and there is none")
+    if any(turn.role is Role.SYSTEM for turn in sample.context):
+        raise BadData('context has a system turn; write its text as "system": "…" beside it')
+
+
+def check_labels(rows: Rows, states: Sequence[InputState]) -> None:
+    """Raise `BadData` for a row whose label is none of `states`, those of the adapter."""
+    for index, sample in enumerate(rows.samples):
+        if sample.state not in states:
+            raise rows.error(
+                index,
+                f"labelled {sample.state}, which this adapter does not know ({', '.join(states)}); leave such rows "
+                "out, or use an adapter with that state",
+            )
+
+
+def lay_out(rows: Rows, model: Model) -> list[Layout]:
+    """The rows in tokens, as a session feeds them.
+
+    Raises:
+        BadData: a row does not fit into the model's context with the probe, or has turns that the template refuses.
+    """
+    layouts = Layouts(model.template)
+    found = []
+    for index, sample in enumerate(rows.samples):
+        try:
+            layout = layouts.of(sample)
+        except TemplateError as error:
+            raise rows.error(index, str(error)) from None
+        length = layout.length + len(model.probe.tokens)
+        if length > model.max_length:
+            raise rows.error(
+                index,
+                f"{length} tokens with the probe, and the context holds {model.max_length}; allow more with --context "
+                "or shorten the row",
+            )
+        found.append(layout)
+    return found

@@ -1,0 +1,278 @@
+"""The loop: shards of samples whose prefixes fit into memory, batches by length, one probe per sample and step.
+
+N samples, B of a batch, S states.
+"""
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from duologue.data.samples import Sample
+from duologue.errors import BadData, UsageError
+from duologue.metrics.decisions import Probabilities
+from duologue.training.layout import Layout
+from duologue.training.prefixes import Prefixes, Progress, shards, silent
+from duologue.training.probe_model import ProbeModel
+from duologue.types import InputState
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How rows, and a LoRA with them, are trained."""
+
+    epochs: int = 8  # times that every sample is seen, at most
+    batch: int = 64
+    lr: float = 4e-3  # of the probe's rows, in units of the embeddings' own size; the states' rows take half of it
+    lora_lr: float = 1e-3
+    warmup: float = 0.05  # share of the steps; then a cosine down to a twentieth
+    weight_decay: float = 0.0
+    accepted_weight: float = 0.4  # what the probability of a state that would be right too counts
+    balance: float = 0.5  # 0: samples count alike; 1: states count alike
+    teacher_weight: float = 0.7  # of a teacher's probabilities, where there is one; the labels have the rest
+    patience: int = 3  # epochs without a better loss on held-out samples before it ends
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch, self.patience) < 1 or min(self.lr, self.lora_lr) <= 0:
+            raise UsageError("epochs, batch, patience and learning rates must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What the samples of one shard, seen once, came to."""
+
+    number: int
+    step: int
+    train_loss: float
+    dev_loss: float
+    dev_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Samples in tokens, with what should come out. targets: [N, S], weights: [N]."""
+
+    layouts: Sequence[Layout]
+    targets: Tensor
+    weights: Tensor
+    teacher: Tensor | None = None  # [N, S] probabilities of another model
+
+
+def train(
+    model: ProbeModel,
+    data: Labelled,
+    dev: Labelled,
+    settings: Settings,
+    *,
+    max_tokens: int,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
+    progress: Progress = silent,
+    report: Callable[[Epoch], None] = lambda epoch: None,
+) -> list[Epoch]:
+    """Train `model` in place; it ends with what was best on `dev`.
+
+    At most `max_tokens` tokens of prefixes are in memory beside those of `dev`. If all fit, every epoch sees all
+    samples; otherwise each shard is seen `epochs` times while it is there, so that no prefix is computed twice.
+    With `checkpoint`, every epoch is written there, and a run that was killed goes on from the last one, exactly. `log`
+    gets a line of JSON for every step and epoch.
+
+    Raises:
+        UsageError: the checkpoint is of another run; a sample is too long for the memory.
+    """
+    parts = shards(data.layouts, max_tokens)
+    steps = settings.epochs * sum(math.ceil(len(part) / settings.batch) for part in parts)
+    with model.base_alone():
+        dev_prefixes = Prefixes(model.prefix_model, dev.layouts)
+    run = _Run(model, settings, steps, checkpoint, log)
+    for number in range(run.next_epoch, len(parts) * settings.epochs):
+        part, is_new = parts[number // settings.epochs], number % settings.epochs == 0
+        if run.stale >= settings.patience and len(parts) == 1:
+            break
+        if is_new or number == run.next_epoch:
+            with model.base_alone():
+                prefixes = Prefixes(model.prefix_model, [data.layouts[i] for i in part], progress=progress)
+        run.begin()
+        batches = list(prefixes.batches(range(len(part)), settings.batch))
+        random.Random(f"{settings.seed} {number}").shuffle(batches)
+        for done, batch in enumerate(batches):
+            logits = model(prefixes.past(batch))
+            run.step(_loss(logits, data, [part[i] for i in batch], settings), len(batch))
+            progress(f"epoch {number + 1}", done + 1, len(batches))
+        report(run.finish(number, _judge(model, dev, dev_prefixes, settings)))
+    model.restore(run.best)
+    return run.history
+
+
+def label(samples: Sequence[Sample], layouts: Sequence[Layout], states: Sequence[InputState], s: Settings) -> Labelled:
+    """Right states (1 the label, `accepted_weight` those accepted) and each sample's weight, mean 1.
+
+    Raises:
+        BadData: a state without a single sample, or a sample with a state that is not among `states`.
+    """
+    targets = torch.zeros(len(samples), len(states))
+    column = {state: number for number, state in enumerate(states)}
+    for row, sample in enumerate(samples):
+        if sample.state not in column:
+            raise BadData(f"sample {row + 1} is {sample.state}; this adapter knows {[state.value for state in states]}")
+        for state in sample.accept:
+            if state in column:
+                targets[row, column[state]] = s.accepted_weight
+        targets[row, column[sample.state]] = 1.0
+    labels = targets.argmax(1)
+    counts = torch.bincount(labels, minlength=len(states))
+    if missing := [state.value for state, count in zip(states, counts, strict=True) if not count]:
+        raise BadData(f"no sample of {', '.join(missing)}; every state needs some")
+    weights = (len(samples) / (len(states) * counts[labels])) ** s.balance
+    return Labelled(layouts, targets, weights / weights.mean())
+
+
+def score(
+    model: ProbeModel, layouts: Sequence[Layout], *, max_tokens: int, progress: Progress = silent
+) -> Probabilities:
+    """Probabilities of the states for every sample; at most `max_tokens` tokens of prefixes at a time."""
+    found = np.zeros((len(layouts), len(model.states)), dtype=np.float32)
+    for part in shards(layouts, max_tokens):
+        with model.base_alone():
+            prefixes = Prefixes(model.prefix_model, [layouts[i] for i in part])
+        found[part.start : part.stop] = _score(model, prefixes)
+        progress("judging", part.stop, len(layouts))
+    return found
+
+
+def _score(model: ProbeModel, prefixes: Prefixes, batch: int = 64) -> Probabilities:
+    found = np.zeros((len(prefixes), len(model.states)), dtype=np.float32)
+    with torch.no_grad():
+        for indices in prefixes.batches(range(len(prefixes)), batch):
+            found[indices] = functional.softmax(model(prefixes.past(indices)), -1).numpy()
+    return found
+
+
+def _loss(logits: Tensor, data: Labelled, rows: list[int], settings: Settings) -> Tensor:
+    """Mean negative log of the probability that right states get together, accepted ones counting less."""
+    right = (functional.softmax(logits, -1) * data.targets[rows]).sum(-1).clamp_min(1e-6)
+    loss = -(right.log() * data.weights[rows]).mean()
+    if data.teacher is None:
+        return loss
+    taught = -(functional.log_softmax(logits, -1) * data.teacher[rows]).sum(-1)
+    return (1 - settings.teacher_weight) * loss + settings.teacher_weight * (taught * data.weights[rows]).mean()
+
+
+def _judge(model: ProbeModel, dev: Labelled, prefixes: Prefixes, settings: Settings) -> tuple[float, float]:
+    p = torch.from_numpy(_score(model, prefixes))
+    right = dev.targets.gather(1, p.argmax(1, keepdim=True))[:, 0] > 0
+    loss = -((p * dev.targets).sum(-1).clamp_min(1e-6).log() * dev.weights).mean()
+    return float(loss), float(right.float().mean())
+
+
+class _Run:
+    """Optimiser, schedule, the best so far, and the file they can be taken up again from."""
+
+    def __init__(
+        self, model: ProbeModel, settings: Settings, steps: int, checkpoint: Path | None, log: Path | None
+    ) -> None:
+        self._model, self._settings, self._checkpoint, self._log = model, settings, checkpoint, log
+        self._parameters = [model.probes, model.states, *model.lora_parameters]
+        groups = [{"params": [model.probes], "lr": settings.lr}, {"params": [model.states], "lr": settings.lr / 2}]
+        if model.lora_parameters:
+            groups.append({"params": model.lora_parameters, "lr": settings.lora_lr})
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
+        warmup = max(1, int(steps * settings.warmup))
+
+        def scale(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, scale)
+        self._steps = 0
+        self._total, self._seen = 0.0, 0
+        self.history: list[Epoch] = []
+        self.best = model.trained()
+        self.stale = 0
+        self.next_epoch = 0
+        if checkpoint is not None and checkpoint.exists():
+            self._load(checkpoint)
+
+    def begin(self) -> None:
+        """An epoch begins."""
+        self._total, self._seen = 0.0, 0
+
+    def step(self, loss: Tensor, count: int) -> None:
+        """One step down `loss`, the mean over `count` samples."""
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+        self._steps += 1
+        value = float(loss.detach())
+        self._total, self._seen = self._total + value * count, self._seen + count
+        self._write({"step": self._steps, "loss": round(value, 5), "lr": self._schedule.get_last_lr()[0]})
+
+    def finish(self, number: int, judged: tuple[float, float]) -> Epoch:
+        """An epoch ends."""
+        epoch = Epoch(number + 1, self._steps, self._total / self._seen, *judged)
+        if epoch.dev_loss < min((past.dev_loss for past in self.history), default=math.inf):
+            self.best, self.stale = self._model.trained(), 0
+        else:
+            self.stale += 1
+        self.history.append(epoch)
+        self.next_epoch = epoch.number
+        self._write(asdict(epoch))
+        if self._checkpoint is not None:
+            self._save(self._checkpoint)
+        return epoch
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _save(self, path: Path) -> None:
+        state = {
+            "settings": asdict(self._settings),
+            "trained": self._model.trained(),
+            "best": self.best,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "history": [asdict(epoch) for epoch in self.history],
+            "stale": self.stale,
+            "steps": self._steps,
+        }
+        partial = path.with_suffix(".partial")  # a kill while writing leaves the old one whole
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def _load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        if state["settings"] != asdict(self._settings):
+            raise UsageError(
+                f"{path} is the checkpoint of a run with other settings ({state['settings']}); "
+                "give the same settings to go on with it, or another --out to begin anew"
+            )
+        self._model.restore(state["trained"])
+        self.best = state["best"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self.stale, self._steps = state["stale"], state["steps"]
+        self.next_epoch = len(self.history)
+        self._forget_log_behind()
+
+    def _forget_log_behind(self) -> None:
+        """Steps behind the checkpoint are taken again, so their lines go."""
+        if self._log is None or not self._log.exists():
+            return
+        lines = self._log.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if json.loads(line)["step"] <= self._steps]
+        self._log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

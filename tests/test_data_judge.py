@@ -1,0 +1,197 @@
+"""The judge against a real HTTP server on this machine that speaks the shape of chat completions."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from duologue.data.judge import NUM_TRIES, PROMPT, Judge, Verdict
+from duologue.errors import BadData, RemoteError, UsageError
+
+Reply = Callable[[str], tuple[int, str]]
+"""From the line that was asked about to HTTP state and body."""
+
+
+def completion(content: str | None) -> str:
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]})
+
+
+def by_a_word(text: str) -> tuple[int, str]:
+    return 200, completion("ASSISTANT" if "timer" in text else "People.")
+
+
+class Server:
+    """What came in, and what goes out."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.reply: Reply = by_a_word
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.requests.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
+                state, answer = server.reply(body["messages"][-1]["content"])
+                content = answer.encode()
+                self.send_response(state)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+    @property
+    def asked(self) -> list[str]:
+        return [request["messages"][-1]["content"] for request in self.requests]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    found = Server()
+    thread = threading.Thread(target=found.http.serve_forever, args=(0.01,))
+    thread.start()
+    yield found
+    found.http.shutdown()
+    thread.join()
+    found.http.server_close()
+
+
+def judge(server: Server, folder: Path, waits: list[float] | None = None, **settings: Any) -> Judge:
+    waits = [] if waits is None else waits
+    return Judge(server.url, "reader", cache=folder / "verdicts.jsonl", sleep=waits.append, **settings)
+
+
+def test_it_asks_in_the_shape_of_chat_completions(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("READER_KEY", "abc")
+    assert judge(server, tmp_path, api_key_env="READER_KEY").verdict("set a timer") is Verdict.ASSISTANT
+    [request] = server.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert request["key"] == "Bearer abc"
+    assert request["model"] == "reader"
+    assert request["messages"] == [{"role": "system", "content": PROMPT}, {"role": "user", "content": "set a timer"}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ("ASSISTANT", Verdict.ASSISTANT),
+        (" **people**.\n", Verdict.PEOPLE),
+        ("<think>The assistant could know that.</think>\nPEOPLE", Verdict.PEOPLE),
+        ("either ASSISTANT or PEOPLE", Verdict.UNCLEAR),
+        ("I cannot say", Verdict.UNCLEAR),
+        ("", Verdict.UNCLEAR),
+        (None, Verdict.UNCLEAR),
+    ],
+)
+def test_answers_are_read_for_one_word(server: Server, tmp_path: Path, answer: str | None, verdict: Verdict) -> None:
+    server.reply = lambda _: (200, completion(answer))
+    assert judge(server, tmp_path).verdict("so we left") is verdict
+
+
+def test_verdicts_come_in_order_and_each_text_is_asked_once(server: Server, tmp_path: Path) -> None:
+    texts = [f"line {i}" + " timer" * (i % 3 == 0) for i in range(40)]
+    found = list(judge(server, tmp_path).verdicts(iter(texts), 3))
+    assert found == [(text, Verdict.ASSISTANT if "timer" in text else Verdict.PEOPLE) for text in texts]
+    assert sorted(server.asked) == sorted(texts)
+    assert list(judge(server, tmp_path).verdicts(texts)) == found, "a second run reads the cache"
+    assert len(server.asked) == len(texts)
+
+
+def test_a_killed_run_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
+    first = judge(server, tmp_path)
+    for text in ("a timer", "a lamp", "a boat"):
+        first.verdict(text)
+    cache = tmp_path / "verdicts.jsonl"
+    cache.write_bytes(cache.read_bytes()[:-7])  # killed within the last line
+    second = judge(server, tmp_path)
+    assert [second.verdict(text) for text in ("a timer", "a lamp", "a boat")] == ["assistant", "people", "people"]
+    assert server.asked == ["a timer", "a lamp", "a boat", "a boat"]
+    assert [json.loads(line)["text"] for line in cache.read_text().splitlines()] == ["a timer", "a lamp", "a boat"]
+
+
+def test_another_model_gives_its_own_verdicts(server: Server, tmp_path: Path) -> None:
+    judge(server, tmp_path).verdict("a timer")
+    server.reply = lambda _: (200, completion("PEOPLE"))
+    other = Judge(server.url, "other", cache=tmp_path / "verdicts.jsonl")
+    assert other.verdict("a timer") is Verdict.PEOPLE
+    assert judge(server, tmp_path).verdict("a timer") is Verdict.ASSISTANT
+
+
+def test_a_busy_server_is_tried_again(server: Server, tmp_path: Path) -> None:
+    replies = iter([(429, "slow down"), (503, "loading"), (200, completion("PEOPLE"))])
+    server.reply = lambda _: next(replies)
+    waits: list[float] = []
+    assert judge(server, tmp_path, waits).verdict("so we left") is Verdict.PEOPLE
+    assert waits == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "message", "num_requests"),
+    [
+        ((404, '{"error": "no model reader"}'), r"refuses model 'reader': HTTP 404 .*no model reader", 1),
+        ((500, "broken"), rf"did not answer in {NUM_TRIES} tries \(HTTP 500 .*verdicts\.jsonl", NUM_TRIES),
+        ((200, "<html>"), "no chat completion: b'<html>'", 1),
+        ((200, '{"choices": []}'), "no chat completion", 1),
+    ],
+)
+def test_what_went_wrong_is_said(
+    server: Server, tmp_path: Path, reply: tuple[int, str], message: str, num_requests: int
+) -> None:
+    server.reply = lambda _: reply
+    with pytest.raises(RemoteError, match=message):
+        judge(server, tmp_path).verdict("so we left")
+    assert len(server.requests) == num_requests
+    assert not (tmp_path / "verdicts.jsonl").exists()
+
+
+def test_an_error_ends_the_stream_and_keeps_what_was_found(server: Server, tmp_path: Path) -> None:
+    server.reply = lambda text: by_a_word(text) if text != "line 9" else (401, "no key")
+    verdicts = judge(server, tmp_path).verdicts((f"line {i}" for i in range(1000)), 2)
+    assert [next(verdicts)[0] for _ in range(9)] == [f"line {i}" for i in range(9)]
+    with pytest.raises(RemoteError, match="401"):
+        next(verdicts)
+    assert len(server.asked) < 50
+    assert len((tmp_path / "verdicts.jsonl").read_text().splitlines()) >= 9
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    gone = Server()
+    gone.http.server_close()
+    waits: list[float] = []
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1.*check that the server runs"):
+        judge(gone, tmp_path, waits).verdict("so we left")
+    assert waits == [1.0, 2.0, 4.0]
+
+
+def test_what_cannot_work_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("READER_KEY", raising=False)
+    cache = tmp_path / "verdicts.jsonl"
+    with pytest.raises(UsageError, match="http://"):
+        Judge("file:///etc/hosts", "reader", cache=cache)
+    with pytest.raises(UsageError, match="READER_KEY"):
+        Judge("http://localhost/v1", "reader", cache=cache, api_key_env="READER_KEY")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"text": "something else"}\n', '{"text": "a", "verdict": "maybe", "model": "m"}\n', "no line at all", "[]\n"],
+)
+def test_a_cache_that_is_none_is_left_as_it_is(tmp_path: Path, content: str) -> None:
+    cache = tmp_path / "verdicts.jsonl"
+    cache.write_text(content)
+    with pytest.raises(BadData, match=r"verdicts\.jsonl.*file of its own"):
+        Judge("http://localhost/v1", "reader", cache=cache)
+    assert cache.read_text() == content
