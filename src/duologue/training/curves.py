@@ -36,6 +36,7 @@ def plot(log: Path, out: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     losses = figure.subplots()
     losses.set(xlabel="step", ylabel="loss")
+    losses.locator_params(axis="x", integer=True)
     accuracies = losses.twinx()
     accuracies.set(ylabel="accuracy", ylim=(0, 1))
     styles = {"loss": ("C0-", losses), "dev_loss": ("C1o-", losses), "dev_accuracy": ("C2s--", accuracies)}

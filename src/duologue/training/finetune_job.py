@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from duologue.adapters import ANY_WEIGHTS, Adapter
 from duologue.backends.hf_tokenizer import HfTokenizer
 from duologue.data.samples import Sample, read_samples
-from duologue.errors import BadData, MissingDependency
+from duologue.errors import BadData, MissingDependency, UsageError
 from duologue.metrics.decisions import decide
 from duologue.metrics.outcome import groups
 from duologue.metrics.thresholds import calibrate
@@ -58,7 +58,7 @@ def run_finetune(
 
     Raises:
         BadData: a file of samples cannot be read or has none; a state without a sample; no sample has a response.
-        UsageError: see `sequences.lay_out` and `finetune.Finetuning`.
+        UsageError: sequences longer than the model takes; see `sequences.lay_out` and `finetune.Finetuning`.
     """
     started = time.monotonic()
     settings, states = job.settings, tuple(InputState)
@@ -66,7 +66,7 @@ def run_finetune(
         torch.set_num_threads(job.threads)
     job.out.mkdir(parents=True, exist_ok=True)
     train_samples, dev_samples = (_read(job.data / f"{part}.jsonl") for part in ("train", "dev"))
-    _check(train_samples, states, settings)
+    _check(train_samples, states, model, settings)
     template = Template.from_tokenizer(tokenizer)
     train, shortened = lay_out(train_samples, template, settings.max_length)
     dev, dev_shortened = lay_out(dev_samples, template, settings.max_length)
@@ -80,21 +80,15 @@ def run_finetune(
     speak(f"longer than {settings.max_length} tokens: in training {shortened}; held out {dev_shortened}")
     if run.step:
         speak(f"going on behind step {run.step}")
-    looks = run.run(progress=progress, report=lambda look: speak(_line(look, run.num_steps)))
+    run.run(progress=progress, report=lambda look: speak(_line(look, run.num_steps)))
 
     p = run.score(dev)
     thresholds = calibrate(dev_samples, p, states)
-    facts: dict[str, Any] = {
+    facts = {
+        **_facts(settings, train, run),
         "base": name,
-        "samples": dict(Counter(sample.state.value for sample in train_samples)),
-        "sources": dict(sorted(Counter(sample.source for sample in train_samples).items())),
-        "responses": sum(bool(example.reply) for example in train),
         "shortened": asdict(shortened),
-        "settings": asdict(settings),
-        "looks": [asdict(look) for look in looks],
-        "steps": run.step,
         "seconds": round(time.monotonic() - started),
-        "torch": torch.__version__,
         "dev": groups(dev_samples, decide(p, dev_samples, states, thresholds)),
     }
     adapter = Adapter(
@@ -121,7 +115,12 @@ def _read(path: Path) -> list[Sample]:
     return samples
 
 
-def _check(samples: Sequence[Sample], states: Sequence[InputState], settings: FinetuneSettings) -> None:
+def _check(
+    samples: Sequence[Sample], states: Sequence[InputState], model: PreTrainedModel, settings: FinetuneSettings
+) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and settings.max_length > limit:
+        raise UsageError(f"max_length {settings.max_length} is more than the {limit} tokens this model takes")
     present = {sample.state for sample in samples}
     if missing := [state.value for state in states if state not in present]:
         raise BadData(f"no training sample of {', '.join(missing)}; every state needs some")
@@ -150,6 +149,18 @@ def _draw(out: Path, say: Callable[[str], None]) -> None:
         plot(out / "log.jsonl", out / "curve.png")
     except MissingDependency as error:  # no reason to lose what was trained
         say(str(error))
+
+
+def _facts(settings: FinetuneSettings, train: Sequence[Example], run: Finetuning) -> dict[str, Any]:
+    return {
+        "samples": dict(Counter(example.sample.state.value for example in train)),
+        "sources": dict(sorted(Counter(example.sample.source for example in train).items())),
+        "responses": sum(bool(example.reply) for example in train),
+        "settings": asdict(settings),
+        "looks": [asdict(look) for look in run.looks],
+        "steps": run.step,
+        "torch": torch.__version__,
+    }
 
 
 def _counted(train: Sequence[Example], dev: Sequence[Example]) -> str:
