@@ -24,7 +24,6 @@ from duologue.training.prefixes import Prefixes, Progress, shards, silent
 from duologue.training.probe_model import ProbeModel
 from duologue.types import InputState
 
-
 Compute = Callable[[Sequence[Layout]], Prefixes]
 """From samples in tokens to their prefixes, by the base alone."""
 
