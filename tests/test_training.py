@@ -1,6 +1,7 @@
 """Training around a frozen base, on tiny models: prefixes are the plain ones, it learns, and goes on after a kill."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +170,7 @@ def trained(
     log: Path | None = None,
     break_after: int | None = None,
     teacher: "torch.Tensor | None" = None,
+    computed: list[int] | None = None,
 ) -> tuple[ProbeModel, list[Epoch]]:
     torch.manual_seed(0)
     model = ProbeModel(tiny_model("llama"), STATES, range(10, 20), lora=lora)
@@ -176,6 +178,11 @@ def trained(
     def stop_early(epoch: Epoch) -> None:
         if break_after is not None and epoch.number >= break_after:
             raise KeyboardInterrupt
+
+    def compute(layouts: Sequence[Layout]) -> Prefixes:
+        if computed is not None:
+            computed.append(len(layouts))
+        return Prefixes(model.prefix_model, layouts)
 
     history = train(
         model,
@@ -186,6 +193,7 @@ def trained(
         checkpoint=checkpoint,
         log=log,
         report=stop_early,
+        compute=compute,
     )
     return model, history
 
@@ -219,7 +227,11 @@ def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, max_tokens: in
 
 
 def test_more_samples_than_fit_are_trained_on_in_shards() -> None:
-    _, history = trained(replace(SETTINGS, epochs=2), max_tokens=500)
+    computed: list[int] = []
+    _, history = trained(replace(SETTINGS, epochs=2), max_tokens=500, computed=computed)
+    assert computed[0] == 80, "the held-out samples"
+    assert sum(computed[1:]) == 240, "every prefix is computed once"
+    assert len(history) == 2 * len(computed[1:])
     steps = history[-1].step
     assert len(history) > 4
     assert steps >= 2 * 240 / 16, "every sample is seen twice"

@@ -99,11 +99,12 @@ def train(
     with model.base_alone():
         dev_prefixes = compute(dev.layouts)
     run = _Run(model, settings, steps, checkpoint, log)
-    for number in range(run.next_epoch, len(parts) * settings.epochs):
+    first = run.next_epoch
+    for number in range(first, len(parts) * settings.epochs):
         part, is_new = parts[number // settings.epochs], number % settings.epochs == 0
         if run.stale >= settings.patience and len(parts) == 1:
             break
-        if is_new or number == run.next_epoch:
+        if is_new or number == first:
             with model.base_alone():
                 prefixes = compute([data.layouts[i] for i in part])
         run.begin()
