@@ -52,6 +52,7 @@ class Talk:
         self.engine = DirectEngine(backend, self.session)
         self.drawn: dict[int, list[Drawn]] = {}
         self.passes: Counter[int] = Counter()
+        self.probe_passes = 0  # that the backend says it needs besides, for probes alone
         self.cut: dict[int, str] = {}  # answers that are suspended, and what was heard of them
         self.num_judged = 0
 
@@ -64,6 +65,7 @@ class Talk:
             return False
         job.run()
         self.told(self.engine.finish(job))
+        self.probe_passes += self.backend.info.num_passes(job.plan.batch) - 1
         if answer is not None and is_generating:
             self.passes[answer.id] += 1
             for step in job.steps:

@@ -64,6 +64,7 @@ class Count:
     tokens: int = 0
     other_ids: int = 0  # answers whose text the tokenizer cuts into other tokens than the model did
     added_passes: int = 0  # over all answers; listening must add none
+    probe_passes: int = 0  # of probes alone, on a backend that declares them
     kinds: Counter[str] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
 
@@ -89,6 +90,7 @@ class Comparison:
         talk = Talk(self._disturbed, self._template, self._probe, replace(calm, heard="reported"))
         turns = Disturbed(talk, chance, num_turns or chance.randint(2, 4)).run()
         talk.close()
+        self.count.probe_passes += talk.probe_passes
         self.count.conversations += 1
         self._compare(number, turns, calm)
 
@@ -202,6 +204,7 @@ def main() -> int:
         "turns": count.turns,
         "tokens_identical": count.tokens,
         "passes_added_by_listening": count.added_passes,
+        "passes_of_probes_alone": count.probe_passes,
         "other_ids": count.other_ids,
         "exceptions": len(count.differences) - len(failures),
         "failures": len(failures),
@@ -220,6 +223,7 @@ _SHOWN = (
     "exceptions",
     "failures",
     "passes_added_by_listening",
+    "passes_of_probes_alone",
     "other_ids",
 )
 

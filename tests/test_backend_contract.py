@@ -98,25 +98,29 @@ def test_a_lora_for_another_model_is_refused(backend: Any) -> None:
         backend(model, rows=tiny_rows(), lora=odd, capacity=64)
 
 
-def test_a_lora_on_a_layer_that_is_not_called_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_calls", [0, 2])
+def test_a_lora_on_a_layer_that_is_not_called_once_is_refused(monkeypatch: pytest.MonkeyPatch, num_calls: int) -> None:
     model = tiny_model("llama")
     backend = ReferenceBackend(model, rows=tiny_rows(), lora=tiny_lora(model))
     attention = model.get_decoder().layers[0].self_attn
-    # As a fused kernel does it: the layer's weights are used, its forward is not.
-    weight = attention.o_proj.weight
-    before = attention.o_proj
-    monkeypatch.setitem(attention._modules, "o_proj", _Fused(weight))
+    layer = attention.o_proj
+    monkeypatch.setitem(attention._modules, "o_proj", _Around(layer, num_calls))
     seq = backend.fork(None)
     with pytest.raises(UnsupportedModel, match=r"layers\.0\.self_attn\.o_proj"):
         backend.forward([Extend(seq, (5, VOCAB_SIZE), watch=(VOCAB_SIZE + 1,))])
     assert backend.length(seq) == 0
-    assert not before._forward_hooks
+    assert not layer._forward_hooks
 
 
-class _Fused(torch.nn.Module):
-    def __init__(self, weight: torch.Tensor) -> None:
+class _Around(torch.nn.Module):
+    """Uses a layer's weights as a fused kernel does, and calls the layer itself so many times."""
+
+    def __init__(self, layer: torch.nn.Module, num_calls: int) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight = layer.weight
+        self.calls = [layer] * num_calls
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for call in self.calls:
+            call(x)
         return torch.nn.functional.linear(x, self.weight)

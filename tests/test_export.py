@@ -14,15 +14,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from duologue import gguf_files
 from duologue.adapters import Adapter
 from duologue.backends.llamacpp import LlamaCppBackend
+from duologue.backends.lora import Factors, Lora
+from duologue.backends.reference import ReferenceBackend
 from duologue.backends.rows import Rows
 from duologue.catalogue import CATALOGUE
 from duologue.cli.main import main
 from duologue.core.backend import Draw, Extend
 from duologue.errors import AdapterMismatch, BrokenModel, ModelNotFound, UnsupportedModel, UsageError
-from duologue.export_hf import export_hf
+from duologue.export_hf import export_hf, export_peft
 from duologue.gguf_files import WEIGHTS, cached_gguf, convert, read_facts
 from duologue.never_wins import LEAD, check_never_wins, quieted
-from duologue.testing import VOCAB_SIZE, tiny_model, tiny_rows
+from duologue.testing import VOCAB_SIZE, tiny_lora, tiny_model, tiny_rows
 from duologue.types import InputState
 from tiny_gguf import write_tiny_gguf
 
@@ -236,6 +238,33 @@ def test_a_hugging_face_folder_decides_as_the_rows(tmp_path, name, scale):
         export_hf(tmp_path / "base", loud, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
+def test_peft_reads_the_exported_lora_and_decides_as_the_backend(tmp_path, name):
+    peft = pytest.importorskip("peft")
+    rows, model = tiny_rows(), with_common_direction(tiny_model(name))
+    rows = Rows(rows.probes * np.float32(0.2), rows.states)
+    lora = tiny_lora(model)
+    model.save_pretrained(tmp_path / "base")
+    small_tokenizer().save_pretrained(tmp_path / "base")
+    report = export_hf(tmp_path / "base", rows, tmp_path / "out", dtype="float32", num_tokens=150)
+    probe, *states = report.added.values()
+    export_peft(lora, tmp_path / "out", tmp_path / "out-lora", [probe])
+    backend, text = ReferenceBackend(model, rows=rows, lora=lora), (5, 9, 200, 31, 77)
+    size = backend.info.vocab_size
+    watch = tuple(range(size + 1, size + 5))
+    (step,) = backend.forward([Extend(backend.fork(None), (*text, size), watch=watch)])
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        plain = torch.softmax(written(torch.tensor([[*text, probe]])).logits[0, -1, states], dim=-1)
+        wrapped = peft.PeftModel.from_pretrained(written, tmp_path / "out-lora")
+        p = torch.softmax(wrapped(input_ids=torch.tensor([[*text, probe]])).logits[0, -1, states], dim=-1)
+    np.testing.assert_allclose(p.numpy(), step.p, atol=2e-3)
+    assert np.abs(plain.numpy() - step.p).max() > 0.05
+    with pytest.raises(BrokenModel, match="model folder"):
+        export_peft(lora, tmp_path / "nowhere", tmp_path / "other", [probe])
+
+
 def with_common_direction(model):
     with torch.no_grad():
         head = model.get_output_embeddings().weight
@@ -255,11 +284,18 @@ def test_the_command_exports_the_default_model(tmp_path, capsys):
     rows = Rows(
         random.normal(0, 0.1, (1, 576)).astype(np.float32), random.normal(0.2, 0.1, (4, 576)).astype(np.float32)
     )
-    Adapter("rows", tuple(InputState), rows).save(tmp_path / "adapter")
+    factors = Factors(random.normal(0, 0.1, (2, 576)).astype("f4"), random.normal(0, 0.1, (192, 2)).astype("f4"))
+    lora = Lora({"layers.3.self_attn.k_proj": factors}, 2.0)
+    Adapter("alora", tuple(InputState), rows, lora).save(tmp_path / "adapter")
     out = tmp_path / "out.gguf"
     arguments = ["--adapter", str(tmp_path / "adapter"), "--weights", "Q8_0", "--out", str(out), "--tokens", "256"]
     assert main(["export", "--format", "gguf", *arguments]) == 0
-    assert "no added token wins" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no added token wins" in said
+    assert "out-lora.gguf: the LoRA, active from the probe on" in said
+    fields = GGUFReader(tmp_path / "out-lora.gguf").fields
+    assert fields["adapter.alora.invocation_tokens"].contents() == [49152]
+    LlamaCppBackend(out, lora_path=tmp_path / "out-lora.gguf", capacity=64, threads=1).close()
     facts = read_facts(out)
     assert (facts.base_vocab_size, facts.vocab_size, facts.num_added) == (49152, 49216, 5)
     assert main(["export", "--format", "gguf", *arguments]) == 2

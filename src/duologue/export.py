@@ -51,6 +51,7 @@ class ExportReport:
     leads: Leads  # on text that the shift was not computed from, from the written file
     num_same: int  # greedy tokens that are those of the base, of as many as were compared
     decision_error: float  # largest difference of a state's probability from that of the rows in float32
+    lora: Path | None = None  # where the adapter's LoRA was written, if it has one
 
 
 def check_out(out: Path, *, force: bool) -> None:
@@ -60,7 +61,8 @@ def check_out(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise UsageError(f"{out} exists already; give another place, or --force to replace it")
-    if out.is_dir() and not (out / "config.json").exists() and any(out.iterdir()):
+    is_ours = any((out / name).exists() for name in ("config.json", "adapter_config.json"))
+    if out.is_dir() and not is_ours and any(out.iterdir()):
         raise UsageError(f"{out} is a folder with other things in it; it will not be replaced")
     shutil.rmtree(out) if out.is_dir() else out.unlink()
 

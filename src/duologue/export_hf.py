@@ -1,5 +1,9 @@
-"""A Hugging Face folder with an adapter's rows in place, for vLLM, transformers and what reads their files."""
+"""A Hugging Face folder with an adapter's rows in place, for vLLM, transformers and what reads their files.
 
+The LoRA of an adapter goes into a PEFT folder of its own.
+"""
+
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
+from safetensors.numpy import save_file
 
 from duologue.backends.hf_tokenizer import HfTokenizer
+from duologue.backends.lora import Lora
 from duologue.backends.rows import Rows
 from duologue.backends.torch import read_model
-from duologue.errors import UsageError
+from duologue.errors import BrokenModel, UsageError
 from duologue.export import ExportReport, FloatArray, check_out, check_report, quiet_rows, softmax, starts, state_names
 from duologue.never_wins import Leads, Quiet, quieted
 from duologue.template import Template
@@ -19,6 +26,41 @@ from duologue.types import InputState, Token
 
 PAD_MULTIPLE = 64
 _NUM_GREEDY = 16
+
+
+def export_peft(lora: Lora, base: Path, out: Path, probe: Sequence[Token]) -> None:
+    """Write `lora` as a PEFT folder for the exported model in `base`, active from the `probe` tokens on (aLoRA).
+
+    Raises:
+        BrokenModel: `base` is no model folder.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(base)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise BrokenModel(f"{base} is no model folder that transformers can read: {error}") from error
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    paths = {path: f"{prefix}.{path}" if prefix else path for path in lora.layers}
+    out.mkdir(parents=True)
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": lora.rank,
+        "lora_alpha": lora.scale * lora.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": list(paths.values()),
+        "alora_invocation_tokens": list(probe),
+    }
+    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    named = [(f"base_model.model.{paths[path]}", pair) for path, pair in lora.layers.items()]
+    tensors = {f"{name}.lora_A.weight": np.ascontiguousarray(pair.a) for name, pair in named}
+    tensors |= {f"{name}.lora_B.weight": np.ascontiguousarray(pair.b) for name, pair in named}
+    save_file(tensors, out / "adapter_model.safetensors")
 
 
 def export_hf(

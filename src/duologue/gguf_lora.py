@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFValueType, GGUFWriter, get_tensor_name_map
 
 from duologue.backends.lora import FloatArray, Lora
 from duologue.errors import AdapterMismatch, UnsupportedModel
@@ -50,7 +50,8 @@ def write_lora(source: Path | str, lora: Lora, target: Path | str, *, invocation
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", lora.scale * lora.rank)
         if invocation:
-            writer.add_array("adapter.alora.invocation_tokens", list(invocation))
+            kinds = GGUFValueType.ARRAY, GGUFValueType.UINT32  # llama.cpp takes no other kind of number here
+            writer.add_key_value("adapter.alora.invocation_tokens", list(invocation), *kinds)
         for path, pair in lora.layers.items():
             name = names.of(path, pair.a.shape[1], pair.b.shape[0])
             writer.add_tensor(f"{name}.weight.lora_a", np.ascontiguousarray(pair.a))

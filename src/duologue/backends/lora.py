@@ -55,8 +55,10 @@ class Lora:
 
     def tensors(self) -> dict[str, FloatArray]:
         """The matrices by the names they have in a file: "lora.<path>.a" and "lora.<path>.b"."""
-        pairs = ((f"{_PREFIX}{path}", pair) for path, pair in self.layers.items())
-        return {name: matrix for stem, pair in pairs for name, matrix in ((f"{stem}.a", pair.a), (f"{stem}.b", pair.b))}
+        named: dict[str, FloatArray] = {}
+        for path, pair in self.layers.items():
+            named |= {f"{_PREFIX}{path}.a": pair.a, f"{_PREFIX}{path}.b": pair.b}
+        return named
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], scale: float) -> "Lora":

@@ -1,11 +1,13 @@
 """A LoRA in a PyTorch model at chosen positions of a pass: hooks on its linear layers, only while that pass runs."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from duologue.backends.lora import Factors, Lora
@@ -41,31 +43,32 @@ class LoraModules:
 
         What they say at any other position is not touched, nor computed in another way.
         """
-        done: list[str] = []
+        done = Counter[str]()
+        where = torch.tensor(positions)
         with ExitStack() as hooks:
             for layer in self._layers:
-                handle = layer.module.register_forward_hook(self._hook(layer, list(positions), num_tokens, done))
+                handle = layer.module.register_forward_hook(self._hook(layer, where, num_tokens, done))
                 hooks.callback(handle.remove)
             yield
-        if len(done) != len(self._layers):
-            missing = next(layer.path for layer in self._layers if layer.path not in done)
+        odd = next((layer.path for layer in self._layers if done[layer.path] != 1), None)
+        if odd is not None:
             raise UnsupportedModel(
-                f"{self._label} does not call its layer {missing!r} once in a pass, so a LoRA on it cannot be applied; "
+                f"{self._label} does not call its layer {odd!r} once in a pass, so a LoRA on it cannot be applied; "
                 "leave the layer out of the adapter"
             )
 
-    def _hook(self, layer: _Layer, positions: list[int], num_tokens: int, done: list[str]) -> Any:
-        def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            before, changed = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1]).clone()
-            if len(before) != num_tokens:  # before: [N, in], changed: [N, out]
+    def _hook(self, layer: _Layer, positions: Tensor, num_tokens: int, done: Counter[str]) -> Any:
+        def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+            before, after = args[0].reshape(-1, args[0].shape[-1]), output.view(-1, output.shape[-1])
+            if len(before) != num_tokens:  # before: [N, in], after: [N, out]
                 raise UnsupportedModel(
                     f"{self._label} feeds its layer {layer.path!r} {len(before)} of {num_tokens} tokens, as mixtures "
                     "of experts do, so a LoRA on it cannot be applied; leave the layer out of the adapter"
                 )
-            done.append(layer.path)
-            delta = before[positions].float() @ layer.a.T @ layer.b.T
-            changed[positions] = (changed[positions].float() + delta).to(output.dtype)
-            return changed.view(output.shape)
+            done[layer.path] += 1
+            where = positions.to(before.device)
+            delta = linear(linear(before.index_select(0, where).float(), layer.a), layer.b)
+            after.index_add_(0, where, delta.to(output.dtype))  # in place, so that no other position is touched
 
         return add
 

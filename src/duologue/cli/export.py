@@ -1,6 +1,7 @@
 """`duologue export`: a model file with the adapter's rows in place, for engines that know nothing of adapters."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ def add_parser(commands: Any) -> None:
         "export",
         help="write a model with the adapter in it, for llama.cpp or vLLM",
         description="Write a GGUF file or a Hugging Face folder with the adapter's rows in the vocabulary. What the "
-        "base model says does not change, and added tokens never win in ordinary text: both are checked afterwards.",
+        "base model says does not change, and added tokens never win in ordinary text: both are checked afterwards. "
+        "The LoRA of an adapter of kind alora is written beside it, as a GGUF LoRA or a PEFT folder, active from the "
+        "probe on.",
     )
     parser.add_argument("-m", "--model", default=DEFAULT, help="a short name, a .gguf file, a folder or hub name")
     parser.add_argument("--adapter", default="auto", metavar="DIR", help="auto: the one that comes with the model")
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     adapter = _adapter(args)
     where = source.path if source.path is not None else source.name
     try:
-        report = _write(args, where, adapter)
+        report = _with_lora(args, adapter, where)
     except ImportError as error:
         extra = "llamacpp" if args.format == "gguf" else "torch"
         raise MissingDependency(f'exporting needs {error.name}: pip install "duologue[{extra}]"') from error
@@ -71,6 +74,27 @@ def _adapter(args: argparse.Namespace) -> "Adapter":
             "`duologue train rows` and name its folder with --adapter"
         )
     return adapter
+
+
+def _with_lora(args: argparse.Namespace, adapter: "Adapter", where: Path | str) -> "ExportReport":
+    if adapter.lora is None:
+        return _write(args, where, adapter)
+    from duologue.export import check_out
+
+    suffix = ".gguf" if args.format == "gguf" else ""
+    path = args.out.with_name(f"{args.out.name.removesuffix(suffix)}-lora{suffix}")
+    check_out(path, force=args.force)
+    report = _write(args, where, adapter)
+    probe = tuple(report.added.values())[: adapter.num_added - len(adapter.states)]
+    if args.format == "hf":
+        from duologue.export_hf import export_peft
+
+        export_peft(adapter.lora, args.out, path, probe)
+    else:
+        from duologue.gguf_lora import write_lora
+
+        write_lora(args.out, adapter.lora, path, invocation=probe)
+    return dataclasses.replace(report, lora=path)
 
 
 def _write(args: argparse.Namespace, where: Path | str, adapter: "Adapter") -> "ExportReport":
@@ -109,14 +133,16 @@ def _as_json(report: "ExportReport") -> dict[str, Any]:
         "num_won": report.leads.num_won,
         "smallest_lead": report.leads.smallest,
         "decision_error": report.decision_error,
+        "lora": None if report.lora is None else str(report.lora),
     }
 
 
 def _as_text(report: "ExportReport") -> str:
     added = ", ".join(f"{name} {token}" for name, token in report.added.items())
     untied = "\nThe output matrix was separated from the embeddings: the probe's row would have won." * report.is_untied
+    lora = f"\n{report.lora}: the LoRA, active from the probe on" if report.lora else ""
     return (
-        f"{report.path}: {report.vocab_size} ids; {added}{untied}\n"
+        f"{report.path}: {report.vocab_size} ids; {added}{untied}{lora}\n"
         f"Checked: {report.num_same} greedy tokens as the base; probabilities of states within "
         f"{report.decision_error:.4f} of the adapter's;\nno added token wins on {report.leads.num_tokens} tokens of "
         f"text (smallest lead {report.leads.smallest:.1f} logits)"

@@ -25,6 +25,10 @@ from duologue.training.probe_model import ProbeModel
 from duologue.types import InputState
 
 
+Compute = Callable[[Sequence[Layout]], Prefixes]
+"""From samples in tokens to their prefixes, by the base alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How rows, and a LoRA with them, are trained."""
@@ -78,21 +82,23 @@ def train(
     log: Path | None = None,
     progress: Progress = silent,
     report: Callable[[Epoch], None] = lambda epoch: None,
+    compute: Compute | None = None,
 ) -> list[Epoch]:
     """Train `model` in place; it ends with what was best on `dev`.
 
     At most `max_tokens` tokens of prefixes are in memory beside those of `dev`. If all fit, every epoch sees all
     samples; otherwise each shard is seen `epochs` times while it is there, so that no prefix is computed twice.
     With `checkpoint`, every epoch is written there, and a run that was killed goes on from the last one, exactly. `log`
-    gets a line of JSON for every step and epoch.
+    gets a line of JSON for every step and epoch. `compute` gives the prefixes, for runs that share them.
 
     Raises:
         UsageError: the checkpoint is of another run; a sample is too long for the memory.
     """
+    compute = compute or (lambda layouts: Prefixes(model.prefix_model, layouts, progress=progress))
     parts = shards(data.layouts, max_tokens)
     steps = settings.epochs * sum(math.ceil(len(part) / settings.batch) for part in parts)
     with model.base_alone():
-        dev_prefixes = Prefixes(model.prefix_model, dev.layouts)
+        dev_prefixes = compute(dev.layouts)
     run = _Run(model, settings, steps, checkpoint, log)
     for number in range(run.next_epoch, len(parts) * settings.epochs):
         part, is_new = parts[number // settings.epochs], number % settings.epochs == 0
@@ -100,7 +106,7 @@ def train(
             break
         if is_new or number == run.next_epoch:
             with model.base_alone():
-                prefixes = Prefixes(model.prefix_model, [data.layouts[i] for i in part], progress=progress)
+                prefixes = compute([data.layouts[i] for i in part])
         run.begin()
         batches = list(prefixes.batches(range(len(part)), settings.batch))
         random.Random(f"{settings.seed} {number}").shuffle(batches)
@@ -144,12 +150,13 @@ def score(
     for part in shards(layouts, max_tokens):
         with model.base_alone():
             prefixes = Prefixes(model.prefix_model, [layouts[i] for i in part])
-        found[part.start : part.stop] = _score(model, prefixes)
+        found[part.start : part.stop] = score_prefixes(model, prefixes)
         progress("judging", part.stop, len(layouts))
     return found
 
 
-def _score(model: ProbeModel, prefixes: Prefixes, batch: int = 64) -> Probabilities:
+def score_prefixes(model: ProbeModel, prefixes: Prefixes, batch: int = 64) -> Probabilities:
+    """Probabilities of the states for every sample of `prefixes`."""
     found = np.zeros((len(prefixes), len(model.states)), dtype=np.float32)
     with torch.no_grad():
         for indices in prefixes.batches(range(len(prefixes)), batch):
@@ -168,7 +175,7 @@ def _loss(logits: Tensor, data: Labelled, rows: list[int], settings: Settings) -
 
 
 def _judge(model: ProbeModel, dev: Labelled, prefixes: Prefixes, settings: Settings) -> tuple[float, float]:
-    p = torch.from_numpy(_score(model, prefixes))
+    p = torch.from_numpy(score_prefixes(model, prefixes))
     right = dev.targets.gather(1, p.argmax(1, keepdim=True))[:, 0] > 0
     loss = -((p * dev.targets).sum(-1).clamp_min(1e-6).log() * dev.weights).mean()
     return float(loss), float(right.float().mean())

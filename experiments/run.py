@@ -1,0 +1,341 @@
+"""Experiments on what makes a model duplex: one variant beside another, on the same samples and the same test rows.
+
+    python experiments/run.py NAME --data DIR [--out experiments/NAME/result.json]
+
+DIR is a folder that `duologue data build` made. The base is frozen in all of these, so the prefixes of the samples and
+of the test rows are computed once and shared by all variants: a variant costs its steps and nothing else. Thresholds
+are calibrated on the held-out samples of the training sources; the test rows are of sources that no variant has seen.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import measuring
+
+from duologue.backends.hf_tokenizer import HfTokenizer
+from duologue.backends.torch import read_model
+from duologue.catalogue import DEFAULT, find
+from duologue.data.samples import Sample, read_samples
+from duologue.metrics.decisions import Probabilities, decide
+from duologue.metrics.outcome import outcome
+from duologue.metrics.thresholds import calibrate
+from duologue.template import Template
+from duologue.training.job import start_tokens
+from duologue.training.layout import Layout, Layouts
+from duologue.training.linear_probe import fit, hidden_states
+from duologue.training.loop import Settings, label, score_prefixes, train
+from duologue.training.prefix_attention import PrefixModel
+from duologue.training.prefixes import Prefixes
+from duologue.training.probe_model import LoraShape, ProbeModel
+from duologue.types import InputState
+
+STATES = tuple(InputState)
+INSTRUCTION = " Is this complete, and is it meant for the assistant?"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to train."""
+
+    name: str
+    lora: LoraShape | None = None
+    settings: Settings = field(default_factory=lambda: Settings(epochs=6, patience=6))
+    num_probes: int = 1
+    start: str = (
+        "words"  # the mean of a few words, the embeddings of an "instruction", or those of an "answer"'s opener
+    )
+    num_samples: int | None = None  # of the training samples; None takes all
+    keep: Callable[[Sample], bool] = lambda sample: True  # which of them
+    teacher: bool = False  # learn from the probabilities of the variant before it, too
+
+
+ALORA = Variant("alora, rank 8", lora=LoraShape(), settings=Settings(epochs=3, patience=3))
+ROWS = Variant("rows")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def _with_lr(variant: Variant, **rates: float) -> Variant:
+    name = ", ".join(f"{key} {value:g}" for key, value in rates.items())
+    return replace(variant, name=f"{variant.name}, {name}", settings=replace(variant.settings, **rates))
+
+
+def _shaped(name: str, **shape: Any) -> Variant:
+    return replace(ALORA, name=f"alora, {name}", lora=LoraShape(**shape))
+
+
+EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
+    "probe_tokens": (
+        "Do more prediction tokens help? One row started from words, several started from one word each, and several "
+        "started from an instruction in words.",
+        [
+            ROWS,
+            replace(ROWS, name="rows, 2 probes", num_probes=2),
+            replace(ROWS, name="rows, 4 probes", num_probes=4),
+            replace(ROWS, name="rows, 8 probes", num_probes=8),
+            replace(ROWS, name="rows, an instruction", start="instruction"),
+            replace(ROWS, name="rows, the opener of an answer", start="answer"),
+            replace(ALORA, name="alora, 4 probes", num_probes=4),
+            replace(ALORA, name="alora, the opener of an answer", start="answer"),
+        ],
+    ),
+    "kinds": (
+        "What a LoRA at the prediction token is worth beside rows alone, and which layers and ranks it needs.",
+        [
+            ROWS,
+            ALORA,
+            _shaped("rank 2", rank=2, alpha=4),
+            _shaped("rank 32", rank=32, alpha=64),
+            _shaped("attention only", targets=ATTENTION),
+            _shaped("MLP only", targets=MLP),
+            _shaped("upper half of the layers", first_layer=15),
+        ],
+    ),
+    "samples": (
+        "How many samples are enough?",
+        [
+            replace(variant, name=f"{variant.name}, {n} samples", num_samples=n)
+            for variant in (ROWS, ALORA)
+            for n in (300, 1000, 3000, 10_000)
+        ],
+    ),
+    "context": (
+        "Do samples inside a dialogue and over a running answer matter?",
+        [
+            replace(variant, name=f"{variant.name}, {name}", keep=keep)
+            for variant in (ROWS, ALORA)
+            for name, keep in (
+                ("all samples", lambda sample: True),
+                ("only alone", lambda sample: not sample.context),
+            )
+        ],
+    ),
+    "learning_rates": (
+        "How much hangs on the learning rates?",
+        [
+            *(_with_lr(ROWS, lr=rate) for rate in (1e-3, 4e-3, 1.6e-2)),
+            *(_with_lr(ALORA, lora_lr=rate) for rate in (3e-4, 1e-3, 3e-3)),
+        ],
+    ),
+    "rows_to_alora": (
+        "How near rows come to a LoRA without one: longer training, and learning from the LoRA's probabilities.",
+        [
+            ALORA,
+            replace(ROWS, name="rows, taught by alora", teacher=True),
+            replace(ROWS, name="rows, 4 probes, taught by alora", num_probes=4, teacher=True),
+            replace(ROWS, name="rows, 16 epochs", settings=Settings(epochs=16, patience=16)),
+            replace(
+                ROWS, name="rows, 16 epochs, taught by alora", settings=Settings(epochs=16, patience=16), teacher=True
+            ),
+        ],
+    ),
+    "no_probe": (
+        "Reading the state at the last word, without a prediction token (the paper's audio variant, on a frozen base): "
+        "a linear layer on the hidden state, against one prediction row.",
+        [ROWS],
+    ),
+}
+
+
+class Lab:
+    """A base, samples, and their prefixes."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        source = find(args.model)
+        self._where = source.path if source.path is not None else source.name
+        base, tokenizer = read_model(self._where)
+        self.tokenizer = HfTokenizer(tokenizer)
+        self.template = Template.from_tokenizer(self.tokenizer)
+        layouts = Layouts(self.template)
+        chance = random.Random(args.seed)
+        self.train = list(read_samples(args.data / "train.jsonl"))[: args.samples]
+        self.dev = list(read_samples(args.data / "dev.jsonl"))
+        self.test = list(read_samples(args.data / "test.jsonl"))
+        self.test = chance.sample(self.test, min(args.test, len(self.test)))
+        self.layouts = {id(s): layouts.of(s) for s in (*self.train, *self.dev, *self.test)}
+        self._model = PrefixModel(base)
+        self._known: dict[tuple[Layout, ...], Prefixes] = {}
+        self.teacher: ProbeModel | None = None
+
+    def base(self) -> Any:
+        """A fresh copy of the base."""
+        return read_model(self._where)[0]
+
+    def laid(self, samples: Sequence[Sample]) -> list[Layout]:
+        """Samples in tokens."""
+        return [self.layouts[id(sample)] for sample in samples]
+
+    def prefixes(self, layouts: Sequence[Layout]) -> Prefixes:
+        """What comes before the probes, computed once."""
+        key = tuple(layouts)
+        if key not in self._known:
+            measuring.progress(f"prefixes of {len(key)} samples")
+            self._known[key] = Prefixes(self._model, layouts)
+        return self._known[key]
+
+
+def run_variant(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
+    """Train one variant and judge it."""
+    torch.manual_seed(seed)
+    samples = [sample for sample in lab.train if variant.keep(sample)][: variant.num_samples]
+    start = start_tokens(lab.tokenizer)
+    num_probes = variant.num_probes
+    if variant.start != "words":
+        opener = [*lab.template.user_close, *lab.template.header]
+        start = lab.tokenizer.encode(INSTRUCTION) if variant.start == "instruction" else opener
+        num_probes = len(start)
+    model = ProbeModel(lab.base(), STATES, start, num_probes=num_probes, lora=variant.lora)
+    settings = replace(variant.settings, seed=seed)
+    data = label(samples, lab.laid(samples), STATES, settings)
+    if variant.teacher:
+        assert lab.teacher is not None
+        data = replace(data, teacher=torch.from_numpy(score_prefixes(lab.teacher, lab.prefixes(data.layouts))))
+    dev = label(lab.dev, lab.laid(lab.dev), STATES, settings)
+    began = time.monotonic()
+    history = train(
+        model, data, dev, settings, max_tokens=1 << 40, compute=lab.prefixes,
+        report=lambda epoch: measuring.progress(f"{variant.name}: {epoch}"),
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+    if variant.lora is not None:
+        lab.teacher = model
+    p = {
+        name: score_prefixes(model, lab.prefixes(lab.laid(rows)))
+        for name, rows in (("dev", lab.dev), ("test", lab.test))
+    }
+    trained = sum(parameter.numel() for parameter in (model.probes, model.states, *model.lora_parameters))
+    return {
+        "variant": variant.name,
+        "samples": len(samples),
+        "trained_numbers": trained,
+        "epochs": len(history),
+        "training_s": round(seconds),
+        **_judged(lab, p["dev"], p["test"]),
+    }
+
+
+def run_linear(lab: Lab) -> dict[str, Any]:
+    """A linear layer on the hidden state of the last word."""
+    base = lab.base()
+    hidden = {
+        name: hidden_states(base, lab.laid(rows))
+        for name, rows in (("train", lab.train), ("dev", lab.dev), ("test", lab.test))
+    }
+    began = time.monotonic()
+    labels = torch.tensor([STATES.index(sample.state) for sample in lab.train])
+    layer = fit(hidden["train"], labels, len(STATES))
+    p = {name: layer(hidden[name]) for name in ("dev", "test")}
+    return {
+        "variant": "a linear layer at the last word",
+        "samples": len(lab.train),
+        "trained_numbers": len(STATES) * (hidden["train"].shape[1] + 1),
+        "epochs": None,
+        "training_s": round(time.monotonic() - began),
+        **_judged(lab, p["dev"], p["test"]),
+    }
+
+
+def _judged(lab: Lab, dev: Probabilities, test: Probabilities) -> dict[str, Any]:
+    thresholds = calibrate(lab.dev, dev, STATES)
+    decisions = decide(test, lab.test, STATES, thresholds)
+    found: dict[str, Any] = {}
+    for name, speaking in (("idle", False), ("over_an_answer", True)):
+        rows = [i for i, sample in enumerate(lab.test) if sample.speaking is speaking]
+        result = outcome([lab.test[i] for i in rows], [decisions[i] for i in rows])
+        found[name] = {
+            "n": result.num,
+            "answer_f1": _rounded(result.answer.f1),
+            "false_answers": _rounded(result.false_answers),
+            "recall": {state: _rounded(value) for state, value in result.recall.items()},
+        }
+    whole = outcome(lab.test, decisions)
+    found["all"] = {
+        "n": whole.num,
+        "accuracy": _rounded(whole.accuracy),
+        "answer_f1": _rounded(whole.answer.f1),
+        "false_answers": _rounded(whole.false_answers),
+    }
+    return found
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def main() -> int:
+    """Run one experiment, or all."""
+    parser = measuring.arguments(__doc__)
+    parser.add_argument("name", choices=[*EXPERIMENTS, "all"])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default=DEFAULT)
+    parser.add_argument("--samples", type=int, default=6000, help="of the training samples")
+    parser.add_argument("--test", type=int, default=1500, help="test rows")
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    about = measuring.about(args)
+    lab = Lab(args)
+    manifest = json.loads((args.data / "manifest.json").read_text(encoding="utf-8"))
+    for name in EXPERIMENTS if args.name == "all" else [args.name]:
+        question, variants = EXPERIMENTS[name]
+        found = [run_linear(lab)] if name == "no_probe" else []
+        found += [run_variant(lab, variant, args.seed) for variant in variants]
+        result = {
+            **about, "experiment": name, "question": question, "data": manifest["recipe"], "base": args.model,
+            "results": found,
+        }  # fmt: skip
+        out = args.out if args.out and args.name != "all" else Path(__file__).parent / name / "result.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(measuring.laid_out(result), encoding="utf-8")
+        print(table(result))
+    return 0
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    header = (
+        "variant",
+        "samples",
+        "trained",
+        "s",
+        "F1",
+        "false",
+        "process",
+        "incomplete",
+        "ignore",
+        "stop",
+        "| F1",
+        "false",
+    )
+    rows = []
+    for row in result["results"]:
+        idle, over = row["idle"], row["over_an_answer"]
+        rows.append(
+            (
+                row["variant"], row["samples"], row["trained_numbers"], row["training_s"],
+                _percent(idle["answer_f1"]), _percent(idle["false_answers"]),
+                *(_percent(idle["recall"][state.value]) for state in STATES),
+                _percent(over["answer_f1"]), _percent(over["false_answers"]),
+            )
+        )  # fmt: skip
+    return measuring.table(header, rows)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
