@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from duologue.adapters import Adapter
+from duologue.cli.main import main
 from duologue.core.backend import Extend
 from duologue.data.samples import Sample, write_samples
 from duologue.errors import BadData, EngineError, UsageError
@@ -461,6 +462,23 @@ def test_bf16_computes_in_it_and_is_written_so(settings: FinetuneSettings, tmp_p
     expected = [json.loads(line) for line in (precise.out / "log.jsonl").read_text().splitlines()]
     assert logs[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.05)
     assert logs[0]["loss"] != expected[0]["loss"]
+
+
+@pytest.mark.parametrize("recipe", ["full", "lora"])
+def test_the_command_writes_a_model_and_its_adapter(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = tiny_chat(is_tied=True)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.wrapped.save_pretrained(tmp_path / "base")  # type: ignore[attr-defined]
+    out = tmp_path / "out"
+    where = ["--model", str(tmp_path / "base"), "--data", str(write_data(tmp_path)), "--out", str(out)]
+    assert main(["train", recipe, *where, "--steps", "2", "--max-length", "200", "--dtype", "f32"]) == 0
+    assert Adapter.load(out).facts["settings"]["kind"] == recipe
+    assert (out / "model" / "config.json").exists()
+    assert f"--model {out / 'model'} --adapter {out}" in capsys.readouterr().out
+    assert main(["train", recipe, *where, "--probes", "2"]) != 0
+    assert f"recipe {recipe}" in capsys.readouterr().err
 
 
 # The picture

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from duologue.adapters import ANY_WEIGHTS, Adapter
 from duologue.backends.hf_tokenizer import HfTokenizer
@@ -138,6 +139,7 @@ def _write(out: Path, duplex: DuplexModel, tokenizer: HfTokenizer, settings: Fin
         # without this argument PEFT asks the hub whether the vocabulary has grown
         duplex.lora.save_pretrained(out / "lora", save_embedding_layers=False)
         base = duplex.lora.merge_and_unload()
+    transformers_logging.disable_progress_bar()
     if settings.precision == "bf16":
         base = base.to(torch.bfloat16)
     base.save_pretrained(out / "model")
