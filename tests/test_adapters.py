@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from duologue.adapters import Adapter, Fingerprint, default_for, prompted, shipped
+from duologue.adapters import Adapter, Fingerprint, prompted, shipped, shipped_for
 from duologue.backends.rows import Rows
 from duologue.core.policy import Thresholds
 from duologue.errors import AdapterMismatch, UsageError
@@ -141,12 +141,15 @@ def test_a_prompted_adapter_works_with_the_three_states_of_the_paper(tmp_path: P
 
 def test_every_shipped_adapter_loads_and_is_found_by_its_model() -> None:
     adapters = shipped()
-    assert [adapter.name for adapter in adapters] == ["SmolLM2-135M-Instruct"]
+    assert sorted((adapter.name, adapter.kind) for adapter in adapters) == [
+        ("SmolLM2-135M-Instruct", "alora"),
+        ("SmolLM2-135M-Instruct", "rows"),
+    ]
     for adapter in adapters:
         assert adapter.fingerprint is not None
-        found = default_for(adapter.fingerprint)
+        found = shipped_for(adapter.fingerprint, adapter.kind)
         assert found is not None
-        assert found.name == adapter.name
+        assert found.kind == adapter.kind
         assert adapter.thresholds
-        assert adapter.facts["unseen"]["all"]["n"] > 500
-    assert default_for(PRINT) is None
+        assert adapter.facts["dev"]["all"]["n"] > 500
+    assert shipped_for(PRINT, "rows") is None

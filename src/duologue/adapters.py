@@ -98,7 +98,7 @@ class Adapter:
         different = ", ".join(f"{key} {theirs[key]} (adapter: {ours[key]})" for key in ours if ours[key] != theirs[key])
         raise AdapterMismatch(
             f"the adapter {self.name or '(unnamed)'} was made for another model; this one has {different}. "
-            "Train one with `duologue train rows --model …`, or ask in words with --adapter prompted"
+            "Train one with `duologue train alora --model …`, or ask in words with --adapter prompted"
         )
 
     def probe_for(self, vocab_size: int, template: Template) -> Probe:
@@ -204,14 +204,14 @@ def prompted(
 
 
 def shipped() -> list[Adapter]:
-    """The adapters inside this package."""
+    """The adapters inside this package, MODEL/KIND each."""
     with resources.as_file(resources.files("duologue") / "assets" / "adapters") as folder:
-        return [Adapter.load(path.parent) for path in sorted(folder.glob("*/adapter.json"))]
+        return [Adapter.load(path.parent) for path in sorted(folder.glob("*/*/adapter.json"))]
 
 
-def default_for(fingerprint: Fingerprint) -> Adapter | None:
-    """The shipped adapter of a model, if there is one."""
-    return next((adapter for adapter in shipped() if adapter.fingerprint == fingerprint), None)
+def shipped_for(fingerprint: Fingerprint, kind: str) -> Adapter | None:
+    """The shipped adapter of that kind for a model, if there is one."""
+    return next((found for found in shipped() if found.fingerprint == fingerprint and found.kind == kind), None)
 
 
 def _values(thresholds: Thresholds) -> dict[str, float]:

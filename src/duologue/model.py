@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from duologue.adapters import Adapter, Fingerprint, default_for, prompted
+from duologue.adapters import Adapter, Fingerprint, prompted, shipped_for
 from duologue.catalogue import DEFAULT, Source, expanded, find
 from duologue.core.backend import Backend
 from duologue.core.config import SessionConfig
@@ -27,6 +27,9 @@ AS_IS = "as-is"
 BACKENDS = ("auto", "torch", "llamacpp", "reference")
 PROMPTED = {"prompted": 0, "prompted-5": 5}
 """Adapters without training, and how many examples the question has."""
+TRAINED = ("alora", "rows")
+"""Kinds of adapters that come with the package; the first that there is for a model is used."""
+_NAMES = ", ".join(("auto", *TRAINED, *PROMPTED))
 MAX_SEQS = 16  # a session needs up to eight: the live branch, an input, suspended answers, a rebuild, forks in passing
 
 
@@ -82,8 +85,8 @@ def load(
         name: see `duologue models`.
         backend: "torch", "llamacpp", "reference" (slow; for models that cannot roll back), or "auto": llama.cpp for
             GGUF where it is installed, else torch.
-        adapter: "auto" (the one that comes with the package for this model, else prompted), "prompted", "prompted-5",
-            a folder, or an `Adapter`.
+        adapter: "auto" (the best that comes with the package for this model, else prompted), "alora" or "rows" (those
+            that come with it), "prompted", "prompted-5", a folder, or an `Adapter`.
         weights: for torch "bf16", "f16" or "f32"; for llama.cpp "BF16", "F16", "Q8_0", "Q4_0", or "as-is" for those of
             the file. By default bf16 for torch; BF16 for llama.cpp where the CPU computes with it, else Q8_0; a file
             that `duologue export` wrote stays as it is.
@@ -123,7 +126,7 @@ class _Options:
     """What both backends need to know."""
 
     source: Source
-    adapter: Adapter | None  # None: chosen by the model
+    adapter: Adapter | str  # a kind, or "auto": chosen by the model
     context_length: int
     threads: int | None
     system: str | None
@@ -221,25 +224,33 @@ def _assemble(options: _Options, backend: Backend, tokenizer: Tokenizer, adapter
     return Model(options.source.name, backend, template, adapter, probe, backend.info.context_length)
 
 
-def _read_adapter(adapter: str | Path | Adapter) -> Adapter | None:
-    """The adapter that is asked for, before any weights are read; None leaves it to the model."""
+def _read_adapter(adapter: str | Path | Adapter) -> Adapter | str:
+    """The adapter that is asked for, before any weights are read; a kind, or "auto", where it is up to the model."""
     if isinstance(adapter, Adapter):
         return adapter
-    if adapter == "auto":
-        return None
+    if adapter in ("auto", *TRAINED):
+        return str(adapter)
     if adapter in PROMPTED:
         return prompted(shots=PROMPTED[str(adapter)])
     if not str(adapter):
-        raise UsageError(f"no adapter is named; give auto, {', '.join(PROMPTED)}, or an adapter folder")
+        raise UsageError(f"no adapter is named; give {_NAMES}, or an adapter folder")
     folder = expanded(str(adapter))
     if not folder.exists():
-        raise UsageError(f"no adapter {str(adapter)!r}: give auto, {', '.join(PROMPTED)}, or an adapter folder")
+        raise UsageError(f"no adapter {str(adapter)!r}: give {_NAMES}, or an adapter folder")
     return Adapter.load(folder)
 
 
-def _choose(adapter: Adapter | None, fingerprint: Fingerprint) -> Adapter:
-    if adapter is None:
-        return default_for(fingerprint) or prompted()
+def _choose(adapter: Adapter | str, fingerprint: Fingerprint) -> Adapter:
+    if adapter == "auto":
+        return next((found for kind in TRAINED if (found := shipped_for(fingerprint, kind))), None) or prompted()
+    if isinstance(adapter, str):
+        found = shipped_for(fingerprint, adapter)
+        if found is None:
+            raise AdapterMismatch(
+                f"no adapter of kind {adapter} comes along for this model; train one with `duologue train {adapter}`, "
+                "or ask in words with --adapter prompted"
+            )
+        return found
     adapter.check(fingerprint)
     return adapter
 

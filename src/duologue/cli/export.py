@@ -71,7 +71,7 @@ def _adapter(args: argparse.Namespace) -> "Adapter":
     if adapter.rows is None:
         raise UsageError(
             "there is no trained adapter for this model, so there is nothing to put into it; train one with "
-            "`duologue train rows` and name its folder with --adapter"
+            "`duologue train` and name its folder with --adapter"
         )
     return adapter
 

@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     source = find(args.model)
     job = _probe_job(args) if args.recipe in _PROBE else _finetune_job(args)
-    dtype = "bfloat16" if args.dtype == "bf16" else "float32"
+    # what is changed itself is kept in float32 whatever it is computed in
+    dtype = "bfloat16" if args.dtype == "bf16" and args.recipe in _PROBE else "float32"
     model, tokenizer = read_model(source.path if source.path is not None else source.name, dtype=dtype)
     with bars() as progress:
         adapter = job(model, HfTokenizer(tokenizer), name=source.name, progress=progress, say=_say)
