@@ -14,6 +14,8 @@ from typing import Any
 
 import measuring
 
+from duologue.evaluation import cost_tables
+
 _MARKED = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 Result = dict[str, Any]
 
@@ -92,6 +94,22 @@ def import_time(results: Results) -> str:
     return measuring.table(header, rows)
 
 
+def cost(results: Results) -> str:
+    """The kinds of sessions side by side, for every run of the cost benchmark."""
+    parts = []
+    for name, result in results.of("cost"):
+        parts.append(f"{_engine(result)}, {result['model']['name']} ([{name}](../benchmarks/results/{name})):")
+        parts.append(cost_tables.summary(result["sessions"]))
+    return "\n\n".join(parts) or "No run has been committed yet."
+
+
+def cost_growth(results: Results) -> str:
+    """How it grows, from the first run of the cost benchmark; on other backends it is the same."""
+    for _, result in results.of("cost"):
+        return cost_tables.growth(result["sessions"])
+    return "No run has been committed yet."
+
+
 def readme(results: Results) -> str:
     """One row a claim, each with the file it comes from."""
     rows: list[tuple[str, str, str]] = []
@@ -149,6 +167,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "exactness": exactness,
     "latency": latency,
     "import": import_time,
+    "cost": cost,
+    "cost-growth": cost_growth,
     "readme": readme,
     "adapter": adapter,
 }

@@ -56,16 +56,6 @@ def test_sequential_decides_and_says_the_same():
     sequential.check_cache()
 
 
-def test_what_is_left_of_a_plan_is_not_fed_after_the_end():
-    talk = Talk(make=Sequential)
-    talk.hear("tell me a story")
-    talk.tick(12)
-    talk.hear("mhm", "v")
-    talk.tick()  # the answer's channel; the input's is still to come
-    talk.engine.close()
-    assert talk.backend.usage().num_seqs == 0
-
-
 def test_two_channels_hold_the_prefix_once_and_their_own_tokens():
     talk = Talk(make=Session)
     talk.hear("tell me a story")
@@ -167,7 +157,8 @@ class Sliced(Talk):
     def __init__(self, *, period_s=2.0, **options):
         config = options.pop("config", SessionConfig(max_answer=25))
         settings = {"judge": judged, "idle": STAR, **options}
-        super().__init__(make=partial(Tdm, period_s=period_s, **settings), config=config)
+        capacity = settings.pop("capacity", 1 << 20)
+        super().__init__(make=partial(Tdm, period_s=period_s, **settings), config=config, capacity=capacity)
         self.period_s = period_s
 
     def _speak(self, ids):
@@ -317,15 +308,27 @@ def test_a_channel_that_is_full_keeps_the_newest_slices():
 
 
 def test_a_full_cache_makes_it_leave_out_slices_too():
+    talk = Sliced(capacity=180)
+    talk.slice(7)
+    talk.hear("what is it")
+    talk.slice()
+    assert any(isinstance(event, Trimmed) for event in talk.events), "while the slice was being read"
+    assert talk.said == SAID
+    written = talk.tokenizer.decode(talk.session._channel.items)
+    assert written.endswith("user\nwhat is it<|im_end|>\n<|im_start|>assistant\n" + SAID)
+    talk.slice(2)
+    assert talk.turns == [("user", "what is it"), ("assistant", SAID + SAID + "x x x")]
+    assert talk.backend.usage().kv_entries <= 180
+
+
+def test_an_answer_that_fills_its_slices_ends_with_idle():
     talk = Sliced()
-    talk.backend._info = type(talk.backend._info)(**{**_fields(talk.backend._info), "capacity": 200})
-    talk.slice(20)
-    assert talk.trace.num_passes == 20
-    assert any(isinstance(event, Trimmed) for event in talk.events)
-
-
-def _fields(info):
-    return {name: getattr(info, name) for name in info.__dataclass_fields__}
+    drawn = iter([*b"It is so. ", 257])
+    talk.backend._speak = lambda ids: next(drawn)
+    talk.hear("what is it")
+    talk.slice(2)
+    assert talk.turns == [("user", "what is it"), ("assistant", "It is so. ")]
+    assert talk.tokenizer.decode(talk.session._channel.items).endswith("user\n*<|im_end|>\n<|im_start|>assistant\n*")
 
 
 def test_tdm_refuses_what_it_cannot_do_and_says_so():

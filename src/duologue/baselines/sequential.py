@@ -37,7 +37,3 @@ class Sequential(Session):
         whole = super().plan()
         self._rest.extend(whole.batch[1:])
         return Plan(whole.ops, whole.batch[:1])
-
-    def close(self) -> Plan:
-        self._rest.clear()
-        return super().close()

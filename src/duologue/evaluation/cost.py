@@ -11,18 +11,18 @@ from typing import Any
 
 from duologue.backends.ids import IdBackend
 from duologue.baselines.sessions import NAMES, factory
-from duologue.core.backend import Backend, Extend, Step, check_batch
+from duologue.core.backend import Backend, Extend, Step, Usage, check_batch
 from duologue.core.events import Event, Received, Said, Suspended, Withdrawn
 from duologue.core.interface import AnySession
 from duologue.core.policy import Policy
 from duologue.core.probe import Probe
 from duologue.core.session import Phase
-from duologue.core.trace import Pass, Trace
+from duologue.core.trace import Pass, Sink, Trace
 from duologue.evaluation.cost_lessons import Lesson, Teacher, lessons, overheard
 from duologue.model import Model, Progress
 from duologue.replay import Replay
 from duologue.template import Template
-from duologue.types import SLICE_PERIOD_S
+from duologue.types import SLICE_PERIOD_S, Token
 
 SILENCE_S = 3600.0
 NUM_SLICES = (0, 1, 2, 4, 8)
@@ -68,11 +68,19 @@ class Runner:
         }
 
     def run(
-        self, name: str, lesson: Lesson, *, counted: bool = False, silence_s: float = 0.0, limit: int | None = None
+        self,
+        name: str,
+        lesson: Lesson,
+        *,
+        counted: bool = False,
+        silence_s: float = 0.0,
+        limit: int | None = None,
+        sink: Sink | None = None,
     ) -> "Meter":
         """Teach a session of kind `name` a lesson, `silence_s` seconds of silence behind it.
 
-        `counted`: on ids alone, without weights. `limit` is the longest context, by default the model's.
+        `counted`: on ids alone, without weights. `limit` is the longest context, by default the model's. `sink` gets
+        all that the meter gets.
         """
         backend = Counted(self._backend) if counted else self._backend
         teacher = Teacher(backend, self._probe, self._template, lesson)
@@ -83,6 +91,12 @@ class Runner:
             return teacher.session
 
         meter = Meter(lesson.ends)
+
+        def record(one: Pass | Event) -> None:
+            meter(one)
+            if sink is not None:
+                sink(one)
+
         replay = Replay(
             lesson.script,
             teacher,
@@ -91,7 +105,7 @@ class Runner:
             policy=Policy(),  # the verdicts are given: no thresholds
             passes=_PASSES_A_PERIOD,
             max_length=limit or self._max_length,
-            sink=meter,
+            sink=record,
             make=taught,
             end=lesson.ends[-1] + silence_s,
         )
@@ -258,10 +272,19 @@ class Counted(IdBackend):
         info = dataclasses.replace(backend.info, capacity=_NO_LIMIT, context_length=_NO_LIMIT, max_seqs=64)
         super().__init__(info)
 
-    def check(self, batch: Sequence[Extend]) -> None:
-        check_batch(self.info, batch)  # there is room for everything
+    def forward(self, batch: Sequence[Extend]) -> list[Step]:
+        check_batch(self.info, batch)
+        for extend in batch:
+            self._get(extend.seq).extend((token, next(self._entries)) for token in extend.tokens)
+        return [self.step(extend, []) for extend in batch]  # the ids before make no difference
 
-    def step(self, extend: Extend, tokens: list[int]) -> Step:
+    def step(self, extend: Extend, tokens: list[Token]) -> Step:
         num_watched = len(extend.watch)
         drawn = () if extend.draw is None else (0,)
         return Step(extend.ticket, drawn, (1 / num_watched,) * num_watched if num_watched else ())
+
+    def usage(self) -> Usage:
+        if len(self._seqs) == 1:  # nothing is shared, and an hour need not be gone through in every pass
+            (held,) = self._seqs.values()
+            return Usage(1, len(held), 0)
+        return super().usage()

@@ -27,6 +27,15 @@ def tables(sessions: Sessions) -> str:
             summary(sessions),
             "ms are of computing; in brackets what had to be waited for beside it, on the conversation's clock. "
             f"Decider of {kinds}.",
+            growth(sessions),
+        ]
+    )
+
+
+def growth(sessions: Sessions) -> str:
+    """How passes and KV grow with the conversation, and with what is heard over an answer."""
+    return "\n\n".join(
+        [
             "After each exchange of the first conversation, passes / KV entries:",
             _growth(sessions, "by_exchange", "exchanges", "kv_entries"),
             "One answer over which more and more slices are heard, passes / peak of KV entries:",
@@ -119,8 +128,8 @@ def _draw_passes(axes: Any, sessions: Sessions) -> None:
         axes.bar(names, shares, bottom=floor, label=phase)
         floor = [below + share for below, share in zip(floor, shares, strict=True)]
     axes.tick_params(axis="x", labelsize=7)
-    axes.set(title="Forward passes", ylabel="per token said")
-    axes.legend(fontsize=7, loc="lower right")
+    axes.set(title="Forward passes", ylabel="per token said", ylim=(0.0, 1.15 * max(floor)))
+    axes.legend(fontsize=7, loc="upper center", ncols=4)
 
 
 def _draw_growth(axes: Any, sessions: Sessions) -> None:
@@ -130,11 +139,12 @@ def _draw_growth(axes: Any, sessions: Sessions) -> None:
 
 def _draw_slices(axes: Any, sessions: Sessions) -> None:
     _draw_lines(axes, sessions, "by_slices", "slices", "passes")
-    axes.set(title="Passes, as more is heard over an answer", xlabel="slices", ylabel="passes")
+    axes.set(title="Passes, as more is overheard", xlabel="slices", ylabel="passes")
 
 
 def _draw_lines(axes: Any, sessions: Sessions, name: str, x: str, y: str) -> None:
     styles = ("o-", "s--", "^-", "v--", "x:", "+:")  # some lie on each other
     for (kind, one), style in zip(sessions.items(), styles, strict=False):
         axes.plot([row[x] for row in one[name]], [row[y] for row in one[name]], style, markersize=4, label=kind)
+    axes.locator_params(axis="x", integer=True)
     axes.legend(fontsize=7)
