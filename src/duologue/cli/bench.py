@@ -1,14 +1,14 @@
-"""`duologue bench`: the group of commands that measure cost."""
+"""`duologue bench`: the group of commands that measure what conversations cost on this machine."""
 
 import argparse
 import importlib
 
-BENCHMARKS = ("bench_cost",)
-"""One module of this package each."""
+MEASUREMENTS = ("cost",)
+"""One module `bench_…` of this package each."""
 
 _EPILOG = """\
 examples:
-  duologue bench cost                                  duplex decoding beside turns, voice activity, time division …
+  duologue bench cost                                  duplex decoding beside five other kinds of sessions
   duologue bench cost --help                           what is counted, and every option
 """
 
@@ -17,11 +17,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the group with its commands."""
     parser = commands.add_parser(
         "bench",
-        help="measure what it costs",
-        description="Measure passes, time and memory on this machine, with your model.",
+        usage="duologue bench WHAT [options]",
+        help="measure what conversations cost on this machine",
+        description="Measure what conversations cost on this machine, with the model's own passes.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    benchmarks = parser.add_subparsers(title="what is measured", metavar="WHAT", required=True)
-    for name in BENCHMARKS:
-        importlib.import_module(f"duologue.cli.{name}").add_parser(benchmarks)
+    measurements = parser.add_subparsers(title="what is measured", metavar="WHAT", required=True)
+    for name in MEASUREMENTS:
+        importlib.import_module(f"duologue.cli.bench_{name}").add_parser(measurements)
