@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+import transformers
 
 from duologue.adapters import Adapter
 from duologue.backends.reference import ReferenceBackend
@@ -20,6 +21,7 @@ from duologue.data.samples import Sample
 from duologue.errors import BadData, UnsupportedModel, UsageError
 from duologue.template import Template
 from duologue.testing import tiny_model
+from duologue.training.ends import ModelEnds
 from duologue.training.layout import Layout, Layouts
 from duologue.training.loop import Epoch, Labelled, Settings, label, score, train
 from duologue.training.prefix_attention import PrefixModel
@@ -27,6 +29,7 @@ from duologue.training.prefixes import Prefixes, kv_bytes_per_token, num_tokens,
 from duologue.training.probe_model import LoraShape, ProbeModel
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
+from tiny_tokenizers import bytelevel
 
 STATES = tuple(InputState)
 PROCESS, INCOMPLETE, IGNORE, STOP = STATES
@@ -281,3 +284,30 @@ def test_what_was_trained_becomes_an_adapter_and_can_be_gone_on_from(tmp_path: P
         probe_model("llama", 2, replace(LORA, rank=3)).set_adapter(
             loaded.rows, loaded.lora or probe_model("llama", 2, LORA).lora()
         )
+
+
+def test_where_requests_end_is_read_from_plain_passes_whatever_is_judged_together() -> None:
+    tokenizer = bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>")
+    tokenizer.wrapped.chat_template = CHATML
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer.wrapped) + 4,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    ends = ModelEnds(model, tokenizer)
+    texts = ["what is the time", "", "stop", "tell me a story about the sea"]
+    together = ends(texts)
+    assert [len(p) for p in together] == [4, 0, 1, 7]
+    for text, p in zip(texts, together, strict=True):
+        assert ends([text])[0] == pytest.approx(p, abs=1e-5)
+    template = Template.from_tokenizer(tokenizer)
+    tokens = [*template.begin, *template.user("stop", first=True)]
+    marks = {tokenizer.encode(mark)[0] for mark in "?.!\n"} | {template.user_close[0]}
+    with torch.no_grad():
+        plain = torch.softmax(model(torch.tensor([tokens])).logits[0, -1], -1)
+    assert together[2][0] == pytest.approx(float(plain[sorted(marks)].sum()), abs=1e-5)

@@ -18,6 +18,7 @@ from duologue.data.samples import Sample, read_samples
 from duologue.errors import AdapterMismatch, BadData, UsageError
 from duologue.metrics.decisions import decide
 from duologue.metrics.outcome import groups
+from duologue.metrics.temperature import fit_temperature, tempered
 from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
 from duologue.training.curves import plot
@@ -108,8 +109,12 @@ def run_probe_job(
         report=lambda epoch: say(_line(epoch, time.monotonic() - started)),
     )
     dev_p = score(probe_model, dev.layouts, max_tokens=max_tokens)
+    temperature = fit_temperature(dev_samples, dev_p, states)
+    probe_model.cool(temperature)
+    dev_p = tempered(dev_p, temperature)
     thresholds = calibrate(dev_samples, dev_p, states)
     facts = _facts(job, name, history, time.monotonic() - started, train_samples)
+    facts["temperature"] = round(temperature, 3)
     facts["dev"] = groups(dev_samples, decide(dev_p, dev_samples, states, thresholds))
     adapter = Adapter(
         kind=job.recipe.kind,

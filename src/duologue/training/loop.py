@@ -41,7 +41,7 @@ class Settings:
     accepted_weight: float = 0.4  # what the probability of a state that would be right too counts
     balance: float = 0.5  # 0: samples count alike; 1: states count alike
     teacher_weight: float = 0.7  # of a teacher's probabilities, where there is one; the labels have the rest
-    patience: int = 3  # epochs without a better loss on held-out samples before it ends
+    patience: int = 3  # epochs without a better accuracy on held-out samples before it ends
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -229,7 +229,8 @@ class _Run:
     def finish(self, number: int, judged: tuple[float, float]) -> Epoch:
         """An epoch ends."""
         epoch = Epoch(number + 1, self._steps, self._total / self._seen, *judged)
-        if epoch.dev_loss < min((past.dev_loss for past in self.history), default=math.inf):
+        # By what is right, not by the loss: sureness is put right afterwards, by one temperature.
+        if epoch.dev_accuracy > max((past.dev_accuracy for past in self.history), default=-1.0):
             self.best, self.stale = self._model.trained(), 0
         else:
             self.stale += 1
