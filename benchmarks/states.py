@@ -28,7 +28,10 @@ def main() -> int:
         status = duologue(["eval", "states", args.file, "--json", *passed.split()])
     if status:
         return status
-    result = {**about, **json.loads(line.getvalue())}
+    found = json.loads(line.getvalue())
+    found["model"] = {name: found.pop(name) for name in ("model", "backend", "weights", "adapter")}
+    found["model"]["name"] = found["model"].pop("model")
+    result = {**about, **found}
     rows = [(place, *_row(result[place])) for place in ("idle", "speaking")]
     measuring.finish(args, result, ("", "n", "answer F1", "false answers", "accuracy"), rows)
     return 0
