@@ -100,13 +100,16 @@ def train(
         dev_prefixes = compute(dev.layouts)
     run = _Run(model, settings, steps, checkpoint, log)
     first = run.next_epoch
+    prefixes: Prefixes | None = None
     for number in range(first, len(parts) * settings.epochs):
         part, is_new = parts[number // settings.epochs], number % settings.epochs == 0
         if run.stale >= settings.patience and len(parts) == 1:
             break
         if is_new or number == first:
+            prefixes = None  # the old ones make room before there are new ones
             with model.base_alone():
                 prefixes = compute([data.layouts[i] for i in part])
+        assert prefixes is not None
         run.begin()
         batches = list(prefixes.batches(range(len(part)), settings.batch))
         random.Random(f"{settings.seed} {number}").shuffle(batches)
