@@ -23,7 +23,7 @@ from duologue.template import Template
 from duologue.testing import tiny_model
 from duologue.training.ends import ModelEnds
 from duologue.training.layout import Layout, Layouts
-from duologue.training.loop import Epoch, Labelled, Settings, label, score, train
+from duologue.training.loop import Epoch, Labelled, Settings, _loss, label, score, train
 from duologue.training.prefix_attention import PrefixModel
 from duologue.training.prefixes import Prefixes, kv_bytes_per_token, num_tokens, shards
 from duologue.training.probe_model import LoraShape, ProbeModel
@@ -172,7 +172,6 @@ def trained(
     checkpoint: Path | None = None,
     log: Path | None = None,
     break_after: int | None = None,
-    teacher: "torch.Tensor | None" = None,
     computed: list[int] | None = None,
 ) -> tuple[ProbeModel, list[Epoch]]:
     torch.manual_seed(0)
@@ -189,7 +188,7 @@ def trained(
 
     history = train(
         model,
-        replace(toy_labelled(240, 0), teacher=teacher),
+        toy_labelled(240, 0),
         toy_labelled(80, 1),
         settings,
         max_tokens=max_tokens,
@@ -241,11 +240,36 @@ def test_more_samples_than_fit_are_trained_on_in_shards() -> None:
     assert history[-1].dev_accuracy > 0.4
 
 
-def test_a_teacher_is_followed_where_the_labels_say_otherwise() -> None:
-    teacher = torch.full((240, 4), 0.02)
-    teacher[:, 3] = 0.94
-    model, _ = trained(replace(SETTINGS, teacher_weight=1.0), teacher=teacher)
-    assert (score(model, toy_labelled(80, 1).layouts, max_tokens=MANY).argmax(1) == 3).all()
+def test_what_a_teacher_thinks_and_the_labels_share_the_loss() -> None:
+    data = toy_labelled(8, 0)
+    logits, rows = torch.randn(8, 4), list(range(8))
+    thinks = torch.softmax(torch.randn(8, 4), -1)
+    by_labels = _loss(logits, data, rows, None, SETTINGS)
+    by_teacher = _loss(logits, data, rows, thinks, replace(SETTINGS, teacher_weight=1.0))
+    expected = -(torch.log_softmax(logits, -1) * thinks).sum(-1) * data.weights
+    assert float(by_teacher) == pytest.approx(float(expected.mean()), abs=1e-6)
+    both = _loss(logits, data, rows, thinks, replace(SETTINGS, teacher_weight=0.25))
+    assert float(both) == pytest.approx(0.75 * float(by_labels) + 0.25 * float(by_teacher), abs=1e-6)
+
+
+def test_a_teacher_may_stand_around_the_same_base() -> None:
+    """Its LoRA is switched off for the prefixes and for the student, and the student is what it is without it."""
+    torch.manual_seed(0)
+    base = tiny_model("llama")
+    alone = ProbeModel(base, STATES, range(10, 20))
+    layouts = toy_labelled(30, 2).layouts
+    before = score(alone, layouts, max_tokens=MANY)
+    adapter = Adapter("alora", STATES, rows=probe_model("llama").rows(), lora=probe_model("llama", lora=LORA).lora())
+    teacher = ProbeModel.of(adapter, base)
+    with teacher.base_alone():
+        assert np.array_equal(score(alone, layouts, max_tokens=MANY), before)
+    assert not np.array_equal(score(alone, layouts, max_tokens=MANY), before), "switched on it would be seen"
+    train(
+        alone, toy_labelled(30, 2), toy_labelled(30, 3), replace(SETTINGS, epochs=1), max_tokens=MANY, teacher=teacher
+    )
+    teacher.give_back()
+    fresh = tiny_model("llama").state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in base.state_dict().items())
 
 
 def test_training_ends_when_it_no_longer_gets_better() -> None:
