@@ -132,35 +132,147 @@ def readme(results: Results) -> str:
     return "\n".join(["| what | measured | file |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def adapter(_: Results) -> str:
-    """What the shipped adapter gets right on sources it was not trained on; its figures are in its own file."""
-    shipped = measuring.ROOT / "src" / "duologue" / "assets" / "adapters" / "smollm2-135m-instruct" / "adapter.json"
-    training = json.loads(shipped.read_text(encoding="utf-8"))["training"]
-    groups = {
-        "assistant silent": training["unseen_equal_thresholds"]["idle"],
-        "over an answer": training["unseen"]["over_an_answer"],
-    }
+_STATES = ("process", "incomplete", "ignore", "stop")
+
+
+def states(results: Results) -> str:
+    """The shipped adapters on rows of sources that they were not trained on."""
+    header = ("adapter, engine", "where", "n", *_STATES, "answer F1", "false answers", "false waits", "ECE")
+    rows = [
+        (
+            f"{_kind(result)}, {_engine(result)}",
+            {"idle": "assistant silent", "speaking": "over an answer"}[place],
+            result[place]["n"],
+            *(_percent(result[place]["recall"][state]) for state in _STATES),
+            _percent(result[place]["answer"]["f1"]),
+            _percent(result[place]["false_answer_rate"]),
+            _percent(result[place]["false_wait_rate"]),
+            _percent(result[place]["ece"]),
+        )
+        for _, result in results.of("states")
+        for place in ("idle", "speaking")
+    ]
+    return measuring.table(header, rows)
+
+
+def state_kinds(results: Results) -> str:
+    """Every kind of row apart, over an answer and outside of one."""
+    chosen = [result for _, result in results.of("states") if result["model"]["backend"] == "torch"]
+    header = ("kind of row", "where", "n", *(f"{_kind(result)}: right" for result in chosen))
+    rows = []
+    for place, name in (("idle", "silent"), ("speaking", "over an answer")):
+        for kind, group in chosen[0][place]["per_kind"].items() if chosen else ():
+            right = [_percent(result[place]["per_kind"][kind]["accuracy"]) for result in chosen]
+            rows.append((kind, name, group["n"], *right))
+    return measuring.table(header, rows)
+
+
+def state_sources(results: Results) -> str:
+    """Every source apart."""
+    chosen = [result for _, result in results.of("states") if result["model"]["backend"] == "torch"]
+    header = ("source", "n", *(f"{_kind(result)}: right" for result in chosen))
+    rows = [
+        (source, group["n"], *(_percent(result["per_source"][source]["accuracy"]) for result in chosen))
+        for source, group in (chosen[0]["per_source"].items() if chosen else ())
+    ]
+    return measuring.table(header, rows)
+
+
+def state_baselines(results: Results) -> str:
+    """What else could decide, on the same rows."""
+    header = ("decided by", "answer F1", "false answers", "respond F1", *_STATES)
+    rows = []
+    for _, result in results.of("states"):
+        for name, found in (result.get("baselines") or {}).items():
+            rows.append((name, *_decided(found)))
+    for _, result in results.of("states"):
+        if result["model"]["backend"] == "torch":
+            rows.append((f"**{_kind(result)}**", *_decided(result)))
+    return measuring.table(header, rows)
+
+
+def _decided(found: Result) -> tuple[str, ...]:
+    if "unavailable" in found:
+        return ("not available", *[""] * (2 + len(_STATES)))
+    return (
+        _percent(found["answer"]["f1"]),
+        _percent(found["false_answer_rate"]),
+        _percent(found["respond"]["f1"]),
+        *(_percent(found["recall"][state]) for state in _STATES),
+    )
+
+
+def agreement(results: Results) -> str:
+    """Whether backends decide alike."""
+    rows = [
+        (
+            f"{_kind(result)}, {_engine(result)} and {result['compare']['backend']} {result['compare']['weights']}",
+            result["n"],
+            _percent(result["compare"]["agreement"], digits=2),
+        )
+        for _, result in results.of("states")
+        if "compare" in result
+    ]
+    return measuring.table(("adapter, engines", "rows", "equal decisions, %"), rows)
+
+
+def unchanged(results: Results) -> str:
+    """The base with an adapter and without."""
     header = (
-        "recall on unseen sources, %",
-        "n",
-        "process",
-        "incomplete",
-        "ignore",
-        "stop",
-        "answer F1",
-        "false answers",
+        "adapter, engine",
+        "prompts",
+        "tokens",
+        "decisions on the way",
+        "answers that differ",
+        "margins that differ",
     )
     rows = [
         (
-            name,
-            group["n"],
-            *(f"{100 * group['recall'][state]:.1f}" for state in ("process", "incomplete", "ignore", "stop")),
-            f"{100 * group['answer_f1']:.1f}",
-            f"{100 * group['false_answer_rate']:.1f}",
+            f"{result['model']['adapter']['kind']}, {_engine(result)}",
+            result["prompts"],
+            f"{result['tokens']:,}",
+            f"{result['decisions']:,}",
+            result["answers_that_differ"],
+            result["margins_that_differ"],
         )
-        for name, group in groups.items()
+        for _, result in results.of("unchanged")
     ]
     return measuring.table(header, rows)
+
+
+def experiments(_: Results) -> str:
+    """Every experiment, one table each."""
+    header = ("variant", "samples", "numbers trained", "s", *_STATES, "F1", "false", "F1 over", "false over")
+    parts = []
+    for path in sorted((measuring.ROOT / "experiments").glob("*/result.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        rows = [
+            (
+                row["variant"],
+                row["samples"],
+                f"{row['trained_numbers']:,}",
+                row["training_s"],
+                *(_percent(row["idle"]["recall"][state]) for state in _STATES),
+                _percent(row["idle"]["answer_f1"]),
+                _percent(row["idle"]["false_answers"]),
+                _percent(row["over_an_answer"]["answer_f1"]),
+                _percent(row["over_an_answer"]["false_answers"]),
+            )
+            for row in result["results"]
+        ]
+        about = (
+            f"**{path.parent.name}** – {result['question']} ([result](../experiments/{path.parent.name}/result.json))"
+        )
+        parts.append(f"{about}\n\n{measuring.table(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def _kind(result: Result) -> str:
+    return str(result["model"]["adapter"]).partition(" ")[0]
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -170,7 +282,13 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "cost": cost,
     "cost-growth": cost_growth,
     "readme": readme,
-    "adapter": adapter,
+    "states": states,
+    "state-kinds": state_kinds,
+    "state-sources": state_sources,
+    "state-baselines": state_baselines,
+    "agreement": agreement,
+    "unchanged": unchanged,
+    "experiments": experiments,
 }
 
 

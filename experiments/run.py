@@ -198,13 +198,11 @@ def run_variant(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
     model = ProbeModel(lab.base(), STATES, start, num_probes=num_probes, lora=variant.lora)
     settings = replace(variant.settings, seed=seed)
     data = label(samples, lab.laid(samples), STATES, settings)
-    if variant.teacher:
-        assert lab.teacher is not None
-        data = replace(data, teacher=torch.from_numpy(score_prefixes(lab.teacher, lab.prefixes(data.layouts))))
     dev = label(lab.dev, lab.laid(lab.dev), STATES, settings)
     began = time.monotonic()
     history = train(
         model, data, dev, settings, max_tokens=1 << 40, compute=lab.prefixes,
+        teacher=lab.teacher if variant.teacher else None,
         report=lambda epoch: measuring.progress(f"{variant.name}: {epoch}"),
     )  # fmt: skip
     seconds = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""Decisions are counted as the issue and the paper count them; every figure here was worked out by hand."""
+"""Decisions are counted as the documents and the paper count them; every figure here was worked out by hand."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from duologue.metrics.calibration import Bin, expected_error, reliability
 from duologue.metrics.curve import Tradeoff, tradeoffs
 from duologue.metrics.decisions import decide
 from duologue.metrics.outcome import Detection, groups, outcome, outcomes_by
+from duologue.metrics.temperature import fit_temperature, tempered
 from duologue.metrics.thresholds import calibrate
 from duologue.types import InputState
 
@@ -136,3 +137,22 @@ def test_calibration_trades_false_answers_and_sets_the_two_cases_apart() -> None
     assert after.false_answers is not None
     assert after.false_answers < 0.6 * before.false_answers
     assert calibrate([], np.zeros((0, 4), np.float32), STATES) == (Thresholds(), Thresholds())
+
+
+def test_a_temperature_makes_an_oversure_model_as_sure_as_it_is_right() -> None:
+    rng = np.random.default_rng(0)
+    states = tuple(InputState)
+    samples, rows = [], []
+    for i in range(400):
+        label = int(rng.integers(4))
+        said = label if rng.random() < 0.8 else int(rng.integers(4))
+        rows.append([0.997 if column == said else 0.001 for column in range(4)])
+        samples.append(Sample(f"text {i}", states[label], "made"))
+    p = np.array(rows, dtype=np.float32)
+    temperature = fit_temperature(samples, p, states)
+    cooled = tempered(p, temperature)
+    assert temperature > 1.5
+    assert (cooled.argmax(1) == p.argmax(1)).all()
+    accuracy = float(np.mean([states[i] is sample.state for i, sample in zip(p.argmax(1), samples, strict=True)]))
+    assert cooled.max(1).mean() == pytest.approx(accuracy, abs=0.03)
+    np.testing.assert_allclose(tempered(p, 1.0), p, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -83,7 +84,7 @@ def test_sources_become_samples_and_samples_an_adapter(
 
 
 def test_training_can_begin_from_an_adapter_and_learn_from_another(
-    model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
     common = ("--model", model_folder, "--data", data, *SMALL)
@@ -96,14 +97,16 @@ def test_training_can_begin_from_an_adapter_and_learn_from_another(
     assert before.lora is not None
     assert after.rows is not None
     assert after.lora is not None
-    assert after.rows.states == pytest.approx(before.rows.states, abs=1e-6)
+    scale = np.abs(after.rows.states).max() / np.abs(before.rows.states).max()  # a temperature, fitted anew
+    assert after.rows.states == pytest.approx(scale * before.rows.states, abs=1e-5)
     for path, pair in before.lora.layers.items():
         assert after.lora.layers[path].b == pytest.approx(pair.b, abs=1e-3)
     with pytest.raises(AdapterMismatch, match="--probes"):
         run("train", "rows", *common, "--out", third, "--start", first, "--probes", 2)
     assert run("train", "rows", *common, "--out", third, "--teacher", first) == 0
     assert Adapter.load(third).facts["teacher"] == "alora"
-    assert "the teacher has judged them" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="for rows"):
+        run("train", "alora", *common, "--out", third, "--teacher", first)
 
 
 def test_bad_input_is_explained(model_folder: Path, data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+import transformers
 
 from duologue.adapters import Adapter
 from duologue.backends.reference import ReferenceBackend
@@ -20,13 +21,15 @@ from duologue.data.samples import Sample
 from duologue.errors import BadData, UnsupportedModel, UsageError
 from duologue.template import Template
 from duologue.testing import tiny_model
+from duologue.training.ends import ModelEnds
 from duologue.training.layout import Layout, Layouts
-from duologue.training.loop import Epoch, Labelled, Settings, label, score, train
+from duologue.training.loop import Epoch, Labelled, Settings, _loss, label, score, train
 from duologue.training.prefix_attention import PrefixModel
 from duologue.training.prefixes import Prefixes, kv_bytes_per_token, num_tokens, shards
 from duologue.training.probe_model import LoraShape, ProbeModel
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
+from tiny_tokenizers import bytelevel
 
 STATES = tuple(InputState)
 PROCESS, INCOMPLETE, IGNORE, STOP = STATES
@@ -169,7 +172,6 @@ def trained(
     checkpoint: Path | None = None,
     log: Path | None = None,
     break_after: int | None = None,
-    teacher: "torch.Tensor | None" = None,
     computed: list[int] | None = None,
 ) -> tuple[ProbeModel, list[Epoch]]:
     torch.manual_seed(0)
@@ -186,7 +188,7 @@ def trained(
 
     history = train(
         model,
-        replace(toy_labelled(240, 0), teacher=teacher),
+        toy_labelled(240, 0),
         toy_labelled(80, 1),
         settings,
         max_tokens=max_tokens,
@@ -238,11 +240,36 @@ def test_more_samples_than_fit_are_trained_on_in_shards() -> None:
     assert history[-1].dev_accuracy > 0.4
 
 
-def test_a_teacher_is_followed_where_the_labels_say_otherwise() -> None:
-    teacher = torch.full((240, 4), 0.02)
-    teacher[:, 3] = 0.94
-    model, _ = trained(replace(SETTINGS, teacher_weight=1.0), teacher=teacher)
-    assert (score(model, toy_labelled(80, 1).layouts, max_tokens=MANY).argmax(1) == 3).all()
+def test_what_a_teacher_thinks_and_the_labels_share_the_loss() -> None:
+    data = toy_labelled(8, 0)
+    logits, rows = torch.randn(8, 4), list(range(8))
+    thinks = torch.softmax(torch.randn(8, 4), -1)
+    by_labels = _loss(logits, data, rows, None, SETTINGS)
+    by_teacher = _loss(logits, data, rows, thinks, replace(SETTINGS, teacher_weight=1.0))
+    expected = -(torch.log_softmax(logits, -1) * thinks).sum(-1) * data.weights
+    assert float(by_teacher) == pytest.approx(float(expected.mean()), abs=1e-6)
+    both = _loss(logits, data, rows, thinks, replace(SETTINGS, teacher_weight=0.25))
+    assert float(both) == pytest.approx(0.75 * float(by_labels) + 0.25 * float(by_teacher), abs=1e-6)
+
+
+def test_a_teacher_may_stand_around_the_same_base() -> None:
+    """Its LoRA is switched off for the prefixes and for the student, and the student is what it is without it."""
+    torch.manual_seed(0)
+    base = tiny_model("llama")
+    alone = ProbeModel(base, STATES, range(10, 20))
+    layouts = toy_labelled(30, 2).layouts
+    before = score(alone, layouts, max_tokens=MANY)
+    adapter = Adapter("alora", STATES, rows=probe_model("llama").rows(), lora=probe_model("llama", lora=LORA).lora())
+    teacher = ProbeModel.of(adapter, base)
+    with teacher.base_alone():
+        assert np.array_equal(score(alone, layouts, max_tokens=MANY), before)
+    assert not np.array_equal(score(alone, layouts, max_tokens=MANY), before), "switched on it would be seen"
+    train(
+        alone, toy_labelled(30, 2), toy_labelled(30, 3), replace(SETTINGS, epochs=1), max_tokens=MANY, teacher=teacher
+    )
+    teacher.give_back()
+    fresh = tiny_model("llama").state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in base.state_dict().items())
 
 
 def test_training_ends_when_it_no_longer_gets_better() -> None:
@@ -281,3 +308,30 @@ def test_what_was_trained_becomes_an_adapter_and_can_be_gone_on_from(tmp_path: P
         probe_model("llama", 2, replace(LORA, rank=3)).set_adapter(
             loaded.rows, loaded.lora or probe_model("llama", 2, LORA).lora()
         )
+
+
+def test_where_requests_end_is_read_from_plain_passes_whatever_is_judged_together() -> None:
+    tokenizer = bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>")
+    tokenizer.wrapped.chat_template = CHATML
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer.wrapped) + 4,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    ends = ModelEnds(model, tokenizer)
+    texts = ["what is the time", "", "stop", "tell me a story about the sea"]
+    together = ends(texts)
+    assert [len(p) for p in together] == [4, 0, 1, 7]
+    for text, p in zip(texts, together, strict=True):
+        assert ends([text])[0] == pytest.approx(p, abs=1e-5)
+    template = Template.from_tokenizer(tokenizer)
+    tokens = [*template.begin, *template.user("stop", first=True)]
+    marks = {tokenizer.encode(mark)[0] for mark in "?.!\n"} | {template.user_close[0]}
+    with torch.no_grad():
+        plain = torch.softmax(model(torch.tensor([tokens])).logits[0, -1], -1)
+    assert together[2][0] == pytest.approx(float(plain[sorted(marks)].sum()), abs=1e-5)

@@ -77,8 +77,8 @@ def is_question(text: str) -> bool:
     return text.rstrip().endswith("?") or first in QUESTION_WORDS
 
 
-Ends = Callable[[str], Sequence[float]]
-"""For a text in its spoken form: how probable it is after each word that the request ends there."""
+Ends = Callable[[Sequence[str]], list[Sequence[float]]]
+"""For texts in their spoken form: how probable it is after each word that the request ends there."""
 
 CLEARLY_OPEN = 0.015
 """Below this probability of an end, a cut is not complete in itself whatever its last word is."""
@@ -86,17 +86,16 @@ MAYBE_WHOLE = 0.05
 """Above it, a cut may be a request in itself whatever its last word is."""
 
 
-def unfinished_cut(text: str, rng: random.Random, ends: Ends | None = None) -> str | None:
+def unfinished_cut(text: str, rng: random.Random, p: Sequence[float] = ()) -> str | None:
     """The beginning of `text`, cut at a random word so that it is clearly not complete; None where that is not found.
 
     A cut of a request is often a request in itself ("write a daily routine" of a longer one). Kept are cuts that end in
     a word after which something must come, the first few words of a question that lacks its verb, and, where a language
-    model says how probable an end is (`ends`), those after which it expects none.
+    model says how probable an end is after each word (`p`, as of `Ends`), those after which it expects none.
     """
     parts = words(text)
     clear = [n for n in range(1, len(parts)) if is_unfinished(parts[:n], len(parts))]
     other: list[int] = []
-    p = [] if ends is None else ends(spoken(text))
     if len(p) == len(parts):  # not where the spoken form has other words, as "--" alone
         clear = [n for n in clear if p[n - 1] < MAYBE_WHOLE]
         other = [

@@ -45,5 +45,9 @@ def stop_phrase(core: str, rng: random.Random) -> str:
 
 def repaired(head: list[str], tail: list[str], other: list[str], rng: random.Random) -> str:
     """A request that corrects itself: `head`, a few words of `other`, a repair, and then `tail`."""
-    slip = other[: rng.randint(1, 4)]
-    return " ".join([*head, *slip, rng.choice(lines("repairs")), *tail])
+    size = rng.randint(1, min(5, len(other)))
+    at = rng.choice((0, rng.randint(0, len(other) - size)))  # from the beginning of another request, or from within
+    repair = rng.choice(lines("repairs"))
+    if rng.random() < 0.25:
+        repair = f"{rng.choice(('uh', 'um', 'oh', 'er', 'no'))} {repair}"
+    return " ".join([*head, *other[at : at + size], repair, *tail])

@@ -61,10 +61,11 @@ def _queries(
 ) -> Iterator[Sample]:
     for items in pools.queries.values():
         share = _take(items[len(items) // 2 :] if speaking else items[: len(items) // 2], num // 2)
-        for item in share:
+        judged = ends([forms.spoken(item.text) for item in share]) if ends is not None else [()] * len(share)
+        for item, p in zip(share, judged, strict=True):
             scene = _scene(builder, speaking)
             yield _sample(item, PROCESS, scene, rng, item.text, whole=True)
-            cut = forms.unfinished_cut(item.text, rng, ends)
+            cut = forms.unfinished_cut(item.text, rng, p)
             if cut is not None:
                 yield _sample(item, INCOMPLETE, scene, rng, cut, whole=False)
 

@@ -4,12 +4,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from duologue.adapters import ANY_WEIGHTS, Adapter, Fingerprint
@@ -18,10 +17,11 @@ from duologue.data.samples import Sample, read_samples
 from duologue.errors import AdapterMismatch, BadData, UsageError
 from duologue.metrics.decisions import decide
 from duologue.metrics.outcome import groups
+from duologue.metrics.temperature import fit_temperature, tempered
 from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
 from duologue.training.curves import plot
-from duologue.training.layout import Layout, Layouts
+from duologue.training.layout import Layouts
 from duologue.training.loop import Epoch, label, score, train
 from duologue.training.prefixes import Progress, kv_bytes_per_token, silent
 from duologue.training.probe_model import ProbeModel
@@ -84,8 +84,9 @@ def run_probe_job(
         job.teacher.check(fingerprint)
         if job.teacher.states != states:
             raise AdapterMismatch(f"the teacher knows {job.teacher.states}, the samples have {states}")
-        data = replace(data, teacher=_taught(job, job.teacher, model, train_layouts, progress))
-        say(f"the teacher has judged them, {time.monotonic() - started:.0f} s")
+        if job.recipe.lora is not None:
+            raise UsageError("a teacher is for rows; alora learns more from the labels alone")
+    teacher = None if job.teacher is None else ProbeModel.of(job.teacher, model)
     probe_model = ProbeModel(
         model, states, start_tokens(tokenizer), num_probes=job.recipe.num_probes, lora=job.recipe.lora
     )
@@ -106,10 +107,17 @@ def run_probe_job(
         log=log,
         progress=progress,
         report=lambda epoch: say(_line(epoch, time.monotonic() - started)),
+        teacher=teacher,
     )
+    if teacher is not None:
+        teacher.give_back()
     dev_p = score(probe_model, dev.layouts, max_tokens=max_tokens)
+    temperature = fit_temperature(dev_samples, dev_p, states)
+    probe_model.cool(temperature)
+    dev_p = tempered(dev_p, temperature)
     thresholds = calibrate(dev_samples, dev_p, states)
     facts = _facts(job, name, history, time.monotonic() - started, train_samples)
+    facts["temperature"] = round(temperature, 3)
     facts["dev"] = groups(dev_samples, decide(dev_p, dev_samples, states, thresholds))
     adapter = Adapter(
         kind=job.recipe.kind,
@@ -157,16 +165,6 @@ def _max_tokens(job: Job, model: ProbeModel) -> int:
     with model.base_alone():
         per_token = kv_bytes_per_token(model.prefix_model)
     return max(1, int(job.memory_gb * 2**30 * (1 - _DEV_SHARE) / per_token))
-
-
-def _taught(
-    job: Job, teacher: Adapter, model: PreTrainedModel, layouts: Sequence[Layout], progress: Progress
-) -> Tensor:
-    """What the teacher thinks of the training samples, [N, S]."""
-    taught = ProbeModel.of(teacher, model)
-    p = score(taught, layouts, max_tokens=_max_tokens(job, taught), progress=progress)
-    taught.give_back()
-    return torch.from_numpy(p)
 
 
 def _take_over(model: ProbeModel, start: Adapter, fingerprint: Fingerprint) -> None:

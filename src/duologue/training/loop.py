@@ -6,7 +6,8 @@ N samples, B of a batch, S states.
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Settings:
     accepted_weight: float = 0.4  # what the probability of a state that would be right too counts
     balance: float = 0.5  # 0: samples count alike; 1: states count alike
     teacher_weight: float = 0.7  # of a teacher's probabilities, where there is one; the labels have the rest
-    patience: int = 3  # epochs without a better loss on held-out samples before it ends
+    patience: int = 3  # epochs without a better accuracy on held-out samples before it ends
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,7 +68,6 @@ class Labelled:
     layouts: Sequence[Layout]
     targets: Tensor
     weights: Tensor
-    teacher: Tensor | None = None  # [N, S] probabilities of another model
 
 
 def train(
@@ -82,13 +82,15 @@ def train(
     progress: Progress = silent,
     report: Callable[[Epoch], None] = lambda epoch: None,
     compute: Compute | None = None,
+    teacher: ProbeModel | None = None,
 ) -> list[Epoch]:
     """Train `model` in place; it ends with what was best on `dev`.
 
     At most `max_tokens` tokens of prefixes are in memory beside those of `dev`. If all fit, every epoch sees all
     samples; otherwise each shard is seen `epochs` times while it is there, so that no prefix is computed twice.
     With `checkpoint`, every epoch is written there, and a run that was killed goes on from the last one, exactly. `log`
-    gets a line of JSON for every step and epoch. `compute` gives the prefixes, for runs that share them.
+    gets a line of JSON for every step and epoch. `compute` gives the prefixes, for runs that share them. `model` learns
+    from the probabilities of a `teacher`, too; both may stand around the same base, if `model` has no LoRA.
 
     Raises:
         UsageError: the checkpoint is of another run; a sample is too long for the memory.
@@ -96,25 +98,33 @@ def train(
     compute = compute or (lambda layouts: Prefixes(model.prefix_model, layouts, progress=progress))
     parts = shards(data.layouts, max_tokens)
     steps = settings.epochs * sum(math.ceil(len(part) / settings.batch) for part in parts)
-    with model.base_alone():
+    with _base_alone(model, teacher):
         dev_prefixes = compute(dev.layouts)
     run = _Run(model, settings, steps, checkpoint, log)
     first = run.next_epoch
+    prefixes: Prefixes | None = None
+    taught: Tensor | None = None
     for number in range(first, len(parts) * settings.epochs):
         part, is_new = parts[number // settings.epochs], number % settings.epochs == 0
         if run.stale >= settings.patience and len(parts) == 1:
             break
         if is_new or number == first:
-            with model.base_alone():
+            prefixes = None  # the old ones make room before there are new ones
+            with _base_alone(model, teacher):
                 prefixes = compute([data.layouts[i] for i in part])
+            taught = None if teacher is None else torch.from_numpy(score_prefixes(teacher, prefixes))
+        assert prefixes is not None
         run.begin()
         batches = list(prefixes.batches(range(len(part)), settings.batch))
         random.Random(f"{settings.seed} {number}").shuffle(batches)
-        for done, batch in enumerate(batches):
-            logits = model(prefixes.past(batch))
-            run.step(_loss(logits, data, [part[i] for i in batch], settings), len(batch))
-            progress(f"epoch {number + 1}", done + 1, len(batches))
-        report(run.finish(number, _judge(model, dev, dev_prefixes, settings)))
+        with nullcontext() if teacher is None else teacher.base_alone():
+            for done, batch in enumerate(batches):
+                logits = model(prefixes.past(batch))
+                rows = [part[i] for i in batch]
+                loss = _loss(logits, data, rows, None if taught is None else taught[batch], settings)
+                run.step(loss, len(batch))
+                progress(f"epoch {number + 1}", done + 1, len(batches))
+            report(run.finish(number, _judge(model, dev, dev_prefixes)))
     model.restore(run.best)
     return run.history
 
@@ -164,21 +174,32 @@ def score_prefixes(model: ProbeModel, prefixes: Prefixes, batch: int = 64) -> Pr
     return found
 
 
-def _loss(logits: Tensor, data: Labelled, rows: list[int], settings: Settings) -> Tensor:
-    """Mean negative log of the probability that right states get together, accepted ones counting less."""
+def _loss(logits: Tensor, data: Labelled, rows: list[int], taught: Tensor | None, settings: Settings) -> Tensor:
+    """Mean negative log of the probability that right states get together, accepted ones counting less.
+
+    logits: [B, S]; rows: which samples they are of; taught: [B, S], a teacher's probabilities.
+    """
+    weights = data.weights[rows]
     right = (functional.softmax(logits, -1) * data.targets[rows]).sum(-1).clamp_min(1e-6)
-    loss = -(right.log() * data.weights[rows]).mean()
-    if data.teacher is None:
+    loss = -(right.log() * weights).mean()
+    if taught is None:
         return loss
-    taught = -(functional.log_softmax(logits, -1) * data.teacher[rows]).sum(-1)
-    return (1 - settings.teacher_weight) * loss + settings.teacher_weight * (taught * data.weights[rows]).mean()
+    learnt = -(functional.log_softmax(logits, -1) * taught).sum(-1)
+    return (1 - settings.teacher_weight) * loss + settings.teacher_weight * (learnt * weights).mean()
 
 
-def _judge(model: ProbeModel, dev: Labelled, prefixes: Prefixes, settings: Settings) -> tuple[float, float]:
+def _judge(model: ProbeModel, dev: Labelled, prefixes: Prefixes) -> tuple[float, float]:
     p = torch.from_numpy(score_prefixes(model, prefixes))
     right = dev.targets.gather(1, p.argmax(1, keepdim=True))[:, 0] > 0
     loss = -((p * dev.targets).sum(-1).clamp_min(1e-6).log() * dev.weights).mean()
     return float(loss), float(right.float().mean())
+
+
+@contextmanager
+def _base_alone(model: ProbeModel, teacher: ProbeModel | None) -> Iterator[None]:
+    """The base as it is, for prefixes."""
+    with model.base_alone(), nullcontext() if teacher is None else teacher.base_alone():
+        yield
 
 
 class _Run:
@@ -229,7 +250,8 @@ class _Run:
     def finish(self, number: int, judged: tuple[float, float]) -> Epoch:
         """An epoch ends."""
         epoch = Epoch(number + 1, self._steps, self._total / self._seen, *judged)
-        if epoch.dev_loss < min((past.dev_loss for past in self.history), default=math.inf):
+        # By what is right, not by the loss: sureness is put right afterwards, by one temperature.
+        if epoch.dev_accuracy > max((past.dev_accuracy for past in self.history), default=-1.0):
             self.best, self.stale = self._model.trained(), 0
         else:
             self.stale += 1

@@ -109,6 +109,11 @@ class ProbeModel(nn.Module):
         }
         return Lora(layers, float(next(iter(self._layers.values())).scaling["default"]))
 
+    def cool(self, temperature: float) -> None:
+        """Divide the logits of the states by `temperature`, for good."""
+        with torch.no_grad():
+            self.states.div_(temperature)
+
     def set_adapter(self, rows: Rows, lora: Lora | None) -> None:
         """Take over what was trained before.
 

@@ -28,7 +28,7 @@ class ProbeRecipe:
 
 PROBE_RECIPES = {
     "rows": ProbeRecipe(settings=Settings(epochs=8)),
-    "alora": ProbeRecipe(lora=LoraShape(), settings=Settings(epochs=4)),
+    "alora": ProbeRecipe(lora=LoraShape(), settings=Settings(epochs=3)),
 }
 
 

@@ -1,0 +1,47 @@
+"""Decisions on labelled rows: `duologue eval states`, with what a committed figure needs beside it.
+
+    python benchmarks/states.py samples/test.jsonl --out benchmarks/results/states-alora-torch.json -- [eval options]
+
+What stands behind `--` goes to `duologue eval states` as it is (--adapter, --backend, --baselines, --train, --compare).
+The rows are of whole sources that the adapter was not trained on; `duologue data build` makes them.
+"""
+
+import contextlib
+import io
+import json
+import sys
+
+import measuring
+
+from duologue.cli.main import main as duologue
+
+
+def main() -> int:
+    """Run it."""
+    own, _, passed = " ".join(sys.argv[1:]).partition(" -- ")
+    parser = measuring.arguments(__doc__)
+    parser.add_argument("file", help="rows to decide on")
+    args = parser.parse_args(own.split())
+    about = measuring.about(args)
+    line = io.StringIO()
+    with contextlib.redirect_stdout(line):
+        status = duologue(["eval", "states", args.file, "--json", *passed.split()])
+    if status:
+        return status
+    found = json.loads(line.getvalue())
+    found["model"] = {name: found.pop(name) for name in ("model", "backend", "weights", "adapter")}
+    found["model"]["name"] = found["model"].pop("model")
+    result = {**about, **found}
+    rows = [(place, *_row(result[place])) for place in ("idle", "speaking")]
+    measuring.finish(args, result, ("", "n", "answer F1", "false answers", "accuracy"), rows)
+    return 0
+
+
+def _row(part: dict[str, object]) -> tuple[object, ...]:
+    answer = part["answer"]
+    assert isinstance(answer, dict)
+    return part["n"], answer["f1"], part["false_answer_rate"], part["accuracy"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
