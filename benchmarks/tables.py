@@ -110,6 +110,13 @@ def cost_growth(results: Results) -> str:
     return "No run has been committed yet."
 
 
+def cost_short(results: Results) -> str:
+    """What it comes to, from the first run of the cost benchmark."""
+    for _, result in results.of("cost"):
+        return cost_tables.short(result["sessions"])
+    return "No run has been committed yet."
+
+
 def readme(results: Results) -> str:
     """One row a claim, each with the file it comes from."""
     rows: list[tuple[str, str, str]] = []
@@ -281,6 +288,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "import": import_time,
     "cost": cost,
     "cost-growth": cost_growth,
+    "cost-short": cost_short,
     "readme": readme,
     "states": states,
     "state-kinds": state_kinds,

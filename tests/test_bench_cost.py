@@ -16,7 +16,7 @@ from duologue.core.session import Phase
 from duologue.core.trace import Pass
 from duologue.evaluation.cost import Counted, Meter, Runner, measure
 from duologue.evaluation.cost_lessons import Lesson, lesson, lessons, overheard
-from duologue.evaluation.cost_tables import draw, growth, tables
+from duologue.evaluation.cost_tables import draw, growth, short, tables
 from duologue.model import Model
 from duologue.types import InputState
 from scripted import CHATML, PROBE, Talk
@@ -194,6 +194,11 @@ def test_tables_and_picture_say_it(result: dict, tmp_path: Path):
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_short_table_says_what_a_slice_heard_costs(result: dict):
+    rows = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in short(result["sessions"]).splitlines()}
+    assert (rows["channel division (ours)"], rows["sequential"], rows["turns"]) == ("0", "1", "–")
+
+
 def test_the_tables_of_the_documents_come_from_result_files(
     result: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -205,6 +210,7 @@ def test_the_tables_of_the_documents_come_from_result_files(
     text = documents.TABLES["cost"](documents.Results(tmp_path))
     assert text.startswith("torch f32, scripted")
     assert "| sequential" in text
+    assert "| sequential" in documents.TABLES["cost-short"](documents.Results(tmp_path))
     assert "| slices" in documents.TABLES["cost-growth"](documents.Results(tmp_path))
 
 

@@ -81,6 +81,34 @@ def summary(sessions: Sessions) -> str:
     return markdown(header, rows)
 
 
+def short(sessions: Sessions) -> str:
+    """What it comes to, one row a kind of session."""
+    header = [
+        "",
+        "passes a token said",
+        "… more a slice heard over it",
+        "first word",
+        "cut",
+        "KV entries of 1 h silence",
+    ]
+    rows = []
+    for name, one in sessions.items():
+        first, last = one["by_slices"][0], one["by_slices"][-1]
+        is_heard = last["overlap_passes"] > 0
+        more = (last["passes"] - first["passes"]) / last["slices"]
+        rows.append(
+            [
+                _TITLES[name],
+                f"{one['passes'] / max(1, one['spoken_tokens']):.2f}",
+                f"{more:.0f}" if is_heard else _NONE,
+                _reaction(one, "first_word"),
+                _reaction(one, "interruption"),
+                f"{one['kv_entries_of_hour']:,}",
+            ]
+        )
+    return markdown(header, rows)
+
+
 def _growth(sessions: Sessions, name: str, count: str, entries: str) -> str:
     counts = [str(row[count]) for row in next(iter(sessions.values()))[name]]
     rows = [
