@@ -1,5 +1,6 @@
 """The sessions that duplex decoding is compared with: same interface, same events, and passes counted by hand."""
 
+import random
 from functools import partial
 
 import pytest
@@ -374,3 +375,34 @@ def test_every_kind_runs_on_the_same_replay_and_frees_all_it_held(name):
     assert replay.session.now <= 20.5
     replay.close()
     assert talk.backend.usage().num_seqs == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("heard", ["shown", "reported"])
+def test_nothing_that_can_be_told_breaks_a_session_or_leaks(name, heard):
+    for seed in range(25):
+        chance = random.Random(f"{name}/{seed}")
+        make = factory(name, judge=judged if seed % 2 else None, idle=STAR)
+        config = SessionConfig(heard=heard, max_answer=30, max_length=512)
+        talk = Talk(make=make, config=config, capacity=700)
+        said = ""
+        for _ in range(120):
+            match chance.randrange(10):
+                case 0 | 1 | 2:
+                    said = f"{said} {chance.choice(['what', 'is', 'the', 'mhm', 'stop', 'it'])}".strip()
+                    is_final = chance.random() < 0.3
+                    talk.hear(said, chance.choice("uuuv"), final=is_final)
+                    said = "" if is_final else said
+                case 3:
+                    command = chance.choice([talk.session.stop, talk.session.resume, talk.session.respond])
+                    talk.told(command())
+                case 4 if talk.session.running:
+                    talk.told(talk.session.heard(chance.randint(0, talk.session.running.num_said)))
+                case 5 if chance.random() < 0.1:
+                    talk.told(talk.session.edit([Turn(Role.USER, "hi"), Turn(Role.ASSISTANT, "hello")]))
+                case 6:
+                    talk.advance(chance.choice([0.1, 0.7, 2.0, 5.0]))
+                case _:
+                    talk.tick(chance.randrange(12))
+        talk.engine.close()
+        assert talk.backend.usage().num_seqs == 0
