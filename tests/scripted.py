@@ -168,7 +168,7 @@ class Talk:
         if session._input and session._input.channel:
             channels.append(session._input.channel)
         for channel in channels:
-            seq = self.engine._seqs.get(channel.seq)
+            seq = self.engine.carrier.seqs.get(channel.seq)
             if seq is not None and channel.fed is None:
                 held = self.backend.tokens(seq)
                 assert held[: channel.cached] == channel.items[: channel.cached]
