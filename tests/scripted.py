@@ -79,12 +79,15 @@ class Talk:
         chat_template: str = CHATML,
         system: str | None = None,
         capacity: int = 1 << 20,
+        max_seqs: int = 256,
     ) -> None:
         self.tokenizer = ByteTokenizer(chat_template)
         self.template = Template.from_tokenizer(self.tokenizer, system=system)
         self.answers = dict(answers or {})
         self.judge = judge
-        self.backend = ScriptedBackend(self._speak, self._judge, vocab_size=258, num_added=5, capacity=capacity)
+        self.backend = ScriptedBackend(
+            self._speak, self._judge, vocab_size=258, num_added=5, capacity=capacity, max_seqs=max_seqs
+        )
         self.session = Session(self.template, PROBE, policy=policy, config=config, history=history)
         self.trace = Trace()
         self.engine = DirectEngine(self.backend, self.session, sink=self.trace)

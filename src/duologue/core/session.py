@@ -271,8 +271,8 @@ class Session:
     def make_room(self) -> bool:
         """The cache is full: give up what is missed least. Returns whether anything was left to give up.
 
-        Suspended answers go first (see `evict`), then a rebuild under way, then the words being heard; then the answer ends here,
-        and last the older half of the conversation is left out at once.
+        Suspended answers go first (see `evict`), then a rebuild under way, then the words being heard; then the answer
+        ends here, and last the older half of the conversation is left out at once.
         """
         branch, listening = self._branch, self._input
         if branch.evict() or branch.give_up_rebuild():

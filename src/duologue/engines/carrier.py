@@ -17,6 +17,11 @@ class Carrier:
         self._backend = backend
         self._waiting: deque[Op] = deque()  # planned and not carried out yet
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that was planned waits for room."""
+        return bool(self._waiting)
+
     def carry_out(self, ops: Iterable[Op]) -> None:
         """Change the cache as planned.
 
