@@ -187,7 +187,7 @@ class Scheduler:
 
         Those with little to feed come first, so that answers go on and words are judged whatever else there is. What
         is left goes to long texts, those that have waited longest first: one after the other they end sooner than side
-        by side. After a while the first of them precedes everybody, with half of the pass.
+        by side. After a while the first of them is sure of half of the pass.
         """
         short: list[Member] = []
         long: list[Member] = []
@@ -196,7 +196,8 @@ class Scheduler:
         parts: list[Part] = []
         left = self.budget
         if long and self._num_ticks - self._waiting_since(long[0]) >= _PATIENCE:
-            left -= self._plan(long.pop(0), left // 2, parts)
+            needed = sum(member.session.backlog for member in short)
+            left -= self._plan(long.pop(0), max(left // 2, left - needed), parts)
         for member in short:
             left -= self._plan(member, left, parts)
         for num_behind, member in zip(reversed(range(len(long))), long, strict=True):
