@@ -79,7 +79,9 @@ class Branch:
     @property
     def backlog(self) -> int:
         """Tokens that wait to be fed."""
-        return self.trunk.num_waiting + (self._rebuild.channel.num_waiting if self._rebuild is not None else 0)
+        is_ahead = self.answer is not None and self._is_ahead(self.answer)
+        trunk = 0 if is_ahead else self.trunk.num_waiting
+        return trunk + (self._rebuild.channel.num_waiting if self._rebuild is not None else 0)
 
     @property
     def last_role(self) -> Role | None:

@@ -112,7 +112,7 @@ class BatchEngine:
     async def _drive(self) -> None:
         loop, scheduler = asyncio.get_running_loop(), self.scheduler
         try:
-            while True:
+            while self._task is not None:  # not for ever: `wait_for` may swallow being cancelled when it is woken too
                 self._wake.clear()
                 job = scheduler.prepare(self.now())
                 if job is None:

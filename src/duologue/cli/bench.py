@@ -1,0 +1,29 @@
+"""`duologue bench`: the group of commands that measure what conversations cost on this machine."""
+
+import argparse
+import importlib
+
+MEASUREMENTS = ("scale",)
+"""One module `bench_…` of this package each."""
+
+_EPILOG = """\
+examples:
+  duologue bench scale --sessions 8                    do eight live sessions run in real time
+  duologue bench scale --find --context 512            how many do
+  duologue bench scale --help                          what is measured, and every option
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the group with its commands."""
+    parser = commands.add_parser(
+        "bench",
+        usage="duologue bench WHAT [options]",
+        help="measure what conversations cost on this machine",
+        description="Measure what conversations cost on this machine, with the model's own passes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    measurements = parser.add_subparsers(title="what is measured", metavar="WHAT", required=True)
+    for name in MEASUREMENTS:
+        importlib.import_module(f"duologue.cli.bench_{name}").add_parser(measurements)
