@@ -80,13 +80,16 @@ class Talk:
         chat_template: str = CHATML,
         system: str | None = None,
         capacity: int = 1 << 20,
+        max_seqs: int = 256,
         make: SessionFactory = Session,
     ) -> None:
         self.tokenizer = ByteTokenizer(chat_template)
         self.template = Template.from_tokenizer(self.tokenizer, system=system)
         self.answers = dict(answers or {})
         self.judge = judge
-        self.backend = ScriptedBackend(self._speak, self._judge, vocab_size=258, num_added=5, capacity=capacity)
+        self.backend = ScriptedBackend(
+            self._speak, self._judge, vocab_size=258, num_added=5, capacity=capacity, max_seqs=max_seqs
+        )
         self.session = make(self.template, PROBE, policy=policy, config=config, history=history)
         self.trace = Trace()
         self.engine = DirectEngine(self.backend, self.session, sink=self.trace)
@@ -170,7 +173,7 @@ class Talk:
         if session._input and session._input.channel:
             channels.append(session._input.channel)
         for channel in channels:
-            seq = self.engine._seqs.get(channel.seq)
+            seq = self.engine.carrier.seqs.get(channel.seq)
             if seq is not None and channel.fed is None:
                 held = self.backend.tokens(seq)
                 assert held[: channel.cached] == channel.items[: channel.cached]

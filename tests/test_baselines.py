@@ -15,6 +15,7 @@ from duologue.core.session import Phase, Session
 from duologue.errors import ContextOverflow, UsageError
 from duologue.replay import Cue, Replay, Script
 from duologue.types import InputState, Role, Turn
+from crowd import Crowd, Guest
 from scripted import PROBE, Talk, judged
 
 ANSWERS = {"what is it": "It is a cat.", "and the dog": "The dog is out."}
@@ -357,7 +358,7 @@ def test_tdm_can_be_stopped_and_its_history_replaced():
     talk.hear("what is it", "v")
     talk.slice()
     assert talk.turns[-1] == ("assistant", SAID.strip())
-    assert talk.engine._seqs.keys() == {talk.session._channel.seq}
+    assert talk.backend.usage().num_seqs == 1
 
 
 # ------------------------------------------------------------------------------------------------------- all
@@ -406,3 +407,22 @@ def test_nothing_that_can_be_told_breaks_a_session_or_leaks(name, heard):
                     talk.tick(chance.randrange(12))
         talk.engine.close()
         assert talk.backend.usage().num_seqs == 0
+
+
+def test_kinds_of_sessions_run_side_by_side_on_one_backend():
+    crowd = Crowd(ANSWERS, tick_s=0.2)
+    config = SessionConfig()
+    guests = {}
+    for name in NAMES:
+        make = factory(name, judge=judged, idle=STAR)
+        guests[name] = Guest(crowd, make(crowd.script.template, PROBE, config=config), None)
+    for guest in guests.values():
+        guest.hear("what is it")
+    for _ in range(40):
+        crowd.tick()
+        crowd.now += 0.1
+    for name, guest in guests.items():
+        assert guest.failure is None
+        assert guest.said.startswith("It is a cat."), name
+        crowd.scheduler.leave(guest.member)
+    assert crowd.backend.usage().num_seqs == 0

@@ -274,7 +274,7 @@ class Clock:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the clock as often as possible."""
-    monkeypatch.setattr("duologue.live._PACE_S", 0.001)
+    monkeypatch.setattr("duologue.engines.pace.STEP_S", 0.001)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -332,9 +332,9 @@ def test_nothing_runs_while_nothing_happens() -> None:
     plans = [0]
     plan = talk.session.plan
 
-    def counted() -> Any:
+    def counted(limit: int | None = None) -> Any:
         plans[0] += 1
-        return plan()
+        return plan(limit)
 
     talk.session.plan = counted  # type: ignore[method-assign]
 

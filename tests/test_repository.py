@@ -52,6 +52,7 @@ FLOORS: dict[str, int] = {
     "model": 4,
     "replay": 4,
     "training": 4,
+    "bench": 5,
     "evaluation": 5,
     "server": 5,
     "cli": 6,

@@ -382,7 +382,7 @@ def test_a_result_that_nobody_wants_any_more_is_discarded():
     talk.tick(20)
     plan = talk.session.plan()
     talk.engine.carry_out(type(plan)(plan.ops, ()))
-    seqs = talk.engine._seqs
+    seqs = talk.engine.carrier.seqs
     steps = talk.backend.forward([type(e)(seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in plan.batch])
     talk.session.stop()
     said = talk.said
@@ -401,7 +401,7 @@ def test_only_the_newest_words_are_decided():
     talk.hear("what is it", final=False)
     plan = talk.session.plan()
     talk.engine.carry_out(type(plan)(plan.ops, ()))
-    seqs = talk.engine._seqs
+    seqs = talk.engine.carrier.seqs
     steps = talk.backend.forward([type(e)(seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in plan.batch])
     talk.hear("what is it that the", final=False)
     assert talk.session.take(steps) == []

@@ -42,7 +42,7 @@ def step(talk: Talk, chance: random.Random, names: list[str]) -> None:
         talk.engine.carry_out(type(plan)(plan.ops, ()))
         step(talk, chance, names) if not plan.batch else None
         if plan.batch:
-            batch = [Extend(talk.engine._seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in plan.batch]
+            batch = [Extend(talk.engine.carrier.seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in plan.batch]
             steps = talk.backend.forward(batch)
             if chance.random() < 0.1:
                 for extend in batch:  # the pass failed after all

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BatchEngine": "duologue.engines.batch",
     "DirectEngine": "duologue.engines.direct",
     "InputState": "duologue.types",
     "Interruptible": "duologue.core.transitions",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from duologue.core.session import Session as Session
     from duologue.core.trace import Trace as Trace
     from duologue.core.transitions import Interruptible as Interruptible
+    from duologue.engines.batch import BatchEngine as BatchEngine
     from duologue.engines.direct import DirectEngine as DirectEngine
     from duologue.live import Live as Live
     from duologue.model import Model as Model

@@ -57,5 +57,9 @@ class CacheFull(EngineError):
     """No room for these tokens or for another sequence; free something and try again."""
 
 
+class EngineFull(EngineError):
+    """The engine has no room for another session; close one, or try again later."""
+
+
 class RemoteError(DuologueError):
     """A server on the other side failed or spoke out of turn."""

@@ -30,7 +30,7 @@ PROMPTED = {"prompted": 0, "prompted-5": 5}
 TRAINED = ("alora", "rows")
 """Kinds of adapters that come with the package; the first that there is for a model is used."""
 _NAMES = ", ".join(("auto", *TRAINED, *PROMPTED))
-MAX_SEQS = 16  # a session needs up to eight: the live branch, an input, suspended answers, a rebuild, forks in passing
+MOST_SEQS = 128  # of all sessions; llama.cpp has no more
 
 
 class Progress(Protocol):
@@ -77,6 +77,7 @@ def load(
     threads: int | None = None,
     device: str = "cpu",
     system: str | None = None,
+    sessions: int = 1,
     progress: Progress | None = None,
 ) -> Model:
     """Load a model by a short name, a `.gguf` file, a Hugging Face folder, or `owner/name` of the hub.
@@ -94,6 +95,8 @@ def load(
         threads: of the CPU; by default one a core.
         device: for torch.
         system: system prompt; None leaves it to the model's template.
+        sessions: conversations at the same time (see `BatchEngine`): there is KV for so many whole contexts, and for
+            one more, where answers that were cut and contexts in the making are kept.
         progress: called with what is being done and, where that is known, which share of it is done (0 … 1).
 
     Raises:
@@ -105,6 +108,8 @@ def load(
         raise UsageError(f"{threads} threads cannot compute anything; give at least 1, or None for one a core")
     if backend not in BACKENDS:
         raise UsageError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if sessions < 1:
+        raise UsageError(f"{sessions} sessions cannot talk; give at least 1")
     source = find(name)
     if backend == "auto":
         backend = "llamacpp" if source.is_gguf and _is_installed("llama_cpp") else "torch"
@@ -112,6 +117,7 @@ def load(
         source,
         _read_adapter(adapter),
         context_length,
+        sessions,
         threads,
         system and well_formed(system),
         progress or _no_progress,
@@ -128,9 +134,16 @@ class _Options:
     source: Source
     adapter: Adapter | str  # a kind, or "auto": chosen by the model
     context_length: int
+    sessions: int
     threads: int | None
     system: str | None
     progress: Progress
+
+    def limits(self, length: int) -> dict[str, Any]:
+        """Of the backend, for contexts of `length` tokens."""
+        # One session needs up to eight sequences: the live branch, an input, answers that were cut, a rebuild, forks.
+        max_seqs = min(MOST_SEQS, 4 * self.sessions + 12)
+        return {"context_length": length, "capacity": (self.sessions + 1) * length, "max_seqs": max_seqs}
 
 
 def _load_torch(options: _Options, weights: str, device: str, *, is_reference: bool) -> Model:
@@ -160,7 +173,7 @@ def _load_torch(options: _Options, weights: str, device: str, *, is_reference: b
     )
     adapter = _choose(options.adapter, fingerprint)
     length = causal.context_length(min(options.context_length, causal.context_length(None)))
-    limits: dict[str, Any] = {"capacity": 2 * length, "max_seqs": MAX_SEQS, "context_length": length}
+    limits = options.limits(length)
     made: Backend
     if is_reference:
         made = ReferenceBackend(model, rows=adapter.rows, lora=adapter.lora, **limits)
@@ -205,9 +218,7 @@ def _load_llamacpp(options: _Options, wanted: str | None) -> Model:
     length = min(options.context_length, facts.context_length or options.context_length)
     made = LlamaCppBackend(
         path,
-        context_length=length,
-        capacity=2 * length,
-        max_seqs=MAX_SEQS,
+        **options.limits(length),
         threads=options.threads,
         lora_path=None if adapter.lora is None else cached_lora(source.path, adapter.lora),
     )

@@ -2,6 +2,7 @@
 
 import itertools
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
@@ -22,6 +23,7 @@ class IdBackend(Backend):
         self._seqs: dict[Seq, list[tuple[Token, int]]] = {}
         self._names = itertools.count(1)
         self._entries = itertools.count()
+        self._holders: Counter[int] = Counter()  # sequences that hold an entry
 
     @abstractmethod
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
@@ -43,13 +45,16 @@ class IdBackend(Backend):
             raise CacheFull(f"{self._info.max_seqs} sequences are open, which is the limit (max_seqs); free one first")
         seq = next(self._names)
         self._seqs[seq] = held[:length]
+        self._holders.update(entry for _, entry in held[:length])
         return seq
 
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
         self.check(batch)
         steps = [self.step(extend, [*self.tokens(extend.seq), *extend.tokens]) for extend in batch]
         for extend in batch:
-            self._seqs[extend.seq].extend((token, next(self._entries)) for token in extend.tokens)
+            new = [(token, next(self._entries)) for token in extend.tokens]
+            self._seqs[extend.seq].extend(new)
+            self._holders.update(entry for _, entry in new)
         return steps
 
     def check(self, batch: Sequence[Extend]) -> None:
@@ -71,18 +76,21 @@ class IdBackend(Backend):
         held = self._get(seq)
         if not 0 <= length <= len(held):
             raise UsageError(f"cannot cut sequence {seq} to {length} tokens; it has {len(held)} cached")
+        for _, entry in held[length:]:
+            self._holders[entry] -= 1
+            if not self._holders[entry]:
+                del self._holders[entry]
         del held[length:]
 
     def free(self, seq: Seq) -> None:
-        self._get(seq)
+        self.truncate(seq, 0)
         del self._seqs[seq]
 
     def length(self, seq: Seq) -> int:
         return len(self._get(seq))
 
     def usage(self) -> Usage:
-        entries = {entry for held in self._seqs.values() for _, entry in held}
-        return Usage(num_seqs=len(self._seqs), kv_entries=len(entries), kv_bytes=0)
+        return Usage(num_seqs=len(self._seqs), kv_entries=len(self._holders), kv_bytes=0)
 
     def _get(self, seq: Seq) -> list[tuple[Token, int]]:
         if seq not in self._seqs:

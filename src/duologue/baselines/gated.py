@@ -19,8 +19,10 @@ class _Gated(Session):
         answer = self.running
         return Phase.LISTENING if answer is not None and not answer.num_tokens else super().phase
 
-    def plan(self) -> Plan:
-        self._branch.plan()
+    def plan(self, limit: int | None = None) -> Plan:
+        self._cache.room = limit
+        self._branch.plan_trunk()
+        self._branch.plan_rebuild()
         return self._cache.flush()
 
     def _answer_gathered(self) -> None:
@@ -60,7 +62,7 @@ class Vad(_Gated):
         events = super().hear(text, utterance=utterance, final=final)
         if self._input is not None and self.floor is Floor.SPEAKING:
             self._branch.silence()
-            self._branch.shed()  # such systems forget what they were about to say
+            self._branch.forget_suspended()  # such systems forget what they were about to say
         elif self._input is not None and self.floor is Floor.PREPARED:
             self._join(self._input)
         return events + self._settle()

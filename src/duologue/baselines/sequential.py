@@ -31,9 +31,14 @@ class Sequential(Session):
         super().__init__(template, probe, policy=policy, config=config, history=history)
         self._rest: deque[Extend] = deque()  # planned together with what was fed, and to be fed before anything else
 
-    def plan(self) -> Plan:
+    @property
+    def backlog(self) -> int:
+        return super().backlog + sum(len(extend.tokens) for extend in self._rest)
+
+    def plan(self, limit: int | None = None) -> Plan:
         if self._rest:
-            return Plan((), (self._rest.popleft(),))
-        whole = super().plan()
+            is_too_long = limit is not None and len(self._rest[0].tokens) > limit
+            return Plan((), () if is_too_long else (self._rest.popleft(),))
+        whole = super().plan(limit)
         self._rest.extend(whole.batch[1:])
         return Plan(whole.ops, whole.batch[:1])

@@ -101,6 +101,7 @@ class Tdm:
         if period_s <= 0 or slice_tokens < 1:
             raise UsageError(f"slices of {period_s} s with {slice_tokens} tokens cannot be; both must be positive")
         self.template = template
+        self.probe = probe
         self.config = config or SessionConfig()
         self.decider = "prompted" if judge is None else "forced"
         self._judge = judge
@@ -109,7 +110,7 @@ class Tdm:
         self._period_s = period_s
         self._slice_tokens = slice_tokens
         self._log = Log()
-        self._cache = Planner()
+        self._cache = Planner(self.config.chunk)
         self._memory = Memory()
         self._waiting: list[Utterance] = []  # with words that came since the last slice
         self._changed_at = 0.0
@@ -168,6 +169,11 @@ class Tdm:
         if not piece.is_read and piece.state is InputState.PROCESS:
             return " ".join([*self._turn, piece.words]), 0
         return None if answer is None else (answer.user_text, answer.num_tokens)
+
+    @property
+    def backlog(self) -> int:
+        """Tokens that wait to be fed, those that are under way left out."""
+        return self._channel.num_waiting if self._slice is not None else 0
 
     @property
     def next_deadline(self) -> float | None:
@@ -255,12 +261,13 @@ class Tdm:
 
     # ------------------------------------------------------------------ plan and take
 
-    def plan(self) -> Plan:
-        """What to run next: one pass over the one channel."""
+    def plan(self, limit: int | None = None) -> Plan:
+        """What to run next: one pass over the one channel, of at most `limit` tokens."""
         channel, piece = self._channel, self._slice
+        self._cache.room = limit
         self._cache.roll_back(channel)
-        if channel.fed is None and piece is not None and channel.num_pending:
-            size = min(channel.num_pending, self.config.chunk)
+        size = self._cache.portion(channel)
+        if channel.fed is None and piece is not None and size:
             draw = None
             if size == channel.num_pending:
                 chance = uniform(self.config.seed, len(self._starts), len(piece.tokens))
@@ -287,6 +294,10 @@ class Tdm:
     def make_room(self) -> bool:
         """The cache is full: leave out the older half of the slices. Returns whether there were any."""
         return self._trim(len(self._channel.items) // 2)
+
+    def evict(self) -> bool:
+        """There is nothing beside the one channel."""
+        return False
 
     def close(self) -> Plan:
         """End the conversation: the returned plan frees everything it holds."""

@@ -20,6 +20,7 @@ for it, or none of its business, and yields, waits or carries on accordingly.
   duologue chat                     talk to the default model, and interrupt it by typing
   duologue replay talk.jsonl        run a scripted conversation on a virtual clock
   duologue eval states rows.jsonl   how well it decides, on labelled rows
+  duologue bench scale              how many live sessions this machine holds
   duologue models                   what is installed, and what is missing
 
 `duologue COMMAND --help` explains a command with examples.

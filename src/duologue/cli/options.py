@@ -49,8 +49,8 @@ def _range(least: float, most: float, above: bool) -> str:
     return low if most == float("inf") else f"{low} and at most {most:g}"
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, backend, adapter and weights."""
+def add_model_options(parser: argparse.ArgumentParser, *, with_context: bool = True) -> None:
+    """Which model, backend, adapter and weights; and, unless the command says it, how long a conversation may be."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m",
@@ -74,13 +74,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights", metavar="TYPE", help="torch: bf16 (default), f16, f32; llamacpp: BF16, F16, Q8_0, Q4_0, as-is"
     )
-    group.add_argument(
-        "--context",
-        type=whole(least=256),
-        default=4096,
-        metavar="TOKENS",
-        help="length of the conversation in memory (default 4096)",
-    )
+    if with_context:
+        group.add_argument(
+            "--context",
+            type=whole(least=256),
+            default=4096,
+            metavar="TOKENS",
+            help="length of the conversation in memory (default 4096)",
+        )
     group.add_argument(
         "--threads", type=whole(least=1, most=1024), metavar="N", help="CPU threads (default: the machine's cores)"
     )
@@ -122,8 +123,11 @@ def add_talk_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (default 0)")
 
 
-def load_model(args: argparse.Namespace) -> "Model":
-    """The model that the options name. Raises what `duologue.model.load` raises."""
+def load_model(args: argparse.Namespace, *, context_length: int | None = None, sessions: int = 1) -> "Model":
+    """The model that the options name, for conversations of `context_length` tokens (by default, as they say).
+
+    Raises what `duologue.model.load` raises.
+    """
     from duologue.model import load
 
     with progress(f"Loading {shortened(args.model, 48)}") as stage:
@@ -132,7 +136,8 @@ def load_model(args: argparse.Namespace) -> "Model":
             backend=args.backend,
             adapter=args.adapter,
             weights=args.weights,
-            context_length=args.context,
+            context_length=args.context if context_length is None else context_length,
+            sessions=sessions,
             threads=args.threads,
             device=args.device,
             system=getattr(args, "system", None),

@@ -49,6 +49,7 @@ class Answer:
         self.num_reported = 0  # characters that were reported as heard, as they came
         self.finished: str | None = None
         self.is_released = False
+        self.is_evicted = False  # suspended, and its KV was given up: what was not heard has to be fed again
         self._detokenizer = detokenizer
         self._ends: list[int] = []  # characters of text after each token
 

@@ -77,6 +77,13 @@ class Branch:
         return self._rebuild is not None
 
     @property
+    def backlog(self) -> int:
+        """Tokens that wait to be fed."""
+        is_ahead = self.answer is not None and self._is_ahead(self.answer)
+        trunk = 0 if is_ahead else self.trunk.num_waiting
+        return trunk + (self._rebuild.channel.num_waiting if self._rebuild is not None else 0)
+
+    @property
     def last_role(self) -> Role | None:
         """Who had the last turn of the history."""
         return self.history[-1].role if self.history else None
@@ -144,15 +151,15 @@ class Branch:
                 self._log.add(Refused(self._log.now, "respond", str(error)))
         self.release()
 
-    def plan(self) -> None:
-        """Feed what is pending: the next token of the answer, and a part of what is being rebuilt."""
-        self._plan_trunk()
+    def plan_rebuild(self) -> None:
+        """Feed a part of what is being rebuilt."""
         if self._rebuild is not None:
             channel = self._rebuild.channel
-            if channel.fed is None and channel.num_pending:
-                self._cache.feed(channel, min(channel.num_pending, self._config.chunk))
+            if channel.fed is None and (size := self._cache.portion(channel)):
+                self._cache.feed(channel, size)
 
-    def _plan_trunk(self) -> None:
+    def plan_trunk(self) -> None:
+        """Feed what is pending there: what the answer follows, or its last token, to draw the next."""
         trunk, answer = self.trunk, self.answer
         self._cache.roll_back(trunk)
         if trunk.fed is not None:
@@ -161,7 +168,7 @@ class Branch:
             return
         if answer is not None and not answer.finished and not trunk.num_pending:
             trunk.forget_last()  # its result was discarded: the token has to be fed again to draw the next
-        size = min(trunk.num_pending, self._config.chunk)
+        size = self._cache.portion(trunk)
         if size == 0:
             return
         if answer is None or answer.finished or size < trunk.num_pending:
@@ -265,7 +272,7 @@ class Branch:
         self.trunk = self._cache.fork(answer.channel, answer.heard_at)
         self.suspended.append(answer)
         if len(self.suspended) > MAX_SUSPENDED:
-            self.shed()
+            self._forget_oldest()
         self._log.add(Suspended(self._log.now, answer.id, answer.heard_text, answer.unheard_text))
         self._close_turn(answer, was_cut=True)
 
@@ -297,11 +304,16 @@ class Branch:
             self._replay(cut, self._answer_nobody_asked_for())
 
     def resume_exactly(self, cut: Answer) -> None:
-        """`cut` goes on with its own KV."""
+        """`cut` goes on, with its own KV if that was not given up."""
         self.suspended.remove(cut)
-        self._cache.free(self.trunk)
+        if cut.is_evicted:  # the live branch ends where the answer was cut
+            self.trunk.replace_tail(cut.heard_at, cut.channel.items[cut.heard_at :])
+            cut.channel, cut.is_evicted = self.trunk, False
+        else:
+            self._cache.free(self.trunk)
+            self.trunk = cut.channel
         self._reopen(cut.num_turns)
-        self.trunk, self.answer = cut.channel, cut
+        self.answer = cut
         self.epoch += 1
         cut.rewind()
         self._log.add(Resumed(self._log.now, cut.id, cut.id, exact=True))
@@ -327,7 +339,7 @@ class Branch:
     def _replay(self, cut: Answer, answer: Answer) -> None:
         """What was not heard of `cut` is forced into `answer`, which goes on from there."""
         self.suspended.remove(cut)
-        self._cache.free(cut.channel)
+        self._release_kv(cut)
         answer.is_released = True
         self._log.add(Resumed(self._log.now, answer.id, cut.id, exact=False))
         for token in cut.channel.items[cut.heard_at : cut.end_at]:
@@ -337,12 +349,26 @@ class Branch:
             self._finish(answer, cut.finished)
         self._say(answer)
 
-    def shed(self) -> bool:
-        """Give up the oldest suspended answer. Returns whether there was one."""
-        if self.suspended:
-            self._cache.free(self.suspended.pop(0).channel)
-            return True
-        return False
+    def evict(self) -> bool:
+        """Give up the KV of the oldest suspended answer that has any. Returns whether there was one."""
+        cut = next((cut for cut in self.suspended if not cut.is_evicted), None)
+        if cut is None:
+            return False
+        self._release_kv(cut)
+        return True
+
+    def forget_suspended(self) -> None:
+        """No answer that was cut can be resumed any more."""
+        while self.suspended:
+            self._forget_oldest()
+
+    def _release_kv(self, cut: Answer) -> None:
+        if not cut.is_evicted:
+            self._cache.free(cut.channel)
+            cut.is_evicted = True
+
+    def _forget_oldest(self) -> None:
+        self._release_kv(self.suspended.pop(0))
 
     # ------------------------------------------------------------------ long and edited conversations
 
@@ -360,8 +386,7 @@ class Branch:
 
     def free(self) -> None:
         """Free every channel."""
-        while self.shed():
-            pass
+        self.forget_suspended()
         self.abandon_rebuild()
         self.answer = None
         self._cache.free(self.trunk)
@@ -412,8 +437,7 @@ class Branch:
             self._rebuild = Rebuild(self._template, self.history, self._config.max_length // 2, self._cache)
 
     def _swap(self, rebuild: Rebuild) -> None:
-        while self.shed():
-            pass
+        self.forget_suspended()
         self.adopt(rebuild.channel)
         self.epoch += 1
         del self.history[: rebuild.num_dropped]

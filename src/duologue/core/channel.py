@@ -28,6 +28,11 @@ class Channel:
         return len(self.items) - self.cached
 
     @property
+    def num_waiting(self) -> int:
+        """Pending tokens that are not under way."""
+        return max(0, self.num_pending - len(self.fed or ()))
+
+    @property
     def num_surplus(self) -> int:
         """Tokens in the cache that have to be rolled back before anything is fed."""
         return self.kv_length - self.cached

@@ -24,7 +24,9 @@ class Work:
 class Planner:
     """Collects changes to the cache and tokens to feed, until `flush` turns them into a plan."""
 
-    def __init__(self) -> None:
+    def __init__(self, chunk: int) -> None:
+        self.room: int | None = None  # tokens that may still be fed in the plan being made; None: any number
+        self._chunk = chunk  # most tokens of one channel in a pass
         self._num_seqs = 0
         self._num_tickets = 0
         self._ops: list[Op] = []
@@ -53,6 +55,14 @@ class Planner:
             self._ops.append(Truncate(channel.seq, channel.cached))
             channel.kv_length = channel.cached
 
+    def portion(self, channel: Channel) -> int:
+        """How many of the pending items of `channel` this plan can take."""
+        return min(channel.num_pending, self._chunk, channel.num_pending if self.room is None else self.room)
+
+    def has_room(self, num_tokens: int) -> bool:
+        """Whether this plan can take so many."""
+        return self.room is None or num_tokens <= self.room
+
     def feed(
         self,
         channel: Channel,
@@ -68,6 +78,8 @@ class Planner:
         self.roll_back(channel)
         tokens = (*channel.items[channel.cached : channel.cached + num_tokens], *probe)
         channel.feed(tokens)
+        if self.room is not None:
+            self.room -= len(tokens)
         self._num_tickets += 1
         self._work[self._num_tickets] = Work(channel, owner, version)
         self._batch.append(Extend(channel.seq, tokens, draw=draw, watch=watch, ticket=self._num_tickets))
@@ -75,7 +87,7 @@ class Planner:
     def flush(self) -> Plan:
         """Everything collected since the last time."""
         plan = Plan(tuple(self._ops), tuple(self._batch))
-        self._ops, self._batch = [], []
+        self._ops, self._batch, self.room = [], [], None
         return plan
 
     def land(self, ticket: int) -> Work | None:

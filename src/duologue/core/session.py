@@ -62,7 +62,7 @@ class Session:
         self.policy = policy or Policy()
         self.config = config or SessionConfig()
         self._log = Log()
-        self._cache = Planner()
+        self._cache = Planner(self.config.chunk)
         self._memory = Memory()
         self._input: Input | None = None
         probe_length = len(probe.tokens)
@@ -127,6 +127,15 @@ class Session:
     def num_suspended(self) -> int:
         """Answers that can be resumed."""
         return len(self._branch.suspended)
+
+    @property
+    def backlog(self) -> int:
+        """About how many tokens wait to be fed, those that are under way left out."""
+        listening = self._input
+        if listening is None or listening.channel is None:
+            return self._branch.backlog
+        num_probes = len(self.probe.tokens) if listening.needs_score and listening.channel.fed is None else 0
+        return self._branch.backlog + listening.channel.num_waiting + num_probes
 
     @property
     def next_deadline(self) -> float | None:
@@ -262,17 +271,24 @@ class Session:
     def make_room(self) -> bool:
         """The cache is full: give up what is missed least. Returns whether anything was left to give up.
 
-        Suspended answers go first, then a rebuild under way, then the words being heard; then the answer ends here,
-        and last the older half of the conversation is left out at once.
+        Suspended answers go first (see `evict`), then a rebuild under way, then the words being heard; then the answer
+        ends here, and last the older half of the conversation is left out at once.
         """
         branch, listening = self._branch, self._input
-        if branch.shed() or branch.give_up_rebuild():
+        if branch.evict() or branch.give_up_rebuild():
             return True
         if listening is not None and listening.channel is not None:
             self._log.add(Refused(self.now, listening.id, "no room in the cache"))
             self._drop(listening, "no room")
             return True
         return branch.cut_short() or branch.trim_at_once()
+
+    def evict(self) -> bool:
+        """Give up the KV of a suspended answer. Returns whether there was any.
+
+        It can still be resumed: what was not heard of it is fed again then.
+        """
+        return self._branch.evict()
 
     def close(self) -> Plan:
         """End the conversation: the returned plan frees everything it holds."""
@@ -283,11 +299,17 @@ class Session:
 
     # ------------------------------------------------------------------ plan and take
 
-    def plan(self) -> Plan:
-        """What to run next: changes to the cache, then one pass with all that is pending, listening included."""
+    def plan(self, limit: int | None = None) -> Plan:
+        """What to run next: changes to the cache, then one pass with all that is pending, listening included.
+
+        With `limit`, the pass has at most so many tokens: the answer's come first, then the words being heard, then a
+        rebuild. The rest stays pending. The probe goes in whole, so less than its length puts a decision off.
+        """
+        self._cache.room = limit
         self._seat_input()  # first: where there is no room for it, a rebuild begins, and that is to be fed
-        self._branch.plan()
+        self._branch.plan_trunk()
         self._plan_input()
+        self._branch.plan_rebuild()
         return self._cache.flush()
 
     def take(self, steps: Sequence[Step]) -> list[Event]:
@@ -334,19 +356,13 @@ class Session:
         self._cache.roll_back(channel)
         if channel.fed is not None:
             return
-        if channel.num_pending > self.config.chunk:
-            self._cache.feed(channel, self.config.chunk)
-        elif listening.needs_score:
-            self._cache.feed(
-                channel,
-                channel.num_pending,
-                probe=self.probe.tokens,
-                watch=self.probe.watch,
-                owner=listening,
-                version=listening.version,
-            )
-        elif channel.num_pending:
-            self._cache.feed(channel, channel.num_pending)
+        size, probe = self._cache.portion(channel), self.probe
+        is_all = size == channel.num_pending
+        if is_all and listening.needs_score and self._cache.has_room(size + len(probe.tokens)):
+            version = listening.version
+            self._cache.feed(channel, size, probe=probe.tokens, watch=probe.watch, owner=listening, version=version)
+        elif size:
+            self._cache.feed(channel, size)
 
     # ------------------------------------------------------------------ listening
 

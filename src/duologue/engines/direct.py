@@ -8,14 +8,14 @@ be told anything; its tickets sort out what of the result is still wanted.
 import time
 from collections.abc import Callable
 
-from duologue.core.backend import Backend, Extend, Step
+from duologue.core.backend import Backend, Step
 from duologue.core.events import Event
 from duologue.core.interface import AnySession
-from duologue.core.plan import Fork, Plan, Truncate
+from duologue.core.plan import Plan
 from duologue.core.session import Phase
 from duologue.core.trace import Pass, Sink
-from duologue.errors import CacheFull, DuologueError, EngineError
-from duologue.types import Seq
+from duologue.engines.carrier import Carrier, failure
+from duologue.errors import CacheFull, DuologueError
 
 
 class Job:
@@ -55,7 +55,7 @@ class DirectEngine:
         self.session = session
         self.clock = clock
         self._sink = sink
-        self._seqs: dict[Seq, Seq] = {}  # the session's numbers to the backend's names
+        self.carrier = Carrier(backend)
 
     def tick(self) -> list[Event] | None:
         """One forward pass, if there is anything to run. Returns its events; None when there was nothing to do.
@@ -108,28 +108,17 @@ class DirectEngine:
         Raises:
             EngineError: the backend failed; what its library raised is the cause.
         """
+        self.carrier.carry_out(plan.ops)
+        if not plan.batch:
+            return []
         try:
-            for op in plan.ops:
-                match op:
-                    case Fork(seq, parent, length):
-                        self._seqs[seq] = self.backend.fork(None if parent is None else self._seqs[parent], length)
-                    case Truncate(seq, length):
-                        self.backend.truncate(self._seqs[seq], length)
-                    case _:
-                        self.backend.free(self._seqs.pop(op.seq))
-            return self.backend.forward([self._renamed(extend) for extend in plan.batch]) if plan.batch else []
+            return self.backend.forward(self.carrier.renamed(plan.batch))
         except DuologueError:
             raise
         except Exception as error:
-            raise EngineError(f"the {self.backend.info.name} backend failed: {_said(error)}") from error
+            raise failure(self.backend, error) from error
 
     def close(self) -> None:
         """Free all that the session holds."""
-        self.carry_out(self.session.close())
-
-    def _renamed(self, extend: Extend) -> Extend:
-        return Extend(self._seqs[extend.seq], extend.tokens, extend.draw, extend.watch, extend.ticket)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        self.session.close()
+        self.carrier.free_all()

@@ -1,0 +1,1 @@
+"""What conversations cost, measured on this machine."""
