@@ -357,7 +357,7 @@ def test_tdm_can_be_stopped_and_its_history_replaced():
     talk.hear("what is it", "v")
     talk.slice()
     assert talk.turns[-1] == ("assistant", SAID.strip())
-    assert talk.engine._seqs.keys() == {talk.session._channel.seq}
+    assert talk.backend.usage().num_seqs == 1
 
 
 # ------------------------------------------------------------------------------------------------------- all
