@@ -11,7 +11,7 @@ from typing import Any
 
 from duologue.backends.ids import IdBackend
 from duologue.baselines.sessions import NAMES, factory
-from duologue.core.backend import Backend, Extend, Step, Usage, check_batch
+from duologue.core.backend import Backend, Extend, Step, check_batch
 from duologue.core.events import Event, Received, Said, Suspended, Withdrawn
 from duologue.core.interface import AnySession
 from duologue.core.policy import Policy
@@ -282,9 +282,3 @@ class Counted(IdBackend):
         num_watched = len(extend.watch)
         drawn = () if extend.draw is None else (0,)
         return Step(extend.ticket, drawn, (1 / num_watched,) * num_watched if num_watched else ())
-
-    def usage(self) -> Usage:
-        if len(self._seqs) == 1:  # nothing is shared, and an hour need not be gone through in every pass
-            (held,) = self._seqs.values()
-            return Usage(1, len(held), 0)
-        return super().usage()
