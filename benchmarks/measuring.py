@@ -39,8 +39,8 @@ def load_model(args: argparse.Namespace, **changes: Any) -> Any:
     """The model that the flags name, `changes` to them first."""
     import duologue
 
-    wanted = {"backend": args.backend, "weights": args.weights, **changes}
-    return duologue.load(args.model, adapter=args.adapter, threads=args.threads, context_length=2048, **wanted)
+    wanted = {"backend": args.backend, "weights": args.weights, "context_length": 2048, **changes}
+    return duologue.load(args.model, adapter=args.adapter, threads=args.threads, **wanted)
 
 
 def describe_model(model: Any) -> dict[str, Any]:

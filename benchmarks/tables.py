@@ -14,6 +14,8 @@ from typing import Any
 
 import measuring
 
+from duologue.evaluation import cost_tables
+
 _MARKED = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 Result = dict[str, Any]
 
@@ -90,6 +92,29 @@ def import_time(results: Results) -> str:
         for name, case in result["cases"].items()
     ]
     return measuring.table(header, rows)
+
+
+def cost(results: Results) -> str:
+    """The kinds of sessions side by side, for every run of the cost benchmark."""
+    parts = []
+    for name, result in results.of("cost"):
+        parts.append(f"{_engine(result)}, {result['model']['name']} ([{name}](../benchmarks/results/{name})):")
+        parts.append(cost_tables.summary(result["sessions"]))
+    return "\n\n".join(parts) or "No run has been committed yet."
+
+
+def cost_growth(results: Results) -> str:
+    """How it grows, from the first run of the cost benchmark; on other backends it is the same."""
+    for _, result in results.of("cost"):
+        return cost_tables.growth(result["sessions"])
+    return "No run has been committed yet."
+
+
+def cost_short(results: Results) -> str:
+    """What it comes to, from the first run of the cost benchmark."""
+    for _, result in results.of("cost"):
+        return cost_tables.short(result["sessions"])
+    return "No run has been committed yet."
 
 
 def readme(results: Results) -> str:
@@ -261,6 +286,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "exactness": exactness,
     "latency": latency,
     "import": import_time,
+    "cost": cost,
+    "cost-growth": cost_growth,
+    "cost-short": cost_short,
     "readme": readme,
     "states": states,
     "state-kinds": state_kinds,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from duologue.backends.scripted import ScriptedBackend
 from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Said
+from duologue.core.interface import SessionFactory
 from duologue.core.policy import Policy
 from duologue.core.probe import Probe
 from duologue.core.session import Session
@@ -79,13 +80,14 @@ class Talk:
         chat_template: str = CHATML,
         system: str | None = None,
         capacity: int = 1 << 20,
+        make: SessionFactory = Session,
     ) -> None:
         self.tokenizer = ByteTokenizer(chat_template)
         self.template = Template.from_tokenizer(self.tokenizer, system=system)
         self.answers = dict(answers or {})
         self.judge = judge
         self.backend = ScriptedBackend(self._speak, self._judge, vocab_size=258, num_added=5, capacity=capacity)
-        self.session = Session(self.template, PROBE, policy=policy, config=config, history=history)
+        self.session = make(self.template, PROBE, policy=policy, config=config, history=history)
         self.trace = Trace()
         self.engine = DirectEngine(self.backend, self.session, sink=self.trace)
         self.events: list[Event] = []

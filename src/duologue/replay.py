@@ -15,6 +15,7 @@ from typing import Any
 from duologue.core.backend import Backend, Sampling
 from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Heard, Said
+from duologue.core.interface import AnySession, SessionFactory
 from duologue.core.policy import Policy
 from duologue.core.probe import Probe
 from duologue.core.session import Session
@@ -200,7 +201,16 @@ class Replay:
         sampling: Sampling | None = None,
         seed: int = 0,
         sink: Sink | None = None,
+        make: SessionFactory = Session,
+        end: float | None = None,
     ) -> None:
+        """Set it up on `backend`.
+
+        Args:
+            make: what makes the session; those of `duologue.baselines` are alternatives.
+            end: time in seconds at which it is over. By default it is when nothing more would happen, which is never
+                in sessions that go on by the clock, as time division does.
+        """
         _check_pace(period_s, passes)
         self._script = script
         self._pass_s = period_s / passes
@@ -209,7 +219,8 @@ class Replay:
         if script.system is not None:
             template = template.with_system(script.system)
         config = SessionConfig(max_length=max_length, max_answer=max_answer, sampling=sampling or Sampling(), seed=seed)
-        self.session = Session(template, probe, policy=policy, config=config, history=script.history)
+        self._end = end
+        self.session: AnySession = make(template, probe, policy=policy, config=config, history=script.history)
         self._engine = DirectEngine(backend, self.session, sink=self._record)
         self._said: dict[int, str] = {}
         self._heard: dict[int, int] = {}
@@ -219,7 +230,7 @@ class Replay:
         now = 0.0
         while True:
             yield from self._until(now, cues)
-            job = self._engine.prepare()
+            job = None if self._end is not None and now > self._end else self._engine.prepare()
             if job is not None:
                 job.run()
                 now += self._pass_s
@@ -229,7 +240,7 @@ class Replay:
             waits = [cues[0].at] if cues else []
             if self.session.next_deadline is not None:
                 waits.append(self.session.next_deadline)
-            if not waits:
+            if not waits or (self._end is not None and min(waits) > self._end):
                 return
             now = max(now, min(waits))
 

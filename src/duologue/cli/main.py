@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from duologue import __version__
 from duologue.errors import DuologueError
 
-COMMANDS = ("chat", "replay", "models", "data", "train", "eval", "export")
+COMMANDS = ("chat", "replay", "models", "data", "train", "eval", "bench", "export")
 """One module of this package each; none of them imports a heavy library before it runs."""
 
 DESCRIPTION = """\

@@ -61,7 +61,7 @@ class Held(Event):
 
 @dataclass(frozen=True, slots=True)
 class Dropped(Event):
-    """Words were given up; `reason` is ignore, stop, patience, retracted, too long, no room or edit."""
+    """Words were given up; `reason` is ignore, stop, patience, retracted, too long, no room, edit or deaf."""
 
     utterance: str
     text: str

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from duologue.core.backend import Backend, Extend, Step
 from duologue.core.events import Event
+from duologue.core.interface import AnySession
 from duologue.core.plan import Fork, Plan, Truncate
-from duologue.core.session import Phase, Session
+from duologue.core.session import Phase
 from duologue.core.trace import Pass, Sink
 from duologue.errors import CacheFull, DuologueError, EngineError
 from duologue.types import Seq
@@ -45,7 +46,7 @@ class DirectEngine:
     def __init__(
         self,
         backend: Backend,
-        session: Session,
+        session: AnySession,
         *,
         sink: Sink | None = None,
         clock: Callable[[], float] = time.perf_counter,

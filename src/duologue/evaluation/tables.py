@@ -47,7 +47,7 @@ def _systems(result: Mapping[str, Any]) -> str:
             missing.append(f"\n\n{name}: not available. {one['unavailable']}")
         else:
             rows.append(_system(name, one))
-    return _markdown(columns, rows) + "".join(missing)
+    return markdown(columns, rows) + "".join(missing)
 
 
 def _system(name: str, one: Mapping[str, Any]) -> list[str]:
@@ -63,7 +63,7 @@ def _confusion(result: Mapping[str, Any]) -> str:
         for label, row in result["confusion"].items()
         if any(row.values())
     ]
-    return _markdown(["label ↓, decision →", *_STATES], rows)
+    return markdown(["label ↓, decision →", *_STATES], rows)
 
 
 def _groups(what: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
@@ -77,10 +77,10 @@ def _groups(what: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for name, one in groups.items()
     ]
-    return _markdown([what, "n", "right", *_STATES, "false answers"], rows)
+    return markdown([what, "n", "right", *_STATES, "false answers"], rows)
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose columns line up; all but the first are numbers."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]

@@ -1,0 +1,57 @@
+"""Listening while speaking costs no forward pass: six kinds of sessions on the same weights, saying the same words.
+
+Channel division puts what is heard into the pass of the answer's next token, so in overlap it makes as many passes as
+speaking alone, and half as many as the two channels one after the other. Its KV is that of the conversation, flat in
+silence; time division writes a pair of slices every two seconds. The same figures as `duologue bench cost`, with what
+was measured where. The exit status is 1 if a slice heard over an answer does not cost the sequential session one
+pass more than channel division.
+"""
+
+import argparse
+from pathlib import Path
+
+import measuring
+
+from duologue.evaluation.cost import measure
+from duologue.evaluation.cost_tables import draw, tables
+
+
+def main() -> int:
+    """Run it."""
+    args = _arguments()
+    about = measuring.about(args)
+    model = measuring.load_model(args, context_length=4096)
+    try:
+        figures = measure(
+            model,
+            conversations=args.conversations,
+            exchanges=args.exchanges,
+            seed=args.seed,
+            progress=lambda what, share=None: measuring.progress(what),
+        )
+        result = {**about, "model": measuring.describe_model(model), **figures}
+    finally:
+        model.close()
+    measuring.progress(tables(result["sessions"]))
+    if args.picture is not None:
+        draw(result["sessions"], args.picture)
+    rows = [
+        (name, one["passes"], one["overlap_passes"], one["tokens_fed"], one["seconds"], one["kv_entries_peak"])
+        for name, one in result["sessions"].items()
+    ]
+    measuring.finish(args, result, ("", "passes", "in overlap", "tokens fed", "s", "KV entries, peak"), rows)
+    cdm, sequential = (result["sessions"][name]["by_slices"][-1] for name in ("cdm", "sequential"))
+    return int(cdm["overlap_passes"] + cdm["slices"] != sequential["overlap_passes"])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = measuring.arguments(__doc__)
+    measuring.model_arguments(parser)
+    parser.add_argument("--conversations", type=int, default=2)
+    parser.add_argument("--exchanges", type=int, default=6, help="questions in each conversation")
+    parser.add_argument("--picture", type=Path, help="draw it into this file (PNG)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

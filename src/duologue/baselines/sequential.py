@@ -1,0 +1,39 @@
+"""Both channels, one after the other: as the method's prototype computes them."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from duologue.core.backend import Extend
+from duologue.core.config import SessionConfig
+from duologue.core.plan import Plan
+from duologue.core.policy import Policy
+from duologue.core.probe import Probe
+from duologue.core.session import Session
+from duologue.template import Template
+from duologue.types import Turn
+
+
+class Sequential(Session):
+    """Decides and says what `Session` does, but each channel takes a forward pass of its own.
+
+    Its two channels share the KV of their prefix all the same; the prototype keeps a cache for each.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        probe: Probe,
+        *,
+        policy: Policy | None = None,
+        config: SessionConfig | None = None,
+        history: Sequence[Turn] = (),
+    ) -> None:
+        super().__init__(template, probe, policy=policy, config=config, history=history)
+        self._rest: deque[Extend] = deque()  # planned together with what was fed, and to be fed before anything else
+
+    def plan(self) -> Plan:
+        if self._rest:
+            return Plan((), (self._rest.popleft(),))
+        whole = super().plan()
+        self._rest.extend(whole.batch[1:])
+        return Plan(whole.ops, whole.batch[:1])

@@ -1,0 +1,486 @@
+"""Time-division multiplexing, as MiniCPM-Duplex does it: one channel in which slices of both sides take turns.
+
+Every period the words that came in since are fed as a user's turn (`<idle>` where there were none), and the model has a
+few tokens to say something or draws `<idle>`. Nothing is ever rolled back: words that were none of the assistant's
+business stay, and so does what was said but not heard.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from duologue.core.answer import Answer
+from duologue.core.backend import Draw, Extend, Step
+from duologue.core.chance import uniform
+from duologue.core.config import SessionConfig
+from duologue.core.events import (
+    Committed,
+    Decided,
+    Decision,
+    Dropped,
+    Edited,
+    Event,
+    Finished,
+    Heard,
+    Held,
+    Promoted,
+    Received,
+    Refused,
+    Released,
+    Said,
+    Suspended,
+    Trimmed,
+)
+from duologue.core.log import Log
+from duologue.core.memory import Memory
+from duologue.core.plan import Plan
+from duologue.core.planner import Planner
+from duologue.core.policy import Policy
+from duologue.core.probe import Probe
+from duologue.core.session import Phase
+from duologue.core.transitions import Interruptible
+from duologue.core.utterance import Utterance
+from duologue.errors import ContextOverflow, UsageError
+from duologue.template import Template
+from duologue.tokenizer import well_formed
+from duologue.types import SLICE_PERIOD_S, InputState, Role, Token, Turn
+
+SLICE_TOKENS = 10
+"""What the assistant may say in a slice, as in the training data of MiniCPM-Duplex."""
+
+PROMPT = (
+    "You hear the user in slices of a few words, and <idle> where nothing was said. If the user has not finished, or "
+    "does not talk to you, answer with <idle> and nothing else. Otherwise answer, a few words in each turn; where you "
+    "left off, go on in the next. When your answer is complete, answer with <idle>."
+)
+"""A system text for a model that was not trained for it (decider "prompted")."""
+
+
+@dataclass(slots=True)
+class _Slice:
+    """A pair of turns in the making: what the user said in a period, and what the assistant says to it."""
+
+    at: int  # where it begins in the channel
+    output_at: int  # where the assistant's tokens begin
+    words: str
+    utterance: str  # id of the newest utterance in it
+    heard_at: float  # session time when its words came in
+    state: InputState | None = None  # of its words, if that is decided from outside
+    speaks: bool | None = None  # None until the model has said so
+    is_read: bool = False  # whether the pass that feeds the words has taken place
+    tokens: list[Token] = field(default_factory=list)
+
+
+@final
+class Tdm:
+    """One conversation in one channel. Takes the arguments of `Session`, whose probe it has no use for, and:
+
+    Args:
+        judge: decides for the model, which then is taught or compared: from the text of an utterance so far to what is
+            to be done about it. Without it the model decides, by drawing `idle` or not.
+        idle: ids of `<idle>`; a model that was trained for it has one. By default the characters.
+        skip_idle: pairs in which neither side said anything are taken out again, as the released server does.
+        period_s: seconds of a slice.
+        slice_tokens: most tokens that the assistant says in a slice.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        probe: Probe,
+        *,
+        policy: Policy | None = None,
+        config: SessionConfig | None = None,
+        history: Sequence[Turn] = (),
+        judge: Callable[[str], InputState] | None = None,
+        idle: tuple[Token, ...] = (),
+        skip_idle: bool = False,
+        period_s: float = SLICE_PERIOD_S,
+        slice_tokens: int = SLICE_TOKENS,
+    ) -> None:
+        if period_s <= 0 or slice_tokens < 1:
+            raise UsageError(f"slices of {period_s} s with {slice_tokens} tokens cannot be; both must be positive")
+        self.template = template
+        self.config = config or SessionConfig()
+        self.decider = "prompted" if judge is None else "forced"
+        self._judge = judge
+        self._idle = idle or template.encode("<idle>")
+        self._skip_idle = skip_idle
+        self._period_s = period_s
+        self._slice_tokens = slice_tokens
+        self._log = Log()
+        self._cache = Planner()
+        self._memory = Memory()
+        self._waiting: list[Utterance] = []  # with words that came since the last slice
+        self._changed_at = 0.0
+        self._turn: list[str] = []  # words of the user since the last answer began
+        self._slice: _Slice | None = None
+        self._starts: list[int] = []  # where slices begin in the channel
+        self._next_at = 0.0
+        self._num_answers = 0
+        self._answer: Answer | None = None
+        self._history = list(history)
+        self._channel = self._cache.open(self._lay_out(history))
+        self._is_first = not history
+
+    # ------------------------------------------------------------------ what one can see
+
+    @property
+    def now(self) -> float:
+        """The session's time in seconds."""
+        return self._log.now
+
+    @property
+    def phase(self) -> Phase:
+        """What the next pass is for: the one that reads a user's words is listening, or overlap beside an answer."""
+        piece = self._slice
+        listening = piece is not None and bool(piece.words) and not piece.is_read
+        if self._answer is not None:
+            return Phase.OVERLAP if listening else Phase.SPEAKING
+        return Phase.LISTENING if listening else Phase.SILENCE
+
+    @property
+    def history(self) -> list[Turn]:
+        """What was said to the assistant, and what was heard of it."""
+        answer = self._answer
+        return self._history + (answer.turns if answer is not None and answer.num_heard else [])
+
+    @property
+    def running(self) -> Answer | None:
+        """The running answer: consecutive slices in which the assistant speaks. Its positions mean nothing here."""
+        return self._answer
+
+    @property
+    def input_text(self) -> str | None:
+        """Words of the user that have not been answered."""
+        piece = [self._slice.words] if self._slice and not self._slice.is_read else []
+        return " ".join(filter(None, [*self._turn, *piece, *(one.words for one in self._waiting)])) or None
+
+    @property
+    def expected(self) -> tuple[str | None, int] | None:
+        """Of what the next token to be drawn is a part: the user's turn that is answered, and how many tokens it has.
+
+        None where the assistant says nothing. For those who teach: only known if `judge` decides.
+        """
+        piece, answer = self._slice, self._answer
+        if piece is None or not piece.speaks:
+            return None
+        if not piece.is_read and piece.state is InputState.PROCESS:
+            return " ".join([*self._turn, piece.words]), 0
+        return None if answer is None else (answer.user_text, answer.num_tokens)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When the next slice begins; None while the assistant is saying something."""
+        return self._next_at if self._slice is None else None
+
+    # ------------------------------------------------------------------ what one can tell it
+
+    def advance(self, now: float) -> list[Event]:
+        """It is `now` (seconds, never going back). When a period is over, a slice begins.
+
+        Raises:
+            UsageError: `now` is earlier than before.
+        """
+        if now < self.now:
+            raise UsageError(f"time goes forward only: {now} is before {self.now}")
+        self._log.now = now
+        self._open_slice()
+        return self._log.drain()
+
+    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]:
+        """The words of `utterance` are now `text`; what is new of them goes into the next slice."""
+        text = well_formed(text).strip()
+        known = next((one for one in self._waiting if one.id == utterance and not one.final), None)
+        if known is None:
+            known = Utterance(utterance)
+            self._waiting.append(known)
+        known.text, known.final = text, final
+        known.skip = self._memory.num_answered(utterance, text)
+        if final:
+            self._memory.end(utterance)
+        self._changed_at = self.now
+        self._log.add(Received(self.now, utterance, text, final))
+        return self._log.drain()
+
+    def heard(self, position: int, *, answer: int | None = None) -> list[Event]:
+        """The user has heard the answer up to character `position`. It is known; the channel stays as it is.
+
+        Raises:
+            UsageError: there has never been such an answer, or the position is beyond what was said.
+        """
+        if answer is not None and not 0 <= answer < self._num_answers:
+            raise UsageError(f"there is no answer {answer}; the newest is {self._num_answers - 1}")
+        running = self._answer
+        if running is not None and answer in (None, running.id):
+            if not 0 <= position <= running.num_said:
+                raise UsageError(f"position {position} is not within the {running.num_said} characters said so far")
+            self._hear(running, position)
+        return self._log.drain()
+
+    def respond(self) -> list[Event]:
+        """The next slice begins as soon as this one has ended."""
+        self._next_at = self.now
+        self._open_slice()
+        return self._log.drain()
+
+    def stop(self) -> list[Event]:
+        """End the assistant's speech; what it drew stays in the channel."""
+        if self._answer is None:
+            self._log.add(Refused(self.now, "stop", "no answer is running"))
+        else:
+            self._cut(self._answer)
+            self._slice = None
+        return self._log.drain()
+
+    def resume(self) -> list[Event]:
+        """One channel keeps no answer aside."""
+        self._log.add(Refused(self.now, "resume", "with one channel, an answer that was cut is not kept"))
+        return self._log.drain()
+
+    def edit(self, history: Sequence[Turn]) -> list[Event]:
+        """Replace the history.
+
+        Raises:
+            ContextOverflow, TemplateError: see `Session.edit`.
+        """
+        items = self._lay_out(history)
+        self._cache.free(self._channel)
+        self._channel = self._cache.open(items)
+        self._history, self._is_first = list(history), not history
+        self._slice = self._answer = None
+        self._starts, self._turn, self._waiting = [], [], []
+        self._log.add(Edited(self.now, len(history)))
+        return self._log.drain()
+
+    # ------------------------------------------------------------------ plan and take
+
+    def plan(self) -> Plan:
+        """What to run next: one pass over the one channel."""
+        channel, piece = self._channel, self._slice
+        self._cache.roll_back(channel)
+        if channel.fed is None and piece is not None and channel.num_pending:
+            size = min(channel.num_pending, self.config.chunk)
+            draw = None
+            if size == channel.num_pending:
+                chance = uniform(self.config.seed, len(self._starts), len(piece.tokens))
+                draw = Draw(self.config.sampling, chance)
+            self._cache.feed(channel, size, draw=draw, owner=piece, version=len(piece.tokens))
+        return self._cache.flush()
+
+    def take(self, steps: Sequence[Step]) -> list[Event]:
+        """The results of a pass."""
+        for step in steps:
+            work = self._cache.land(step.ticket)
+            piece = self._slice
+            if work is None or piece is None or work.owner is not piece:
+                continue
+            for token in step.tokens[: self._slice_tokens - len(piece.tokens)]:
+                self._drew(piece, token)
+        self._open_slice()
+        return self._log.drain()
+
+    def lose(self, batch: Sequence[Extend]) -> None:
+        """The pass over `batch` did not take place; its work is planned again."""
+        self._cache.lose(batch)
+
+    def make_room(self) -> bool:
+        """The cache is full: leave out the older half of the slices. Returns whether there were any."""
+        return self._trim(len(self._channel.items) // 2)
+
+    def close(self) -> Plan:
+        """End the conversation: the returned plan frees everything it holds."""
+        self._cache.free(self._channel)
+        return self._cache.flush()
+
+    # ------------------------------------------------------------------ slices
+
+    def _open_slice(self) -> None:
+        """Begin a slice, if it is time and the last one has ended."""
+        if self._slice is not None or self.now < self._next_at:
+            return
+        self._next_at += self._period_s
+        if self._next_at <= self.now:  # whole periods were missed: nothing is made up for
+            self._next_at = self.now + self._period_s
+        words = self._take_words()
+        opening = () if self._is_first else self.template.joint(Role.ASSISTANT, Role.USER)
+        user = self.template.user(words, first=self._is_first)
+        ids = (*opening, *user, *(() if words else self._idle), *self.template.header)
+        needed = len(ids) + max(self._slice_tokens, len(self._idle))
+        if len(self._channel.items) + needed > self.config.max_length:
+            self._trim(self.config.max_length // 2)
+        at = len(self._channel.items)
+        self._channel.items.extend(ids)
+        self._starts.append(at + len(opening))
+        self._is_first = False
+        newest = self._waiting[-1] if self._waiting else Utterance("")
+        self._slice = _Slice(at, len(self._channel.items), words, newest.id, self._changed_at)
+        self._memory.answer(self._waiting)  # what of them is in the channel already
+        self._waiting = []
+        if self._judge is not None:
+            self._decide_from_outside(self._slice, self._judge(newest.text) if words else None)
+
+    def _take_words(self) -> str:
+        """The words of the slice to be; none if they are too many."""
+        words = " ".join(filter(None, (one.words for one in self._waiting)))
+        limit = self.config.max_user_text
+        if len(words) > 32 * limit or len(self.template.encode(words)) > limit:  # the former is not even tokenised
+            reason = f"a slice of more than {limit} tokens; say it in parts"
+            self._log.add(Refused(self.now, self._waiting[-1].id, reason))
+            return ""
+        return words
+
+    def _decide_from_outside(self, piece: _Slice, state: InputState | None) -> None:
+        is_going_on = self._answer is not None and not self._answer.finished
+        piece.state = state
+        piece.speaks = state is InputState.PROCESS or (state is not InputState.STOP and is_going_on)
+
+    def _drew(self, piece: _Slice, token: Token) -> None:
+        """The model drew `token`, or was made to."""
+        has_ended = token in self.template.stop_tokens
+        if not has_ended:
+            piece.tokens.append(token)
+        if piece.speaks is None:
+            begun = tuple(piece.tokens)
+            if not has_ended and begun != self._idle and begun == self._idle[: len(begun)]:
+                self._channel.replace_tail(piece.output_at, begun)
+                return  # it may become <idle>
+            piece.speaks = bool(begun) and begun != self._idle
+        if has_ended and not piece.tokens:
+            piece.speaks = False  # to end at once is to say nothing
+        if not piece.is_read:
+            piece.is_read = True
+            self._decide(piece, has_ended=has_ended)
+            fresh = list(piece.tokens)
+        else:
+            fresh = [] if has_ended else [token]
+        if not piece.speaks:
+            piece.tokens = [*self._idle]
+        self._channel.replace_tail(piece.output_at, piece.tokens)
+        answer = self._answer
+        if piece.speaks and answer is not None:
+            self._go_on(answer, fresh, has_ended=has_ended)
+            has_ended = answer.finished is not None
+        if has_ended or not piece.speaks or len(piece.tokens) >= self._slice_tokens:
+            self._slice = None
+            if self._skip_idle and not piece.speaks and not piece.words:
+                self._channel.shorten(piece.at)
+                self._starts.pop()
+                self._is_first = not self._starts and not self._history
+
+    def _decide(self, piece: _Slice, *, has_ended: bool) -> None:
+        """The first token of a slice says what is made of the user's words, and of a running answer."""
+        answer = self._answer
+        if not piece.words:
+            if piece.speaks and answer is None:
+                self._begin(None)
+            elif not piece.speaks and answer is not None:
+                self._finish(answer)
+            return
+        state = piece.state or (InputState.PROCESS if piece.speaks else InputState.INCOMPLETE)
+        decision = Decision(state, 1.0, ((state, 1.0),))
+        self._log.add(Decided(self.now, piece.utterance, piece.words, decision, answer is not None, piece.heard_at))
+        if answer is not None and has_ended and state in (InputState.IGNORE, InputState.INCOMPLETE):
+            self._finish(answer)
+        elif answer is not None and (state is InputState.PROCESS or not piece.speaks):
+            self._cut(answer)
+        if state in (InputState.PROCESS, InputState.INCOMPLETE):
+            self._turn.append(piece.words)
+        if state is InputState.PROCESS:
+            text, self._turn = " ".join(self._turn), []
+            begun = self._begin(text)
+            self._log.add(Promoted(self.now, piece.utterance, text, begun.id))
+            self._log.add(Released(self.now, begun.id))
+        elif state is InputState.INCOMPLETE:
+            self._log.add(Held(self.now, piece.utterance, deferred=False))
+        else:
+            self._turn = []
+            self._log.add(Dropped(self.now, piece.utterance, piece.words, state.value))
+
+    # ------------------------------------------------------------------ answering
+
+    def _begin(self, user_text: str | None) -> Answer:
+        place = len(self._channel.items)
+        self._answer = Answer(
+            self._num_answers,
+            self._channel,
+            self.template.detokenizer(),
+            turn_at=place,
+            mark=place,
+            num_turns=len(self._history),
+            user_text=user_text,
+            utterances=(),
+            interruptible=Interruptible.YES,
+            begun_at=self.now,
+        )
+        self._answer.is_released = True
+        self._num_answers += 1
+        return self._answer
+
+    def _go_on(self, answer: Answer, tokens: Sequence[Token], *, has_ended: bool) -> None:
+        for token in tokens:
+            if not answer.finished:
+                answer.push(token)
+                if answer.num_tokens >= self.config.max_answer:
+                    self._finish(answer, "length")
+        start = answer.num_said
+        if len(answer.text) > start:
+            answer.num_said = len(answer.text)
+            self._log.add(Said(self.now, answer.id, start, answer.text[start:]))
+            if self.config.heard == "shown":
+                self._hear(answer, answer.num_said)
+        if has_ended:
+            self._finish(answer)
+
+    def _finish(self, answer: Answer, reason: str = "stop") -> None:
+        if answer.finished is None:
+            answer.finish(reason)
+            self._log.add(Finished(self.now, answer.id, reason))
+            if len(answer.text) > answer.num_said:
+                self._log.add(Said(self.now, answer.id, answer.num_said, answer.text[answer.num_said :]))
+                answer.num_said = len(answer.text)
+        self._hear(answer, answer.num_said if self.config.heard == "shown" else answer.num_reported)
+
+    def _hear(self, answer: Answer, position: int) -> None:
+        answer.num_reported = max(answer.num_reported, position)
+        if answer.hear(position):
+            self._log.add(Heard(self.now, answer.id, answer.num_heard))
+        if answer.is_heard_to_the_end and self._answer is answer:
+            self._log.add(Committed(self.now, answer.id, answer.text))
+            self._history += answer.turns
+            self._answer = None
+
+    def _cut(self, answer: Answer) -> None:
+        self._log.add(Suspended(self.now, answer.id, answer.heard_text, answer.unheard_text))
+        self._history += answer.turns
+        self._answer = None
+
+    # ------------------------------------------------------------------ long conversations
+
+    def _trim(self, budget: int) -> bool:
+        """Keep the newest slices that fit into `budget` tokens, and feed them anew. Returns whether any went."""
+        starts, items, begin, piece = self._starts, self._channel.items, len(self.template.begin), self._slice
+        kept = next((i for i, at in enumerate(starts) if begin + len(items) - at <= budget), len(starts))
+        if piece is not None:
+            kept = min(kept, len(starts) - 1)
+        if not kept:
+            return False
+        old, at = self._channel, starts[kept] if kept < len(starts) else len(items)
+        self._channel = self._cache.open([*self.template.begin, *items[at:]])
+        self._cache.free(old)
+        self._starts = [start - at + begin for start in starts[kept:]]
+        if piece is not None:
+            piece.at = max(piece.at - at + begin, begin)
+            piece.output_at += begin - at
+        self._is_first = not self._starts
+        self._log.add(Trimmed(self.now, 2 * kept, len(self._channel.items)))
+        return True
+
+    def _lay_out(self, turns: Sequence[Turn]) -> list[Token]:
+        items = [*self.template.begin, *self.template.lay_out(turns)]
+        if len(items) > self.config.max_length // 2:
+            raise ContextOverflow(
+                f"system prompt and history take {len(items)} tokens; one channel of {self.config.max_length} has room "
+                "for half of that: shorten them, or raise max_length"
+            )
+        return items

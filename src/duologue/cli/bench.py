@@ -1,0 +1,28 @@
+"""`duologue bench`: the group of commands that measure what conversations cost on this machine."""
+
+import argparse
+import importlib
+
+MEASUREMENTS = ("cost",)
+"""One module `bench_…` of this package each."""
+
+_EPILOG = """\
+examples:
+  duologue bench cost                                  duplex decoding beside five other kinds of sessions
+  duologue bench cost --help                           what is counted, and every option
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the group with its commands."""
+    parser = commands.add_parser(
+        "bench",
+        usage="duologue bench WHAT [options]",
+        help="measure what conversations cost on this machine",
+        description="Measure what conversations cost on this machine, with the model's own passes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    measurements = parser.add_subparsers(title="what is measured", metavar="WHAT", required=True)
+    for name in MEASUREMENTS:
+        importlib.import_module(f"duologue.cli.bench_{name}").add_parser(measurements)

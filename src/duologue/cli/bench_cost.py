@@ -1,0 +1,74 @@
+"""`duologue bench cost`: the kinds of sessions on the same weights, saying the same words."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from duologue.cli.options import add_model_options, load_model, whole
+from duologue.cli.progress import progress
+from duologue.errors import UsageError
+
+_EPILOG = """\
+cdm            channel division, ours: what is heard goes into the pass of the answer's next token
+sequential     both channels, one after the other
+tdm            time division: every two seconds a slice of the user, then up to ten tokens or <idle>, in one channel
+tdm_skip_idle  the same; pairs in which neither side said anything are taken out again
+turns          waits for the end of the user's turn, and is deaf while it answers
+vad            any sound stops it, and silence starts it
+
+Every pass is computed; what is drawn and decided is then replaced by the script's words and decisions.
+
+examples:
+  duologue bench cost
+  duologue bench cost --json | tail -1                 {"sessions": {"cdm": {"passes", "overlap_passes", …}, …}}
+  duologue bench cost --backend torch --picture cost.png
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "cost",
+        help="passes, time and memory beside other ways to hold a conversation",
+        description="Hold the same scripted conversations in six kinds of sessions, and count what each costs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object; the tables go to standard error")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it, too (PNG; needs matplotlib)")
+    parser.add_argument(
+        "--conversations", type=whole(least=1, most=1000), default=2, metavar="N", help="how many (default 2)"
+    )
+    parser.add_argument(
+        "--exchanges", type=whole(least=1, most=1000), default=6, metavar="N", help="questions in each (default 6)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of their order and timing (default 0)")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print and draw."""
+    from duologue.evaluation.cost import measure
+    from duologue.evaluation.cost_tables import draw, tables
+
+    if args.picture is not None and not args.picture.parent.is_dir():
+        raise UsageError(f"--picture {args.picture}: there is no folder {args.picture.parent}; make it first")
+    model = load_model(args)
+    try:
+        with progress("Holding conversations") as stage:
+            result = measure(
+                model, conversations=args.conversations, exchanges=args.exchanges, seed=args.seed, progress=stage
+            )
+    finally:
+        model.close()
+    print(tables(result["sessions"]), file=sys.stderr if args.json else sys.stdout)
+    if args.picture is not None:
+        try:
+            draw(result["sessions"], args.picture)
+        except OSError as error:
+            raise UsageError(f"--picture {args.picture} cannot be written: {error.strerror}") from error
+    if args.json:
+        print(json.dumps(result, ensure_ascii=False))
+    return 0
