@@ -71,7 +71,7 @@ def latency(results: Results) -> str:
     )
     rows = [
         (
-            _engine(result),
+            _latency_name(result),
             _pair(result["decision_ms"]["speaking, live"]),
             _pair(result["decision_ms"]["speaking, direct"]),
             _pair(result["decision_ms"]["silent, direct"]),
@@ -127,10 +127,14 @@ def readme(results: Results) -> str:
     for name, result in results.of("latency"):
         live, direct = (result["decision_ms"][f"speaking, {how}"] for how in ("live", "direct"))
         what = f"p50 {live['p50']:.0f} ms, p95 {live['p95']:.0f} ms (between two passes: p95 {direct['p95']:.0f} ms)"
-        rows.append((f"Words to decision while speaking, {_engine(result)}", what, _link(name)))
+        rows.append((f"Words to decision while speaking, {_latency_name(result)}", what, _link(name)))
         added, most = result["passes_added_while_answering"], result["passes_per_decision_in_silence"]
         rows.append(
-            (f"Passes that listening adds, {_engine(result)}", f"{added}; in silence {most} a decision", _link(name))
+            (
+                f"Passes that listening adds, {_latency_name(result)}",
+                f"{added}; in silence {most} a decision",
+                _link(name),
+            )
         )
     for name, result in results.of("import_time"):
         case = result["cases"]["import duologue"]
@@ -157,6 +161,7 @@ def states(results: Results) -> str:
             _percent(result[place]["ece"]),
         )
         for _, result in results.of("states")
+        if "baselines" not in result
         for place in ("idle", "speaking")
     ]
     return measuring.table(header, rows)
@@ -187,14 +192,12 @@ def state_sources(results: Results) -> str:
 
 def state_baselines(results: Results) -> str:
     """What else could decide, on the same rows."""
-    header = ("decided by", "answer F1", "false answers", "respond F1", *_STATES)
+    header = ("decided by", "n", "answer F1", "false answers", "respond F1", *_STATES)
     rows = []
     for _, result in results.of("states"):
-        for name, found in (result.get("baselines") or {}).items():
-            rows.append((name, *_decided(found)))
-    for _, result in results.of("states"):
-        if result["model"]["backend"] == "torch":
-            rows.append((f"**{_kind(result)}**", *_decided(result)))
+        if "baselines" in result:
+            rows += [(name, result["n"], *_decided(found)) for name, found in result["baselines"].items()]
+            rows.append((f"**{_kind(result)}**", result["n"], *_decided(result)))
     return measuring.table(header, rows)
 
 
@@ -329,6 +332,10 @@ def _backend(result: Result) -> str:
 def _engine(result: Result) -> str:
     name = {"llamacpp": "llama.cpp"}.get(_backend(result), _backend(result))
     return f"{name} {result['model']['weights']}"
+
+
+def _latency_name(result: Result) -> str:
+    return f"{_engine(result)}, {result['model']['adapter']['kind']}"
 
 
 def _pair(row: dict[str, float]) -> str:
