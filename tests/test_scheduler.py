@@ -324,6 +324,29 @@ def test_a_fork_for_which_there_is_no_sequence_takes_that_of_a_suspended_answer(
     assert crowd.scheduler.totals.evicted == 1
 
 
+def test_while_there_is_no_room_for_a_long_text_the_others_go_on() -> None:
+    crowd = Crowd({"tell me a story": STORY}, capacity=600, overcommit=1e9)
+    speakers = asked(crowd, 2)
+    while not all(guest.first(Said) for guest in speakers):
+        crowd.tick()
+    crowd.guest(history=LONG[:2])  # 800 tokens, for which there will never be room
+    said = [len(guest.said) for guest in speakers]
+    for _ in range(20):
+        crowd.tick()
+        now = [len(guest.said) for guest in speakers]
+        assert [b - a for a, b in zip(said, now, strict=True)] == [1, 1]
+        said = now
+
+
+def test_an_answer_that_is_ahead_of_its_listener_does_not_count_as_waiting() -> None:
+    crowd = Crowd({"tell me a story": STORY})
+    (guest,) = asked(crowd, 1, config=REPORTED)
+    crowd.run()
+    assert not guest.session.running.finished  # type: ignore[union-attr]
+    assert guest.session.backlog == 0
+    assert guest.member.waiting_since is None
+
+
 # ---------------------------------------------------------------------------------------------------------- failures
 
 
