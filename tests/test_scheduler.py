@@ -15,6 +15,7 @@ from duologue.core.trace import Pass
 from duologue.engines.scheduler import Scheduler
 from duologue.errors import ContextOverflow, EngineError, EngineFull, UsageError
 from duologue.types import Role, Turn
+from soak import size
 
 SURE = Policy(p_sure=0.5)
 STORY = "Once there was a word, and then came many more of them, until it was late and all went home. " * 3
@@ -323,6 +324,29 @@ def test_a_fork_for_which_there_is_no_sequence_takes_that_of_a_suspended_answer(
     assert crowd.scheduler.totals.evicted == 1
 
 
+def test_while_there_is_no_room_for_a_long_text_the_others_go_on() -> None:
+    crowd = Crowd({"tell me a story": STORY}, capacity=600, overcommit=1e9)
+    speakers = asked(crowd, 2)
+    while not all(guest.first(Said) for guest in speakers):
+        crowd.tick()
+    crowd.guest(history=LONG[:2])  # 800 tokens, for which there will never be room
+    said = [len(guest.said) for guest in speakers]
+    for _ in range(20):
+        crowd.tick()
+        now = [len(guest.said) for guest in speakers]
+        assert [b - a for a, b in zip(said, now, strict=True)] == [1, 1]
+        said = now
+
+
+def test_an_answer_that_is_ahead_of_its_listener_does_not_count_as_waiting() -> None:
+    crowd = Crowd({"tell me a story": STORY})
+    (guest,) = asked(crowd, 1, config=REPORTED)
+    crowd.run()
+    assert not guest.session.running.finished  # type: ignore[union-attr]
+    assert guest.session.backlog == 0
+    assert guest.member.waiting_since is None
+
+
 # ---------------------------------------------------------------------------------------------------------- failures
 
 
@@ -427,10 +451,11 @@ def test_sessions_that_come_and_go_leave_nothing() -> None:
     asked(crowd, 1)
     crowd.run()
     held = crowd.backend.usage()
-    for number in range(300):
+    for number in range(size(300, 10_000)):
         other = crowd.guest(policy=SURE)
         other.hear("tell me a story")
         crowd.tick(number % 23)
         crowd.scheduler.remove(other.member)
+        crowd.batches.clear()
     assert crowd.backend.usage() == held
     assert len(crowd.scheduler.members) == 1

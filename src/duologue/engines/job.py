@@ -12,7 +12,7 @@ from duologue.engines.member import Member
 from duologue.errors import CacheFull, DuologueError
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Part:
     """What one session has in a pass, and what came of it."""
 
@@ -22,6 +22,11 @@ class Part:
     at: float  # session time when it was planned
     steps: list[Step] = field(default_factory=list)
     error: DuologueError | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to feed."""
+        return sum(len(extend.tokens) for extend in self.plan.batch)
 
 
 class Job:
@@ -33,13 +38,13 @@ class Job:
     def __init__(self, backend: Backend, parts: Sequence[Part]) -> None:
         self.parts = parts
         self.seconds = 0.0
-        self.num_calls = 0  # of `Backend.forward`: one, unless it failed
+        self.num_passes = 0  # that were made
         self._backend = backend
 
     @property
     def num_tokens(self) -> int:
-        """Tokens fed."""
-        return sum(len(extend.tokens) for part in self.parts for extend in part.plan.batch)
+        """Tokens that were fed."""
+        return sum(part.num_tokens for part in self.parts if part.error is None)
 
     def run(self) -> None:
         """Do it."""
@@ -57,14 +62,15 @@ class Job:
         self.seconds = time.perf_counter() - began
 
     def _forward(self, parts: list[Part]) -> None:
-        """Feed `parts`. Where the cache is too full, the last ones have to wait; where all fail, each has its turn."""
+        """Feed `parts`. If the cache is too full, those with most to feed wait; if it fails, each is tried alone."""
         while parts:
             batch = [extend for part in parts for extend in part.member.carrier.renamed(part.plan.batch)]
             try:
-                self.num_calls += 1
                 steps = iter(self._backend.forward(batch))
             except CacheFull as error:
-                parts.pop().error = error
+                greediest = max(parts, key=lambda part: part.num_tokens)
+                greediest.error = error
+                parts.remove(greediest)
             except Exception as error:
                 if len(parts) == 1:
                     parts[0].error = self._translated(error)
@@ -73,6 +79,7 @@ class Job:
                     self._forward([part])
                 return
             else:
+                self.num_passes += self._backend.info.num_passes(batch)
                 for part in parts:
                     part.steps = [next(steps) for _ in part.plan.batch]
                 return

@@ -225,11 +225,9 @@ class Scheduler:
 
     def _hand_out(self, job: Job, now: float) -> None:
         usage, info = self.backend.usage(), self.backend.info
-        if job.num_calls:
-            self.totals.tokens += job.num_tokens
-            self.totals.seconds += job.seconds
-            fed = [extend for part in job.parts for extend in part.plan.batch]
-            self.totals.passes += job.num_calls - 1 + info.num_passes(fed)
+        self.totals.tokens += job.num_tokens
+        self.totals.passes += job.num_passes
+        self.totals.seconds += job.seconds
         for part in job.parts:
             member, batch = part.member, part.plan.batch
             if not member.is_open:
