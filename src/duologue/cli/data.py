@@ -8,6 +8,14 @@ from duologue.catalogue import DEFAULT, find
 from duologue.cli.bars import bars
 from duologue.errors import MissingDependency, UsageError
 
+_DATA = """\
+`duologue data TASK --help` explains a task.
+
+examples:
+  duologue data fetch voiceassistant --out corpora         a dataset of the hub, as a source
+  duologue data build duologue --sources corpora --out samples
+"""
+
 _BUILD = """\
 DIR has folders of JSONL files, plain or gzipped, one object a line:
   queries/      {"id", "text", "kind": "assistant_query"}          said to an assistant
@@ -34,7 +42,13 @@ example:
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("data", help="make samples to train on and to test with")
+    parser = commands.add_parser(
+        "data",
+        help="make samples to train on and to test with",
+        description="From human-made corpora to labelled samples: what was said, and whether to answer it.",
+        epilog=_DATA,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     tasks = parser.add_subparsers(title="tasks", metavar="TASK", required=True)
     _add_build(tasks)
     _add_fetch(tasks)
