@@ -124,7 +124,7 @@ def test_unheard_text_does_not_push_what_is_heard_off_the_screen() -> None:
     from duologue.core.config import SessionConfig
 
     told = Told({"hello": "word " * 200})
-    told.talk = Talk({"hello": "word " * 200}, config=SessionConfig(heard="reported"))
+    told.talk = Talk({"hello": "word " * 200}, config=SessionConfig(heard="reported", lookahead=1500))
     told.hear("hello").tick()
     lines = shown(told.transcript)
     assert len(lines) < 10

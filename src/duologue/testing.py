@@ -58,10 +58,13 @@ def tiny_rows(*, num_probes: int = 1, num_states: int = 4, width: int = WIDTH, s
 
 
 def tiny_lora(model: Any, *, rank: int = 4, size: float = 0.5, seed: int = 0) -> Lora:
-    """A random LoRA on all linear layers of a model, large enough to change decisions."""
+    """A random LoRA on the linear layers of a model, large enough to change decisions.
+
+    Left out are those whose weights Mamba uses without calling the layer.
+    """
     random, layers = np.random.default_rng(seed), {}
     for path, module in model.get_decoder().named_modules():
-        if not isinstance(module, torch.nn.Linear | transformers.pytorch_utils.Conv1D):
+        if not isinstance(module, torch.nn.Linear | transformers.pytorch_utils.Conv1D) or path.endswith(".dt_proj"):
             continue
         weight = module.weight if isinstance(module, torch.nn.Linear) else module.weight.T
         a = random.normal(0.0, weight.shape[1] ** -0.5, (rank, weight.shape[1]))
