@@ -218,7 +218,7 @@ def agreement(results: Results) -> str:
         (
             f"{_kind(result)}, {_engine(result)} and {result['compare']['backend']} {result['compare']['weights']}",
             result["n"],
-            _percent(result["compare"]["agreement"], digits=2),
+            _percent(result["compare"]["equal_decisions"], digits=2),
         )
         for _, result in results.of("states")
         if "compare" in result
