@@ -50,7 +50,7 @@ class Variant:
 
     name: str
     lora: LoraShape | None = None
-    settings: Settings = field(default_factory=lambda: Settings(epochs=6, patience=6))
+    settings: Settings = field(default_factory=lambda: Settings(epochs=6, patience=6, lr=1.6e-2))
     num_probes: int = 1
     start: str = (
         "words"  # the mean of a few words, the embeddings of an "instruction", or those of an "answer"'s opener
@@ -134,9 +134,12 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
             ALORA,
             replace(ROWS, name="rows, taught by alora", teacher=True),
             replace(ROWS, name="rows, 4 probes, taught by alora", num_probes=4, teacher=True),
-            replace(ROWS, name="rows, 16 epochs", settings=Settings(epochs=16, patience=16)),
+            replace(ROWS, name="rows, 16 epochs", settings=Settings(epochs=16, patience=16, lr=1.6e-2)),
             replace(
-                ROWS, name="rows, 16 epochs, taught by alora", settings=Settings(epochs=16, patience=16), teacher=True
+                ROWS,
+                name="rows, 16 epochs, taught by alora",
+                settings=Settings(epochs=16, patience=16, lr=1.6e-2),
+                teacher=True,
             ),
         ],
     ),
