@@ -274,7 +274,7 @@ def experiments(_: Results) -> str:
             f"**{path.parent.name}** – {result['question']} ([result](../experiments/{path.parent.name}/result.json))"
         )
         parts.append(f"{about}\n\n{measuring.table(header, rows)}")
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or "No run has been committed yet."
 
 
 def _kind(result: Result) -> str:
