@@ -239,7 +239,7 @@ def test_a_query_that_its_source_cut_off_is_not_whole() -> None:
     assert not forms.is_cut_off("what is this for")
 
 
-def test_a_folder_has_three_splits_that_share_no_words_and_a_report(sources: Path, tmp_path: Path) -> None:
+def test_a_folder_has_three_splits_that_share_no_sample_and_a_report(sources: Path, tmp_path: Path) -> None:
     content = FolderBuilder(sources, tmp_path, RECIPE).build()
     assert json.loads((tmp_path / "report.json").read_text()) == content
     splits = {name: list(read_samples(tmp_path / f"{name}.jsonl")) for name in ("train", "dev", "test")}
@@ -250,6 +250,8 @@ def test_a_folder_has_three_splits_that_share_no_words_and_a_report(sources: Pat
     assert not keys[0] & keys[2]
     assert not keys[1] & keys[2]
     assert content["train"]["num_samples"] == 400
+    said = {forms.spoken(s.text) for name in ("train", "dev") for s in splits[name]}
+    assert content["test"]["words_known"] == sum(forms.spoken(s.text) in said for s in splits["test"]) > 0
     assert "Tell test" in (tmp_path / "report.md").read_text()
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".jsonl", ".jsonl", ".jsonl", ".md"]
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from duologue.data import corpus
+from duologue.data import corpus, forms
 from duologue.data.addressed import addressed
 from duologue.data.build import Builder
 from duologue.data.duplicates import Duplicates
@@ -49,6 +49,8 @@ class FolderBuilder:
         self._ends, self._judge, self._progress = ends, judge, progress
         self._known = Duplicates()
         self._reports: dict[str, Report] = {}
+        self._words: set[int] = set()  # hashes of what is said in the splits before
+        self._num_known = 0  # test rows whose words are among them
         out.mkdir(parents=True, exist_ok=True)
         self._check_manifest()
 
@@ -64,6 +66,8 @@ class FolderBuilder:
         if self._recipe.num_test:
             self._write("test", self._unseen())
         content = {"recipe": _plain(self._recipe), **{name: report.to_json() for name, report in self._reports.items()}}
+        if "test" in content:
+            content["test"]["words_known"] = self._num_known
         _put(self._out / "report.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         parts = [f"# {name}\n\n{report.to_markdown()}" for name, report in self._reports.items()]
         _put(self._out / "report.md", "\n".join(parts))
@@ -75,7 +79,7 @@ class FolderBuilder:
         if path.exists():
             for sample in read_samples(path):
                 self._known.admit(sample)
-                report.add(sample)
+                self._count(split, sample)
             return
         partial = path.with_suffix(".partial")
         write_samples(partial, samples)  # nothing is drawn before
@@ -85,16 +89,24 @@ class FolderBuilder:
         pools = Pools(self._sources, self._recipe, split)
         builder = Builder(pools, self._recipe, split, self._ends, self._is_addressed)
         for done, sample in enumerate(builder.samples(number, lambda sample: self._admit(split, sample)), 1):
-            self._reports[split].add(sample)
+            self._count(split, sample)
             self._progress(split, done, number)
             yield sample
 
     def _unseen(self) -> Iterator[Sample]:
-        """Test samples whose words no other split has."""
+        """Test samples that repeat none of the other splits. What is short recurs behind other contexts."""
         for sample in unseen(self._sources, self._recipe, self._ends):
             if self._admit("test", sample):
-                self._reports["test"].add(sample)
+                self._count("test", sample)
                 yield sample
+
+    def _count(self, split: str, sample: Sample) -> None:
+        self._reports[split].add(sample)
+        words = hash(forms.spoken(sample.text))
+        if split == "test":
+            self._num_known += words in self._words
+        else:
+            self._words.add(words)
 
     def _admit(self, split: str, sample: Sample) -> bool:
         reason = self._known.admit(sample)
