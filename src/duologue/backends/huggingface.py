@@ -1,12 +1,13 @@
 """A Hugging Face causal language model with an adapter around and in it. Knows its modules, not caches."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from transformers.modeling_utils import AttentionInterface
 
 from duologue.backends.lora import Lora
 from duologue.backends.lora_modules import LoraModules
@@ -21,6 +22,26 @@ Tensor: TypeAlias = torch.Tensor
 
 _WEIGHTS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64"}
 _FALLBACK_CONTEXT = 4096  # for models that name no limit, such as Mamba
+
+
+@contextmanager
+def attention_by(configs: Sequence[Any], name: str, attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """Let layers with these configs attend by `attend`, registered as `name`, and give them back as they were."""
+    AttentionInterface.register(name, attend)
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        for config in configs:
+            # No mask function goes by this name, so the library makes no masks of its own.
+            config._attn_implementation_internal = name
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
+
+
+def configs_of(model: PreTrainedModel) -> list[Any]:
+    """Every configuration that a layer of the model looks at, once."""
+    return list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
 
 
 class CausalModel:
@@ -50,7 +71,7 @@ class CausalModel:
         self.num_probes = 0 if rows is None else int(rows.probes.shape[0])
         self.num_added = 0 if rows is None else rows.num_added
         self._probes = None if rows is None else torch.from_numpy(rows.probes).to(self.device, self.dtype)
-        self.configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+        self.configs = configs_of(model)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property

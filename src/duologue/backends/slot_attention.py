@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
-from transformers.modeling_utils import AttentionInterface
 
-from duologue.backends.huggingface import CausalModel
+from duologue.backends.huggingface import CausalModel, attention_by
 from duologue.backends.slots import IntArray, SlotTable
 from duologue.core.backend import Extend
 from duologue.errors import UnsupportedModel, UsageError
@@ -263,15 +262,9 @@ def _attend(
 @contextmanager
 def slot_attention(configs: Sequence[Any], cache: SlotCache) -> Iterator[None]:
     """Let layers with these configs attend through `cache`, and give them back as they were."""
-    AttentionInterface.register(_ATTENTION, _attend)
-    before = [config._attn_implementation_internal for config in configs]
     _running.cache = cache
     try:
-        for config in configs:
-            # No mask function goes by this name, so the library makes no masks of its own.
-            config._attn_implementation_internal = _ATTENTION
-        yield
+        with attention_by(configs, _ATTENTION, _attend):
+            yield
     finally:
         _running.cache = None
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation

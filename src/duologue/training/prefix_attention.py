@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.modeling_utils import AttentionInterface
 
+from duologue.backends.huggingface import attention_by, configs_of
 from duologue.errors import UnsupportedModel
 
 Window = int | None
@@ -156,15 +156,9 @@ def _attend(
 
 @contextmanager
 def _attending(model: PreTrainedModel, cache: PrefixCache) -> Iterator[None]:
-    AttentionInterface.register(_ATTENTION, _attend)
-    configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
-    before = [config._attn_implementation_internal for config in configs]
     _running.cache = cache
     try:
-        for config in configs:
-            config._attn_implementation_internal = _ATTENTION  # no mask function goes by this name: none is made
-        yield
+        with attention_by(configs_of(model), _ATTENTION, _attend):
+            yield
     finally:
         _running.cache = None
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
