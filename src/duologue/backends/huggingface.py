@@ -19,6 +19,8 @@ from duologue.types import Token
 
 PreTrainedModel: TypeAlias = Any  # transformers ships no types
 Tensor: TypeAlias = torch.Tensor
+Window: TypeAlias = int | None
+"""Tokens a layer looks back, its own included; `None` for all."""
 
 _WEIGHTS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64"}
 _FALLBACK_CONTEXT = 4096  # for models that name no limit, such as Mamba
@@ -42,6 +44,16 @@ def attention_by(configs: Sequence[Any], name: str, attend: Callable[..., tuple[
 def configs_of(model: PreTrainedModel) -> list[Any]:
     """Every configuration that a layer of the model looks at, once."""
     return list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+
+
+def layer_windows(config: Any) -> list[Window]:
+    """How far each layer looks back. Raises `UnsupportedModel` for layers that are not attention."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or []
+    kinds = kinds or ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
+    if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
+        raise UnsupportedModel(f"it has layers of kind {', '.join(unknown)}, which keep no keys and values")
+    return [int(window) if window and kind == "sliding_attention" else None for kind in kinds]
 
 
 class CausalModel:

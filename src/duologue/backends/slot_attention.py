@@ -16,14 +16,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
 
-from duologue.backends.huggingface import CausalModel, attention_by
+from duologue.backends.huggingface import CausalModel, Window, attention_by
 from duologue.backends.slots import IntArray, SlotTable
 from duologue.core.backend import Extend
 from duologue.errors import UnsupportedModel, UsageError
 
 Tensor: TypeAlias = torch.Tensor
-Window: TypeAlias = int | None
-"""Tokens a layer looks back, its own included; `None` for all."""
 
 _ATTENTION = "duologue_slots"
 _SPARSE = 2  # a range of slots is read in place if it is at most this many times what is looked at

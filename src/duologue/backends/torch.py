@@ -12,10 +12,10 @@ import torch
 import transformers
 
 from duologue.backends import unpacked
-from duologue.backends.huggingface import CausalModel
+from duologue.backends.huggingface import CausalModel, Window, layer_windows
 from duologue.backends.lora import Lora
 from duologue.backends.rows import Rows
-from duologue.backends.slot_attention import SlotCache, SlotPool, Window, make_plan, slot_attention
+from duologue.backends.slot_attention import SlotCache, SlotPool, make_plan, slot_attention
 from duologue.backends.slots import SlotTable
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
 from duologue.errors import (
@@ -323,13 +323,10 @@ def _windows(causal: CausalModel) -> list[Window]:
     """How far each layer looks back. Raises `UnsupportedModel` for layers that are not attention."""
     if getattr(causal.model, "_is_stateful", False):
         raise UnsupportedModel(_refusal(causal, "it is recurrent: its state cannot be rolled back or shared"))
-    window = getattr(causal.config, "sliding_window", None)
-    kinds = getattr(causal.config, "layer_types", None) or []
-    kinds = kinds or ["sliding_attention" if window else "full_attention"] * causal.config.num_hidden_layers
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise UnsupportedModel(_refusal(causal, f"it has layers of kind {', '.join(unknown)}"))
-    return [int(window) if window and kind == "sliding_attention" else None for kind in kinds]
+    try:
+        return layer_windows(causal.config)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(_refusal(causal, str(error))) from None
 
 
 def _verified_pool(causal: CausalModel, windows: list[Window]) -> SlotPool:

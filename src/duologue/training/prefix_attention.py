@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from duologue.backends.huggingface import attention_by, configs_of
+from duologue.backends.huggingface import Window, attention_by, configs_of, layer_windows
 from duologue.errors import UnsupportedModel
-
-Window = int | None
-"""Tokens a layer looks back, its own included; None for all."""
 
 _ATTENTION = "duologue_prefixes"
 _MASKED = -1e30  # added to a score; finite, so that nothing becomes NaN
@@ -109,13 +106,10 @@ class PrefixModel:
     windows: list[Window] = field(init=False)
 
     def __post_init__(self) -> None:
-        config = self.model.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None) or []
-        kinds = kinds or ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
-        if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
-            raise UnsupportedModel(f"this model has layers of kind {', '.join(unknown)}, which keep no keys and values")
-        self.windows = [int(window) if window and kind == "sliding_attention" else None for kind in kinds]
+        try:
+            self.windows = layer_windows(self.model.config.get_text_config())
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"this model cannot be trained around its frozen weights: {error}") from None
 
     def run(self, past: Past | None, *, keep: bool = False, **inputs: Tensor) -> tuple[Tensor, PrefixCache]:
         """New tokens (`input_ids` [B, N] or `inputs_embeds` [B, N, D]) after `past`: final hidden states [B, N, D]."""
