@@ -226,6 +226,8 @@ def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, max_tokens: in
     assert all(torch.equal(one, other) for one, other in zip(whole.trained(), resumed.trained(), strict=True))
     with pytest.raises(UsageError, match="other settings"):
         trained(replace(settings, lr=1e-3), lora=LORA, max_tokens=max_tokens, checkpoint=path)
+    with pytest.raises(UsageError, match="samples"):
+        trained(settings, lora=LORA, max_tokens=200, checkpoint=path)
 
 
 def test_more_samples_than_fit_are_trained_on_in_shards() -> None:

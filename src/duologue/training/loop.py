@@ -97,10 +97,9 @@ def train(
     """
     compute = compute or (lambda layouts: Prefixes(model.prefix_model, layouts, progress=progress))
     parts = shards(data.layouts, max_tokens)
-    steps = settings.epochs * sum(math.ceil(len(part) / settings.batch) for part in parts)
     with _base_alone(model, teacher):
         dev_prefixes = compute(dev.layouts)
-    run = _Run(model, settings, steps, checkpoint, log)
+    run = _Run(model, settings, [len(part) for part in parts], checkpoint, log)
     first = run.next_epoch
     prefixes: Prefixes | None = None
     taught: Tensor | None = None
@@ -206,9 +205,12 @@ class _Run:
     """Optimiser, schedule, the best so far, and the file they can be taken up again from."""
 
     def __init__(
-        self, model: ProbeModel, settings: Settings, steps: int, checkpoint: Path | None, log: Path | None
+        self, model: ProbeModel, settings: Settings, parts: list[int], checkpoint: Path | None, log: Path | None
     ) -> None:
-        self._model, self._settings, self._checkpoint, self._log = model, settings, checkpoint, log
+        """`parts` has the number of samples of each shard."""
+        self._identity = {"settings": asdict(settings), "shards": parts}
+        steps = settings.epochs * sum(math.ceil(num / settings.batch) for num in parts)
+        self._model, self._checkpoint, self._log = model, checkpoint, log
         self._parameters = [model.probes, model.states, *model.lora_parameters]
         groups = [{"params": [model.probes], "lr": settings.lr}, {"params": [model.states], "lr": settings.lr / 2}]
         if model.lora_parameters:
@@ -269,7 +271,7 @@ class _Run:
 
     def _save(self, path: Path) -> None:
         state = {
-            "settings": asdict(self._settings),
+            **self._identity,
             "trained": self._model.trained(),
             "best": self.best,
             "optimizer": self._optimizer.state_dict(),
@@ -284,10 +286,11 @@ class _Run:
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
-        if state["settings"] != asdict(self._settings):
+        theirs = {name: state.get(name) for name in self._identity}
+        if theirs != self._identity:
             raise UsageError(
-                f"{path} is the checkpoint of a run with other settings ({state['settings']}); "
-                "give the same settings to go on with it, or another --out to begin anew"
+                f"{path} is the checkpoint of a run with other settings or samples ({theirs}); "
+                "give the same to go on with it, or another --out to begin anew"
             )
         self._model.restore(state["trained"])
         self.best = state["best"]
