@@ -163,9 +163,13 @@ class Lab:
         layouts = Layouts(self.template)
         chance = random.Random(args.seed)
         self.train = list(read_samples(args.data / "train.jsonl"))[: args.samples]
-        self.dev = list(read_samples(args.data / "dev.jsonl"))
-        self.test = list(read_samples(args.data / "test.jsonl"))
-        self.test = chance.sample(self.test, min(args.test, len(self.test)))
+        self.dev, self.test = (
+            chance.sample(rows, min(number, len(rows)))
+            for rows, number in (
+                (list(read_samples(args.data / "dev.jsonl")), args.dev),
+                (list(read_samples(args.data / "test.jsonl")), args.test),
+            )
+        )
         self.layouts = {id(s): layouts.of(s) for s in (*self.train, *self.dev, *self.test)}
         self._model = PrefixModel(base)
         self._known: dict[tuple[Layout, ...], Prefixes] = {}
@@ -229,6 +233,7 @@ def run_variant(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
 def run_linear(lab: Lab) -> dict[str, Any]:
     """A linear layer on the hidden state of the last word."""
     base = lab.base()
+    measuring.progress("hidden states, contexts and all; this takes longer than any variant")
     hidden = {
         name: hidden_states(base, lab.laid(rows))
         for name, rows in (("train", lab.train), ("dev", lab.dev), ("test", lab.test))
@@ -281,6 +286,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default=DEFAULT)
     parser.add_argument("--samples", type=int, default=6000, help="of the training samples")
+    parser.add_argument("--dev", type=int, default=800, help="held-out rows, for thresholds")
     parser.add_argument("--test", type=int, default=1500, help="test rows")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
