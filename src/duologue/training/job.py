@@ -15,7 +15,7 @@ from duologue.adapters import ANY_WEIGHTS, Adapter, Fingerprint
 from duologue.backends.hf_tokenizer import HfTokenizer
 from duologue.data.samples import Sample, read_samples
 from duologue.errors import AdapterMismatch, BadData, UsageError
-from duologue.metrics.decisions import decide
+from duologue.metrics.decisions import Probabilities, decide
 from duologue.metrics.outcome import groups
 from duologue.metrics.temperature import fit_temperature, tempered
 from duologue.metrics.thresholds import calibrate
@@ -80,13 +80,7 @@ def run_probe_job(
     data = label(train_samples, train_layouts, states, job.recipe.settings)
     dev = label(dev_samples, dev_layouts, states, job.recipe.settings)
     fingerprint = fingerprint_of(model, tokenizer)
-    if job.teacher is not None:
-        job.teacher.check(fingerprint)
-        if job.teacher.states != states:
-            raise AdapterMismatch(f"the teacher knows {job.teacher.states}, the samples have {states}")
-        if job.recipe.lora is not None:
-            raise UsageError("a teacher is for rows; alora learns more from the labels alone")
-    teacher = None if job.teacher is None else ProbeModel.of(job.teacher, model)
+    teacher = _teacher(job, states, fingerprint, model)
     probe_model = ProbeModel(
         model, states, start_tokens(tokenizer), num_probes=job.recipe.num_probes, lora=job.recipe.lora
     )
@@ -111,28 +105,55 @@ def run_probe_job(
     )
     if teacher is not None:
         teacher.give_back()
-    dev_p = score(probe_model, dev.layouts, max_tokens=max_tokens)
-    temperature = fit_temperature(dev_samples, dev_p, states)
-    probe_model.cool(temperature)
-    dev_p = tempered(dev_p, temperature)
-    thresholds = calibrate(dev_samples, dev_p, states)
-    facts = _facts(job, name, history, time.monotonic() - started, train_samples)
-    facts["temperature"] = round(temperature, 3)
-    facts["dev"] = groups(dev_samples, decide(dev_p, dev_samples, states, thresholds))
-    adapter = Adapter(
-        kind=job.recipe.kind,
-        states=states,
-        rows=probe_model.rows(),
-        lora=probe_model.lora(),
-        thresholds={ANY_WEIGHTS: thresholds},
-        fingerprint=fingerprint,
-        name=name,
-        facts=facts,
-    )
+    seconds = time.monotonic() - started
+    facts = _facts(job, name, history, seconds, train_samples)
+    p = score(probe_model, dev.layouts, max_tokens=max_tokens)
+    adapter = _calibrated(job, probe_model, dev_samples, p, states, fingerprint, facts)
     adapter.save(job.out)
     plot(log, job.out / "training.png")
     checkpoint.unlink(missing_ok=True)
     return adapter
+
+
+def _calibrated(
+    job: Job,
+    model: ProbeModel,
+    samples: Sequence[Sample],
+    p: Probabilities,
+    states: tuple[InputState, ...],
+    fingerprint: Fingerprint,
+    facts: dict[str, Any],
+) -> Adapter:
+    """The adapter, as sure as it is right on the held-out `samples`, with the thresholds that suit them best."""
+    temperature = fit_temperature(samples, p, states)
+    model.cool(temperature)
+    p = tempered(p, temperature)
+    thresholds = calibrate(samples, p, states)
+    decided = groups(samples, decide(p, samples, states, thresholds))
+    return Adapter(
+        kind=job.recipe.kind,
+        states=states,
+        rows=model.rows(),
+        lora=model.lora(),
+        thresholds={ANY_WEIGHTS: thresholds},
+        fingerprint=fingerprint,
+        name=facts["base"],
+        facts={**facts, "temperature": round(temperature, 3), "dev": decided},
+    )
+
+
+def _teacher(
+    job: Job, states: tuple[InputState, ...], fingerprint: Fingerprint, model: PreTrainedModel
+) -> ProbeModel | None:
+    """The teacher around the base, if there is one."""
+    if job.teacher is None:
+        return None
+    job.teacher.check(fingerprint)
+    if job.teacher.states != states:
+        raise AdapterMismatch(f"the teacher knows {job.teacher.states}, the samples have {states}")
+    if job.recipe.lora is not None:
+        raise UsageError("a teacher is for rows; alora learns more from the labels alone")
+    return ProbeModel.of(job.teacher, model)
 
 
 def start_tokens(tokenizer: HfTokenizer) -> list[Token]:
