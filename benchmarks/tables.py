@@ -132,7 +132,7 @@ def readme(results: Results) -> str:
         rows.append(
             (
                 f"Passes that listening adds, {_latency_name(result)}",
-                f"{added}; in silence {most} a decision",
+                f"{added} in {direct['n']} decisions; in silence {most} a decision",
                 _link(name),
             )
         )
