@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             result = measured(args.sessions).as_dict()
         info = model.backend.info
-        result |= {"model": info.model, "backend": info.name, "weights": info.weights, "adapter": model.adapter.kind}
+        result |= {"model": model.name, "backend": info.name, "weights": info.weights, "adapter": model.adapter.kind}
     finally:
         model.close()
     if args.json:
