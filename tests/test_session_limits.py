@@ -128,6 +128,25 @@ def test_an_answer_does_not_run_far_ahead_of_what_has_been_heard():
     assert talk.turns[-1] == ("assistant", answer)
 
 
+def test_an_answer_runs_less_far_ahead_while_words_are_being_heard():
+    config = SessionConfig(heard="reported", lookahead=10, lookahead_listening=4)
+    answer = "one two three four five six seven eight nine ten eleven twelve"
+    talk = Talk({"count please": answer}, policy=SURE, config=config)
+    talk.hear("count please")
+    talk.run()
+    assert talk.session.running.num_tokens == 10
+    talk.session.heard(4)
+    talk.hear("", utterance="aside", final=False)
+    talk.run()
+    assert talk.session.running.num_tokens == 10
+    talk.session.heard(9)
+    talk.run()
+    assert talk.session.running.num_tokens == 13
+    talk.hear("mhm", utterance="aside", final=True)
+    talk.run()
+    assert talk.session.running.num_tokens > 13
+
+
 def test_a_word_longer_than_the_lookahead_comes_to_its_end():
     config = SessionConfig(heard="reported", lookahead=5)
     talk = Talk({"shout please": "a" * 40 + " end"}, policy=SURE, config=config)

@@ -56,6 +56,7 @@ class Branch:
         self.answer: Answer | None = None
         self.suspended: list[Answer] = []
         self.interruptible = policy.interruptible  # of the answers to come
+        self.is_talked_over = False  # words are being heard, which may cut the answer
         self.num_answers = 0
         self.epoch = 0
         self._num_trimmed = 0  # turns left out so far: chance counts them, too
@@ -183,11 +184,9 @@ class Branch:
 
         What is cut will not have been computed in vain, and when words come, the backend is hardly ever busy.
         """
-        return (
-            self._config.heard == "reported"
-            and not answer.finished
-            and answer.num_waiting_tokens >= self._config.lookahead
-        )
+        config = self._config
+        most = min(config.lookahead, config.lookahead_listening) if self.is_talked_over else config.lookahead
+        return config.heard == "reported" and not answer.finished and answer.num_waiting_tokens >= most
 
     def go_on(self, answer: Answer, tokens: Sequence[Token]) -> None:
         """The model drew `tokens` for the running answer."""

@@ -18,10 +18,11 @@ class SessionConfig:
     seed: int = 0
     heard: Literal["shown", "reported"] = "shown"  # what `Said` tells is heard at once, or when `heard` is called
     lookahead: int = 48  # most tokens of an answer that nobody has heard yet, where that is reported
+    lookahead_listening: int = 16  # the same while words are being heard, which may cut it: they find the backend idle
 
     def __post_init__(self) -> None:
-        if self.max_length < 128 or min(self.max_answer, self.chunk, self.lookahead) < 1:
-            raise UsageError("max_length must be at least 128, max_answer, chunk and lookahead at least 1")
+        if self.max_length < 128 or min(self.max_answer, self.chunk, self.lookahead, self.lookahead_listening) < 1:
+            raise UsageError("max_length must be at least 128, max_answer, chunk and both lookaheads at least 1")
 
     @property
     def max_user_text(self) -> int:

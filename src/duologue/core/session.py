@@ -508,6 +508,7 @@ class Session:
         """What follows from it: a rebuilt context is put to use, and words that had to wait get their turn."""
         self._branch.swap_if_rebuilt()
         listening = self._input
+        self._branch.is_talked_over = listening is not None
         if listening is not None and listening.epoch != self._branch.epoch:
             self._unseat(listening)
         if listening is not None and listening.deferred and self.running is None and not self._branch.is_making_room:
