@@ -127,8 +127,8 @@ class _Teller:
                 self._remark(at, f"{visible(what)} not done: {reason}")
             case e.Trimmed(at, turns_dropped=dropped):
                 self._remark(at, f"left out to make room: the oldest {counted(dropped, 'turn')}")
-            case e.Edited(at, turns=turns):
-                self._remark(at, f"the history was replaced by {counted(turns, 'turn')}")
+            case e.Edited(at, history=history):
+                self._remark(at, f"the history was replaced by {counted(len(history), 'turn')}")
             case e.Finished(answer=answer, reason="length"):
                 self._too_long.add(answer)
             case e.Committed(at, answer=answer):
