@@ -84,7 +84,7 @@ class Ledger:
                 pass
 
     def _release(self, answer: int) -> _Told:
-        """The running answer. Without words promoted to it, it answers the user's turn that ends the history, if any."""
+        """The running answer. Without words promoted to it, it answers the user's turn that ends the history."""
         if self._running is None or self._running.id != answer:
             last = self._turns[-1] if self._turns else None
             asked = self._turns.pop().text if last is not None and last.role is Role.USER else None
