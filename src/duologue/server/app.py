@@ -23,6 +23,7 @@ from duologue.server.conversations import Conversations
 from duologue.server.duplex import Duplex
 from duologue.server.guard import refusal, subprotocols
 from duologue.server.metrics import Metrics
+from duologue.server.realtime import Realtime
 
 log = logging.getLogger("duologue.server")
 
@@ -88,6 +89,10 @@ class Server:
     async def duplex(self, socket: WebSocket) -> None:
         """A duplex connection."""
         await Duplex(socket, self._talks, self.config).run()
+
+    async def realtime(self, socket: WebSocket) -> None:
+        """A connection of a Realtime client."""
+        await Realtime(socket, self._talks, self.config).run()
 
     def guarded(self, route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """`route` for those who may use it, once there is a model."""
@@ -163,6 +168,7 @@ def create_app(config: ServerConfig | None = None, *, model: Model | None = None
         Route("/v1/models", server.guarded(server.models)),
         Route("/v1/chat/completions", server.guarded(server.complete), methods=["POST"]),
         WebSocketRoute("/v1/duplex", server.guarded_socket("duplex", server.duplex, protocols=("duologue",))),
+        WebSocketRoute("/v1/realtime", server.guarded_socket("realtime", server.realtime, protocols=("realtime",))),
     ]
     app = Starlette(routes=routes, lifespan=server.lifespan)
     app.state.server = server

@@ -1,0 +1,85 @@
+"""Keeps what a session remembers the same as what the client sees: the items, and the instructions."""
+
+from duologue.core.session import Session
+from duologue.engines.batch import Handle
+from duologue.errors import ContextOverflow
+from duologue.model import Model
+from duologue.server.realtime_errors import Rejection
+from duologue.server.realtime_items import Item, merged, turns
+from duologue.template import Template
+from duologue.tokenizer import well_formed
+from duologue.types import Role, Turn
+
+
+class History:
+    """The session's history and system prompt. They are compared with what they should be when it is about to hear or
+    answer something, and replaced only if they differ: a client may say the same in many small changes.
+    """
+
+    def __init__(self, handle: Handle, model: Model, default: str) -> None:
+        self.num_trimmed = 0  # turns that the session has left out for want of room
+        self._handle = handle
+        self._model = model
+        self._default = default  # the server's instructions; empty: the model's own
+        self._current = default  # instructions that the session has
+
+    @property
+    def session(self) -> Session:
+        """What is to be kept the same."""
+        assert isinstance(self._handle.session, Session), "a conversation of the server's has one"
+        return self._handle.session
+
+    def check(self, instructions: str) -> None:
+        """Whether `instructions` leave room for a conversation. Raises `Rejection`."""
+        length, limit = len(self._template(instructions).begin), self.session.config.max_length // 4
+        if length > limit:
+            raise Rejection(
+                f"the instructions take {length} tokens, and at most {limit} leave room for a conversation",
+                code="string_above_max_length",
+                param="instructions",
+            )
+
+    def check_turn(self, text: str) -> None:
+        """Whether the user's turn may be as long as `text`. Raises `Rejection`."""
+        limit = self.session.config.max_user_text
+        if len(text) > 32 * limit or len(self.session.template.user(text, first=False)) > limit:
+            raise Rejection(
+                f"what is to be answered may have {limit} tokens in all; say it in parts",
+                code="string_above_max_length",
+                param="item.content",
+            )
+
+    def sync(self, instructions: str, items: list[Item], *, is_forced: bool = False) -> bool:
+        """Make the session remember `items` under `instructions`. Returns whether it had to be changed.
+
+        Then a running answer and what was being heard have been given up; with `is_forced`, always.
+
+        Raises:
+            TemplateError: the model's chat template does not allow such a history.
+        """
+        wanted, has = turns(items), merged(self.session.history)
+        if self.num_trimmed and has and wanted[len(wanted) - len(has) :] == has:
+            wanted = has
+        if not is_forced and instructions == self._current and wanted == has:
+            return False
+        template = self._template(instructions)
+        while True:
+            try:
+                self._handle.edit(wanted, template=template)
+                break
+            except ContextOverflow:
+                if not wanted:
+                    raise
+                wanted = _without_oldest(wanted)
+                self.num_trimmed += 1
+        self._current = instructions
+        return True
+
+    def _template(self, instructions: str) -> Template:
+        text = well_formed(instructions) or self._default
+        return self._model.template.with_system(text) if text else self._model.template
+
+
+def _without_oldest(history: list[Turn]) -> list[Turn]:
+    """Without the oldest exchange."""
+    return history[next((i for i in range(1, len(history)) if history[i].role is Role.USER), len(history)) :]
