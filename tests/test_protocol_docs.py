@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from duologue.core.events import EVENT_TYPES, Decision
+from duologue.server.config import ServerConfig
 from duologue.server.duplex import MESSAGES
 from duologue.server.settings import Settings, read_turns
 
@@ -57,3 +58,16 @@ def test_the_example_is_made_of_messages():
         else:
             assert kind == "started" or kind in EVENT_TYPES
     assert read_turns([{"role": "user", "text": "hi"}])
+
+
+def test_settings_of_the_server():
+    text = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    part = text.split("<!-- serve settings -->")[1].split("<!-- end -->")[0]
+    told = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("| `")]
+    assert told == [[f"`{item.name}`", _shown(item.default), item.metadata["help"]] for item in fields(ServerConfig)]
+
+
+def _shown(value: object) -> str:
+    if value in ("", ()):
+        return ""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

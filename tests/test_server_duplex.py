@@ -17,12 +17,12 @@ LONG = "Well, " + " ".join(f"word{i}" for i in range(60)) + "."
 ANSWERS = {"tell me a lot": LONG, "tell me more": LONG}
 
 
-def run(talk: Coroutine[Any, Any, None]) -> None:
+def run(talk: Coroutine[Any, Any, None], *, seconds: float = 60) -> None:
     """Run to the end, and see that no task is left."""
 
     async def alone() -> None:
         try:
-            await asyncio.wait_for(talk, 60)
+            await asyncio.wait_for(talk, seconds)
         finally:
             while OPEN:
                 OPEN[-1].transport.abort()
