@@ -1,4 +1,4 @@
-"""`/v1/realtime`: OpenAI's Realtime protocol for text, with duplex behind it; docs/realtime.md has what is supported."""
+"""`/v1/realtime`: OpenAI's Realtime protocol for text, with duplex behind it; docs/realtime.md says how."""
 
 import asyncio
 import logging

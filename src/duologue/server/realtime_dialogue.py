@@ -1,6 +1,6 @@
 """A session's events as a Realtime client knows them: items, responses, and what becomes of words said over an answer.
 
-What is typed over an answer is judged. A client's `response.create` that follows it waits for the decision. Only then is
+What is typed over an answer is judged, and a client's `response.create` behind it waits for the decision. Only then is
 anything told: `speech_started` makes stock clients stop, so it must not come for words that are none of the
 assistant's business.
 """
@@ -202,8 +202,12 @@ class Dialogue:
         if self._held_back is None and response is not None and not response.is_done:
             reason = self._finished.pop(response.number, None)
             if reason is not None:
-                status = ("incomplete", "max_output_tokens") if reason == "length" else ("completed", None)
-                response.end(*status, self._previous(response.item))
+                is_whole = reason != "length"
+                response.end(
+                    "completed" if is_whole else "incomplete",
+                    None if is_whole else "max_output_tokens",
+                    self._previous(response.item),
+                )
 
     def close(self) -> None:
         """It is over."""
