@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from starlette.websockets import WebSocket
 
@@ -69,14 +70,13 @@ class Realtime:
         sending = asyncio.create_task(self._outbox.run(), name="duologue-realtime-sender")
         telling = asyncio.create_task(self._tell(talk, dialogue), name="duologue-realtime-teller")
         taking = asyncio.create_task(self._take(Commands(dialogue)), name="duologue-realtime-taker")
-        tasks = (sending, telling, taking)
+        losing = asyncio.create_task(self._outbox.overflow.wait(), name="duologue-realtime-overflow")
+        tasks = (sending, telling, taking, losing)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if telling.done() and telling.exception() is None:
                 await asyncio.wait((sending,), timeout=_LAST_WORDS_S)
                 await self._wire.close(_RESTART if talk.events.ended == "shutdown" else _GOING_AWAY, "it is over")
-            elif self._outbox.is_too_full:
-                await self._wire.close(_POLICY, "too slow")
         finally:
             for task in tasks:
                 task.cancel()
@@ -84,6 +84,10 @@ class Realtime:
         for result in results:
             if isinstance(result, Exception):
                 raise result
+        if self._outbox.overflow.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self._wire.close(_POLICY, "too slow")
 
     async def _tell(self, talk: Conversation, dialogue: Dialogue) -> None:
         """What the session tells."""

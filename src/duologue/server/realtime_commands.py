@@ -8,7 +8,7 @@ from duologue.server.realtime_config import EAGERNESS, RealtimeConfig
 from duologue.server.realtime_dialogue import Dialogue
 from duologue.server.realtime_errors import ACTIVE, NEEDS_VOICE, NOT_ACTIVE, Rejection
 from duologue.server.realtime_items import Item, merged
-from duologue.server.realtime_listening import PREFIX
+from duologue.server.realtime_listening import label
 from duologue.server.realtime_messages import event_id, read
 from duologue.server.realtime_request import Request
 from duologue.server.realtime_response import Response, whole_words
@@ -194,9 +194,9 @@ class Commands:
             return
         if is_free:
             dialogue.history.sync(dialogue.config.instructions, dialogue.items.answered)
-        name = PREFIX + utterance
+        name = listening.name(utterance)
         is_answered = running is not None and running.find(name) is not None and not running.num_heard
-        listening.grow(utterance, text, is_answered=is_answered)
+        listening.grow(name, text, is_answered=is_answered)
         dialogue.handle.hear(text, utterance=name, final=is_final)
         if dialogue.session.input_text is None:  # these words were dropped before, or there are none
             listening.items = listening.typed
@@ -221,13 +221,16 @@ class Commands:
         dialogue, listening = self._dialogue, self._dialogue.listening
         wanted = fields["utterance"]
         grown = [item.utterance for item in listening.items if item.utterance is not None]
-        names = [name for name in (*grown, *self._drafts) if wanted in (None, name)]
-        if not names:
+        grown = [name for name in grown if wanted in (None, label(name))]
+        drafts = [name for name in self._drafts if wanted in (None, name)]
+        if not grown and not drafts:
             raise Rejection("there are no such words to take back", code="input_not_active")
-        for name in names:
-            if self._drafts.pop(name, None) is None:
-                dialogue.handle.hear("", utterance=PREFIX + name, final=True)
-                listening.forget(name)
+        for name in drafts:
+            del self._drafts[name]
+        for name in grown:
+            dialogue.handle.hear("", utterance=name, final=True)
+            listening.forget(name)
+            listening.end(label(name))
 
     def _acknowledge(self, fields: dict[str, Any], _: str | None) -> None:
         dialogue, response = self._dialogue, self._dialogue.response

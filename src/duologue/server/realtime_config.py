@@ -72,10 +72,7 @@ class RealtimeConfig:
         if "max_output_tokens" in row:
             found["max_output_tokens"] = tokens(row["max_output_tokens"], "session.max_output_tokens")
         check_tools(row, "session")
-        audio = row.get("audio") or {}
-        heard = audio.get("input") or {} if isinstance(audio, Mapping) else None
-        if not isinstance(heard, Mapping):
-            raise Rejection("audio and audio.input must be objects", param="session.audio")
+        heard = _object(_object(row, "audio"), "input")
         if "turn_detection" in heard:
             found["turn_detection"] = TurnDetection.from_json(heard["turn_detection"], self.turn_detection)
         return replace(self, **found)
@@ -131,6 +128,13 @@ def check_tools(row: Mapping[str, Any], where: str) -> None:
         raise Rejection("tools are not supported; leave tools out, or empty", param=f"{where}.tools")
     if row.get("tool_choice") not in (None, "auto", "none"):
         raise Rejection("tools are not supported; tool_choice may be auto or none", param=f"{where}.tool_choice")
+
+
+def _object(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = {} if row.get(name) is None else row[name]
+    if not isinstance(value, Mapping):
+        raise Rejection(f"{name} must be an object", code="invalid_type", param=f"session.{name}")
+    return value
 
 
 def _flag(row: Mapping[str, Any], name: str, default: bool, where: str) -> bool:

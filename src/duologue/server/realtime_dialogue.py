@@ -18,7 +18,7 @@ from duologue.server.realtime_config import RealtimeConfig
 from duologue.server.realtime_errors import ACTIVE, Rejection
 from duologue.server.realtime_history import History
 from duologue.server.realtime_items import Item, Items, new_id, words
-from duologue.server.realtime_listening import PREFIX, Listening
+from duologue.server.realtime_listening import PREFIX, Listening, label
 from duologue.server.realtime_request import Request
 from duologue.server.realtime_response import Response, Say
 from duologue.types import InputState
@@ -134,7 +134,7 @@ class Dialogue:
             self.listening.items = grown  # what was being heard was given up
             for item in grown:
                 assert item.utterance is not None, "it is one that grows"
-                self.handle.hear(self.listening.text(item.utterance), utterance=PREFIX + item.utterance)
+                self.handle.hear(self.listening.text(item.utterance), utterance=item.utterance)
         self.request, self._is_started = request, True
         for item in waiting:
             if item.text.strip() and item not in self.listening.items:
@@ -310,7 +310,7 @@ class Dialogue:
             text=event.text,
             latency_ms=round((event.at - event.heard_at) * 1000, 1),
             item_id=None if is_grown else event.utterance,
-            utterance=event.utterance.removeprefix(PREFIX) if is_grown else None,
+            utterance=label(event.utterance) if is_grown else None,
         )
 
     # ------------------------------------------------------------------ answers

@@ -5,14 +5,20 @@ from dataclasses import dataclass, field
 from duologue.server.realtime_items import Item, new_id, words
 
 PREFIX = "text:"  # of an utterance's name in the session, so that it is no item's
+_MOST_KEPT = 64  # utterances that may go on
 
 
 @dataclass(eq=False, slots=True)
 class Listening:
-    """Items in the order in which they were said. One with an `utterance` grows, and is not in the conversation yet."""
+    """Items in the order in which they were said. One with an `utterance` grows, and is not in the conversation yet.
+
+    A client may use the name of an utterance again when it has ended; the session's names are used once.
+    """
 
     items: list[Item] = field(default_factory=list)
     turn: list[Item] = field(default_factory=list)  # what the newest answer answers
+    _names: dict[str, str] = field(default_factory=dict)  # in the session, by those of the client
+    _num_names: int = 0
     _texts: dict[str, str] = field(default_factory=dict)  # by utterance: all of it so far
     _answered: dict[str, str] = field(default_factory=dict)  # by utterance: what of it belongs to turns that are over
     _before: dict[str, str] = field(default_factory=dict)  # the same without the newest turn
@@ -27,9 +33,16 @@ class Listening:
         """Those that are in the conversation already."""
         return [item for item in self.items if item.utterance is None]
 
+    def name(self, label: str) -> str:
+        """What the utterance that the client calls `label` is called in the session."""
+        if label not in self._names:
+            self._num_names += 1
+            self._names[label] = f"{PREFIX}{self._num_names}:{label}"
+        return self._names[label]
+
     def grow(self, utterance: str, text: str, *, is_answered: bool) -> None:
         """The words of `utterance` are now `text`. `is_answered`: they are part of the turn that is being answered."""
-        self._texts[utterance] = text
+        _remember(self._texts, utterance, text)
         found = next((item for item in self.items if item.utterance == utterance), None)
         if found is None and not is_answered:
             found = Item("user", "", utterance=utterance)
@@ -41,12 +54,9 @@ class Listening:
         """All of `utterance` so far."""
         return self._texts.get(utterance, "")
 
-    def end(self, utterance: str) -> None:
-        """It has ended: its name may be used anew."""
-        if not any(item.utterance == utterance for item in self.items):
-            self._texts.pop(utterance, None)
-        self._answered.pop(utterance, None)
-        self._before.pop(utterance, None)
+    def end(self, label: str) -> None:
+        """The utterance has ended: the client's name for it may be used anew."""
+        self._names.pop(label, None)
 
     def forget(self, utterance: str) -> None:
         """Its words were taken back."""
@@ -59,16 +69,14 @@ class Listening:
         grown = [item for item in self.turn if item.utterance is not None]
         for item in grown:
             assert item.utterance is not None, "it is one that grows"
-            self._before[item.utterance] = self._answered.get(item.utterance, "")
-            self._answered[item.utterance] = self._texts.get(item.utterance, "")
+            _remember(self._before, item.utterance, self._answered.get(item.utterance, ""))
+            _remember(self._answered, item.utterance, self._texts.get(item.utterance, ""))
         return grown
 
     def take_back(self) -> list[Item]:
         """The turn is open again. Returns what of it may grow: that leaves the conversation, and is to be renewed."""
         grown = [item for item in self.turn if item.utterance is not None]
-        names = {item.utterance for item in grown}
-        others = [item for item in self.items if item.utterance is None or item.utterance not in names]
-        self.items, self.turn = [*self.turn, *others], []
+        self.items, self.turn = [*self.turn, *self.items], []
         return grown
 
     def renew(self, item: Item) -> None:
@@ -88,3 +96,15 @@ class Listening:
     def _words(self, utterance: str) -> str:
         text, before = self._texts.get(utterance, ""), self._answered.get(utterance, "")
         return text.removeprefix(before).strip()
+
+
+def label(utterance: str) -> str:
+    """What the client calls it."""
+    return utterance.removeprefix(PREFIX).partition(":")[2]
+
+
+def _remember(where: dict[str, str], utterance: str, text: str) -> None:
+    where.pop(utterance, None)
+    where[utterance] = text
+    while len(where) > _MOST_KEPT:
+        del where[next(iter(where))]

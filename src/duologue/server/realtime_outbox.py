@@ -15,7 +15,7 @@ class Outbox:
     """Takes events at once, and sends them as fast as the client takes them."""
 
     def __init__(self, wire: Wire) -> None:
-        self.is_too_full = False  # events were lost: the client knows no longer what there is
+        self.overflow = asyncio.Event()  # events were lost: the client knows no longer what there is
         self._wire = wire
         self._waiting: deque[dict[str, Any]] = deque()
         self._changed = asyncio.Event()
@@ -24,7 +24,7 @@ class Outbox:
     def put(self, kind: str, /, **fields: Any) -> None:
         """An event of type `kind`."""
         if len(self._waiting) >= MOST_WAITING:
-            self.is_too_full = True
+            self.overflow.set()
         else:
             self._waiting.append({"type": kind, "event_id": new_id("event"), **fields})
         self._changed.set()
@@ -35,8 +35,8 @@ class Outbox:
         self._changed.set()
 
     async def run(self) -> None:
-        """Send, until the client is gone or too slow, or all was sent and there is no more."""
-        while not self.is_too_full:
+        """Send, until the client is gone, or all was sent and there is no more."""
+        while True:
             self._changed.clear()
             if self._waiting:
                 if not await self._wire.send(self._waiting.popleft()):
@@ -49,6 +49,6 @@ class Outbox:
 
     async def room(self) -> None:
         """Until the client has taken most of what was sent: who asks faster than it reads has to wait."""
-        while len(self._waiting) > _ROOM and not self.is_too_full:
+        while len(self._waiting) > _ROOM:
             self._changed.clear()
             await self._changed.wait()

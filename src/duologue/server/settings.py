@@ -53,7 +53,7 @@ class Settings:
     @property
     def words_per_second(self) -> float | None:
         """The rate of hearing, if it goes by the clock."""
-        return self.hearing if isinstance(self.hearing, float) else None
+        return None if isinstance(self.hearing, str) else float(self.hearing)
 
     def session(self, model: Model, limits: ServerConfig, history: tuple[Turn, ...] = ()) -> Session:
         """A session with these settings, within what the server allows.
