@@ -37,7 +37,7 @@ class TurnDetection:
             return None
         if not isinstance(row, Mapping) or row.get("type", "semantic_vad") not in ("semantic_vad", "server_vad"):
             raise Rejection("turn_detection is null, or of type semantic_vad or server_vad", param=where)
-        eagerness = row.get("eagerness") or "auto"
+        eagerness = "auto" if row.get("eagerness") is None else row["eagerness"]
         if not isinstance(eagerness, str) or eagerness not in EAGERNESS:
             raise Rejection(f"eagerness must be one of {', '.join(EAGERNESS)}", param=f"{where}.eagerness")
         before = before or cls()
