@@ -209,6 +209,20 @@ def test_stop_ends_the_answer_and_nothing_follows(asks):
     run(talk())
 
 
+def test_a_program_may_ask_the_next_question_when_it_has_the_answer():
+    async def talk() -> None:
+        async with answering(**SLOW) as server:
+            peer = await join(server)
+            for question, answer in (("hello", "Hi there."), ("and who", "Nobody."), ("hello", "Hi there.")):
+                await peer.ask(question)
+                done = (await peer.until("response.done"))["response"]
+                assert (done["status"], done["output"][0]["content"][0]["text"]) == ("completed", answer)
+            assert len(peer.mirror.said) == 6
+            assert history(server) == peer.mirror.said[:4]
+
+    run(talk())
+
+
 def test_incomplete_words_wait_for_more():
     async def talk() -> None:
         async with serving(scripted_model({"tell me a lot": LONG, "and the cat": "It sleeps."}), **SLOW) as server:

@@ -94,7 +94,7 @@ def test_instructions_and_a_reply_that_is_given_up():
             conversation = Talk(session)
             await session.update_instructions("Be a cat.")
             story = await conversation.ask("tell me a lot")
-            await story.until(30)
+            await story.until(60)  # so that some of it has been heard
             session.interrupt()
             assert LONG.startswith(await asyncio.wait_for(story.task, 10))
             hello = await conversation.ask("hello")

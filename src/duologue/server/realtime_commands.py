@@ -85,10 +85,13 @@ class Commands:
         is_last = dialogue.items.insert(item, fields["previous_item_id"])
         dialogue.show(item)
         dialogue.verdict = None
-        is_judged = dialogue.config.turn_detection is not None and (
-            dialogue.running is not None or bool(dialogue.listening.items)
-        )
-        if item.role == "user" and item.text.strip() and is_last and is_judged:
+        if item.role != "user" or not item.text.strip() or not is_last or dialogue.config.turn_detection is None:
+            return
+        running, response = dialogue.running, dialogue.response
+        if running is not None and response is not None and response.is_done and not self._has_reports:
+            if not running.num_heard and not dialogue.listening.items:
+                dialogue.handle.hear_out()  # too fast for somebody who reads: a program has got what it waited for
+        if dialogue.running is not None or dialogue.listening.items:
             dialogue.hear(item)
 
     def _retrieve_item(self, fields: dict[str, Any], _: str | None) -> None:
