@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from livekit.agents import Agent, AgentSession, llm
 from livekit.plugins.openai import realtime
-
 from served import ANSWERS, LONG, run, server_history
+
 from serving import Running, scripted_model, serving
 
 

@@ -20,8 +20,8 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.openai.realtime import events
 from pipecat.services.openai.realtime.llm import OpenAIRealtimeLLMService
 from pipecat.workers.runner import WorkerRunner
-
 from served import ANSWERS, LONG, run, server_history
+
 from serving import Running, scripted_model, serving
 
 

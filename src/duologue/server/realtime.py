@@ -33,6 +33,7 @@ class Realtime:
         self._is_duplex = socket.query_params.get("duplex", "") in ("1", "true")
         self._wire = Wire(socket, config, is_busy=self._is_busy)
         self._outbox = Outbox(self._wire)
+        self.dialogue: Dialogue | None = None  # to be read
         self._talk: Conversation | None = None
         self._num_taken = 0  # events of the session that the dialogue has
 
@@ -45,7 +46,7 @@ class Realtime:
             return
         self._talk = talk
         talk.attach(self)
-        dialogue = Dialogue(
+        dialogue = self.dialogue = Dialogue(
             talk,
             self._conversations.model,
             self._outbox.put,
