@@ -137,6 +137,7 @@ class Dialogue:
                 self.handle.hear(self.listening.text(item.utterance), utterance=item.utterance)
         self.request, self._is_started = request, True
         for item in waiting:
+            item.utterance = None  # it is in the conversation, and grows no more
             if item.text.strip() and item not in self.listening.items:
                 self.hear(item)
         self.handle.limit(min(request.max_output_tokens or self.max_tokens, self._most_tokens))
@@ -345,7 +346,7 @@ class Dialogue:
         if (response := self._response(event.answer)) is not None:
             response.item.text, self.response = event.text[response.base :], None
             self._stopping = None
-        self.listening.turn = []
+        self.listening.close_turn()
         if self.request is not None and self.running is None and self.session.input_text:
             self.handle.respond()  # it waited for the end of the answer, and that has come
 
@@ -356,7 +357,7 @@ class Dialogue:
         if (response := self._response(event.answer)) is not None:
             response.hear(len(event.heard))
             self._cut(response, event.at)
-        self.listening.turn = []
+        self.listening.close_turn()
 
     def _withdrawn(self, event: e.Withdrawn) -> None:
         is_ours = event.answer in self._muted or self._stopping == event.answer
@@ -366,7 +367,7 @@ class Dialogue:
         if not is_ours:
             for item in self.listening.turn:
                 self.delete(item)
-        self.listening.turn = []
+        self.listening.close_turn()
 
     def _taken_back(self, event: e.TakenBack) -> None:
         if (response := self._response(event.answer)) is not None:

@@ -73,6 +73,12 @@ class Listening:
             _remember(self._answered, item.utterance, self._texts.get(item.utterance, ""))
         return grown
 
+    def close_turn(self) -> None:
+        """The turn cannot be taken back any more: its items grow no more."""
+        for item in self.turn:
+            item.utterance = None
+        self.turn = []
+
     def take_back(self) -> list[Item]:
         """The turn is open again. Returns what of it may grow: that leaves the conversation, and is to be renewed."""
         grown = [item for item in self.turn if item.utterance is not None]
