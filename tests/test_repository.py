@@ -233,7 +233,7 @@ def test_the_changelog_has_a_section_for_what_comes() -> None:
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
-SCRIPTS = ("scripts/demo", "scripts/test", "scripts/check", ".ci/run")
+SCRIPTS = ("scripts/demo", "scripts/test", "scripts/test-clients", "scripts/check", ".ci/run")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -236,7 +236,8 @@ class Dialogue:
 
     def _promoted(self, event: e.Promoted) -> None:
         for item in self.listening.answer():
-            self.items.add(item)
+            behind = self.listening.turn[self.listening.turn.index(item) + 1 :]
+            self.items.add(item, before=next((other for other in behind if other in self.items), None))
             self.say("input_audio_buffer.committed", item_id=item.id, previous_item_id=self.items.previous(item))
             self.show(item)
         detection = self.config.turn_detection
