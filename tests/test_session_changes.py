@@ -11,6 +11,7 @@ from duologue.engines.batch import BatchEngine, Handle
 from duologue.errors import ContextOverflow, UsageError
 from duologue.types import Role, Turn
 from scripted import Talk
+from serving import scripted_model
 
 ANSWERS = {"hello": "One two three four.", "and": "Yes."}
 
@@ -67,10 +68,9 @@ async def until(handle: Handle, kind: type[Event]) -> Event:
 
 def test_reports_take_the_place_of_the_clock():
     async def run() -> None:
-        talk = Talk(ANSWERS, config=SessionConfig(heard="reported"))
-        talk.engine.close()
-        async with BatchEngine(talk.backend) as engine:
-            handle = engine.open(talk.session, words_per_second=0.01)
+        model = scripted_model(ANSWERS)
+        async with BatchEngine(model.backend) as engine:
+            handle = engine.open(model.session(config=SessionConfig(heard="reported")), words_per_second=0.01)
             handle.hear("hello", final=True)
             await until(handle, Finished)
             with pytest.raises(UsageError, match="by the clock"):
