@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types import realtime as types
 
+from duologue.server.realtime_messages import EVENTS, EXTENSIONS
 from serving import Running, scripted_model, serving
 from test_realtime import ANSWERS, LONG, history, run
 
@@ -171,44 +171,44 @@ def test_the_client_without_async():
     run(talk())
 
 
+class Typist:
+    """Somebody who types in answer to what is printed: each line when so much of an answer, or that, is there."""
+
+    def __init__(self, out: io.StringIO, *lines: tuple[int | str, str]) -> None:
+        self.out = out
+        self.lines = list(lines)
+
+    def __call__(self) -> str:
+        until, text = self.lines.pop(0)
+        while not (len(self.out.getvalue()) >= until if isinstance(until, int) else until in self.out.getvalue()):
+            time.sleep(0.01)
+        return text
+
+
 def test_the_example_of_the_manual_is_interrupted_in_fifteen_lines():
     (snippet,) = re.findall(
         r"^```python realtime\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
     assert len([line for line in snippet.splitlines() if line.strip()]) <= 15
-    snippet = snippet.removesuffix("asyncio.run(main())\n")
-    answers = {"tell me a long story": LONG, "wait, who wrote it?": "Nobody did."}
+    answers = {"tell me a story": LONG, "wait, who wrote it?": "Nobody did."}
     out = io.StringIO()
-
-    def type_in() -> str:
-        """As somebody would who reads what is printed."""
-        until, words = lines.pop(0)
-        while not out.getvalue()[until:]:
-            time.sleep(0.01)
-        return words
-
-    lines = [(-1, "tell me a long story"), (60, "mhm"), (100, "wait, who wrote it?"), (0, "")]
+    typist = Typist(out, (0, "tell me a story"), (60, "mhm"), (100, "wait, who wrote it?"), ("did.\n", ""))
 
     async def talk() -> None:
         async with serving(scripted_model(answers), words_per_second=10.0) as server:
-            names: dict[str, Any] = {"input": lambda: (lines[1:] and type_in()) or wait_for_the_end()}
-            exec(compile(snippet.replace("http://127.0.0.1:8080", server.http), PAGE.name, "exec"), names)
+            names: dict[str, Any] = {"input": typist}
+            code = snippet.removesuffix("asyncio.run(main())\n").replace("http://127.0.0.1:8080", server.http)
+            exec(compile(code, PAGE.name, "exec"), names)
             with contextlib.redirect_stdout(out):
                 await asyncio.wait_for(names["main"](), 20)
 
-    def wait_for_the_end() -> str:
-        while not out.getvalue().endswith("Nobody did.\n"):
-            time.sleep(0.01)
-        return ""
-
-    out.write(" ")
     run(talk())
-    told = out.getvalue().strip().splitlines()
-    assert LONG.startswith(told[0])
-    assert 100 <= len(told[0]) < len(LONG)
-    assert told[1] == "Nobody did."
+    story, answer = out.getvalue().splitlines()
+    assert LONG.startswith(story)
+    assert 100 <= len(story) < len(LONG)
+    assert answer == "Nobody did."
 
 
-@pytest.mark.parametrize("name", ["conversation.item.create", "overlap.decision", "playback.ack", "input.text.append"])
-def test_the_page_names(name):
-    assert f"`{name}`" in PAGE.read_text(encoding="utf-8")
+def test_the_page_names_every_event_of_a_client():
+    page = PAGE.read_text(encoding="utf-8")
+    assert [name for name in (*EVENTS, *EXTENSIONS) if f"`{name}`" not in page] == []

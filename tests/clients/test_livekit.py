@@ -114,6 +114,7 @@ def test_an_agent_session_talks_and_is_interrupted():
                 await session.start(Agent(instructions="Be a cat."))
                 first = await session.run(user_input="hello")
                 first.expect.next_event().is_message(role="assistant")
+                await asyncio.sleep(0.6)  # it has been heard
                 story = session.generate_reply(user_input="tell me a lot")
                 await asyncio.sleep(1.0)
                 await session.interrupt()
@@ -131,6 +132,28 @@ def test_an_agent_session_talks_and_is_interrupted():
                 history = server_history(server)
                 assert said[3][1].startswith(history[3][1]), "what was heard is a part of what was forwarded"
                 assert [*history[:3], *history[4:]] == [*said[:3], *said[4:]]
+            await model.aclose()
+
+    run(talk())
+
+
+def test_an_agent_session_is_told_that_a_backchannel_is_not_answered():
+    async def talk() -> None:
+        async with serving(scripted_model({**ANSWERS, "hi": "One two three."}), words_per_second=3.0) as server:
+            model = model_of(server)
+            async with AgentSession(llm=model) as session:
+                await session.start(Agent(instructions="Be a cat."))
+                await session.run(user_input="hi")
+                await asyncio.sleep(0.4)  # somebody is reading it
+                with pytest.raises(llm.RealtimeError, match="none of the assistant's business"):
+                    await session.run(user_input="mhm")
+                await asyncio.sleep(0.8)
+                second = await session.run(user_input="and who")
+                assert [event.item.text_content for event in second.events if event.type == "message"] == ["Nobody."]
+                await asyncio.sleep(0.6)
+                assert server_history(server) == [
+                    ("user", "hi"), ("assistant", "One two three."), ("user", "and who"), ("assistant", "Nobody."),
+                ]  # fmt: skip
             await model.aclose()
 
     run(talk())

@@ -12,6 +12,7 @@ from duologue.server.realtime_listening import label
 from duologue.server.realtime_messages import event_id, read
 from duologue.server.realtime_request import Request
 from duologue.server.realtime_response import Response, whole_words
+from duologue.tokenizer import well_formed
 
 
 class Commands:
@@ -87,12 +88,16 @@ class Commands:
         dialogue.verdict = None
         if item.role != "user" or not item.text.strip() or not is_last or dialogue.config.turn_detection is None:
             return
-        running, response = dialogue.running, dialogue.response
-        if running is not None and response is not None and response.is_done and not self._has_reports:
-            if not running.num_heard and not dialogue.listening.items:
-                dialogue.handle.hear_out()  # too fast for somebody who reads: a program has got what it waited for
+        if self._is_program():
+            dialogue.handle.hear_out()
         if dialogue.running is not None or dialogue.listening.items:
             dialogue.hear(item)
+
+    def _is_program(self) -> bool:
+        """Whether the client goes on faster than anybody reads: it has got what it waited for."""
+        dialogue, running, response = self._dialogue, self._dialogue.running, self._dialogue.response
+        is_unheard = running is not None and not running.num_heard and not dialogue.listening.items
+        return is_unheard and response is not None and response.is_done and not self._has_reports
 
     def _retrieve_item(self, fields: dict[str, Any], _: str | None) -> None:
         item = self._item(fields, "item_retrieve_invalid_item_id")
@@ -189,7 +194,7 @@ class Commands:
 
     def _append(self, fields: dict[str, Any], _: str | None) -> None:
         dialogue, listening = self._dialogue, self._dialogue.listening
-        utterance, text, is_final = fields["utterance"], fields["text"], fields["final"]
+        utterance, text, is_final = fields["utterance"], well_formed(fields["text"]), fields["final"]
         detection, running = dialogue.config.turn_detection, dialogue.running
         is_free = running is None and not listening.items
         if detection is None or (is_free and not detection.create_response) or utterance in self._drafts:

@@ -31,6 +31,8 @@ class History:
 
     def check(self, instructions: str) -> None:
         """Whether `instructions` leave room for a conversation. Raises `Rejection`."""
+        if instructions == self._current:
+            return
         length, limit = len(self._template(instructions).begin), self.session.config.max_length // 4
         if length > limit:
             raise Rejection(
