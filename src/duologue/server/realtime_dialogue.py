@@ -130,7 +130,8 @@ class Dialogue:
         self.history.check_turn(words([*waiting, *grown]))
         told = request.instructions if request.instructions is not None else self.config.instructions
         self.history.check(told)
-        if self.history.sync(told, self.items.answered, is_forced=self.running is not None):
+        must_begin_anew = self.running is not None or self._is_out_of_order(waiting)
+        if self.history.sync(told, self.items.answered, is_forced=must_begin_anew):
             self.listening.items = grown  # what was being heard was given up
             for item in grown:
                 assert item.utterance is not None, "it is one that grows"
@@ -143,6 +144,11 @@ class Dialogue:
         self.handle.limit(min(request.max_output_tokens or self.max_tokens, self._most_tokens))
         self.handle.respond()
         self.handle.limit(self.max_tokens)
+
+    def _is_out_of_order(self, waiting: list[Item]) -> bool:
+        """Whether items that are being listened to come behind others that are not."""
+        heard = [item in self.listening.items for item in waiting]
+        return heard != sorted(heard, reverse=True)
 
     def adopt(self, request: Request) -> bool:
         """The answer that is about to begin is the one to `request`, if there is one. Returns whether there is."""
