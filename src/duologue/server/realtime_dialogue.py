@@ -134,8 +134,8 @@ class Dialogue:
         if self.history.sync(told, self.items.answered, is_forced=must_begin_anew):
             self.listening.items = grown  # what was being heard was given up
             for item in grown:
-                assert item.utterance is not None, "it is one that grows"
-                self.handle.hear(self.listening.text(item.utterance), utterance=item.utterance)
+                name = self.listening.rename(item)
+                self.handle.hear(self.listening.text(name), utterance=name)
         self.request, self._is_started = request, True
         for item in waiting:
             item.utterance = None  # it is in the conversation, and grows no more

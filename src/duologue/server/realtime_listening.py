@@ -36,9 +36,20 @@ class Listening:
     def name(self, label: str) -> str:
         """What the utterance that the client calls `label` is called in the session."""
         if label not in self._names:
-            self._num_names += 1
-            self._names[label] = f"{PREFIX}{self._num_names}:{label}"
+            self._names[label] = self._new_name(label)
         return self._names[label]
+
+    def rename(self, item: Item) -> str:
+        """The session is to hear it anew, and takes words that it was made to forget for what is old; a name for it."""
+        before = item.utterance
+        assert before is not None, "it is one that grows"
+        item.utterance = after = self._new_name(label(before))
+        for texts in (self._texts, self._answered, self._before):
+            if before in texts:
+                texts[after] = texts.pop(before)
+        if self._names.get(label(before)) == before:
+            self._names[label(before)] = after
+        return after
 
     def grow(self, utterance: str, text: str, *, is_answered: bool) -> None:
         """The words of `utterance` are now `text`. `is_answered`: they are part of the turn that is being answered."""
@@ -98,6 +109,10 @@ class Listening:
             at -= 1
         gone, self.items = self.items[at:], self.items[:at]
         return gone
+
+    def _new_name(self, label: str) -> str:
+        self._num_names += 1
+        return f"{PREFIX}{self._num_names}:{label}"
 
     def _words(self, utterance: str) -> str:
         text, before = self._texts.get(utterance, ""), self._answered.get(utterance, "")
