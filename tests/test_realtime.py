@@ -5,9 +5,11 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
 import realtime_peer
 from realtime_peer import RealtimePeer, join
+from scripted import STRICT
 from serving import Running, scripted_model, serving
 
 LONG = "Well, " + " ".join(f"word{i}" for i in range(60)) + "."
@@ -738,6 +740,41 @@ def test_what_is_to_be_answered_must_not_be_too_long_in_all():
     run(talk())
 
 
+def test_one_request_waits_at_a_time_and_what_is_listened_to_stays():
+    async def talk() -> None:
+        async with answering(**SLOW) as server:
+            peer = await join(server, "?duplex=1")
+            await speaking(peer)
+            await peer.type("and the", name="held")
+            await peer.say("response.create", event_id="first")
+            await peer.say("response.create", event_id="second")
+            error = await peer.error()
+            assert (error["code"], error["event_id"]) == ("conversation_already_has_active_response", "second")
+            await peer.say("conversation.item.delete", item_id="held")
+            assert (await peer.error())["code"] == "item_delete_invalid_item_id"
+
+    run(talk())
+
+
+def test_a_template_that_wants_somebody_to_ask():
+    async def talk() -> None:
+        async with serving(scripted_model({"hello": "Hi."}, chat_template=STRICT), **FAST) as server:
+            peer = await join(server)
+            await peer.say("response.create", event_id="nobody asked")
+            error = await peer.error()
+            assert (error["code"], error["event_id"]) == ("response_not_possible", "nobody asked")
+            await peer.ask("hello")
+            await peer.until("response.done")
+            await peer.type("I begin", role="assistant", previous_item_id="root")
+            await peer.ask("hello")
+            assert "starts with a user's turn" in (await peer.error())["message"]
+            await peer.say("conversation.item.delete", item_id=peer.mirror.order[0])
+            await peer.say("response.create")
+            await peer.until("response.done")
+
+    run(talk())
+
+
 # ------------------------------------------------------------------------------------------------- the duplex extension
 
 
@@ -872,6 +909,37 @@ def test_a_conversation_ends_with_its_connection():
             while server.talks._open:
                 await asyncio.sleep(0.01)
             await join(server)
+
+    run(talk())
+
+
+def test_only_who_has_a_token_is_let_in():
+    async def talk() -> None:
+        async with answering(tokens=("a-long-secret",)) as server:
+            for options in ({}, {"additional_headers": {"Authorization": "Bearer a-long-guess"}}):
+                with pytest.raises(InvalidStatus) as refused:
+                    await join(server, **options)
+                assert refused.value.response.status_code == 403
+            peer = await join(server, subprotocols=["realtime", "openai-insecure-api-key.a-long-secret"])
+            await peer.settled()
+
+    run(talk())
+
+
+def test_clients_that_vanish_leave_nothing():
+    async def talk() -> None:
+        async with answering(max_sessions=4, messages_per_second=1000) as server:
+            for number in range(30):
+                peer = await join(server, "?duplex=1")
+                await peer.ask("tell me a lot")
+                if number % 2:
+                    await peer.said(5)
+                    await peer.ask("hello")
+                peer.socket.transport.abort()
+                while server.talks._open:
+                    await asyncio.sleep(0.002)
+            totals = server.talks.engine.scheduler.totals
+            assert (totals.admitted, totals.failed, len(server.talks.engine.handles)) == (30, 0, 0)
 
     run(talk())
 

@@ -36,6 +36,7 @@ class Realtime:
         self.dialogue: Dialogue | None = None  # to be read
         self._talk: Conversation | None = None
         self._num_taken = 0  # events of the session that the dialogue has
+        self._is_over = False
 
     async def run(self) -> None:
         """Until the client goes, or the conversation ends."""
@@ -79,6 +80,7 @@ class Realtime:
                 await asyncio.wait((sending,), timeout=_LAST_WORDS_S)
                 await self._wire.close(_RESTART if talk.events.ended == "shutdown" else _GOING_AWAY, "it is over")
         finally:
+            self._is_over = True
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -128,7 +130,7 @@ class Realtime:
     async def _catch_up(self) -> None:
         """Until all that has happened was told: what the client asks for is judged by how things are."""
         talk = self._talk
-        while talk is not None and talk.is_open and self._num_taken < talk.handle.num_told:
+        while talk is not None and talk.is_open and not self._is_over and self._num_taken < talk.handle.num_told:
             await asyncio.sleep(0)
 
     async def _refuse(self, error: Exception) -> None:
