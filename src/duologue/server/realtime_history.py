@@ -1,5 +1,6 @@
 """Keeps what a session remembers the same as what the client sees: the items, and the instructions."""
 
+from duologue.core.layout import newest_that_fit
 from duologue.core.session import Session
 from duologue.engines.batch import Handle
 from duologue.errors import ContextOverflow
@@ -8,7 +9,7 @@ from duologue.server.realtime_errors import Rejection
 from duologue.server.realtime_items import Item, merged, turns
 from duologue.template import Template
 from duologue.tokenizer import well_formed
-from duologue.types import Role, Turn
+from duologue.types import Turn
 
 
 class History:
@@ -65,15 +66,12 @@ class History:
         if not is_forced and instructions == self._current and wanted == has:
             return False
         template = self._template(instructions)
-        while True:
-            try:
-                self._handle.edit(wanted, template=template)
-                break
-            except ContextOverflow:
-                if not wanted:
-                    raise
-                wanted = _without_oldest(wanted)
-                self.num_trimmed += 1
+        try:
+            self._handle.edit(wanted, template=template)
+        except ContextOverflow:
+            num_kept = self._num_fitting(wanted, template)
+            self._handle.edit(wanted[len(wanted) - num_kept :], template=template)
+            self.num_trimmed += len(wanted) - num_kept
         self._current = instructions
         return True
 
@@ -81,7 +79,8 @@ class History:
         text = well_formed(instructions) or self._default
         return self._model.template.with_system(text) if text else self._model.template
 
-
-def _without_oldest(history: list[Turn]) -> list[Turn]:
-    """Without the oldest exchange."""
-    return history[next((i for i in range(1, len(history)) if history[i].role is Role.USER), len(history)) :]
+    def _num_fitting(self, history: list[Turn], template: Template) -> int:
+        """How many of the newest turns leave room for another one."""
+        config = self.session.config
+        budget = config.max_length - config.max_user_text - config.min_room - len(template.begin)
+        return newest_that_fit(template, history, budget)
