@@ -103,9 +103,9 @@ def _read_text(value: Any) -> str | None:
 
 
 def _read_kind(value: Any) -> str:
-    if value not in KINDS:
+    if not isinstance(value, str) or value not in KINDS:
         raise ValueError(f"it must be one of {', '.join(KINDS)}")
-    return str(value)
+    return value
 
 
 def _number(least: float, most: float) -> Any:
