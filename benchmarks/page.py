@@ -13,6 +13,7 @@ Chromium says of the process. First paint is Chromium's own measure, over severa
 """
 
 import asyncio
+import itertools
 import multiprocessing
 import shutil
 import statistics
@@ -47,8 +48,8 @@ def serve(ready: Connection) -> None:
     from serving import scripted_model, serving
 
     async def run() -> None:
-        answers = {"go": " ".join(f"word{i} and more;" for i in range(4000))}
-        async with serving(scripted_model(answers, capacity=1 << 18), max_answer=40_000, context=65536) as server:
+        answers = {"go": " ".join(f"word{i} and more;" for i in range(600))}
+        async with serving(scripted_model(answers, max_length=1 << 15), max_answer=12_000, context=1 << 15) as server:
             ready.send(server.http)
             await asyncio.Event().wait()
 
@@ -102,11 +103,11 @@ async def measure(url: str, args: Any) -> dict[str, Any]:
         await typist
         after, last, took = await busy(session), await num_events(page), time.monotonic() - began
         await chromium.close()
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     return {
         "first_paint_ms": measuring.summary(paints, 1),
         "events_per_s": round((last - first) / took, 1),
-        "frames": {**frames(gaps), "idle_page": frames([b - a for a, b in zip(idle, idle[1:], strict=False)])},
+        "frames": {**frames(gaps), "idle_page": frames([b - a for a, b in itertools.pairwise(idle)])},
         "page_busy_share": {name: round((after[name] - before[name]) / took, 4) for name in after},
     }
 

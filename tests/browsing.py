@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = os.environ.get("DUOLOGUE_CHROMIUM") or next((path for name in _NAMES if (path := shutil.which(name))), None)
 ARTEFACTS = Path(__file__).parent.parent / "artefacts"
+QUICK = "?rate=20&pause=2000"  # reads fast, and does not take a slow machine's keys for pauses
 WIDE, PHONE = (1280, 860), (390, 844)
 
 
@@ -76,7 +77,7 @@ window.heard = (view) => [...document.querySelectorAll(".transcript")[view].quer
 
 @contextlib.asynccontextmanager
 async def browsing(
-    server: "Running", query: str = "?rate=20", *, size: tuple[int, int] = WIDE, dark: bool = False, quiet: bool = True
+    server: "Running", query: str = QUICK, *, size: tuple[int, int] = WIDE, dark: bool = False, quiet: bool = True
 ) -> AsyncIterator[Browsing]:
     """The page at `query` of `server`. With `quiet`, it must not complain on its console."""
     from playwright.async_api import async_playwright

@@ -176,6 +176,7 @@ export class Conversation {
     const answer = this.#run(id);
     const count = numWords(unheard);
     Object.assign(answer, { state: "cut", cutAt: at, version: answer.version + 1 });
+    this.#joinParts(answer);
     this.#stopWriting(answer.heard, unheard);
     this.#endBlock(at);
     this.#push(this.marks, { at, kind: "cut", label: `cut, ${count} unheard`, text: unheard });
@@ -293,7 +294,7 @@ export class Conversation {
 
   /** The words of `line` are now `words`: what stayed keeps its slices, what is new is a slice. */
   #grow(line, words, at) {
-    const kept = commonLength(line.text, words);
+    const kept = wordStart(words, commonLength(line.text, words)); // what was thought of half a word is not of it
     line.text = words;
     line.whole = line.whole.slice(0, line.base) + words;
     for (let end = 0, i = 0; i < line.slices.length; i++) {
@@ -355,6 +356,15 @@ export class Conversation {
     if (part === null || this.running === null) return;
     if (this.running.heard <= part.start) this.#remove(part);
     else Object.assign(part, { end: this.running.heard, version: part.version + 1 });
+  }
+
+  /** Where nothing was heard since something came between, there is no part of its own to be cut. */
+  #joinParts(answer) {
+    const part = this.#part;
+    const before = this.entries.findLast((entry) => entry.answer === answer && entry.kind === "assistant" && entry !== part);
+    if (part === null || before === undefined || part.resumed !== "" || answer.heard > part.start) return;
+    this.#remove(part);
+    this.#part = before;
   }
 
   #stopWriting(end, cut) {
@@ -431,6 +441,12 @@ function commonLength(one, other) {
   let length = 0;
   while (length < most && one[length] === other[length]) length++;
   return length;
+}
+
+/** Where the word that `position` is in begins; `position` itself where it is between two. */
+function wordStart(text, position) {
+  while (position > 0 && position < text.length && /\S/.test(text[position]) && /\S/.test(text[position - 1])) position--;
+  return position;
 }
 
 function remember(map, key, value) {

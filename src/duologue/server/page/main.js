@@ -61,7 +61,6 @@ function open(kind, origin) {
     $("model").textContent = talk.model;
     store();
   });
-  talk.addEventListener("forgotten", () => talk.conversation.note("the server had forgotten what was said; it was told again"));
   if (kind === "duplex") talk.addEventListener("took", ({ detail }) => announcer.take(detail, talk.conversation));
   return talk;
 }
@@ -103,14 +102,21 @@ function numHeard() {
   return talks[0].conversation.blocks.reduce((sum, { text }) => sum + numWords(text), 0);
 }
 
-function command(type) {
-  for (const talk of talks) talk.command(type);
-}
-
 function stop() {
   typist.cancel();
-  if (talks.some((talk) => talk.conversation.running !== null)) command("stop");
-  else composer.clear();
+  const speaking = talks.filter((talk) => talk.conversation.running !== null);
+  for (const talk of speaking) talk.command("stop");
+  if (speaking.length === 0) composer.clear();
+}
+
+function resume() {
+  for (const talk of talks) talk.command("resume");
+}
+
+/** What is typed is answered, whatever is thought of it. */
+function respond() {
+  composer.enter();
+  for (const talk of talks) talk.command("respond");
 }
 
 // ------------------------------------------------------------------------------------------------------------- drawing
@@ -173,7 +179,7 @@ function logged() {
 
 function showPlayer() {
   const { time, length, isPlaying } = player;
-  $("seek").max = String(length);
+  $("seek").max = String(Math.ceil(length * 20) / 20); // in its steps
   if (document.activeElement !== $("seek") || isPlaying) $("seek").value = String(time);
   $("time").textContent = `${clock(time)} of ${clock(length)}`;
   $("play").textContent = isPlaying ? "❚❚" : "▶";
@@ -261,7 +267,8 @@ function listExamples() {
 
 function keys(event) {
   if (event.key === "Escape") stop();
-  else if (event.key === "Enter" && event.ctrlKey) command(event.shiftKey ? "resume" : "respond");
+  else if (event.key === "Enter" && event.ctrlKey && event.shiftKey) resume();
+  else if (event.key === "Enter" && event.ctrlKey) respond();
   else return;
   event.preventDefault();
 }
@@ -285,9 +292,10 @@ function wire() {
   settings.addEventListener("change", onSetting);
   controls(settings, $);
   on("new", "click", renew);
-  on("stop", "click", stop);
-  on("resume", "click", () => command("resume"));
-  on("respond", "click", () => command("respond"));
+  for (const [id, act] of Object.entries({ stop, resume, respond })) {
+    on(id, "click", act);
+    on(id, "pointerdown", (event) => event.preventDefault()); // the text that is being typed keeps the focus
+  }
   on("open", "click", () => $("file").click());
   on("file", "change", ({ target }) => openFile(target.files[0]).then(() => (target.value = "")));
   on("again", "click", () => openRecord(format(logged().keeper.record())));

@@ -5,7 +5,7 @@ import { Keeper } from "./record.js";
 import { Reader } from "./reader.js";
 import { Wire } from "./wire.js";
 
-/** Tells "change" (something is to be drawn), "status", "took" (with the event) and "began" (a new conversation). */
+/** Tells "change" (something is to be drawn), "status", "took" (with the event) and "began". */
 export class Talk extends EventTarget {
   kind;
   conversation = new Conversation();
@@ -86,10 +86,9 @@ export class Talk extends EventTarget {
     const isNew = this.keeper === null || !message.resumed;
     this.model = message.model;
     this.#offset = null;
-    if (isNew || message.missed) {
-      if (this.keeper !== null && !message.resumed) this.dispatchEvent(new Event("forgotten"));
-      this.#begin(message);
-    }
+    const isForgotten = this.keeper !== null && !message.resumed;
+    if (isNew || message.missed) this.#begin(message);
+    if (isForgotten) this.#note("the server had forgotten what was said; it was told again");
     this.dispatchEvent(new Event("began"));
     this.#changed();
   }

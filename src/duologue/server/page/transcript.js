@@ -54,7 +54,7 @@ export class Transcript {
   #renderEntry(entry, previous, begin) {
     const key = keyOf(entry);
     const known = this.#shown.get(entry.id);
-    if (known?.key === key) return false;
+    if (known !== undefined && known.key === key) return false;
     const element = known?.element ?? document.createElement("li");
     MAKE[entry.kind](element, entry, begin);
     if (known === undefined) {
@@ -70,7 +70,8 @@ export class Transcript {
 
 /** What an entry's element is made of. */
 function keyOf(entry) {
-  return entry.kind === "assistant" ? `${entry.version}/${entry.end === null ? entry.answer.version : ""}` : entry.version;
+  if (entry.kind === "assistant") return `${entry.version}/${entry.end === null ? entry.answer.version : ""}`;
+  return String(entry.version ?? "");
 }
 
 const MAKE = {
