@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import duologue
 from browsing import PHONE, QUICK, Browsing, browsing, run
 from duologue.core.events import as_dict, from_dict
 from duologue.core.ledger import Ledger
@@ -47,10 +48,10 @@ def test_an_interruption_typed_in_the_middle_of_an_answer():
             (asked, told, _, _) = history(server)
             assert asked == ("user", "tell me all")
             parts = await on.page.locator(".assistant:not([hidden])").all()
-            heard = "".join([await part.locator(".heard").inner_text() for part in parts[:-1]])
+            heard = "".join(["".join(await part.locator(".heard").all_text_contents()) for part in parts[:-1]])
             assert told == ("assistant", heard)  # what is shown as heard is what the history has
             assert EPIC.startswith(heard)
-            cut = await on.page.locator(".cut").inner_text()
+            cut = await on.page.locator(".cut").text_content()
             assert EPIC.startswith(heard + cut)
             await on.picture("interrupted")
 
@@ -314,6 +315,30 @@ def test_an_example_is_typed_into_the_live_server():
             await on.shows(".user .words", "I would rather type")
             await asyncio.sleep(1)
             assert await on.page.locator("#input").input_value() == ""
+
+    run(test())
+
+
+@pytest.mark.smollm2
+def test_the_default_model_behind_it():
+    async def test() -> None:
+        model = duologue.load(sessions=2, context_length=2048)
+        try:
+            async with serving(model, max_sessions=2) as server, browsing(server, "") as on:
+                await on.say("Tell me a long story about a fisherman.", delay=30)
+                await on.heard(6)
+                await on.say("mhm", delay=60)
+                await on.shows(".user[data-reason=ignore] .outcome", "ignored")
+                await on.heard(13)
+                await on.say("Wait, what is", ends=False, delay=60)
+                await on.shows(".slice[data-state=incomplete]", "Wait, what is")
+                await on.say(" the capital of Italy?", delay=60)
+                await on.shows(".user .outcome", "cut in, answered")
+                await on.shows(".assistant .heard", "Rome")
+                await asyncio.sleep(1)
+                await on.picture("page")
+        finally:
+            model.close()
 
     run(test())
 

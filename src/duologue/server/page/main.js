@@ -249,7 +249,8 @@ function renew() {
 async function show(example) {
   if (player !== null) closeRecord();
   if (talks.some((talk) => talk.conversation.entries.length > 0)) renew();
-  composer.focus();
+  if (matchMedia("(pointer: fine)").matches) composer.focus(); // else a keyboard would cover it
+  scrollTo({ top: 0 });
   await typist.play(example);
 }
 
@@ -277,7 +278,8 @@ function applyTheme() {
   const theme = settings.get("theme");
   if (theme === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
-  $("theme").textContent = { auto: "Auto", light: "Light", dark: "Dark" }[theme];
+  $("theme").textContent = { auto: "◐", light: "☀", dark: "☾" }[theme];
+  $("theme").setAttribute("aria-label", `colours: ${theme}`);
   for (const view of views) view.timeline.restyle();
 }
 

@@ -185,8 +185,7 @@ export class Timeline {
   }
 
   #names() {
-    this.#brush.tag("you", 6, ROWS.user + LANE - 5);
-    this.#brush.tag("assistant", 6, ROWS.assistant + LANE + 3);
+    this.#brush.tag("▴ you  ▾ assistant", 6, ROWS.decisions + 13);
   }
 
   // ------------------------------------------------------------------ looking around
