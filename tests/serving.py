@@ -56,12 +56,12 @@ class Running:
 @contextlib.asynccontextmanager
 async def serving(model: Model | None = None, **settings: Any) -> AsyncIterator[Running]:
     """A server in this event loop."""
-    config = ServerConfig(**{"port": 0, "max_answer": 400, **settings})
+    config = ServerConfig(**{"port": 0, "max_answer": 600, **settings})
     app = create_app(config, model=model or scripted_model())
     server = uvicorn.Server(uvicorn.Config(app, **options(config)))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve())
-    while not server.started:
+    while not server.started or not app.state.server.is_ready:
         await asyncio.sleep(0.01)
         if task.done():
             task.result()

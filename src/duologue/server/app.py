@@ -35,12 +35,27 @@ class Server:
         self.metrics = Metrics()
         self.started = int(time.time())
         self.conversations: Conversations | None = None
+        self.failure: Exception | None = None  # why there will be none
         self._model = model
+        self._ended = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Load the model, run the engine, and end both."""
-        model = self._model if self._model is not None else await asyncio.to_thread(_load, self.config)
+        """Run the engine. It is told to be there at once, and ready when the model is loaded."""
+        running = asyncio.create_task(self._run(), name="duologue-server")
+        try:
+            yield
+        finally:
+            self._ended.set()
+            await running
+
+    async def _run(self) -> None:
+        try:
+            model = self._model if self._model is not None else await asyncio.to_thread(_load, self.config)
+        except Exception as error:
+            self.failure = error
+            log.error("the model cannot be loaded", extra={"error": str(error)})
+            return
         try:
             async with BatchEngine(model.backend) as engine:
                 talks = Conversations(model, engine, self.config, sink=self._sink())
@@ -48,9 +63,11 @@ class Server:
                 sweeping = asyncio.create_task(talks.sweep(), name="duologue-sweep")
                 self.conversations = talks
                 log.info("ready", extra={"model": model.name, "backend": model.backend.info.name})
-                yield
+                await self._ended.wait()
                 self.conversations = None
                 sweeping.cancel()
+                for talk in talks:
+                    talk.close("shutdown")
         finally:
             if self._model is None:
                 model.close()
@@ -152,8 +169,8 @@ def create_app(config: ServerConfig | None = None, *, model: Model | None = None
     """The application, to be run by an ASGI server or mounted in another application.
 
     `model` is used if it is given, and stays the caller's; otherwise the one that `config` names is loaded when the
-    application starts. `app.state.server` is its `Server`. Its lifespan must run: an application that mounts this one
-    has to run `app.router.lifespan_context(app)` in its own.
+    application starts, while `/ready` says 503. `app.state.server` is its `Server`. Its lifespan must run: whatever
+    mounts this application has to run `app.router.lifespan_context(app)` in its own.
     """
     server = Server(config or ServerConfig(), model)
     routes: list[BaseRoute] = [

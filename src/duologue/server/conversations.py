@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from duologue.core.trace import Sink
@@ -40,6 +40,9 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __iter__(self) -> Iterator[Conversation]:
+        return iter(tuple(self._open.values()))
+
     def open(self, settings: Settings, history: tuple[Turn, ...] = (), *, keeps_record: bool = True) -> Conversation:
         """A new conversation. If there is no room, the one whose client has been away for longest has to go.
 
@@ -71,7 +74,7 @@ class Conversations:
         while True:
             await asyncio.sleep(_SWEEP_S)
             before = self.engine.now() - self.config.keep
-            for talk in tuple(self._open.values()):
+            for talk in self:
                 if talk.detached_at is not None and talk.detached_at < before:
                     talk.close("abandoned")
 
@@ -80,9 +83,9 @@ class Conversations:
         self.is_draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain):
-                while any(self._is_speaking(talk) for talk in self._open.values()):
+                while any(self._is_speaking(talk) for talk in self):
                     await asyncio.sleep(0.05)
-        for talk in tuple(self._open.values()):
+        for talk in self:
             talk.close("shutdown")
 
     def _is_speaking(self, talk: Conversation) -> bool:
@@ -114,10 +117,11 @@ class Conversations:
                     raise
         talk = Conversation(name, settings, handle, recorder=_made(recorder), closed=self._forget)
         self._open[name] = talk
+        log.info("opened", extra={"session": name[:6], "open": len(self._open)})
         return talk
 
     def _make_room(self) -> bool:
-        away = [talk for talk in self._open.values() if talk.detached_at is not None]
+        away = [talk for talk in self if talk.detached_at is not None]
         if not away:
             return False
         min(away, key=lambda talk: talk.detached_at or 0.0).close("given up for others")

@@ -201,7 +201,7 @@ export class Wire {
     if (code === TAKEN_OVER) return this.#told.status("taken", "another page has taken the conversation over");
     if (code === 1001 && reason === "idle") return this.#told.status("asleep", "asleep; type to go on");
     if (!wasStarted && (await this.#isDenied())) return;
-    if (this.#wait < LONGEST_WAIT_MS) this.#told.status("lost", "connection lost; connecting again");
+    if (wasStarted) this.#told.status("lost", "connection lost; connecting again");
     this.#timer = setTimeout(() => {
       this.#timer = 0;
       this.open();
@@ -214,6 +214,7 @@ export class Wire {
     try {
       const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
       const answer = await fetch(new URL("v1/models", document.baseURI), { headers, cache: "no-store" });
+      if (answer.status === 503) this.#told.status("lost", "the model is being loaded");
       if (answer.status !== 401) return false;
     } catch {
       return false; // it is not there at all
