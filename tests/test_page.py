@@ -158,7 +158,9 @@ def test_stop_go_on_and_holding_the_floor():
             await on.shows(".cut-note")
             await on.page.locator("#input").press("Control+Shift+Enter")
             await on.shows(".words .note", "goes on")
-            assert "interruptible=false" in on.page.url
+            await on.page.wait_for_url("**/*interruptible=false*")
+            await on.page.reload()
+            assert await on.page.locator("#interruptible").input_value() == "false"
 
     run(test())
 

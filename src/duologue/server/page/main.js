@@ -267,7 +267,7 @@ function listExamples() {
 }
 
 function keys(event) {
-  if (event.key === "Escape") stop();
+  if (event.key === "Escape" && !event.target.matches("#filter, #system, select")) stop();
   else if (event.key === "Enter" && event.ctrlKey && event.shiftKey) resume();
   else if (event.key === "Enter" && event.ctrlKey) respond();
   else return;

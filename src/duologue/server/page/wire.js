@@ -6,6 +6,7 @@
 const TOKEN_PROTOCOL = "openai-insecure-api-key.";
 const FIRST_WAIT_MS = 100;
 const LONGEST_WAIT_MS = 5000;
+const LOADING_MS = 500;
 const SILENCE_MS = 6000; // without a word of the server, though it was asked something: it is gone
 const MOST_WAITING = 1000; // messages that are kept while there is no connection
 const TAKEN_OVER = 4001;
@@ -214,7 +215,10 @@ export class Wire {
     try {
       const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
       const answer = await fetch(new URL("v1/models", document.baseURI), { headers, cache: "no-store" });
-      if (answer.status === 503) this.#told.status("lost", "the model is being loaded");
+      if (answer.status === 503) {
+        this.#told.status("lost", "the model is being loaded");
+        this.#wait = LOADING_MS;
+      }
       if (answer.status !== 401) return false;
     } catch {
       return false; // it is not there at all
