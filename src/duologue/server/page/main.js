@@ -36,7 +36,7 @@ let talks = [];
 let views = [];
 let player = null;
 
-// -------------------------------------------------------------------------------------------------------- conversations
+// ------------------------------------------------------------------------------------------------------- conversations
 
 function kinds() {
   const beside = settings.get("compare");
@@ -210,7 +210,7 @@ async function openFile(file) {
   if (file) openRecord(await file.text());
 }
 
-// ------------------------------------------------------------------------------------------------------------- messages
+// ------------------------------------------------------------------------------------------------------------ messages
 
 let onBanner = null;
 
@@ -301,7 +301,10 @@ function wire() {
   on("open", "click", () => $("file").click());
   on("file", "change", ({ target }) => openFile(target.files[0]).then(() => (target.value = "")));
   on("again", "click", () => openRecord(format(logged().keeper.record())));
-  on("download", "click", () => download(`${logged().kind}.jsonl`, player ? format(player.record) : logged().keeper.text()));
+  on("download", "click", () => {
+    const name = player === null ? logged().kind : "recorded";
+    download(`${name}.jsonl`, format(player === null ? logged().keeper.record() : player.record));
+  });
   on("live", "click", closeRecord);
   on("play", "click", () => (player.toggle(), wake()));
   on("seek", "input", ({ target }) => ((player.isPlaying = false), player.seek(Number(target.value)), wake()));

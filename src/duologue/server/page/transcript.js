@@ -1,4 +1,4 @@
-/** The conversation as text: on one side what you said, coloured by decision, on the other what was heard of the answers. */
+/** The conversation as text: on one side what you said, coloured by decision, on the other what was heard of answers. */
 
 import { described } from "./tooltip.js";
 import { clock, counted, numWords } from "./text.js";
@@ -152,7 +152,8 @@ function verdict({ text, decision, outcome }) {
     button.type = "button";
     button.dataset.state = decision.state;
     button.said = { text, decision };
-    button.setAttribute("aria-label", `decision: ${described(decision)}; it took ${Math.round(decision.ms)} milliseconds`);
+    const took = `it took ${Math.round(decision.ms)} milliseconds`;
+    button.setAttribute("aria-label", `decision: ${described(decision)}; ${took}`);
     made.append(button);
   }
   if (outcome !== "") made.append(make("span", "outcome", outcome));

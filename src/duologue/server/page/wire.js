@@ -210,7 +210,7 @@ export class Wire {
     this.#wait = Math.min(2 * this.#wait, LONGEST_WAIT_MS);
   }
 
-  /** A browser is not told why a WebSocket could not be opened; whether it was for the token, an address beside says. */
+  /** A page is not told why a WebSocket could not be opened; whether it was for the token, another address says. */
   async #isDenied() {
     try {
       const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
