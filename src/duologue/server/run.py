@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import sys
 from types import FrameType
 from typing import Any
 
@@ -33,8 +34,14 @@ class DrainingServer(uvicorn.Server):
         """Listen, and say where."""
         await super().startup(sockets)
         if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            log.info("listening", extra={"url": f"http://{host}:{port}"})
+            url = self._url()
+            log.info("listening", extra={"url": url})
+            if sys.stdout is not None and sys.stdout.isatty():
+                print(f"The page is at {url}/ (Ctrl-C ends the server)", flush=True)
+
+    def _url(self) -> str:
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
