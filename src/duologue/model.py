@@ -55,12 +55,24 @@ class Model:
         idle, speaking = self.adapter.thresholds_for(self.backend.info.weights)
         return Policy(**{"idle": idle, "speaking": speaking, **changes})
 
-    def session(self, *, policy: Policy | None = None, config: SessionConfig | None = None, **options: Any) -> Session:
-        """A conversation with this model; `options` as of `Session`."""
+    def session(
+        self,
+        *,
+        policy: Policy | None = None,
+        config: SessionConfig | None = None,
+        system: str | None = None,
+        **options: Any,
+    ) -> Session:
+        """A conversation with this model, under `system` if a prompt is given; `options` as of `Session`.
+
+        Raises:
+            ContextOverflow, TemplateError: see `Session`.
+        """
+        template = self.template if system is None else self.template.with_system(well_formed(system))
         config = config or SessionConfig()
         if config.max_length > self.max_length:
             config = dataclasses.replace(config, max_length=self.max_length)
-        return Session(self.template, self.probe, policy=policy or self.policy(), config=config, **options)
+        return Session(template, self.probe, policy=policy or self.policy(), config=config, **options)
 
     def close(self) -> None:
         """Release the weights."""

@@ -256,7 +256,7 @@ class Tdm:
         self._history, self._is_first = list(history), not history
         self._slice = self._answer = None
         self._starts, self._turn, self._waiting = [], [], []
-        self._log.add(Edited(self.now, len(history)))
+        self._log.add(Edited(self.now, tuple(history)))
         return self._log.drain()
 
     # ------------------------------------------------------------------ plan and take

@@ -15,6 +15,7 @@ from duologue.core.events import (
     Committed,
     Finished,
     Heard,
+    Promoted,
     Refused,
     Released,
     Resumed,
@@ -61,7 +62,7 @@ class Branch:
         self.epoch = 0
         self._num_trimmed = 0  # turns left out so far: chance counts them, too
         self._template = template
-        self._policy = policy
+        self.policy = policy
         self._config = config
         self._cache = cache
         self._log = log
@@ -97,7 +98,7 @@ class Branch:
             at, last, was_cut = answer.heard_at, Role.ASSISTANT, True
         elif answer is not None:
             at, last = answer.mark, last if answer.user_text is None else Role.USER
-        note = self._policy.cut_note if was_cut else ""
+        note = self.policy.cut_note if was_cut else ""
         return at, layout.opening(self._template, last, cut_note=note), last is None
 
     def has_room(self, at: int, ids: tuple[Token, ...]) -> bool:
@@ -214,7 +215,7 @@ class Branch:
         if answer is None or answer.is_released:
             return
         answer.is_released = True
-        if self.suspended and answer.user_text and self._policy.asks_to_resume(answer.user_text):
+        if self.suspended and answer.user_text and self.policy.asks_to_resume(answer.user_text):
             self._resume_as_asked(self.suspended[-1], answer)
             return
         self._log.add(Released(self._log.now, answer.id))
@@ -330,9 +331,10 @@ class Branch:
         try:
             return self.begin_answer(len(self.trunk.items), None, ())
         except TemplateError:  # strict alternation: somebody has to ask
-            text = next(iter(self._policy.resume_phrases), "go on")
+            text = next(iter(self.policy.resume_phrases), "go on")
             at, opening, is_first = self.end()
             self.trunk.items.extend((*opening, *self._template.user(text, first=is_first)))
+            self._log.add(Promoted(self._log.now, "resume", text, self.num_answers))
             return self.begin_answer(at, text, [Utterance("resume", text, final=True)])
 
     def _replay(self, cut: Answer, answer: Answer) -> None:

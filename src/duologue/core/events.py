@@ -1,10 +1,12 @@
 """What a session tells: facts in the past tense, frozen, in the order in which they happened."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from duologue.types import InputState
+from duologue.errors import BadData
+from duologue.types import InputState, Role, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +163,12 @@ class Trimmed(Event):
 class Edited(Event):
     """The history was replaced."""
 
-    turns: int
+    history: tuple[Turn, ...]
 
 
 def as_dict(event: Event) -> dict[str, Any]:
     """`event` as plain values for JSON: `at`, `type` (`taken_back` for `TakenBack`), then its own fields."""
-    name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
-    out: dict[str, Any] = {"at": round(event.at, 6), "type": name}
+    out: dict[str, Any] = {"at": round(event.at, 6), "type": _type_name(type(event))}
     for field in fields(event):
         if field.name == "at":
             continue
@@ -176,6 +177,48 @@ def as_dict(event: Event) -> dict[str, Any]:
             out["state"] = str(value.state)
             out["p"] = round(value.p, 6)
             out["probabilities"] = {str(state): round(p, 6) for state, p in value.probabilities}
+        elif isinstance(value, tuple):
+            out[field.name] = [{"role": str(turn.role), "text": turn.text} for turn in value]
         else:
             out[field.name] = round(value, 6) if isinstance(value, float) else value
     return out
+
+
+def from_dict(row: Mapping[str, Any]) -> Event | None:
+    """The event that `as_dict` wrote; None if there is no event of that type. Fields it does not have are passed over.
+
+    Raises:
+        BadData: a field is missing or not what it should be.
+    """
+    kind = EVENT_TYPES.get(str(row.get("type")))
+    if kind is None:
+        return None
+    try:
+        values = {field.name: _value(field.name, field.type, row) for field in fields(kind)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadData(f"this is no event of type {row['type']}: {type(error).__name__}: {error}") from error
+    return kind(**values)
+
+
+def _value(name: str, kind: Any, row: Mapping[str, Any]) -> Any:
+    if kind is Decision:
+        probabilities = tuple((InputState(state), float(p)) for state, p in row["probabilities"].items())
+        return Decision(InputState(row["state"]), float(row["p"]), probabilities)
+    value = row[name]
+    if kind not in (float, str, int, bool):
+        return tuple(Turn(Role(turn["role"]), _checked(turn["text"], str)) for turn in value)
+    return float(_checked(value, (int, float))) if kind is float else _checked(value, kind)
+
+
+def _checked(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{value!r:.60} is not of the type that it should be")
+    return value
+
+
+def _type_name(kind: type[Event]) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+EVENT_TYPES: dict[str, type[Event]] = {_type_name(kind): kind for kind in Event.__subclasses__()}
+"""Every kind of event by the name that it has in JSON."""

@@ -259,7 +259,7 @@ class Session:
         self._branch.replace(history)
         if self._input:
             self._drop(self._input, "edit")
-        self._log.add(Edited(self.now, len(history)))
+        self._log.add(Edited(self.now, tuple(history)))
         return self._settle()
 
     def protect(self, interruptible: Interruptible) -> None:
@@ -267,6 +267,10 @@ class Session:
         self._branch.interruptible = interruptible
         if self.running:
             self.running.interruptible = interruptible
+
+    def adjust(self, policy: Policy) -> None:
+        """Decide by `policy` from now on. What may cut an answer is not changed by it; see `protect`."""
+        self.policy = self._branch.policy = policy
 
     def make_room(self) -> bool:
         """The cache is full: give up what is missed least. Returns whether anything was left to give up.

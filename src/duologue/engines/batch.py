@@ -13,7 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from duologue.core.backend import Backend
 from duologue.core.events import Event
 from duologue.core.interface import AnySession
+from duologue.core.policy import Policy
+from duologue.core.session import Session
 from duologue.core.trace import Pass, Sink
+from duologue.core.transitions import Interruptible
 from duologue.engines.pace import Pace
 from duologue.engines.scheduler import MAX_TOKENS_PER_PASS, Scheduler
 from duologue.errors import DuologueError, EngineError, UsageError
@@ -195,6 +198,22 @@ class Handle:
         """See `Session.resume`."""
         self._command(self.session.resume)
 
+    def protect(self, interruptible: Interruptible) -> None:
+        """See `Session.protect`. Raises `UsageError` for another kind of session."""
+        session = self._duplex
+        self._command(lambda: session.protect(interruptible))
+
+    def adjust(self, policy: Policy) -> None:
+        """See `Session.adjust`. Raises `UsageError` for another kind of session."""
+        session = self._duplex
+        self._command(lambda: session.adjust(policy))
+
+    def pause(self, is_paused: bool) -> None:
+        """Nobody hears for the time being, or somebody does again. Without `words_per_second` it changes nothing."""
+        if self._pace is not None:
+            self._pace.is_paused = is_paused
+            self._engine.wake()
+
     def close(self) -> None:
         """End the session at once; what it holds is freed as soon as the pass under way has ended."""
         self.end()
@@ -219,11 +238,17 @@ class Handle:
         if self._is_open and not isinstance(record, Pass):
             self._told.put_nowait(record)
 
-    def _command(self, command: Callable[[], list[Event]]) -> None:
+    @property
+    def _duplex(self) -> Session:
+        if not isinstance(self.session, Session):
+            raise UsageError(f"a session of kind {type(self.session).__name__} has no policy to change")
+        return self.session
+
+    def _command(self, command: Callable[[], list[Event] | None]) -> None:
         if self._failure is not None:
             raise self._failure
         if not self._is_open:
             raise UsageError("the session is not open any more; open another one with BatchEngine.open")
         self._member.advance(self._engine.now())
-        self._member.report(command())
+        self._member.report(command() or ())
         self._engine.wake()

@@ -24,18 +24,19 @@ class Pace:
         self._rate = words_per_second * CHARACTERS_PER_WORD
         self._hearing: tuple[int, float] | None = None  # the answer being heard, and up to where (characters)
         self._now = session.now
+        self.is_paused = False  # nobody listens for the time being
 
     @property
     def is_hearing(self) -> bool:
         """Whether there is an answer that the user can hear on."""
         running = self._session.running
-        return running is not None and running.is_released
+        return running is not None and running.is_released and not self.is_paused
 
     def hear_on(self) -> list[Event]:
         """The session's time has gone on, and so has the user."""
         elapsed, self._now = self._session.now - self._now, self._session.now
         running = self._session.running
-        if running is None or not running.is_released:
+        if running is None or not self.is_hearing:
             self._hearing = None
             return []
         answer, position = self._hearing or (-1, 0.0)

@@ -1,0 +1,317 @@
+"""A client for `/v1/duplex`: the events of a conversation that runs on a server, as if it ran here.
+
+    async with await connect("http://127.0.0.1:8080") as talk:
+        talk.hear("what is a cat", final=True)
+        async for event in talk.events():
+            ...
+
+A connection that is cut is made again, and goes on with the event after the last one that came; what was said to the
+client meanwhile is sent then. What has been shown is reported as heard, unless the settings say who else knows.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_socket
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+
+from duologue.core.events import Event, Refused, Said, from_dict
+from duologue.core.ledger import Ledger
+from duologue.core.transitions import Floor
+from duologue.errors import BadData, RemoteError, UsageError
+from duologue.types import Role, Turn
+
+_MOST_WAITING = 1000  # messages that are kept while there is no connection
+_PATIENCE_S = 60.0  # how long a lost server is tried again
+_FIRST_WAIT_S = 0.1
+_LONGEST_WAIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Missed(Event):
+    """The server has forgotten some events: the conversation is now as `history` says."""
+
+    history: tuple[Turn, ...]
+
+
+async def connect(
+    url: str,
+    *,
+    token: str | None = None,
+    session: str | None = None,
+    history: Sequence[Turn] = (),
+    settings: Mapping[str, Any] | None = None,
+    retry: bool = True,
+) -> "Talk":
+    """Begin a conversation on the server at `url`, or take up the one called `session`.
+
+    Args:
+        url: http, https, ws or wss; without a path, `/v1/duplex` is meant.
+        settings: see docs/protocol.md; by default `{"hearing": "reported"}`.
+        retry: whether a connection that is cut is made again.
+
+    Raises:
+        RemoteError: the server cannot be reached, or refuses.
+        UsageError: this is no address.
+    """
+    start: dict[str, Any] = {"session": session} if session is not None else {}
+    start["settings"] = {"hearing": "reported", **(settings or {})}
+    start["history"] = [{"role": str(turn.role), "text": turn.text} for turn in history]
+    talk = Talk(_address(url), {} if token is None else {"Authorization": f"Bearer {token}"}, start, retry=retry)
+    await talk.open()
+    return talk
+
+
+class Talk:
+    """A conversation on a server. Commands return at once; what comes of them is told by `events`.
+
+    `session` is its name on the server: who knows it can take the conversation up. `ledger` has its history.
+    """
+
+    def __init__(self, url: str, headers: dict[str, str], start: dict[str, Any], *, retry: bool) -> None:
+        self.session = ""
+        self.model = ""
+        self.ledger = Ledger()
+        self._url = url
+        self._headers = headers
+        self._start = start
+        self._retry = retry
+        self._number = 0  # of the last event that came
+        self._at = 0.0
+        self._reports = start["settings"].get("hearing") == "reported"
+        self._outgoing: deque[dict[str, Any]] = deque()  # what the server has not said that it took, in order
+        self._num_sent = 0  # of those, on this connection
+        self._num_said = 0
+        self._wake = asyncio.Event()
+        self._told: asyncio.Queue[Event | RemoteError | None] = asyncio.Queue()
+        self._socket: ClientConnection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_over = False
+
+    async def __aenter__(self) -> "Talk":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Connect; see `connect`."""
+        socket = await self._connect()
+        self._task = asyncio.create_task(self._run(socket), name="duologue-client")
+
+    async def aclose(self, *, end: bool = True) -> None:
+        """Go. With `end` the conversation is over; otherwise the server keeps it for a while."""
+        self._is_over = True
+        if self._socket is not None:
+            with contextlib.suppress(ConnectionClosed, TimeoutError):
+                if end:
+                    await self._socket.send(json.dumps({"type": "end"}))
+                async with asyncio.timeout(2.0):
+                    await self._socket.close()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._told.put_nowait(None)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens, until the conversation is over. With hearing "reported", what is given out counts as heard
+        when the next event is asked for.
+
+        Raises:
+            RemoteError: the server could not be reached any more, or said what cannot be understood.
+        """
+        while (event := await self._told.get()) is not None:
+            if isinstance(event, RemoteError):
+                self._told.put_nowait(event)  # whoever asks again is told again
+                raise event
+            yield event
+            if self._reports and isinstance(event, Said) and not self._is_over:
+                self.heard(event.start + len(event.text), answer=event.answer)
+        self._told.put_nowait(None)
+
+    @property
+    def floor(self) -> Floor:
+        """Who has the floor, as far as events have come."""
+        return self.ledger.floor
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether there are words that have been neither answered nor dropped, on their way to the server included."""
+        return bool(self.ledger.unanswered) or any(message["type"] == "hear" for message in self._outgoing)
+
+    @property
+    def history(self) -> list[Turn]:
+        """What was said to the assistant, and what was heard of it."""
+        return self.ledger.history
+
+    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> None:
+        """The words of `utterance` are now `text`; see `Session.hear`."""
+        self._say({"type": "hear", "text": text, "utterance": utterance, "final": final})
+
+    def heard(self, position: int, *, answer: int | None = None) -> None:
+        """The user has heard the answer up to character `position`."""
+        self._say({"type": "heard", "position": position, **({} if answer is None else {"answer": answer})})
+
+    def respond(self) -> None:
+        """Answer now."""
+        self._say({"type": "respond"})
+
+    def stop(self) -> None:
+        """End the assistant's speech."""
+        self._say({"type": "stop"})
+
+    def resume(self) -> None:
+        """Let the answer that was cut last go on."""
+        self._say({"type": "resume"})
+
+    def edit(self, history: Sequence[Turn]) -> None:
+        """Replace the history."""
+        self._say({"type": "edit", "history": [{"role": str(turn.role), "text": turn.text} for turn in history]})
+
+    def change(self, **settings: Any) -> None:
+        """Change `eagerness` or `interruptible`."""
+        self._say({"type": "settings", **settings})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        if self._is_over:
+            raise UsageError("the conversation is over; connect again")
+        if len(self._outgoing) >= _MOST_WAITING:
+            raise RemoteError(f"the server has not taken the last {_MOST_WAITING} messages")
+        self._num_said += 1
+        self._outgoing.append({**message, "id": self._num_said})
+        self._wake.set()
+
+    async def _run(self, socket: ClientConnection) -> None:
+        """For as long as there is a server to talk to."""
+        failure: RemoteError | None = None
+        try:
+            while True:
+                await self._exchange(socket)
+                if self._has_ended():
+                    break
+                socket = await self._connect_again()
+        except RemoteError as error:
+            failure = error
+        self._is_over = True
+        self._told.put_nowait(failure)
+
+    def _has_ended(self) -> bool:
+        return self._is_over or not self._retry
+
+    async def _exchange(self, socket: ClientConnection) -> None:
+        """Send and receive, until the connection ends."""
+        sending = asyncio.create_task(self._send(socket))
+        try:
+            async for data in socket:
+                self._take(json.loads(data))
+        except ConnectionClosed:
+            pass
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    async def _send(self, socket: ClientConnection) -> None:
+        self._num_sent = 0
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                while self._num_sent < len(self._outgoing):
+                    message = self._outgoing[self._num_sent]
+                    self._num_sent += 1
+                    await socket.send(json.dumps(message))
+                self._wake.clear()
+                await self._wake.wait()
+
+    def _forget(self, taken: int) -> None:
+        """The server has taken messages up to the one with the id `taken`."""
+        while self._outgoing and self._outgoing[0]["id"] <= taken:
+            self._outgoing.popleft()
+            self._num_sent = max(0, self._num_sent - 1)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        kind = message.get("type")
+        if isinstance(message.get("taken"), int):
+            self._forget(message["taken"])
+        if kind == "error":
+            self._told.put_nowait(Refused(self._at, str(message.get("code")), str(message.get("message"))))
+        elif kind == "closing":
+            # A server that is about to end may come back, and have a record to go on from.
+            self._is_over = message.get("reason") != "shutdown"
+        elif isinstance(number := message.get("number"), int) and (event := self._event(message)) is not None:
+            self._number, self._at = number, event.at
+            self.ledger(event)
+            self._told.put_nowait(event)
+
+    def _event(self, message: dict[str, Any]) -> Event | None:
+        try:
+            return from_dict(message)
+        except BadData as error:
+            raise RemoteError(f"the server said what cannot be understood: {error}") from error
+
+    async def _connect_again(self) -> ClientConnection:
+        loop, wait = asyncio.get_running_loop(), _FIRST_WAIT_S
+        until = loop.time() + _PATIENCE_S
+        while True:
+            try:
+                return await self._connect()
+            except _Refused:
+                raise
+            except RemoteError:
+                if loop.time() + wait > until:
+                    raise
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    async def _connect(self) -> ClientConnection:
+        """A connection on which the conversation has begun, or goes on."""
+        start = dict(self._start)
+        if self.session:
+            start = {"session": self.session, "after": self._number}
+        try:
+            socket = await open_socket(self._url, additional_headers=self._headers, max_size=None, compression=None)
+        except InvalidURI as error:
+            raise UsageError(f"{self._url} is no address of a server: {error}") from error
+        except InvalidHandshake as error:
+            raise _Refused(f"{self._url} refuses the connection: {error}") from error
+        except (OSError, TimeoutError) as error:
+            raise RemoteError(f"{self._url} cannot be reached: {error}") from error
+        try:
+            await socket.send(json.dumps({"type": "start", **start}))
+            answer = json.loads(await socket.recv())
+        except (ConnectionClosed, ValueError) as error:
+            raise RemoteError(f"{self._url} ended the connection: {error}") from error
+        if answer.get("type") != "started":
+            await socket.close()
+            raise _Refused(str(answer.get("message", answer)))
+        self._begin(answer)
+        self._socket = socket
+        return socket
+
+    def _begin(self, answer: dict[str, Any]) -> None:
+        history = tuple(Turn(Role(turn["role"]), turn["text"]) for turn in answer["history"])
+        is_first = not self.session
+        self._forget(answer["taken"])
+        self.session, self.model, self._number = answer["session"], answer["model"], answer["number"]
+        if is_first or answer["missed"]:
+            self.ledger = Ledger(history)
+        if answer["missed"] and not is_first:
+            self._told.put_nowait(Missed(self._at, history))
+
+
+class _Refused(RemoteError):
+    """The server is there and does not want; trying again does not help."""
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url if "://" in url else f"ws://{url}")
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    if scheme not in ("ws", "wss") or not parts.netloc:
+        raise UsageError(f"{url!r} is no address of a server; one is http://127.0.0.1:8080")
+    path = parts.path if parts.path not in ("", "/") else "/v1/duplex"
+    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))

@@ -1,0 +1,1 @@
+"""Duplex over the network: one engine behind WebSockets and HTTP."""

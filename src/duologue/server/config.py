@@ -1,0 +1,142 @@
+"""What a server is told: one table of settings, from which the flags, the environment and the file are read."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from duologue.catalogue import DEFAULT
+from duologue.errors import UsageError
+
+PREFIX = "DUOLOGUE_SERVE_"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def _setting(default: Any, text: str, **more: Any) -> Any:
+    """A field with what `--help` and the documentation say of it."""
+    metadata = {"help": text, **more}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Settings of a server. Durations are in seconds."""
+
+    model: str = _setting(DEFAULT, "a short name (see `duologue models`), a .gguf file, a folder or hub name")
+    adapter: str = _setting("auto", "auto, alora, rows, prompted, or an adapter folder")
+    backend: str = _setting("auto", "auto, llamacpp, torch or reference")
+    weights: str = _setting("", "weight type; empty: the backend's default")
+    threads: int = _setting(0, "CPU threads; 0: one a core", least=0)
+    device: str = _setting("cpu", "torch device")
+    host: str = _setting("127.0.0.1", "address to listen on; other than loopback needs a token")
+    port: int = _setting(8080, "port; 0 takes a free one", least=0, most=65535)
+    tokens: tuple[str, ...] = _setting(
+        (), "bearer tokens, any of which opens the server; none: everybody who can reach it"
+    )
+    origins: tuple[str, ...] = _setting(
+        (), "web origins that may connect beside the server's own, such as https://example.org"
+    )
+    max_sessions: int = _setting(12, "conversations at the same time", least=1)
+    context: int = _setting(2048, "tokens of a conversation", least=256)
+    max_answer: int = _setting(512, "most tokens of an answer", least=1)
+    system: str = _setting("", "system prompt where a client gives none; empty: the model's own")
+    words_per_second: float = _setting(4.0, "how fast somebody reads who does not report it", least=0.1, most=1000)
+    max_message: int = _setting(1 << 20, "bytes of a message", least=1024)
+    messages_per_second: float = _setting(50.0, "of a client, on average; above it is read more slowly", least=0.1)
+    idle: float = _setting(600.0, "a connection without a message or an answer for so long is closed", least=1)
+    keep: float = _setting(120.0, "how long a conversation waits for a client that was cut off", least=0)
+    drain: float = _setting(20.0, "how long answers may go on after SIGTERM", least=0)
+    record: str = _setting("", "folder for a record of every conversation; empty: none is kept")
+    log_text: bool = _setting(False, "write what is said into the log")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, rules = getattr(self, item.name), item.metadata
+            if "least" in rules and not rules["least"] <= value <= rules.get("most", float("inf")):
+                most = f" and at most {rules['most']:g}" if "most" in rules else ""
+                raise UsageError(f"{item.name} is {value}; it must be at least {rules['least']:g}{most}")
+        if any(len(token) < 8 or not token.isascii() or any(c.isspace() for c in token) for token in self.tokens):
+            raise UsageError(
+                "a token needs eight or more ASCII characters without spaces; others can be guessed or not sent"
+            )
+        if self.host not in _LOOPBACK and not self.tokens:
+            raise UsageError(
+                f"listening on {self.host} lets others in, and there is no token: set {PREFIX}TOKENS (or --tokens), "
+                "or listen on 127.0.0.1"
+            )
+
+    @classmethod
+    def read(
+        cls,
+        *,
+        flags: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+        path: Path | None = None,
+    ) -> "ServerConfig":
+        """Settings by precedence: flags, then the environment (`DUOLOGUE_SERVE_PORT` …), then a TOML file.
+
+        Raises:
+            UsageError: an unknown setting, or a value that cannot be used; the message says where it stands.
+        """
+        environ = os.environ if environ is None else environ
+        known = {item.name: item.default for item in fields(cls)}
+        values: dict[str, Any] = {}
+        places: list[tuple[str, Mapping[str, Any]]] = [
+            (str(path), _read_file(path) if path is not None else {}),
+            ("the environment", {name: environ[key] for name in known if (key := PREFIX + name.upper()) in environ}),
+            ("the flags", flags or {}),
+        ]
+        for where, given in places:
+            for name, value in given.items():
+                if name not in known:
+                    raise UsageError(f"{where}: there is no setting {name!r}; there are {', '.join(known)}")
+                values[name] = _value(name, known[name], value, where)
+        return cls(**values)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read the settings in {path}: {error}") from error
+
+
+def _value(name: str, default: Any, value: Any, where: str) -> Any:
+    """`value` as the type that the setting has; text is read as such."""
+    kind = type(default)
+    try:
+        if kind is tuple:
+            parts = value.split(",") if isinstance(value, str) else value
+            return tuple(_text(part).strip() for part in parts if _text(part).strip())
+        if kind is bool:
+            return (
+                value
+                if isinstance(value, bool)
+                else {"1": True, "true": True, "0": False, "false": False}[value.lower()]
+            )
+        if kind is str:
+            return _text(value)
+        if isinstance(value, bool):
+            raise ValueError("not a number")
+        if kind is int and isinstance(value, float):
+            raise ValueError("not a whole number")
+        return kind(value)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{where}: {name} is {value!r:.60}; it must be {_NAMES[kind]}") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    return value
+
+
+_NAMES = {
+    tuple: "a list of texts, or one text with commas",
+    bool: "true or false",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+}

@@ -1,0 +1,167 @@
+"""One conversation on a server: it goes on, for a while, when the connection it came by is cut."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+from duologue.core.events import Event
+from duologue.engines.batch import Handle
+from duologue.errors import DuologueError, EngineError
+from duologue.server.record import Recorder
+from duologue.server.settings import Settings
+
+MOST_KEPT = 4096  # events for who comes back or reads slowly
+log = logging.getLogger("duologue.server")
+
+
+class EventsLost(EngineError):
+    """Events were asked for that are not kept any more: the reader was too slow, or away for too long."""
+
+
+class EventLog:
+    """The newest events with their numbers, from 1, for any number of readers, each at its own speed.
+
+    `first` is the number of events before it.
+    """
+
+    def __init__(self, first: int = 0, *, most: int = MOST_KEPT) -> None:
+        self.newest = first
+        self.ended: str | None = None  # why there will be no more
+        self._kept: deque[Event] = deque(maxlen=most)
+        self._changed = asyncio.Event()
+
+    def add(self, event: Event) -> None:
+        """It happened."""
+        self._kept.append(event)
+        self.newest += 1
+        self._tell()
+
+    def end(self, reason: str) -> None:
+        """There will be no more."""
+        if self.ended is None:
+            self.ended = reason
+            self._tell()
+
+    def has(self, number: int) -> bool:
+        """Whether all events after `number` are there."""
+        return self.newest - len(self._kept) <= number <= self.newest
+
+    async def after(self, number: int) -> AsyncIterator[tuple[int, Event]]:
+        """Events after `number` with their numbers, as they come, until the end.
+
+        Raises:
+            EventsLost: some are not kept any more.
+        """
+        while True:
+            while number < self.newest:
+                if not self.has(number):
+                    raise EventsLost(f"events after {number} are not kept any more")
+                number += 1
+                yield number, self._kept[number - self.newest - 1]
+            if self.ended is not None:
+                return
+            await self._changed.wait()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Owner(Protocol):
+    """The connection that a conversation goes by."""
+
+    def replaced(self) -> None:
+        """Another connection has the conversation now."""
+
+
+class Conversation:
+    """A session that is open on the engine, its events, and whether anybody is connected to it.
+
+    `id` is a secret between the server and its client. Commands are those of `handle`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        handle: Handle,
+        *,
+        recorder: Recorder | None,
+        closed: Callable[["Conversation"], None],
+    ) -> None:
+        self.id = name
+        self.settings = settings
+        self.handle = handle
+        self.events = EventLog(recorder.num_events if recorder is not None else 0)
+        self.owner: Owner | None = None
+        self.taken = 0  # highest id of the messages that were taken: what is sent again is passed over
+        self.detached_at: float | None = None  # engine's time since which nobody has had it
+        self._recorder = recorder
+        self._closed = closed
+        self._task = asyncio.create_task(self._follow(), name=f"duologue-conversation-{name[:6]}")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes commands."""
+        return self.events.ended is None
+
+    def attach(self, owner: Owner) -> None:
+        """`owner` has it from now on; whoever had it before does not."""
+        before, self.owner, self.detached_at = self.owner, owner, None
+        if before is not None and before is not owner:
+            before.replaced()
+        self.handle.pause(False)
+
+    def detach(self, owner: Owner, now: float) -> None:
+        """`owner` was cut off: nothing is heard until somebody attaches again."""
+        if self.owner is owner and self.is_open:
+            self.owner, self.detached_at = None, now
+            self.handle.pause(True)
+
+    def snapshot(self) -> dict[str, Any]:
+        """How it stands, for a client that does not know its events."""
+        session = self.handle.session
+        running = session.running
+        answer = None
+        if running is not None and running.is_released:
+            answer = {"answer": running.id, "text": running.text[: running.num_said], "heard": running.num_heard}
+        return {
+            "history": [{"role": str(turn.role), "text": turn.text} for turn in session.history],
+            "running": answer,
+            "input": session.input_text,
+        }
+
+    def close(self, reason: str) -> None:
+        """End it: what it holds on the engine is freed, and readers are told why."""
+        if not self.is_open:
+            return
+        self.events.end(reason)
+        log.info("closed", extra={"session": self.id[:6], "reason": reason, "events": self.events.newest})
+        self.handle.close()
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+        self._closed(self)
+
+    async def _follow(self) -> None:
+        try:
+            async for event in self.handle.events():
+                self._record(event)
+                self.events.add(event)
+        except DuologueError as error:
+            log.error("a conversation failed", extra={"session": self.id[:6], "error": str(error)})
+            self.close(f"failed: {error}")
+        else:
+            self.close("closed")
+
+    def _record(self, event: Event) -> None:
+        if self._recorder is None:
+            return
+        try:
+            self._recorder(event)
+        except OSError as error:  # a full disk: the conversation is worth more than its record
+            log.error("a record cannot be written; it ends here", extra={"session": self.id[:6], "error": str(error)})
+            self._recorder.close()
+            self._recorder = None

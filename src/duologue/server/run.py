@@ -1,0 +1,91 @@
+"""The process around the application: it listens, and on SIGTERM it lets answers end before it does."""
+
+import asyncio
+import logging
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from duologue.server import logs
+from duologue.server.app import create_app
+from duologue.server.config import ServerConfig
+from duologue.server.wire import PING_S
+
+log = logging.getLogger("duologue.server")
+_LAST_WORDS_S = 0.2  # for clients to be told that it is over
+_CONNECTIONS = 200  # beside a few for each conversation: those that never say anything must not fill the memory
+_ENOUGH_S = 5  # for connections to close
+
+
+class DrainingServer(uvicorn.Server):
+    """The first SIGTERM or Ctrl-C drains, the second ends at once."""
+
+    def __init__(self, app: Starlette, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_draining = False
+        self._app = app
+        self._task: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            log.info("listening", extra={"url": f"http://{host}:{port}"})
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        return await super().on_tick(counter) or self._app.state.server.failure is not None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came."""
+        if self.is_draining or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        self.is_draining = True
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(self._begin_to_drain)  # also wakes the loop, which a signal alone may not
+
+    def _begin_to_drain(self) -> None:
+        self._task = asyncio.create_task(self._drain(), name="duologue-drain")
+
+    async def _drain(self) -> None:
+        try:
+            await self._app.state.server.drain()
+            await asyncio.sleep(_LAST_WORDS_S)
+        finally:
+            self.should_exit = True
+
+
+def options(config: ServerConfig) -> dict[str, Any]:
+    """For `uvicorn.Config`."""
+    return {
+        "host": config.host,
+        "port": config.port,
+        "log_config": None,
+        "access_log": False,
+        "ws": "websockets-sansio",
+        "ws_max_size": config.max_message,
+        "ws_ping_interval": PING_S,
+        "ws_ping_timeout": PING_S,
+        "ws_per_message_deflate": False,
+        "limit_concurrency": _CONNECTIONS + 4 * config.max_sessions,
+        "timeout_graceful_shutdown": _ENOUGH_S,
+        "lifespan": "on",
+    }
+
+
+def serve(config: ServerConfig) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        What `duologue.model.load` raises.
+    """
+    logs.configure()
+    app = create_app(config)
+    DrainingServer(app, uvicorn.Config(app, **options(config))).run()
+    if app.state.server.failure is not None:
+        raise app.state.server.failure
