@@ -12,6 +12,7 @@ session, *listening* seven more of a channel that one of them is heard in. Media
 """
 
 import argparse
+import statistics
 import time
 from typing import Any
 
@@ -30,7 +31,7 @@ _CHUNK = 128  # tokens of a history in one pass
 class Side:
     """One backend, and sessions on it that have the same history each."""
 
-    def __init__(self, path: Any, *, flash: bool, context: int, sessions: int, threads: int | None) -> None:
+    def __init__(self, path: Any, *, flash: bool, context: int, sessions: int, threads: int) -> None:
         self.backend = LlamaCppBackend(
             path, capacity=(sessions + 1) * (context + 64), max_seqs=2 * sessions + 2, threads=threads,
             flash_attention=flash,
@@ -55,9 +56,9 @@ class Side:
             batch.append(Extend(heard, (5,) * _HEARD, draw=Draw()))
         seconds = 0.0
         for _ in range(2):
-            began = time.perf_counter()
+            began = time.process_time()
             self.backend.forward(batch)
-            seconds = time.perf_counter() - began
+            seconds = time.process_time() - began
             for seq in self._seqs:
                 self.backend.truncate(seq, self._context)
             if heard is not None:
@@ -71,7 +72,7 @@ def measured(args: argparse.Namespace, path: Any, context: int) -> list[dict[str
     """All numbers of sessions with one context."""
     numbers = [number for number in args.sessions if number * context <= args.most_entries]
     sides = {
-        name: Side(path, flash=flash, context=context, sessions=max(numbers), threads=args.threads)
+        name: Side(path, flash=flash, context=context, sessions=max(numbers), threads=args.threads or 1)
         for name, flash in (("flash", True), ("stored", False))
     }
     rows = []
@@ -84,7 +85,7 @@ def measured(args: argparse.Namespace, path: Any, context: int) -> list[dict[str
             for _ in range(args.repeats):
                 for name, side in sides.items():
                     times[name].append(side.timed(listening=what == "listening"))
-            row[f"{what}_ms"] = {name: round(min(values), 2) for name, values in times.items()}
+            row[f"{what}_ms"] = {name: round(statistics.median(values), 2) for name, values in times.items()}
         rows.append(row)
         measuring.progress(str(row))
     for side in sides.values():
@@ -117,7 +118,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 1920], help="tokens of history")
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2, 4, 16], help="in one cache")
     parser.add_argument("--most-entries", type=int, default=8192, help="larger combinations are left out")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=5)
     return parser.parse_args()
 
 
