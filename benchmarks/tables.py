@@ -250,6 +250,116 @@ def unchanged(results: Results) -> str:
     return measuring.table(header, rows)
 
 
+def scale(results: Results) -> str:
+    """Live sessions side by side."""
+    header = (
+        "engine, adapter",
+        "history",
+        "sessions",
+        "decision (ms, p50 / p95)",
+        "tokens/s each, least",
+        "missed",
+        "KV (MiB)",
+        "in real time",
+    )
+    rows = [
+        (
+            _latency_name(result),
+            f"{outcome['context_tokens']:,}",
+            outcome["sessions"],
+            f"{outcome['decision_ms']['p50']:.0f} / {outcome['decision_ms']['p95']:.0f}",
+            f"{outcome['tokens_per_second']['min']:.2f}",
+            outcome["missed_deadlines"],
+            f"{outcome['kv_bytes'] / 2**20:,.0f}",
+            "yes" if outcome["realtime"] else "no",
+        )
+        for _, result in results.of("scale")
+        for outcome in result["outcomes"]
+    ]
+    return measuring.table(header, rows)
+
+
+def scale_largest(results: Results) -> str:
+    """The most live sessions in real time."""
+    found = [(name, result) for name, result in results.of("scale")]
+    contexts = sorted({int(context) for _, result in found for context in result["largest"]})
+    header = ("most sessions in real time", *(f"{context:,} tokens of history" for context in contexts), "file")
+    rows = [
+        (
+            _latency_name(result),
+            *(result["largest"].get(str(context), "–") for context in contexts),
+            f"[{name}](../benchmarks/results/{name})",
+        )
+        for name, result in found
+    ]
+    return measuring.table(header, rows)
+
+
+def plain_loop(results: Results) -> str:
+    """One session beside the loops of the same library."""
+    header = ("engine", "loop", "tokens/s (median)", "least … most", "ours, of it")
+    rows = [
+        (
+            _engine(result),
+            name,
+            f"{rate['median']:.1f}",
+            f"{rate['min']:.1f} … {rate['max']:.1f}",
+            "" if name == "BatchEngine" else f"{result['ratio'][name]:.2f}",
+        )
+        for _, result in results.of("plain_loop")
+        for name, rate in result["tokens_per_second"].items()
+    ]
+    return measuring.table(header, rows)
+
+
+def attention(results: Results) -> str:
+    """llama.cpp's two ways to compute attention."""
+    header = (
+        "engine",
+        "history",
+        "sessions",
+        "speaking: flash (ms)",
+        "stored",
+        "with listening: flash",
+        "stored",
+    )
+    rows = [
+        (
+            _engine(result),
+            f"{row['context_tokens']:,}",
+            row["sessions"],
+            *(f"{row[what][how]:.1f}" for what in ("speaking_ms", "listening_ms") for how in ("flash", "stored")),
+        )
+        for _, result in results.of("attention")
+        for row in result["passes"]
+    ]
+    return measuring.table(header, rows)
+
+
+def exports(results: Results) -> str:
+    """What exported files say of themselves."""
+    header = (
+        "weights, adapter",
+        "tokens looked at",
+        "an added token won",
+        "smallest lead (logits)",
+        "greedy tokens as the base",
+        "decision error",
+    )
+    rows = [
+        (
+            f"{result['model']['weights']}, {result['model']['adapter']['kind']}",
+            f"{result['tokens']:,}",
+            result["won"],
+            f"{result['smallest_lead']:.2f}",
+            result["greedy_tokens_as_the_base"],
+            f"{result['decision_error']:.4f}",
+        )
+        for _, result in results.of("export")
+    ]
+    return measuring.table(header, rows)
+
+
 def experiments(_: Results) -> str:
     """Every experiment, one table each."""
     header = ("variant", "samples", "numbers trained", "s", *_STATES, "F1", "false", "F1 over", "false over")
@@ -299,6 +409,11 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "state-baselines": state_baselines,
     "agreement": agreement,
     "unchanged": unchanged,
+    "scale": scale,
+    "scale-largest": scale_largest,
+    "plain-loop": plain_loop,
+    "attention": attention,
+    "exports": exports,
     "experiments": experiments,
 }
 
