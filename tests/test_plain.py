@@ -49,7 +49,9 @@ def talk_over(source: TextIO | None, talk: Talk, *, rate: float | None = None, o
 
     async def main() -> None:
         async with Live(talk.backend, talk.session, words_per_second=rate) as live:
-            await asyncio.wait_for(Plain(live).run(source, printed), 20)
+            await asyncio.wait_for(
+                Plain(live, is_paced=live.session.config.heard == "reported").run(source, printed), 20
+            )
 
     asyncio.run(main())
     assert talk.backend.usage().num_seqs == 0
@@ -140,7 +142,7 @@ def test_closed_streams_are_an_empty_conversation(pipe: Pipe) -> None:
     async def nobody_listens(source: TextIO) -> None:
         talk = Talk(ANSWERS)
         async with Live(talk.backend, talk.session) as live:
-            await Plain(live).run(source, None)
+            await Plain(live, is_paced=live.session.config.heard == "reported").run(source, None)
         assert talk.turns == [("user", "hello"), ("assistant", ANSWERS["hello"])]
 
     other = Pipe()

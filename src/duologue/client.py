@@ -22,8 +22,9 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
-from duologue.core.events import Event, Said, from_dict
+from duologue.core.events import Event, Refused, Said, from_dict
 from duologue.core.ledger import Ledger
+from duologue.core.transitions import Floor
 from duologue.errors import BadData, RemoteError, UsageError
 from duologue.types import Role, Turn
 
@@ -31,14 +32,6 @@ _MOST_WAITING = 1000  # messages that are kept while there is no connection
 _PATIENCE_S = 60.0  # how long a lost server is tried again
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected(Event):
-    """The server did not do what a message asked for; nothing else changed. `code` as in docs/protocol.md."""
-
-    code: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +137,16 @@ class Talk:
         self._told.put_nowait(None)
 
     @property
+    def floor(self) -> Floor:
+        """Who has the floor, as far as events have come."""
+        return self.ledger.floor
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether there are words that have been neither answered nor dropped, on their way to the server included."""
+        return bool(self.ledger.unanswered) or any(message["type"] == "hear" for message in self._outgoing)
+
+    @property
     def history(self) -> list[Turn]:
         """What was said to the assistant, and what was heard of it."""
         return self.ledger.history
@@ -236,7 +239,7 @@ class Talk:
         if isinstance(message.get("taken"), int):
             self._forget(message["taken"])
         if kind == "error":
-            self._told.put_nowait(Rejected(self._at, str(message.get("code")), str(message.get("message"))))
+            self._told.put_nowait(Refused(self._at, str(message.get("code")), str(message.get("message"))))
         elif kind == "closing":
             # A server that is about to end may come back, and have a record to go on from.
             self._is_over = message.get("reason") != "shutdown"

@@ -6,6 +6,7 @@ from duologue.core.backend import Backend
 from duologue.core.events import Event
 from duologue.core.session import Session
 from duologue.core.trace import Sink
+from duologue.core.transitions import Floor
 from duologue.engines.batch import BatchEngine, Handle
 from duologue.engines.pace import CHARACTERS_PER_WORD as CHARACTERS_PER_WORD
 from duologue.engines.pace import Pace
@@ -55,6 +56,16 @@ class Live:
             EngineError: the backend could not free what the session held, and had not failed before.
         """
         await self._engine.aclose()
+
+    @property
+    def floor(self) -> Floor:
+        """Who has the floor."""
+        return self.session.floor
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether there are words that have been neither answered nor dropped."""
+        return self.session.input_text is not None
 
     def events(self) -> AsyncIterator[Event]:
         """See `Handle.events`."""

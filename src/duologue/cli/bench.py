@@ -3,13 +3,14 @@
 import argparse
 import importlib
 
-MEASUREMENTS = ("scale", "cost")
+MEASUREMENTS = ("scale", "serve", "cost")
 """One module `bench_…` of this package each."""
 
 _EPILOG = """\
 examples:
   duologue bench scale --sessions 8                    do eight live sessions run in real time
   duologue bench scale --find --context 512            how many do
+  duologue bench serve --clients 8                     the same over WebSockets
   duologue bench cost                                  duplex decoding beside five other kinds of sessions
   duologue bench cost --help                           what is counted, and every option
 """

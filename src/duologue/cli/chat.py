@@ -10,7 +10,7 @@ from duologue.cli.options import add_model_options, add_talk_options, load_model
 from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
-    from duologue.live import Live
+    from duologue.cli.talking import Talking
     from duologue.model import Model
 
 _EPILOG = """\
@@ -31,6 +31,7 @@ examples:
   duologue chat -m ./model.gguf --rate 6               another one, for fast readers
   duologue chat --system "You are a terse pirate."     with a system prompt
   printf 'hello\\nwho are you\\n' | duologue chat        without a screen
+  duologue chat --url http://127.0.0.1:8080            on a server
 """
 _RATE = 4.0
 
@@ -51,6 +52,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="W",
         help=f"words a second that you read; 0: at once (default {_RATE:g}, in a pipe 0)",
     )
+    parser.add_argument(
+        "--url",
+        metavar="URL",
+        help="talk to a server (`duologue serve`) instead of loading a model; a token is taken from DUOLOGUE_TOKEN",
+    )
     parser.add_argument("--plain", action="store_true", help="no full screen: lines in, lines out")
     add_model_options(parser)
     add_talk_options(parser)
@@ -64,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
     if not is_plain:
         _need_terminal()
     rate = args.rate if args.rate is not None else _RATE if is_typed else 0.0
+    if args.url is not None:
+        asyncio.run(_talk_to_server(args, rate, is_plain))
+        return 0
     model = load_model(args)
     try:
         asyncio.run(_talk(args, model, rate, is_plain))
@@ -101,20 +110,39 @@ async def _talk(args: argparse.Namespace, model: "Model", rate: float, is_plain:
         heard="reported" if rate else "shown",
     )
     session = model.session(policy=policy(args, model), config=config)
+    info = model.backend.info
+    title = f"{model.name} {info.weights} on {info.name}, {model.adapter.kind}"
     async with Live(model.backend, session, words_per_second=rate or None) as live:
-        if is_plain:
-            from duologue.cli.plain import Plain
-
-            await Plain(live).run(sys.stdin, sys.stdout)
-        else:
-            await _on_screen(live, model)
+        await _converse(live, title, is_plain=is_plain, is_paced=bool(rate))
 
 
-async def _on_screen(live: "Live", model: "Model") -> None:
+async def _talk_to_server(args: argparse.Namespace, rate: float, is_plain: bool) -> None:
+    try:
+        from duologue.client import connect
+    except ImportError as error:
+        raise MissingDependency('a server is talked to by websockets: pip install "duologue[server]"') from error
+    settings = {
+        "hearing": rate or "shown", "eagerness": args.eagerness, "max_answer": args.max_answer, "system": args.system,
+        "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed,
+    }  # fmt: skip
+    token = os.environ.get("DUOLOGUE_TOKEN")
+    async with await connect(args.url, token=token, settings=settings) as talk:
+        await _converse(talk, f"{talk.model} on {args.url}", is_plain=is_plain, is_paced=bool(rate))
+
+
+async def _converse(talk: "Talking", title: str, *, is_plain: bool, is_paced: bool) -> None:
+    if is_plain:
+        from duologue.cli.plain import Plain
+
+        await Plain(talk, is_paced=is_paced).run(sys.stdin, sys.stdout)
+    else:
+        await _on_screen(talk, title)
+
+
+async def _on_screen(talk: "Talking", title: str) -> None:
     from duologue.cli.terminal import Terminal
 
-    info = model.backend.info
-    terminal = Terminal(live, f"{model.name} {info.weights} on {info.name}, {model.adapter.kind}")
+    terminal = Terminal(talk, title)
     try:
         await terminal.run()
     finally:

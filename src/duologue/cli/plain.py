@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import TextIO
 
 from duologue.cli.cells import counted, shortened, visible
+from duologue.cli.talking import Talking
 from duologue.cli.transcript import latency_ms
 from duologue.core import events as e
-from duologue.live import Live
+from duologue.core.transitions import Floor
 
 _ONE_GO_S = 0.2  # lines that come closer together than this were not typed in answer to what was said
 _POLL_S = 0.05
@@ -21,8 +22,10 @@ _LONGEST = 400  # characters of an utterance that are printed
 class Plain:
     """One conversation over standard input and output."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Talking, *, is_paced: bool) -> None:
+        """`is_paced`: words are printed as they are heard, and not as they are said."""
         self._live = live
+        self._is_paced = is_paced
         self._text: dict[int, str] = {}
         self._shown: dict[int, int] = {}  # characters printed of each answer
         self._too_long: set[int] = set()  # answers that met their length limit
@@ -66,8 +69,7 @@ class Plain:
 
     async def _silence(self) -> None:
         """Until everything has been answered."""
-        session = self._live.session
-        while session.running is not None or session.input_text is not None:
+        while self._live.floor is not Floor.SILENT or self._live.is_listening:
             await asyncio.sleep(_POLL_S)
 
     async def _tell(self) -> None:
@@ -78,9 +80,9 @@ class Plain:
         match event:
             case e.Said(answer=answer, start=start, text=text):
                 self._text[answer] = self._text.get(answer, "")[:start] + text
-                if self._live.session.config.heard == "shown":
+                if not self._is_paced:
                     self._write(text)
-            case e.Heard(answer=answer, position=position) if self._live.session.config.heard == "reported":
+            case e.Heard(answer=answer, position=position) if self._is_paced:
                 self._write(self._text[answer][self._shown.get(answer, 0) : position])
                 self._shown[answer] = position
             case e.Received(text=text, final=True):

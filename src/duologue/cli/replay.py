@@ -20,6 +20,8 @@ The file has one JSON object a line:
   {"at": 12, "command": "resume"}                     stop, resume or respond
   {"at": 20, "edit": [{"role": "user", "text": "hi"}]}                  replaces the history
 
+A record that `duologue serve --record` kept is told again as it was, without a model.
+
 Nothing depends on how fast this machine is: a forward pass takes PERIOD / PASSES seconds of the virtual clock.
 
 examples:
@@ -57,7 +59,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(args: argparse.Namespace) -> int:
     """Replay the file."""
     from duologue.replay import Replay, read_script
+    from duologue.server.record import is_record
 
+    if is_record(args.file):
+        return _play(args.file, as_json=args.json)
     script = read_script(args.file, period_s=args.period, seed=args.seed)
     model = load_model(args)
     try:
@@ -88,6 +93,34 @@ def run(args: argparse.Namespace) -> int:
         replay.close()
     finally:
         model.close()
+    return 0
+
+
+def _play(path: Path, *, as_json: bool) -> int:
+    """Tell again what a server recorded; nothing is computed."""
+    from duologue.server.record import read_record
+
+    recorded = read_record(path)
+    teller, said, heard = _Teller(), dict[int, str](), dict[int, int]()
+    for event in recorded.events:
+        if isinstance(event, e.Said):
+            said[event.answer] = said.get(event.answer, "")[: event.start] + event.text
+        elif isinstance(event, e.Heard):
+            heard[event.answer] = event.position
+        if as_json:
+            print(json.dumps(e.as_dict(event), ensure_ascii=False))
+        else:
+            teller.tell(event)
+    if as_json:
+        outcome = {
+            "said": "\n".join(said.values()),
+            "heard": "\n".join(said.get(answer, "")[:position] for answer, position in heard.items()),
+            "history": [{"role": str(turn.role), "text": turn.text} for turn in recorded.ledger.history],
+            "passes": None,
+        }
+        print(json.dumps(outcome, ensure_ascii=False))
+    else:
+        teller.end(None)
     return 0
 
 
@@ -138,12 +171,13 @@ class _Teller:
             case _:
                 pass
 
-    def end(self, passes: int) -> None:
-        """Print the sum."""
+    def end(self, passes: int | None) -> None:
+        """Print the sum; None where nothing was computed."""
         if self._withdrawn is not None:
             self._remark(self._withdrawn.at, "the answer is withdrawn: nothing of it was heard")
         self._break()
-        print(f"{passes} forward passes")
+        if passes is not None:
+            print(f"{passes} forward passes")
 
     def _remark(self, at: float, text: str) -> None:
         self._line(at, f"           [{text}]")

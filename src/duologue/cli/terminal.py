@@ -14,9 +14,9 @@ from prompt_toolkit.layout.processors import AfterInput
 from prompt_toolkit.styles import Style
 
 from duologue.cli.cells import Line, fitted, width_of, wrapped
+from duologue.cli.talking import Talking
 from duologue.cli.transcript import Transcript, latency_ms
 from duologue.core.transitions import Floor
-from duologue.live import Live
 
 PAUSE_S = 0.35  # without a key for so long, what is typed so far is a partial
 
@@ -56,7 +56,7 @@ WELCOME = (
 class Terminal:
     """One conversation on the screen."""
 
-    def __init__(self, live: Live, title: str, **application: Any) -> None:
+    def __init__(self, live: Talking, title: str, **application: Any) -> None:
         """`title` says who talks; `application` goes to prompt_toolkit, for tests."""
         self.transcript = Transcript()
         self._live = live
@@ -143,9 +143,9 @@ class Terminal:
         return [("", fitted("   ".join(parts), width) + "\n"), ("", fitted(below, width))]
 
     def _doing(self) -> str:
-        session = self._live.session
-        doing = {Floor.SILENT: "silent", Floor.PREPARED: "about to answer", Floor.SPEAKING: "speaking"}[session.floor]
-        doing += ", listening" if session.input_text is not None else ""
+        floor = self._live.floor
+        doing = {Floor.SILENT: "silent", Floor.PREPARED: "about to answer", Floor.SPEAKING: "speaking"}[floor]
+        doing += ", listening" if self._live.is_listening else ""
         return doing.ljust(19)
 
     # ------------------------------------------------------------------ the input line is an utterance that grows
@@ -183,7 +183,7 @@ class Terminal:
 
     def _escape(self) -> None:
         """Silence the assistant; where there is silence, take back what was typed."""
-        if self._live.session.running is not None:
+        if self._live.floor is not Floor.SILENT:
             self._live.stop()
         else:
             self._end("")

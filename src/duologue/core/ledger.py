@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from duologue.core import events as e
+from duologue.core.transitions import Floor
 from duologue.types import Role, Turn
 
 _MOST_CUT = 64  # answers that were cut and may go on; a session keeps fewer
@@ -43,11 +44,18 @@ class Ledger:
         running = self._running
         return self._turns + (running.turns if running is not None and running.num_heard else [])
 
+    @property
+    def floor(self) -> Floor:
+        """Who has the floor, as `Session.floor`."""
+        if self._running is None:
+            return Floor.SILENT
+        return Floor.SPEAKING if self._running.num_heard else Floor.PREPARED
+
     def __call__(self, event: e.Event) -> None:
         """It happened."""
         match event:
             case e.Received():
-                self.unanswered[event.utterance] = event
+                self._receive(event)
             case e.Dropped(utterance=utterance):
                 self.unanswered.pop(utterance, None)
             case e.Promoted(text=text, answer=answer):
@@ -82,6 +90,13 @@ class Ledger:
                 self.unanswered.clear()
             case _:
                 pass
+
+    def _receive(self, event: e.Received) -> None:
+        """Words, the onset of speech, or its end behind words that were answered already."""
+        self.unanswered.pop(event.utterance, None)
+        is_answered = self._running is not None and self._running.asked == event.text
+        if event.text and not is_answered:
+            self.unanswered[event.utterance] = event
 
     def _release(self, answer: int) -> _Told:
         """The running answer. Without words promoted to it, it answers the user's turn that ends the history."""

@@ -81,17 +81,18 @@ class ServerConfig:
             UsageError: an unknown setting, or a value that cannot be used; the message says where it stands.
         """
         environ = os.environ if environ is None else environ
-        known = {item.name: item for item in fields(cls)}
+        known = {item.name: item.default for item in fields(cls)}
         values: dict[str, Any] = {}
-        for name, value in (_read_file(path) if path is not None else {}).items():
-            values[_checked(name, known, f"{path}")] = _value(name, known[name].default, value, f"{path}")
-        for name, item in known.items():
-            if (text := environ.get(PREFIX + name.upper())) is not None:
-                values[name] = _value(name, item.default, text, PREFIX + name.upper())
-        for name, value in (flags or {}).items():
-            values[_checked(name, known, "flags")] = _value(
-                name, known[name].default, value, f"--{name.replace('_', '-')}"
-            )
+        places: list[tuple[str, Mapping[str, Any]]] = [
+            (str(path), _read_file(path) if path is not None else {}),
+            ("the environment", {name: environ[key] for name in known if (key := PREFIX + name.upper()) in environ}),
+            ("the flags", flags or {}),
+        ]
+        for where, given in places:
+            for name, value in given.items():
+                if name not in known:
+                    raise UsageError(f"{where}: there is no setting {name!r}; there are {', '.join(known)}")
+                values[name] = _value(name, known[name], value, where)
         return cls(**values)
 
 
@@ -100,12 +101,6 @@ def _read_file(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot read the settings in {path}: {error}") from error
-
-
-def _checked(name: str, known: Mapping[str, Any], where: str) -> str:
-    if name not in known:
-        raise UsageError(f"{where}: there is no setting {name!r}; there are {', '.join(known)}")
-    return name
 
 
 def _value(name: str, default: Any, value: Any, where: str) -> Any:

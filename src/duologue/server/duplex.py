@@ -46,7 +46,7 @@ MESSAGES: Mapping[str, Mapping[str, Field]] = {
     "stop": {},
     "resume": {},
     "edit": {"history": Field(list, is_needed=True)},
-    "settings": {"eagerness": Field(float), "interruptible": Field(str)},
+    "settings": {"eagerness": Field(float), "interruptible": Field(object)},
     "ping": {},
     "end": {},
 }
@@ -214,7 +214,7 @@ def _read(kind: str, message: Mapping[str, Any]) -> dict[str, Any]:
             value = item.default
         elif item.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        elif not isinstance(value, item.kind) or (isinstance(value, bool) and item.kind is not bool):
+        elif not isinstance(value, item.kind) or (isinstance(value, bool) and item.kind not in (bool, object)):
             raise BadData(f'"{name}" of {kind} is {value!r:.60}; it must be {_JSON[item.kind]}')
         found[name] = value
     return found
