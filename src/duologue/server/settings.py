@@ -1,7 +1,7 @@
 """What a client may choose for its conversation, and how it is said in JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from duologue.core.backend import Sampling
@@ -12,9 +12,18 @@ from duologue.errors import BadData
 from duologue.model import Model
 from duologue.server.config import ServerConfig
 from duologue.types import Role, Turn
+from duologue.voice.policy import by_voice
 
 Hearing = Literal["reported", "shown"] | float
 """What the user has heard of an answer: what the client reports, all that was sent, or so many words a second of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceSettings:
+    """Of a conversation by voice."""
+
+    rate: int = 24_000  # samples a second, both ways
+    latency_ms: float = 100.0  # from a sample's arrival at the client to the ear
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,7 @@ class Settings:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    voice: VoiceSettings | None = None
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], *, before: "Settings | None" = None) -> "Settings":
@@ -44,11 +54,15 @@ class Settings:
                     found[item.name] = _READ[item.name](row[item.name])
                 except (ValueError, TypeError, OverflowError) as error:
                     raise BadData(f"{item.name} is {row[item.name]!r:.60}: {error}") from error
+        if found.get("voice") is not None:
+            found["hearing"] = "reported"  # by the server itself, as it is played
         return replace(before or cls(), **found)
 
     def as_json(self) -> dict[str, Any]:
         """For `from_json`."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        return {item.name: getattr(self, item.name) for item in fields(self)} | {
+            "voice": None if self.voice is None else asdict(self.voice)
+        }
 
     @property
     def words_per_second(self) -> float | None:
@@ -69,6 +83,8 @@ class Settings:
             heard="shown" if self.hearing == "shown" else "reported",
         )
         policy = model.policy(eagerness=self.eagerness, interruptible=self.interruptible)
+        if self.voice is not None:
+            policy = by_voice(policy)
         return model.session(policy=policy, config=config, system=self.system or limits.system or None, history=history)
 
 
@@ -127,6 +143,14 @@ def _read_interruptible(value: Any) -> Interruptible:
     return Interruptible(str(value).lower() if isinstance(value, bool) else value)
 
 
+def _read_voice(value: Any) -> VoiceSettings | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or value.get("rate", 24_000) not in (16_000, 24_000):
+        raise ValueError('it must be null or an object such as {"rate": 24000}; the rate is 16000 or 24000')
+    return VoiceSettings(int(value.get("rate", 24_000)), _number(0, 2000)(value.get("latency_ms", 100.0)))
+
+
 _READ: dict[str, Any] = {
     "system": _read_text,
     "hearing": _read_hearing,
@@ -136,4 +160,5 @@ _READ: dict[str, Any] = {
     "temperature": _number(0, 10),
     "top_p": _number(1e-6, 1),
     "seed": _whole(-(1 << 62), 1 << 62),
+    "voice": _read_voice,
 }

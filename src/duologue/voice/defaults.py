@@ -1,5 +1,7 @@
 """The engines that are there: a detector, a recogniser and a voice that need no hub and no account."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,14 +18,11 @@ VoiceName = Literal["auto", "piper", "espeak"]
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """What any number of conversations share."""
+    """What any number of conversations share. `detector` makes one for a conversation: it remembers what it heard."""
 
     recogniser: Recogniser
     synthesiser: Synthesiser
-
-    def detector(self) -> SpeechDetector:
-        """One for a conversation: it remembers what it heard."""
-        return SileroDetector()
+    detector: Callable[[], SpeechDetector] = SileroDetector
 
     async def aclose(self) -> None:
         """Free both."""
@@ -48,7 +47,7 @@ async def load_engines(
     """
     SileroDetector()  # what is missing is said before anything takes time
     synthesiser = _synthesiser(voice)
-    heard = WhisperRecogniser(recogniser, threads=threads, language=language)
+    heard = await asyncio.to_thread(WhisperRecogniser, recogniser, threads=threads, language=language)
     if isinstance(synthesiser, PiperSynthesiser):
         await synthesiser.start()
     await heard.warm_up()

@@ -47,7 +47,6 @@ class Speaking:
         """An answer has grown."""
         if answer != self._answer:
             self._answer, self._clauses, self._has_begun = answer, Clauses(), False
-            self._note("released_text", answer=answer, start=start)
         self._clauses.add(start, text)
         if answer in self._finished:
             self._clauses.finish()

@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 
 from duologue.core import events as e
-from duologue.core.policy import Policy
 from duologue.errors import DuologueError, UsageError
 from duologue.types import InputState
 from duologue.voice.engines import Recogniser, SpeechDetector, Synthesiser
@@ -50,25 +49,6 @@ class Commands(Protocol):
 
     def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> None: ...
     def heard(self, position: int, *, answer: int | None = None) -> None: ...
-
-
-def by_voice(policy: Policy) -> Policy:
-    """`policy` for a conversation by voice, in which silence tells when an answer may begin, and no clock has to.
-
-    Without it an answer would begin when the recogniser is slow, or while the user is still speaking.
-    """
-    return Policy(
-        idle=policy.idle,
-        speaking=policy.speaking,
-        eagerness=policy.eagerness,
-        settle_ms=3000.0,
-        p_sure=1.01,
-        period_s=policy.period_s,
-        quiet_periods=policy.quiet_periods,
-        interruptible=policy.interruptible,
-        resume_phrases=policy.resume_phrases,
-        cut_note=policy.cut_note,
-    )
 
 
 class Voice:
@@ -128,6 +108,12 @@ class Voice:
     def follow(self, events: AsyncIterator[e.Event]) -> None:
         """Take the conversation's events from here, until it is over."""
         self._start(self._follow(events))
+
+    def hang_up(self) -> None:
+        """No more will be pushed: what was being said has ended where it is."""
+        for hearing in tuple(self._open.values()):
+            self._finish(hearing)
+        self._hearing = None
 
     @property
     def now(self) -> float:
