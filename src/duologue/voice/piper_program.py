@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+_SILENT = frozenset(" ^$_.,;:!?-'\"()")  # phonemes that are pauses, or none
+
 
 def main(path: str) -> None:
     """Speak what comes until there is nothing more."""
@@ -35,19 +37,21 @@ def main(path: str) -> None:
 
 def word_ends(chunks: Sequence[Any], num_words: int) -> list[int] | None:
     """Samples at which words end; None if that is not known. Numbers are said as several words, for instance."""
-    ends, at = [], 0
+    ends: list[int] = []
+    at = 0
     for chunk in chunks:
         if chunk.phoneme_alignments is None:
             return None
-        begin, has_sound = at, False
+        begin, sound_to = at, None
         for item in chunk.phoneme_alignments:
-            if item.phoneme == " " and has_sound:
-                ends.append(at)
-                has_sound = False
-            has_sound = has_sound or item.phoneme.isalpha()
             at += int(item.num_samples)
-        if has_sound:
-            ends.append(at)
+            if item.phoneme == " " and sound_to is not None:
+                ends.append(sound_to)
+                sound_to = None
+            elif item.phoneme not in _SILENT:
+                sound_to = at
+        if sound_to is not None:
+            ends.append(sound_to)
         at = begin + len(chunk.audio_int16_array)
     return ends if len(ends) == num_words else None
 

@@ -42,7 +42,7 @@ async def converse(
     size, count = int(BLOCK_S * RATE), int(BLOCK_S * voice.config.rate)
     begin, num_quiet, late_s = clock(), 0, 0.0
     heard: list[Samples] = []
-    said: list[Samples] = []
+    said = [silence(count)]  # what is given out when a block has come is heard while the next one comes
     least, most = -(-len(user) // size), int((len(user) / RATE + longest_s) / BLOCK_S)
     while len(heard) < least or (num_quiet * BLOCK_S < _REST_S and len(heard) < most):
         wait = begin + (len(heard) + 1) * BLOCK_S - clock()  # a block is there when its last sample is
@@ -56,4 +56,4 @@ async def converse(
         if voice.failure is not None:
             raise voice.failure
         num_quiet = num_quiet + 1 if voice.is_idle and is_over() else 0
-    return Recording(np.concatenate(heard), np.concatenate(said), late_s)
+    return Recording(np.concatenate(heard), np.concatenate(said)[: len(heard) * count], late_s)

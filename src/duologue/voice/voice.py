@@ -250,7 +250,9 @@ class Voice:
     def take(self, event: e.Event) -> None:
         """The next event of the conversation."""
         row = e.as_dict(event)
-        row.pop("at")
+        at = row.pop("at")  # on the engine's clock, and these rows are on the sound's
+        if (heard_at := row.pop("heard_at", None)) is not None:
+            row["latency"] = round(at - heard_at, 4)
         self._note(row.pop("type"), **row)
         match event:
             case e.Said(answer=answer, start=start, text=text):
