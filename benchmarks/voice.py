@@ -1,4 +1,4 @@
-"""A conversation by voice in real time: how soon it is quieter, silent, and begins to speak, and what it takes for noise.
+"""A conversation by voice in real time: how soon it is quieter, silent, and begins to speak, and what noise does to it.
 
 Claims: the answer is ducked within 150 ms of the first sound of speech (two frames of the detector, and the ramp); it
 falls silent as soon as the words say that they are meant for it, which is up to how often the recogniser can look at
@@ -6,10 +6,10 @@ them; it answers soon after the last word, since the answer is prepared before s
 background talk and noise leave the answer as it is.
 
 How: every trial is a conversation of its own with the model and the engines that `duologue talk` has, fed by the wall
-clock from an array. Over an answer that has been running for two seconds one sound is heard. Delays are counted from the
-first or last 20 ms of the sound that are within 30 dB of its loudest to the sample that is given out. Levels are relative
-to somebody who speaks into the microphone (-23 dB below full scale). With --oracle, a recogniser that knows the words of
-synthetic speech at the moment at which they end, and takes no time, shows what is left without the recogniser.
+clock from an array. Over an answer that has been running for two seconds one sound is heard. Delays are counted from
+the first or last 20 ms of the sound that are within 30 dB of its loudest to the sample that is given out. Levels are
+relative to somebody who speaks into the microphone (-23 dB below full scale). With --oracle, a recogniser that knows
+the words of synthetic speech at the moment at which they end, and takes no time, shows what is left without it.
 
     python benchmarks/voice.py --audio DIR --out benchmarks/results/voice.json
 """
@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import heard
 import measuring
+import numpy as np
+
 from duologue.core.config import SessionConfig
 from duologue.core.trace import Pass
 from duologue.live import Live
@@ -168,7 +168,7 @@ def interrupted(trials: Sequence[Trial]) -> dict[str, Any]:
     """Of sounds that should get through."""
     ducks = [d + DUCK_S for t in trials if (d := t.delay(t.began, "ducked")) is not None]
     cuts = [d + FADE_S for t in trials if (d := t.delay(t.began, "cut")) is not None]
-    after_end = [d for t in trials if (d := t.after(t.began, "cut")) is not None for d in [d - t.ended]]
+    after_end = [at + FADE_S - t.ended for t in trials if (at := t.after(t.began, "cut")) is not None]
     return {
         "trials": len(trials),
         "got_through": len(cuts),

