@@ -53,7 +53,7 @@ async def serving(
     model: Model | None = None, *, engines: Engines | None = None, **settings: Any
 ) -> AsyncIterator[Running]:
     """A server in this event loop."""
-    config = ServerConfig(**{"port": 0, "max_answer": 400, **settings})
+    config = ServerConfig(**{"port": 0, "max_answer": 600, **settings})
     app = create_app(config, model=model or scripted_model(), engines=engines)
     server = uvicorn.Server(uvicorn.Config(app, **options(config)))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]

@@ -52,6 +52,7 @@ FLOORS: dict[str, int] = {
     "model": 4,
     "replay": 4,
     "voice": 4,
+    "client": 5,
     "training": 4,
     "bench": 5,
     "evaluation": 5,
@@ -68,7 +69,7 @@ HEAVY = {"torch", "transformers", "llama_cpp", "gguf", "peft", "accelerate", "da
 }
 # Where they may be imported at the top of a file. Elsewhere only inside a function that needs them.
 HEAVY_FLOORS = ("backends", "gguf_files", "gguf_lora", "testing", "training", "export_gguf", "export_hf")
-PACKAGES = {"llama_cpp": "llama-cpp-python"}  # import names that pip knows under another
+PACKAGES = {"llama_cpp": "llama-cpp-python", "piper": "piper-tts"}  # import names that pip knows under another
 CORE_MAY_USE = {"duologue.types", "duologue.errors", "duologue.template", "duologue.tokenizer", "duologue.detokenizer"}
 
 

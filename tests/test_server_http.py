@@ -87,7 +87,7 @@ def test_chat_requests_that_cannot_be_are_said():
 def test_who_stops_waiting_frees_the_place():
     async def talk() -> None:
         answers = {"tell me a lot": "word " * 5000}
-        async with serving(scripted_model(answers, max_length=100_000), max_answer=50_000) as server:
+        async with serving(scripted_model(answers, max_length=60_000), max_answer=50_000) as server:
             async with httpx.AsyncClient(base_url=server.http) as http:
                 body = {"messages": [user("tell me a lot")]}
                 with pytest.raises(httpx.ReadTimeout):
@@ -161,7 +161,8 @@ def test_a_token_opens_every_door_but_health():
             assert peer.socket.subprotocol == "duologue"
             await peer.start()
             await join(server, additional_headers={"Authorization": f"Bearer {TOKEN}"})
-            assert (await client(server, TOKEN).models.list()).data
+            async with client(server, TOKEN) as ai:
+                assert (await ai.models.list()).data
 
     run(talk())
 
@@ -187,7 +188,7 @@ def test_the_log_has_no_text_unless_it_is_asked_for(caplog):
             await peer.say("hear", text="what is a platypus", final=True)
             await peer.until("committed")
 
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO)  # as `logs.configure` has it, and more of uvicorn
     for log_text in (False, True):
         caplog.clear()
         run(talk(log_text=log_text))

@@ -20,7 +20,7 @@ from duologue.types import Role
 from serving import scripted_model, serving
 from test_server_duplex import ANSWERS, LONG, join, run
 
-NUM_KILLS = 200 if os.environ.get("DUOLOGUE_SOAK") else 3
+NUM_KILLS = 200 if os.environ.get("DUOLOGUE_SOAK") else 2
 
 
 def test_a_record_is_what_happened(tmp_path, capsys):

@@ -4,20 +4,10 @@ import argparse
 import asyncio
 import json
 import os
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from duologue.cli.options import add_model_options, number, whole
-from duologue.errors import EngineError, MissingDependency
+from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
     from duologue.bench.callers import LoadOutcome
@@ -31,7 +21,6 @@ examples:
   duologue bench serve --clients 8 --minutes 10 --json | tail -1
   duologue bench serve --url http://127.0.0.1:8080 --clients 4
 """
-_PATIENCE_S = 300.0  # for the model to be loaded
 
 
 def add_parser(measurements: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -62,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, and print how it goes."""
     try:
         from duologue.bench.callers import LoadSetting, load
+        from duologue.bench.own_server import own_server
     except ImportError as error:
         raise MissingDependency('servers are talked to by websockets: pip install "duologue[server]"') from error
     setting = LoadSetting(args.clients, args.minutes * 60, seed=args.seed)
@@ -69,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if args.url is not None:
         outcome = asyncio.run(load(args.url, setting, token=os.environ.get("DUOLOGUE_TOKEN"), told=_tell))
     else:
-        with _server(args) as (url, pid):
-            outcome = asyncio.run(load(url, setting, memory=lambda: _resident(pid), told=_tell))
+        with own_server(_flags(args)) as server:
+            outcome = asyncio.run(load(server.url, setting, memory=server.memory, told=_tell))
     result = outcome.as_dict()
     print(f"in real time: {'yes' if result['realtime'] else 'no'}")
     if args.json:
@@ -90,45 +80,10 @@ def _tell(outcome: "LoadOutcome") -> None:
     )
 
 
-@contextmanager
-def _server(args: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """A server for this measurement: its address and process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "duologue", "serve", args.model, "--port", str(port), "--adapter", args.adapter,
-        "--backend", args.backend, "--context", str(args.context), "--max-sessions", str(args.clients),
-        "--weights", args.weights or "", "--threads", str(args.threads or 0), "--device", args.device, "--drain", "0",
+def _flags(args: argparse.Namespace) -> list[str]:
+    """Of `duologue serve`, as those of this command."""
+    return [
+        args.model, "--adapter", args.adapter, "--backend", args.backend, "--context", str(args.context),
+        "--max-sessions", str(args.clients), "--weights", args.weights or "", "--threads", str(args.threads or 0),
+        "--device", args.device,
     ]  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stderr=log) as process:
-        try:
-            _wait(url, process, log)
-            yield url, process.pid
-        finally:
-            process.terminate()
-
-
-def _wait(url: str, process: "subprocess.Popen[bytes]", log: TextIO) -> None:
-    until = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            log.seek(0)
-            said = log.read().strip().splitlines() or ["it said nothing"]
-            raise EngineError(f"the server did not start: {said[-1]}")
-        try:
-            with urllib.request.urlopen(f"{url}/ready", timeout=1):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise EngineError("the server did not start in time")
-
-
-def _resident(pid: int) -> int | None:
-    """Bytes of memory of a process, where the system tells."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -121,6 +121,7 @@ class Conversations:
                     raise
         talk = Conversation(name, settings, handle, recorder=_made(recorder), closed=self._forget)
         self._open[name] = talk
+        log.info("opened", extra={"session": name[:6], "open": len(self._open)})
         return talk
 
     def _make_room(self) -> bool:

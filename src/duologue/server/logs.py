@@ -21,10 +21,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(row, ensure_ascii=False, default=str)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """All but what uvicorn says of each WebSocket that is refused with an answer, as if it were a mistake."""
+    return "without completing handshake" not in record.getMessage()
+
+
 def configure() -> None:
     """Write the log of the server, and of what it runs on, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(_is_news)
     for name, level in (("duologue", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
