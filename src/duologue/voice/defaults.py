@@ -10,7 +10,7 @@ from duologue.errors import MissingDependency, UsageError
 from duologue.voice.detector import SileroDetector
 from duologue.voice.engines import Recogniser, SpeechDetector, Synthesiser
 from duologue.voice.espeak import EspeakSynthesiser
-from duologue.voice.piper import PiperSynthesiser
+from duologue.voice.piper_voice import PiperSynthesiser
 from duologue.voice.whisper import WhisperRecogniser
 
 VoiceName = Literal["auto", "piper", "espeak"]

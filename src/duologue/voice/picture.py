@@ -12,6 +12,8 @@ from duologue.voice.timeline import Row
 
 _COLOURS = {"process": "#1a7f37", "incomplete": "#9a6700", "ignore": "#6e7781", "stop": "#cf222e"}
 _INCHES_PER_S = 0.55
+_LETTERS_PER_S = 13  # that fit, in the small type
+_LEVELS = 7
 _POINTS = 200  # of a waveform, a second
 
 
@@ -45,30 +47,23 @@ def draw(path: Path, user: tuple[Samples, int], assistant: tuple[Samples, int], 
         if row["type"] == "cut":
             lower.axvline(row["at"], color="#cf222e", linewidth=1.2)
             lower.annotate("cut", (row["at"], 0.86), fontsize=7, color="#cf222e", rotation=90, va="top")
-    for row in rows:
-        if row["type"] == "synthesised":
-            lower.annotate(_short(row["text"], 60), (_begin(row, rows), -0.93), fontsize=6, va="bottom")
+    for number, row in enumerate(row for row in rows if row["type"] == "synthesised"):
+        at, most = _begin(row, rows), max(8, int(row["seconds"] * 2 * _LETTERS_PER_S))
+        lower.annotate(_short(row["text"], most), (at, -0.97 + 0.13 * (number % 2)), fontsize=6, va="bottom")
     lower.set(xlabel="seconds", xlim=(0, seconds))
     figure.savefig(path, dpi=110)
 
 
 def _words(axes: Any, rows: Sequence[Row]) -> None:
-    """What was recognised, and what was thought of it, in three levels so that it can be read."""
-    axes.set(ylim=(0, 3.4), yticks=[], ylabel="decisions")
-    level = 0
-    for row in rows:
-        if row["type"] != "decided":
-            continue
-        state, y = row["state"], 0.35 + level % 3
-        level += 1
+    """What was recognised, and what was thought of it, on as many levels as are needed to read it."""
+    axes.set(ylim=(0, _LEVELS), yticks=[], ylabel="decisions")
+    ends = [0.0] * _LEVELS  # of the text on each level, in seconds
+    for row in (row for row in rows if row["type"] == "decided"):
+        state, text = row["state"], f"{_short(row['text'], 34)} · {row['state']} {row['p']:.2f}"
+        level = next((i for i, end in enumerate(ends) if end <= row["at"]), ends.index(min(ends)))
+        ends[level] = row["at"] + len(text) / _LETTERS_PER_S
         axes.axvline(row["at"], color=_COLOURS[state], linewidth=0.8, alpha=0.6)
-        axes.annotate(
-            f"{_short(row['text'], 34)}\n{state} {row['p']:.2f}",
-            (row["at"], y),
-            fontsize=6,
-            color=_COLOURS[state],
-            ha="right",
-        )
+        axes.annotate(text, (row["at"], _LEVELS - level - 0.7), fontsize=6, color=_COLOURS[state])
 
 
 def _begin(row: Row, rows: Sequence[Row]) -> float:

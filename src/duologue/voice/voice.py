@@ -36,6 +36,7 @@ class VoiceConfig:
     pause_s: float = 0.13  # of silence: the last words are recognised at once
     end_s: float = 0.9  # of silence end an utterance
     sure_end_s: float = 0.25  # the same where its words, all of them recognised, want no more
+    no_words_end_s: float = 0.5  # the same where no words were recognised
     back_s: float = 1.0  # after an utterance that had no consequence, the answer is as loud as before
     latency_s: float = 0.0  # from a sample that is given out to the ear
 
@@ -149,7 +150,7 @@ class Voice:
             return
         hearing.add(frame, is_speech=self._segmenter.is_speech)
         quiet_s = self._segmenter.num_quiet * len(frame) / RATE
-        if quiet_s >= self.config.end_s or (quiet_s >= self.config.sure_end_s and self._is_settled(hearing)):
+        if quiet_s >= self._end_s(hearing):
             self._end(hearing)
         elif self._is_due(hearing, quiet_s):
             self._recognise(hearing)
@@ -176,9 +177,13 @@ class Voice:
         is_paused = quiet_s >= self.config.pause_s and not hearing.is_covered
         return is_paused or (self._segmenter.is_speech and hearing.new_s >= least_s)
 
-    def _is_settled(self, hearing: Hearing) -> bool:
-        """Whether all words are known, and what is thought of them is not that more will come."""
-        return hearing.is_covered and (not hearing.text or hearing.state not in (None, InputState.INCOMPLETE))
+    def _end_s(self, hearing: Hearing) -> float:
+        """How much silence ends it: little, where all words are known, and what is thought of them wants no more."""
+        if not hearing.is_covered:
+            return self.config.end_s
+        if not hearing.text:
+            return self.config.no_words_end_s
+        return self.config.end_s if hearing.state in (None, InputState.INCOMPLETE) else self.config.sure_end_s
 
     def _end(self, hearing: Hearing) -> None:
         self._hearing = None

@@ -23,11 +23,12 @@ from duologue.voice.sound import RATE, Samples, level_db, missing, silence
 
 _LONGEST_S = 10.0  # of a window
 _KEPT_S = 2.0  # of it that is never cut off
-_BEHIND_S = 0.25  # silence that is put behind the words: cut sharply, the last one is often lost
+_BEHIND_S = 2.0  # silence that is put behind the words: with less, Whisper says them again and again until it is full
 _NO_SPEECH = 0.6  # probability from which on there was none, unless the words are sure
 _UNSURE = -1.0  # mean log probability of a token below which words are not believed
 _REPEATS = 2.4  # ratio of compression above which the decoder has fallen into a loop
 _QUIET_DB = -42.0
+_CLOSERS = " .,;:?!…-–—"  # at the end of words that may go on, these are guesses, and would make them look finished
 _MOST_TOKENS_PER_S = 8
 _FROM_NOTHING = frozenset(
     (
@@ -117,7 +118,7 @@ class WhisperRecogniser:
             suppress_tokens=self._suppressed,
         )[0]
         tokens = [token for token in result.sequences_ids[0] if token < tokenizer.eot]
-        text = " ".join(f"{given}{tokenizer.decode(tokens)}".split())
+        text = " ".join(tokenizer.decode(tokens).split())  # what was given is part of it
         return Decoded(text, float(result.no_speech_prob), float(result.scores[0]))
 
 
@@ -143,7 +144,7 @@ class WhisperRecognition(Recognition):
             text = believed(decoded, self._window)
         self._agreed = agreed(self._last, text)
         self._last = text
-        return f"{self._settled} {text}".strip()
+        return f"{self._settled} {text}".strip().rstrip(_CLOSERS)
 
     async def _settle(self) -> None:
         """Cut the window at its quietest place."""
@@ -155,7 +156,7 @@ class WhisperRecognition(Recognition):
 
 def believed(decoded: Decoded, window: Samples) -> str:
     """The words, or nothing where they come from the decoder rather than from a speaker."""
-    text = decoded.text
+    text = unlooped(decoded.text)
     if decoded.no_speech > _NO_SPEECH and decoded.confidence < _UNSURE / 2:
         return ""
     if decoded.confidence < _UNSURE or not re.search(r"\w", text):
@@ -165,6 +166,16 @@ def believed(decoded: Decoded, window: Samples) -> str:
         return ""
     data = text.encode()
     return "" if len(data) > 40 and len(data) / len(zlib.compress(data)) > _REPEATS else text
+
+
+def unlooped(text: str) -> str:
+    """Without what the decoder said again from the beginning, where it did not find the end."""
+    words = text.split()
+    bare = [re.sub(r"\W", "", word.lower()) for word in words]
+    for size in range(2, len(words) - 1):
+        if bare[size:] == bare[: len(words) - size] or bare[size : 2 * size] == bare[:size]:
+            return " ".join(words[:size])
+    return text
 
 
 def agreed(before: str, now: str) -> str:

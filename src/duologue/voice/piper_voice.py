@@ -67,8 +67,9 @@ class PiperSynthesiser:
                 head = await _read_head(program.stdout)
                 samples = from_pcm16(await program.stdout.readexactly(2 * head["samples"]))
             except (OSError, EOFError, ValueError, TimeoutError) as error:
+                why = await self._last_words() or str(error)
                 await self.aclose()  # the next text starts it anew
-                raise EngineError(f"Piper has ended or makes no sense: {error}") from error
+                raise EngineError(f"Piper has ended or makes no sense: {why}") from error
         if head["ends"] is None:
             return estimated(text, samples, self._rate)
         return Speech(samples, self._rate, marks_of(text, head["ends"], len(samples)))
@@ -77,16 +78,28 @@ class PiperSynthesiser:
         if self._program is None or self._program.returncode is not None:
             self._program = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # what is beside the program is none of its modules
                 str(_PROGRAM),
                 str(self._voice),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
             )
             assert self._program.stdout is not None, "it is a pipe"
             async with asyncio.timeout(_START_S):
                 self._rate = int((await _read_head(self._program.stdout))["rate"])
         return self._program
+
+    async def _last_words(self) -> str:
+        """The last line that the program wrote for people, if it has ended."""
+        if self._program is None or self._program.stderr is None:
+            return ""
+        try:
+            async with asyncio.timeout(1.0):
+                lines = (await self._program.stderr.read()).decode(errors="replace").strip().splitlines()
+        except TimeoutError:
+            return ""
+        return lines[-1][:300] if lines else ""
 
 
 async def _read_head(pipe: asyncio.StreamReader) -> dict[str, Any]:
