@@ -53,7 +53,7 @@ def made(name: str, kind: str, samples: Samples, words: tuple[tuple[str, float],
     loud = np.flatnonzero(power > power.max() + _LOUD_DB)
     active = np.concatenate([blocks[i] for i in loud])
     scaled = samples * np.float32(gain(SPEECH_DB - level_db(active)))
-    return Sound(name, kind, np.clip(scaled, -1, 1), loud[0] / 50, (loud[-1] + 1) / 50, words)
+    return Sound(name, kind, np.clip(scaled, -1, 1), float(loud[0]) / 50, float(loud[-1] + 1) / 50, words)
 
 
 async def said(texts: Sequence[str], kind: str, synthesiser: Synthesiser, chance: random.Random) -> list[Sound]:

@@ -290,7 +290,7 @@ def _voice_row(found: Result) -> tuple[str, ...]:
         outcome = f"{found['got_through']} {_LOST}"
         return outcome, _seconds(found["onset_to_duck_s"]), _seconds(found["onset_to_silence_s"]), ""
     if "survived" in found:
-        return f"{found['survived']} {_KEPT}", "", "", ""
+        return f"{found['survived']} {_KEPT}, {found['untouched']} untouched", "", "", ""
     return f"{found['answered']} answered", "", "", _seconds(found["end_of_speech_to_first_sound_s"])
 
 

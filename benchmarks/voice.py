@@ -16,6 +16,7 @@ the words of synthetic speech at the moment at which they end, and takes no time
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import time
@@ -119,7 +120,8 @@ async def talk(bench: Bench, sound: heard.Sound, *, topic: str | None) -> Trial:
             live.hear(f"Tell me a long story about {topic}.", utterance="written", final=True)
         recording = await converse(voice, user, is_over=lambda: True, longest_s=0.0)
         rows = voice.timeline.rows
-    bench.rows += [{**row, "trial": len(bench.late_s)} for row in rows]
+    about = {"trial": len(bench.late_s), "kind": sound.kind, "level": sound.level, "began": lead + sound.begins}
+    bench.rows += [{**row, **about} for row in rows]
     bench.late_s.append(recording.late_s)
     return Trial(sound, lead + sound.begins, lead + sound.ends, rows)
 
@@ -145,6 +147,10 @@ async def over_answers(bench: Bench, sounds: Sequence[heard.Sound]) -> list[Tria
 def _tell(sound: heard.Sound, trial: Trial) -> None:
     what = [f"{r['state']} {r['p']:.2f} “{r['text'][-40:]}”" for r in trial.rows if r["type"] == "decided"][-3:]
     cut = trial.delay(trial.began, "cut")
+    what = (
+        what if cut is None or sound.kind in ("interruption", "assistant_command") else [f"BY {_cause(trial)}", *what]
+    )
+    what += ["goes on"] if _goes_on(trial) else []
     progress = f"cut after {cut:.2f} s" if cut is not None else "not cut"
     measuring.progress(f"{sound.kind:14} {sound.level:4.0f} dB  {progress:18} {sound.name[:44]:46} {'; '.join(what)}")
 
@@ -180,18 +186,28 @@ def interrupted(trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def survived(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Of sounds that should not."""
+    """Of sounds that should not. An answer that was cut and went on by itself, from where it was heard, has survived."""
     cut = [t for t in trials if t.after(t.began, "cut") is not None]
+    lost = [t for t in cut if not _goes_on(t)]
     back = [d for t in trials if (d := t.delay(t.began, "came_back")) is not None]
     return {
         "trials": len(trials),
-        "survived": len(trials) - len(cut),
+        "survived": len(trials) - len(lost),
+        "untouched": len(trials) - len(cut),
         "ducked": sum(t.after(t.began, "ducked") is not None for t in trials),
         "onset_to_back_s": _summary(back),
-        "cut_by": [
-            {"sound": t.sound.name[:60], "text": next((r["text"] for r in t.rows if _is_cause(r, t)), "")} for t in cut
-        ],
+        "cut_by": [{"sound": t.sound.name[:60], "text": _cause(t), "lost": t in lost} for t in cut],
     }
+
+
+def _goes_on(trial: Trial) -> bool:
+    """Whether the last thing that happened to the answer is that it was resumed."""
+    kinds = [row["type"] for row in trial.rows if row["type"] in ("suspended", "resumed")]
+    return bool(kinds) and kinds[-1] == "resumed"
+
+
+def _cause(trial: Trial) -> str:
+    return next((f"{r['state']} {r['p']:.2f}: {r['text']}" for r in trial.rows if _is_cause(r, trial)), "")
 
 
 def _is_cause(row: Row, trial: Trial) -> bool:
@@ -278,6 +294,8 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
             result[name] = await work()
             loads.append(os.getloadavg()[0])
         result["words_to_decision_s"] = _summary([r["latency"] for r in bench.rows if r["type"] == "decided"])
+        if args.rows:
+            args.rows.write_text("\n".join(json.dumps(row) for row in bench.rows), encoding="utf-8")
         result["stages"] = stages(bench, sounds["questions"][0].samples)
         result["load_averages"] = [round(load, 2) for load in loads]
         result["latest_block_s"] = _summary(bench.late_s)
@@ -352,7 +370,9 @@ def rows_of(result: dict[str, Any]) -> list[tuple[str, ...]]:
             text = f"duck {duck.get('p50')} / {duck.get('p95')}, silence {cut.get('p50')} / {cut.get('p95')}"
             rows.append((name, str(value["trials"]), f"{value['got_through']} got through", text))
         elif "survived" in value:
-            rows.append((name, str(value["trials"]), f"{value['survived']} survived", ""))
+            rows.append(
+                (name, str(value["trials"]), f"{value['survived']} survived, {value['untouched']} untouched", "")
+            )
         else:
             first = value["end_of_speech_to_first_sound_s"] or {}
             figures = f"{first.get('p50')} / {first.get('p95')}"
@@ -369,6 +389,7 @@ def main() -> None:
     parser.add_argument("--recogniser", help="a model of faster-whisper")
     parser.add_argument("--recogniser-threads", type=int, default=2)
     parser.add_argument("--oracle", action="store_true", help="a recogniser that knows, and takes no time")
+    parser.add_argument("--rows", type=Path, help="write all that happened in all trials here")
     parser.add_argument("--only", help="parts, by the beginning of their names, with commas")
     args = parser.parse_args()
     if args.audio is None and not args.oracle:

@@ -227,6 +227,8 @@ def test_words_that_come_from_nothing_are_not_believed(decoded: Decoded, window:
     [
         ("Wait, can you tell? Wait, can you tell", "Wait, can you tell?"),
         ("Wait, can you tell me what? Wait, can you", "Wait, can you tell me what?"),
+        ("why do people care about a pot of pot of pot of", "why do people care about a pot of"),
+        ("Once a username. Once a username. Once a", "Once a username."),
         ("what is what", "what is what"),
         ("the cat and the dog", "the cat and the dog"),
         ("no no", "no no"),

