@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 import spoken
+
 from duologue.voice.engines import Synthesiser
 from duologue.voice.sound import RATE, Samples, gain, level_db, read_sound, resampled
 

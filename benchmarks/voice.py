@@ -186,7 +186,7 @@ def interrupted(trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def survived(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Of sounds that should not. An answer that was cut and went on by itself, from where it was heard, has survived."""
+    """Of sounds that should not. An answer that was cut and went on by itself, where it was heard, has survived."""
     cut = [t for t in trials if t.after(t.began, "cut") is not None]
     lost = [t for t in cut if not _goes_on(t)]
     back = [d for t in trials if (d := t.delay(t.began, "came_back")) is not None]
