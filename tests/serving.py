@@ -33,10 +33,16 @@ class Running:
 
     app: Starlette
     port: int
+    listener: uvicorn.Server
 
     @property
     def http(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def cut(self) -> None:
+        """Cut all connections, as a network may do."""
+        for connection in tuple(self.listener.server_state.connections):
+            connection.transport.abort()
 
     @property
     def server(self) -> Server:
@@ -63,7 +69,7 @@ async def serving(
         if task.done():
             task.result()
     try:
-        yield Running(app, server.servers[0].sockets[0].getsockname()[1])
+        yield Running(app, server.servers[0].sockets[0].getsockname()[1], server)
     finally:
         server.should_exit = True
         await task

@@ -57,6 +57,7 @@ class Model:
 
     def session(
         self,
+        make: type[Session] = Session,
         *,
         policy: Policy | None = None,
         config: SessionConfig | None = None,
@@ -65,6 +66,8 @@ class Model:
     ) -> Session:
         """A conversation with this model, under `system` if a prompt is given; `options` as of `Session`.
 
+        `make` is another kind of session, such as `duologue.baselines.gated.Turns`.
+
         Raises:
             ContextOverflow, TemplateError: see `Session`.
         """
@@ -72,7 +75,7 @@ class Model:
         config = config or SessionConfig()
         if config.max_length > self.max_length:
             config = dataclasses.replace(config, max_length=self.max_length)
-        return Session(template, self.probe, policy=policy or self.policy(), config=config, **options)
+        return make(template, self.probe, policy=policy or self.policy(), config=config, **options)
 
     def close(self) -> None:
         """Release the weights."""

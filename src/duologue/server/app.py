@@ -10,14 +10,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from duologue.core.events import Event, Received, Said, as_dict
 from duologue.core.trace import Pass, Sink
 from duologue.engines.batch import BatchEngine
 from duologue.model import Model, load
-from duologue.server import chat
+from duologue.server import assets, chat
 from duologue.server.config import ServerConfig
 from duologue.server.conversations import Conversations
 from duologue.server.duplex import Duplex
@@ -161,13 +161,14 @@ def create_app(
     application that mounts this one has to run `app.router.lifespan_context(app)` in its own.
     """
     server = Server(config or ServerConfig(), model, engines)
-    routes = [
+    routes: list[BaseRoute] = [
         Route("/health", server.health),
         Route("/ready", server.ready),
         Route("/metrics", server.guarded(server.tell_metrics)),
         Route("/v1/models", server.guarded(server.models)),
         Route("/v1/chat/completions", server.guarded(server.complete), methods=["POST"]),
         WebSocketRoute("/v1/duplex", server.guarded_socket("duplex", server.duplex, protocols=("duologue",))),
+        *assets.routes(),
     ]
     app = Starlette(routes=routes, lifespan=server.lifespan)
     app.state.server = server

@@ -1,6 +1,8 @@
 """The process around the application: it listens, and on SIGTERM it lets answers end before it does."""
 
 import asyncio
+import socket
+import sys
 from types import FrameType
 from typing import Any
 
@@ -24,6 +26,17 @@ class DrainingServer(uvicorn.Server):
         self.is_draining = False
         self._app = app
         self._task: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say for people where."""
+        await super().startup(sockets)
+        if self.started and sys.stdout is not None:
+            print(f"Duologue is at {self._address()}  (Ctrl-C ends it)", flush=True)
+
+    def _address(self) -> str:
+        host, port = self.config.host, self.servers[0].sockets[0].getsockname()[1]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from duologue.baselines.gated import Turns, Vad
 from duologue.core.backend import Sampling
 from duologue.core.config import SessionConfig
 from duologue.core.session import Session
@@ -18,6 +19,11 @@ Hearing = Literal["reported", "shown"] | float
 """What the user has heard of an answer: what the client reports, all that was sent, or so many words a second of it."""
 
 
+KINDS: Mapping[str, type[Session]] = {"duplex": Session, "turns": Turns, "vad": Vad}
+"""Kinds of conversations: duplex, and two that it is to be compared with: one is deaf while it answers, the other stops
+at any sound."""
+
+
 @dataclass(frozen=True, slots=True)
 class VoiceSettings:
     """Of a conversation by voice."""
@@ -28,8 +34,9 @@ class VoiceSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Of one conversation. `system` None leaves the prompt to the server."""
+    """Of one conversation. `system` None leaves the prompt to the server; `kind` is one of `KINDS`."""
 
+    kind: str = "duplex"
     system: str | None = None
     hearing: Hearing = "reported"
     eagerness: float = 0.0
@@ -85,7 +92,8 @@ class Settings:
         policy = model.policy(eagerness=self.eagerness, interruptible=self.interruptible)
         if self.voice is not None:
             policy = by_voice(policy)
-        return model.session(policy=policy, config=config, system=self.system or limits.system or None, history=history)
+        system = self.system or limits.system or None
+        return model.session(KINDS[self.kind], policy=policy, config=config, system=system, history=history)
 
 
 def read_turns(rows: Any) -> tuple[Turn, ...]:
@@ -107,6 +115,12 @@ def read_turns(rows: Any) -> tuple[Turn, ...]:
 def _read_text(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError("it must be text")
+    return value
+
+
+def _read_kind(value: Any) -> str:
+    if not isinstance(value, str) or value not in KINDS:
+        raise ValueError(f"it must be one of {', '.join(KINDS)}")
     return value
 
 
@@ -152,6 +166,7 @@ def _read_voice(value: Any) -> VoiceSettings | None:
 
 
 _READ: dict[str, Any] = {
+    "kind": _read_kind,
     "system": _read_text,
     "hearing": _read_hearing,
     "eagerness": _number(-1, 1),

@@ -1,0 +1,171 @@
+"""The page: it is there at once, and it keeps up.
+
+Claim: on loopback the first paint comes in less than 1 s, and 60 events a second are drawn without dropped frames.
+
+Why: the page is 100 kB without a build step and without anything from elsewhere; events only change a state, which is
+drawn once a frame, and of which only what changed is made again.
+
+How: headless Chromium on a real server. With `--url` that is any server that runs; otherwise one around a scripted
+model, which is fast enough for any rate, in a process of its own: every character is a token, so an answer that is read
+at 10 words a second alone makes 60 events. Somebody types meanwhile. Frames are counted by `requestAnimationFrame`: one
+is dropped where the next comes more than one and a half frames later; what the page itself needs of a second is what
+Chromium says of the process. First paint is Chromium's own measure, over several fresh browsers.
+"""
+
+import asyncio
+import itertools
+import multiprocessing
+import shutil
+import statistics
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import measuring
+
+FRAME_MS = 1000 / 60
+COUNT = """
+(seconds) => new Promise((done) => {
+  const times = [];
+  const until = performance.now() + seconds * 1000;
+  const next = (at) => {
+    times.push(at);
+    if (at < until) requestAnimationFrame(next);
+    else done(times);
+  };
+  requestAnimationFrame(next);
+})
+"""
+PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"
+WORDS = ("mhm", "what about the", "aside")  # none of which ends the answer
+
+
+def serve(ready: Connection) -> None:
+    """A server around the scripted model of the tests; in a process of its own, whose time is not the page's."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from serving import scripted_model, serving
+
+    async def run() -> None:
+        answers = {"go": " ".join(f"word{i} and more;" for i in range(600))}
+        async with serving(scripted_model(answers, max_length=1 << 15), max_answer=12_000, context=1 << 15) as server:
+            ready.send(server.http)
+            await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+async def typing(page: Any, seconds: float) -> None:
+    """Somebody types, without an end to it."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for word in WORDS:
+            await page.locator("#input").press_sequentially(word, delay=60)
+            await asyncio.sleep(0.4)
+            await page.locator("#input").press("Enter")
+
+
+async def num_events(page: Any) -> int:
+    """Events so far, as the page counts them; the list is shut again, for it costs time."""
+    await page.locator("#log summary").click()
+    await page.wait_for_timeout(100)
+    text = await page.locator("#num-events").inner_text()
+    await page.locator("#log summary").click()
+    return int(text.split()[0])
+
+
+async def measure(url: str, args: Any) -> dict[str, Any]:
+    """First paints, then frames while events come."""
+    from playwright.async_api import async_playwright
+
+    paints = []
+    async with async_playwright() as play:
+        for _ in range(args.repeats):
+            chromium = await play.chromium.launch(executable_path=args.chromium)
+            page = await chromium.new_page()
+            await page.goto(url, wait_until="load")
+            await page.wait_for_function(PAINT)
+            paints.append(await page.evaluate(PAINT))
+            await chromium.close()
+        chromium = await play.chromium.launch(executable_path=args.chromium)
+        page = await chromium.new_page(viewport={"width": 1280, "height": 860})
+        await page.goto(f"{url}?rate={args.rate:g}")
+        idle = await page.evaluate(COUNT, 3)
+        await page.locator("#input").press_sequentially(args.say)
+        await page.locator("#input").press("Enter")
+        await page.wait_for_timeout(1500)
+        session = await page.context.new_cdp_session(page)
+        await session.send("Performance.enable")
+        before, first, began = await busy(session), await num_events(page), time.monotonic()
+        typist = asyncio.create_task(typing(page, args.seconds))
+        times = await page.evaluate(COUNT, args.seconds)
+        await typist
+        after, last, took = await busy(session), await num_events(page), time.monotonic() - began
+        await chromium.close()
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    return {
+        "first_paint_ms": measuring.summary(paints, 1),
+        "events_per_s": round((last - first) / took, 1),
+        "frames": {**frames(gaps), "idle_page": frames([b - a for a, b in itertools.pairwise(idle)])},
+        "page_busy_share": {name: round((after[name] - before[name]) / took, 4) for name in after},
+    }
+
+
+async def busy(session: Any) -> dict[str, float]:
+    """Seconds that the page has been at work, in all and for its own code, layout and style."""
+    found = {row["name"]: row["value"] for row in (await session.send("Performance.getMetrics"))["metrics"]}
+    return {name: found[f"{name}Duration"] for name in ("Task", "Script", "Layout", "RecalcStyle")}
+
+
+def frames(gaps: list[float]) -> dict[str, float]:
+    """How many there were, and how many were not drawn in time."""
+    dropped = sum(round(gap / FRAME_MS) - 1 for gap in gaps if gap > 1.5 * FRAME_MS)
+    return {
+        "drawn": len(gaps),
+        "dropped": dropped,
+        "dropped_share": round(dropped / (len(gaps) + dropped), 5),
+        "median_ms": round(statistics.median(gaps), 2),
+        "p99_ms": round(measuring.percentile(gaps, 0.99), 2),
+        "longest_ms": round(max(gaps), 2),
+    }
+
+
+def main() -> int:
+    """Run it."""
+    parser = measuring.arguments(__doc__)
+    parser.add_argument("--url", help="a server that runs; by default one of its own")
+    parser.add_argument("--say", default="go", help="what is asked for a long answer")
+    parser.add_argument("--rate", type=float, default=10, help="words a second that are read")
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--repeats", type=int, default=5, help="of the first paint")
+    parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser")
+    args = parser.parse_args()
+    server = None
+    url = args.url
+    if url is None:
+        mine, theirs = multiprocessing.Pipe()
+        server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
+        server.start()
+        url = mine.recv() + "/"
+    try:
+        found = asyncio.run(measure(url, args))
+    finally:
+        if server is not None:
+            server.terminate()
+            server.join()
+    counted = found["frames"]
+    rows = [
+        ("first paint, p50 and most (ms)", f"{found['first_paint_ms']['p50']}, {found['first_paint_ms']['max']}"),
+        ("events a second", found["events_per_s"]),
+        ("frames drawn, dropped", f"{counted['drawn']}, {counted['dropped']}"),
+        ("the same while nothing happens", f"{counted['idle_page']['drawn']}, {counted['idle_page']['dropped']}"),
+        ("between two frames, p99 and most (ms)", f"{counted['p99_ms']}, {counted['longest_ms']}"),
+        ("of a second the page is at work (s)", found["page_busy_share"]["Task"]),
+    ]
+    measuring.finish(args, {**measuring.about(args), **found}, ("", "measured"), rows)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,129 @@
+/** A live conversation: what is said goes to the server, and what comes back becomes a `Conversation`. */
+
+import { Conversation } from "./conversation.js";
+import { Keeper } from "./record.js";
+import { Reader } from "./reader.js";
+import { Wire } from "./wire.js";
+
+/** Tells "change" (something is to be drawn), "status", "took" (with the event) and "began". */
+export class Talk extends EventTarget {
+  kind;
+  conversation = new Conversation();
+  keeper = null; // since the conversation began
+  status = { name: "connecting", text: "connecting" };
+  model = "";
+  #began; // history
+  #wire;
+  #settings;
+  #offset = null; // of this page's clock from the session's, in seconds: the least that was seen
+  #reader = new Reader((position, answer) => this.#wire.say({ type: "heard", position, answer }));
+
+  /** `kind` is the server's: duplex, turns, vad. `origin`: of one that goes on. */
+  constructor(kind, settings, token, origin = null) {
+    super();
+    this.kind = kind;
+    this.#began = origin?.history ?? [];
+    this.#settings = settings;
+    const told = {
+      status: (name, text) => this.#become(name, text),
+      started: (message) => this.#started(message),
+      event: (event) => this.#take(event),
+      problem: (_, text) => this.#note(`not done: ${text}`),
+    };
+    const start = () => ({ settings: settings.forSession(kind), history: this.conversation.history });
+    this.#wire = new Wire({ start, token, session: origin?.session ?? null, told });
+    this.#wire.open();
+  }
+
+  /** By which another page takes it up: {session, history it began with}; null before it began. */
+  get origin() {
+    return this.#wire.session === null ? null : { session: this.#wire.session, history: this.#began };
+  }
+
+  /** The conversation's time, at a time of this page's clock (seconds). */
+  timeAt(seconds) {
+    return this.#offset === null ? this.conversation.now : Math.max(this.conversation.now, seconds - this.#offset);
+  }
+
+  /** Whether an answer is being heard, or words are. */
+  get isActive() {
+    return this.conversation.running !== null || this.conversation.isListening;
+  }
+
+  /** `seconds` went by, in which the user read on. */
+  step(seconds) {
+    if (this.#wire.isOpen) this.#reader.step(this.conversation.running, seconds, this.#settings.get("rate"));
+  }
+
+  hear(text, utterance, final) {
+    this.#wire.say({ type: "hear", text, utterance, final });
+  }
+
+  /** "respond", "stop" or "resume". */
+  command(type) {
+    this.#wire.say({ type });
+  }
+
+  change(key, value) {
+    this.#wire.say({ type: "settings", [key]: value });
+  }
+
+  /** Try again, with another token. */
+  connect(token) {
+    this.#wire.open(token);
+  }
+
+  /** The connection is cut, as a network may do, and made again. */
+  reconnect() {
+    this.#wire.reconnect();
+  }
+
+  end() {
+    this.#wire.end();
+  }
+
+  #started(message) {
+    const isNew = this.keeper === null || !message.resumed;
+    this.model = message.model;
+    this.#offset = null;
+    const isForgotten = this.keeper !== null && !message.resumed;
+    if (isNew || message.missed) this.#begin(message);
+    if (isForgotten) this.#note("the server had forgotten what was said; it was told again");
+    this.dispatchEvent(new Event("began"));
+    this.#changed();
+  }
+
+  #begin({ missed, resumed, history, running, settings, model, number }) {
+    if (resumed && !missed && this.keeper === null && number === 0) {
+      history = this.#began; // all that followed is told again
+      this.conversation = new Conversation(history);
+    } else {
+      this.conversation = new Conversation(history, missed ? running : null);
+    }
+    this.#began = history;
+    this.keeper = new Keeper({ model, settings }, history);
+  }
+
+  #take(event) {
+    const offset = performance.now() / 1000 - event.at;
+    if (this.#offset === null || offset < this.#offset) this.#offset = offset;
+    this.conversation.take(event);
+    this.keeper.add(event);
+    this.dispatchEvent(new CustomEvent("took", { detail: event }));
+    this.#changed();
+  }
+
+  #become(name, text) {
+    this.status = { name, text };
+    this.dispatchEvent(new Event("status"));
+  }
+
+  #note(text) {
+    this.conversation.note(text);
+    this.#changed();
+  }
+
+  #changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+}

@@ -1,0 +1,423 @@
+"""The page, in a browser, on a real server around a scripted model."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from browsing import PHONE, QUICK, Browsing, browsing, run
+from duologue.core.events import as_dict, from_dict
+from duologue.core.ledger import Ledger
+from duologue.server.record import read_record
+from duologue.types import Turn
+from scripted import Talk
+from serving import scripted_model, serving
+
+pytestmark = pytest.mark.chromium
+
+STORY = (
+    "Once there was a fisherman who lived by the sea. Every morning he rowed out before the sun was up, and every "
+    "evening he came home with less than he had hoped for. One day his net was heavy. He pulled, and pulled again."
+)
+EPIC = " ".join(STORY.replace("One day", f"On day {day}") for day in range(1, 12))
+DOGS = "Dogs are loyal animals, and they like to run."
+ANSWERS = {"tell me a story": STORY, "tell me all": EPIC, "what about dogs": DOGS}
+
+
+def history(server) -> list[tuple[str, str]]:
+    """Of the one conversation there is."""
+    (talk,) = server.talks._open.values()
+    return [(str(turn.role), turn.text) for turn in talk.handle.session.history]
+
+
+def page_of_story(**settings):
+    return serving(scripted_model(ANSWERS, max_length=8192), **{"max_answer": 4000, "context": 8192, **settings})
+
+
+def test_an_interruption_typed_in_the_middle_of_an_answer():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.say("tell me all")
+            await on.heard(9)
+            await on.say("what about dogs")
+            await on.shows(".cut-note", "cut here")
+            await on.shows(".user .outcome", "cut in, answered")
+            await on.page.wait_for_function("text => heard(0).endsWith(text)", arg=DOGS)
+            (asked, told, _, _) = history(server)
+            assert asked == ("user", "tell me all")
+            parts = await on.page.locator(".assistant:not([hidden])").all()
+            heard = "".join([await part.locator(".heard").inner_text() for part in parts[:-1]])
+            assert told == ("assistant", heard)  # what is shown as heard is what the history has
+            assert EPIC.startswith(heard)
+            cut = await on.page.locator(".cut").inner_text()
+            assert EPIC.startswith(heard + cut)
+            await on.picture("interrupted")
+
+    run(test())
+
+
+def test_an_aside_is_ignored():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.say("tell me a story")
+            await on.heard(6)
+            await on.say("mhm")
+            await on.shows(".user[data-reason=ignore] .outcome", "ignored")
+            await on.shows(".chip[data-state=ignore]", "ignore 0.91")
+            await on.page.wait_for_function("text => heard(0) === text", arg=STORY)
+            assert await on.page.locator(".cut").count() == 0
+            while history(server) != [("user", "tell me a story"), ("assistant", STORY)]:
+                await asyncio.sleep(0.01)
+            await on.picture("ignored")
+
+    run(test())
+
+
+def test_words_are_judged_while_they_are_typed():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server, "?rate=20") as on:
+            await on.say("tell me a", ends=False)
+            slice_ = await on.shows(".slice[data-state=incomplete]", "tell me a")
+            assert await on.page.locator("#input").input_value() == "tell me a"
+            await slice_.hover()
+            await on.shows("#tooltip .chance[data-state=incomplete] .value", "91 %")
+            await on.say(" story")
+            await on.shows(".slice[data-state=process]", "story")
+            assert await on.page.locator(".slice[data-state=incomplete]").inner_text() == "tell me a"
+            await on.page.wait_for_function("text => heard(0) === text", arg=STORY)
+            await on.say("what about the", ends=False)
+            await on.shows(".user .words", "what about the")
+            await on.page.locator("#input").fill("")  # words that are taken back are not said
+            await on.page.wait_for_function("() => !document.body.innerText.includes('what about the')")
+
+    run(test())
+
+
+def test_a_connection_that_is_cut_goes_on():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.say("tell me all")
+            await on.heard(6)
+            server.cut()
+            await on.shows(".status[data-name=lost]")
+            await on.say("what about")  # what is typed meanwhile arrives, once
+            await on.shows(".status[data-name=open]")
+            await on.shows(".user .words", "what about")
+            events = await download(on)
+            numbers = [row["text"] for row in events if row["type"] == "received" and row["final"]]
+            assert numbers == ["tell me all", "what about"]
+            assert on.complaints == []
+
+    run(test())
+
+
+def test_a_server_that_forgot_the_conversation_is_told_it_again():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.say("what about dogs")
+            await on.page.wait_for_function("text => heard(0) === text", arg=DOGS)
+            while len(history(server)) < 2:
+                await asyncio.sleep(0.01)
+            server.cut()
+            (talk,) = server.talks._open.values()
+            talk.close("forgotten by the test")
+            await on.shows("li.note", "the server had forgotten")
+            await on.say("tell me a story")
+            await on.heard(12)
+            assert history(server)[:2] == [("user", "what about dogs"), ("assistant", DOGS)]
+
+    run(test())
+
+
+def test_a_page_that_is_loaded_again_has_its_conversation():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.say("what about dogs")
+            await on.page.wait_for_function("text => heard(0) === text", arg=DOGS)
+            await on.page.reload()
+            await on.page.wait_for_function("text => heard(0) === text", arg=DOGS)
+            await on.say("tell me a story")
+            await on.heard(12)
+            assert history(server)[0] == ("user", "what about dogs")
+            assert len(server.talks) == 1
+
+    run(test())
+
+
+def test_stop_go_on_and_holding_the_floor():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.page.locator("#interruptible").select_option("false")
+            await on.say("tell me all")
+            await on.heard(6)
+            await on.say("what about dogs")
+            await on.shows(".user .outcome", "answered afterwards")
+            await on.page.locator("#input").press("Escape")
+            await on.shows(".cut-note")
+            await on.page.locator("#input").press("Control+Shift+Enter")
+            await on.shows(".words .note", "goes on")
+            assert "interruptible=false" in on.page.url
+
+    run(test())
+
+
+def test_beside_a_conversation_in_turns():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server, QUICK + "&compare=turns") as on:
+            await on.say("tell me all")
+            await on.heard(6)
+            await on.heard(6, view=1)
+            await on.say("what about dogs")
+            duplex, turns = await on.page.locator(".transcript").all()
+            await duplex.locator(".cut-note").wait_for()
+            await turns.locator(".outcome", has_text="not heard: it was talking").wait_for()
+            await on.page.wait_for_function("text => heard(0).endsWith(text)", arg=DOGS)
+            await on.heard(30, view=1)
+            assert await turns.locator(".cut-note").count() == 0
+            assert {talk.settings.kind for talk in server.talks._open.values()} == {"duplex", "turns"}
+            await on.picture("compared")
+
+    run(test())
+
+
+async def download(on: Browsing) -> list[dict]:
+    """The events of the file that the page offers."""
+    async with on.page.expect_download() as offered:
+        await on.page.locator("#download").click()
+    path = await (await offered.value).path()
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def test_what_is_downloaded_is_a_record_and_can_be_shown_again(tmp_path: Path):
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.say("tell me all")
+            await on.heard(9)
+            await on.say("what about dogs")
+            await on.page.wait_for_function("text => heard(0).endsWith(text)", arg=DOGS)
+            async with on.page.expect_download() as offered:
+                await on.page.locator("#download").click()
+            path = tmp_path / "talk.jsonl"
+            await (await offered.value).save_as(path)
+            told = [(str(turn.role), turn.text) for turn in read_record(path).ledger.history]
+            assert told == history(server)
+            live = await on.heard_text()
+
+            await on.page.locator("#file").set_input_files(path)
+            await on.shows("#player #time")
+            seek = on.page.locator("#seek")
+            await seek.press("End")
+            await on.page.wait_for_function("text => heard(0) === text", arg=live)
+            await seek.press("Home")
+            await on.page.wait_for_function("() => heard(0) === ''")
+            await on.page.locator("#speed").select_option("8")
+            await on.page.locator("#play").click()
+            await on.page.wait_for_function("text => heard(0) === text", arg=live)
+            await on.picture("replayed")
+            await on.page.locator("#live").click()
+            await on.page.wait_for_function("text => heard(0) === text", arg=live)
+
+            path.write_text("no record\n", encoding="utf-8")
+            await on.page.locator("#file").set_input_files(path)
+            await on.shows("#banner", "line 1 is not JSON")
+
+    run(test())
+
+
+def test_events_are_listed_and_filtered():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.page.locator("#log summary").click()
+            await on.say("what about dogs")
+            await on.shows(".event .type", "committed")
+            await on.page.locator("#filter").fill("process -said")
+            await on.page.wait_for_function("() => document.querySelectorAll('.event').length === 1")
+            assert "decided" in await on.page.locator(".event").inner_text()
+
+    run(test())
+
+
+def test_a_token_is_taken_from_the_address_and_asked_for():
+    async def test() -> None:
+        token = "a-secret-of-the-tests"
+        async with page_of_story(tokens=(token,)) as server:
+            async with browsing(server, f"{QUICK}#token={token}") as on:
+                await on.shows(".status[data-name=open]")
+                assert token not in on.page.url
+                await on.page.reload()
+                await on.shows(".status[data-name=open]")
+            async with browsing(server, quiet=False) as on:
+                await on.page.locator("#token input").fill(token)
+                await on.page.locator("#token button").click()
+                await on.shows(".status[data-name=open]")
+
+    run(test())
+
+
+def test_nothing_comes_from_elsewhere_and_what_is_typed_is_text():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.say("<img src=x onerror=alert(1)> <|process|> mhm")
+            await on.shows(".user .words", "<img src=x onerror=alert(1)>")
+            assert await on.page.locator(".transcript img").count() == 0
+            assert on.requests
+            assert all(url.startswith(server.http) for url in on.requests)
+
+    run(test())
+
+
+def test_a_screen_reader_is_told_sentences():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.say("tell me a story")
+            region = on.page.locator("#live-region")
+            await region.get_by_text("Once there was a fisherman who lived by the sea.", exact=True).wait_for(
+                state="attached"
+            )
+            await on.say("mhm")
+            await region.get_by_text("Your words were ignored.").wait_for(state="attached")
+            await on.page.keyboard.press("Tab")  # all can be reached without a pointer
+            reached = set()
+            for _ in range(30):
+                reached.add(await on.page.evaluate("() => document.activeElement.id"))
+                await on.page.keyboard.press("Tab")
+            assert {"stop", "resume", "respond", "interruptible", "eagerness", "rate", "download"} <= reached
+
+    run(test())
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_phone_has_room_for_it(dark):
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server, size=PHONE, dark=dark) as on:
+            await on.say("tell me all")
+            await on.heard(9)
+            await on.say("what about dogs")
+            await on.heard(14)
+            wide = await on.page.evaluate("() => document.documentElement.scrollWidth")
+            assert wide <= PHONE[0]
+            for name in ("#input", "#stop", "canvas", ".transcript"):
+                assert await on.page.locator(name).is_visible()
+            await on.picture(f"phone-{'dark' if dark else 'light'}")
+
+    run(test())
+
+
+def test_an_example_is_typed_into_the_live_server():
+    async def test() -> None:
+        fisherman = {"Tell me a long story about a fisherman.": STORY}
+        async with serving(scripted_model(fisherman)) as server, browsing(server) as on:
+            await on.page.get_by_role("button", name="Talk past it").click()
+            await on.shows(".user[data-reason=ignore]", "mhm")
+            await on.say("I would rather type")  # who types himself ends it
+            await on.shows(".user .words", "I would rather type")
+            await asyncio.sleep(1)
+            assert await on.page.locator("#input").input_value() == ""
+
+    run(test())
+
+
+# ------------------------------------------------------------------------------------------------------ its arithmetic
+
+
+def events_of(talk: Talk) -> list[dict]:
+    return [as_dict(event) for event in talk.events]
+
+
+def lively() -> list[dict]:
+    """Events of a conversation in which everything happens, with characters beyond the first plane."""
+    talk = Talk({"smile": "Well 😀😀 here you are 😀 and that is all there is to say.", "dogs": DOGS})
+    talk.hear("smile")
+    talk.tick(30)
+    talk.hear("mhm", "v")
+    talk.tick(10)
+    talk.hear("dogs", "w")
+    talk.tick(20)
+    talk.hear("stop", "x")
+    talk.tick(20)
+    talk.hear("go on", "y")
+    talk.run()
+    talk.hear("about the", "z", final=False)
+    talk.advance(10)
+    talk.run()
+    talk.hear("cats", "z2", final=False)
+    talk.tick(2)
+    talk.hear("cats and a", "z2", final=False)
+    talk.run()
+    talk.told(talk.session.edit(talk.session.history[:2]))
+    talk.hear("dogs", "last")
+    talk.run()
+    return events_of(talk)
+
+
+def test_a_page_and_the_library_tell_the_same_history():
+    async def test() -> None:
+        events = lively()
+        assert {row["type"] for row in events} >= {
+            "suspended",
+            "resumed",
+            "taken_back",
+            "withdrawn",
+            "edited",
+            "dropped",
+        }
+        async with serving() as server, browsing(server) as on:
+            code = """async (events) => {
+                const { Conversation } = await import("./page/conversation.js");
+                const conversation = new Conversation();
+                return events.map((event) => (conversation.take(event), conversation.history));
+            }"""
+            told = await on.page.evaluate(code, events)
+        ledger = Ledger()
+        for row, turns in zip(events, told, strict=True):
+            event = from_dict(row)
+            assert event is not None
+            ledger(event)
+            assert turns == [{"role": str(turn.role), "text": turn.text} for turn in ledger.history], row
+
+    run(test())
+
+
+def expected(events: list[dict]) -> list[Turn]:
+    """The history behind them; they end with an edit and one more turn, so what was before does not matter."""
+    ledger = Ledger()
+    for row in events:
+        event = from_dict(row)
+        assert event is not None
+        ledger(event)
+    return ledger.history
+
+
+def test_a_long_conversation_does_not_grow_without_bound(tmp_path: Path):
+    async def test() -> None:
+        async with serving() as server, browsing(server) as on:
+            code = """async ([events, rounds]) => {
+                const { Conversation } = await import("./page/conversation.js");
+                const { Keeper } = await import("./page/record.js");
+                const conversation = new Conversation();
+                const keeper = new Keeper({ settings: {} }, []);
+                const length = events.at(-1).at + 1;
+                for (let i = 0; i < rounds; i++) {
+                    for (const event of events) {
+                        const next = { ...event, at: event.at + i * length };
+                        conversation.take(next);
+                        keeper.add(next);
+                    }
+                }
+                const { entries, slices, blocks, marks, decisions } = conversation;
+                const { events: kept } = keeper.record();
+                return { sizes: [entries, slices, blocks, marks, decisions].map((list) => list.length),
+                         kept: kept.length, dropped: keeper.numDropped, text: keeper.text() };
+            }"""
+            events = lively()
+            rounds = 60_000 // len(events)
+            found = await on.page.evaluate(code, [events, rounds])
+            assert max(found["sizes"]) <= 2000
+            assert found["kept"] <= 20_000
+            assert found["kept"] + found["dropped"] == rounds * len(events)
+            path = tmp_path / "kept.jsonl"  # what is left can be read by itself
+            path.write_text(found["text"], encoding="utf-8")
+            assert read_record(path).ledger.history == expected(events)
+
+    run(test())
