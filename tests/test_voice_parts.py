@@ -231,7 +231,7 @@ def test_words_that_come_from_nothing_are_not_believed(decoded: Decoded, window:
         ("Once a username. Once a username. Once a", "Once a username."),
         ("what is what", "what is what"),
         ("the cat and the dog", "the cat and the dog"),
-        ("no no", "no no"),
+        ("Right? Right Right", "Right?"),
         ("", ""),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from duologue.baselines.gated import Turns, Vad
 from duologue.core.backend import Sampling
 from duologue.core.config import SessionConfig
+from duologue.core.policy import Policy
 from duologue.core.session import Session
 from duologue.core.transitions import Interruptible
 from duologue.errors import BadData
@@ -76,6 +77,11 @@ class Settings:
         """The rate of hearing, if it goes by the clock."""
         return self.hearing if isinstance(self.hearing, float) else None
 
+    def policy(self, model: Model) -> Policy:
+        """When a probability becomes an action."""
+        policy = model.policy(eagerness=self.eagerness, interruptible=self.interruptible)
+        return policy if self.voice is None else by_voice(policy)
+
     def session(self, model: Model, limits: ServerConfig, history: tuple[Turn, ...] = ()) -> Session:
         """A session with these settings, within what the server allows.
 
@@ -89,11 +95,8 @@ class Settings:
             seed=self.seed,
             heard="shown" if self.hearing == "shown" else "reported",
         )
-        policy = model.policy(eagerness=self.eagerness, interruptible=self.interruptible)
-        if self.voice is not None:
-            policy = by_voice(policy)
         system = self.system or limits.system or None
-        return model.session(KINDS[self.kind], policy=policy, config=config, system=system, history=history)
+        return model.session(KINDS[self.kind], policy=self.policy(model), config=config, system=system, history=history)
 
 
 def read_turns(rows: Any) -> tuple[Turn, ...]:
@@ -158,10 +161,10 @@ def _read_interruptible(value: Any) -> Interruptible:
 
 
 def _read_voice(value: Any) -> VoiceSettings | None:
-    if value is None:
+    if value is None or value is False:
         return None
     if not isinstance(value, dict) or value.get("rate", 24_000) not in (16_000, 24_000):
-        raise ValueError('it must be null or an object such as {"rate": 24000}; the rate is 16000 or 24000')
+        raise ValueError('it must be false or an object such as {"rate": 24000}; the rate is 16000 or 24000')
     return VoiceSettings(int(value.get("rate", 24_000)), _number(0, 2000)(value.get("latency_ms", 100.0)))
 
 

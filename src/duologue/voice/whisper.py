@@ -172,6 +172,8 @@ def unlooped(text: str) -> str:
     """Every phrase once that the decoder said again and again, where it did not find the end."""
     words = text.split()
     bare = [re.sub(r"\W", "", word.lower()) for word in words]
+    if len(set(bare)) == 1:
+        return words[0]
     for size in range(2, len(words)):
         if len(words) < 2 * size and bare[size:] == bare[: len(words) - size] and len(words) > size + 1:
             return unlooped(" ".join(words[:size]))  # begun again, and cut off
