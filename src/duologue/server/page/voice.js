@@ -20,7 +20,7 @@ export class Voice {
     this.#tell = tell;
     this.#button.type = "button";
     this.#button.id = "microphone";
-    this.#button.textContent = "🎤 Speak";
+    this.#button.textContent = "Speak";
     this.#button.title = "speak with it; it hears you while it speaks";
     this.#button.setAttribute("aria-pressed", "false");
     this.#button.addEventListener("click", () => (this.#sound === null ? this.#begin() : this.end()));
@@ -76,7 +76,7 @@ export class Voice {
 
   #show(isOn, state) {
     this.#button.setAttribute("aria-pressed", String(isOn));
-    this.#button.textContent = isOn ? "🎤 Stop speaking" : "🎤 Speak";
+    this.#button.textContent = isOn ? "Microphone off" : "Speak";
     this.#state.textContent = state;
   }
 }
