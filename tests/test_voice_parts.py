@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
+from duologue.core.policy import Policy, Thresholds
 from duologue.errors import BadData, UsageError
+from duologue.types import InputState
 from duologue.voice.clauses import Clauses
 from duologue.voice.engines import Mark, Speech
 from duologue.voice.marks import estimated, trimmed
 from duologue.voice.piper_program import word_ends
 from duologue.voice.player import DUCK_DB, Piece, Player, Position
+from duologue.voice.policy import by_voice
 from duologue.voice.segmenter import Segmenter, Sensitivity
 from duologue.voice.sound import RATE, Samples, from_pcm16, gain, level_db, silence, to_pcm16
 from duologue.voice.whisper import Decoded, agreed, believed, quietest, unlooped
@@ -261,3 +264,18 @@ def test_samples_survive_being_sixteen_bits() -> None:
         from_pcm16(b"\0")
     assert level_db(tone(100)) == pytest.approx(-6.02, abs=0.01)
     assert level_db(silence(0)) == -120
+
+
+def test_over_an_answer_doubtful_words_do_not_cut_and_clear_ones_do() -> None:
+    thresholds = Thresholds(process=0.3, incomplete=0.3, ignore=0.3, stop=0.3)
+    policy = by_voice(Policy(idle=thresholds, speaking=thresholds))
+    states = (InputState.PROCESS, InputState.IGNORE)
+
+    def decided(p: float, *, speaking: bool) -> InputState:
+        return policy.decide(states, (p, 1 - p), speaking=speaking).state
+
+    assert decided(0.6, speaking=False) is InputState.PROCESS
+    assert decided(0.6, speaking=True) is InputState.IGNORE
+    assert decided(0.9, speaking=True) is InputState.PROCESS
+    assert policy.settle_s > 2
+    assert policy.patience_s == pytest.approx(2.0)
