@@ -58,6 +58,20 @@ def test_a_number_is_not_cut_in_two() -> None:
     assert not any(part.rstrip().endswith("3.") for part in cut(TEXT, [1]))
 
 
+def test_a_clause_is_no_longer_than_there_is_time_for() -> None:
+    clauses = Clauses()
+    clauses.add(0, "Well, ")
+    assert clauses.next(hungry=False) is None
+    clauses.add(6, TEXT)
+    assert clauses.next(hungry=False) is not None
+    clause = clauses.next(hungry=False, most=50)
+    assert clause is not None
+    assert len(clause.text) <= 50
+    clause = clauses.next(hungry=False, most=0)
+    assert clause is not None
+    assert 10 < len(clause.text) <= 30
+
+
 def test_text_that_begins_elsewhere_replaces_what_waits() -> None:
     clauses = Clauses()
     clauses.add(0, "one two")

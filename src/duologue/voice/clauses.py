@@ -47,13 +47,16 @@ class Clauses:
         """There will be no more."""
         self._is_finished = True
 
-    def next(self, *, hungry: bool) -> Clause | None:
-        """The next clause, if there is one. `hungry`: it is better to have a few words now than a whole clause."""
-        size = self._first_cut() if self._is_first else self._cut()
+    def next(self, *, hungry: bool, most: int | None = None) -> Clause | None:
+        """The next clause, if there is one, of at most `most` characters. `hungry`: better a few words now than a whole
+        clause later.
+        """
+        most = self._most if most is None else max(self._least, min(most, self._most))
+        size = self._first_cut() if self._is_first else self._cut(most)
         if size == 0 and self._is_finished:
             size = len(self._text)
         if size == 0 and hungry:
-            size = self._last_space(self._most, least=2)
+            size = self._last_space(most, least=2)
         if size == 0:
             return None
         clause = Clause(self._start, self._text[:size])
@@ -66,17 +69,17 @@ class Clauses:
                 return match.end() if match.end() <= self._most else self._last_space(self._most)
         return self._last_space(self._least) if len(self._text) > self._least else 0
 
-    def _cut(self) -> int:
+    def _cut(self, most: int) -> int:
         """At the end of a sentence if there is one, else at the last clause that is long enough."""
         sentence = next((m.end() for m in _SENTENCE.finditer(self._text) if m.end() >= self._least), 0)
         if self._is_finished and sentence == 0:
             sentence = len(self._text)
-        if 0 < sentence <= self._most and (sentence < len(self._text) or self._is_finished):
+        if 0 < sentence <= most and (sentence < len(self._text) or self._is_finished):
             return sentence
-        if len(self._text) <= self._most:
+        if len(self._text) <= most:
             return 0
-        ends = [m.end() for m in _CLAUSE.finditer(self._text) if self._least <= m.end() <= self._most]
-        return ends[-1] if ends else self._last_space(self._most)
+        ends = [m.end() for m in _CLAUSE.finditer(self._text) if self._least <= m.end() <= most]
+        return ends[-1] if ends else self._last_space(most)
 
     def _last_space(self, most: int, *, least: int = 1) -> int:
         """Behind the last space among the first `most` characters, if so many words are before it."""

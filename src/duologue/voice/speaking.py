@@ -14,6 +14,8 @@ from duologue.voice.sound import resampled, silence
 _AHEAD_S = 4.0  # no more is synthesised while so much waits to be played: it may be cut
 _MOST_FINISHED = 64  # answers that are known to have ended; a session keeps fewer that can be resumed
 _HUNGRY_S = 0.5  # with less to play, a few words are better than a whole clause
+_LETTERS_PER_S = 15.0  # that are spoken
+_MARGIN = 0.7  # of the time that there is may be used
 _BEHIND_S = {".": 0.25, "!": 0.25, "?": 0.25, "…": 0.25, ":": 0.2, ";": 0.2, ",": 0.12}
 _BEFORE_S = 0.03
 _UNSPOKEN = str.maketrans(dict.fromkeys("*#_`~|<>[]{}\\", " "))  # marks of a written text, one space each
@@ -37,6 +39,7 @@ class Speaking:
         self._epoch = 0  # what was begun before is not played
         self._is_synthesising = False
         self._has_begun = False  # whether anything of the answer has been played
+        self._effort = 0.3  # seconds that a second of speech takes to synthesise, lately
 
     @property
     def is_busy(self) -> bool:
@@ -84,7 +87,8 @@ class Speaking:
         left = self._player.seconds_left
         if self._answer is None or left >= _AHEAD_S:
             return None
-        return self._clauses.next(hungry=self._has_begun and left < _HUNGRY_S)
+        in_time = int(left / self._effort * _LETTERS_PER_S * _MARGIN)
+        return self._clauses.next(hungry=self._has_begun and left < _HUNGRY_S, most=in_time)
 
     async def _synthesise(self, clause: Clause) -> None:
         answer, epoch, loop = self._answer, self._epoch, asyncio.get_running_loop()
@@ -101,6 +105,8 @@ class Speaking:
             return
         samples = resampled(speech.samples, speech.rate, self._player.rate)
         took, seconds = round(loop.time() - before, 4), round(len(samples) / self._player.rate, 4)
+        if seconds > 0:
+            self._effort += (min(2.0, took / seconds) - self._effort) / 4
         self._note("synthesised", answer=answer, start=clause.start, text=clause.text, took=took, seconds=seconds)
         scale = self._player.rate / speech.rate
         marks = [Mark(min(int(m.sample * scale), len(samples)), clause.start + m.position) for m in speech.marks]
