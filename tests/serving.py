@@ -64,7 +64,7 @@ async def serving(
     server = uvicorn.Server(uvicorn.Config(app, **options(config)))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve())
-    while not server.started:
+    while not server.started or not app.state.server.is_ready:
         await asyncio.sleep(0.01)
         if task.done():
             task.result()

@@ -48,6 +48,7 @@ FLOORS: dict[str, int] = {
     "export": 4,
     "export_gguf": 4,
     "export_hf": 4,
+    "client": 4,
     "live": 4,
     "model": 4,
     "replay": 4,

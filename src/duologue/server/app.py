@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket
 from duologue.core.events import Event, Received, Said, as_dict
 from duologue.core.trace import Pass, Sink
 from duologue.engines.batch import BatchEngine
+from duologue.errors import MissingDependency
 from duologue.model import Model, load
 from duologue.server import assets, chat
 from duologue.server.config import ServerConfig
@@ -38,22 +39,42 @@ class Server:
         self.metrics = Metrics()
         self.started = int(time.time())
         self.conversations: Conversations | None = None
+        self.failure: Exception | None = None  # why there will be none
         self._model = model
+        self._ended = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Load the model, run the engine, and end both."""
-        model = self._model if self._model is not None else await asyncio.to_thread(_load, self.config)
+        """Run the engine. It is told to be there at once, and ready when the model is loaded."""
+        running = asyncio.create_task(self._run(), name="duologue-server")
         try:
-            async with BatchEngine(model.backend) as engine, _voices(self.config, self._engines) as voices:
+            yield
+        finally:
+            self._ended.set()
+            await running
+
+    async def _run(self) -> None:
+        try:
+            model = self._model if self._model is not None else await asyncio.to_thread(_load, self.config)
+        except Exception as error:
+            self.failure = error
+            log.error("the model cannot be loaded", extra={"error": str(error)})
+            return
+        try:
+            async with _voices(self.config, self._engines) as voices, BatchEngine(model.backend) as engine:
                 talks = Conversations(model, engine, self.config, sink=self._sink(), voices=voices)
                 self.metrics.watch(engine.scheduler.totals, lambda: len(talks), lambda: talks.num_refused)
                 sweeping = asyncio.create_task(talks.sweep(), name="duologue-sweep")
                 self.conversations = talks
                 log.info("ready", extra={"model": model.name, "backend": model.backend.info.name})
-                yield
+                await self._ended.wait()
                 self.conversations = None
                 sweeping.cancel()
+                for talk in talks:
+                    talk.close("shutdown")
+        except MissingDependency as error:  # of the voice: nothing else is asked for here
+            self.failure = error
+            log.error("the voice cannot be loaded", extra={"error": str(error)})
         finally:
             if self._model is None:
                 model.close()
@@ -157,8 +178,8 @@ def create_app(
     """The application, to be run by an ASGI server or mounted in another application.
 
     `model` is used if it is given, and stays the caller's, and so are the `engines` of the voice; otherwise those that
-    `config` names are loaded when the application starts. `app.state.server` is its `Server`. Its lifespan must run: an
-    application that mounts this one has to run `app.router.lifespan_context(app)` in its own.
+    `config` names are loaded when the application starts, while `/ready` says 503. `app.state.server` is its `Server`.
+    Its lifespan must run: whatever mounts this application has to run `app.router.lifespan_context(app)` in its own.
     """
     server = Server(config or ServerConfig(), model, engines)
     routes: list[BaseRoute] = [

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,9 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __iter__(self) -> Iterator[Conversation]:
+        return iter(tuple(self._open.values()))
+
     def open(self, settings: Settings, history: tuple[Turn, ...] = (), *, keeps_record: bool = True) -> Conversation:
         """A new conversation. If there is no room, the one whose client has been away for longest has to go.
 
@@ -78,7 +81,7 @@ class Conversations:
         while True:
             await asyncio.sleep(_SWEEP_S)
             before = self.engine.now() - self.config.keep
-            for talk in tuple(self._open.values()):
+            for talk in self:
                 if talk.detached_at is not None and talk.detached_at < before:
                     talk.close("abandoned")
 
@@ -87,9 +90,9 @@ class Conversations:
         self.is_draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain):
-                while any(self._is_speaking(talk) for talk in self._open.values()):
+                while any(self._is_speaking(talk) for talk in self):
                     await asyncio.sleep(0.05)
-        for talk in tuple(self._open.values()):
+        for talk in self:
             talk.close("shutdown")
 
     def _is_speaking(self, talk: Conversation) -> bool:
@@ -125,7 +128,7 @@ class Conversations:
         return talk
 
     def _make_room(self) -> bool:
-        away = [talk for talk in self._open.values() if talk.detached_at is not None]
+        away = [talk for talk in self if talk.detached_at is not None]
         if not away:
             return False
         min(away, key=lambda talk: talk.detached_at or 0.0).close("given up for others")

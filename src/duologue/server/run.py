@@ -1,6 +1,7 @@
 """The process around the application: it listens, and on SIGTERM it lets answers end before it does."""
 
 import asyncio
+import logging
 import socket
 import sys
 from types import FrameType
@@ -14,7 +15,9 @@ from duologue.server.app import create_app
 from duologue.server.config import ServerConfig
 from duologue.server.wire import PING_S
 
+log = logging.getLogger("duologue.server")
 _LAST_WORDS_S = 0.2  # for clients to be told that it is over
+_CONNECTIONS = 200  # beside a few for each conversation: those that never say anything must not fill the memory
 _ENOUGH_S = 5  # for connections to close
 
 
@@ -28,10 +31,16 @@ class DrainingServer(uvicorn.Server):
         self._task: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say for people where."""
+        """Listen, and say where: in the log, and for people."""
         await super().startup(sockets)
-        if self.started and sys.stdout is not None:
-            print(f"Duologue is at {self._address()}  (Ctrl-C ends it)", flush=True)
+        if self.started:
+            log.info("listening", extra={"url": self._address()})
+            if sys.stdout is not None:
+                print(f"Duologue is at {self._address()}  (Ctrl-C ends it)", flush=True)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        return await super().on_tick(counter) or self._app.state.server.failure is not None
 
     def _address(self) -> str:
         host, port = self.config.host, self.servers[0].sockets[0].getsockname()[1]
@@ -70,13 +79,20 @@ def options(config: ServerConfig) -> dict[str, Any]:
         "ws_ping_interval": PING_S,
         "ws_ping_timeout": PING_S,
         "ws_per_message_deflate": False,
+        "limit_concurrency": _CONNECTIONS + 4 * config.max_sessions,
         "timeout_graceful_shutdown": _ENOUGH_S,
         "lifespan": "on",
     }
 
 
 def serve(config: ServerConfig) -> None:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends it.
+
+    Raises:
+        What `duologue.model.load` raises.
+    """
     logs.configure()
     app = create_app(config)
     DrainingServer(app, uvicorn.Config(app, **options(config))).run()
+    if app.state.server.failure is not None:
+        raise app.state.server.failure
