@@ -44,7 +44,7 @@ from duologue.voice.voice import Voice
 LEAD_S = 3.2  # from the beginning of an answer's preparation to the sound over it
 TAIL_S = 2.5
 DUCK_S, FADE_S = 0.03, 0.02  # until the ramp has ended
-BACKGROUND_DB = (0.0, -6.0, -12.0, -18.0)
+BACKGROUND_DB = (0.0, -6.0, -12.0)
 NOISE_DB = (0.0, -10.0)
 
 

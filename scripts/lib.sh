@@ -119,7 +119,7 @@ pin() { sed -n "s/^$1==\([0-9.]*\).*/\1/p" "$root/constraints.txt"; }
 
 install() {
   PIP_RETRIES=2 "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
-    -c "$root/constraints.txt" "$@"
+    -c "${constraints:-$root/constraints.txt}" "$@"
 }
 
 # PyTorch first and by name: on Linux what the index gives by default is the CUDA build of several GB. The CPU build is

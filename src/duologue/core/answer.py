@@ -31,6 +31,7 @@ class Answer:
         utterances: Sequence[Utterance],
         interruptible: Interruptible,
         begun_at: float,
+        max_tokens: int = 1 << 30,
     ) -> None:
         self.id = number
         self.channel = channel
@@ -42,6 +43,7 @@ class Answer:
         self.utterances = list(utterances)
         self.interruptible = interruptible
         self.begun_at = begun_at  # session time at which the words of its turn last changed
+        self.max_tokens = max_tokens  # it ends with `length` at so many
         self.interrupted: Answer | None = None  # the answer that was suspended for this one
         self.text = ""
         self.num_said = 0  # characters released to the outside

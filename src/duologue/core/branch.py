@@ -29,7 +29,7 @@ from duologue.core.planner import Planner
 from duologue.core.policy import Policy
 from duologue.core.rebuild import Rebuild
 from duologue.core.utterance import Utterance
-from duologue.errors import ContextOverflow, TemplateError
+from duologue.errors import ContextOverflow, TemplateError, UsageError
 from duologue.template import Template
 from duologue.types import Role, Token, Turn
 
@@ -57,6 +57,7 @@ class Branch:
         self.answer: Answer | None = None
         self.suspended: list[Answer] = []
         self.interruptible = policy.interruptible  # of the answers to come
+        self.max_answer = config.max_answer  # tokens of the answers to come
         self.is_talked_over = False  # words are being heard, which may cut the answer
         self.num_answers = 0
         self.epoch = 0
@@ -135,6 +136,7 @@ class Branch:
             utterances=utterances,
             interruptible=self.interruptible,
             begun_at=self._log.now,
+            max_tokens=self.max_answer,
         )
         self.num_answers += 1
         return self.answer
@@ -232,7 +234,7 @@ class Branch:
     def _push(self, answer: Answer, token: Token) -> None:
         answer.channel.items.append(token)
         answer.push(token)
-        if answer.num_tokens >= self._config.max_answer or len(answer.channel.items) >= self._config.max_length:
+        if answer.num_tokens >= answer.max_tokens or len(answer.channel.items) >= self._config.max_length:
             self._finish(answer, "length")
 
     def _finish(self, answer: Answer, reason: str) -> None:
@@ -373,13 +375,18 @@ class Branch:
 
     # ------------------------------------------------------------------ long and edited conversations
 
-    def replace(self, history: Sequence[Turn]) -> None:
-        """Begin anew with `history`; the running answer and the suspended ones are given up.
+    def replace(self, history: Sequence[Turn], template: Template) -> None:
+        """Begin anew with `history` in `template`; the running answer and the suspended ones are given up.
 
         Raises:
             ContextOverflow, TemplateError: see `Session.edit`.
         """
-        items = self._lay_out(history)
+        before, self._template = self._template, template
+        try:
+            items = self._lay_out(history)
+        except UsageError:
+            self._template = before
+            raise
         self.free()
         self.trunk = self._cache.open(items)
         self.history, self._was_cut = list(history), False

@@ -249,14 +249,19 @@ class Session:
             self._log.add(Refused(self.now, "resume", "no answer is suspended"))
         return self._settle()
 
-    def edit(self, history: Sequence[Turn]) -> list[Event]:
+    def edit(self, history: Sequence[Turn], *, template: Template | None = None) -> list[Event]:
         """Replace the history. A running answer, suspended ones and the words being heard are given up.
+
+        Args:
+            template: that of this session with another system prompt, which holds from now on.
 
         Raises:
             ContextOverflow: the turns do not fit.
             TemplateError: the model's template does not allow these turns.
         """
-        self._branch.replace(history)
+        template = template or self.template
+        self._branch.replace(history, template)
+        self.template = template
         if self._input:
             self._drop(self._input, "edit")
         self._log.add(Edited(self.now, tuple(history)))
@@ -267,6 +272,16 @@ class Session:
         self._branch.interruptible = interruptible
         if self.running:
             self.running.interruptible = interruptible
+
+    def limit(self, max_answer: int) -> None:
+        """Answers that begin from now on have at most `max_answer` tokens.
+
+        Raises:
+            UsageError: that is none.
+        """
+        if max_answer < 1:
+            raise UsageError(f"an answer of {max_answer} tokens says nothing; allow at least 1")
+        self._branch.max_answer = max_answer
 
     def adjust(self, policy: Policy) -> None:
         """Decide by `policy` from now on. What may cut an answer is not changed by it; see `protect`."""

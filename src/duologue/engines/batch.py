@@ -20,6 +20,7 @@ from duologue.core.transitions import Interruptible
 from duologue.engines.pace import Pace
 from duologue.engines.scheduler import MAX_TOKENS_PER_PASS, Scheduler
 from duologue.errors import DuologueError, EngineError, UsageError
+from duologue.template import Template
 from duologue.types import Turn
 
 
@@ -145,6 +146,7 @@ class Handle:
 
     def __init__(self, engine: BatchEngine, session: AnySession, pace: Pace | None, sink: Sink | None) -> None:
         self.session = session  # to be read
+        self.num_told = 0  # events so far
         self._engine = engine
         self._pace = pace
         self._sink = sink
@@ -182,9 +184,25 @@ class Handle:
             raise UsageError("with words_per_second, what has been heard goes by the clock; leave one of them out")
         self._command(lambda: self.session.heard(position, answer=answer))
 
-    def edit(self, history: Sequence[Turn]) -> None:
-        """See `Session.edit`."""
-        self._command(lambda: self.session.edit(history))
+    def take_reports(self) -> None:
+        """From now on what has been heard is what `heard` is told, also where it went by the clock."""
+        if self._pace is not None:
+            self._pace.is_paused, self._pace = True, None
+
+    def hear_out(self, position: int | None = None) -> None:
+        """The running answer has been heard up to `position` (None: all that was said), whatever the clock says."""
+        running = self.session.running
+        if running is not None:
+            until = running.num_said if position is None else min(position, running.num_said)
+            self._command(lambda: self.session.heard(until, answer=running.id))
+
+    def edit(self, history: Sequence[Turn], *, template: Template | None = None) -> None:
+        """See `Session.edit`. Raises `UsageError` when another kind of session is given a template."""
+        if template is None:
+            self._command(lambda: self.session.edit(history))
+        else:
+            session = self._duplex
+            self._command(lambda: session.edit(history, template=template))
 
     def respond(self) -> None:
         """See `Session.respond`."""
@@ -202,6 +220,11 @@ class Handle:
         """See `Session.protect`. Raises `UsageError` for another kind of session."""
         session = self._duplex
         self._command(lambda: session.protect(interruptible))
+
+    def limit(self, max_answer: int) -> None:
+        """See `Session.limit`. Raises `UsageError` for another kind of session."""
+        session = self._duplex
+        self._command(lambda: session.limit(max_answer))
 
     def adjust(self, policy: Policy) -> None:
         """See `Session.adjust`. Raises `UsageError` for another kind of session."""
@@ -236,6 +259,7 @@ class Handle:
         if self._sink is not None:
             self._sink(record)
         if self._is_open and not isinstance(record, Pass):
+            self.num_told += 1
             self._told.put_nowait(record)
 
     @property

@@ -24,6 +24,7 @@ from duologue.server.conversations import Conversations
 from duologue.server.duplex import Duplex
 from duologue.server.guard import refusal, subprotocols
 from duologue.server.metrics import Metrics
+from duologue.server.realtime import Realtime
 from duologue.server.voice import Voices
 from duologue.voice.defaults import Engines, load_engines
 
@@ -113,6 +114,10 @@ class Server:
         """A duplex connection."""
         await Duplex(socket, self._talks, self.config).run()
 
+    async def realtime(self, socket: WebSocket) -> None:
+        """A connection of a Realtime client."""
+        await Realtime(socket, self._talks, self.config).run()
+
     def guarded(self, route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """`route` for those who may use it, once there is a model."""
 
@@ -189,6 +194,7 @@ def create_app(
         Route("/v1/models", server.guarded(server.models)),
         Route("/v1/chat/completions", server.guarded(server.complete), methods=["POST"]),
         WebSocketRoute("/v1/duplex", server.guarded_socket("duplex", server.duplex, protocols=("duologue",))),
+        WebSocketRoute("/v1/realtime", server.guarded_socket("realtime", server.realtime, protocols=("realtime",))),
         *assets.routes(),
     ]
     app = Starlette(routes=routes, lifespan=server.lifespan)

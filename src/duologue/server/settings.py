@@ -75,7 +75,7 @@ class Settings:
     @property
     def words_per_second(self) -> float | None:
         """The rate of hearing, if it goes by the clock."""
-        return self.hearing if isinstance(self.hearing, float) else None
+        return None if isinstance(self.hearing, str) else float(self.hearing)
 
     def policy(self, model: Model) -> Policy:
         """When a probability becomes an action."""

@@ -34,7 +34,8 @@ class Wire:
         """What the client sends, or what is wrong with it, until it goes or has been idle for too long."""
         while True:
             try:
-                data = await asyncio.wait_for(self._socket.receive(), self._config.idle)
+                async with asyncio.timeout(self._config.idle):  # `wait_for` may swallow being cancelled
+                    data = await self._socket.receive()
             except TimeoutError:
                 if self._is_busy():
                     continue

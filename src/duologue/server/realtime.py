@@ -1,0 +1,144 @@
+"""`/v1/realtime`: OpenAI's Realtime protocol for text, with duplex behind it; docs/realtime.md says how."""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from starlette.websockets import WebSocket
+
+from duologue.engines.pace import CHARACTERS_PER_WORD
+from duologue.errors import BadData, EngineError, EngineFull, UsageError
+from duologue.server.config import ServerConfig
+from duologue.server.conversation import Conversation, EventsLost
+from duologue.server.conversations import Conversations
+from duologue.server.realtime_commands import Commands
+from duologue.server.realtime_dialogue import Dialogue
+from duologue.server.realtime_errors import Rejection
+from duologue.server.realtime_messages import event_id
+from duologue.server.realtime_outbox import Outbox
+from duologue.server.settings import Settings
+from duologue.server.wire import Wire
+
+_GOING_AWAY, _POLICY, _RESTART, _TRY_LATER = 1001, 1008, 1012, 1013
+_LAST_WORDS_S = 2.0  # for a client to take what is left
+log = logging.getLogger("duologue.server")
+
+
+class Realtime:
+    """One connection. The conversation lives as long as it does."""
+
+    def __init__(self, socket: WebSocket, conversations: Conversations, config: ServerConfig) -> None:
+        self._conversations = conversations
+        self._config = config
+        self._is_duplex = socket.query_params.get("duplex", "") in ("1", "true")
+        self._wire = Wire(socket, config, is_busy=self._is_busy)
+        self._outbox = Outbox(self._wire)
+        self.dialogue: Dialogue | None = None  # to be read
+        self._talk: Conversation | None = None
+        self._num_taken = 0  # events of the session that the dialogue has
+        self._is_over = False
+
+    async def run(self) -> None:
+        """Until the client goes, or the conversation ends."""
+        try:
+            talk = self._conversations.open(Settings(hearing=self._config.words_per_second))
+        except (EngineFull, UsageError) as error:
+            await self._refuse(error)
+            return
+        self._talk = talk
+        talk.attach(self)
+        dialogue = self.dialogue = Dialogue(
+            talk,
+            self._conversations.model,
+            self._outbox.put,
+            system=self._config.system,
+            rate=self._config.words_per_second * CHARACTERS_PER_WORD,
+            most_tokens=self._config.max_answer,
+            later=asyncio.get_running_loop().call_later,
+            is_duplex=self._is_duplex,
+        )
+        self._outbox.put("session.created", session=dialogue.config.as_json(dialogue.id, dialogue.model.name))
+        try:
+            await self._exchange(talk, dialogue)
+        finally:
+            dialogue.close()
+            talk.close("ended")
+
+    def replaced(self) -> None:
+        """Nobody else can have the conversation: its name is not told."""
+
+    async def _exchange(self, talk: Conversation, dialogue: Dialogue) -> None:
+        """Both ways at once, until one of them ends; then the other does."""
+        sending = asyncio.create_task(self._outbox.run(), name="duologue-realtime-sender")
+        telling = asyncio.create_task(self._tell(talk, dialogue), name="duologue-realtime-teller")
+        taking = asyncio.create_task(self._take(Commands(dialogue)), name="duologue-realtime-taker")
+        losing = asyncio.create_task(self._outbox.overflow.wait(), name="duologue-realtime-overflow")
+        tasks = (sending, telling, taking, losing)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if telling.done() and telling.exception() is None:
+                await asyncio.wait((sending,), timeout=_LAST_WORDS_S)
+                await self._wire.close(_RESTART if talk.events.ended == "shutdown" else _GOING_AWAY, "it is over")
+        finally:
+            self._is_over = True
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        if self._outbox.overflow.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self._wire.close(_POLICY, "too slow")
+
+    async def _tell(self, talk: Conversation, dialogue: Dialogue) -> None:
+        """What the session tells."""
+        reason = ""
+        try:
+            async for number, event in talk.events.after(0):
+                dialogue.take(event)
+                self._num_taken = number
+                if number == talk.events.newest:
+                    dialogue.settle()
+        except EventsLost as lost:
+            reason = str(lost)
+        reason = reason or talk.events.ended or "closed"
+        error = Rejection(f"the conversation is over: {reason}", code="session_ended", kind="server_error")
+        self._outbox.put("error", error=error.as_json(None))
+        self._outbox.finish()
+
+    async def _take(self, commands: Commands) -> None:
+        """What the client sends."""
+        async for message in self._wire.messages():
+            await self._outbox.room()
+            await self._catch_up()
+            name = None
+            try:
+                if isinstance(message, BadData):
+                    raise Rejection(str(message), code="invalid_json")
+                name = event_id(message)
+                commands.take(message)
+            except Rejection as error:
+                self._outbox.put("error", error=error.as_json(name))
+            except UsageError as error:
+                self._outbox.put("error", error=Rejection(str(error)).as_json(name))
+            except EngineError as error:
+                failed = Rejection(str(error), code="server_error", kind="server_error")
+                self._outbox.put("error", error=failed.as_json(name))
+
+    async def _catch_up(self) -> None:
+        """Until all that has happened was told: what the client asks for is judged by how things are."""
+        talk = self._talk
+        while talk is not None and talk.is_open and not self._is_over and self._num_taken < talk.handle.num_told:
+            await asyncio.sleep(0)
+
+    async def _refuse(self, error: Exception) -> None:
+        is_full = isinstance(error, EngineFull)
+        code = "rate_limit_exceeded" if is_full else "server_error"
+        refusal = Rejection(str(error), code=code, kind="server_error").as_json(None)
+        await self._wire.send({"type": "error", "event_id": "event_0", "error": refusal})
+        await self._wire.close(_TRY_LATER if is_full else _GOING_AWAY, "full" if is_full else "not possible")
+
+    def _is_busy(self) -> bool:
+        return self._talk is not None and self._talk.is_open and self._talk.handle.session.running is not None
