@@ -12,17 +12,15 @@ import secrets
 from duologue.core.events import Finished, Said
 from duologue.errors import DuologueError, EngineFull, UsageError
 from duologue.server.conversation import Conversation, EventsLost
+from duologue.server.pacing import Pacer
 from duologue.server.settings import VoiceSettings
 from duologue.server.wire import Wire
 from duologue.voice.defaults import Engines
-from duologue.voice.pump import BLOCK_S
-from duologue.voice.sound import RATE, Resampler, from_pcm16, silence, to_pcm16
+from duologue.voice.sound import Samples, from_pcm16, to_pcm16
 from duologue.voice.timeline import KINDS, Row, Timeline
 from duologue.voice.voice import Voice, VoiceConfig
 
 _MOST_WAITING = 500  # messages that a client has not taken
-_MOST_LATE_S = 0.5  # sound that a client does not send in time is taken for silence
-_MOST_EARLY_S = 2.0  # what comes faster waits in the network
 log = logging.getLogger("duologue.server")
 
 
@@ -58,9 +56,6 @@ class VoiceLine:
         self._voices = voices
         self._talk = talk
         self._wire = wire
-        self._rate = settings.rate
-        self._resampler = Resampler(settings.rate, RATE)
-        self._begin = 0.0
         self._out: asyncio.Queue[Row | bytes] = asyncio.Queue(_MOST_WAITING)
         engines = voices.engines
         self._voice = Voice(
@@ -72,11 +67,11 @@ class VoiceLine:
             timeline=Timeline(self._tell, keeps=False),
             name=f"voice-{secrets.token_hex(3)}",
         )
+        self._pacer = Pacer(self._voice, self._give)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Listen and speak from now on."""
-        self._begin = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._run(self._talk.events.newest), name="duologue-voice")
 
     async def hear(self, data: bytes) -> None:
@@ -85,10 +80,7 @@ class VoiceLine:
         Raises:
             BadData: half a sample.
         """
-        self._voice.push(self._resampler(from_pcm16(data)))
-        early = self._voice.now - self._elapsed - _MOST_EARLY_S
-        if early > 0:
-            await asyncio.sleep(early)
+        await self._pacer.hear(from_pcm16(data))
 
     async def aclose(self) -> None:
         """The connection has gone: whoever was speaking has ended."""
@@ -98,17 +90,13 @@ class VoiceLine:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    @property
-    def _elapsed(self) -> float:
-        return asyncio.get_running_loop().time() - self._begin
-
     async def _run(self, begin: int) -> None:
         try:
             async with self._voice as voice, asyncio.TaskGroup() as group:
                 self._take_up(voice)
                 group.create_task(self._follow(begin))
                 group.create_task(self._send())
-                group.create_task(self._pace())
+                group.create_task(self._pacer.run())
         except* asyncio.QueueFull:
             await self._wire.close(1008, "too slow; connect again")
         except* DuologueError as errors:
@@ -131,25 +119,9 @@ class VoiceLine:
             async for _, event in self._talk.events.after(begin):
                 self._voice.take(event)
 
-    async def _pace(self) -> None:
-        """Give out sound at the rate at which it is heard."""
-        count, done = int(BLOCK_S * self._rate), 0
-        while True:
-            wait = done * BLOCK_S - self._elapsed
-            if wait > 0:
-                await asyncio.sleep(wait)
-            else:
-                done = max(done, int(self._elapsed / BLOCK_S) - 5)  # after a delay, what was missed is not made up for
-                await asyncio.sleep(0)
-            done += 1
-            late = self._elapsed - self._voice.now
-            if late > _MOST_LATE_S:
-                self._voice.push(silence(int((late - _MOST_LATE_S / 2) * RATE)))
-            samples = self._voice.pull(count)
-            if samples.any():
-                self._out.put_nowait(to_pcm16(samples))
-            if self._voice.failure is not None:
-                raise self._voice.failure
+    def _give(self, samples: Samples) -> None:
+        if samples.any():
+            self._out.put_nowait(to_pcm16(samples))
 
     async def _send(self) -> None:
         while True:

@@ -110,9 +110,11 @@ class Voice:
         """Take the conversation's events from here, until it is over."""
         self._start(self._follow(events))
 
-    def hang_up(self) -> None:
-        """No more will be pushed: what was being said has ended where it is."""
+    def hang_up(self, *, forgets: bool = False) -> None:
+        """What was being said has ended where it is; with `forgets`, it was not said at all."""
         for hearing in tuple(self._open.values()):
+            if forgets:
+                hearing.text = ""
             self._finish(hearing)
         self._hearing = None
 
