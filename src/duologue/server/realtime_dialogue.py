@@ -299,8 +299,9 @@ class Dialogue:
         return self.response is not None and (detection is None or detection.interrupt_response)
 
     def _onset(self, at: float, item: Item | None) -> None:
-        """The user's words cut the answer. Who asked for the response to them knows, and would cancel that one."""
-        if self._is_onset_told or self.request is not None or item is None:
+        """The user's words cut the answer."""
+        is_expected = self.request is not None and self.request.is_tracked
+        if self._is_onset_told or is_expected or item is None:
             return
         self._is_onset_told, at_ms = True, round(at * 1000)
         self.say("input_audio_buffer.speech_started", audio_start_ms=at_ms, item_id=item.id)

@@ -26,6 +26,12 @@ class Request:
         """Whether it wants something that an answer under way was not begun with."""
         return self.instructions is not None or self.max_output_tokens is not None
 
+    @property
+    def is_tracked(self) -> bool:
+        """Whether the client waits for this very response. LiveKit's does, by this name, and gives up what it waits for
+        when speech starts."""
+        return "client_event_id" in (self.metadata or {})
+
     @classmethod
     def from_json(cls, row: Mapping[str, Any] | None, event_id: str | None) -> "Request":
         """What a client asks for. Raises `Rejection` for what is not supported."""
