@@ -48,8 +48,10 @@ def draw(path: Path, user: tuple[Samples, int], assistant: tuple[Samples, int], 
             lower.axvline(row["at"], color="#cf222e", linewidth=1.2)
             lower.annotate("cut", (row["at"], 0.86), fontsize=7, color="#cf222e", rotation=90, va="top")
     for number, row in enumerate(row for row in rows if row["type"] == "synthesised"):
-        at, most = _begin(row, rows), max(8, int(row["seconds"] * 2 * _LETTERS_PER_S))
-        lower.annotate(_short(row["text"], most), (at, -0.97 + 0.13 * (number % 2)), fontsize=6, va="bottom")
+        begin, end = _span(row, rows)
+        if end > begin:
+            text = _short(row["text"], max(4, int((end - begin) * 1.8 * _LETTERS_PER_S)))
+            lower.annotate(text, (begin, -0.97 + 0.13 * (number % 2)), fontsize=6, va="bottom")
     lower.set(xlabel="seconds", xlim=(0, seconds))
     figure.savefig(path, dpi=110)
 
@@ -66,18 +68,20 @@ def _words(axes: Any, rows: Sequence[Row]) -> None:
         axes.annotate(text, (row["at"], _LEVELS - level - 0.7), fontsize=6, color=_COLOURS[state])
 
 
-def _begin(row: Row, rows: Sequence[Row]) -> float:
-    """When a clause is played: when it was there, or when those before it have ended."""
+def _span(row: Row, rows: Sequence[Row]) -> tuple[float, float]:
+    """When a clause is played: from when it was there, or those before it have ended, to its end, or the cut."""
     end = 0.0
+    begin = float(row["at"])
     for other in rows:
         if other["type"] == "cut":
             end = 0.0
         if other["type"] == "synthesised":
             begin = max(end, float(other["at"]))
-            if other is row:
-                return begin
             end = begin + float(other["seconds"])
-    return float(row["at"])
+            if other is row:
+                break
+    cut = next((float(r["at"]) for r in rows if r["type"] == "cut" and r["at"] >= row["at"]), end)
+    return begin, min(end, cut)
 
 
 def _outline(samples: Samples, rate: int) -> tuple[Any, Any, Any]:
