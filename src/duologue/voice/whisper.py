@@ -24,6 +24,7 @@ from duologue.voice.sound import RATE, Samples, level_db, missing, silence
 _LONGEST_S = 10.0  # of a window
 _KEPT_S = 2.0  # of it that is never cut off
 _BEHIND_S = 2.0  # silence that is put behind the words: with less, Whisper says them again and again until it is full
+_SHORTEST_S = 8.0  # of what it is given; with less, single words are often misheard
 _NO_SPEECH = 0.6  # probability from which on there was none, unless the words are sure
 _UNSURE = -1.0  # mean log probability of a token below which words are not believed
 _REPEATS = 2.4  # ratio of compression above which the decoder has fallen into a loop
@@ -102,7 +103,8 @@ class WhisperRecogniser:
     def _decode(self, window: Samples, before: str, given: str) -> Decoded:
         # features: [80, F], F frames of 10 ms
         model, tokenizer = self._model, self._tokenizer
-        features = model.feature_extractor(np.concatenate([window, silence(int(_BEHIND_S * RATE))]), padding=0)
+        behind = max(_BEHIND_S, _SHORTEST_S - len(window) / RATE)
+        features = model.feature_extractor(np.concatenate([window, silence(int(behind * RATE))]), padding=0)
         encoded = model.encode(features[:, : len(features[0]) // 2 * 2])
         previous = tokenizer.encode(" " + before)[-100:] if before else []
         prompt = model.get_prompt(tokenizer, previous, without_timestamps=True, prefix=given or None)
