@@ -9,12 +9,14 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
+_began: tuple[float, float | None] = 0.0, None  # when `about` was called, and how busy others had been by then
 _PACKAGES = (
     "duologue",
     "torch",
@@ -73,7 +75,9 @@ def summary(values: Sequence[float], digits: int = 3) -> dict[str, float]:
 
 
 def about(args: argparse.Namespace) -> dict[str, Any]:
-    """Command, commit, hardware, versions, seed and date."""
+    """Command, commit, hardware, versions, seed and date. To be called when it begins."""
+    global _began
+    _began = time.monotonic(), _busy_s()
     return {
         "benchmark": Path(sys.argv[0]).stem,
         "command": "python benchmarks/" + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -94,6 +98,7 @@ def finish(
     args: argparse.Namespace, result: dict[str, Any], header: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
     """Print the table and the line, and write the file if one is wanted."""
+    result["hardware"]["others_used_cores"] = _others()
     print(table(header, rows))
     print(json.dumps(result, ensure_ascii=False))
     if args.out:
@@ -127,6 +132,25 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def progress(text: str) -> None:
     """Say how far it is, where it does not mix with the result."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _busy_s() -> float | None:
+    """Seconds of all cores that went into other processes than this one and what it has waited for; None if unknown."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, softirq, *_ = map(int, line.split()[1:])
+    times = os.times()
+    own = times.user + times.system + times.children_user + times.children_system
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - own
+
+
+def _others() -> float | None:
+    """How many cores other processes kept busy since `about`, on average; None if unknown."""
+    start, busy = _began
+    now, seconds = _busy_s(), max(1e-3, time.monotonic() - start)
+    return None if busy is None or now is None else round(max(0.0, now - busy) / seconds, 2)
 
 
 def _git(*args: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import measuring
+import voice_tables
 
 from duologue.evaluation import cost_tables
 
@@ -250,75 +251,114 @@ def unchanged(results: Results) -> str:
     return measuring.table(header, rows)
 
 
-_LOST, _KEPT = "got through", "answer survived"
-_SOUNDS = {
-    "questions": "synthetic questions, in silence",
-    "commands": "recorded commands, in silence",
-    "interruptions": "synthetic interruptions",
-    "command_interruptions": "recorded commands over an answer",
-    "backchannels": "backchannels",
-    "asides": "words to somebody else",
-    "coughs": "coughs",
-    "noise": "noises",
-    "background": "background talk",
-}
-
-
-def voice(results: Results) -> str:
-    """What a conversation by voice takes and gives."""
-    header = ("seconds, p50 / p95", "n", "outcome", "onset → ducked", "onset → silence", "end of speech → first sound")
-    parts = []
-    for name, result in results.of("voice"):
-        rows = []
-        for key, found in result.items():
-            if not isinstance(found, dict) or "trials" not in found:
-                continue
-            kind, _, level = key.partition("_") if key.startswith(("noise", "background")) else (key, "", "")
-            what = _SOUNDS[kind] + (f", {level.replace('dB', ' dB')}" if level else "")
-            rows.append((what, found["trials"], *_voice_row(found)))
-        how = "a recogniser that knows and takes no time" if result["oracle"] else "Whisper base"
-        load = (
-            f"load average {min(result['load_averages'])} to {max(result['load_averages'])} on {_cores(result)} cores"
+def scale(results: Results) -> str:
+    """Live sessions side by side."""
+    header = (
+        "engine, adapter",
+        "history",
+        "sessions",
+        "decision (ms, p50 / p95)",
+        "tokens/s each, least",
+        "missed",
+        "KV (MiB)",
+        "in real time",
+    )
+    rows = [
+        (
+            _latency_name(result),
+            f"{outcome['context_tokens']:,}",
+            outcome["sessions"],
+            f"{outcome['decision_ms']['p50']:.0f} / {outcome['decision_ms']['p95']:.0f}",
+            f"{outcome['tokens_per_second']['min']:.2f}",
+            outcome["missed_deadlines"],
+            f"{outcome['kv_bytes'] / 2**20:,.0f}",
+            "yes" if outcome["realtime"] else "no",
         )
-        parts.append(f"With {how}, {load} ([{name}](../benchmarks/results/{name})):")
-        parts.append(measuring.table(header, rows))
-    return "\n\n".join(parts) or "No run has been committed yet."
+        for _, result in results.of("scale")
+        for outcome in result["outcomes"]
+    ]
+    return measuring.table(header, rows)
 
 
-def _voice_row(found: Result) -> tuple[str, ...]:
-    if "got_through" in found:
-        outcome = f"{found['got_through']} {_LOST}"
-        return outcome, _seconds(found["onset_to_duck_s"]), _seconds(found["onset_to_silence_s"]), ""
-    if "survived" in found:
-        return f"{found['survived']} {_KEPT}, {found['untouched']} untouched", "", "", ""
-    return f"{found['answered']} answered", "", "", _seconds(found["end_of_speech_to_first_sound_s"])
+def scale_largest(results: Results) -> str:
+    """The most live sessions in real time."""
+    found = [(name, result) for name, result in results.of("scale")]
+    contexts = sorted({int(context) for _, result in found for context in result["largest"]})
+    header = ("most sessions in real time", *(f"{context:,} tokens of history" for context in contexts), "file")
+    rows = [
+        (
+            _latency_name(result),
+            *(result["largest"].get(str(context), "–") for context in contexts),
+            f"[{name}](../benchmarks/results/{name})",
+        )
+        for name, result in found
+    ]
+    return measuring.table(header, rows)
 
 
-def voice_stages(results: Results) -> str:
-    """Seconds of work of each stage for a second of sound."""
-    header = ("stage", "real-time factor", "one piece takes (s, p50 / p95)")
-    for _, result in results.of("voice"):
-        if result["oracle"]:
-            continue
-        found = result["stages"]
-        frame = f"{found['detector']['frame_ms'] / 1000:.4f} (a frame)"
-        rows = [
-            ("detector", found["detector"]["real_time_factor"], frame),
-            ("recogniser", found["recogniser"]["real_time_factor"], _seconds(found["recogniser"]["one_decoding_s"])),
-            ("words → decision", "", _seconds(result["words_to_decision_s"])),
-            ("model, while it speaks", found["model"]["seconds_of_passes_per_second_spoken"], ""),
-            ("synthesiser", found["synthesiser"]["real_time_factor"], _seconds(found["synthesiser"]["one_clause_s"])),
-        ]
-        return measuring.table(header, rows)
-    return "No run has been committed yet."
+def plain_loop(results: Results) -> str:
+    """One session beside the loops of the same library."""
+    header = ("engine", "loop", "tokens/s (median)", "least … most", "ours, of it")
+    rows = [
+        (
+            _engine(result),
+            name,
+            f"{rate['median']:.1f}",
+            f"{rate['min']:.1f} … {rate['max']:.1f}",
+            "" if name == "BatchEngine" else f"{result['ratio'][name]:.2f}",
+        )
+        for _, result in results.of("plain_loop")
+        for name, rate in result["tokens_per_second"].items()
+    ]
+    return measuring.table(header, rows)
 
 
-def _seconds(found: dict[str, float] | None) -> str:
-    return "–" if found is None else f"{found['p50']:.2f} / {found['p95']:.2f}"
+def attention(results: Results) -> str:
+    """llama.cpp's two ways to compute attention."""
+    header = (
+        "engine",
+        "history",
+        "sessions",
+        "speaking: flash (ms)",
+        "stored",
+        "with listening: flash",
+        "stored",
+    )
+    rows = [
+        (
+            _engine(result),
+            f"{row['context_tokens']:,}",
+            row["sessions"],
+            *(f"{row[what][how]:.1f}" for what in ("speaking_ms", "listening_ms") for how in ("flash", "stored")),
+        )
+        for _, result in results.of("attention")
+        for row in result["passes"]
+    ]
+    return measuring.table(header, rows)
 
 
-def _cores(result: Result) -> int:
-    return int(result["hardware"]["cores"])
+def exports(results: Results) -> str:
+    """What exported files say of themselves."""
+    header = (
+        "weights, adapter",
+        "tokens looked at",
+        "an added token won",
+        "smallest lead (logits)",
+        "greedy tokens as the base",
+        "decision error",
+    )
+    rows = [
+        (
+            f"{result['model']['weights']}, {result['model']['adapter']['kind']}",
+            f"{result['tokens']:,}",
+            result["won"],
+            f"{result['smallest_lead']:.2f}",
+            result["greedy_tokens_as_the_base"],
+            f"{result['decision_error']:.4f}",
+        )
+        for _, result in results.of("export")
+    ]
+    return measuring.table(header, rows)
 
 
 def experiments(_: Results) -> str:
@@ -370,9 +410,14 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "state-baselines": state_baselines,
     "agreement": agreement,
     "unchanged": unchanged,
+    "scale": scale,
+    "scale-largest": scale_largest,
+    "plain-loop": plain_loop,
+    "attention": attention,
+    "exports": exports,
     "experiments": experiments,
-    "voice": voice,
-    "voice-stages": voice_stages,
+    "voice": voice_tables.voice,
+    "voice-stages": voice_tables.stages,
 }
 
 

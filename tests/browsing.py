@@ -42,9 +42,9 @@ class Browsing:
     def _complain(self, text: str) -> None:
         self.complaints.append(text)
 
-    async def say(self, text: str, *, ends: bool = True) -> None:
-        """Type it; Enter ends it."""
-        await self.page.locator("#input").press_sequentially(text, delay=5)
+    async def say(self, text: str, *, ends: bool = True, delay: float = 5) -> None:
+        """Type it, with `delay` ms from key to key; Enter ends it."""
+        await self.page.locator("#input").press_sequentially(text, delay=delay)
         if ends:
             await self.page.locator("#input").press("Enter")
 

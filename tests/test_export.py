@@ -300,3 +300,5 @@ def test_the_command_exports_the_default_model(tmp_path, capsys):
     assert (facts.base_vocab_size, facts.vocab_size, facts.num_added) == (49152, 49216, 5)
     assert main(["export", "--format", "gguf", *arguments]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert main(["export", "--format", "gguf", "--force", *arguments, "--adapter", "rows"]) == 0, "one by its name"
+    assert "no added token wins" in capsys.readouterr().out

@@ -295,3 +295,23 @@ def test_a_file_with_rows_in_it_is_taken_as_it_is(tmp_path: Path, monkeypatch: p
     other = tiny_rows(num_probes=2)
     with pytest.raises(AdapterMismatch, match="5 rows of an adapter already, and this one has 6"):
         load(str(tmp_path / "with.gguf"), adapter=Adapter("rows", tuple(InputState), rows=other))
+
+
+@pytest.mark.llamacpp
+@pytest.mark.parametrize(("sessions", "is_flash"), [(1, False), (2, True)])
+def test_attention_goes_by_the_number_of_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sessions: int, is_flash: bool
+) -> None:
+    pytest.importorskip("llama_cpp")
+    from duologue.backends import llamacpp_model
+
+    asked, open_context = list[bool](), llamacpp_model.open_context
+
+    def opened(*args: Any, flash_attention: bool, **options: Any) -> Any:
+        asked.append(flash_attention)
+        return open_context(*args, flash_attention=flash_attention, **options)
+
+    monkeypatch.setattr(llamacpp_model, "open_context", opened)
+    tiny_gguf.write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "model.gguf")
+    load(str(tmp_path / "model.gguf"), adapter="prompted", weights="as-is", sessions=sessions).close()
+    assert asked == [is_flash]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import duologue
 from browsing import PHONE, QUICK, Browsing, browsing, run
 from duologue.core.events import as_dict, from_dict
 from duologue.core.ledger import Ledger
@@ -47,10 +48,10 @@ def test_an_interruption_typed_in_the_middle_of_an_answer():
             (asked, told, _, _) = history(server)
             assert asked == ("user", "tell me all")
             parts = await on.page.locator(".assistant:not([hidden])").all()
-            heard = "".join([await part.locator(".heard").inner_text() for part in parts[:-1]])
+            heard = "".join(["".join(await part.locator(".heard").all_text_contents()) for part in parts[:-1]])
             assert told == ("assistant", heard)  # what is shown as heard is what the history has
             assert EPIC.startswith(heard)
-            cut = await on.page.locator(".cut").inner_text()
+            cut = await on.page.locator(".cut").text_content()
             assert EPIC.startswith(heard + cut)
             await on.picture("interrupted")
 
@@ -145,6 +146,25 @@ def test_a_page_that_is_loaded_again_has_its_conversation():
     run(test())
 
 
+def test_a_conversation_that_another_page_took_can_be_taken_back():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.say("what about dogs")
+            await on.page.wait_for_function("text => heard(0) === text", arg=DOGS)
+            stored = await on.page.evaluate("() => sessionStorage.getItem('duologue-talks')")
+            other = await on.page.context.new_page()
+            await other.goto(server.http + "/" + QUICK)
+            await other.evaluate("text => sessionStorage.setItem('duologue-talks', text)", stored)
+            await other.reload()
+            await on.shows("#banner", "another page has taken the conversation over")
+            await other.wait_for_function("text => heard(0) === text", arg=DOGS)
+            await on.page.locator("#banner button").click()
+            await on.shows(".status[data-name=open]")
+            await other.locator("#banner", has_text="another page").wait_for()
+
+    run(test())
+
+
 def test_stop_go_on_and_holding_the_floor():
     async def test() -> None:
         async with page_of_story() as server, browsing(server) as on:
@@ -157,7 +177,9 @@ def test_stop_go_on_and_holding_the_floor():
             await on.shows(".cut-note")
             await on.page.locator("#input").press("Control+Shift+Enter")
             await on.shows(".words .note", "goes on")
-            assert "interruptible=false" in on.page.url
+            await on.page.wait_for_url("**/*interruptible=false*")
+            await on.page.reload()
+            assert await on.page.locator("#interruptible").input_value() == "false"
 
     run(test())
 
@@ -189,6 +211,13 @@ async def download(on: Browsing) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
 
 
+DROP = """(text) => {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([text], "talk.jsonl"));
+  document.dispatchEvent(new DragEvent("drop", { dataTransfer, cancelable: true }));
+}"""
+
+
 def test_what_is_downloaded_is_a_record_and_can_be_shown_again(tmp_path: Path):
     async def test() -> None:
         async with page_of_story() as server, browsing(server) as on:
@@ -217,6 +246,9 @@ def test_what_is_downloaded_is_a_record_and_can_be_shown_again(tmp_path: Path):
             await on.picture("replayed")
             await on.page.locator("#live").click()
             await on.page.wait_for_function("text => heard(0) === text", arg=live)
+
+            await on.page.evaluate(DROP, path.read_text(encoding="utf-8"))
+            await on.shows("#player #time")
 
             path.write_text("no record\n", encoding="utf-8")
             await on.page.locator("#file").set_input_files(path)
@@ -318,6 +350,30 @@ def test_an_example_is_typed_into_the_live_server():
     run(test())
 
 
+@pytest.mark.smollm2
+def test_the_default_model_behind_it():
+    async def test() -> None:
+        model = duologue.load(sessions=2, context_length=2048)
+        try:
+            async with serving(model, max_sessions=2) as server, browsing(server, "") as on:
+                await on.say("Tell me a long story about a fisherman.", delay=30)
+                await on.heard(6)
+                await on.say("mhm", delay=60)
+                await on.shows(".user[data-reason=ignore] .outcome", "ignored")
+                await on.heard(13)
+                await on.say("Wait, what is", ends=False, delay=60)
+                await on.shows(".slice[data-state=incomplete]", "Wait, what is")
+                await on.say(" the capital of Italy?", delay=60)
+                await on.shows(".user .outcome", "cut in, answered")
+                await on.shows(".assistant .heard", "Rome")
+                await asyncio.sleep(1)
+                await on.picture("page")
+        finally:
+            model.close()
+
+    run(test())
+
+
 # ------------------------------------------------------------------------------------------------------ its arithmetic
 
 
@@ -394,7 +450,7 @@ def test_a_long_conversation_does_not_grow_without_bound(tmp_path: Path):
         async with serving() as server, browsing(server) as on:
             code = """async ([events, rounds]) => {
                 const { Conversation } = await import("./page/conversation.js");
-                const { Keeper } = await import("./page/record.js");
+                const { Keeper, format } = await import("./page/record.js");
                 const conversation = new Conversation();
                 const keeper = new Keeper({ settings: {} }, []);
                 const length = events.at(-1).at + 1;
@@ -408,7 +464,7 @@ def test_a_long_conversation_does_not_grow_without_bound(tmp_path: Path):
                 const { entries, slices, blocks, marks, decisions } = conversation;
                 const { events: kept } = keeper.record();
                 return { sizes: [entries, slices, blocks, marks, decisions].map((list) => list.length),
-                         kept: kept.length, dropped: keeper.numDropped, text: keeper.text() };
+                         kept: kept.length, dropped: keeper.numDropped, text: format(keeper.record()) };
             }"""
             events = lively()
             rounds = 60_000 // len(events)

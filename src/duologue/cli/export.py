@@ -26,7 +26,12 @@ def add_parser(commands: Any) -> None:
         "probe on.",
     )
     parser.add_argument("-m", "--model", default=DEFAULT, help="a short name, a .gguf file, a folder or hub name")
-    parser.add_argument("--adapter", default="auto", metavar="DIR", help="auto: the one that comes with the model")
+    parser.add_argument(
+        "--adapter",
+        default="auto",
+        metavar="NAME",
+        help="a folder; alora or rows: those that come with the model; auto (default): the first of them that does",
+    )
     parser.add_argument("--format", required=True, choices=("gguf", "hf"))
     parser.add_argument(
         "--weights",
@@ -59,10 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _adapter(args: argparse.Namespace) -> "Adapter":
     from duologue.adapters import Adapter
+    from duologue.model import PROMPTED, TRAINED, load
 
-    if args.adapter in ("auto", "prompted", "prompted-5"):
-        from duologue.model import load
-
+    if args.adapter in ("auto", *TRAINED, *PROMPTED):
         model = load(args.model, adapter=args.adapter)
         adapter = model.adapter
         model.close()

@@ -12,6 +12,7 @@ _EPILOG = f"""\
 Every setting can stand in three places: as a flag, in the environment ({PREFIX}PORT=8000), and in a TOML file
 (port = 8000). A flag goes before the environment, the environment before the file.
 
+  http://127.0.0.1:8080/              a page to talk on
   ws://127.0.0.1:8080/v1/duplex       events of the conversation (docs/protocol.md)
   ws://127.0.0.1:8080/v1/realtime     OpenAI Realtime, for clients that speak it
   http://127.0.0.1:8080/v1            chat completions, models

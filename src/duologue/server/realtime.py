@@ -59,6 +59,7 @@ class Realtime:
             system=self._config.system,
             rate=self._config.words_per_second * CHARACTERS_PER_WORD,
             most_tokens=self._config.max_answer,
+            now=self._conversations.engine.now,
             later=asyncio.get_running_loop().call_later,
             is_duplex=self._is_duplex,
             has_voice=self._conversations.voices is not None,

@@ -7,13 +7,15 @@ from duologue.core.transitions import Interruptible
 from duologue.server.realtime_config import EAGERNESS, RealtimeConfig
 from duologue.server.realtime_dialogue import Dialogue
 from duologue.server.realtime_errors import ACTIVE, NEEDS_VOICE, NOT_ACTIVE, Rejection
-from duologue.server.realtime_items import Item, merged
+from duologue.server.realtime_items import Item
 from duologue.server.realtime_listening import label
 from duologue.server.realtime_messages import event_id, read
 from duologue.server.realtime_request import Request
 from duologue.server.realtime_response import Response, whole_words
 from duologue.tokenizer import well_formed
 from duologue.voice.policy import by_voice
+
+_MOST_DRAFTS = 64
 
 
 class Commands:
@@ -89,7 +91,7 @@ class Commands:
             )
         is_last = dialogue.items.insert(item, fields["previous_item_id"])
         dialogue.show(item)
-        dialogue.verdict = None
+        dialogue.pop_verdict()
         if item.role != "user" or not item.text.strip() or not is_last or dialogue.config.turn_detection is None:
             return
         if self._is_program():
@@ -156,8 +158,7 @@ class Commands:
             return
         if dialogue.request is not None:
             raise Rejection("a response that was asked for is about to begin; wait for response.done", code=ACTIVE)
-        if dialogue.verdict is not None:
-            why, dialogue.verdict = dialogue.verdict, None
+        if (why := dialogue.pop_verdict()) is not None:
             raise Rejection(why, code=ACTIVE)
         running, response = dialogue.running, dialogue.response
         if running is None:
@@ -175,16 +176,12 @@ class Commands:
 
     def _cancel(self, fields: dict[str, Any], _: str | None) -> None:
         dialogue, response = self._dialogue, self._dialogue.response
-        name, is_waiting = fields["response_id"], dialogue.request is not None
+        name = fields["response_id"]
         if name is not None and (response is None or response.id != name):
             raise Rejection(f"Cancellation failed: {name!r} is not in progress", code=NOT_ACTIVE, param="response_id")
-        if dialogue.running is None and not is_waiting:
+        if dialogue.running is None and dialogue.request is None:
             raise Rejection("Cancellation failed: no response is in progress", code=NOT_ACTIVE)
-        dialogue.stop()
-        if is_waiting:
-            dialogue.request = None
-            dialogue.handle.edit(merged(dialogue.session.history))  # what is being listened to is given up
-            dialogue.listening.items = []
+        dialogue.give_up()
 
     # ------------------------------------------------------------------ audio
 
@@ -223,13 +220,15 @@ class Commands:
         dialogue = self._dialogue
         dialogue.history.check_turn(text)
         if not is_final:
+            if utterance not in self._drafts and len(self._drafts) >= _MOST_DRAFTS:
+                raise Rejection(f"no more than {_MOST_DRAFTS} utterances can wait to be ended", param="utterance")
             self._drafts[utterance] = text
             return
         self._drafts.pop(utterance, None)
         if text.strip():
             item = Item("user", text)
             dialogue.items.add(item)
-            dialogue.verdict = None
+            dialogue.pop_verdict()
             dialogue.show(item)
 
     def _retract(self, fields: dict[str, Any], _: str | None) -> None:

@@ -17,7 +17,7 @@ from duologue.server.conversation import Conversation
 from duologue.server.realtime_config import RealtimeConfig
 from duologue.server.realtime_errors import ACTIVE, Rejection
 from duologue.server.realtime_history import History
-from duologue.server.realtime_items import Item, Items, new_id, words
+from duologue.server.realtime_items import Item, Items, merged, new_id, words
 from duologue.server.realtime_listening import PREFIX, Listening, label
 from duologue.server.realtime_request import Request
 from duologue.server.realtime_response import Response, Say
@@ -25,6 +25,7 @@ from duologue.types import InputState
 
 GRACE_S = 0.25
 """How long words that are to be answered wait for the `response.create` that a client sends behind them."""
+_VERDICT_S = 2.0  # after so long, a `response.create` has nothing to do with words that were dropped
 _MOST_CUT = 8  # answers that were cut and may go on; a session keeps fewer
 
 
@@ -40,6 +41,7 @@ class Dialogue:
     Args:
         rate: characters that are heard in a second, for clients that count in milliseconds.
         most_tokens: of an answer.
+        now: the time in seconds.
         later: calls a function after so many seconds.
     """
 
@@ -52,6 +54,7 @@ class Dialogue:
         system: str,
         rate: float,
         most_tokens: int,
+        now: Callable[[], float],
         later: Callable[[float, Callable[[], None]], Timer],
         is_duplex: bool,
         has_voice: bool = False,
@@ -70,9 +73,10 @@ class Dialogue:
         self.listening = Listening()
         self.response: Response | None = None  # whose answer is running, until it was heard to the end or cut
         self.request: Request | None = None  # which waits for its answer to begin
-        self.verdict: str | None = None  # why nothing answers what was typed last
         self._is_started = False  # whether an answer to `request` was begun on purpose
         self._most_tokens = most_tokens
+        self._verdict: tuple[str, float] | None = None  # why nothing answers what was typed last, and since when
+        self._now = now
         self._later = later
         self._held_back: list[e.Event] | None = None  # while a `response.create` may be on its way
         self._timer: Timer | None = None
@@ -119,6 +123,7 @@ class Dialogue:
 
     def hear(self, item: Item) -> None:
         """`item` was typed where the model decides what becomes of it."""
+        self._verdict = None
         self.listening.items.append(item)
         self.handle.hear(item.text, utterance=item.id, final=True)
 
@@ -159,6 +164,19 @@ class Dialogue:
         self.request = request
         self.go_on()
         return True
+
+    def pop_verdict(self) -> str | None:
+        """Why what was typed just now is not answered, if it is not. It is told once."""
+        verdict, self._verdict = self._verdict, None
+        return verdict[0] if verdict is not None and self._now() < verdict[1] + _VERDICT_S else None
+
+    def give_up(self) -> None:
+        """The client wants no response any more, nor that what is being listened to is answered."""
+        self.stop()
+        if self.request is not None:
+            self.request, self._is_started = None, False
+            self.handle.edit(merged(self.session.history))
+            self.listening.items = []
 
     def stop(self) -> None:
         """The client ends the answer."""
@@ -282,7 +300,7 @@ class Dialogue:
         if self.request is not None and not self.listening.items:
             self._fail(Rejection(why, code=ACTIVE if event.reason in _WHY else "server_error"))
         elif typed and self.request is None:
-            self.verdict = why
+            self._verdict = why, self._now()
 
     def _refused(self, event: e.Refused) -> None:
         if event.what == "respond" and self.request is not None:

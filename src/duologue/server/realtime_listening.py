@@ -36,7 +36,7 @@ class Listening:
     def name(self, label: str) -> str:
         """What the utterance that the client calls `label` is called in the session."""
         if label not in self._names:
-            self._names[label] = self._new_name(label)
+            _remember(self._names, label, self._new_name(label))
         return self._names[label]
 
     def rename(self, item: Item) -> str:

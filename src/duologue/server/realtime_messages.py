@@ -82,7 +82,7 @@ def _value(kind: str, name: str, item: Field, value: Any) -> Any:
         value = int(value)
     if not isinstance(value, item.kind) or (isinstance(value, bool) and item.kind is not bool):
         raise Rejection(f'"{name}" is {value!r:.60}; it must be {_JSON[item.kind]}', code="invalid_type", param=name)
-    if isinstance(value, str) and name.endswith("_id") and not 1 <= len(value) <= MOST_ID:
+    if isinstance(value, str) and (name.endswith("_id") or name == "utterance") and not 1 <= len(value) <= MOST_ID:
         raise Rejection(f'"{name}" must have 1 to {MOST_ID} characters', param=name)
     if isinstance(value, int) and not isinstance(value, bool) and not 0 <= value < 1 << 53:
         raise Rejection(f'"{name}" is {value:.6g}; it must not be negative', param=name)

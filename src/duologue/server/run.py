@@ -31,21 +31,21 @@ class DrainingServer(uvicorn.Server):
         self._task: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where: in the log, and for people."""
+        """Listen, and say where."""
         await super().startup(sockets)
         if self.started:
-            log.info("listening", extra={"url": self._address()})
-            if sys.stdout is not None:
-                print(f"Duologue is at {self._address()}  (Ctrl-C ends it)", flush=True)
+            url = self._url()
+            log.info("listening", extra={"url": url})
+            if sys.stdout is not None and sys.stdout.isatty():
+                print(f"The page is at {url}/ (Ctrl-C ends the server)", flush=True)
+
+    def _url(self) -> str:
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
         return await super().on_tick(counter) or self._app.state.server.failure is not None
-
-    def _address(self) -> str:
-        host, port = self.config.host, self.servers[0].sockets[0].getsockname()[1]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came."""

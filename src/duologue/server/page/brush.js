@@ -44,10 +44,14 @@ export class Brush {
   /** A rectangle: `fill` and `edge` are colours, `bar` one for its left side. */
   box(x, y, width, height, { fill, alpha = 1, edge = null, dashes = [], bar = null }) {
     const context = this.#context;
-    context.globalAlpha = alpha;
-    context.fillStyle = this.#colours[fill];
     context.beginPath();
     context.roundRect(x, y, Math.max(0, width), height, edge || bar ? 4 : 0);
+    if (alpha < 1) {
+      context.fillStyle = this.#colours.lane; // what is behind is not to be seen through it
+      context.fill();
+    }
+    context.globalAlpha = alpha;
+    context.fillStyle = this.#colours[fill];
     context.fill();
     context.globalAlpha = 1;
     if (edge !== null) {

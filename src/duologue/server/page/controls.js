@@ -13,10 +13,8 @@ export function controls(settings, $) {
   for (const key of [...SLIDERS, ...SELECTS, "seed", "system"]) {
     $(key).value = String(settings.get(key));
     tell(key);
-    $(key).addEventListener(SLIDERS.includes(key) ? "input" : "change", () => {
-      settings.set(key, $(key).value);
-      tell(key);
-    });
+    $(key).addEventListener("input", () => tell(key));
+    $(key).addEventListener("change", () => settings.set(key, $(key).value));
   }
   $("theme").addEventListener("click", () => {
     settings.set("theme", THEMES[(THEMES.indexOf(settings.get("theme")) + 1) % THEMES.length]);
@@ -24,6 +22,6 @@ export function controls(settings, $) {
 
   function tell(key) {
     const output = document.querySelector(`label[for="${key}"] output`);
-    if (output !== null) output.textContent = String(settings.get(key));
+    if (output !== null) output.textContent = $(key).value;
   }
 }

@@ -181,7 +181,8 @@ export class Conversation {
     this.#stopWriting(answer.heard, unheard);
     this.#endBlock(at);
     this.#push(this.marks, { at, kind: "cut", label: `cut, ${count} unheard`, text: unheard });
-    const lines = this.#listening.size > 0 ? [...this.#listening] : this.#justDropped.filter((line) => line.goneAt === at);
+    const gone = this.#justDropped.filter((line) => line.goneAt === at);
+    const lines = this.#listening.size > 0 ? [...this.#listening] : gone;
     const isTheirs = this.decisions.at(-1)?.at === at || lines.some((line) => line.lastAt === at);
     if (isTheirs) this.latencies.suspended(lines, at); // else a button cut it, which has no onset
     this.#cutAt = at;
@@ -362,7 +363,8 @@ export class Conversation {
   /** Where nothing was heard since something came between, there is no part of its own to be cut. */
   #joinParts(answer) {
     const part = this.#part;
-    const before = this.entries.findLast((entry) => entry.answer === answer && entry.kind === "assistant" && entry !== part);
+    const isPart = (entry) => entry.kind === "assistant" && entry.answer === answer && entry !== part;
+    const before = this.entries.findLast(isPart);
     if (part === null || before === undefined || part.resumed !== "" || answer.heard > part.start) return;
     this.#remove(part);
     this.#part = before;
@@ -446,7 +448,8 @@ function commonLength(one, other) {
 
 /** Where the word that `position` is in begins; `position` itself where it is between two. */
 function wordStart(text, position) {
-  while (position > 0 && position < text.length && /\S/.test(text[position]) && /\S/.test(text[position - 1])) position--;
+  if (position === text.length) return position;
+  while (position > 0 && /\S\S/.test(text.slice(position - 1, position + 1))) position--;
   return position;
 }
 

@@ -41,7 +41,9 @@ export class EventLog {
 function matches(event, query) {
   if (query === "") return true;
   const text = `${event.type} ${details(event)}`.toLowerCase();
-  return query.split(/\s+/).every((word) => (word.startsWith("-") && word !== "-" ? !text.includes(word.slice(1)) : text.includes(word)));
+  return query.split(/\s+/).every((word) => {
+    return /^-./.test(word) ? !text.includes(word.slice(1)) : text.includes(word);
+  });
 }
 
 function row(event, begin) {
@@ -49,7 +51,8 @@ function row(event, begin) {
   made.className = "event";
   made.dataset.type = event.type;
   if (event.state) made.dataset.state = event.state;
-  for (const [name, text] of [["at", clock(event.at - (begin ?? event.at))], ["type", event.type], ["rest", details(event)]]) {
+  const cells = { at: clock(event.at - (begin ?? event.at)), type: event.type, rest: details(event) };
+  for (const [name, text] of Object.entries(cells)) {
     const cell = document.createElement("span");
     cell.className = name;
     cell.textContent = text;

@@ -1,13 +1,13 @@
 /**
- * Conversations at a click. Only what you would type is written down, and it is typed into the live server in real time:
- * what it makes of it is its own.
+ * Conversations at a click. Only what you would type is written down, and it is typed into the live server in real
+ * time: what it makes of it is its own.
  */
 
 const KEY_MS = 55; // from one key to the next
 const PATIENCE_MS = 25000; // an answer that does not come is not waited for longer
 const LOOK_MS = 50;
 
-/** A step types `say`: text, and pauses in milliseconds; before it, so many words more of an answer have to be heard. */
+/** A step types `say`: text, and pauses in milliseconds. Before it, so many words more of an answer must be heard. */
 export const EXAMPLES = [
   {
     title: "Interrupt it",

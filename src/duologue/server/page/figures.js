@@ -22,7 +22,7 @@ export class Figures {
       const name = cell("th", title);
       name.scope = "row";
       name.title = meaning;
-      row.append(name, ...found.map((column) => figure(column[index])));
+      row.append(name, ...found.map((column) => figure(column[index], columns.length > 1)));
       return row;
     });
     if (columns.length > 1) {
@@ -30,15 +30,17 @@ export class Figures {
       head.append(cell("td", ""), ...columns.map(({ title }) => cell("th", title)));
       rows.unshift(head);
     }
+    this.#table.dataset.columns = String(columns.length);
     this.#table.replaceChildren(...rows);
   }
 }
 
-function figure(found) {
+function figure(found, isNarrow) {
   if (found === null) return cell("td", "–");
   const made = cell("td", duration(found.last));
   const small = document.createElement("small");
-  small.textContent = found.count > 1 ? `p50 ${duration(found.p50)}, p95 ${duration(found.p95)}, n ${found.count}` : "";
+  const rest = isNarrow ? "" : `, p95 ${duration(found.p95)}, n ${found.count}`;
+  small.textContent = found.count > 1 ? `p50 ${duration(found.p50)}${rest}` : "";
   made.append(small);
   return made;
 }

@@ -37,7 +37,7 @@ let talks = [];
 let views = [];
 let player = null;
 
-// -------------------------------------------------------------------------------------------------------- conversations
+// ------------------------------------------------------------------------------------------------------- conversations
 
 function kinds() {
   const beside = settings.get("compare");
@@ -212,7 +212,7 @@ async function openFile(file) {
   if (file) openRecord(await file.text());
 }
 
-// ------------------------------------------------------------------------------------------------------------- messages
+// ------------------------------------------------------------------------------------------------------------ messages
 
 let onBanner = null;
 
@@ -251,7 +251,8 @@ function renew() {
 async function show(example) {
   if (player !== null) closeRecord();
   if (talks.some((talk) => talk.conversation.entries.length > 0)) renew();
-  composer.focus();
+  if (matchMedia("(pointer: fine)").matches) composer.focus(); // else a keyboard would cover it
+  scrollTo({ top: 0 });
   await typist.play(example);
 }
 
@@ -268,7 +269,7 @@ function listExamples() {
 }
 
 function keys(event) {
-  if (event.key === "Escape") stop();
+  if (event.key === "Escape" && !event.target.matches("#filter, #system, select")) stop();
   else if (event.key === "Enter" && event.ctrlKey && event.shiftKey) resume();
   else if (event.key === "Enter" && event.ctrlKey) respond();
   else return;
@@ -279,7 +280,8 @@ function applyTheme() {
   const theme = settings.get("theme");
   if (theme === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
-  $("theme").textContent = { auto: "Auto", light: "Light", dark: "Dark" }[theme];
+  $("theme").textContent = { auto: "◐", light: "☀", dark: "☾" }[theme];
+  $("theme").setAttribute("aria-label", `colours: ${theme}`);
   for (const view of views) view.timeline.restyle();
 }
 
@@ -301,7 +303,10 @@ function wire() {
   on("open", "click", () => $("file").click());
   on("file", "change", ({ target }) => openFile(target.files[0]).then(() => (target.value = "")));
   on("again", "click", () => openRecord(format(logged().keeper.record())));
-  on("download", "click", () => download(`${logged().kind}.jsonl`, player ? format(player.record) : logged().keeper.text()));
+  on("download", "click", () => {
+    const name = player === null ? logged().kind : "recorded";
+    download(`${name}.jsonl`, format(player === null ? logged().keeper.record() : player.record));
+  });
   on("live", "click", closeRecord);
   on("play", "click", () => (player.toggle(), wake()));
   on("seek", "input", ({ target }) => ((player.isPlaying = false), player.seek(Number(target.value)), wake()));

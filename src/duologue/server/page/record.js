@@ -37,11 +37,6 @@ export class Keeper {
     if (this.#events.length > MOST_EVENTS) this.#shorten();
   }
 
-  /** As text of a file. */
-  text() {
-    return format(this.record());
-  }
-
   /** {head, history, events} */
   record() {
     return { head: this.#head, history: this.#dropped.history, events: [...this.#events] };
@@ -67,7 +62,7 @@ export function format({ head, history, events }) {
 }
 
 /**
- * What a file holds: {head, history, events}. A last line that is not whole is left out, as a killed server may leave it.
+ * What a file holds: {head, history, events}. A last line that is not whole is left out, as a killed server leaves it.
  * Throws an `Error` that names the line.
  */
 export function parse(text) {

@@ -15,11 +15,13 @@ const CHOICES = {
   compare: ["off", "turns", "vad"],
   theme: ["auto", "light", "dark"],
 };
+const WRITE_MS = 250; // browsers do not let an address change as often as a slider does
 const STORED_TOKEN = "duologue-token";
 
 /** Settings of the page; `change` tells those who listen. */
 export class Settings extends EventTarget {
   #values;
+  #writing = 0;
 
   constructor(search = location.search) {
     super();
@@ -44,7 +46,8 @@ export class Settings extends EventTarget {
     const next = key in RANGES ? number(value, RANGES[key]) : String(value);
     if (next === this.#values[key]) return;
     this.#values[key] = next;
-    this.#write();
+    clearTimeout(this.#writing);
+    this.#writing = setTimeout(() => this.#write(), WRITE_MS);
     this.dispatchEvent(new CustomEvent("change", { detail: { key, value: next } }));
   }
 

@@ -1,6 +1,6 @@
 /**
- * Positions: the server counts characters (code points), a page's strings count UTF-16 units. Beyond the first plane the
- * two differ.
+ * Positions: the server counts characters (code points), a page's strings count UTF-16 units. Beyond the first plane
+ * the two differ.
  */
 
 const PAIR = /[\ud800-\udbff][\udc00-\udfff]/g;

@@ -1,6 +1,6 @@
 /**
- * Two lanes over time: what you said, in slices coloured by decision, and what you heard of the assistant, in blocks; where
- * both stand above each other, both were talking. Behind the line of now stands what was generated and not yet heard.
+ * Two lanes over time: what you said, in slices coloured by decision, and what you heard of the assistant, in blocks;
+ * where both stand above each other, both were talking. Behind the line of now is what was generated and not yet heard.
  */
 
 import { Brush } from "./brush.js";
@@ -180,13 +180,13 @@ export class Timeline {
       } else {
         this.#brush.line(x, ROWS.assistant, ROWS.marks + 12, "assistant", 2);
       }
-      this.#brush.text(`${kind === "cut" ? "✂" : "▸"} ${label}`, x + 5, ROWS.marks + 9, kind === "cut" ? "stop" : "assistant");
+      const [sign, colour] = kind === "cut" ? ["✂", "stop"] : ["▸", "assistant"];
+      this.#brush.text(`${sign} ${label}`, x + 5, ROWS.marks + 9, colour);
     }
   }
 
   #names() {
-    this.#brush.tag("you", 6, ROWS.user + LANE - 5);
-    this.#brush.tag("assistant", 6, ROWS.assistant + LANE + 3);
+    this.#brush.tag("▴ you  ▾ assistant", 6, ROWS.decisions + 13);
   }
 
   // ------------------------------------------------------------------ looking around
@@ -241,7 +241,8 @@ export class Timeline {
     const hit = this.#hits.findLast((one) => x >= one.left && x <= one.right && y >= one.top && y <= one.bottom);
     if (hit === undefined) return this.#tooltip.hide();
     const { left, top } = this.#canvas.getBoundingClientRect();
-    this.#tooltip.show(hit.said, left + Math.max(hit.left, 0) / 2 + Math.min(hit.right, this.#canvas.clientWidth) / 2, top + hit.top);
+    const middle = (Math.max(hit.left, 0) + Math.min(hit.right, this.#canvas.clientWidth)) / 2;
+    this.#tooltip.show(hit.said, left + middle, top + hit.top);
   }
 }
 

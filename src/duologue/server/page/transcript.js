@@ -1,4 +1,4 @@
-/** The conversation as text: on one side what you said, coloured by decision, on the other what was heard of the answers. */
+/** The conversation as text: on one side what you said, coloured by decision, on the other what was heard of answers. */
 
 import { described } from "./tooltip.js";
 import { clock, counted, numWords } from "./text.js";
@@ -10,11 +10,12 @@ export class Transcript {
   #shown = new Map(); // id of an entry to its element, and what it was made of
   #conversation = null;
   #follows = true;
+  #scrolledTo = 0;
 
   /** `box` is the element to fill; `tooltip` shows probabilities. */
   constructor(box, tooltip) {
     this.#box = box;
-    box.addEventListener("scroll", () => (this.#follows = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END));
+    box.addEventListener("scroll", () => this.#scrolled());
     const show = ({ target }) => {
       const words = target.closest?.(".slice, .verdict");
       if (words?.said === undefined) return tooltip.hide();
@@ -48,7 +49,26 @@ export class Transcript {
       this.#shown.delete(id);
       isChanged = true;
     }
-    if (isChanged && this.#follows) this.#box.scrollTop = this.#box.scrollHeight;
+    if (isChanged && this.#follows) this.#follow();
+  }
+
+  /** Keep what is being heard on the screen; what was not heard yet may be longer than that. */
+  #follow() {
+    const box = this.#box;
+    let top = box.scrollHeight - box.clientHeight;
+    const ahead = box.querySelector("li:last-child .ahead");
+    if (ahead !== null) {
+      const border = ahead.getClientRects()[0]?.top - box.getBoundingClientRect().top + box.scrollTop;
+      top = Math.min(top, Math.max(0, border - 0.6 * box.clientHeight));
+    }
+    this.#scrolledTo = Math.round(top);
+    box.scrollTop = top;
+  }
+
+  #scrolled() {
+    const { scrollTop, scrollHeight, clientHeight } = this.#box;
+    if (Math.abs(scrollTop - this.#scrolledTo) < 2) return; // not the visitor
+    this.#follows = scrollHeight - scrollTop - clientHeight < NEAR_END;
   }
 
   #renderEntry(entry, previous, begin) {
@@ -93,7 +113,9 @@ const MAKE = {
     const ahead = end === null ? answer.text.slice(Math.max(start, answer.heard)) : "";
     const words = make("p", "words");
     if (resumed) words.append(make("span", "note", `${resumed} `));
-    words.append(make("span", "heard", heard));
+    const gap = /^ */.exec(heard)[0]; // before the first word of a part that goes on: there, but not to be seen
+    if (gap) words.append(make("span", "heard gap", gap));
+    words.append(make("span", "heard", heard.slice(gap.length)));
     if (ahead) words.append(make("span", "ahead", ahead));
     if (cut) words.append(make("span", "cut", cut));
     element.replaceChildren(...head("assistant", part.at, begin), words);
@@ -130,7 +152,8 @@ function verdict({ text, decision, outcome }) {
     button.type = "button";
     button.dataset.state = decision.state;
     button.said = { text, decision };
-    button.setAttribute("aria-label", `decision: ${described(decision)}; it took ${Math.round(decision.ms)} milliseconds`);
+    const took = `it took ${Math.round(decision.ms)} milliseconds`;
+    button.setAttribute("aria-label", `decision: ${described(decision)}; ${took}`);
     made.append(button);
   }
   if (outcome !== "") made.append(make("span", "outcome", outcome));

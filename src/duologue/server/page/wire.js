@@ -6,6 +6,7 @@
 const TOKEN_PROTOCOL = "openai-insecure-api-key.";
 const FIRST_WAIT_MS = 100;
 const LONGEST_WAIT_MS = 5000;
+const LOADING_MS = 500;
 const SILENCE_MS = 6000; // without a word of the server, though it was asked something: it is gone
 const MOST_WAITING = 1000; // messages that are kept while there is no connection
 const TAKEN_OVER = 4001;
@@ -203,7 +204,7 @@ export class Wire {
     if (code === TAKEN_OVER) return this.#told.status("taken", "another page has taken the conversation over");
     if (code === 1001 && reason === "idle") return this.#told.status("asleep", "asleep; type to go on");
     if (!wasStarted && (await this.#isDenied())) return;
-    if (this.#wait < LONGEST_WAIT_MS) this.#told.status("lost", "connection lost; connecting again");
+    if (wasStarted) this.#told.status("lost", "connection lost; connecting again");
     this.#timer = setTimeout(() => {
       this.#timer = 0;
       this.open();
@@ -211,11 +212,15 @@ export class Wire {
     this.#wait = Math.min(2 * this.#wait, LONGEST_WAIT_MS);
   }
 
-  /** A browser is not told why a WebSocket could not be opened; whether it was for the token, an address beside says. */
+  /** A page is not told why a WebSocket could not be opened; whether it was for the token, another address says. */
   async #isDenied() {
     try {
       const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
       const answer = await fetch(new URL("v1/models", document.baseURI), { headers, cache: "no-store" });
+      if (answer.status === 503) {
+        this.#told.status("lost", "the model is being loaded");
+        this.#wait = LOADING_MS;
+      }
       if (answer.status !== 401) return false;
     } catch {
       return false; // it is not there at all

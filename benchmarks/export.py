@@ -1,0 +1,62 @@
+"""Added tokens never win: an exported GGUF file on text that nothing was computed from.
+
+Claim: in a file that `duologue export` wrote, no token of the adapter is ever the most probable one of ordinary text,
+greedy answers are those of the base, and decisions are those of the rows.
+
+Why: all state and padding rows are shifted by one vector that keeps them below the best base token on text that the
+model writes by itself. Decisions are made by the softmax of the state rows alone, which a common shift does not change.
+
+How: what `duologue export --format gguf --tokens N` does. The vector is computed from N tokens, and the written file is
+checked on N others. The exit status is 1 if an added token won.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import measuring
+
+from duologue.adapters import Adapter
+from duologue.catalogue import find
+from duologue.export_gguf import export_gguf
+
+
+def main() -> int:
+    """Run it."""
+    args = _arguments()
+    about = measuring.about(args)
+    source = find(args.model).path
+    if source is None or args.backend != "llamacpp":
+        raise SystemExit("this measures GGUF files, with llama.cpp")
+    model = measuring.load_model(args)
+    described = measuring.describe_model(model)
+    adapter: Adapter = model.adapter
+    model.close()
+    if adapter.rows is None:
+        raise SystemExit("this adapter has no rows")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        report = export_gguf(
+            source, adapter.rows, Path(folder) / "out.gguf", states=adapter.states,
+            weights=described["weights"].upper(), num_tokens=args.tokens, threads=args.threads or 1,
+        )  # fmt: skip
+    result = {
+        **about, "model": described, "tokens": report.leads.num_tokens, "won": report.leads.num_won,
+        "smallest_lead": round(report.leads.smallest, 3), "greedy_tokens_as_the_base": report.num_same,
+        "decision_error": round(report.decision_error, 5), "seconds": round(time.monotonic() - began),
+    }  # fmt: skip
+    names = ("tokens", "won", "smallest_lead", "greedy_tokens_as_the_base", "decision_error", "seconds")
+    measuring.finish(args, result, ("", "found"), [(name, result[name]) for name in names])
+    return int(report.leads.num_won > 0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = measuring.arguments(__doc__)
+    measuring.model_arguments(parser)
+    parser.add_argument("--tokens", type=int, default=50_000, help="to compute from, and as many to check on")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

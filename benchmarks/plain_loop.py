@@ -1,0 +1,285 @@
+"""What a session costs beside the plain decoding loop of the same library: tokens a second, in one run.
+
+Claim: one session that speaks through `BatchEngine` keeps 90 per cent of the tokens a second of llama.cpp's own loop,
+and is no slower than `generate` of Transformers.
+
+Why: a pass of one session is the pass that the plain loop makes; beside it there are the session, the cache's books and
+a hand-over between two threads.
+
+How: the same prompt is answered greedily with the same number of tokens by each loop in turn, again and again; a loop
+runs in a thread that ends with it. Counted is from the first token to the last, so the prompt is left out. Ratios are
+of the same round, and the median of them counts.
+
+With llama.cpp: `llama_decode` and its greedy sampler, called from Python (*decode loop*); the same in a process that
+has imported nothing of ours, so that the library's defaults hold (*alone*); and `Llama.generate`. With PyTorch:
+`generate` of a second copy of the model. Passes of another shape round differently, so the loops may part at a near
+tie; in how many rounds they did stands in the result. The exit status is 1 if they begin differently.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+_ENVIRONMENT = dict(os.environ)  # before anything of ours changes it
+if "--alone" not in sys.argv:
+    import measuring
+    import spoken
+
+TARGETS = {"llamacpp": 0.9, "torch": 1.0}
+_CONTEXT = 2048
+_SAME = 20  # characters that must be the same
+
+Run = tuple[list[int], list[float]]  # tokens, and when each was there (seconds)
+
+
+class DecodeLoop:
+    """llama.cpp's own loop: a pass and its sampler, one after the other."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        import llama_cpp
+
+        self._ll: Any = llama_cpp
+        if "--alone" in sys.argv:
+            llama_cpp.llama_backend_init()
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), llama_cpp.llama_model_default_params())
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = _CONTEXT
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        self._sampler = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        llama_cpp.llama_sampler_chain_add(self._sampler, llama_cpp.llama_sampler_init_greedy())
+
+    def run(self, prompt: list[int], number: int) -> Run:
+        """Answer `prompt` with so many tokens."""
+        ll = self._ll
+        ll.llama_memory_clear(ll.llama_get_memory(self._context), True)
+        fed = (ll.llama_token * len(prompt))(*prompt)
+        tokens, times = [], []
+        for _ in range(number):
+            if ll.llama_decode(self._context, ll.llama_batch_get_one(fed, len(fed))) != 0:
+                raise RuntimeError("llama_decode failed")
+            token = ll.llama_sampler_sample(self._sampler, self._context, -1)
+            times.append(time.perf_counter())
+            tokens.append(token)
+            fed = (ll.llama_token * 1)(token)
+        return tokens, times
+
+
+class LlamaGenerate:
+    """`Llama.generate` of llama-cpp-python."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        import llama_cpp
+
+        self._llama = llama_cpp.Llama(
+            path, n_ctx=_CONTEXT, n_threads=threads, n_threads_batch=threads, flash_attn=True, verbose=False
+        )
+
+    def run(self, prompt: list[int], number: int) -> Run:
+        """Answer `prompt` with so many tokens."""
+        self._llama.reset()
+        tokens, times = [], []
+        for token in self._llama.generate(prompt, temp=0.0, repeat_penalty=1.0):
+            times.append(time.perf_counter())
+            tokens.append(token)
+            if len(tokens) == number:
+                break
+        return tokens, times
+
+
+class Alone:
+    """The decode loop in a process of its own, where nothing of ours is loaded."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        self._command = [sys.executable, __file__, "--alone", path, str(threads)]
+
+    def run(self, prompt: list[int], number: int) -> Run:
+        """Answer `prompt` with so many tokens."""
+        asked = json.dumps([prompt, number])
+        done = subprocess.run(
+            self._command, input=asked, env=_ENVIRONMENT, capture_output=True, text=True, check=True
+        )  # fmt: skip
+        tokens, times = json.loads(done.stdout.splitlines()[-1])
+        return tokens, times
+
+
+class Generate:
+    """`generate` of Transformers, with another copy of the weights."""
+
+    def __init__(self, name: str, weights: str) -> None:
+        from duologue.backends.torch import read_model
+        from duologue.catalogue import find
+        from duologue.model import TORCH_WEIGHTS
+
+        source = find(name)
+        self._model, _ = read_model(
+            source.path if source.path is not None else source.name, dtype=TORCH_WEIGHTS[weights]
+        )
+        self._model.eval().generation_config.eos_token_id = None  # answers do not end
+
+    def run(self, prompt: list[int], number: int) -> Run:
+        """Answer `prompt` with so many tokens."""
+        import torch
+
+        times: list[float] = []
+
+        class Streamer:
+            def put(self, value: Any) -> None:
+                times.append(time.perf_counter())
+
+            def end(self) -> None: ...
+
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            said = self._model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=number, do_sample=False, streamer=Streamer()
+            )
+        return said[0, len(prompt) :].tolist(), times[1:]  # it is given the prompt first
+
+
+class Speaking:
+    """A session of ours on a `BatchEngine`, its events read as they come."""
+
+    def __init__(self, model: Any, turn: Any) -> None:
+        self._model = model
+        self._turn = turn
+        self.text = ""
+
+    def run(self, prompt: list[int], number: int) -> Run:
+        """Answer the turn with so many tokens."""
+        return [], asyncio.run(self._run(number))
+
+    async def _run(self, number: int) -> list[float]:
+        from duologue import BatchEngine, Session, SessionConfig
+        from duologue.core.events import Committed
+        from duologue.core.trace import Pass
+
+        times: list[float] = []
+        session = Session(
+            dataclasses.replace(self._model.template, stop_tokens=frozenset()),  # answers do not end
+            self._model.probe,
+            config=SessionConfig(max_length=_CONTEXT, max_answer=number, chunk=_CONTEXT),
+            history=[self._turn],
+        )
+
+        def sink(record: Any) -> None:
+            if isinstance(record, Pass) and record.output_tokens:
+                times.append(time.perf_counter())
+
+        async with BatchEngine(self._model.backend) as engine:
+            talk = engine.open(session, sink=sink)
+            talk.respond()
+            async for event in talk.events():
+                if isinstance(event, Committed):
+                    self.text = event.text
+                    break
+        return times[-number:]
+
+
+def in_thread(run: Callable[[list[int], int], Run], prompt: list[int], number: int) -> Run:
+    """A library's threads belong to the thread that called it: they end with it, and so do not slow down the next."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run, prompt, number).result()
+
+
+def rate(times: list[float]) -> float:
+    """Tokens a second, from the first to the last."""
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def _others(args: argparse.Namespace, model: Any, threads: int) -> dict[str, Any]:
+    if args.backend == "torch":
+        return {"generate": Generate(args.model, model.backend.info.weights)}
+    from duologue.catalogue import find
+    from duologue.gguf_files import cached_gguf
+
+    weights = model.backend.info.weights.upper()
+    path = str(cached_gguf(find(args.model).path, weights=weights, rows=model.adapter.rows))
+    return {
+        "decode loop": DecodeLoop(path, threads),
+        "decode loop, alone": Alone(path, threads),
+        "Llama.generate": LlamaGenerate(path, threads),
+    }
+
+
+def main() -> int:
+    """Run it."""
+    args = _arguments()
+    about = measuring.about(args)
+    from duologue import Turn
+    from duologue.types import Role
+
+    model = measuring.load_model(args, context_length=_CONTEXT)
+    threads = args.threads or about["hardware"]["cores"]
+    chance = random.Random(args.seed)
+    turn = Turn(Role.USER, " ".join([spoken.aside(chance) for _ in range(args.asides)] + [spoken.question(chance)]))
+    prompt = [*model.template.render([turn]), *model.template.header]
+    ours = Speaking(model, turn)
+    others = _others(args, model, threads)
+    rates: dict[str, list[float]] = {name: [] for name in ("BatchEngine", *others)}
+    different, is_other = 0, False
+    for number in range(args.rounds + 1):  # the first warms up
+        texts = {}
+        found = {"BatchEngine": rate(ours.run(prompt, args.tokens)[1])}
+        for name, other in others.items():
+            tokens, times = in_thread(other.run, prompt, args.tokens)
+            found[name], texts[name] = rate(times), model.template.decode(tokens)
+        different += any(text.strip() != ours.text.strip() for text in texts.values())
+        is_other |= any(text.strip()[:_SAME] != ours.text.strip()[:_SAME] for text in texts.values())
+        measuring.progress(f"{number}: " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
+        for name, value in found.items() if number else ():
+            rates[name].append(value)
+    ratios = {
+        name: round(statistics.median(a / b for a, b in zip(rates["BatchEngine"], rates[name], strict=True)), 3)
+        for name in others
+    }
+    result = {
+        **about, "model": measuring.describe_model(model), "threads": threads, "prompt_tokens": len(prompt),
+        "tokens": args.tokens, "rounds": args.rounds, "rounds_with_other_text": different,
+        "tokens_per_second": {name: _spread(values) for name, values in rates.items()},
+        "ratio": ratios, "target": TARGETS[args.backend], "meets_target": min(ratios.values()) >= TARGETS[args.backend],
+    }  # fmt: skip
+    rows = [
+        (name, *_spread(values).values(), "" if name == "BatchEngine" else ratios[name])
+        for name, values in rates.items()
+    ]
+    measuring.finish(args, result, ("tokens a second", "median", "least", "most", "ours, of it"), rows)
+    model.close()
+    return int(is_other)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    middle = statistics.median(values)
+    return {"median": round(middle, 1), "min": round(min(values), 1), "max": round(max(values), 1)}
+
+
+def _alone(path: str, threads: int) -> int:
+    prompt, number = json.loads(sys.stdin.read())
+    loop = DecodeLoop(path, threads)
+    loop.run(prompt, 8)
+    print(json.dumps(loop.run(prompt, number)))
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = measuring.arguments(__doc__)
+    measuring.model_arguments(parser)
+    parser.add_argument("--tokens", type=int, default=128, help="of each answer")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--asides", type=int, default=20, help="sentences before the question")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(_alone(sys.argv[2], int(sys.argv[3])) if sys.argv[1:2] == ["--alone"] else main())

@@ -1,0 +1,113 @@
+"""How many live sessions one machine holds: each has a history, speaks five tokens a second, and hears all the while.
+
+Claim: with llama.cpp and the default model on two cores, twelve sessions with 512 tokens of history each run in real
+time: 95 of 100 decisions within 300 ms, and every session at its five tokens a second.
+
+Why: what all sessions have to feed goes into one forward pass, which reads the weights once, whoever is in it.
+
+How: the measurement of `duologue bench scale`. For each context the largest number of sessions in real time is searched
+(`--most` is tried at most); then the numbers given with `--also` are measured whether or not they run in real time.
+Every measurement on the way is in the result. Verdicts are set; passes, probes included, are real. The exit status is 1
+if no session at all runs in real time.
+"""
+
+import argparse
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import measuring
+
+from duologue.bench.scale import Outcome, Setting, largest, measure
+
+_HEADER = ("context", "sessions", "decision p50 (ms)", "p95", "tokens/s each, least", "missed", "passes", "real time")
+
+
+class Hall:
+    """Measurements with one context, on a model loaded for the most sessions of them."""
+
+    def __init__(self, args: argparse.Namespace, context: int, most: int) -> None:
+        self.outcomes: list[dict[str, Any]] = []
+        self._setting = Setting(1, context, args.seconds, seed=args.seed)
+        self.model = measuring.load_model(args, context_length=self._setting.max_length, sessions=most)
+
+    def measured(self, sessions: int) -> Outcome:
+        """Measure with so many, and say what came of it."""
+        setting = Setting(sessions, self._setting.context_tokens, self._setting.seconds, seed=self._setting.seed)
+        model = self.model
+        outcome = asyncio.run(measure(model.backend, model.template, model.probe, setting))
+        self.outcomes.append(outcome.as_dict())
+        measuring.progress(" ".join(map(str, row(self.outcomes[-1]))))
+        return outcome
+
+
+def row(outcome: dict[str, Any]) -> tuple[Any, ...]:
+    """One measurement for people."""
+    decision, rate = outcome["decision_ms"], outcome["tokens_per_second"]
+    return (
+        outcome["context_tokens"], outcome["sessions"], decision["p50"], decision["p95"], rate["min"],
+        outcome["missed_deadlines"], outcome["passes"], "yes" if outcome["realtime"] else "no",
+    )  # fmt: skip
+
+
+def draw(outcomes: list[dict[str, Any]], path: Path) -> None:
+    """The decisions' p95 against the number of sessions, a line for each context, into the picture `path` (PNG)."""
+    from matplotlib.figure import Figure  # without pyplot: no window, no state
+
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for context in sorted({outcome["context_tokens"] for outcome in outcomes}):
+        points = sorted((o["sessions"], o["decision_ms"]["p95"]) for o in outcomes if o["context_tokens"] == context)
+        axes.plot(*zip(*points, strict=True), "o-", markersize=4, label=f"{context:,} tokens of history")
+    axes.axhline(300, color="0.7", linestyle="--", label="real time")
+    axes.set(title="Decisions, 95 of 100 within", xlabel="live sessions", ylabel="ms", yscale="log")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150, format="png")
+
+
+def main() -> int:
+    """Run it."""
+    args = _arguments()
+    about = measuring.about(args)
+    outcomes: list[dict[str, Any]] = []
+    found: dict[str, int] = {}
+    described: dict[str, Any] = {}
+    for context in args.contexts:
+        also = [number for number, of in args.also if of == context]
+        hall = Hall(args, context, max([args.most, *also]))
+        try:
+            described = measuring.describe_model(hall.model)
+            found[str(context)], _ = largest(args.most, hall.measured)
+            for number in also:
+                if number not in {outcome["sessions"] for outcome in hall.outcomes}:
+                    hall.measured(number)
+        finally:
+            hall.model.close()
+        outcomes += sorted(hall.outcomes, key=lambda outcome: outcome["sessions"])
+    if args.picture is not None:
+        draw(outcomes, args.picture)
+    result = {**about, "model": described, "most_tried": args.most, "largest": found, "outcomes": outcomes}
+    measuring.finish(args, result, _HEADER, map(row, outcomes))
+    return int(not any(found.values()))
+
+
+def _pair(text: str) -> tuple[int, int]:
+    sessions, _, context = text.partition("@")
+    return int(sessions), int(context)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = measuring.arguments(__doc__)
+    measuring.model_arguments(parser)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 2048], help="tokens of history")
+    parser.add_argument("--most", type=int, default=48, help="sessions that are tried")
+    parser.add_argument(
+        "--also", type=_pair, nargs="*", default=[(12, 512), (32, 512)], metavar="N@T", help="N sessions at T tokens"
+    )
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
+    parser.add_argument("--picture", type=Path, help="draw it into this file (PNG; needs matplotlib)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
