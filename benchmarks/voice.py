@@ -282,6 +282,7 @@ def _summary(values: Sequence[float]) -> dict[str, float] | None:
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:
     """Everything."""
+    facts = measuring.about(args)
     chance = random.Random(args.seed)
     loads = [os.getloadavg()[0]]
     engines = await load_engines(recogniser=args.recogniser, threads=args.recogniser_threads)
@@ -299,7 +300,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         result["stages"] = stages(bench, sounds["questions"][0].samples)
         result["load_averages"] = [round(load, 2) for load in loads]
         result["latest_block_s"] = _summary(bench.late_s)
-        return {**measuring.about(args), "model": measuring.describe_model(model), "oracle": args.oracle, **result}
+        return {**facts, "model": measuring.describe_model(model), "oracle": args.oracle, **result}
     finally:
         model.close()
         await engines.aclose()
