@@ -58,7 +58,7 @@ class Microphone:
         def callback(data: Any, out: Any, frames: int, time: Any, status: Any) -> None:
             block = self._waiting.popleft() if self._waiting else silence(frames)
             out[:, 0] = block
-            loop.call_soon_threadsafe(self._take, resampler(data[:, 0].copy()), frames)
+            loop.call_soon_threadsafe(self._take, resampler(data[:, 0].copy()), block)
 
         try:
             with (
@@ -82,14 +82,13 @@ class Microphone:
         none = silence(0)
         return Recording(np.concatenate([none, *self._user]), np.concatenate([none, *self._assistant]), 0.0)
 
-    def _take(self, samples: Samples, count: int) -> None:
-        self._voice.push(samples)
+    def _take(self, heard: Samples, played: Samples) -> None:
+        self._voice.push(heard)
         while len(self._waiting) < _AHEAD:
-            self._waiting.append(self._voice.pull(count))
-            if self._keeps:
-                self._assistant.append(self._waiting[-1])
+            self._waiting.append(self._voice.pull(len(played)))
         if self._keeps:
-            self._user.append(samples)
+            self._user.append(heard)
+            self._assistant.append(played)
 
 
 def _named(device: str | None) -> str | int | None:
