@@ -160,3 +160,29 @@ async def test_half_a_sample_is_refused_and_the_conversation_goes_on() -> None:
         await caller.speaks(0.6, loud=True)
         await caller.until("committed")
         await caller.hang_up()
+
+
+@in_loop
+async def test_a_conversation_gets_a_voice_and_loses_it() -> None:
+    async with serving(scripted_model(ANSWERS), engines=engines(QUESTION)) as server:
+        caller = await Caller.call(server, hearing="reported")
+        assert (await caller.until("started"))["has_voice"] is True
+        await caller.send({"type": "settings", "voice": {"rate": RATE}})
+        await caller.speaks(0.6, loud=True)
+        await caller.until("committed")
+        await caller.send({"type": "settings", "voice": False})
+        await caller.socket.send(b"\0\0")
+        assert (await caller.until("error"))["code"] == "bad_message"
+        (talk,) = server.talks._open.values()
+        assert talk.settings.voice is None
+        assert talk.is_open
+        await caller.hang_up()
+
+
+@in_loop
+async def test_where_hearing_goes_by_the_clock_there_is_no_voice() -> None:
+    async with serving(scripted_model(), engines=engines()) as server:
+        caller = await Caller.call(server, hearing=4.0)
+        await caller.send({"type": "settings", "voice": {}})
+        assert "reported" in (await caller.until("error"))["message"]
+        await caller.hang_up()
