@@ -17,7 +17,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 _began: tuple[float, float | None] = 0.0, None  # when `about` was called, and how busy others had been by then
-_PACKAGES = ("duologue", "torch", "transformers", "llama-cpp-python", "gguf", "numpy")
+_PACKAGES = (
+    "duologue",
+    "torch",
+    "transformers",
+    "llama-cpp-python",
+    "gguf",
+    "numpy",
+    "faster-whisper",
+    "ctranslate2",
+    "piper-tts",
+)
 
 
 def arguments(doc: str) -> argparse.ArgumentParser:

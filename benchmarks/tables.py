@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import measuring
+import voice_tables
 
 from duologue.evaluation import cost_tables
 
@@ -415,6 +416,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "attention": attention,
     "exports": exports,
     "experiments": experiments,
+    "voice": voice_tables.voice,
+    "voice-stages": voice_tables.stages,
 }
 
 

@@ -69,6 +69,7 @@ class Browsing:
         await self.page.screenshot(path=ARTEFACTS / f"{name}.png")
 
 
+_FAKES = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 HEARD = """
 window.heard = (view) => [...document.querySelectorAll(".transcript")[view].querySelectorAll(".heard")]
   .map((part) => part.textContent).join("");
@@ -77,13 +78,22 @@ window.heard = (view) => [...document.querySelectorAll(".transcript")[view].quer
 
 @contextlib.asynccontextmanager
 async def browsing(
-    server: "Running", query: str = QUICK, *, size: tuple[int, int] = WIDE, dark: bool = False, quiet: bool = True
+    server: "Running",
+    query: str = QUICK,
+    *,
+    size: tuple[int, int] = WIDE,
+    dark: bool = False,
+    quiet: bool = True,
+    microphone: Path | None = None,
 ) -> AsyncIterator[Browsing]:
-    """The page at `query` of `server`. With `quiet`, it must not complain on its console."""
+    """The page at `query` of `server`. With `quiet`, it must not complain on its console. What `microphone` hears is
+    in that WAV file, from the moment at which it is opened.
+    """
     from playwright.async_api import async_playwright
 
     async with async_playwright() as play:
-        chromium = await play.chromium.launch(executable_path=CHROMIUM)
+        flags = [] if microphone is None else [*_FAKES, f"--use-file-for-fake-audio-capture={microphone}%noloop"]
+        chromium = await play.chromium.launch(executable_path=CHROMIUM, args=flags)
         context = await chromium.new_context(
             viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
         )

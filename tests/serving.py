@@ -15,6 +15,7 @@ from duologue.server.app import Server, create_app
 from duologue.server.config import ServerConfig
 from duologue.server.conversations import Conversations
 from duologue.server.run import options
+from duologue.voice.defaults import Engines
 from scripted import PROBE, Talk
 
 
@@ -54,10 +55,12 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def serving(model: Model | None = None, **settings: Any) -> AsyncIterator[Running]:
+async def serving(
+    model: Model | None = None, *, engines: Engines | None = None, **settings: Any
+) -> AsyncIterator[Running]:
     """A server in this event loop."""
     config = ServerConfig(**{"port": 0, "max_answer": 600, **settings})
-    app = create_app(config, model=model or scripted_model())
+    app = create_app(config, model=model or scripted_model(), engines=engines)
     server = uvicorn.Server(uvicorn.Config(app, **options(config)))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve())

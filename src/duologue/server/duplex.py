@@ -14,11 +14,12 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from duologue.core.events import as_dict
-from duologue.errors import BadData, EngineError, EngineFull, UsageError
+from duologue.errors import BadData, DuologueError, EngineError, EngineFull, UsageError
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation, EventsLost
 from duologue.server.conversations import Conversations
-from duologue.server.settings import Settings, read_turns
+from duologue.server.settings import Settings, VoiceSettings, read_turns
+from duologue.server.voice import VoiceLine, needed
 from duologue.server.wire import Wire
 
 GOING_AWAY, POLICY, TRY_LATER, TAKEN_OVER = 1001, 1008, 1013, 4001
@@ -46,7 +47,7 @@ MESSAGES: Mapping[str, Mapping[str, Field]] = {
     "stop": {},
     "resume": {},
     "edit": {"history": Field(list, is_needed=True)},
-    "settings": {"eagerness": Field(float), "interruptible": Field(object)},
+    "settings": {"eagerness": Field(float), "interruptible": Field(object), "voice": Field(object)},
     "ping": {},
     "end": {},
 }
@@ -61,6 +62,7 @@ class Duplex:
         self._config = config
         self._wire = Wire(socket, config, is_busy=self._is_busy)
         self._talk: Conversation | None = None
+        self._line: VoiceLine | None = None
         self._sender: asyncio.Task[None] | None = None
         self._is_over = False
         self._commands: dict[str, Callable[[Conversation, dict[str, Any]], None]] = {
@@ -70,7 +72,6 @@ class Duplex:
             "stop": lambda talk, m: talk.handle.stop(),
             "resume": lambda talk, m: talk.handle.resume(),
             "edit": lambda talk, m: talk.handle.edit(read_turns(m["history"])),
-            "settings": self._change,
         }
 
     async def run(self) -> None:
@@ -79,11 +80,15 @@ class Duplex:
             async for message in self._wire.messages():
                 if isinstance(message, BadData):
                     await self._say_error("bad_message", str(message), None)
+                elif isinstance(message, bytes):
+                    await self._take_sound(message)
                 else:
                     await self._take(message)
                 if self._is_over:
                     break
         finally:
+            if self._line is not None:
+                await self._line.aclose()
             if self._sender is not None:
                 self._sender.cancel()
                 with suppress(asyncio.CancelledError):
@@ -96,6 +101,13 @@ class Duplex:
         if self._sender is not None:
             self._sender.cancel()
         self._sender = asyncio.create_task(self._wire.close(TAKEN_OVER, "another connection has this conversation"))
+
+    async def _take_sound(self, data: bytes) -> None:
+        assert self._line is not None, "the wire takes sound when there is somebody to hear it"
+        try:
+            await self._line.hear(data)
+        except BadData as error:
+            await self._say_error("bad_message", str(error), None)
 
     async def _take(self, message: dict[str, Any]) -> None:
         kind, number = message["type"], message.get("id")
@@ -119,6 +131,8 @@ class Duplex:
                     self._is_over = True
                     await self._wire.send({"type": "closing", "reason": "ended"})
                     await self._wire.close(1000, "ended")
+                elif kind == "settings":
+                    await self._change(talk, fields)
                 else:
                     self._commands[kind](talk, fields)
         except EngineFull as error:
@@ -146,6 +160,12 @@ class Duplex:
             talk = self._conversations.open(settings, history)
         else:
             talk = found
+        try:
+            line = self._line_for(talk, talk.settings.voice)
+        except DuologueError:
+            if found is None:
+                talk.close("no voice")
+            raise
         talk.attach(self)
         self._talk = talk
         after = fields["after"]
@@ -161,11 +181,23 @@ class Duplex:
                 "missed": found is not None and not is_whole,
                 "taken": talk.taken,
                 "settings": talk.settings.as_json(),
+                "has_voice": self._conversations.voices is not None,
                 **talk.snapshot(),
             }
         )
         self._sender = asyncio.create_task(self._send_events(talk, begin), name="duologue-duplex-sender")
+        self._talk_over(line)
         return talk
+
+    def _line_for(self, talk: Conversation, settings: VoiceSettings | None) -> VoiceLine | None:
+        if settings is None:
+            return None
+        return VoiceLine(talk, settings, needed(self._conversations.voices), self._wire)
+
+    def _talk_over(self, line: VoiceLine | None) -> None:
+        self._line, self._wire.takes_sound = line, line is not None
+        if line is not None:
+            line.start()
 
     async def _send_events(self, talk: Conversation, begin: int) -> None:
         try:
@@ -182,14 +214,18 @@ class Duplex:
             await self._wire.send({"type": "closing", "reason": reason})
             await self._wire.close(1012 if reason == "shutdown" else GOING_AWAY, reason)
 
-    def _change(self, talk: Conversation, message: dict[str, Any]) -> None:
+    async def _change(self, talk: Conversation, message: dict[str, Any]) -> None:
         given = {name: value for name, value in message.items() if value is not None}
         settings = Settings.from_json(given, before=talk.settings)
-        if "eagerness" in given:
-            policy = self._conversations.model.policy(
-                eagerness=settings.eagerness, interruptible=settings.interruptible
-            )
-            talk.handle.adjust(policy)
+        if "voice" in given:
+            if settings.voice is not None and talk.settings.hearing != "reported":
+                raise UsageError('a conversation gets a voice only where "hearing" is "reported"')
+            if self._line is not None:
+                await self._line.aclose()
+            self._talk_over(None)
+            self._talk_over(self._line_for(talk, settings.voice))
+        if "eagerness" in given or "voice" in given:
+            talk.handle.adjust(settings.policy(self._conversations.model))
         if "interruptible" in given:
             talk.handle.protect(settings.interruptible)
         talk.settings = settings

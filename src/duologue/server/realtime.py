@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from starlette.websockets import WebSocket
 
@@ -14,9 +16,11 @@ from duologue.server.conversations import Conversations
 from duologue.server.realtime_commands import Commands
 from duologue.server.realtime_dialogue import Dialogue
 from duologue.server.realtime_errors import Rejection
-from duologue.server.realtime_messages import event_id
+from duologue.server.realtime_messages import event_id, read
 from duologue.server.realtime_outbox import Outbox
+from duologue.server.realtime_voice import RealtimeVoice
 from duologue.server.settings import Settings
+from duologue.server.voice import Voices
 from duologue.server.wire import Wire
 
 _GOING_AWAY, _POLICY, _RESTART, _TRY_LATER = 1001, 1008, 1012, 1013
@@ -37,6 +41,7 @@ class Realtime:
         self._talk: Conversation | None = None
         self._num_taken = 0  # events of the session that the dialogue has
         self._is_over = False
+        self._voice: RealtimeVoice | None = None  # from the first sound on
 
     async def run(self) -> None:
         """Until the client goes, or the conversation ends."""
@@ -57,11 +62,14 @@ class Realtime:
             now=self._conversations.engine.now,
             later=asyncio.get_running_loop().call_later,
             is_duplex=self._is_duplex,
+            has_voice=self._conversations.voices is not None,
         )
         self._outbox.put("session.created", session=dialogue.config.as_json(dialogue.id, dialogue.model.name))
         try:
             await self._exchange(talk, dialogue)
         finally:
+            if self._voice is not None:
+                await self._voice.aclose()
             dialogue.close()
             talk.close("ended")
 
@@ -99,6 +107,8 @@ class Realtime:
         try:
             async for number, event in talk.events.after(0):
                 dialogue.take(event)
+                if self._voice is not None:
+                    self._voice.take(event)
                 self._num_taken = number
                 if number == talk.events.newest:
                     dialogue.settle()
@@ -118,8 +128,11 @@ class Realtime:
             try:
                 if isinstance(message, BadData):
                     raise Rejection(str(message), code="invalid_json")
+                assert not isinstance(message, bytes), "binary messages are not taken here"
                 name = event_id(message)
-                commands.take(message)
+                if not await self._take_sound(message, commands):
+                    commands.take(message)
+                    self._speak_if_wanted(commands)
             except Rejection as error:
                 self._outbox.put("error", error=error.as_json(name))
             except UsageError as error:
@@ -127,6 +140,34 @@ class Realtime:
             except EngineError as error:
                 failed = Rejection(str(error), code="server_error", kind="server_error")
                 self._outbox.put("error", error=failed.as_json(name))
+
+    async def _take_sound(self, message: Mapping[str, Any], commands: Commands) -> bool:
+        """What concerns sound, on a server with a voice. Returns whether it did.
+
+        Raises:
+            Rejection, EngineFull: it is not done.
+        """
+        kind = message["type"]
+        if kind not in ("input_audio_buffer.append", "input_audio_buffer.clear") or self._conversations.voices is None:
+            return False
+        fields = read(message, is_duplex=self._is_duplex)
+        if kind == "input_audio_buffer.append":
+            await self._speaking(commands, self._conversations.voices).append(fields["audio"])
+        elif self._voice is not None:
+            self._voice.clear()
+            self._outbox.put("input_audio_buffer.cleared")
+        return True
+
+    def _speak_if_wanted(self, commands: Commands) -> None:
+        voices, dialogue = self._conversations.voices, self.dialogue
+        if voices is not None and dialogue is not None and dialogue.config.is_audio:
+            self._speaking(commands, voices)
+
+    def _speaking(self, commands: Commands, voices: Voices) -> RealtimeVoice:
+        if self._voice is None:
+            assert self.dialogue is not None, "it is there before anything is taken"
+            self._voice = RealtimeVoice(self.dialogue, commands, voices)
+        return self._voice
 
     async def _catch_up(self) -> None:
         """Until all that has happened was told: what the client asks for is judged by how things are."""

@@ -13,6 +13,7 @@ from duologue.server.realtime_messages import event_id, read
 from duologue.server.realtime_request import Request
 from duologue.server.realtime_response import Response, whole_words
 from duologue.tokenizer import well_formed
+from duologue.voice.policy import by_voice
 
 _MOST_DRAFTS = 64
 
@@ -59,6 +60,8 @@ class Commands:
         before, config = dialogue.config, dialogue.config.changed(fields["session"])
         if config.instructions != before.instructions:
             dialogue.history.check(config.instructions)
+        if before.is_audio and not config.is_audio and dialogue.has_spoken:
+            raise Rejection("a session that has spoken goes on to speak", param="session.output_modalities")
         dialogue.config = config
         self._apply(before)
         if dialogue.running is None and not dialogue.listening.items and dialogue.request is None:
@@ -67,11 +70,12 @@ class Commands:
 
     def _apply(self, before: RealtimeConfig) -> None:
         dialogue, detection = self._dialogue, self._dialogue.config.turn_detection
-        if detection != before.turn_detection:
+        if detection != before.turn_detection or dialogue.config.is_audio != before.is_audio:
             eagerness = 0.0 if detection is None else EAGERNESS[detection.eagerness]
             is_protected = detection is not None and not detection.interrupt_response
             interruptible = Interruptible.NO if is_protected else Interruptible.YES
-            dialogue.handle.adjust(dialogue.model.policy(eagerness=eagerness, interruptible=interruptible))
+            policy = dialogue.model.policy(eagerness=eagerness, interruptible=interruptible)
+            dialogue.handle.adjust(by_voice(policy) if dialogue.config.is_audio else policy)
             dialogue.handle.protect(interruptible)
         dialogue.handle.limit(dialogue.max_tokens)
 
@@ -190,8 +194,11 @@ class Commands:
     # ------------------------------------------------------------------ the duplex extension
 
     def _append(self, fields: dict[str, Any], _: str | None) -> None:
-        dialogue, listening = self._dialogue, self._dialogue.listening
-        utterance, text, is_final = fields["utterance"], well_formed(fields["text"]), fields["final"]
+        self.grow(fields["utterance"], fields["text"], is_final=fields["final"])
+
+    def grow(self, utterance: str, text: str, *, is_final: bool, is_audio: bool = False) -> None:
+        """All words of an utterance so far are `text`. `is_audio`: they were spoken."""
+        dialogue, listening, text = self._dialogue, self._dialogue.listening, well_formed(text)
         detection, running = dialogue.config.turn_detection, dialogue.running
         is_free = running is None and not listening.items
         if detection is None or (is_free and not detection.create_response) or utterance in self._drafts:
@@ -201,7 +208,7 @@ class Commands:
             dialogue.history.sync(dialogue.config.instructions, dialogue.items.answered)
         name = listening.name(utterance)
         is_answered = running is not None and running.find(name) is not None and not running.num_heard
-        listening.grow(name, text, is_answered=is_answered)
+        listening.grow(name, text, is_answered=is_answered, is_audio=is_audio)
         dialogue.handle.hear(text, utterance=name, final=is_final)
         if dialogue.session.input_text is None:  # these words were dropped before, or there are none
             listening.items = listening.typed

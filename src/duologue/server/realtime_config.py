@@ -50,11 +50,13 @@ class TurnDetection:
 
 @dataclass(frozen=True, slots=True)
 class RealtimeConfig:
-    """Of one session. Text is the only modality: who asks for audio is answered in text."""
+    """Of one session. Without a voice, text is the only modality: who asks for audio is answered in text."""
 
     instructions: str = ""
     turn_detection: TurnDetection | None = TurnDetection()
     max_output_tokens: int | None = None  # None: as many as the server allows
+    has_voice: bool = False  # the server can speak
+    is_audio: bool = False  # answers are spoken
 
     def changed(self, row: Mapping[str, Any]) -> "RealtimeConfig":
         """This one with what `row`, the `session` of a `session.update`, names. Other names are passed over.
@@ -69,6 +71,7 @@ class RealtimeConfig:
             found["instructions"] = text(row["instructions"], "session.instructions")
         if "output_modalities" in row:
             check_modalities(row["output_modalities"], "session.output_modalities")
+            found["is_audio"] = self.has_voice and "audio" in (row["output_modalities"] or ["audio"])
         if "max_output_tokens" in row:
             found["max_output_tokens"] = tokens(row["max_output_tokens"], "session.max_output_tokens")
         check_tools(row, "session")
@@ -85,7 +88,7 @@ class RealtimeConfig:
             "object": "realtime.session",
             "type": "realtime",
             "model": model,
-            "output_modalities": ["text"],
+            "output_modalities": ["audio" if self.is_audio else "text"],
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens or "inf",
             "tools": [],

@@ -57,6 +57,7 @@ class Dialogue:
         now: Callable[[], float],
         later: Callable[[float, Callable[[], None]], Timer],
         is_duplex: bool,
+        has_voice: bool = False,
     ) -> None:
         self.id = new_id("sess")
         self.conversation = new_id("conv")
@@ -65,7 +66,8 @@ class Dialogue:
         self.say = say
         self.rate = rate
         self.is_duplex = is_duplex
-        self.config = RealtimeConfig(instructions=system)
+        self.config = RealtimeConfig(instructions=system, has_voice=has_voice)
+        self.has_spoken = False  # by voice
         self.items = Items()
         self.history = History(talk.handle, model, system)
         self.listening = Listening()
@@ -224,7 +226,8 @@ class Dialogue:
     def settle(self) -> None:
         """All that happened so far was told: an answer that is finished has no more words."""
         response = self.response
-        if self._held_back is None and response is not None and not response.is_done:
+        is_spoken = response is not None and response.is_audio  # which ends when it was heard
+        if self._held_back is None and response is not None and not response.is_done and not is_spoken:
             reason = self._finished.pop(response.number, None)
             if reason is not None:
                 is_whole = reason != "length"
@@ -264,6 +267,10 @@ class Dialogue:
             self.items.add(item, before=next((other for other in behind if other in self.items), None))
             self.say("input_audio_buffer.committed", item_id=item.id, previous_item_id=self.items.previous(item))
             self.show(item)
+            if item.is_audio:
+                kind = "conversation.item.input_audio_transcription.completed"
+                usage = {"type": "duration", "seconds": 0}
+                self.say(kind, item_id=item.id, content_index=0, transcript=item.text, usage=usage)
         detection = self.config.turn_detection
         if self.request is not None and self.request.is_special and not self._is_started:
             self._muted.add(event.answer)  # it was begun without what is asked for: again
@@ -348,7 +355,11 @@ class Dialogue:
         request, self.request, self._is_started = self.request or Request(), None, False
         running = self.running
         answer = running if running is not None and running.id == number else None
-        response = Response(number, base, request, answer, conversation=self.conversation, say=self.say)
+        is_audio = self.config.is_audio
+        self.has_spoken = self.has_spoken or is_audio
+        response = Response(
+            number, base, request, answer, conversation=self.conversation, say=self.say, is_audio=is_audio
+        )
         typed = self.listening.typed
         self.items.add(response.item, before=typed[0] if typed else None)
         self.response = response
@@ -371,6 +382,10 @@ class Dialogue:
     def _committed(self, event: e.Committed) -> None:
         if (response := self._response(event.answer)) is not None:
             response.item.text, self.response = event.text[response.base :], None
+            if not response.is_done:
+                is_whole = self._finished.pop(event.answer, "stop") != "length"
+                status, reason = ("completed", None) if is_whole else ("incomplete", "max_output_tokens")
+                response.end(status, reason, self._previous(response.item))
             self._stopping = None
         self.listening.close_turn()
         if self.request is not None and self.running is None and self.session.input_text:

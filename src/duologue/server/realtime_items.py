@@ -31,11 +31,17 @@ class Item:
     id: str = field(default_factory=lambda: new_id("item"))
     status: str = "completed"
     utterance: str | None = None
+    is_audio: bool = False  # spoken: `text` is its transcript
 
     def as_json(self) -> dict[str, Any]:
         """As the protocol shows it."""
-        kind = "output_text" if self.role == "assistant" else "input_text"
-        content = [{"type": kind, "text": self.text}] if self.text or self.status != "in_progress" else []
+        kind = "output" if self.role == "assistant" else "input"
+        part = (
+            {"type": f"{kind}_audio", "transcript": self.text}
+            if self.is_audio
+            else {"type": f"{kind}_text", "text": self.text}
+        )
+        content = [part] if self.text or self.status != "in_progress" else []
         return {
             "id": self.id, "object": "realtime.item", "type": "message", "role": self.role, "status": self.status,
             "content": content,

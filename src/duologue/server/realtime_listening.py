@@ -51,12 +51,12 @@ class Listening:
             self._names[label(before)] = after
         return after
 
-    def grow(self, utterance: str, text: str, *, is_answered: bool) -> None:
+    def grow(self, utterance: str, text: str, *, is_answered: bool, is_audio: bool = False) -> None:
         """The words of `utterance` are now `text`. `is_answered`: they are part of the turn that is being answered."""
         _remember(self._texts, utterance, text)
         found = next((item for item in self.items if item.utterance == utterance), None)
         if found is None and not is_answered:
-            found = Item("user", "", utterance=utterance)
+            found = Item("user", "", utterance=utterance, is_audio=is_audio)
             self.items.append(found)
         if found is not None:
             found.text = self._words(utterance)

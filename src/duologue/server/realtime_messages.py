@@ -28,7 +28,7 @@ EVENTS: Mapping[str, Mapping[str, Field]] = {
     },
     "response.create": {"response": Field(dict)},
     "response.cancel": {"response_id": Field(str)},
-    "input_audio_buffer.append": {},
+    "input_audio_buffer.append": {"audio": Field(str, is_needed=True)},
     "input_audio_buffer.commit": {},
     "input_audio_buffer.clear": {},
     "output_audio_buffer.clear": {},

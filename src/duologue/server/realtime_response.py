@@ -20,7 +20,15 @@ class Response:
     """
 
     def __init__(
-        self, number: int, base: int, request: Request, answer: Answer | None, *, conversation: str, say: Say
+        self,
+        number: int,
+        base: int,
+        request: Request,
+        answer: Answer | None,
+        *,
+        conversation: str,
+        say: Say,
+        is_audio: bool = False,
     ) -> None:
         self.number = number  # of the answer
         self.base = base
@@ -34,6 +42,7 @@ class Response:
         self._request = request
         self._conversation = conversation
         self._say = say
+        self.is_audio = self.item.is_audio = is_audio
         self._place = {"response_id": self.id, "item_id": self.item.id, "output_index": 0, "content_index": 0}
 
     def begin(self, previous: str | None) -> None:
@@ -42,20 +51,30 @@ class Response:
         say("response.created", response=self._as_json("in_progress", None))
         say("response.output_item.added", response_id=self.id, output_index=0, item=self.item.as_json())
         say("conversation.item.added", previous_item_id=previous, item=self.item.as_json())
-        say("response.content_part.added", **self._place, part={"type": "text", "text": ""})
+        say("response.content_part.added", **self._place, part=self._part(""))
 
     def add(self, start: int, text: str) -> None:
         """Text of the answer, from character `start` of it on."""
         self.said = self.item.text = self.said[: start - self.base] + text
-        self._say("response.output_text.delta", **self._place, delta=text)
+        kind = "output_audio_transcript" if self.is_audio else "output_text"
+        self._say(f"response.{kind}.delta", **self._place, delta=text)
+
+    def sound(self, audio: str) -> None:
+        """Sound of the answer, in base64."""
+        if not self.is_done:
+            self._say("response.output_audio.delta", **self._place, delta=audio)
 
     def end(self, status: str, reason: str | None, previous: str | None) -> None:
         """Tell that it is done. `status` as in the protocol; `reason` says more where it is not "completed"."""
         self.is_done = True
         self.item.status = "completed" if status == "completed" else "incomplete"
         say, item = self._say, self.item.as_json()
-        say("response.output_text.done", **self._place, text=self.said)
-        say("response.content_part.done", **self._place, part={"type": "text", "text": self.said})
+        if self.is_audio:
+            say("response.output_audio.done", **self._place)
+            say("response.output_audio_transcript.done", **self._place, transcript=self.said)
+        else:
+            say("response.output_text.done", **self._place, text=self.said)
+        say("response.content_part.done", **self._place, part=self._part(self.said))
         say("response.output_item.done", response_id=self.id, output_index=0, item=item)
         say("conversation.item.done", previous_item_id=previous, item=item)
         details = None if reason is None else {"type": status, "reason": reason}
@@ -70,6 +89,9 @@ class Response:
         """What counts of it once it is cut: what was heard, in whole words, and not more than the client left of it."""
         return whole_words(self.said[: self.num_heard], self.cut_at)
 
+    def _part(self, text: str) -> dict[str, str]:
+        return {"type": "audio", "transcript": text} if self.is_audio else {"type": "text", "text": text}
+
     def _as_json(self, status: str, details: dict[str, str] | None) -> dict[str, Any]:
         is_over = status != "in_progress"
         return {
@@ -78,7 +100,7 @@ class Response:
             "status": status,
             "status_details": details,
             "output": [self.item.as_json()] if is_over else [],
-            "output_modalities": ["text"],
+            "output_modalities": ["audio" if self.is_audio else "text"],
             "conversation_id": self._conversation,
             "max_output_tokens": self._request.max_output_tokens or "inf",
             "metadata": self._request.metadata,

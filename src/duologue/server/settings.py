@@ -1,18 +1,20 @@
 """What a client may choose for its conversation, and how it is said in JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from duologue.baselines.gated import Turns, Vad
 from duologue.core.backend import Sampling
 from duologue.core.config import SessionConfig
+from duologue.core.policy import Policy
 from duologue.core.session import Session
 from duologue.core.transitions import Interruptible
 from duologue.errors import BadData
 from duologue.model import Model
 from duologue.server.config import ServerConfig
 from duologue.types import Role, Turn
+from duologue.voice.policy import by_voice
 
 Hearing = Literal["reported", "shown"] | float
 """What the user has heard of an answer: what the client reports, all that was sent, or so many words a second of it."""
@@ -21,6 +23,14 @@ Hearing = Literal["reported", "shown"] | float
 KINDS: Mapping[str, type[Session]] = {"duplex": Session, "turns": Turns, "vad": Vad}
 """Kinds of conversations: duplex, and two that it is to be compared with: one is deaf while it answers, the other stops
 at any sound."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceSettings:
+    """Of a conversation by voice."""
+
+    rate: int = 24_000  # samples a second, both ways
+    latency_ms: float = 100.0  # from a sample's arrival at the client to the ear
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,7 @@ class Settings:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    voice: VoiceSettings | None = None
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], *, before: "Settings | None" = None) -> "Settings":
@@ -51,16 +62,25 @@ class Settings:
                     found[item.name] = _READ[item.name](row[item.name])
                 except (ValueError, TypeError, OverflowError) as error:
                     raise BadData(f"{item.name} is {row[item.name]!r:.60}: {error}") from error
+        if found.get("voice") is not None:
+            found["hearing"] = "reported"  # by the server itself, as it is played
         return replace(before or cls(), **found)
 
     def as_json(self) -> dict[str, Any]:
         """For `from_json`."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        return {item.name: getattr(self, item.name) for item in fields(self)} | {
+            "voice": None if self.voice is None else asdict(self.voice)
+        }
 
     @property
     def words_per_second(self) -> float | None:
         """The rate of hearing, if it goes by the clock."""
         return None if isinstance(self.hearing, str) else float(self.hearing)
+
+    def policy(self, model: Model) -> Policy:
+        """When a probability becomes an action."""
+        policy = model.policy(eagerness=self.eagerness, interruptible=self.interruptible)
+        return policy if self.voice is None else by_voice(policy)
 
     def session(self, model: Model, limits: ServerConfig, history: tuple[Turn, ...] = ()) -> Session:
         """A session with these settings, within what the server allows.
@@ -75,9 +95,8 @@ class Settings:
             seed=self.seed,
             heard="shown" if self.hearing == "shown" else "reported",
         )
-        policy = model.policy(eagerness=self.eagerness, interruptible=self.interruptible)
         system = self.system or limits.system or None
-        return model.session(KINDS[self.kind], policy=policy, config=config, system=system, history=history)
+        return model.session(KINDS[self.kind], policy=self.policy(model), config=config, system=system, history=history)
 
 
 def read_turns(rows: Any) -> tuple[Turn, ...]:
@@ -141,6 +160,14 @@ def _read_interruptible(value: Any) -> Interruptible:
     return Interruptible(str(value).lower() if isinstance(value, bool) else value)
 
 
+def _read_voice(value: Any) -> VoiceSettings | None:
+    if value is None or value is False:
+        return None
+    if not isinstance(value, dict) or value.get("rate", 24_000) not in (16_000, 24_000):
+        raise ValueError('it must be false or an object such as {"rate": 24000}; the rate is 16000 or 24000')
+    return VoiceSettings(int(value.get("rate", 24_000)), _number(0, 2000)(value.get("latency_ms", 100.0)))
+
+
 _READ: dict[str, Any] = {
     "kind": _read_kind,
     "system": _read_text,
@@ -151,4 +178,5 @@ _READ: dict[str, Any] = {
     "temperature": _number(0, 10),
     "top_p": _number(1e-6, 1),
     "seed": _whole(-(1 << 62), 1 << 62),
+    "voice": _read_voice,
 }

@@ -1,8 +1,8 @@
-"""JSON messages over a WebSocket, within the limits of the server."""
+"""Messages over a WebSocket, JSON or sound, within the limits of the server."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -17,18 +17,20 @@ _BURST_S = 2.0  # seconds' worth of messages that may come at once
 class Wire:
     """One client's socket. Sending waits until the client takes it, which holds up this client and nobody else.
 
-    `is_busy` tells whether an answer is running: a connection without messages is idle only when none is.
+    `is_busy` tells whether an answer is running: a connection without messages is idle only when none is. Binary
+    messages are taken once `takes_sound` is set; whoever takes them sees to it that they do not come too fast.
     """
 
     def __init__(self, socket: WebSocket, config: ServerConfig, *, is_busy: Callable[[], bool]) -> None:
         self._socket = socket
         self._config = config
         self._is_busy = is_busy
+        self.takes_sound = False
         self._sending = asyncio.Lock()
         self._allowance = config.messages_per_second * _BURST_S
         self._counted_at = asyncio.get_running_loop().time()
 
-    async def messages(self) -> AsyncIterator[dict[str, Any] | BadData]:
+    async def messages(self) -> AsyncIterator[dict[str, Any] | bytes | BadData]:
         """What the client sends, or what is wrong with it, until it goes or has been idle for too long."""
         while True:
             try:
@@ -43,18 +45,21 @@ class Wire:
                 return
             if data["type"] == "websocket.disconnect":
                 return
+            sound = data.get("bytes")
+            if sound is not None and self.takes_sound and len(sound) <= self._config.max_message:
+                yield sound
+                continue
             await self._slow_down()
             yield self._read(data)
 
     async def send(self, message: dict[str, Any]) -> bool:
         """Send a message. Returns whether the client was still there."""
         text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
-        try:
-            async with self._sending:
-                await self._socket.send_text(text.encode("utf-8", "replace").decode())
-        except (WebSocketDisconnect, RuntimeError, OSError):
-            return False
-        return True
+        return await self._send(self._socket.send_text, text.encode("utf-8", "replace").decode())
+
+    async def send_bytes(self, data: bytes) -> bool:
+        """Send a binary message. Returns whether the client was still there."""
+        return await self._send(self._socket.send_bytes, data)
 
     async def close(self, code: int, reason: str) -> None:
         """End the connection, if it has not ended."""
@@ -65,10 +70,18 @@ class Wire:
             except (WebSocketDisconnect, RuntimeError, OSError):
                 pass
 
+    async def _send(self, send: Callable[[Any], Awaitable[None]], message: str | bytes) -> bool:
+        try:
+            async with self._sending:
+                await send(message)
+        except (WebSocketDisconnect, RuntimeError, OSError):
+            return False
+        return True
+
     def _read(self, data: Any) -> dict[str, Any] | BadData:
         text = data.get("text")
         if text is None:
-            return BadData("messages are JSON text, and this one was binary")
+            return BadData("messages are JSON text, and this one was binary: sound goes with settings that say voice")
         if len(text.encode("utf-8", "replace")) > self._config.max_message:
             return BadData(f"a message may have {self._config.max_message} bytes")
         try:

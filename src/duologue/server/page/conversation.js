@@ -70,6 +70,7 @@ export class Conversation {
   received({ at, utterance, text, final }) {
     const line = this.#line(utterance, text, at);
     const words = text.slice(line.base).trimStart();
+    const isNew = line.answer === null || words !== line.text; // an answered one may merely end
     this.#grow(line, words, at);
     line.final = final;
     line.onset ??= at;
@@ -80,7 +81,7 @@ export class Conversation {
       this.#enter(line);
       if (this.running !== null) this.#write(this.running, this.running.heard);
     }
-    if (words !== "" || !final) this.#listening.add(line);
+    if (isNew && (words !== "" || !final)) this.#listening.add(line);
     if (line.isDropped && words !== line.droppedText) line.outcome = "";
     this.latencies.received(line, at);
   }

@@ -1,7 +1,6 @@
 /**
  * The page: one conversation, or two that are told the same, or a recorded one; and what is drawn of them, once a frame
- * while something happens. (Voice belongs into a module of its own, beside the composer in `#voice`: it hears for the
- * talks as the composer does, and its player takes the place of the reader.)
+ * while something happens.
  */
 
 import { Announcer } from "./announcer.js";
@@ -17,6 +16,7 @@ import { Talk } from "./talk.js";
 import { clock, numWords } from "./text.js";
 import { Tooltip } from "./tooltip.js";
 import { View } from "./view.js";
+import { Voice } from "./voice.js";
 
 const REST_S = 2.5; // after the newest event, the time on the screen goes on for so long
 const STORED = "duologue-talks";
@@ -30,6 +30,7 @@ const figures = new Figures($("figures"));
 const log = new EventLog({ body: $("events"), filter: $("filter"), count: $("num-events") });
 const composer = new Composer($("input"), settings, hear, () => typist.cancel());
 const typist = new Typist(composer, numHeard);
+const voice = new Voice($("voice"), showBanner);
 
 let token = takeToken();
 let talks = [];
@@ -59,6 +60,7 @@ function open(kind, origin) {
   talk.addEventListener("status", tellStatus);
   talk.addEventListener("began", () => {
     $("model").textContent = talk.model;
+    if (talk === talks[0]) voice.attach(talk);
     store();
   });
   if (kind === "duplex") talk.addEventListener("took", ({ detail }) => announcer.take(detail, talk.conversation));

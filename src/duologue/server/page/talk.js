@@ -12,6 +12,8 @@ export class Talk extends EventTarget {
   keeper = null; // since the conversation began
   status = { name: "connecting", text: "connecting" };
   model = "";
+  hasVoice = false; // whether its server can speak
+  #voice = false; // the settings of the voice, where it speaks
   #began; // history
   #wire;
   #settings;
@@ -29,6 +31,8 @@ export class Talk extends EventTarget {
       started: (message) => this.#started(message),
       event: (event) => this.#take(event),
       problem: (_, text) => this.#note(`not done: ${text}`),
+      voice: (message) => this.dispatchEvent(new CustomEvent("voice", { detail: message })),
+      binary: (buffer) => this.dispatchEvent(new CustomEvent("sound", { detail: buffer })),
     };
     const start = () => ({ settings: settings.forSession(kind), history: this.conversation.history });
     this.#wire = new Wire({ start, token, session: origin?.session ?? null, told });
@@ -52,7 +56,7 @@ export class Talk extends EventTarget {
 
   /** `seconds` went by, in which the user read on. */
   step(seconds) {
-    if (this.#wire.isOpen) this.#reader.step(this.conversation.running, seconds, this.#settings.get("rate"));
+    if (this.#wire.isOpen && !this.#voice) this.#reader.step(this.conversation.running, seconds, this.#settings.get("rate"));
   }
 
   hear(text, utterance, final) {
@@ -66,6 +70,17 @@ export class Talk extends EventTarget {
 
   change(key, value) {
     this.#wire.say({ type: "settings", [key]: value });
+  }
+
+  /** Speak, with these settings (see "Sound" in docs/protocol.md), or, with false, be read again. */
+  voice(settings) {
+    this.#voice = settings;
+    this.#wire.say({ type: "settings", voice: settings });
+  }
+
+  /** What the microphone heard. */
+  sendSound(buffer) {
+    this.#wire.sendBinary(buffer);
   }
 
   /** Try again, with another token. */
@@ -85,6 +100,8 @@ export class Talk extends EventTarget {
   #started(message) {
     const isNew = this.keeper === null || !message.resumed;
     this.model = message.model;
+    this.hasVoice = message.has_voice === true;
+    if (this.#voice && !message.settings.voice) this.voice(this.#voice); // another conversation, which does not know
     this.#offset = null;
     const isForgotten = this.keeper !== null && !message.resumed;
     if (isNew || message.missed) this.#begin(message);

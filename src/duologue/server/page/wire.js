@@ -17,7 +17,8 @@ const TAKEN_OVER = 4001;
  *   started(message)     a conversation has begun, or goes on, or (with `missed`) is now as the message says
  *   event(event)         in the order of their numbers, each once
  *   problem(code, text)  the server did not do what was asked
- *   binary(buffer)       what is not JSON
+ *   voice(message)       what the server's voice does
+ *   binary(buffer)       what is not JSON: sound
  */
 export class Wire {
   #told;
@@ -122,6 +123,7 @@ export class Wire {
     if (message.type === "started") return this.#begin(message);
     if (Number.isInteger(message.taken)) this.#forget(message.taken);
     if (message.type === "error") this.#fail(message);
+    else if (message.type === "voice") this.#told.voice?.(message);
     else if (message.type === "closing") this.#isOver ||= message.reason !== "shutdown" && this.#ended(message.reason);
     else if (Number.isInteger(message.number)) {
       this.#number = message.number;

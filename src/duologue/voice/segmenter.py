@@ -1,0 +1,50 @@
+"""From how probable speech is, frame by frame, to when somebody begins to speak and falls silent. Counts frames."""
+
+from dataclasses import dataclass
+
+from duologue.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """When sound counts as speech."""
+
+    begins_at: float = 0.5  # probability from which on it is
+    ends_below: float = 0.35  # and below which it is not any more
+    num_frames: int = 2  # so many in a row begin it: one alone may be a click
+    sure: float = 0.9  # a single frame this probable begins it as well
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ends_below <= self.begins_at <= 1 or self.num_frames < 1:
+            raise UsageError("it must hold that 0 < ends_below <= begins_at <= 1, and num_frames >= 1")
+
+
+class Segmenter:
+    """Takes a probability a frame.
+
+    `is_speech`: somebody is speaking. `num_quiet`: frames since somebody was, 0 while somebody is. `num_voiced`: frames
+    of speech since it began.
+    """
+
+    def __init__(self, sensitivity: Sensitivity | None = None) -> None:
+        self._how = sensitivity or Sensitivity()
+        self._num_likely = 0
+        self.is_speech = False
+        self.num_quiet = 0
+        self.num_voiced = 0
+
+    def push(self, p: float) -> bool:
+        """The next frame. Returns whether speech begins with it."""
+        how = self._how
+        if self.is_speech:
+            self.is_speech = p >= how.ends_below
+            self._num_likely = 0
+        else:
+            self._num_likely = self._num_likely + 1 if p >= how.begins_at else 0
+        begins = not self.is_speech and (self._num_likely >= how.num_frames or (p >= how.sure and self._num_likely > 0))
+        if begins:
+            self.is_speech, self.num_voiced = True, self._num_likely
+        elif self.is_speech:
+            self.num_voiced += 1
+        self.num_quiet = 0 if self.is_speech else self.num_quiet + 1
+        return begins

@@ -1,0 +1,122 @@
+"""From the text of answers to the player: clause by clause, at most one clause ahead of being needed."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from duologue.errors import DuologueError
+from duologue.voice.clauses import Clause, Clauses
+from duologue.voice.engines import Mark, Speech, Synthesiser
+from duologue.voice.marks import trimmed
+from duologue.voice.player import Piece, Player
+from duologue.voice.sound import resampled, silence
+
+_AHEAD_S = 4.0  # no more is synthesised while so much waits to be played: it may be cut
+_MOST_FINISHED = 64  # answers that are known to have ended; a session keeps fewer that can be resumed
+_HUNGRY_S = 0.5  # with less to play, a few words are better than a whole clause
+_LETTERS_PER_S = 15.0  # that are spoken
+_MARGIN = 0.7  # of the time that there is may be used
+_BEHIND_S = {".": 0.25, "!": 0.25, "?": 0.25, "…": 0.25, ":": 0.2, ";": 0.2, ",": 0.12}
+_BEFORE_S = 0.03
+_UNSPOKEN = str.maketrans(dict.fromkeys("*#_`~|<>[]{}\\", " "))  # marks of a written text, one space each
+
+
+class Speaking:
+    """Synthesises one answer at a time. `is_interrupted`: somebody speaks, and it is not known what of it comes.
+
+    While that is so, an answer that has not begun to be played does not begin.
+    """
+
+    def __init__(self, synthesiser: Synthesiser, player: Player, note: Callable[..., None]) -> None:
+        self.is_interrupted = False
+        self._synthesiser = synthesiser
+        self._player = player
+        self._note = note
+        self._answer: int | None = None
+        self._clauses = Clauses()
+        self._finished: deque[int] = deque(maxlen=_MOST_FINISHED)
+        self._wake = asyncio.Event()
+        self._epoch = 0  # what was begun before is not played
+        self._is_synthesising = False
+        self._has_begun = False  # whether anything of the answer has been played
+        self._effort = 0.3  # seconds that a second of speech takes to synthesise, lately
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is more to be said than the player has."""
+        return self._is_synthesising or self._clauses.has_text
+
+    def say(self, answer: int, start: int, text: str) -> None:
+        """An answer has grown."""
+        if answer != self._answer:
+            self._answer, self._clauses, self._has_begun = answer, Clauses(), False
+        self._clauses.add(start, text)
+        if answer in self._finished:
+            self._clauses.finish()
+        self._wake.set()
+
+    def finish(self, answer: int) -> None:
+        """It will not grow any more; what there is of it may be said later, and again."""
+        self._finished.append(answer)
+        if answer == self._answer:
+            self._clauses.finish()
+            self._wake.set()
+
+    def forget(self) -> None:
+        """The answer was cut: fall silent, and lose what was to be said."""
+        self._epoch += 1
+        self._answer, self._clauses, self._has_begun = None, Clauses(), False
+        self._player.cut()
+
+    def feed(self) -> None:
+        """Some time has gone by."""
+        self._player.is_held = self.is_interrupted and not self._has_begun
+        self._has_begun = self._has_begun or self._player.is_playing
+        if self._clauses.has_text and self._player.seconds_left < _AHEAD_S:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Synthesise what there is, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while (clause := self._next()) is not None:
+                await self._synthesise(clause)
+
+    def _next(self) -> Clause | None:
+        left = self._player.seconds_left
+        if self._answer is None or left >= _AHEAD_S:
+            return None
+        in_time = int(left / self._effort * _LETTERS_PER_S * _MARGIN)
+        return self._clauses.next(hungry=self._has_begun and left < _HUNGRY_S, most=in_time)
+
+    async def _synthesise(self, clause: Clause) -> None:
+        answer, epoch, loop = self._answer, self._epoch, asyncio.get_running_loop()
+        assert answer is not None, "clauses belong to an answer"
+        self._is_synthesising, before = True, loop.time()
+        try:
+            speech = await self._spoken(clause.text)
+        except DuologueError as error:  # it is not heard, but the conversation goes on
+            self._note("synthesiser_failed", message=str(error), text=clause.text)
+            speech = Speech(silence(self._player.rate // 2), self._player.rate, ())
+        finally:
+            self._is_synthesising = False
+        if epoch != self._epoch:
+            return
+        samples = resampled(speech.samples, speech.rate, self._player.rate)
+        took, seconds = round(loop.time() - before, 4), round(len(samples) / self._player.rate, 4)
+        if seconds > 0:
+            self._effort += (min(2.0, took / seconds) - self._effort) / 4
+        self._note("synthesised", answer=answer, start=clause.start, text=clause.text, took=took, seconds=seconds)
+        scale = self._player.rate / speech.rate
+        marks = [Mark(min(int(m.sample * scale), len(samples)), clause.start + m.position) for m in speech.marks]
+        marks = [mark for mark in marks if mark.position < clause.end]
+        self._player.add(Piece(answer, samples, (*marks, Mark(len(samples), clause.end))))
+
+    async def _spoken(self, text: str) -> Speech:
+        plain = text.translate(_UNSPOKEN)
+        if not any(c.isalnum() for c in plain):
+            return Speech(silence(0), self._player.rate, ())
+        speech = await self._synthesiser.speak(plain)
+        end = plain.rstrip()[-1:]
+        return trimmed(speech, before=_BEFORE_S, behind=_BEHIND_S.get(end, 0.03))

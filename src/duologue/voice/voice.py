@@ -1,0 +1,331 @@
+"""A conversation by voice, without devices: frames in, frames out, a session in between.
+
+Its clock is the sound that is pushed. Everything happens in the event loop's thread; what takes long is awaited.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from duologue.core import events as e
+from duologue.errors import DuologueError, UsageError
+from duologue.types import InputState
+from duologue.voice.engines import Recogniser, SpeechDetector, Synthesiser
+from duologue.voice.hearing import Hearing
+from duologue.voice.player import Player
+from duologue.voice.segmenter import Segmenter, Sensitivity
+from duologue.voice.sound import RATE, Samples, silence
+from duologue.voice.speaking import Speaking
+from duologue.voice.timeline import Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceConfig:
+    """How a conversation by voice goes. Times are in seconds."""
+
+    rate: int = 24_000  # samples a second that are given out
+    sensitivity: Sensitivity = field(default_factory=Sensitivity)
+    before_s: float = 0.3  # of what came before speech was detected belong to it
+    first_s: float = 0.3  # of sound are needed to recognise anything
+    partial_s: float = 0.25  # of new sound make it worth while to recognise again
+    pause_s: float = 0.13  # of silence: the last words are recognised at once
+    end_s: float = 0.9  # of silence end an utterance
+    sure_end_s: float = 0.25  # the same where its words, all of them recognised, want no more
+    no_words_end_s: float = 0.5  # the same where no words were recognised
+    back_s: float = 1.0  # after an utterance that had no consequence, the answer is as loud as before
+    latency_s: float = 0.0  # from a sample that is given out to the ear
+
+    def __post_init__(self) -> None:
+        if self.rate < 8000 or not 0 < self.sure_end_s <= self.end_s or min(self.before_s, self.partial_s) < 0:
+            raise UsageError("rate must be at least 8000, and 0 < sure_end_s <= end_s; no time may be negative")
+
+
+class Commands(Protocol):
+    """What is asked of a conversation; `Handle` and `Live` have it."""
+
+    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> None: ...
+    def heard(self, position: int, *, answer: int | None = None) -> None: ...
+
+
+class Voice:
+    """Listens and speaks for one conversation.
+
+        async with Voice(handle, detector, recogniser, synthesiser) as voice:
+            voice.follow(handle.events())
+            ...
+            voice.push(samples)          # from the microphone, at 16 kHz, as it comes
+            samples = voice.pull(480)    # for the loudspeaker, as it wants it
+
+    `commands` is the conversation; its session must have `SessionConfig(heard="reported")`, and its policy should be
+    `by_voice`. The engines stay the caller's.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        detector: SpeechDetector,
+        recogniser: Recogniser,
+        synthesiser: Synthesiser,
+        *,
+        config: VoiceConfig | None = None,
+        timeline: Timeline | None = None,
+        name: str = "voice",
+    ) -> None:
+        self.config = config or VoiceConfig()
+        self.timeline = timeline or Timeline()
+        self.player = Player(self.config.rate)
+        self._commands = commands
+        self._detector = detector
+        self._recogniser = recogniser
+        self._segmenter = Segmenter(self.config.sensitivity)
+        self._speaking = Speaking(synthesiser, self.player, self._note)
+        self._name = name
+        self._rest = silence(0)  # pushed, and not yet a whole frame
+        self._num_in = 0
+        self._before: deque[Samples] = deque(maxlen=max(1, round(self.config.before_s * RATE / detector.frame)))
+        self._hearing: Hearing | None = None  # while somebody speaks
+        self._open: dict[str, Hearing] = {}  # that and those which are ending
+        self._num_heard = 0
+        self._back_at: float | None = None
+        self._late: deque[tuple[int, int, int]] = deque()  # heard when so many samples are out: answer, position
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_sounding = False
+        self.failure: DuologueError | None = None  # what went wrong, if the conversation cannot go on
+
+    async def __aenter__(self) -> "Voice":
+        self._start(self._speaking.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def follow(self, events: AsyncIterator[e.Event]) -> None:
+        """Take the conversation's events from here, until it is over."""
+        self._start(self._follow(events))
+
+    def hang_up(self, *, forgets: bool = False) -> None:
+        """What was being said has ended where it is; with `forgets`, it was not said at all."""
+        for hearing in tuple(self._open.values()):
+            if forgets:
+                hearing.text = ""
+            self._finish(hearing)
+        self._hearing = None
+
+    @property
+    def now(self) -> float:
+        """Seconds of sound that have been pushed."""
+        return (self._num_in + len(self._rest)) / RATE
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody speaks, nothing is being recognised, and there is nothing to say."""
+        return not self._open and not self._speaking.is_busy and not self.player.is_playing
+
+    # ------------------------------------------------------------------ listening
+
+    def push(self, samples: Samples) -> None:
+        """What the microphone heard, at 16 kHz; any number of samples."""
+        self._rest = np.concatenate([self._rest, samples])
+        size = self._detector.frame
+        while len(self._rest) >= size:
+            frame, self._rest = self._rest[:size], self._rest[size:]
+            self._num_in += size
+            self._listen(frame)
+        self._speaking.feed()
+        if self._back_at is not None and self.now >= self._back_at:
+            self._come_back("quiet")
+
+    def _listen(self, frame: Samples) -> None:
+        begins = self._segmenter.push(self._detector(frame))
+        hearing = self._hearing
+        if hearing is None:
+            self._before.append(frame)
+            if begins:
+                self._begin()
+            return
+        hearing.add(frame, is_speech=self._segmenter.is_speech)
+        quiet_s = self._segmenter.num_quiet * len(frame) / RATE
+        if quiet_s >= self._end_s(hearing):
+            self._end(hearing)
+        elif self._is_due(hearing, quiet_s):
+            self._recognise(hearing)
+
+    def _begin(self) -> None:
+        """Somebody begins to speak: the channel is opened, and the answer is ducked."""
+        self._num_heard += 1
+        name = f"{self._name}-{self._num_heard}"
+        self._hearing = self._open[name] = Hearing(name, self._recogniser.begin(), self._before, self.now)
+        self._before.clear()
+        self._note("speech_started", utterance=name)
+        self._command("", self._hearing, final=False)
+        self._back_at = None
+        self._speaking.is_interrupted = True
+        if self.player.is_playing and not self.player.is_ducked:
+            self.player.duck(True)
+            self._note("ducked", utterance=name)
+
+    def _is_due(self, hearing: Hearing, quiet_s: float) -> bool:
+        """Whether its words should be recognised now: enough is new, or the last of them may have been said."""
+        if self._recognising(hearing) or hearing.new_s <= 0:
+            return False
+        least_s = self.config.partial_s if hearing.num_recognised else self.config.before_s + self.config.first_s
+        is_paused = quiet_s >= self.config.pause_s and not hearing.is_covered
+        return is_paused or (self._segmenter.is_speech and hearing.new_s >= least_s)
+
+    def _end_s(self, hearing: Hearing) -> float:
+        """How much silence ends it: little, where all words are known, and what is thought of them wants no more."""
+        if not hearing.is_covered:
+            return self.config.end_s
+        if not hearing.text:
+            return self.config.no_words_end_s
+        return self.config.end_s if hearing.state in (None, InputState.INCOMPLETE) else self.config.sure_end_s
+
+    def _end(self, hearing: Hearing) -> None:
+        self._hearing = None
+        self._before.clear()
+        hearing.is_ending = True
+        self._note("speech_ended", utterance=hearing.name, spoken_to=self._spoken_to(hearing))
+        if hearing.is_covered and not self._recognising(hearing):
+            self._finish(hearing)
+        elif not self._recognising(hearing):
+            self._recognise(hearing)
+
+    def _spoken_to(self, hearing: Hearing) -> float:
+        """When its last speech was, on the clock of the input."""
+        return round(self.now - (hearing.num_samples - hearing.voiced_to) / RATE, 4)
+
+    def _recognising(self, hearing: Hearing) -> bool:
+        return any(task.get_name() == hearing.name for task in self._tasks)
+
+    def _recognise(self, hearing: Hearing) -> None:
+        self._start(self._recognised(hearing), name=hearing.name)
+
+    async def _recognised(self, hearing: Hearing) -> None:
+        to, began, loop = hearing.num_samples, self.now, asyncio.get_running_loop()
+        before = loop.time()
+        try:
+            text = await hearing.recognition.hear(hearing.take(), last=hearing.is_ending)
+        except DuologueError as error:
+            self._note("recogniser_failed", message=str(error))
+            text = hearing.text
+        took = round(loop.time() - before, 4)
+        hearing.num_recognised = to
+        self._note("recognised", utterance=hearing.name, text=text, began=round(began, 4), took=took, heard_s=to / RATE)
+        if text != hearing.text:
+            hearing.text, hearing.state, hearing.is_dropped = text, None, False
+            if text:
+                self._command(text, hearing, final=False)
+        if hearing.is_ending and hearing.is_covered:
+            self._finish(hearing)
+        elif hearing.is_ending:
+            loop.call_soon(self._recognise, hearing)
+
+    def _finish(self, hearing: Hearing) -> None:
+        """All its words are known, and no more will come."""
+        if hearing.is_over:
+            return
+        hearing.is_over = True
+        del self._open[hearing.name]
+        self._command(hearing.text, hearing, final=True)
+        if not self._open:
+            self._speaking.is_interrupted = False
+            if self.player.is_ducked:
+                self._back_at = self.now + self.config.back_s
+
+    def _command(self, text: str, hearing: Hearing, *, final: bool) -> None:
+        try:
+            self._commands.hear(text, utterance=hearing.name, final=final)
+        except DuologueError as error:
+            self.failure = error
+
+    # ------------------------------------------------------------------ what the conversation tells
+
+    async def _follow(self, events: AsyncIterator[e.Event]) -> None:
+        try:
+            async for event in events:
+                self.take(event)
+        except DuologueError as error:
+            self.failure = error
+
+    def take(self, event: e.Event) -> None:
+        """The next event of the conversation."""
+        row = e.as_dict(event)
+        at = row.pop("at")  # on the engine's clock, and these rows are on the sound's
+        if (heard_at := row.pop("heard_at", None)) is not None:
+            row["latency"] = round(at - heard_at, 4)
+        self._note(row.pop("type"), **row)
+        match event:
+            case e.Said(answer=answer, start=start, text=text):
+                self._speaking.say(answer, start, text)
+            case e.Finished(answer=answer):
+                self._speaking.finish(answer)
+            case e.Suspended() | e.Withdrawn() | e.TakenBack() | e.Edited():
+                self._fall_silent()
+            case e.Decided(text=text, decision=decision):
+                for hearing in self._open.values():
+                    hearing.judged(text, decision.state)
+            case e.Dropped(utterance=utterance):
+                self._dropped(utterance)
+            case _:
+                pass
+
+    def _dropped(self, utterance: str) -> None:
+        """Nothing came of these words: the answer goes on as it was."""
+        if utterance in self._open:
+            self._open[utterance].is_dropped = True
+        if all(hearing.is_dropped for hearing in self._open.values()):
+            self._speaking.is_interrupted = False
+            self._come_back("dropped")
+
+    def _fall_silent(self) -> None:
+        was_playing = self.player.is_playing
+        self._speaking.forget()
+        self._late.clear()
+        if was_playing:
+            self._note("cut")
+
+    def _come_back(self, why: str) -> None:
+        self._back_at = None
+        if self.player.is_ducked:
+            self.player.duck(False)
+            self._note("came_back", why=why)
+
+    # ------------------------------------------------------------------ speaking
+
+    def pull(self, count: int) -> Samples:
+        """The next `count` samples for the ear, at `config.rate`."""
+        is_playing = self.player.is_playing
+        if is_playing != self._is_sounding:
+            self._is_sounding = is_playing
+            self._note("sound_begins" if is_playing else "sound_ends")
+        samples, heard = self.player.pull(count)
+        self._speaking.feed()
+        due = self.player.num_out + int(self.config.latency_s * self.config.rate)
+        self._late.extend((due, item.answer, item.position) for item in heard)
+        while self._late and self._late[0][0] <= self.player.num_out:
+            _, answer, position = self._late.popleft()
+            with contextlib.suppress(UsageError):  # it was rolled back meanwhile
+                self._commands.heard(position, answer=answer)
+        return samples
+
+    def _note(self, kind: str, **more: object) -> None:
+        self.timeline.add(self.now, kind, **more)
+
+    def _start(self, work: "asyncio._CoroutineLike[None]", name: str | None = None) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failure = (
+                error if isinstance(error, DuologueError) else DuologueError(f"{type(error).__name__}: {error}")
+            )

@@ -1,0 +1,188 @@
+"""Sound over /v1/duplex, with scripted engines: binary messages in, binary messages out, and what is said of them."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+
+from duologue.voice.defaults import Engines
+from duologue.voice.sound import to_pcm16
+from serving import Running, scripted_model, serving
+from voiced import LoudnessDetector, LoudSynthesiser, ScriptedRecogniser, in_loop
+
+RATE = 24_000
+BLOCK_S = 0.04
+
+
+def engines(*scripts: Mapping[float, str]) -> Engines:
+    return Engines(ScriptedRecogniser(list(scripts)), LoudSynthesiser(), LoudnessDetector)
+
+
+class Caller:
+    """A client that speaks, and keeps what it hears."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.told: list[dict[str, Any]] = []
+        self.heard = bytearray()
+        self._reader = asyncio.create_task(self._read())
+
+    @classmethod
+    async def call(cls, server: Running, **settings: Any) -> "Caller":
+        caller = cls(await connect(server.http.replace("http", "ws") + "/v1/duplex"))
+        await caller.send({"type": "start", "settings": settings})
+        await caller.until("started", "error")
+        return caller
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await self.socket.send(json.dumps(message))
+
+    async def speaks(self, seconds: float, *, loud: bool) -> None:
+        block = to_pcm16(np.full(int(BLOCK_S * RATE), 0.5 if loud else 0.0, np.float32))
+        for _ in range(round(seconds / BLOCK_S)):
+            await self.socket.send(block)
+            await asyncio.sleep(BLOCK_S)
+
+    async def until(self, *kinds: str) -> dict[str, Any]:
+        """Silence, until a message of one of these types, or of voice messages what they tell, has come."""
+        async with asyncio.timeout(20):
+            while True:
+                for message in self.told:
+                    if message["type"] in kinds or message.get("what") in kinds:
+                        return message
+                await asyncio.sleep(0.02)
+
+    async def _read(self) -> None:
+        async for message in self.socket:
+            if isinstance(message, bytes):
+                self.heard += message
+            else:
+                self.told.append(json.loads(message))
+
+    async def hang_up(self) -> None:
+        self._reader.cancel()
+        await self.socket.close()
+
+
+QUESTION = {0.1: "what is", 0.3: "what is a cat"}
+ANSWERS = {"what is a cat": "A cat is a small animal, which sleeps."}
+
+
+@in_loop
+async def test_a_question_is_heard_and_the_answer_comes_as_sound() -> None:
+    async with serving(scripted_model(ANSWERS), engines=engines(QUESTION)) as server:
+        caller = await Caller.call(server, voice={"rate": RATE})
+        started = await caller.until("started")
+        assert started["settings"]["voice"] == {"rate": RATE, "latency_ms": 100.0}
+        assert started["settings"]["hearing"] == "reported"
+        await caller.speaks(0.6, loud=True)
+        committed = await caller.until("committed")  # silence is taken for what does not come
+        assert committed["text"] == ANSWERS["what is a cat"]
+        assert np.abs(np.frombuffer(caller.heard, "<i2")).max() > 8000
+        assert next(m["what"] for m in caller.told if m["type"] == "voice") == "speech_started"
+        await caller.hang_up()
+
+
+@in_loop
+async def test_an_interruption_is_told_as_a_cut() -> None:
+    async with serving(scripted_model(ANSWERS), engines=engines(QUESTION, {0.2: "be quiet"})) as server:
+        caller = await Caller.call(server, voice={"rate": RATE})
+        await caller.speaks(0.6, loud=True)
+        await caller.speaks(1.2, loud=False)
+        await caller.speaks(0.8, loud=True)
+        await caller.until("cut")
+        suspended = await caller.until("suspended")
+        assert ANSWERS["what is a cat"] == suspended["heard"] + suspended["unheard"]
+        assert suspended["heard"], "some of it was played"
+        await caller.hang_up()
+
+
+@in_loop
+async def test_who_is_cut_off_comes_back_and_the_answer_goes_on() -> None:
+    async with serving(scripted_model(ANSWERS), engines=engines(QUESTION)) as server:
+        caller = await Caller.call(server, voice={"rate": RATE})
+        session = (await caller.until("started"))["session"]
+        await caller.speaks(0.6, loud=True)
+        await caller.until("heard")
+        await caller.hang_up()
+        again = Caller(await connect(server.http.replace("http", "ws") + "/v1/duplex"))
+        await again.send({"type": "start", "session": session})
+        assert (await again.until("committed"))["text"] == ANSWERS["what is a cat"]
+        await again.hang_up()
+
+
+@in_loop
+async def test_places_are_counted_and_freed() -> None:
+    async with serving(scripted_model(), engines=engines(), max_voices=1) as server:
+        first = await Caller.call(server, voice={})
+        second = await Caller.call(server, voice={})
+        assert (await second.until("error"))["code"] == "full"
+        assert len(server.talks) == 1, "a conversation without a voice is not left behind"
+        await first.hang_up()
+        async with asyncio.timeout(10):
+            while (third := await Caller.call(server, voice={})).told[0]["type"] == "error":
+                await third.hang_up()
+        await third.hang_up()
+
+
+@pytest.mark.parametrize("voice", [{"rate": 44_100}, {"rate": "fast"}, "yes", {"latency_ms": -1}])
+@in_loop
+async def test_what_cannot_be_is_said(voice: Any) -> None:
+    async with serving(scripted_model(), engines=engines()) as server:
+        caller = await Caller.call(server, voice=voice)
+        assert (await caller.until("error"))["code"] == "bad_request"
+        await caller.hang_up()
+
+
+@in_loop
+async def test_a_server_without_voice_says_so_and_takes_no_sound() -> None:
+    async with serving(scripted_model()) as server:
+        caller = await Caller.call(server, voice={})
+        assert "--voice" in (await caller.until("error"))["message"]
+        await caller.socket.send(b"\0\0")
+        async with asyncio.timeout(10):
+            while len(caller.told) < 2:
+                await asyncio.sleep(0.01)
+        assert caller.told[1]["code"] == "bad_message"
+        await caller.hang_up()
+
+
+@in_loop
+async def test_half_a_sample_is_refused_and_the_conversation_goes_on() -> None:
+    async with serving(scripted_model(ANSWERS), engines=engines(QUESTION)) as server:
+        caller = await Caller.call(server, voice={"rate": RATE})
+        await caller.socket.send(b"\0\0\0")
+        assert (await caller.until("error"))["code"] == "bad_message"
+        await caller.speaks(0.6, loud=True)
+        await caller.until("committed")
+        await caller.hang_up()
+
+
+@in_loop
+async def test_a_conversation_gets_a_voice_and_loses_it() -> None:
+    async with serving(scripted_model(ANSWERS), engines=engines(QUESTION)) as server:
+        caller = await Caller.call(server, hearing="reported")
+        assert (await caller.until("started"))["has_voice"] is True
+        await caller.send({"type": "settings", "voice": {"rate": RATE}})
+        await caller.speaks(0.6, loud=True)
+        await caller.until("committed")
+        await caller.send({"type": "settings", "voice": False})
+        await caller.socket.send(b"\0\0")
+        assert (await caller.until("error"))["code"] == "bad_message"
+        (talk,) = server.talks._open.values()
+        assert talk.settings.voice is None
+        assert talk.is_open
+        await caller.hang_up()
+
+
+@in_loop
+async def test_where_hearing_goes_by_the_clock_there_is_no_voice() -> None:
+    async with serving(scripted_model(), engines=engines()) as server:
+        caller = await Caller.call(server, hearing=4.0)
+        await caller.send({"type": "settings", "voice": {}})
+        assert "reported" in (await caller.until("error"))["message"]
+        await caller.hang_up()

@@ -1,0 +1,196 @@
+"""A conversation by voice: who is heard when, what comes of it, and how it sounds. On a virtual clock, with scripts."""
+
+import numpy as np
+import pytest
+
+from duologue.core.transitions import Interruptible
+from duologue.errors import UsageError
+from duologue.voice.player import DUCK_DB
+from duologue.voice.sound import gain
+from duologue.voice.voice import VoiceConfig
+from voiced import Spoken, in_loop
+
+QUESTION = {0.5: "what is", 0.9: "what is a cat"}
+ANSWER = "A cat is a small animal, which lives with people. It sleeps a lot, and hunts at night. " * 3
+ANSWERS = {"what is a cat": ANSWER, "and a dog": "A dog is another one."}
+FULL, DUCKED = 0.5, 0.5 * gain(DUCK_DB)
+
+
+def spoken(*scripts: dict[float, str], **more: object) -> Spoken:
+    return Spoken([QUESTION, *scripts], ANSWERS, **more)  # type: ignore[arg-type]
+
+
+async def asked(talk: Spoken) -> None:
+    """The question is asked, and the answer has been running for a second."""
+    await talk.hears(0.5, speech=False)
+    await talk.hears(1.0, speech=True)
+    await talk.hears(2.0, speech=False)
+    assert talk.voice.player.is_playing
+
+
+@in_loop
+async def test_a_question_is_answered_after_it_ends_and_heard_as_it_is_played() -> None:
+    async with spoken() as talk:
+        during = await talk.hears(1.0, speech=True)
+        assert not during.any(), "nothing is said while the user speaks"
+        assert "promoted" in talk.kinds, "but the answer is being prepared"
+        after = await talk.hears(1.5, speech=False)
+        begins = np.flatnonzero(after)[0] / 24_000
+        assert 0.2 < begins < 0.6
+        heard = talk.history[-1][1]
+        assert heard
+        assert ANSWER.startswith(heard)
+        assert len(heard) * 0.04 == pytest.approx(1.5 - begins, abs=0.45), "what was heard is what has been played"
+
+
+@in_loop
+async def test_words_that_do_not_matter_make_it_quieter_and_nothing_else() -> None:
+    async with spoken({0.4: "mhm"}) as talk:
+        await asked(talk)
+        before = await talk.hears(0.1, speech=False)
+        during = await talk.hears(0.6, speech=True)
+        after = await talk.hears(2.0, speech=False)
+        assert before[-1] == pytest.approx(FULL)
+        assert talk.first("ducked") - talk.times("speech_started")[1] == 0.0
+        assert np.isclose(during, DUCKED, atol=1e-3).mean() > 0.3
+        assert after[-1] == pytest.approx(FULL)
+        assert talk.times("came_back")
+        assert "cut" not in talk.kinds
+        assert talk.history[0] == ("user", "what is a cat")
+        assert len(talk.history) == 2, "the aside left no trace"
+
+
+@in_loop
+async def test_an_interruption_silences_it_and_the_history_has_what_was_played() -> None:
+    async with spoken({0.4: "and a", 0.8: "and a dog"}) as talk:
+        await asked(talk)
+        during = await talk.hears(1.1, speech=True)
+        cut = talk.first("cut")
+        assert not during[-4800:].any(), "silence"
+        await talk.hears(3.0, speech=False)
+        assert talk.history[0] == ("user", "what is a cat")
+        first = talk.history[1][1]
+        assert ANSWER.startswith(first)
+        spoken_s = cut - talk.first("sound_begins")
+        assert len(first) * 0.04 == pytest.approx(spoken_s, abs=0.45)
+        assert talk.history[2:] == [("user", "and a dog"), ("assistant", "A dog is another one.")]
+
+
+@in_loop
+async def test_stop_silences_it_and_nothing_follows() -> None:
+    async with spoken({0.3: "stop"}) as talk:
+        await asked(talk)
+        await talk.hears(0.6, speech=True)
+        after = await talk.hears(2.0, speech=False)
+        assert "cut" in talk.kinds
+        assert not after.any()
+        assert len(talk.history) == 2
+
+
+@in_loop
+async def test_noise_ducks_for_a_moment() -> None:
+    async with spoken({}) as talk:
+        await asked(talk)
+        await talk.hears(0.3, speech=True)
+        after = await talk.hears(1.5, speech=False)
+        assert talk.times("ducked")
+        assert "cut" not in talk.kinds
+        assert after[-1] == pytest.approx(FULL)
+
+
+@in_loop
+async def test_nothing_said_is_no_turn() -> None:
+    async with Spoken([{}]) as talk:
+        await talk.hears(0.5, speech=True)
+        out = await talk.hears(3.0, speech=False)
+        assert not out.any()
+        assert talk.history == []
+        assert talk.handle.session.input_text is None
+
+
+@in_loop
+async def test_a_pause_for_thought_does_not_end_the_utterance() -> None:
+    async with Spoken([{0.5: "tell me about the", 1.4: "tell me about the moon"}]) as talk:
+        await talk.hears(0.7, speech=True)
+        await talk.hears(0.6, speech=False)  # longer than a finished sentence would be waited for
+        await talk.hears(0.6, speech=True)
+        await talk.hears(1.5, speech=False)
+        assert talk.recogniser.num_begun == 1
+        assert talk.history[0] == ("user", "tell me about the moon")
+
+
+@in_loop
+async def test_words_after_the_end_belong_to_the_turn_while_nothing_was_heard() -> None:
+    async with Spoken([{0.4: "what is a cat"}, {0.4: "and a dog"}], speaking_s=1.0) as talk:
+        await talk.hears(0.6, speech=True)
+        await talk.hears(0.8, speech=False)  # answered, but the synthesiser is slow
+        out = await talk.hears(0.6, speech=True)
+        assert not out.any(), "it does not begin while the user speaks"
+        await talk.hears(4.0, speech=False)
+        assert talk.history[0] == ("user", "what is a cat and a dog")
+
+
+@in_loop
+async def test_slow_recognition_loses_nothing() -> None:
+    async with spoken({0.4: "and a", 0.8: "and a dog"}, recognising_s=0.7) as talk:
+        await talk.hears(1.0, speech=True)
+        await talk.hears(4.0, speech=False)
+        await talk.hears(1.1, speech=True)
+        await talk.hears(5.0, speech=False)
+        assert [text for role, text in talk.history if role == "user"] == ["what is a cat", "and a dog"]
+
+
+@in_loop
+async def test_a_recogniser_that_fails_is_told_and_the_answer_goes_on() -> None:
+    async with spoken({}) as talk:
+        await asked(talk)
+        talk.recogniser.fails = True
+        await talk.hears(0.5, speech=True)
+        after = await talk.hears(2.0, speech=False)
+        assert "recogniser_failed" in talk.kinds
+        assert after[-1] == pytest.approx(FULL)
+
+
+@in_loop
+async def test_choppy_generation_is_spoken_in_order_and_without_clicks() -> None:
+    async with spoken(passes=1, speaking_s=0.2) as talk:  # a letter in 20 ms is twice as fast as it is said
+        await talk.hears(1.0, speech=True)
+        out = await talk.hears(14.0, speech=False)
+        assert "".join(talk.synthesiser.texts) == ANSWER
+        assert talk.history[-1] == ("assistant", ANSWER)
+        assert np.abs(np.diff(out)).max() < 0.02, "no sample jumps"
+
+
+@in_loop
+async def test_what_is_cut_fades() -> None:
+    async with spoken({0.3: "stop"}) as talk:
+        await asked(talk)
+        out = await talk.hears(1.0, speech=True)
+        assert not out[-1]
+        assert np.abs(np.diff(out)).max() < 0.02
+
+
+@in_loop
+async def test_an_answer_that_may_not_be_cut_is_not() -> None:
+    async with spoken({0.4: "and a dog"}) as talk:
+        await asked(talk)
+        talk.handle.session.protect(Interruptible.NO)
+        await talk.hears(0.8, speech=True)
+        after = await talk.hears(3.0, speech=False)
+        assert "cut" not in talk.kinds
+        assert after[-1] == pytest.approx(FULL)
+
+
+@in_loop
+async def test_marks_of_writing_are_not_spoken_and_count_as_heard() -> None:
+    async with Spoken([QUESTION], {"what is a cat": "**A cat** is:\n\n* small\n* `grey`\n"}) as talk:
+        await talk.hears(1.0, speech=True)
+        await talk.hears(5.0, speech=False)
+        assert not any(c in "".join(talk.synthesiser.texts) for c in "*`")
+        assert talk.history[-1] == ("assistant", "**A cat** is:\n\n* small\n* `grey`\n")
+
+
+@pytest.mark.parametrize("wrong", [{"rate": 100}, {"sure_end_s": 2.0}, {"end_s": 0.1}, {"partial_s": -1.0}])
+def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        VoiceConfig(**wrong)  # type: ignore[arg-type]

