@@ -13,7 +13,6 @@ class Results(Protocol):
     def of(self, benchmark: str) -> Any: ...
 
 
-_LOST, _KEPT = "got through", "answer survived"
 _SOUNDS = {
     "questions": "synthetic questions, in silence",
     "commands": "recorded commands, in silence",
@@ -50,10 +49,10 @@ def voice(results: Results) -> str:
 
 def _voice_row(found: Result) -> tuple[str, ...]:
     if "got_through" in found:
-        outcome = f"{found['got_through']} {_LOST}"
+        outcome = f"{found['got_through']} got through"
         return outcome, _seconds(found["onset_to_duck_s"]), _seconds(found["onset_to_silence_s"]), ""
     if "survived" in found:
-        return f"{found['survived']} {_KEPT}, {found['untouched']} untouched", "", "", ""
+        return f"{found['survived']} survived, {found['untouched']} untouched", "", "", ""
     return f"{found['answered']} answered", "", "", _seconds(found["end_of_speech_to_first_sound_s"])
 
 
@@ -61,7 +60,7 @@ def stages(results: Results) -> str:
     """Seconds of work of each stage for a second of sound."""
     header = ("stage", "real-time factor", "one piece takes (s, p50 / p95)")
     for _, result in results.of("voice"):
-        if result["oracle"]:
+        if result["oracle"] or "interruptions" not in result:
             continue
         found = result["stages"]
         frame = f"{found['detector']['frame_ms'] / 1000:.4f} (a frame)"

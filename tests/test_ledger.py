@@ -5,7 +5,7 @@ import random
 import pytest
 
 from duologue.core.config import SessionConfig
-from duologue.core.events import EVENT_TYPES, as_dict, from_dict
+from duologue.core.events import EVENT_TYPES, Resumed, as_dict, from_dict
 from duologue.core.ledger import Ledger
 from duologue.core.policy import Policy
 from duologue.errors import BadData, UsageError
@@ -88,3 +88,29 @@ def test_what_came_in_last_is_known_until_it_is_answered_or_dropped():
         for event in talk.events[told:]:
             ledger(event)
         assert [received.text for received in ledger.unanswered.values()] == waiting
+
+
+def test_words_that_let_an_answer_go_on_are_part_of_the_history():
+    config = SessionConfig(heard="reported")
+    talk, ledger = (
+        Talk({"count": "one two three four five six seven eight"}, policy=Policy(p_sure=0.5), config=config),
+        Ledger(),
+    )
+    talk.hear("count")
+    talk.tick(30)
+    talk.told(talk.session.heard(13))
+    talk.hear("what is a cat")  # cuts it, and is answered
+    talk.run()
+    for _ in range(20):
+        if talk.session.running is not None:
+            talk.told(talk.session.heard(talk.session.running.num_said))
+            talk.run()
+    talk.hear("go on")
+    talk.run()
+    talk.told(talk.session.heard(talk.session.running.num_said))
+    talk.run()
+    assert any(isinstance(event, Resumed) and not event.exact for event in talk.events)
+    for event in talk.events:
+        ledger(event)
+    assert ledger.history == talk.session.history
+    assert "go on" in [turn.text for turn in ledger.history]

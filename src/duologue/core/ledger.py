@@ -117,4 +117,5 @@ class Ledger:
             del self._turns[cut.num_turns :]
             self._running = cut
         elif self._running is None or self._running.id != event.answer:
-            self._running = _Told(event.answer, None, len(self._turns))
+            asked = self._running.asked if self._running is not None else None  # words such as "go on"
+            self._running = _Told(event.answer, asked, len(self._turns))

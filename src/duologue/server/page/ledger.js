@@ -99,7 +99,8 @@ export class Ledger {
       this.#turns.length = Math.min(this.#turns.length, cut.count);
       this.#running = cut;
     } else if (this.#running === null || this.#running.id !== event.answer) {
-      this.#running = told(event.answer, null, this.#turns.length);
+      const asked = this.#running === null ? null : this.#running.asked; // words such as “go on”
+      this.#running = told(event.answer, asked, this.#turns.length);
     }
   }
 }
