@@ -48,6 +48,7 @@ def test_it_is_made_of_what_the_package_has_and_of_nothing_else():
             imported = re.findall(r'^import [^"]*?"([^"]+)";', text, re.MULTILINE)
             assert all(name.startswith("./") for name in imported), path.name
             named |= {name.removeprefix("./") for name in imported}
+            named |= set(re.findall(r'addModule\((?:new URL\()?"(?:\./|/?page/)?([^"]+\.js)"', text))
         named |= set(re.findall(r'(?:href|src)="page/([^"]+)"', text))
     assert named == have - {"index.html"}
 
