@@ -154,6 +154,7 @@ def test_a_conversation_that_another_page_took_can_be_taken_back():
             stored = await on.page.evaluate("() => sessionStorage.getItem('duologue-talks')")
             other = await on.page.context.new_page()
             await other.goto(server.http + "/" + QUICK)
+            await other.locator(".status[data-name=open]").first.wait_for()  # else it writes its own name afterwards
             await other.evaluate("text => sessionStorage.setItem('duologue-talks', text)", stored)
             await other.reload()
             await on.shows("#banner", "another page has taken the conversation over")
