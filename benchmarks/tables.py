@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import measuring
+import server_tables
 import voice_tables
 
 from duologue.evaluation import cost_tables
@@ -358,7 +359,7 @@ def exports(results: Results) -> str:
         )
         for _, result in results.of("export")
     ]
-    return measuring.table(header, rows)
+    return measuring.table(header, rows) if rows else "No run has been committed yet."
 
 
 def experiments(_: Results) -> str:
@@ -416,6 +417,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "attention": attention,
     "exports": exports,
     "experiments": experiments,
+    "serve": server_tables.serve,
     "voice": voice_tables.voice,
     "voice-stages": voice_tables.stages,
 }
