@@ -9,7 +9,7 @@ import scripted
 from crowd import Crowd, Guest
 from duologue.core.backend import Extend, Step
 from duologue.core.config import SessionConfig
-from duologue.core.events import Committed, Decided, Event, Released, Resumed, Said, Suspended
+from duologue.core.events import Committed, Decided, Event, Released, Resumed, Said, Suspended, Trimmed
 from duologue.core.policy import Policy
 from duologue.core.trace import Pass
 from duologue.engines.scheduler import Scheduler
@@ -119,6 +119,64 @@ def test_long_texts_are_fed_one_after_the_other_in_the_order_they_came() -> None
     assert len(crowd.batches) < 4 * 1700 / 64 + 4
     halfway = guests[3].passes[0].at
     assert halfway == 0.0, "the last one gets a little all the while"
+
+
+def being_trimmed(crowd: Crowd) -> Guest:
+    """A guest whose context is being made shorter."""
+    config = SessionConfig(max_length=1024)
+    history = [Turn(Role.USER, "well " * 40), Turn(Role.ASSISTANT, "so " * 90)]
+    guest = crowd.guest(history=history, config=config, policy=SURE)
+    for number in range(9):
+        guest.hear("tell me a story", f"q{number}")
+        while not guest.session.upkeep and crowd.tick():
+            pass
+        if guest.session.upkeep:
+            break
+    assert guest.session.upkeep > 200
+    return guest
+
+
+def test_making_contexts_shorter_takes_a_small_part_of_a_pass_while_somebody_speaks() -> None:
+    crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=64)
+    guests = [being_trimmed(crowd) for _ in range(2)]
+    (speaker,) = asked(crowd, 1)
+    while not speaker.first(Said):
+        crowd.tick()
+    del crowd.batches[:]
+    begun = speaker.session.running.num_tokens  # type: ignore[union-attr]
+    crowd.tick(20)
+    assert speaker.session.running.num_tokens == begun + 20  # type: ignore[union-attr]
+    assert [fed(batch) for batch in crowd.batches] == [1 + 64 // 8] * 20
+    left = sorted(guest.session.upkeep for guest in guests)
+    assert left[1] - left[0] > 100, "one after the other"
+    speaker.hear("oh (radio)", "aside")
+    crowd.tick()
+    assert [e.text for e in speaker.events if isinstance(e, Decided)][-1] == "oh (radio)"
+    crowd.run()
+    assert all(guest.first(Trimmed) for guest in guests)
+
+
+def test_contexts_are_made_shorter_in_whole_passes_while_all_are_silent() -> None:
+    crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=64)
+    guest = being_trimmed(crowd)
+    wanted = guest.session.upkeep
+    del crowd.batches[:]
+    crowd.run()
+    assert guest.first(Trimmed)
+    assert len(crowd.batches) == -(-wanted // 64)
+
+
+def test_a_shorter_context_that_words_wait_for_is_as_urgent_as_the_words() -> None:
+    crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=64)
+    guest = being_trimmed(crowd)
+    (speaker,) = asked(crowd, 1)
+    crowd.tick(3)
+    guest.hear("well " * 45)  # more than the old context has room for
+    crowd.tick()
+    assert guest.session.upkeep == 0 and guest.session.backlog > 100
+    wanted = guest.session.backlog
+    crowd.tick(2 + wanted // 60)
+    assert guest.first(Trimmed)
 
 
 def test_a_long_text_comes_first_when_it_has_waited_long_enough() -> None:

@@ -19,10 +19,10 @@ class _Gated(Session):
         answer = self.running
         return Phase.LISTENING if answer is not None and not answer.num_tokens else super().phase
 
-    def plan(self, limit: int | None = None) -> Plan:
+    def plan(self, limit: int | None = None, upkeep: int | None = None) -> Plan:
         self._cache.room = limit
         self._branch.plan_trunk()
-        self._branch.plan_rebuild()
+        self._branch.plan_rebuild(upkeep)
         return self._cache.flush()
 
     def _answer_gathered(self) -> None:

@@ -35,10 +35,10 @@ class Sequential(Session):
     def backlog(self) -> int:
         return super().backlog + sum(len(extend.tokens) for extend in self._rest)
 
-    def plan(self, limit: int | None = None) -> Plan:
+    def plan(self, limit: int | None = None, upkeep: int | None = None) -> Plan:
         if self._rest:
             is_too_long = limit is not None and len(self._rest[0].tokens) > limit
             return Plan((), () if is_too_long else (self._rest.popleft(),))
-        whole = super().plan(limit)
+        whole = super().plan(limit, upkeep)
         self._rest.extend(whole.batch[1:])
         return Plan(whole.ops, whole.batch[:1])

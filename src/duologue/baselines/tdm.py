@@ -176,6 +176,11 @@ class Tdm:
         return self._channel.num_waiting if self._slice is not None else 0
 
     @property
+    def upkeep(self) -> int:
+        """None: what is left out of a channel that is full is left out at once."""
+        return 0
+
+    @property
     def next_deadline(self) -> float | None:
         """When the next slice begins; None while the assistant is saying something."""
         return self._next_at if self._slice is None else None
@@ -261,7 +266,7 @@ class Tdm:
 
     # ------------------------------------------------------------------ plan and take
 
-    def plan(self, limit: int | None = None) -> Plan:
+    def plan(self, limit: int | None = None, upkeep: int | None = None) -> Plan:
         """What to run next: one pass over the one channel, of at most `limit` tokens."""
         channel, piece = self._channel, self._slice
         self._cache.room = limit

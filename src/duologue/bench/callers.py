@@ -50,7 +50,7 @@ class LoadOutcome:
     decisions: list[float] = field(default_factory=list)  # milliseconds
     longest_waits: list[float] = field(default_factory=list)  # seconds, of each client, while an answer was written
     answers: int = 0
-    lost: int = 0  # conversations that broke off
+    failures: list[str] = field(default_factory=list)  # of conversations that broke off: why
     memory: list[int] = field(default_factory=list)  # bytes of the server at even intervals, if they could be read
 
     @property
@@ -61,7 +61,7 @@ class LoadOutcome:
     @property
     def realtime(self) -> bool:
         """Whether everybody was served in time."""
-        return percentile(tuple(self.decisions), 95) < MAX_P95_MS and not self.starved and not self.lost
+        return percentile(tuple(self.decisions), 95) < MAX_P95_MS and not self.starved and not self.failures
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -75,7 +75,8 @@ class LoadOutcome:
             "answers": self.answers,
             "longest_wait_s": round(max(self.longest_waits, default=0.0), 3),
             "starved": self.starved,
-            "lost": self.lost,
+            "lost": len(self.failures),
+            "failures": self.failures,
             "memory_mb": [round(size / 1e6, 1) for size in self.memory],
             "memory_growth": round(statistics.mean(self.memory[half:]) / statistics.mean(self.memory[:half]), 4)
             if half
@@ -176,12 +177,13 @@ async def load(
                 outcome.memory.append(size)
             told(outcome)
     finally:
-        outcome.lost = sum(task.done() for task in tasks)
+        has_ended = [task.done() for task in tasks]
         for task in tasks:
             task.cancel()
         ends = await asyncio.gather(*tasks, return_exceptions=True)
     outcome.longest_waits = [caller.longest_wait for caller in callers]
-    failures = [end for end in ends if isinstance(end, RemoteError)]
-    if len(failures) == len(tasks):
+    failures = [end for end, early in zip(ends, has_ended, strict=True) if early and isinstance(end, BaseException)]
+    if len(failures) == len(tasks) and isinstance(failures[0], RemoteError):
         raise failures[0]
+    outcome.failures = [f"{type(failure).__name__}: {failure}" for failure in failures]
     return outcome

@@ -81,10 +81,16 @@ class Branch:
 
     @property
     def backlog(self) -> int:
-        """Tokens that wait to be fed."""
+        """Tokens that wait to be fed, without those of `upkeep`."""
         is_ahead = self.answer is not None and self._is_ahead(self.answer)
-        trunk = 0 if is_ahead else self.trunk.num_waiting
-        return trunk + (self._rebuild.channel.num_waiting if self._rebuild is not None else 0)
+        trunk, rebuild = 0 if is_ahead else self.trunk.num_waiting, self._rebuild
+        return trunk + (rebuild.channel.num_waiting if rebuild is not None and rebuild.is_awaited else 0)
+
+    @property
+    def upkeep(self) -> int:
+        """Tokens of a rebuild that nobody waits for."""
+        rebuild = self._rebuild
+        return 0 if rebuild is None or rebuild.is_awaited else rebuild.channel.num_waiting
 
     @property
     def last_role(self) -> Role | None:
@@ -107,6 +113,8 @@ class Branch:
         needed = at + len(ids) + self._room
         if needed > self._config.max_length:
             self._start_rebuild()
+            if self._rebuild is not None:
+                self._rebuild.is_awaited = True
         return needed <= self._config.max_length
 
     # ------------------------------------------------------------------ answering
@@ -155,12 +163,15 @@ class Branch:
                 self._log.add(Refused(self._log.now, "respond", str(error)))
         self.release()
 
-    def plan_rebuild(self) -> None:
-        """Feed a part of what is being rebuilt."""
-        if self._rebuild is not None:
-            channel = self._rebuild.channel
-            if channel.fed is None and (size := self._cache.portion(channel)):
-                self._cache.feed(channel, size)
+    def plan_rebuild(self, upkeep: int | None) -> None:
+        """Feed a part of what is being rebuilt; `upkeep` tokens (None: what is left) if nobody waits for it."""
+        rebuild = self._rebuild
+        if rebuild is None or rebuild.channel.fed is not None:
+            return
+        if upkeep is not None and not rebuild.is_awaited:
+            self._cache.room = upkeep
+        if size := self._cache.portion(rebuild.channel):
+            self._cache.feed(rebuild.channel, size)
 
     def plan_trunk(self) -> None:
         """Feed what is pending there: what the answer follows, or its last token, to draw the next."""

@@ -15,6 +15,7 @@ class Rebuild:
     def __init__(self, template: Template, history: Sequence[Turn], budget: int, cache: Planner) -> None:
         kept = layout.newest_that_fit(template, history, budget - len(template.begin))
         self.num_dropped = len(history) - kept  # turns that are left out
+        self.is_awaited = False  # whether words or an answer wait for it
         self.num_laid = len(history)  # turns that are accounted for, those left out included
         self._template = template
         self.channel: Channel = cache.open([*template.begin, *template.lay_out(history[self.num_dropped :])])

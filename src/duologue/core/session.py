@@ -130,12 +130,17 @@ class Session:
 
     @property
     def backlog(self) -> int:
-        """About how many tokens wait to be fed, those that are under way left out."""
+        """About how many tokens wait to be fed, those that are under way and those of `upkeep` left out."""
         listening = self._input
         if listening is None or listening.channel is None:
             return self._branch.backlog
         num_probes = len(self.probe.tokens) if listening.needs_score and listening.channel.fed is None else 0
         return self._branch.backlog + listening.channel.num_waiting + num_probes
+
+    @property
+    def upkeep(self) -> int:
+        """Tokens of a shorter context in the making, which nobody waits for while there is room in the old one."""
+        return self._branch.upkeep
 
     @property
     def next_deadline(self) -> float | None:
@@ -318,17 +323,18 @@ class Session:
 
     # ------------------------------------------------------------------ plan and take
 
-    def plan(self, limit: int | None = None) -> Plan:
+    def plan(self, limit: int | None = None, upkeep: int | None = None) -> Plan:
         """What to run next: changes to the cache, then one pass with all that is pending, listening included.
 
         With `limit`, the pass has at most so many tokens: the answer's come first, then the words being heard, then a
-        rebuild. The rest stays pending. The probe goes in whole, so less than its length puts a decision off.
+        rebuild. The rest stays pending. The probe goes in whole, so less than its length puts a decision off. With
+        `upkeep`, a rebuild that nobody waits for has so many tokens of its own instead, beside those of `limit`.
         """
         self._cache.room = limit
         self._seat_input()  # first: where there is no room for it, a rebuild begins, and that is to be fed
         self._branch.plan_trunk()
         self._plan_input()
-        self._branch.plan_rebuild()
+        self._branch.plan_rebuild(upkeep)
         return self._cache.flush()
 
     def take(self, steps: Sequence[Step]) -> list[Event]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from duologue.core.backend import Backend
 from duologue.core.interface import AnySession
+from duologue.core.session import Phase
 from duologue.core.trace import Pass, Sink
 from duologue.engines.job import Job, Part
 from duologue.engines.member import Member
@@ -24,6 +25,7 @@ _SPARE_SEQS = 2
 _SHORT = 32  # tokens: who has no more to feed goes before those who have
 _SHARE = 8  # tokens of each pass that everybody with more gets, so that no answer stands still
 _PATIENCE = 4  # passes after which the one that has waited longest goes first
+_UPKEEP = 8  # contexts that are made shorter get the eighth part of a pass, while anybody speaks or is heard
 
 
 @dataclass(slots=True)
@@ -188,30 +190,51 @@ class Scheduler:
         Those with little to feed come first, so that answers go on and words are judged whatever else there is. What
         is left goes to long texts, those that have waited longest first: one after the other they end sooner than side
         by side. After a while the first of them is sure of half of the pass.
+
+        Contexts that are made shorter, for which nobody waits yet, have a small part of each pass to themselves.
         """
+        upkeep = self._upkeep()
         short: list[Member] = []
         long: list[Member] = []
         for member in sorted(self._members, key=self._waiting_since):
             (long if member.session.backlog > _SHORT else short).append(member)
         parts: list[Part] = []
-        left = self.budget
+        left = self.budget - sum(upkeep.values())
+
+        def plan(member: Member, limit: int) -> int:
+            return self._plan(member, limit, upkeep.get(member, 0), parts)
+
         if long and self._num_ticks - self._waiting_since(long[0]) >= _PATIENCE:
             needed = sum(member.session.backlog for member in short)
-            left -= self._plan(long.pop(0), max(left // 2, left - needed), parts)
+            left -= plan(long.pop(0), max(left // 2, left - needed))
         for member in short:
-            left -= self._plan(member, left, parts)
+            left -= plan(member, left)
         for num_behind, member in zip(reversed(range(len(long))), long, strict=True):
-            left -= self._plan(member, max(left - num_behind * _SHARE, min(left, _SHARE)), parts)
+            left -= plan(member, max(left - num_behind * _SHARE, min(left, _SHARE)))
         return parts
+
+    def _upkeep(self) -> dict[Member, int]:
+        """How many tokens of a shorter context each session may feed in this pass; one is finished after the other."""
+        is_busy = any(one.session.backlog or one.session.phase is not Phase.SILENCE for one in self._members)
+        left = max(1, self.budget // _UPKEEP) if is_busy else self.budget
+        found = {}
+        for member in sorted(self._members, key=lambda member: member.session.upkeep):
+            if left and (size := min(left, member.session.upkeep)):
+                found[member] = size
+                left -= size
+        return found
 
     def _waiting_since(self, member: Member) -> int:
         return self._num_ticks if member.waiting_since is None else member.waiting_since
 
-    def _plan(self, member: Member, limit: int, parts: list[Part]) -> int:
-        """Add what `member` feeds, at most `limit` tokens, to `parts`. Returns how many it feeds."""
+    def _plan(self, member: Member, limit: int, upkeep: int, parts: list[Part]) -> int:
+        """Add what `member` feeds to `parts`: at most `limit` tokens, and `upkeep` of a shorter context.
+
+        Returns how many of `limit` it feeds.
+        """
         session = member.session
         with self._guarded(member):
-            phase, plan = session.phase, session.plan(limit)
+            phase, plan = session.phase, session.plan(limit, upkeep)
             if not session.backlog:
                 member.waiting_since = None
             elif member.waiting_since is None:
@@ -220,7 +243,7 @@ class Scheduler:
                 member.last_fed = self._num_ticks
             if plan.batch or plan.ops or member.carrier.is_behind:
                 parts.append(Part(member, plan, phase, session.now))
-            return sum(len(extend.tokens) for extend in plan.batch)
+            return max(0, sum(len(extend.tokens) for extend in plan.batch) - upkeep)
         return 0
 
     def _hand_out(self, job: Job, now: float) -> None:
