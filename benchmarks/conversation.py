@@ -65,7 +65,7 @@ class Talk:
             return False
         job.run()
         self.told(self.engine.finish(job))
-        self.probe_passes += self.backend.info.num_passes(job.plan.batch) - 1
+        self.probe_passes += job.num_passes - 1
         if answer is not None and is_generating:
             self.passes[answer.id] += 1
             for step in job.steps:

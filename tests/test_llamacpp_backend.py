@@ -48,6 +48,7 @@ PROBE = VOCAB_SIZE
 STATES = tuple(range(VOCAB_SIZE + 1, VOCAB_SIZE + 5))
 NEAR = 5e-3  # keys and values are kept in 16 bits
 EXACT = {"kv_type": "f32", "flash_attention": False}
+APART = {"nursery": 48}  # KV entries
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +152,69 @@ def test_channels_share_a_prefix_and_do_not_see_each_other(opened, name):
     np.testing.assert_allclose(step.p, expected, atol=NEAR)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_ten_thousand_operations_leak_nothing(opened, name):
-    backend, chance = opened(name, max_seqs=5), random.Random(0)
+@pytest.mark.parametrize("first", ["fork", "watch", "few"])
+def test_a_text_that_was_read_apart_is_what_it_would_be_elsewhere(opened, first):
+    plain, apart = opened(**EXACT), opened(**EXACT, nursery=64)
+    text, other = ids(40), ids(20, 1)
+    found = []
+    for backend in (plain, apart):
+        speaker, reader = backend.fork(None), backend.fork(None)
+        backend.forward([Extend(speaker, ids(5, 2), draw=Draw())])
+        for start in range(0, 40, 20):
+            batch = [Extend(reader, text[start : start + 20]), Extend(speaker, (7 + start,), draw=Draw())]
+            assert backend.num_passes(batch) == (2 if backend is apart else 1)
+            backend.forward(batch)
+        backend.truncate(reader, 33)
+        if first == "few":
+            backend.forward([Extend(reader, text[33:36])])
+            backend.truncate(reader, 33)
+        child = backend.fork(reader, 20) if first == "fork" else backend.fork(None)
+        wanted = [Extend(child, (*other, PROBE), watch=STATES), Extend(reader, (*other, PROBE), watch=STATES)]
+        assert backend.num_passes(wanted) == 1
+        steps = backend.forward(wanted)
+        found.append([p for step in steps for p in step.p])
+        assert backend.length(reader) == 33 + 21
+        assert backend.usage().kv_entries == 7 + 33 + 21 + 21
+        backend.free(reader)
+        backend.free(child)
+        assert backend.usage().kv_entries == 7
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
+def test_what_the_nursery_has_no_room_for_is_read_where_all_others_are(opened):
+    backend = opened(nursery=32)
+    batch = [Extend(backend.fork(None), ids(20, n)) for n in range(2)]
+    assert backend.num_passes(batch) == 2
+    backend.forward(batch)
+    backend.forward([Extend(batch[0].seq, ids(20))])  # it outgrows the nursery
+    assert backend.length(batch[0].seq) == 40
+    again = Extend(backend.fork(None), ids(20))
+    assert backend.num_passes([Extend(batch[1].seq, (1,), draw=Draw()), again]) == 2, "its place is free"
+
+
+def test_a_failure_in_either_cache_undoes_both(opened, monkeypatch):
+    backend = opened(nursery=64)
+    speaker = backend.fork(None)
+    backend.forward([Extend(speaker, ids(5))])
+    reader = backend.fork(None)
+    decode, left = llama_cpp.llama_decode, [0, 2]
+    monkeypatch.setattr(llama_cpp, "llama_decode", lambda *args: left.pop() or decode(*args))
+    batch = [Extend(reader, ids(20)), Extend(speaker, (9,), draw=Draw())]
+    with pytest.raises(EngineError):
+        backend.forward(batch)
+    left[:] = [2, 0]
+    with pytest.raises(EngineError):
+        backend.forward(batch)
+    assert (backend.length(reader), backend.length(speaker)) == (0, 5)
+    monkeypatch.undo()
+    backend.forward(batch)
+    (step,) = backend.forward([Extend(reader, (PROBE,), watch=STATES)])
+    np.testing.assert_allclose(step.p, asked(backend, ids(20)), atol=NEAR)
+
+
+@pytest.mark.parametrize(("name", "options"), [("llama", {}), ("gemma3", {}), ("llama", APART)])
+def test_ten_thousand_operations_leak_nothing(opened, name, options):
+    backend, chance = opened(name, max_seqs=5, **options), random.Random(0)
     held: dict[int, list[int]] = {}
     for _ in range(10_000):
         roll = chance.random()
@@ -210,7 +271,8 @@ def subject(files, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("llama", {}), ("gemma3", {}), *((name, EXACT) for name in ARCHITECTURES)]
+    ("name", "options"),
+    [("llama", {}), ("gemma3", {}), ("llama", APART), *((name, EXACT) for name in ARCHITECTURES)],
 )
 @pytest.mark.parametrize("check", [*CHECKS, check_one_pass_whatever_the_number_of_channels], ids=lambda c: c.__name__)
 def test_the_contract_is_kept(subject, name, options, check):
@@ -222,6 +284,13 @@ def test_the_contract_is_kept(subject, name, options, check):
 def test_random_operations_agree_with_the_reference(subject, name, seed):
     twin = ReferenceBackend(tiny_model(name), rows=tiny_rows())
     check_random_operations(subject(name, **EXACT), twin, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_operations_agree_with_the_reference_where_new_texts_are_read_apart(subject, monkeypatch, seed):
+    monkeypatch.setattr("duologue.backends.llamacpp.LEAST", 2)
+    twin = ReferenceBackend(tiny_model("llama"), rows=tiny_rows())
+    check_random_operations(subject("llama", **EXACT, **APART), twin, seed=seed, num_operations=200)
 
 
 @pytest.mark.parametrize("check", [*CHECKS, check_one_pass_whatever_the_number_of_channels], ids=lambda c: c.__name__)

@@ -39,7 +39,7 @@ def step(talk: Talk, chance: random.Random, names: list[str]) -> None:
         session.protect(chance.choice(list(Interruptible)))
     elif what == "late":  # a pass is under way while something is said
         plan = session.plan()
-        talk.engine.carry_out(type(plan)(plan.ops, ()))
+        talk.engine.carrier.carry_out(plan.ops)
         step(talk, chance, names) if not plan.batch else None
         if plan.batch:
             batch = [Extend(talk.engine.carrier.seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in plan.batch]

@@ -239,6 +239,7 @@ def _load_llamacpp(options: _Options, wanted: str | None) -> Model:
         # to other sessions is passed over.
         flash_attention=options.sessions > 1,
         lora_path=None if adapter.lora is None else cached_lora(source.path, adapter.lora),
+        nursery=2 * length if options.sessions > 1 else 0,
     )
     return _assemble(options, made, tokenizer, adapter)
 

@@ -3,7 +3,8 @@
 It knows ids, positions and llama.cpp's cache; not text and not roles. llama.cpp answers an illegal call with an
 assertion that ends the process, so everything is checked here before it is asked. An adapter's rows live in the model
 file (see `gguf_files`), because llama.cpp does not mix tokens and embeddings in one batch. Its LoRA holds for a whole
-`llama_decode`, so with one the probes of all sequences have a pass of their own, behind that of all other tokens.
+`llama_decode`, so with one the probes of all sequences have a pass of their own, behind that of all other tokens. Long
+new texts can be read in a second cache (see `llamacpp_nursery`).
 """
 
 import contextlib
@@ -13,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import llama_cpp as ll
 import numpy as np
 import numpy.typing as npt
 
 from duologue.backends import llamacpp_model as library
+from duologue.backends.llamacpp_nursery import LEAST, Nursery
 from duologue.backends.sampling import choose, weigh
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
 from duologue.errors import CacheFull, ContextOverflow, EngineError, UnknownSeq, UnsupportedModel, UsageError
@@ -35,6 +37,7 @@ class _Sequence:
 
     slot: int
     entries: list[int]
+    cradle: int | None = None  # its id in the nursery, as long as it is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class _Piece:
     """What of one `Extend` is fed in one pass."""
 
     index: int  # of the `Extend` in its batch
-    slot: int
+    slot: int  # in the cache of the pass
     tokens: tuple[Token, ...]
     position: int  # of the first of them
     is_looked_at: bool  # the last of them is where the `Extend` draws or watches
@@ -64,6 +67,8 @@ class LlamaCppBackend(Backend):
         micro_batch: tokens computed at once; a longer pass is cut inside the call.
         kv_type: numbers the cache is kept in; "f32" doubles it, for comparing with other backends.
         lora_path: a GGUF file with the LoRA of an adapter (see `gguf_lora`), which holds at added ids alone.
+        nursery: KV entries, beside `capacity`, of the cache in which long new texts are read; 0: they are read where
+            all sequences are. A pass that feeds both takes two.
 
     Raises:
         ModelNotFound: no such file.
@@ -87,6 +92,7 @@ class LlamaCppBackend(Backend):
         micro_batch: int = MAX_MICRO_BATCH,
         kv_type: Literal["f16", "f32"] = "f16",
         lora_path: Path | str | None = None,
+        nursery: int = 0,
     ) -> None:
         _check_sizes(capacity, max_seqs, context_length, micro_batch, threads)
         self._seqs: dict[Seq, _Sequence] = {}
@@ -120,16 +126,22 @@ class LlamaCppBackend(Backend):
             # Layers with a sliding window reuse cells that have left it, unless two sequences hold them. A twin of
             # every sequence holds what it holds, so that rolling back beyond the window stays possible.
             self._twins = max_seqs if model.sliding_window else 0
-            self._context = library.open_context(
-                model,
-                capacity=capacity,
-                max_seqs=max_seqs + self._twins,
-                threads=threads or _num_cores(),
-                flash_attention=flash_attention,
-                micro_batch=micro_batch,
-                kv_type=kv_type,
-            )
-            self._closing.callback(ll.llama_free, self._context)
+
+            def open_context(capacity: int, max_seqs: int) -> Any:
+                context = library.open_context(
+                    model,
+                    capacity=capacity,
+                    max_seqs=max_seqs,
+                    threads=threads or _num_cores(),
+                    flash_attention=flash_attention,
+                    micro_batch=micro_batch,
+                    kv_type=kv_type,
+                )
+                self._closing.callback(ll.llama_free, context)
+                return context
+
+            self._context = open_context(capacity, max_seqs + self._twins)
+            self._nursery = Nursery(nursery, open_context) if nursery and not self._twins else None
             self._memory = ll.llama_get_memory(self._context)
             self._batch = ll.llama_batch_init(capacity, 0, 1)
             self._closing.callback(ll.llama_batch_free, self._batch)
@@ -162,9 +174,10 @@ class LlamaCppBackend(Backend):
             raise CacheFull(
                 f"{self._info.max_seqs} sequences are open; free one or open the backend with more max_seqs"
             )
-        slot = self._free_slots.pop()
         if parent is not None and length:
-            self._copy(self._seqs[parent].slot, slot, 0, length)
+            self._settle(self._seqs[parent])
+            self._copy(self._seqs[parent].slot, self._free_slots[-1], 0, length)
+        slot = self._free_slots.pop()
         seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._seqs[seq] = _Sequence(slot, shared[:length])
         self._holders[shared[:length]] += 1
@@ -177,22 +190,33 @@ class LlamaCppBackend(Backend):
             _check_added(self._info.vocab_size, self._num_probes, batch)
         self._check_room(batch)
         steps: dict[int, Step] = {}
+        apart = self._apart(batch)
         try:
-            base, probes = self._pieces(batch)
+            base, probes, young = self._pieces(batch, apart)
+            if young:
+                assert self._nursery is not None, "it is where they are"
+                steps |= self._pass(batch, young, self._nursery.context)
             if base:
-                steps |= self._pass(batch, base)
+                steps |= self._pass(batch, base, self._context)
             if probes:
                 with self._lora_set():
-                    steps |= self._pass(batch, probes)
+                    steps |= self._pass(batch, probes, self._context)
         except BaseException:
             for extend in batch:
-                self._remove(self._seqs[extend.seq].slot, len(self._seqs[extend.seq].entries))
+                self._roll_back(self._seqs[extend.seq], len(self._seqs[extend.seq].entries))
             raise
+        if self._nursery is not None:
+            self._nursery.fed(sum(len(extend.tokens) for extend in batch if extend.seq in apart))
         for extend in batch:
             new = [self._free_entries.pop() for _ in extend.tokens]
             self._holders[new] = 1
             self._seqs[extend.seq].entries.extend(new)
         return [steps[index] for index in range(len(batch))]
+
+    def num_passes(self, batch: Sequence[Extend]) -> int:
+        apart = self._apart(batch)
+        others = [extend for extend in batch if extend.seq not in apart]
+        return bool(apart) + (super().num_passes(others) if others else 0)
 
     def truncate(self, seq: Seq, length: int) -> None:
         sequence = self._open(seq)
@@ -201,13 +225,17 @@ class LlamaCppBackend(Backend):
                 f"cannot roll sequence {seq} back to {length}; it has {len(sequence.entries)} cached tokens"
             )
         if length < len(sequence.entries):
-            self._remove(sequence.slot, length)
+            self._roll_back(sequence, length)
+            if self._nursery is not None and sequence.cradle is not None:
+                self._nursery.fed(length - len(sequence.entries))
             self._let_go(sequence.entries[length:])
             del sequence.entries[length:]
 
     def free(self, seq: Seq) -> None:
         sequence = self._open(seq)
         self._remove(sequence.slot, 0)
+        if self._nursery is not None and sequence.cradle is not None:
+            self._nursery.leave(sequence.cradle, len(sequence.entries))
         self._let_go(sequence.entries)
         del self._seqs[seq]
         self._free_slots.append(sequence.slot)
@@ -249,6 +277,39 @@ class LlamaCppBackend(Backend):
                     f"llama.cpp could not roll a sequence back to {start}; this is a defect, please report it"
                 )
 
+    def _roll_back(self, sequence: _Sequence, length: int) -> None:
+        """Forget all of `sequence` from position `length` on, wherever it is."""
+        if self._nursery is not None and sequence.cradle is not None:
+            self._nursery.roll_back(sequence.cradle, length)
+        else:
+            self._remove(sequence.slot, length)
+
+    def _apart(self, batch: Sequence[Extend]) -> set[Seq]:
+        """Which sequences are fed in the nursery: new ones of which nothing is wanted but that they are read."""
+        nursery, apart = self._nursery, set[Seq]()
+        if nursery is None:
+            return apart
+        num_new = num_tokens = 0
+        for extend in batch:
+            sequence = self._open(extend.seq)
+            is_new = sequence.cradle is None
+            if is_new and sequence.entries:
+                continue
+            is_plain = extend.draw is None and not extend.watch and len(extend.tokens) >= LEAST
+            if is_plain and nursery.has_room(num_tokens + len(extend.tokens), num_new + is_new):
+                apart.add(extend.seq)
+                num_tokens, num_new = num_tokens + len(extend.tokens), num_new + is_new
+        return apart
+
+    def _settle(self, sequence: _Sequence) -> None:
+        """What was read in the nursery moves to where all others are."""
+        if self._nursery is not None and sequence.cradle is not None:
+            if sequence.entries:
+                self._nursery.move(sequence.cradle, len(sequence.entries), self._context, sequence.slot)
+            else:
+                self._nursery.leave(sequence.cradle, 0)
+            sequence.cradle = None
+
     def _let_go(self, entries: Sequence[int]) -> None:
         self._holders[entries] -= 1
         self._free_entries.extend(entry for entry in entries if self._holders[entry] == 0)
@@ -269,12 +330,18 @@ class LlamaCppBackend(Backend):
 
     # -- the passes --------------------------------------------------------------------------------------------------
 
-    def _pieces(self, batch: Sequence[Extend]) -> tuple[list[_Piece], list[_Piece]]:
-        """What is fed in the base's pass, and what in the one with the LoRA set."""
-        base, probes = [], []
+    def _pieces(self, batch: Sequence[Extend], apart: set[Seq]) -> tuple[list[_Piece], list[_Piece], list[_Piece]]:
+        """What is fed in the base's pass, in the one with the LoRA set, and in that of the nursery."""
+        base, probes, young = [], [], []
         for index, extend in enumerate(batch):
             sequence, tokens = self._seqs[extend.seq], extend.tokens
             start, num_base = len(sequence.entries), len(tokens)
+            if extend.seq in apart:
+                assert self._nursery is not None, "it is where they are"
+                sequence.cradle = self._nursery.enter() if sequence.cradle is None else sequence.cradle
+                young.append(_Piece(index, sequence.cradle, tokens, start, is_looked_at=False))
+                continue
+            self._settle(sequence)
             if self._lora is not None:
                 num_base = sum(token < self._info.vocab_size for token in tokens)
             is_looked_at = extend.draw is not None or bool(extend.watch)
@@ -283,12 +350,12 @@ class LlamaCppBackend(Backend):
                 base.append(_Piece(index, sequence.slot, tokens[:num_base], start, is_looked_at and is_end))
             if num_base < len(tokens):
                 probes.append(_Piece(index, sequence.slot, tokens[num_base:], start + num_base, is_looked_at))
-        return base, probes
+        return base, probes, young
 
-    def _pass(self, batch: Sequence[Extend], pieces: Sequence[_Piece]) -> dict[int, Step]:
+    def _pass(self, batch: Sequence[Extend], pieces: Sequence[_Piece], context: Any) -> dict[int, Step]:
         """One `llama_decode`. Returns what it says to each `Extend`, by its index."""
         last = self._fill(pieces)
-        status = ll.llama_decode(self._context, self._batch)
+        status = ll.llama_decode(context, self._batch)
         if status != 0:
             raise _decode_error(status)
         if self._twins:

@@ -85,13 +85,6 @@ class BackendInfo:
     """Further forward passes when added ids (probes) are fed: 0 if they are part of the pass, 1 if they need their own,
     in which nothing but them is computed, for all sequences together."""
 
-    def num_passes(self, batch: Sequence[Extend]) -> int:
-        """How many forward passes `Backend.forward(batch)` makes: 1, or 2 where probes need one of their own."""
-        if not self.probe_passes:
-            return 1
-        is_probe = {token >= self.vocab_size for extend in batch for token in extend.tokens}
-        return int(False in is_probe) + self.probe_passes * int(True in is_probe)
-
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -127,8 +120,8 @@ class Backend(ABC):
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
         """Run one forward pass for all of `batch` and return one `Step` for each, in order.
 
-        It is exactly one whatever the number of sequences, unless `info.probe_passes` says that probes take another
-        one (`BackendInfo.num_passes`). Then the probes of an `Extend` must be its last tokens.
+        It is exactly one whatever the number of sequences, unless `num_passes` says otherwise: where
+        `info.probe_passes` is 1, probes take another one. Then the probes of an `Extend` must be its last tokens.
 
         A token attends to what its own sequence holds before it and to nothing else: sequences do not see each other.
 
@@ -139,6 +132,17 @@ class Backend(ABC):
             ContextOverflow: a sequence would become longer than `context_length`.
             CacheFull: the new tokens exceed `capacity`.
         """
+
+    def num_passes(self, batch: Sequence[Extend]) -> int:
+        """How many forward passes `forward(batch)` would make: 1, or 2 where probes need one of their own.
+
+        A backend that reads long new texts apart from the others (see its own description) counts that pass, too.
+        """
+        info = self.info
+        if not info.probe_passes:
+            return 1
+        is_probe = {token >= info.vocab_size for extend in batch for token in extend.tokens}
+        return int(False in is_probe) + info.probe_passes * int(True in is_probe)
 
     @abstractmethod
     def truncate(self, seq: Seq, length: int) -> None:

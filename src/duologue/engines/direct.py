@@ -26,6 +26,7 @@ class Job:
         self.phase = phase
         self.at = at
         self.steps: list[Step] = []
+        self.num_passes = 0
         self.seconds = 0.0
         self.error: Exception | None = None
         self._engine = engine
@@ -34,7 +35,7 @@ class Job:
         """Do it. What goes wrong is kept for `finish`."""
         began = self._engine.clock()
         try:
-            self.steps = self._engine.carry_out(self.plan)
+            self._engine.carry_out(self)
         except Exception as error:
             self.error = error
         self.seconds = self._engine.clock() - began
@@ -73,7 +74,7 @@ class DirectEngine:
         """The next pass, or None when there is nothing to feed. Cache changes alone are carried out at once."""
         phase, plan = self.session.phase, self.session.plan()
         if not plan.batch:
-            self.carry_out(plan)
+            self.carrier.carry_out(plan.ops)
             return None
         return Job(self, plan, phase, self.session.now)
 
@@ -91,8 +92,7 @@ class DirectEngine:
         events = self.session.take(job.steps)
         if self._sink is not None:
             usage = self.backend.usage()
-            num_passes = self.backend.info.num_passes(job.plan.batch)
-            self._sink(Pass.of(job.at, job.phase, job.plan.batch, job.seconds, usage, num_passes))
+            self._sink(Pass.of(job.at, job.phase, job.plan.batch, job.seconds, usage, job.num_passes))
         return self.report(events)
 
     def report(self, events: list[Event]) -> list[Event]:
@@ -102,17 +102,17 @@ class DirectEngine:
                 self._sink(event)
         return events
 
-    def carry_out(self, plan: Plan) -> list[Step]:
-        """Change the cache as planned and run the pass, if there is one.
+    def carry_out(self, job: Job) -> None:
+        """Change the cache as planned and run the pass.
 
         Raises:
             EngineError: the backend failed; what its library raised is the cause.
         """
-        self.carrier.carry_out(plan.ops)
-        if not plan.batch:
-            return []
+        self.carrier.carry_out(job.plan.ops)
         try:
-            return self.backend.forward(self.carrier.renamed(plan.batch))
+            batch = self.carrier.renamed(job.plan.batch)
+            job.num_passes = self.backend.num_passes(batch)
+            job.steps = self.backend.forward(batch)
         except DuologueError:
             raise
         except Exception as error:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from duologue.core.backend import Backend, Step
+from duologue.core.backend import Backend, Extend, Step
 from duologue.core.plan import Plan
 from duologue.core.session import Phase
 from duologue.engines.carrier import failure
@@ -21,6 +21,7 @@ class Part:
     phase: Phase
     at: float  # session time when it was planned
     steps: list[Step] = field(default_factory=list)
+    num_passes: int = 0  # that it takes
     error: DuologueError | None = None
 
     @property
@@ -64,8 +65,13 @@ class Job:
     def _forward(self, parts: list[Part]) -> None:
         """Feed `parts`. If the cache is too full, those with most to feed wait; if it fails, each is tried alone."""
         while parts:
-            batch = [extend for part in parts for extend in part.member.carrier.renamed(part.plan.batch)]
+            batch: list[Extend] = []
             try:
+                for part in parts:
+                    own = part.member.carrier.renamed(part.plan.batch)
+                    part.num_passes = self._backend.num_passes(own)
+                    batch += own
+                num_passes = self._backend.num_passes(batch)
                 steps = iter(self._backend.forward(batch))
             except CacheFull as error:
                 greediest = max(parts, key=lambda part: part.num_tokens)
@@ -79,7 +85,7 @@ class Job:
                     self._forward([part])
                 return
             else:
-                self.num_passes += self._backend.info.num_passes(batch)
+                self.num_passes += num_passes
                 for part in parts:
                     part.steps = [next(steps) for _ in part.plan.batch]
                 return

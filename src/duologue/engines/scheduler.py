@@ -247,7 +247,7 @@ class Scheduler:
         return 0
 
     def _hand_out(self, job: Job, now: float) -> None:
-        usage, info = self.backend.usage(), self.backend.info
+        usage = self.backend.usage()
         self.totals.tokens += job.num_tokens
         self.totals.passes += job.num_passes
         self.totals.seconds += job.seconds
@@ -261,8 +261,7 @@ class Scheduler:
                     self._make_do(part, part.error)
                 elif batch:
                     events = member.session.take(part.steps)
-                    num_passes = info.num_passes(batch)
-                    member.sink(Pass.of(part.at, part.phase, batch, job.seconds, usage, num_passes))
+                    member.sink(Pass.of(part.at, part.phase, batch, job.seconds, usage, part.num_passes))
                     member.report(events)
 
     def _make_do(self, part: Part, error: DuologueError) -> None:
