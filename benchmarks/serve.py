@@ -38,7 +38,7 @@ def main() -> int:
     about = measuring.about(args)
     flags = [args.model, "--backend", args.backend, "--adapter", args.adapter, "--weights", args.weights or ""]
     flags += ["--threads", str(args.threads or 0), "--max-sessions", str(args.clients), "--context", str(args.context)]
-    setting = LoadSetting(args.clients, args.minutes * 60, seed=args.seed)
+    setting = LoadSetting(args.clients, args.minutes * 60, answer=args.answer, seed=args.seed)
     with own_server(flags) as server:
         outcome = asyncio.run(load(server.url, setting, memory=server.memory, told=_tell)).as_dict()
     model = {"name": args.model, "backend": args.backend, "weights": args.weights, "adapter": args.adapter}
@@ -67,6 +67,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--context", type=int, default=1024, help="tokens of a conversation")
+    parser.add_argument("--answer", type=int, default=128, help="most tokens of an answer")
     return parser.parse_args()
 
 

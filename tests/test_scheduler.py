@@ -146,7 +146,7 @@ def test_making_contexts_shorter_takes_a_small_part_of_a_pass_while_somebody_spe
     begun = speaker.session.running.num_tokens  # type: ignore[union-attr]
     crowd.tick(20)
     assert speaker.session.running.num_tokens == begun + 20  # type: ignore[union-attr]
-    assert [fed(batch) for batch in crowd.batches] == [1 + 64 // 8] * 20
+    assert [fed(batch) for batch in crowd.batches] == [1 + 64 // 4] * 20
     left = sorted(guest.session.upkeep for guest in guests)
     assert left[1] - left[0] > 100, "one after the other"
     speaker.hear("oh (radio)", "aside")

@@ -2,8 +2,9 @@
 
 Each client asks questions, hears the answers at `words_per_second`, and meanwhile says five more words of an utterance
 every two seconds. The model judges them; answers are protected, so that what it thinks does not end them, and what
-should be answered is answered afterwards. The *decision latency* runs from the words sent to the decision received,
-both at the client. A client is *starved* when it does not hear on for a second while an answer is being written.
+should be answered is answered afterwards. Answers have `answer` tokens at most. The *decision latency* runs from the
+words sent to the decision received, both at the client. A client is *starved* when it does not hear on for a second
+while an answer is being written.
 """
 
 import asyncio
@@ -39,6 +40,7 @@ class LoadSetting:
     clients: int
     seconds: float
     words_per_second: float = 4.0
+    answer: int = 128  # most tokens of an answer: half a minute of speech
     seed: int = 0
 
 
@@ -70,6 +72,7 @@ class LoadOutcome:
         return {
             "clients": self.setting.clients,
             "seconds": self.setting.seconds,
+            "answer": self.setting.answer,
             "decisions": len(decisions),
             "decision_ms": {f"p{p}": round(percentile(decisions, p), 1) for p in (50, 95)},
             "answers": self.answers,
@@ -104,7 +107,8 @@ class _Caller:
         Raises:
             RemoteError: the conversation broke off.
         """
-        settings = {"hearing": self._setting.words_per_second, "interruptible": False}
+        setting = self._setting
+        settings = {"hearing": setting.words_per_second, "interruptible": False, "max_answer": setting.answer}
         async with await connect(url, token=token, settings=settings, retry=False) as talk:
             speaking = asyncio.create_task(self._speak(talk))
             try:

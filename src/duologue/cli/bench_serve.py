@@ -41,6 +41,9 @@ def add_parser(measurements: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--minutes", type=number(least=0, above=True), default=1.0, metavar="T", help="how long (default 1)"
     )
+    parser.add_argument(
+        "--answer", type=whole(least=1, most=1 << 20), default=128, metavar="N", help="most tokens of an answer (128)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the words (default 0)")
     parser.add_argument("--json", action="store_true", help="a last line of JSON for programs")
     add_model_options(parser)
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         from duologue.bench.own_server import own_server
     except ImportError as error:
         raise MissingDependency('servers are talked to by websockets: pip install "duologue[server]"') from error
-    setting = LoadSetting(args.clients, args.minutes * 60, seed=args.seed)
+    setting = LoadSetting(args.clients, args.minutes * 60, answer=args.answer, seed=args.seed)
     print(_HEADER)
     if args.url is not None:
         outcome = asyncio.run(load(args.url, setting, token=os.environ.get("DUOLOGUE_TOKEN"), told=_tell))

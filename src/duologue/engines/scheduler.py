@@ -25,7 +25,7 @@ _SPARE_SEQS = 2
 _SHORT = 32  # tokens: who has no more to feed goes before those who have
 _SHARE = 8  # tokens of each pass that everybody with more gets, so that no answer stands still
 _PATIENCE = 4  # passes after which the one that has waited longest goes first
-_UPKEEP = 8  # contexts that are made shorter get the eighth part of a pass, while anybody speaks or is heard
+_UPKEEP = 4  # contexts that are made shorter get the fourth part of a pass, while anybody speaks or is heard
 
 
 @dataclass(slots=True)
