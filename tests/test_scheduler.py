@@ -144,9 +144,9 @@ def test_making_contexts_shorter_takes_a_small_part_of_a_pass_while_somebody_spe
         crowd.tick()
     del crowd.batches[:]
     begun = speaker.session.running.num_tokens  # type: ignore[union-attr]
-    crowd.tick(20)
-    assert speaker.session.running.num_tokens == begun + 20  # type: ignore[union-attr]
-    assert [fed(batch) for batch in crowd.batches] == [1 + 64 // 4] * 20
+    crowd.tick(10)
+    assert speaker.session.running.num_tokens == begun + 10  # type: ignore[union-attr]
+    assert [fed(batch) for batch in crowd.batches] == [1 + 64 // 4] * 10
     left = sorted(guest.session.upkeep for guest in guests)
     assert left[1] - left[0] > 100, "one after the other"
     speaker.hear("oh (radio)", "aside")
@@ -164,6 +164,47 @@ def test_contexts_are_made_shorter_in_whole_passes_while_all_are_silent() -> Non
     crowd.run()
     assert guest.first(Trimmed)
     assert len(crowd.batches) == -(-wanted // 64)
+
+
+def test_passes_that_take_too_long_are_made_narrower(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=128, max_seconds_per_pass=0.25)
+    clock, forward, cost = [0.0], crowd.backend.forward, [0.005]
+
+    def slow(batch: Sequence[Extend]) -> list[Step]:
+        clock[0] += cost[0] * fed(batch)
+        return forward(batch)
+
+    crowd.backend.forward = slow  # type: ignore[method-assign]
+    monkeypatch.setattr("duologue.engines.job.time.perf_counter", lambda: clock[0])
+    asked(crowd, 2)
+    crowd.guest(history=LONG)
+    crowd.tick(12)
+    assert fed(crowd.batches[0]) > 100, "it is not known before"
+    assert [fed(batch) for batch in crowd.batches[-4:]] == [50] * 4
+    cost[0] = 0.05
+    crowd.guest(history=LONG)
+    crowd.tick(8)
+    assert fed(crowd.batches[-1]) == 32, "never narrower than that"
+    cost[0] = 0.0001
+    crowd.tick(12)
+    assert fed(crowd.batches[-1]) == 128
+
+
+def test_who_finds_no_room_and_has_nothing_to_give_up_waits_while_the_others_go_on() -> None:
+    crowd = Crowd({"tell me a story": STORY, "hello": "Hi."}, capacity=250, overcommit=1e9)
+    (speaker,) = asked(crowd, 1)
+    while speaker.session.running is None or crowd.backend.usage().kv_entries < 225:
+        crowd.tick()
+    late = crowd.guest(policy=SURE)
+    late.hear("hello")
+    for _ in range(12):
+        crowd.tick()
+        assert late.failure is None
+    assert not late.said, "there is no room for it"
+    speaker.told(speaker.session.edit([]))
+    late.hear("hello", "again")
+    crowd.run()
+    assert late.said == "Hi."
 
 
 def test_a_shorter_context_that_words_wait_for_is_as_urgent_as_the_words() -> None:

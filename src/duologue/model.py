@@ -158,7 +158,9 @@ class _Options:
         """Of the backend, for contexts of `length` tokens."""
         # One session needs up to eight sequences: the live branch, an input, answers that were cut, a rebuild, forks.
         max_seqs = min(MOST_SEQS, 4 * self.sessions + 12)
-        return {"context_length": length, "capacity": (self.sessions + 1) * length, "max_seqs": max_seqs}
+        # Half as much again, and one context more: for words that wait, answers that were cut, contexts in the making.
+        capacity = (self.sessions + 1 + self.sessions // 2) * length
+        return {"context_length": length, "capacity": capacity, "max_seqs": max_seqs}
 
 
 def _load_torch(options: _Options, weights: str, device: str, *, is_reference: bool) -> Model:

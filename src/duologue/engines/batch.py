@@ -18,7 +18,7 @@ from duologue.core.session import Session
 from duologue.core.trace import Pass, Sink
 from duologue.core.transitions import Interruptible
 from duologue.engines.pace import Pace
-from duologue.engines.scheduler import MAX_TOKENS_PER_PASS, Scheduler
+from duologue.engines.scheduler import MAX_SECONDS_PER_PASS, MAX_TOKENS_PER_PASS, Scheduler
 from duologue.errors import DuologueError, EngineError, UsageError
 from duologue.template import Template
 from duologue.types import Turn
@@ -34,7 +34,7 @@ class BatchEngine:
                 ...
 
     Args:
-        max_tokens_per_pass, overcommit: see `Scheduler`.
+        max_tokens_per_pass, max_seconds_per_pass, overcommit: see `Scheduler`.
         clock: gives seconds that never go back; by default the event loop's.
 
     `scheduler` says who is in, and has the totals of what was done; it is to be read only. `handles` are those of the
@@ -46,10 +46,16 @@ class BatchEngine:
         backend: Backend,
         *,
         max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
+        max_seconds_per_pass: float = MAX_SECONDS_PER_PASS,
         overcommit: float = 1.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.scheduler = Scheduler(backend, max_tokens_per_pass=max_tokens_per_pass, overcommit=overcommit)
+        self.scheduler = Scheduler(
+            backend,
+            max_tokens_per_pass=max_tokens_per_pass,
+            max_seconds_per_pass=max_seconds_per_pass,
+            overcommit=overcommit,
+        )
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="duologue-backend")
         self._wake = asyncio.Event()

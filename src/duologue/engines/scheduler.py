@@ -6,6 +6,7 @@ No clock, no threads, no asyncio: time is handed in. Between `prepare` and `fini
 nothing but `Job.run` touches the backend meanwhile.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from duologue.engines.pace import Pace
 from duologue.errors import CacheFull, ContextOverflow, DuologueError, EngineError, EngineFull, UsageError
 
 MAX_TOKENS_PER_PASS = 128
+MAX_SECONDS_PER_PASS = 0.15  # in real time: so long new words may have to wait before they are fed
 SEQS_PER_SESSION = 2  # the live branch and an input; suspended answers and rebuilds share the spare ones
 _SPARE_SEQS = 2
 _SHORT = 32  # tokens: who has no more to feed goes before those who have
+_WIDE = 32  # tokens: a pass is never bounded to fewer, and what one takes is learned from half as wide ones
 _SHARE = 8  # tokens of each pass that everybody with more gets, so that no answer stands still
 _PATIENCE = 4  # passes after which the one that has waited longest goes first
 _UPKEEP = 4  # contexts that are made shorter get the fourth part of a pass, while anybody speaks or is heard
@@ -47,6 +50,8 @@ class Scheduler:
     Args:
         max_tokens_per_pass: most tokens of a pass, which bounds how long words can wait for it to end. It is raised to
             twice the longest probe of a session, since a probe cannot be cut.
+        max_seconds_per_pass: how long a pass should take. Where wide ones take longer, since much is in the cache or
+            the machine is busy, they are made narrower.
         overcommit: sessions are let in while all of them together could fill the KV this many times. At 1 every
             session can always have its whole `SessionConfig.max_length`.
 
@@ -55,17 +60,25 @@ class Scheduler:
     """
 
     def __init__(
-        self, backend: Backend, *, max_tokens_per_pass: int = MAX_TOKENS_PER_PASS, overcommit: float = 1.0
+        self,
+        backend: Backend,
+        *,
+        max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
+        max_seconds_per_pass: float = math.inf,
+        overcommit: float = 1.0,
     ) -> None:
-        if max_tokens_per_pass < 1 or not overcommit > 0:
+        if max_tokens_per_pass < 1 or not overcommit > 0 or not max_seconds_per_pass > 0:
             raise UsageError(
-                f"max_tokens_per_pass {max_tokens_per_pass} must be at least 1, and overcommit {overcommit} positive"
+                f"max_tokens_per_pass {max_tokens_per_pass} must be at least 1, max_seconds_per_pass "
+                f"{max_seconds_per_pass} and overcommit {overcommit} positive"
             )
         self.backend = backend
         self.budget = max_tokens_per_pass
         self.totals = Totals()
         self.trouble: DuologueError | None = None  # the first failure to free what a session held
         self._overcommit = overcommit
+        self._max_seconds = max_seconds_per_pass
+        self._token_seconds = 0.0  # what one of a wide pass takes, lately
         self._members: list[Member] = []
         self._leaving: list[Member] = []  # closed while a pass was running
         self._running: Job | None = None
@@ -183,6 +196,14 @@ class Scheduler:
         self._num_ticks += 1
         self._hand_out(job, now)
         self._free_leaving()
+        if job.num_tokens >= _WIDE // 2:
+            self._token_seconds = (self._token_seconds + job.seconds / job.num_tokens) / 2
+
+    @property
+    def _limit(self) -> int:
+        """Most tokens of the next pass."""
+        in_time = self._max_seconds / self._token_seconds if self._token_seconds else math.inf
+        return int(min(self.budget, max(_WIDE, in_time)))
 
     def _parts(self) -> list[Part]:
         """What each session feeds in this pass.
@@ -199,7 +220,7 @@ class Scheduler:
         for member in sorted(self._members, key=self._waiting_since):
             (long if member.session.backlog > _SHORT else short).append(member)
         parts: list[Part] = []
-        left = self.budget - sum(upkeep.values())
+        left = self._limit - sum(upkeep.values())
 
         def plan(member: Member, limit: int) -> int:
             return self._plan(member, limit, upkeep.get(member, 0), parts)
@@ -216,7 +237,7 @@ class Scheduler:
     def _upkeep(self) -> dict[Member, int]:
         """How many tokens of a shorter context each session may feed in this pass; one is finished after the other."""
         is_busy = any(one.session.backlog or one.session.phase is not Phase.SILENCE for one in self._members)
-        left = max(1, self.budget // _UPKEEP) if is_busy else self.budget
+        left = max(1, self._limit // _UPKEEP) if is_busy else self._limit
         found = {}
         for member in sorted(self._members, key=lambda member: member.session.upkeep):
             if left and (size := min(left, member.session.upkeep)):
@@ -258,17 +279,20 @@ class Scheduler:
             with self._guarded(member):
                 member.advance(now)
                 if part.error is not None:
-                    self._make_do(part, part.error)
+                    self._make_do(part, part.error, others_went_on=job.num_passes > 0)
                 elif batch:
                     events = member.session.take(part.steps)
                     member.sink(Pass.of(part.at, part.phase, batch, job.seconds, usage, part.num_passes))
                     member.report(events)
 
-    def _make_do(self, part: Part, error: DuologueError) -> None:
-        """A session's part of a pass did not take place. If that was for want of room, room is made."""
+    def _make_do(self, part: Part, error: DuologueError, *, others_went_on: bool) -> None:
+        """A session's part of a pass did not take place. If that was for want of room, room is made.
+
+        If it has nothing to give up, it waits until the others hold less: what they all were promised fits.
+        """
         session = part.member.session
         session.lose(part.plan.batch)
-        if not isinstance(error, CacheFull) or not (self._evict() or session.make_room()):
+        if not isinstance(error, CacheFull) or not (self._evict() or session.make_room() or others_went_on):
             raise error
 
     def _evict(self) -> bool:
