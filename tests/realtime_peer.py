@@ -74,7 +74,7 @@ class Mirror:
     def said(self) -> list[tuple[str, str]]:
         """The items in order: who, and what."""
         return [
-            (item["role"], "".join(part["text"] for part in item["content"]))
+            (item["role"], "".join(part.get("text") or part.get("transcript", "") for part in item["content"]))
             for item in (self.items[name] for name in self.order)
         ]
 

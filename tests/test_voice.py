@@ -1,5 +1,7 @@
 """A conversation by voice: who is heard when, what comes of it, and how it sounds. On a virtual clock, with scripts."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -194,3 +196,61 @@ async def test_marks_of_writing_are_not_spoken_and_count_as_heard() -> None:
 def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         VoiceConfig(**wrong)  # type: ignore[arg-type]
+
+
+@in_loop
+async def test_who_speaks_can_be_told_to_have_ended_and_goes_on_as_somebody_new() -> None:
+    async with Spoken([{0.3: "what is", 0.5: "what is a cat"}, {0.3: "and a dog"}], ANSWERS) as talk:
+        await talk.hears(0.6, speech=True)
+        (ending,) = talk.voice.end()
+        assert not talk.voice.is_hearing
+        await ending.over.wait()
+        assert ending.text == "what is a cat", "without any silence"
+        assert talk.voice.end() == []
+        await talk.hears(0.6, speech=True)
+        await talk.hears(2.0, speech=False)
+        assert talk.recogniser.num_begun == 2
+        assert talk.history[0] == ("user", "what is a cat and a dog")
+
+
+@in_loop
+async def test_what_is_forgotten_while_it_is_being_recognised_is_never_told() -> None:
+    async with Spoken([{0.3: "what is a cat"}, {0.3: "and a dog"}], ANSWERS, recognising_s=0.5) as talk:
+        await talk.hears(0.6, speech=True)
+        assert "recognised" not in talk.kinds
+        talk.voice.hang_up(forgets=True)
+        await talk.hears(0.8, speech=True)  # without a pause
+        await talk.hears(3.0, speech=False)
+        assert talk.history[0] == ("user", "and a dog")
+
+
+@in_loop
+async def test_an_answer_that_does_not_yield_begins_and_goes_on_at_full_volume_whoever_speaks() -> None:
+    async with spoken({}, {}, speaking_s=1.0) as talk:
+        talk.voice.yields = False
+        await talk.hears(1.0, speech=True)
+        await talk.hears(0.6, speech=False)
+        assert not talk.voice.player.is_playing, "the synthesiser is slow"
+        during = await talk.hears(1.8, speech=True)
+        assert talk.voice.is_hearing
+        assert during.max() == pytest.approx(FULL), "it begins"
+        await talk.hears(1.0, speech=False)
+        await talk.hears(0.4, speech=True)
+        assert len(talk.times("speech_started")) == 3
+        assert "ducked" not in talk.kinds
+
+
+@in_loop
+async def test_an_utterance_may_end_at_the_moment_at_which_it_has_been_recognised() -> None:
+    async with Spoken([{0.3: "what is", 0.5: "what is a cat"}], ANSWERS, recognising_s=5.0) as talk:
+        await talk.hears(0.6, speech=True)
+        talk.recogniser.clock.advance(5.0)
+        while "recognised" not in talk.kinds:
+            await asyncio.sleep(0)
+        (ending,) = talk.voice.end()
+        assert ending.text == "what is", "there is more to recognise"
+        for _ in range(8):
+            talk.recogniser.clock.advance(5.0)
+            await asyncio.sleep(0)
+        assert ending.over.is_set()
+        assert ending.text == "what is a cat"

@@ -14,7 +14,8 @@ from duologue.voice.player import DUCK_DB, Piece, Player, Position
 from duologue.voice.policy import by_voice
 from duologue.voice.segmenter import Segmenter, Sensitivity
 from duologue.voice.sound import RATE, Samples, from_pcm16, gain, level_db, silence, to_pcm16
-from duologue.voice.whisper import Decoded, agreed, believed, quietest, unlooped
+from duologue.voice.whisper import Decoded, WhisperRecognition, agreed, believed, quietest, unlooped
+from voiced import in_loop
 
 TEXT = (
     "Well, the Moon is 3.5 billion years old, more or less. It has no air; there is no wind – and no sound!\n\n"
@@ -268,6 +269,22 @@ def test_a_window_is_cut_where_it_is_quietest() -> None:
     assert abs(quietest(window, from_sample=2 * RATE) - (4 * RATE + 2000)) < 2000
     window[RATE : RATE + 4000] = 0.0
     assert quietest(window, from_sample=2 * RATE) > 2 * RATE, "not before that"
+
+
+@in_loop
+async def test_a_recording_that_comes_at_once_is_decoded_in_windows_of_the_usual_length() -> None:
+    windows: list[int] = []
+
+    class Decoder:
+        async def decode(self, window: Samples, before: str, given: str) -> Decoded:
+            windows.append(len(window))
+            return Decoded(f"part {len(windows)}", 0.0, 0.0)
+
+    recognition = WhisperRecognition(Decoder())  # type: ignore[arg-type]
+    text = await recognition.hear(tone(45 * RATE), last=True)
+    assert sum(windows) == 45 * RATE
+    assert max(windows) <= 10 * RATE
+    assert text == " ".join(f"part {n + 1}" for n in range(len(windows)))
 
 
 def test_samples_survive_being_sixteen_bits() -> None:

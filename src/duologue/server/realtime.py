@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -24,6 +24,8 @@ from duologue.server.voice import Voices
 from duologue.server.wire import Wire
 
 _GOING_AWAY, _POLICY, _RESTART, _TRY_LATER = 1001, 1008, 1012, 1013
+_MOST_WAITING = 64  # messages that are behind a commit; more wait in the network
+_ABOUT_SOUND = ("session.update", "input_audio_buffer.clear")  # what is appended behind these is not what was before
 _LAST_WORDS_S = 2.0  # for a client to take what is left
 log = logging.getLogger("duologue.server")
 
@@ -42,6 +44,7 @@ class Realtime:
         self._num_taken = 0  # events of the session that the dialogue has
         self._is_over = False
         self._voice: RealtimeVoice | None = None  # from the first sound on
+        self._orders: asyncio.Queue[dict[str, Any] | BadData] = asyncio.Queue(_MOST_WAITING)  # not carried out yet
 
     async def run(self) -> None:
         """Until the client goes, or the conversation ends."""
@@ -80,9 +83,11 @@ class Realtime:
         """Both ways at once, until one of them ends; then the other does."""
         sending = asyncio.create_task(self._outbox.run(), name="duologue-realtime-sender")
         telling = asyncio.create_task(self._tell(talk, dialogue), name="duologue-realtime-teller")
-        taking = asyncio.create_task(self._take(Commands(dialogue)), name="duologue-realtime-taker")
+        commands = Commands(dialogue)
+        reading = asyncio.create_task(self._read(commands), name="duologue-realtime-reader")
+        taking = asyncio.create_task(self._take(commands), name="duologue-realtime-taker")
         losing = asyncio.create_task(self._outbox.overflow.wait(), name="duologue-realtime-overflow")
-        tasks = (sending, telling, taking, losing)
+        tasks = (sending, telling, reading, taking, losing)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if telling.done() and telling.exception() is None:
@@ -119,44 +124,73 @@ class Realtime:
         self._outbox.put("error", error=error.as_json(None))
         self._outbox.finish()
 
-    async def _take(self, commands: Commands) -> None:
-        """What the client sends."""
+    async def _read(self, commands: Commands) -> None:
+        """What the client sends. Sound goes to the voice as it comes. All else is carried out in its order, by
+        `_take`, so that what is behind a commit finds its words: a `response.create` answers them, a
+        `response.cancel` behind that is about that response, and so on, without a rule for each pair."""
         async for message in self._wire.messages():
+            assert not isinstance(message, bytes), "binary messages are not taken here"
             await self._outbox.room()
-            await self._catch_up()
-            name = None
-            try:
-                if isinstance(message, BadData):
-                    raise Rejection(str(message), code="invalid_json")
-                assert not isinstance(message, bytes), "binary messages are not taken here"
-                name = event_id(message)
-                if not await self._take_sound(message, commands):
-                    commands.take(message)
-                    self._speak_if_wanted(commands)
-            except Rejection as error:
-                self._outbox.put("error", error=error.as_json(name))
-            except UsageError as error:
-                self._outbox.put("error", error=Rejection(str(error)).as_json(name))
-            except EngineError as error:
-                failed = Rejection(str(error), code="server_error", kind="server_error")
-                self._outbox.put("error", error=failed.as_json(name))
+            if await self._hear(message, commands):
+                continue
+            await self._orders.put(message)
+            if not isinstance(message, BadData) and message["type"] in _ABOUT_SOUND:
+                await self._orders.join()
+        await self._orders.join()
 
-    async def _take_sound(self, message: Mapping[str, Any], commands: Commands) -> bool:
-        """What concerns sound, on a server with a voice. Returns whether it did.
-
-        Raises:
-            Rejection, EngineFull: it is not done.
-        """
-        kind = message["type"]
-        if kind not in ("input_audio_buffer.append", "input_audio_buffer.clear") or self._conversations.voices is None:
+    async def _hear(self, message: dict[str, Any] | BadData, commands: Commands) -> bool:
+        """Sound, and where it ends, on a server with a voice. Returns whether that was all about the message."""
+        voices = self._conversations.voices
+        if voices is None or isinstance(message, BadData):
             return False
-        fields = read(message, is_duplex=self._is_duplex)
-        if kind == "input_audio_buffer.append":
-            await self._speaking(commands, self._conversations.voices).append(fields["audio"])
-        elif self._voice is not None:
+        with self._refusing(message):
+            if message["type"] == "input_audio_buffer.append":
+                fields = read(message, is_duplex=self._is_duplex)
+                await self._speaking(commands, voices).append(fields["audio"])
+                return True
+            if message["type"] == "input_audio_buffer.commit":
+                await self._orders.join()  # one at a time: what waits to be recognised stays small
+                self._speaking(commands, voices).commit()
+            return False
+        return True  # it was refused
+
+    async def _take(self, commands: Commands) -> None:
+        """Carry out what the client asks for."""
+        while True:
+            message = await self._orders.get()
+            await self._outbox.room()
+            with self._refusing(message):
+                await self._carry_out(message, commands)
+            self._orders.task_done()
+
+    async def _carry_out(self, message: dict[str, Any] | BadData, commands: Commands) -> None:
+        await self._catch_up()
+        if isinstance(message, BadData):
+            raise Rejection(str(message), code="invalid_json")
+        if message["type"] == "input_audio_buffer.commit" and self._voice is not None:
+            words = await self._voice.committed()
+            await self._catch_up()
+            if words is not None:
+                commands.commit(words)
+            return
+        if message["type"] == "input_audio_buffer.clear" and self._voice is not None:
             self._voice.clear()
-            self._outbox.put("input_audio_buffer.cleared")
-        return True
+        commands.take(message)
+        self._speak_if_wanted(commands)
+        if self._voice is not None:
+            self._voice.adjust()
+
+    @contextmanager
+    def _refusing(self, message: dict[str, Any] | BadData) -> Iterator[None]:
+        """What cannot be done is told, and the connection goes on."""
+        try:
+            yield
+        except (UsageError, EngineError) as error:
+            rejection = error if isinstance(error, Rejection) else Rejection(str(error))
+            if isinstance(error, EngineError):
+                rejection = Rejection(str(error), code="server_error", kind="server_error")
+            name = None if isinstance(message, BadData) else event_id(message)
+            self._outbox.put("error", error=rejection.as_json(name))
 
     def _speak_if_wanted(self, commands: Commands) -> None:
         voices, dialogue = self._conversations.voices, self.dialogue

@@ -6,7 +6,7 @@ from typing import Any
 from duologue.core.transitions import Interruptible
 from duologue.server.realtime_config import EAGERNESS, RealtimeConfig
 from duologue.server.realtime_dialogue import Dialogue
-from duologue.server.realtime_errors import ACTIVE, NEEDS_VOICE, NOT_ACTIVE, Rejection
+from duologue.server.realtime_errors import ACTIVE, EMPTY, NEEDS_VOICE, NOT_ACTIVE, Rejection
 from duologue.server.realtime_items import Item
 from duologue.server.realtime_listening import label
 from duologue.server.realtime_messages import event_id, read
@@ -189,7 +189,7 @@ class Commands:
         raise Rejection(NEEDS_VOICE, code="audio_not_supported", param="type")
 
     def _refuse_commit(self, _: dict[str, Any], __: str | None) -> None:
-        raise Rejection(f"the input audio buffer is empty: {NEEDS_VOICE}", code="input_audio_buffer_commit_empty")
+        raise Rejection(f"the input audio buffer is empty: {NEEDS_VOICE}", code=EMPTY)
 
     # ------------------------------------------------------------------ the duplex extension
 
@@ -201,8 +201,12 @@ class Commands:
         dialogue, listening, text = self._dialogue, self._dialogue.listening, well_formed(text)
         detection, running = dialogue.config.turn_detection, dialogue.running
         is_free = running is None and not listening.items
-        if detection is None or (is_free and not detection.create_response) or utterance in self._drafts:
-            self._draft(utterance, text, is_final)
+        if detection is None:
+            is_judged = listening.is_growing(utterance)  # from before it was switched off
+        else:
+            is_judged = utterance not in self._drafts and (detection.create_response or not is_free)
+        if not is_judged:
+            self._draft(utterance, text, is_final, is_audio)
             return
         if is_free:
             dialogue.history.sync(dialogue.config.instructions, dialogue.items.answered)
@@ -210,12 +214,28 @@ class Commands:
         is_answered = running is not None and running.find(name) is not None and not running.num_heard
         listening.grow(name, text, is_answered=is_answered, is_audio=is_audio)
         dialogue.handle.hear(text, utterance=name, final=is_final)
-        if dialogue.session.input_text is None:  # these words were dropped before, or there are none
+        # That they are answered may not have been told yet. Otherwise they were dropped before, or there are none.
+        if dialogue.session.input_text is None and not is_answered:
             listening.items = listening.typed
         if is_final:
             listening.end(utterance)
 
-    def _draft(self, utterance: str, text: str, is_final: bool) -> None:
+    def commit(self, text: str) -> None:
+        """`text` was spoken, and is an item, which waits for `response.create`; without words, too, since stock clients
+        wait for an item behind a commit. Then it is no part of what the model reads.
+
+        Raises:
+            Rejection: it is too long for a turn.
+        """
+        dialogue, text = self._dialogue, well_formed(text)
+        dialogue.history.check_turn(text)
+        dialogue.go_on()
+        item = Item("user", text, is_audio=True)
+        dialogue.items.add(item)
+        dialogue.pop_verdict()
+        dialogue.show_committed(item)
+
+    def _draft(self, utterance: str, text: str, is_final: bool, is_audio: bool) -> None:
         """Only the client says when something is answered: words that have ended are an item, and wait."""
         dialogue = self._dialogue
         dialogue.history.check_turn(text)
@@ -225,7 +245,9 @@ class Commands:
             self._drafts[utterance] = text
             return
         self._drafts.pop(utterance, None)
-        if text.strip():
+        if text.strip() and is_audio:
+            self.commit(text)
+        elif text.strip():
             item = Item("user", text)
             dialogue.items.add(item)
             dialogue.pop_verdict()

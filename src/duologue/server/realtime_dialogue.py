@@ -192,6 +192,15 @@ class Dialogue:
         if (surplus := self.items.pop_surplus()) is not None:
             self.say("conversation.item.deleted", item_id=surplus.id)
 
+    def show_committed(self, item: Item) -> None:
+        """Tell that `item`, which was said as words that grow, is part of the conversation."""
+        self.say("input_audio_buffer.committed", item_id=item.id, previous_item_id=self.items.previous(item))
+        self.show(item)
+        if item.is_audio:
+            kind = "conversation.item.input_audio_transcription.completed"
+            usage = {"type": "duration", "seconds": 0}
+            self.say(kind, item_id=item.id, content_index=0, transcript=item.text, usage=usage)
+
     def delete(self, item: Item) -> None:
         """Take `item` out of the conversation."""
         if item in self.items:
@@ -265,12 +274,7 @@ class Dialogue:
         for item in self.listening.answer():
             behind = self.listening.turn[self.listening.turn.index(item) + 1 :]
             self.items.add(item, before=next((other for other in behind if other in self.items), None))
-            self.say("input_audio_buffer.committed", item_id=item.id, previous_item_id=self.items.previous(item))
-            self.show(item)
-            if item.is_audio:
-                kind = "conversation.item.input_audio_transcription.completed"
-                usage = {"type": "duration", "seconds": 0}
-                self.say(kind, item_id=item.id, content_index=0, transcript=item.text, usage=usage)
+            self.show_committed(item)
         detection = self.config.turn_detection
         if self.request is not None and self.request.is_special and not self._is_started:
             self._muted.add(event.answer)  # it was begun without what is asked for: again

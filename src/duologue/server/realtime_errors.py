@@ -5,6 +5,7 @@ from typing import Any
 from duologue.errors import UsageError
 
 ACTIVE = "conversation_already_has_active_response"
+EMPTY = "input_audio_buffer_commit_empty"
 NOT_ACTIVE = "response_cancel_not_active"
 NEEDS_VOICE = (
     'audio needs the voice extra, which is not installed on this server: pip install "duologue[voice]". '

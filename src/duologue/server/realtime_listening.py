@@ -39,6 +39,10 @@ class Listening:
             _remember(self._names, label, self._new_name(label))
         return self._names[label]
 
+    def is_growing(self, label: str) -> bool:
+        """Whether the utterance that the client calls `label` is one that the session hears."""
+        return label in self._names
+
     def rename(self, item: Item) -> str:
         """The session is to hear it anew, and takes words that it was made to forget for what is old; a name for it."""
         before = item.utterance

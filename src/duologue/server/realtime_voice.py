@@ -13,13 +13,16 @@ from duologue.errors import BadData, DuologueError
 from duologue.server.pacing import Pacer
 from duologue.server.realtime_commands import Commands
 from duologue.server.realtime_dialogue import Dialogue
-from duologue.server.realtime_errors import Rejection
+from duologue.server.realtime_errors import EMPTY, Rejection
 from duologue.server.voice import Voices
+from duologue.voice.hearing import Hearing
 from duologue.voice.sound import Samples, from_pcm16, silence, to_pcm16
 from duologue.voice.timeline import Row, Timeline
 from duologue.voice.voice import Voice, VoiceConfig
 
 RATE = 24_000  # the protocol's
+_LEAST_S = 0.1  # of sound that may be committed, by the protocol
+_MOST_EARLY_S = 60.0  # a recording that is to be committed may come at once
 _DELTA_S = 0.1  # of sound in an event
 log = logging.getLogger("duologue.server")
 
@@ -37,6 +40,11 @@ class RealtimeVoice:
         self._dialogue = dialogue
         self._commands = commands
         self._waiting = silence(0)  # sound that has not been sent
+        self._is_manual = dialogue.config.turn_detection is None  # the client says when somebody has ended
+        self._num_appended = 0  # samples since the last commit
+        self._said: dict[str, str] = {}  # words since then, by utterance
+        self._committed: dict[str, str] = {}  # words that were committed last
+        self._ending: list[Hearing] = []  # which are not all known yet
         self._onset: tuple[str, int] | None = None  # of an utterance that the client was told of
         engines = voices.engines
         self._voice = Voice(
@@ -48,6 +56,7 @@ class RealtimeVoice:
             timeline=Timeline(self._note, keeps=False),
             name=f"voice-{secrets.token_hex(3)}",
         )
+        self._voice.yields = not self._is_manual
         self._pacer = Pacer(self._voice, self._give)
         dialogue.handle.take_reports()
         self._task = asyncio.create_task(self._run(), name="duologue-realtime-voice")
@@ -56,7 +65,12 @@ class RealtimeVoice:
 
     def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> None:
         """See `Handle.hear`."""
-        self._commands.grow(utterance, text, is_final=final, is_audio=True)
+        if not self._is_manual:
+            self._commands.grow(utterance, text, is_final=final, is_audio=True)
+        elif utterance in self._committed:
+            self._committed[utterance] = text
+        else:
+            self._said[utterance] = text
 
     def heard(self, position: int, *, answer: int | None = None) -> None:
         """See `Handle.heard`."""
@@ -65,12 +79,17 @@ class RealtimeVoice:
     # ------------------------------------------------------------------ what is asked of it
 
     async def append(self, audio: str) -> None:
-        """Sound came, in base64. Raises `Rejection` for what is none."""
+        """Sound came, in base64. Raises `Rejection` for what is none, or if the voice has failed."""
+        self._check()
         try:
             samples = from_pcm16(base64.b64decode(audio, validate=True))
         except (binascii.Error, BadData) as error:
             raise Rejection(f"audio must be 16-bit samples in base64: {error}", param="audio") from error
-        await self._pacer.hear(samples)
+        self._num_appended += len(samples)
+        if self._is_manual:
+            await self._pacer.hear(samples, most_early_s=_MOST_EARLY_S)
+        else:
+            await self._pacer.hear(samples)
 
     def take(self, event: e.Event) -> None:
         """An event of the session, after the dialogue took it."""
@@ -78,9 +97,40 @@ class RealtimeVoice:
             self._waiting = silence(0)
         self._voice.take(event)
 
+    def commit(self) -> None:
+        """Who is speaking has ended. The commit before must have been waited for.
+
+        Raises:
+            Rejection: nothing was said, or the voice has failed.
+        """
+        self._check()
+        if self._is_manual and self._num_appended < _LEAST_S * RATE:
+            has_ms = self._num_appended / RATE * 1000
+            raise Rejection(f"there are {has_ms:.0f} ms of sound to commit, and at least 100 are needed", code=EMPTY)
+        if not self._is_manual and not self._voice.is_hearing:
+            raise Rejection("nobody is speaking: turn detection has committed what was said", code=EMPTY)
+        self._pacer.flush()
+        self._ending = self._voice.end()
+        self._committed, self._said, self._num_appended = self._said, {}, 0
+
+    async def committed(self) -> str | None:
+        """All words of the last commit, when they are known. None: with turn detection, their utterance has ended."""
+        for hearing in self._ending:
+            await hearing.over.wait()
+        return " ".join(text for text in self._committed.values() if text) if self._is_manual else None
+
     def clear(self) -> None:
-        """Forget what is being said."""
+        """Forget what was not committed. The last commit must have been waited for."""
+        self._pacer.flush()
         self._voice.hang_up(forgets=True)
+        self._said, self._num_appended = {}, 0
+
+    def adjust(self) -> None:
+        """The configuration may be another. What was said is forgotten where it changes who ends a turn."""
+        is_manual = self._dialogue.config.turn_detection is None
+        if is_manual != self._is_manual:
+            self.clear()
+            self._is_manual, self._voice.yields = is_manual, not is_manual
 
     async def aclose(self) -> None:
         """Give the place back."""
@@ -88,11 +138,16 @@ class RealtimeVoice:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
+    def _check(self) -> None:
+        if self._task.done():
+            raise Rejection("the voice has failed; connect again", code="server_error", kind="server_error")
+
     async def _run(self) -> None:
         try:
             async with self._voice:
                 await self._pacer.run()
         except DuologueError as error:
+            self._voice.hang_up()  # nobody waits for words that will not come
             log.error("a voice failed", extra={"error": str(error)})
             rejection = Rejection(f"the voice failed: {error}", code="server_error", kind="server_error")
             self._dialogue.say("error", error=rejection.as_json(None))
@@ -102,11 +157,14 @@ class RealtimeVoice:
             self._waiting = np.concatenate([self._waiting, samples])
         if len(self._waiting) and (len(self._waiting) >= _DELTA_S * RATE or not samples.any()):
             sound, self._waiting = self._waiting, silence(0)
-            if (response := self._dialogue.response) is not None:
+            if (response := self._dialogue.response) is not None and response.is_audio:
                 response.sound(base64.b64encode(to_pcm16(sound)).decode())
 
     def _note(self, row: Row) -> None:
-        """A client plays nothing while the assistant is silent, so it may know at once that somebody speaks."""
+        """A client plays nothing while the assistant is silent, so it may know at once that somebody speaks. Who says
+        itself when somebody has ended is not told."""
+        if self._is_manual:
+            return
         if row["type"] == "speech_started" and self._dialogue.response is None:
             self._onset = row["utterance"], round(row["at"] * 1000)
             self._dialogue.say(

@@ -1,5 +1,6 @@
 """One utterance by voice: its sound, its words so far, and what is thought of them."""
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +20,9 @@ class Hearing:
         self.text = ""
         self.state: InputState | None = None  # what is thought of `text`
         self.is_dropped = False  # its words were given up, as they were then
+        self.is_recognising = False  # what was taken of it
         self.is_ending = False  # nobody speaks any more; its last words are being recognised
-        self.is_over = False
+        self.over = asyncio.Event()  # all its words are known, and were told
         self._waiting = list(begun)  # what the recogniser does not have yet
         self.num_samples = sum(map(len, begun))
         self.voiced_to = self.num_samples  # where the last speech in it ends

@@ -95,6 +95,7 @@ class Voice:
         self._late: deque[tuple[int, int, int]] = deque()  # heard when so many samples are out: answer, position
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_sounding = False
+        self.yields = True  # the answer gets quieter while somebody speaks, and does not begin
         self.failure: DuologueError | None = None  # what went wrong, if the conversation cannot go on
 
     async def __aenter__(self) -> "Voice":
@@ -116,7 +117,26 @@ class Voice:
             if forgets:
                 hearing.text = ""
             self._finish(hearing)
+        self._hear_anew()
+
+    def end(self) -> list[Hearing]:
+        """Whoever is speaking has done so, whatever the silence says; what is pushed from now on is something else.
+        Returns the utterances whose last words are still being recognised."""
+        self.push(silence(-len(self._rest) % self._detector.frame))  # the end of a word may be less than a frame
+        if self._hearing is not None:
+            self._end(self._hearing)
+        self._hear_anew()
+        return list(self._open.values())
+
+    def _hear_anew(self) -> None:
         self._hearing = None
+        self._before.clear()
+        self._segmenter = Segmenter(self.config.sensitivity)  # somebody who goes on speaking begins to speak
+
+    @property
+    def is_hearing(self) -> bool:
+        """Whether somebody is speaking."""
+        return self._hearing is not None
 
     @property
     def now(self) -> float:
@@ -165,6 +185,8 @@ class Voice:
         self._before.clear()
         self._note("speech_started", utterance=name)
         self._command("", self._hearing, final=False)
+        if not self.yields:
+            return
         self._back_at = None
         self._speaking.is_interrupted = True
         if self.player.is_playing and not self.player.is_ducked:
@@ -173,7 +195,7 @@ class Voice:
 
     def _is_due(self, hearing: Hearing, quiet_s: float) -> bool:
         """Whether its words should be recognised now: enough is new, or the last of them may have been said."""
-        if self._recognising(hearing) or hearing.new_s <= 0:
+        if hearing.is_recognising or hearing.new_s <= 0:
             return False
         least_s = self.config.partial_s if hearing.num_recognised else self.config.before_s + self.config.first_s
         is_paused = quiet_s >= self.config.pause_s and not hearing.is_covered
@@ -192,20 +214,20 @@ class Voice:
         self._before.clear()
         hearing.is_ending = True
         self._note("speech_ended", utterance=hearing.name, spoken_to=self._spoken_to(hearing))
-        if hearing.is_covered and not self._recognising(hearing):
+        if hearing.is_recognising:
+            return
+        if hearing.is_covered:
             self._finish(hearing)
-        elif not self._recognising(hearing):
+        else:
             self._recognise(hearing)
 
     def _spoken_to(self, hearing: Hearing) -> float:
         """When its last speech was, on the clock of the input."""
         return round(self.now - (hearing.num_samples - hearing.voiced_to) / RATE, 4)
 
-    def _recognising(self, hearing: Hearing) -> bool:
-        return any(task.get_name() == hearing.name for task in self._tasks)
-
     def _recognise(self, hearing: Hearing) -> None:
-        self._start(self._recognised(hearing), name=hearing.name)
+        hearing.is_recognising = True
+        self._start(self._recognised(hearing))
 
     async def _recognised(self, hearing: Hearing) -> None:
         to, began, loop = hearing.num_samples, self.now, asyncio.get_running_loop()
@@ -215,6 +237,9 @@ class Voice:
         except DuologueError as error:
             self._note("recogniser_failed", message=str(error))
             text = hearing.text
+        hearing.is_recognising = False
+        if hearing.over.is_set():
+            return  # it was hung up meanwhile
         took = round(loop.time() - before, 4)
         hearing.num_recognised = to
         self._note("recognised", utterance=hearing.name, text=text, began=round(began, 4), took=took, heard_s=to / RATE)
@@ -229,9 +254,9 @@ class Voice:
 
     def _finish(self, hearing: Hearing) -> None:
         """All its words are known, and no more will come."""
-        if hearing.is_over:
+        if hearing.over.is_set():
             return
-        hearing.is_over = True
+        hearing.over.set()
         del self._open[hearing.name]
         self._command(hearing.text, hearing, final=True)
         if not self._open:
@@ -318,8 +343,8 @@ class Voice:
     def _note(self, kind: str, **more: object) -> None:
         self.timeline.add(self.now, kind, **more)
 
-    def _start(self, work: "asyncio._CoroutineLike[None]", name: str | None = None) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
+    def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 

@@ -137,7 +137,7 @@ class WhisperRecognition(Recognition):
     async def hear(self, samples: Samples, *, last: bool = False) -> str:
         """See `Recognition`."""
         self._window = np.concatenate([self._window, samples])
-        if len(self._window) > _LONGEST_S * RATE:
+        while len(self._window) > _LONGEST_S * RATE:
             await self._settle()
         decoded = await self._recogniser.decode(self._window, self._settled, self._agreed)
         text = believed(decoded, self._window)
@@ -150,7 +150,8 @@ class WhisperRecognition(Recognition):
 
     async def _settle(self) -> None:
         """Cut the window at its quietest place."""
-        cut = quietest(self._window[: -int(_KEPT_S * RATE)], from_sample=int(_LONGEST_S * RATE / 2))
+        longest = self._window[: int(_LONGEST_S * RATE)]  # more, if a recording came at once
+        cut = quietest(longest[: -int(_KEPT_S * RATE)], from_sample=int(_LONGEST_S * RATE / 2))
         decoded = await self._recogniser.decode(self._window[:cut], self._settled, "")
         self._settled = f"{self._settled} {believed(decoded, self._window[:cut])}".strip()
         self._window, self._agreed, self._last = self._window[cut:], "", ""
