@@ -1,6 +1,6 @@
 """Experiments on what makes a model duplex: one variant beside another, on the same samples and the same test rows.
 
-    python experiments/run.py NAME --data DIR [--out experiments/NAME/result.json]
+    python experiments/run.py NAME … --data DIR [--out FILE, for one]
 
 DIR is a folder that `duologue data build` made. The base is frozen in all of these, so the prefixes of the samples and
 of the test rows are computed once and shared by all variants: a variant costs its steps and nothing else. Thresholds
@@ -280,9 +280,9 @@ def _rounded(value: float | None) -> float | None:
 
 
 def main() -> int:
-    """Run one experiment, or all."""
+    """Run some experiments, or all."""
     parser = measuring.arguments(__doc__)
-    parser.add_argument("name", choices=[*EXPERIMENTS, "all"])
+    parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], metavar="NAME")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default=DEFAULT)
     parser.add_argument("--samples", type=int, default=6000, help="of the training samples")
@@ -295,7 +295,8 @@ def main() -> int:
     about = measuring.about(args)
     lab = Lab(args)
     manifest = json.loads((args.data / "manifest.json").read_text(encoding="utf-8"))
-    for name in EXPERIMENTS if args.name == "all" else [args.name]:
+    names = list(EXPERIMENTS) if "all" in args.names else args.names
+    for name in names:
         question, variants = EXPERIMENTS[name]
         found = [run_linear(lab)] if name == "no_probe" else []
         found += [run_variant(lab, variant, args.seed) for variant in variants]
@@ -303,7 +304,7 @@ def main() -> int:
             **about, "experiment": name, "question": question, "data": manifest["recipe"], "base": args.model,
             "results": found,
         }  # fmt: skip
-        out = args.out if args.out and args.name != "all" else Path(__file__).parent / name / "result.json"
+        out = args.out if args.out and len(names) == 1 else Path(__file__).parent / name / "result.json"
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(measuring.laid_out(result), encoding="utf-8")
         print(table(result))
