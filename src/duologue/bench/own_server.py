@@ -1,10 +1,12 @@
 """A server of one's own for a measurement: a process that is started, waited for, and ended."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -37,11 +39,13 @@ class OwnServer:
 
 @contextmanager
 def own_server(flags: Sequence[str]) -> Iterator[OwnServer]:
-    """`duologue serve` with `flags`, on a free port of loopback.
+    """`duologue serve` with `flags`, on a free port of loopback. It ends with this program, also if that is terminated.
 
     Raises:
         EngineError: it does not start.
     """
+    if threading.current_thread() is threading.main_thread():  # no other may
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
