@@ -332,9 +332,9 @@ def test_nothing_runs_while_nothing_happens() -> None:
     plans = [0]
     plan = talk.session.plan
 
-    def counted(limit: int | None = None) -> Any:
+    def counted(*limits: int | None) -> Any:
         plans[0] += 1
-        return plan(limit)
+        return plan(*limits)
 
     talk.session.plan = counted  # type: ignore[method-assign]
 

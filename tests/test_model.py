@@ -314,4 +314,4 @@ def test_attention_goes_by_the_number_of_sessions(
     monkeypatch.setattr(llamacpp_model, "open_context", opened)
     tiny_gguf.write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "model.gguf")
     load(str(tmp_path / "model.gguf"), adapter="prompted", weights="as-is", sessions=sessions).close()
-    assert asked == [is_flash]
+    assert asked == [is_flash] * min(sessions, 2), "with more than one, there is a second cache"
