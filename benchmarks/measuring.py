@@ -80,7 +80,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     _began = time.monotonic(), _busy_s()
     return {
         "benchmark": Path(sys.argv[0]).stem,
-        "command": "python benchmarks/" + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": "python " + shlex.join([str(Path(*Path(sys.argv[0]).resolve().parts[-2:])), *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),
         "source_changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "src")),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
