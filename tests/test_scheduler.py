@@ -11,6 +11,7 @@ from duologue.core.backend import Extend, Step
 from duologue.core.config import SessionConfig
 from duologue.core.events import Committed, Decided, Event, Released, Resumed, Said, Suspended, Trimmed
 from duologue.core.policy import Policy
+from duologue.core.session import Session
 from duologue.core.trace import Pass
 from duologue.engines.scheduler import Scheduler
 from duologue.errors import ContextOverflow, EngineError, EngineFull, UsageError
@@ -188,6 +189,26 @@ def test_passes_that_take_too_long_are_made_narrower(monkeypatch: pytest.MonkeyP
     cost[0] = 0.0001
     crowd.tick(12)
     assert fed(crowd.batches[-1]) == 128
+
+
+def test_a_slow_pass_is_never_too_narrow_for_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=128, max_seconds_per_pass=0.001)
+    clock, forward = [0.0], crowd.backend.forward
+
+    def slow(batch: Sequence[Extend]) -> list[Step]:
+        clock[0] += fed(batch)
+        return forward(batch)
+
+    crowd.backend.forward = slow  # type: ignore[method-assign]
+    monkeypatch.setattr("duologue.engines.job.time.perf_counter", lambda: clock[0])
+    probe = replace(scripted.PROBE, tokens=scripted.PROBE.tokens * 50)
+    talk = Guest(crowd, Session(crowd.script.template, probe, policy=SURE), None)
+    crowd.guest(history=LONG)
+    crowd.tick(40)
+    assert fed(crowd.batches[-1]) <= 2 * len(probe.tokens)
+    talk.hear("tell me a story")
+    crowd.tick(12)
+    assert talk.first(Decided)
 
 
 def test_who_finds_no_room_and_has_nothing_to_give_up_waits_while_the_others_go_on() -> None:

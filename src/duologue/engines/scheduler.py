@@ -25,7 +25,7 @@ MAX_SECONDS_PER_PASS = 0.15  # in real time: so long new words may have to wait 
 SEQS_PER_SESSION = 2  # the live branch and an input; suspended answers and rebuilds share the spare ones
 _SPARE_SEQS = 2
 _SHORT = 32  # tokens: who has no more to feed goes before those who have
-_WIDE = 32  # tokens: a pass is never bounded to fewer, and what one takes is learned from half as wide ones
+_WIDE = 32  # tokens: a slow pass is not made narrower than that, and what one takes is learned from half as wide ones
 _SHARE = 8  # tokens of each pass that everybody with more gets, so that no answer stands still
 _PATIENCE = 4  # passes after which the one that has waited longest goes first
 _UPKEEP = 4  # contexts that are made shorter get the fourth part of a pass, while anybody speaks or is heard
@@ -51,7 +51,7 @@ class Scheduler:
         max_tokens_per_pass: most tokens of a pass, which bounds how long words can wait for it to end. It is raised to
             twice the longest probe of a session, since a probe cannot be cut.
         max_seconds_per_pass: how long a pass should take. Where wide ones take longer, since much is in the cache or
-            the machine is busy, they are made narrower.
+            the machine is busy, they are made narrower, but never so that a probe does not fit.
         overcommit: sessions are let in while all of them together could fill the KV this many times. At 1 every
             session can always have its whole `SessionConfig.max_length`.
 
@@ -79,6 +79,7 @@ class Scheduler:
         self._overcommit = overcommit
         self._max_seconds = max_seconds_per_pass
         self._token_seconds = 0.0  # what one of a wide pass takes, lately
+        self._least = _WIDE  # tokens that a pass may always have
         self._members: list[Member] = []
         self._leaving: list[Member] = []  # closed while a pass was running
         self._running: Job | None = None
@@ -109,6 +110,7 @@ class Scheduler:
         """
         self._check_room(session)
         member = Member(session, self.backend, sink=sink, failed=failed, pace=pace, now=now)
+        self._least = max(self._least, 2 * len(session.probe.tokens))
         self.budget = max(self.budget, 2 * len(session.probe.tokens))
         self._members.append(member)
         self.totals.admitted += 1
@@ -203,7 +205,7 @@ class Scheduler:
     def _limit(self) -> int:
         """Most tokens of the next pass."""
         in_time = self._max_seconds / self._token_seconds if self._token_seconds else math.inf
-        return int(min(self.budget, max(_WIDE, in_time)))
+        return int(min(self.budget, max(self._least, in_time)))
 
     def _parts(self) -> list[Part]:
         """What each session feeds in this pass.
