@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,27 +127,18 @@ class LlamaCppBackend(Backend):
             # Layers with a sliding window reuse cells that have left it, unless two sequences hold them. A twin of
             # every sequence holds what it holds, so that rolling back beyond the window stays possible.
             self._twins = max_seqs if model.sliding_window else 0
-
-            def open_context(capacity: int, max_seqs: int) -> Any:
-                context = library.open_context(
-                    model,
-                    capacity=capacity,
-                    max_seqs=max_seqs,
-                    threads=threads or _num_cores(),
-                    flash_attention=flash_attention,
-                    micro_batch=micro_batch,
-                    kv_type=kv_type,
-                )
-                self._closing.callback(ll.llama_free, context)
-                return context
-
+            open_context = partial(
+                self._open_context,
+                model,
+                threads=threads or _num_cores(),
+                flash_attention=flash_attention,
+                micro_batch=micro_batch,
+                kv_type=kv_type,
+            )
             self._context = open_context(capacity, max_seqs + self._twins)
             self._nursery = Nursery(nursery, open_context) if nursery and not self._twins else None
             self._memory = ll.llama_get_memory(self._context)
-            self._batch = ll.llama_batch_init(capacity, 0, 1)
-            self._closing.callback(ll.llama_batch_free, self._batch)
-            for i in range(capacity):
-                self._batch.n_seq_id[i] = 1
+            self._batch = self._open_batch(capacity)
             # OpenMP keeps a team of threads for every thread that has run a pass, as long as that one lives, and lets
             # them spin less while there are more than cores: a team left behind here would slow down a worker's passes.
             with ThreadPoolExecutor(1) as passing:
@@ -250,6 +242,18 @@ class LlamaCppBackend(Backend):
     def close(self) -> None:
         self._seqs.clear()
         self._finalizer()
+
+    def _open_context(self, model: library.LoadedModel, capacity: int, max_seqs: int, **options: Any) -> Any:
+        context = library.open_context(model, capacity=capacity, max_seqs=max_seqs, **options)
+        self._closing.callback(ll.llama_free, context)
+        return context
+
+    def _open_batch(self, capacity: int) -> Any:
+        batch = ll.llama_batch_init(capacity, 0, 1)
+        self._closing.callback(ll.llama_batch_free, batch)
+        for i in range(capacity):
+            batch.n_seq_id[i] = 1
+        return batch
 
     # -- the cache ---------------------------------------------------------------------------------------------------
 
