@@ -137,7 +137,7 @@ def being_trimmed(crowd: Crowd) -> Guest:
     return guest
 
 
-def test_making_contexts_shorter_takes_a_small_part_of_a_pass_while_somebody_speaks() -> None:
+def test_making_contexts_shorter_takes_half_of_a_pass_while_somebody_speaks() -> None:
     crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=64)
     guests = [being_trimmed(crowd) for _ in range(2)]
     (speaker,) = asked(crowd, 1)
@@ -145,9 +145,9 @@ def test_making_contexts_shorter_takes_a_small_part_of_a_pass_while_somebody_spe
         crowd.tick()
     del crowd.batches[:]
     begun = speaker.session.running.num_tokens  # type: ignore[union-attr]
-    crowd.tick(10)
-    assert speaker.session.running.num_tokens == begun + 10  # type: ignore[union-attr]
-    assert [fed(batch) for batch in crowd.batches] == [1 + 64 // 4] * 10
+    crowd.tick(5)
+    assert speaker.session.running.num_tokens == begun + 5  # type: ignore[union-attr]
+    assert [fed(batch) for batch in crowd.batches] == [1 + 64 // 2] * 5
     left = sorted(guest.session.upkeep for guest in guests)
     assert left[1] - left[0] > 100, "one after the other"
     speaker.hear("oh (radio)", "aside")
@@ -155,6 +155,18 @@ def test_making_contexts_shorter_takes_a_small_part_of_a_pass_while_somebody_spe
     assert [e.text for e in speaker.events if isinstance(e, Decided)][-1] == "oh (radio)"
     crowd.run()
     assert all(guest.first(Trimmed) for guest in guests)
+
+
+def test_words_come_before_contexts_that_are_made_shorter_but_not_for_ever() -> None:
+    crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=64)
+    guest, hearer = being_trimmed(crowd), crowd.guest()
+    for number in range(10):
+        wanted = guest.session.upkeep
+        hearer.hear(f"aside {number} (radio)", f"aside{number}")
+        crowd.tick()
+        assert wanted - guest.session.upkeep == (64 // 4 if number % 4 == 3 else 0), number
+    decided = [e.text for e in hearer.events if isinstance(e, Decided)]
+    assert decided == [f"aside {number} (radio)" for number in range(10)]
 
 
 def test_contexts_are_made_shorter_in_whole_passes_while_all_are_silent() -> None:
@@ -466,6 +478,20 @@ def test_an_answer_that_is_ahead_of_its_listener_does_not_count_as_waiting() -> 
     assert not guest.session.running.finished  # type: ignore[union-attr]
     assert guest.session.backlog == 0
     assert guest.member.waiting_since is None
+
+
+def test_answers_that_are_ahead_of_their_listeners_share_passes() -> None:
+    crowd = Crowd({"tell me a story": STORY})
+    first, second = asked(crowd, 2, config=REPORTED)
+    crowd.run()
+    enough = REPORTED.lookahead // 2 + 1
+    assert [guest.session.running.num_tokens for guest in (first, second)] == [enough] * 2  # type: ignore[union-attr]
+    first.told(first.session.heard(10))
+    del crowd.batches[:]
+    assert crowd.run() == 10
+    assert {len(batch) for batch in crowd.batches} == {2}, "the second has gone along"
+    second.told(second.session.heard(10))
+    assert crowd.run() == 0, "it is well ahead still"
 
 
 # ---------------------------------------------------------------------------------------------------------- failures

@@ -6,10 +6,10 @@ import pytest
 
 from duologue.core.channel import Channel
 from duologue.core.config import SessionConfig
-from duologue.core.events import Dropped, Promoted
+from duologue.core.events import Dropped, Promoted, Trimmed
 from duologue.core.policy import Policy
 from duologue.errors import ContextOverflow
-from duologue.types import InputState
+from duologue.types import InputState, Role, Turn
 from scripted import PROBE, Talk
 
 SURE = Policy(p_sure=0.5)
@@ -67,6 +67,34 @@ def test_words_that_grow_beyond_the_room_there_was_wait_for_a_shorter_context():
     talk.hear(words, "v")
     check_lengths(talk, 1000)
     assert [e.text for e in talk.events if isinstance(e, Promoted)] == ["q", words]
+
+
+def test_words_are_judged_where_there_is_no_room_for_an_answer_to_them():
+    talk = Talk({"q": "word " * 28}, config=SHORT_CONTEXT)
+    talk.hear("q")
+    talk.run()
+    assert 144 < len(trunk(talk).items) <= 192, "short enough not to be rebuilt, too long for the words and an answer"
+    aside = "x" * 32 + " (radio)"
+    talk.hear(aside, "aside")
+    talk.tick()
+    assert [e.text for e in talk.events if isinstance(e, Dropped)] == [aside], "nothing was waited for"
+    talk.run()
+    assert [e for e in talk.events if isinstance(e, Trimmed)], "room was made for what may come"
+
+
+def test_a_context_that_is_made_shorter_during_an_answer_has_room_for_the_answer():
+    history = [Turn(role, "word " * 3) for _ in range(3) for role in (Role.USER, Role.ASSISTANT)]
+    talk = Talk({"q": "word " * 16}, config=SHORT_CONTEXT, history=history)
+    talk.hear("q")
+    talk.tick(62)
+    assert talk.session.running is not None
+    talk.hear("oh (radio)", "aside")  # for an answer to these words there would be no room
+    talk.tick()
+    assert talk.session.running is not None
+    assert talk.session._branch.is_making_room
+    talk.run()
+    (trimmed,) = [e for e in talk.events if isinstance(e, Trimmed)]
+    assert trimmed.length <= 256 // 2
 
 
 @pytest.mark.parametrize(("system", "num_words"), [(None, 28), ("You know all long words.", 22)])

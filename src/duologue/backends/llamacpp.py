@@ -31,6 +31,10 @@ from duologue.types import Seq, Token
 MAX_MICRO_BATCH = 512
 """Tokens computed at once: a longer pass is cut by llama.cpp inside one call, which bounds its scratch memory."""
 
+_BELOW_TILES = 63
+"""With flash attention, llama.cpp computes 64 tokens and more in tiles, in which it does not pass over what belongs to
+other sequences; with ten of 512 tokens, the 64th made a pass three times as long."""
+
 
 @dataclass(slots=True)
 class _Sequence:
@@ -65,7 +69,8 @@ class LlamaCppBackend(Backend):
         max_seqs: sequences open at the same time, 1 … 128.
         threads: CPU threads; by default one for each core this process may use.
         flash_attention: compute attention without storing its scores.
-        micro_batch: tokens computed at once; a longer pass is cut inside the call.
+        micro_batch: tokens computed at once; a longer pass is cut inside the call. With flash attention at most 63 of
+            them, but in the nursery.
         kv_type: numbers the cache is kept in; "f32" doubles it, for comparing with other backends.
         lora_path: a GGUF file with the LoRA of an adapter (see `gguf_lora`), which holds at added ids alone.
         nursery: KV entries, beside `capacity`, of the cache in which long new texts are read; 0: they are read where
@@ -132,11 +137,15 @@ class LlamaCppBackend(Backend):
                 model,
                 threads=threads or _num_cores(),
                 flash_attention=flash_attention,
-                micro_batch=micro_batch,
                 kv_type=kv_type,
             )
-            self._context = open_context(capacity, max_seqs + self._twins)
-            self._nursery = Nursery(nursery, open_context) if nursery and not self._twins else None
+            self._context = open_context(
+                capacity,
+                max_seqs + self._twins,
+                micro_batch=min(micro_batch, _BELOW_TILES) if flash_attention else micro_batch,
+            )
+            open_nursery = partial(open_context, micro_batch=micro_batch)
+            self._nursery = Nursery(nursery, open_nursery) if nursery and not self._twins else None
             self._memory = ll.llama_get_memory(self._context)
             self._batch = self._open_batch(capacity)
             # OpenMP keeps a team of threads for every thread that has run a pass, as long as that one lives, and lets

@@ -232,7 +232,7 @@ def open_context(
     params.n_ctx = capacity
     # A pass larger than n_batch is an assertion in llama.cpp, and so is room for fewer tokens than sequences.
     params.n_batch = max(capacity, max_seqs)
-    params.n_ubatch = max(min(micro_batch, capacity), max_seqs)
+    params.n_ubatch = min(micro_batch, params.n_batch)
     params.n_seq_max = max_seqs
     params.n_outputs_max = params.n_ubatch if all_outputs else max_seqs  # rows of logits
     params.n_outputs_max_per_seq = params.n_ubatch if all_outputs else 1

@@ -24,6 +24,8 @@ from duologue.types import SLICE_PERIOD_S
 STARVED_S = 1.0
 _SLICES = 4  # of an utterance
 _WORDS = 5  # of a slice
+_UTTERANCES = 3  # between two questions
+_CYCLE_S = _UTTERANCES * _SLICES * SLICE_PERIOD_S
 _QUESTIONS = (
     "tell me a long story about a lighthouse keeper",
     "explain how bread is made step by step",
@@ -96,7 +98,7 @@ class _Caller:
         self._setting = setting
         self._outcome = outcome
         self._chance = random.Random(f"{setting.seed}/{number}")
-        self._delay = SLICE_PERIOD_S * number / setting.clients  # not in chorus
+        self._delay = _CYCLE_S * number / setting.clients  # not in chorus
         self._sent: dict[str, float] = {}  # when these words were said
         self._is_written = False  # whether an answer is being written, so that there is more to hear
         self._heard_at = 0.0
@@ -125,7 +127,7 @@ class _Caller:
         while True:
             talk.hear(self._chance.choice(_QUESTIONS), utterance=f"q{number}", final=True)
             talk.respond()
-            for _ in range(3):
+            for _ in range(_UTTERANCES):
                 number += 1
                 await self._utter(talk, f"u{number}")
 

@@ -70,7 +70,8 @@ class Branch:
         self._was_cut = False  # whether the last turn of the history was
         self._rebuild: Rebuild | None = None
         self._crowded: Answer | None = None  # while it runs, the cache has no place for a rebuild
-        self._room = max(len(template.header) + config.min_room, probe_length)  # tokens wanted behind a user's turn
+        self._probe_length = probe_length
+        self._room = max(len(template.header) + config.min_room, probe_length)  # tokens wanted for an answer
         self.trunk = cache.open(self._lay_out(history))
         self.history.extend(history)
 
@@ -81,9 +82,9 @@ class Branch:
 
     @property
     def backlog(self) -> int:
-        """Tokens that wait to be fed, without those of `upkeep`."""
-        is_ahead = self.answer is not None and self._is_ahead(self.answer)
-        trunk, rebuild = 0 if is_ahead else self.trunk.num_waiting, self._rebuild
+        """Tokens that wait to be fed, without those of `upkeep`, and of an answer that can wait for others' passes."""
+        can_wait = self.answer is not None and self._is_ahead(self.answer, self._lookahead // 2 + 1)
+        trunk, rebuild = 0 if can_wait else self.trunk.num_waiting, self._rebuild
         return trunk + (rebuild.channel.num_waiting if rebuild is not None and rebuild.is_awaited else 0)
 
     @property
@@ -108,14 +109,18 @@ class Branch:
         note = self.policy.cut_note if was_cut else ""
         return at, layout.opening(self._template, last, cut_note=note), last is None
 
-    def has_room(self, at: int, ids: tuple[Token, ...]) -> bool:
-        """Whether a turn of `ids` behind `at` leaves room for an answer; if not, room is being made."""
-        needed = at + len(ids) + self._room
-        if needed > self._config.max_length:
+    def has_room(self, at: int, ids: tuple[Token, ...], *, to_answer: bool) -> bool:
+        """Whether behind a turn of `ids` at `at` there is room for an answer, or, without `to_answer`, to judge it.
+
+        If no answer would fit, room is being made; where it is wanted at once, the turn waits for that.
+        """
+        left = self._config.max_length - at - len(ids)
+        if left < self._room:
             self._start_rebuild()
-            if self._rebuild is not None:
-                self._rebuild.is_awaited = True
-        return needed <= self._config.max_length
+        is_enough = left >= (self._room if to_answer or self._is_crowded else self._probe_length)
+        if not is_enough and self._rebuild is not None:
+            self._rebuild.is_awaited = True
+        return is_enough
 
     # ------------------------------------------------------------------ answering
 
@@ -179,7 +184,7 @@ class Branch:
         self._cache.roll_back(trunk)
         if trunk.fed is not None:
             return
-        if answer is not None and self._is_ahead(answer):
+        if answer is not None and self._is_ahead(answer, self._lookahead):
             return
         if answer is not None and not answer.finished and not trunk.num_pending:
             trunk.forget_last()  # its result was discarded: the token has to be fed again to draw the next
@@ -193,14 +198,18 @@ class Branch:
         draw = Draw(self._config.sampling, uniform(self._config.seed, self._num_trimmed + answer.num_turns, index))
         self._cache.feed(trunk, size, draw=draw, owner=answer, version=index)
 
-    def _is_ahead(self, answer: Answer) -> bool:
-        """Whether so much of a running answer is unheard that more can wait.
+    @property
+    def _lookahead(self) -> int:
+        """Tokens of an answer that may be unheard.
 
         What is cut will not have been computed in vain, and when words come, the backend is hardly ever busy.
         """
         config = self._config
-        most = min(config.lookahead, config.lookahead_listening) if self.is_talked_over else config.lookahead
-        return config.heard == "reported" and not answer.finished and answer.num_waiting_tokens >= most
+        return min(config.lookahead, config.lookahead_listening) if self.is_talked_over else config.lookahead
+
+    def _is_ahead(self, answer: Answer, least: int) -> bool:
+        """Whether so many tokens of a running answer are unheard."""
+        return self._config.heard == "reported" and not answer.finished and answer.num_waiting_tokens >= least
 
     def go_on(self, answer: Answer, tokens: Sequence[Token]) -> None:
         """The model drew `tokens` for the running answer."""
@@ -450,10 +459,16 @@ class Branch:
         self._rebuild = None
         return True
 
+    @property
+    def _is_crowded(self) -> bool:
+        return self._crowded is not None and self._crowded is self.answer
+
     def _start_rebuild(self) -> None:
-        is_crowded = self._crowded is not None and self._crowded is self.answer
-        if self._rebuild is None and not is_crowded:
-            self._rebuild = Rebuild(self._template, self.history, self._config.max_length // 2, self._cache)
+        if self._rebuild is None and not self._is_crowded:
+            # What the running answer and its question take will be in it, too, by the time it is put to use.
+            running = 0 if self.answer is None else len(self.trunk.items) - self.answer.turn_at
+            budget = max(0, self._config.max_length // 2 - running)
+            self._rebuild = Rebuild(self._template, self.history, budget, self._cache)
 
     def _swap(self, rebuild: Rebuild) -> None:
         self.forget_suspended()

@@ -30,6 +30,9 @@ from duologue.tokenizer import well_formed
 from duologue.types import InputState, Token, Turn
 
 
+_CHARACTERS_PER_TOKEN = 4  # about
+
+
 class Phase(StrEnum):
     """What is going on, for the accounts of `trace`."""
 
@@ -132,8 +135,10 @@ class Session:
     def backlog(self) -> int:
         """About how many tokens wait to be fed, those that are under way and those of `upkeep` left out."""
         listening = self._input
-        if listening is None or listening.channel is None:
+        if listening is None or (listening.channel is None and not listening.needs_score):
             return self._branch.backlog
+        if listening.channel is None:  # not in tokens yet
+            return self._branch.backlog + len(listening.text) // _CHARACTERS_PER_TOKEN + len(self.probe.tokens)
         num_probes = len(self.probe.tokens) if listening.needs_score and listening.channel.fed is None else 0
         return self._branch.backlog + listening.channel.num_waiting + num_probes
 
@@ -299,7 +304,10 @@ class Session:
         ends here, and last the older half of the conversation is left out at once.
         """
         branch, listening = self._branch, self._input
-        if branch.evict() or branch.give_up_rebuild():
+        if branch.evict():
+            return True
+        if branch.give_up_rebuild():
+            self._unseat(listening)  # it is forked again, or waits, as there is room then
             return True
         if listening is not None and listening.channel is not None:
             self._log.add(Refused(self.now, listening.id, "no room in the cache"))
@@ -360,13 +368,13 @@ class Session:
     def _seat_input(self) -> None:
         """Fork the input channel as soon as what it forks from is in the cache."""
         listening, branch = self._input, self._branch
-        if listening is None or listening.channel is not None:
+        if listening is None or listening.channel is not None or listening.deferred:
             return
         at, opening, is_first = branch.end()
         if at - branch.trunk.cached > 1:
             return  # what it would share is still being fed: forking now would feed it twice
         ids = (*opening, *self.template.user(listening.text, first=is_first))
-        if branch.has_room(at, ids):
+        if branch.has_room(at, ids, to_answer=False):
             channel = self._cache.fork(branch.trunk, at)
             channel.items.extend(ids)
             listening.sit(channel, at, opening, is_first, branch.epoch)
@@ -402,7 +410,9 @@ class Session:
         if is_too_long:
             self._log.add(Refused(self.now, listening.id, f"a turn of more than {limit} tokens; say it in parts"))
             self._drop(listening, "too long")
-        elif listening.channel is not None and self._branch.has_room(listening.at, (*listening.opening, *ids)):
+        elif listening.channel is not None and self._branch.has_room(
+            listening.at, (*listening.opening, *ids), to_answer=False
+        ):
             listening.channel.replace_tail(listening.at, (*listening.opening, *ids))
         else:
             self._unseat(listening)  # there was room for the words that had come before, but not for these
@@ -488,7 +498,7 @@ class Session:
             branch.suspend(self.running)
         at, opening, is_first = branch.end()
         ids = (*opening, *self.template.user(listening.text, first=is_first))
-        if not branch.has_room(at, ids):
+        if not branch.has_room(at, ids, to_answer=True):
             self._unseat(listening)
             self._defer(listening)
             return

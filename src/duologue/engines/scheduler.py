@@ -28,7 +28,7 @@ _SHORT = 32  # tokens: who has no more to feed goes before those who have
 _WIDE = 32  # tokens: a slow pass is not made narrower than that, and what one takes is learned from half as wide ones
 _SHARE = 8  # tokens of each pass that everybody with more gets, so that no answer stands still
 _PATIENCE = 4  # passes after which the one that has waited longest goes first
-_UPKEEP = 4  # contexts that are made shorter get the fourth part of a pass, while anybody speaks or is heard
+_UPKEEP = 4  # contexts that are made shorter get the fourth part of a pass, when words have kept them waiting
 
 
 @dataclass(slots=True)
@@ -84,6 +84,7 @@ class Scheduler:
         self._leaving: list[Member] = []  # closed while a pass was running
         self._running: Job | None = None
         self._num_ticks = 0
+        self._upkeep_at = 0  # the pass in which contexts were made shorter last
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -214,15 +215,18 @@ class Scheduler:
         is left goes to long texts, those that have waited longest first: one after the other they end sooner than side
         by side. After a while the first of them is sure of half of the pass.
 
-        Contexts that are made shorter, for which nobody waits yet, have a small part of each pass to themselves.
+        Contexts that are made shorter, for which nobody waits yet, have a small part of each pass to themselves. When
+        there is nothing but answers that are well ahead of their listeners, there is no pass: what several of them need
+        costs little more in one than what one needs.
         """
         upkeep = self._upkeep()
+        is_wanted = bool(upkeep) or any(member.session.backlog for member in self._members)
         short: list[Member] = []
         long: list[Member] = []
         for member in sorted(self._members, key=self._waiting_since):
             (long if member.session.backlog > _SHORT else short).append(member)
         parts: list[Part] = []
-        left = self._limit - sum(upkeep.values())
+        left = self._limit - sum(upkeep.values()) if is_wanted else 0
 
         def plan(member: Member, limit: int) -> int:
             return self._plan(member, limit, upkeep.get(member, 0), parts)
@@ -237,14 +241,25 @@ class Scheduler:
         return parts
 
     def _upkeep(self) -> dict[Member, int]:
-        """How many tokens of a shorter context each session may feed in this pass; one is finished after the other."""
-        is_busy = any(one.session.backlog or one.session.phase is not Phase.SILENCE for one in self._members)
-        left = max(1, self._limit // _UPKEEP) if is_busy else self._limit
-        found = {}
-        for member in sorted(self._members, key=lambda member: member.session.upkeep):
+        """How many tokens of a shorter context each session may feed in this pass; one is finished after the other.
+
+        None while anybody waits for more than the next token of an answer, but now and then a few.
+        """
+        found: dict[Member, int] = {}
+        wanting = sorted((m for m in self._members if m.session.upkeep), key=lambda member: member.session.upkeep)
+        if not wanting:
+            self._upkeep_at = self._num_ticks
+            return found
+        left = self._limit
+        if any(member.session.backlog > 1 for member in self._members):
+            left = max(1, left // _UPKEEP) if self._num_ticks - self._upkeep_at >= _PATIENCE else 0
+        elif any(member.session.phase is not Phase.SILENCE for member in self._members):
+            left = max(1, left // 2)
+        for member in wanting:
             if left and (size := min(left, member.session.upkeep)):
                 found[member] = size
                 left -= size
+                self._upkeep_at = self._num_ticks
         return found
 
     def _waiting_since(self, member: Member) -> int:
