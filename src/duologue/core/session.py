@@ -29,7 +29,6 @@ from duologue.template import Template
 from duologue.tokenizer import well_formed
 from duologue.types import InputState, Token, Turn
 
-
 _CHARACTERS_PER_TOKEN = 4  # about
 
 
