@@ -70,7 +70,7 @@ def test_words_that_grow_beyond_the_room_there_was_wait_for_a_shorter_context():
 
 
 def test_words_are_judged_where_there_is_no_room_for_an_answer_to_them():
-    talk = Talk({"q": "word " * 28}, config=SHORT_CONTEXT)
+    talk = Talk({"q": "word " * 32}, config=SHORT_CONTEXT)
     talk.hear("q")
     talk.run()
     assert 144 < len(trunk(talk).items) <= 192, "short enough not to be rebuilt, too long for the words and an answer"

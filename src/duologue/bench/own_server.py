@@ -45,7 +45,7 @@ def own_server(flags: Sequence[str]) -> Iterator[OwnServer]:
         EngineError: it does not start.
     """
     if threading.current_thread() is threading.main_thread():  # no other may
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, _interrupt)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -72,3 +72,8 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: TextIO) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise EngineError("the server did not start in time")
+
+
+def _interrupt(*_: object) -> None:
+    """As Ctrl-C; but also where the shell that started us ignores that."""
+    raise KeyboardInterrupt
