@@ -338,6 +338,32 @@ def attention(results: Results) -> str:
     return measuring.table(header, rows)
 
 
+def caches(results: Results) -> str:
+    """llama.cpp's cache, shared by all sessions or by a few."""
+    ways = ("one cache", "contexts of four", "one each")
+    header = (
+        "engine",
+        "sessions",
+        "history",
+        *(f"{what}: {way} (ms)" if way == ways[0] else way for what in ("speaking", "overlap") for way in ways),
+    )
+    rows = [
+        (
+            _engine(result),
+            row["sessions"],
+            f"{row['context_tokens']:,}",
+            *(
+                f"{row[what][per]:.1f}" if per in row[what] else "–"
+                for what in ("speaking_ms", "overlap_ms")
+                for per in (str(row["sessions"]), "4", "1")
+            ),
+        )
+        for _, result in results.of("caches")
+        for row in result["passes"]
+    ]
+    return measuring.table(header, rows)
+
+
 def exports(results: Results) -> str:
     """What exported files say of themselves."""
     header = (
@@ -415,6 +441,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "scale-largest": scale_largest,
     "plain-loop": plain_loop,
     "attention": attention,
+    "caches": caches,
     "exports": exports,
     "experiments": experiments,
     "serve": server_tables.serve,

@@ -79,6 +79,28 @@ def test_dropped_words_are_scored_whole_when_they_grow():
     assert only(talk.run(), Promoted).text == "mhm what is it"
 
 
+def test_of_ignored_words_that_grow_only_the_new_ones_are_fed():
+    talk = Talk()
+    talk.hear("tell me a story")
+    talk.tick(12)
+    said = "(radio)"
+    talk.hear(said, "v", final=False)
+    talk.tick()
+    for more in (" and (radio)", " and some more of the (radio)"):
+        said += more
+        talk.hear(said, "v", final=False)
+        before = talk.trace.tokens_fed.total()
+        talk.tick()
+        assert talk.trace.tokens_fed.total() - before == len(more) + 2, "and the probe, and the answer's token"
+        assert [e.text for e in talk.events if isinstance(e, Dropped)][-1] == said
+    talk.hear("mhm", "w", final=False)
+    talk.tick()
+    assert talk.backend.usage().num_seqs == 2, "no more than one is kept"
+    talk.hear("mhm", "w")
+    talk.tick()
+    assert talk.backend.usage().num_seqs == 1, "it has ended"
+
+
 def test_dropped_words_that_only_end_are_not_judged_again():
     talk = Talk()
     talk.hear("mhm", final=False)

@@ -3,8 +3,9 @@
 Each client asks questions, hears the answers at `words_per_second`, and meanwhile says five more words of an utterance
 every two seconds. The model judges them; answers are protected, so that what it thinks does not end them, and what
 should be answered is answered afterwards. Answers have `answer` tokens at most. The *decision latency* runs from the
-words sent to the decision received, both at the client. A client is *starved* when it does not hear on for a second
-while an answer is being written.
+words sent to the decision (or refusal) received, both at the client; if there is none before the next words are sent,
+it counts as if it came then. A client is *starved* when it does not hear on for a second while an answer is being
+written.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from typing import Any
 from duologue.bench.people import words
 from duologue.bench.scale import MAX_P95_MS, percentile
 from duologue.client import Talk, connect
-from duologue.core.events import Committed, Decided, Finished, Heard, Released
+from duologue.core.events import Committed, Decided, Finished, Heard, Refused, Released
 from duologue.errors import RemoteError
 from duologue.types import SLICE_PERIOD_S
 
@@ -99,7 +100,9 @@ class _Caller:
         self._outcome = outcome
         self._chance = random.Random(f"{setting.seed}/{number}")
         self._delay = _CYCLE_S * number / setting.clients  # not in chorus
-        self._sent: dict[str, float] = {}  # when these words were said
+        self._name = ""  # of the utterance
+        self._slice = ""  # its words said last, until they are decided on
+        self._sent_at = 0.0
         self._is_written = False  # whether an answer is being written, so that there is more to hear
         self._heard_at = 0.0
 
@@ -127,24 +130,33 @@ class _Caller:
         while True:
             talk.hear(self._chance.choice(_QUESTIONS), utterance=f"q{number}", final=True)
             talk.respond()
+            self._slice = ""  # words that have only just come are answered with it, undecided
             for _ in range(_UTTERANCES):
                 number += 1
                 await self._utter(talk, f"u{number}")
 
     async def _utter(self, talk: Talk, name: str) -> None:
         text = words(self._chance, _SLICES * _WORDS).split()
+        self._name = name
         talk.hear("", utterance=name)
         for end in range(_WORDS, len(text) + 1, _WORDS):
             await asyncio.sleep(SLICE_PERIOD_S)
-            said = " ".join(text[:end])
-            self._sent[said] = self._now()
-            talk.hear(said, utterance=name, final=end == len(text))
+            self._give_up_waiting()
+            self._slice, self._sent_at = " ".join(text[end - _WORDS : end]), self._now()
+            talk.hear(" ".join(text[:end]), utterance=name, final=end == len(text))
+
+    def _give_up_waiting(self) -> None:
+        """A decision that has not come, or is on its way, counts as if it came now."""
+        if self._slice:
+            self._slice = ""
+            self._outcome.decisions.append((self._now() - self._sent_at) * 1000)
 
     def _take(self, event: object) -> None:
         match event:
-            case Decided(text=text) if text in self._sent:
-                self._outcome.decisions.append((self._now() - self._sent.pop(text)) * 1000)
-                self._sent.clear()
+            case Decided(text=text) if text.endswith(self._slice):
+                self._give_up_waiting()
+            case Refused(what=name) if name == self._name:
+                self._give_up_waiting()
             case Released():
                 self._is_written, self._heard_at = True, self._now()
             case Heard() if self._is_written:

@@ -78,6 +78,15 @@ class Input:
         return newest
 
     @property
+    def may_come_back(self) -> bool:
+        """Whether more words may show that it was not to be ignored after all."""
+        return len(self.utterances) == 1 and not self.utterances[0].final
+
+    def come_back(self) -> None:
+        """It was ignored, and there are more words."""
+        self.interrupted = self._held = None
+
+    @property
     def id(self) -> str:
         """Id of the newest utterance, which events name."""
         return self.utterances[-1].id

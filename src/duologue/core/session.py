@@ -67,6 +67,7 @@ class Session:
         self._cache = Planner(self.config.chunk)
         self._memory = Memory()
         self._input: Input | None = None
+        self._kept: Input | None = None  # dropped with its words in the cache, since they may grow
         probe_length = len(probe.tokens)
         if probe_length > self.config.max_length // 4:
             raise ContextOverflow(
@@ -185,6 +186,8 @@ class Session:
         if grown is not None and grown.text == text and not final:
             return self._settle()
         if grown is None and self._memory.was_dropped(utterance, text, final=final):
+            if final:
+                self._forget_kept()
             return self._settle()
         self._log.add(Received(self.now, utterance, text, final))
         if answer and answered and answered.text == text:
@@ -200,10 +203,12 @@ class Session:
         if known is None:
             if not text[num_answered:].strip() and (final or num_answered):
                 return self._settle()  # nothing was said, or nothing more
-            known = Utterance(utterance)
             if listening is None:
-                listening = self._input = Input([], self.now)
-            listening.utterances.append(known)
+                listening = self._input = self._brought_back(utterance)
+            known = listening.find(utterance)
+            if known is None:
+                known = Utterance(utterance)
+                listening.utterances.append(known)
             if answer is not None:
                 answer.begun_at = self.now  # somebody speaks: what is prepared waits for what it will be
         assert listening is not None, "a known utterance is part of an input"
@@ -299,11 +304,11 @@ class Session:
     def make_room(self) -> bool:
         """The cache is full: give up what is missed least. Returns whether anything was left to give up.
 
-        Suspended answers go first (see `evict`), then a rebuild under way, then the words being heard; then the answer
-        ends here, and last the older half of the conversation is left out at once.
+        Words that were ignored and suspended answers (see `evict`) go first, then a rebuild under way, then the words
+        being heard; then the answer ends here, and last the older half of the conversation is left out at once.
         """
         branch, listening = self._branch, self._input
-        if branch.evict():
+        if self._forget_kept() or branch.evict():
             return True
         if branch.give_up_rebuild():
             self._unseat(listening)  # it is forked again, or waits, as there is room then
@@ -323,6 +328,7 @@ class Session:
 
     def close(self) -> Plan:
         """End the conversation: the returned plan frees everything it holds."""
+        self._forget_kept()
         self._unseat(self._input)
         self._input = None
         self._branch.free()
@@ -374,6 +380,7 @@ class Session:
             return  # what it would share is still being fed: forking now would feed it twice
         ids = (*opening, *self.template.user(listening.text, first=is_first))
         if branch.has_room(at, ids, to_answer=False):
+            self._forget_kept()
             channel = self._cache.fork(branch.trunk, at)
             channel.items.extend(ids)
             listening.sit(channel, at, opening, is_first, branch.epoch)
@@ -448,7 +455,11 @@ class Session:
             listening.channel.replace_tail(listening.at, (*listening.opening, *ids))
 
     def _drop(self, listening: Input, reason: str) -> None:
-        self._unseat(listening)
+        self._forget_kept()
+        if reason == InputState.IGNORE and listening.channel is not None and listening.may_come_back:
+            self._kept = listening
+        else:
+            self._unseat(listening)
         self._input = None
         self._memory.drop(listening.utterances)
         self._log.add(Dropped(self.now, listening.id, listening.text, reason))
@@ -456,6 +467,21 @@ class Session:
         was_an_aside = reason in (InputState.IGNORE, "patience", "retracted")
         if cut is not None and was_an_aside and self.running is None and self._branch.can_resume_exactly(cut):
             self._branch.resume_exactly(cut)  # what had seemed to interrupt it did not
+
+    def _brought_back(self, utterance: str) -> Input:
+        """A new input; or the one that was ignored last, whose words are in the cache, if they are what is growing."""
+        kept = self._kept
+        if kept is None or kept.find(utterance) is None or kept.epoch != self._branch.epoch:
+            return Input([], self.now)
+        self._kept = None
+        kept.come_back()
+        return kept
+
+    def _forget_kept(self) -> bool:
+        """Free the words that were ignored last. Returns whether there were any."""
+        kept, self._kept = self._kept, None
+        self._unseat(kept)
+        return kept is not None
 
     def _unseat(self, listening: Input | None) -> None:
         """Take the channel away; it is forked again from where the live branch ends then."""
@@ -479,6 +505,7 @@ class Session:
     def _take_back(self, answer: Answer) -> Input:
         """Roll the unheard answer back to the mark: its turn is an input again, on a fork that has the words cached."""
         others = self._input.utterances if self._input else []
+        self._forget_kept()
         self._unseat(self._input)
         turn = self._input = Input([*answer.utterances, *others], self.now, interrupted=answer.interrupted)
         words = self._branch.take_back(answer)
@@ -543,6 +570,8 @@ class Session:
         self._branch.swap_if_rebuilt()
         listening = self._input
         self._branch.is_talked_over = listening is not None
+        if self._kept is not None and self._kept.epoch != self._branch.epoch:
+            self._forget_kept()
         if listening is not None and listening.epoch != self._branch.epoch:
             self._unseat(listening)
         if listening is not None and listening.deferred and self.running is None and not self._branch.is_making_room:
