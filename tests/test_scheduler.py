@@ -492,6 +492,12 @@ def test_answers_that_are_ahead_of_their_listeners_share_passes() -> None:
     assert {len(batch) for batch in crowd.batches} == {2}, "the second has gone along"
     second.told(second.session.heard(10))
     assert crowd.run() == 0, "it is well ahead still"
+    assert crowd.scheduler.due(crowd.now) == pytest.approx(crowd.now - crowd.tick_s + 0.2)
+    while (due := crowd.scheduler.due(crowd.now)) is not None:
+        crowd.now = due
+        assert crowd.run() == 1
+    made = [guest.session.running.num_tokens for guest in (first, second)]  # type: ignore[union-attr]
+    assert made == [10 + REPORTED.lookahead] * 2, "in the end they are as far ahead as they may be"
 
 
 # ---------------------------------------------------------------------------------------------------------- failures

@@ -181,6 +181,11 @@ class Tdm:
         return 0
 
     @property
+    def leisure(self) -> int:
+        """None: nothing is said ahead of its time."""
+        return 0
+
+    @property
     def next_deadline(self) -> float | None:
         """When the next slice begins; None while the assistant is saying something."""
         return self._next_at if self._slice is None else None

@@ -82,9 +82,9 @@ class Branch:
 
     @property
     def backlog(self) -> int:
-        """Tokens that wait to be fed, without those of `upkeep`, and of an answer that can wait for others' passes."""
-        can_wait = self.answer is not None and self._is_ahead(self.answer, self._lookahead // 2 + 1)
-        trunk, rebuild = 0 if can_wait else self.trunk.num_waiting, self._rebuild
+        """Tokens that wait to be fed, without those of `upkeep` and `leisure`."""
+        is_well_ahead = self.answer is not None and self._is_ahead(self.answer, self._lookahead // 2 + 1)
+        trunk, rebuild = 0 if is_well_ahead else self.trunk.num_waiting, self._rebuild
         return trunk + (rebuild.channel.num_waiting if rebuild is not None and rebuild.is_awaited else 0)
 
     @property
@@ -92,6 +92,14 @@ class Branch:
         """Tokens of a rebuild that nobody waits for."""
         rebuild = self._rebuild
         return 0 if rebuild is None or rebuild.is_awaited else rebuild.channel.num_waiting
+
+    @property
+    def leisure(self) -> int:
+        """Tokens with which an answer that is well ahead of its listener can go on."""
+        answer = self.answer
+        if answer is None or not self._is_ahead(answer, self._lookahead // 2 + 1):
+            return 0
+        return 0 if self._is_ahead(answer, self._lookahead) else self.trunk.num_waiting
 
     @property
     def last_role(self) -> Role | None:

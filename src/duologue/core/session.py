@@ -133,7 +133,7 @@ class Session:
 
     @property
     def backlog(self) -> int:
-        """About how many tokens wait to be fed, those that are under way and those of `upkeep` left out."""
+        """About how many tokens wait to be fed; without those under way, of `upkeep` and of `leisure`."""
         listening = self._input
         if listening is None or (listening.channel is None and not listening.needs_score):
             return self._branch.backlog
@@ -146,6 +146,11 @@ class Session:
     def upkeep(self) -> int:
         """Tokens of a shorter context in the making, which nobody waits for while there is room in the old one."""
         return self._branch.upkeep
+
+    @property
+    def leisure(self) -> int:
+        """Tokens of an answer that is well ahead of its listener: they can wait for a pass that is made anyway."""
+        return self._branch.leisure
 
     @property
     def next_deadline(self) -> float | None:

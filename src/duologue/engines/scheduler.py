@@ -29,6 +29,7 @@ _WIDE = 32  # tokens: a slow pass is not made narrower than that, and what one t
 _SHARE = 8  # tokens of each pass that everybody with more gets, so that no answer stands still
 _PATIENCE = 4  # passes after which the one that has waited longest goes first
 _UPKEEP = 4  # contexts that are made shorter get the fourth part of a pass, when words have kept them waiting
+_LEISURE_S = 0.2  # between passes that are made for nothing but answers that are well ahead
 
 
 @dataclass(slots=True)
@@ -84,6 +85,7 @@ class Scheduler:
         self._leaving: list[Member] = []  # closed while a pass was running
         self._running: Job | None = None
         self._num_ticks = 0
+        self._leisure_at = 0.0  # when answers that are well ahead go on at the latest
         self._upkeep_at = 0  # the pass in which contexts were made shorter last
 
     @property
@@ -168,7 +170,10 @@ class Scheduler:
 
     def due(self, now: float) -> float | None:
         """When there will be something to do if nobody says anything; None if there will not."""
-        return min((due for member in self._members if (due := member.due(now)) is not None), default=None)
+        dues = [due for member in self._members if (due := member.due(now)) is not None]
+        if any(member.session.leisure for member in self._members):
+            dues.append(self._leisure_at)
+        return min(dues, default=None)
 
     def tick(self, now: float) -> bool:
         """One pass, in the caller's thread. Returns whether there was anything to feed."""
@@ -184,10 +189,11 @@ class Scheduler:
         for member in self.members:
             with self._guarded(member):
                 member.advance(now)
-        while parts := self._parts():
+        while parts := self._parts(now):
             job = Job(self.backend, parts)
             if any(part.plan.batch for part in parts):
                 self._running = job
+                self._leisure_at = now + _LEISURE_S
                 return job
             job.run()
             self._hand_out(job, now)
@@ -208,19 +214,19 @@ class Scheduler:
         in_time = self._max_seconds / self._token_seconds if self._token_seconds else math.inf
         return int(min(self.budget, max(self._least, in_time)))
 
-    def _parts(self) -> list[Part]:
+    def _parts(self, now: float) -> list[Part]:
         """What each session feeds in this pass.
 
         Those with little to feed come first, so that answers go on and words are judged whatever else there is. What
         is left goes to long texts, those that have waited longest first: one after the other they end sooner than side
         by side. After a while the first of them is sure of half of the pass.
 
-        Contexts that are made shorter, for which nobody waits yet, have a small part of each pass to themselves. When
-        there is nothing but answers that are well ahead of their listeners, there is no pass: what several of them need
-        costs little more in one than what one needs.
+        Contexts that are made shorter, for which nobody waits yet, have a part of each pass to themselves. Where there
+        is nothing but answers that are well ahead of their listeners, there is a pass only now and then: a token of
+        each of several takes little longer than one of one.
         """
         upkeep = self._upkeep()
-        is_wanted = bool(upkeep) or any(member.session.backlog for member in self._members)
+        is_wanted = now >= self._leisure_at or bool(upkeep) or any(member.session.backlog for member in self._members)
         short: list[Member] = []
         long: list[Member] = []
         for member in sorted(self._members, key=self._waiting_since):
