@@ -90,6 +90,30 @@ def test_a_server_that_starts_again_takes_a_conversation_up(tmp_path):
     run(talk())
 
 
+def test_a_conversation_that_had_filled_its_context_is_taken_up_with_what_fits(tmp_path):
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            peer = await join(server)
+            name = (await peer.start(settings={"hearing": "shown"}))["session"]
+            for number in range(3):
+                await peer.say("hear", text="what is a cat", final=True, utterance=f"{number}")
+                await peer.until("committed")
+        path = tmp_path / f"{name}.jsonl"
+        said = read_record(path).ledger.history
+        assert len(said) == 6
+        async with serving(scripted_model(ANSWERS, max_length=256), record=str(tmp_path)) as server:
+            peer = await join(server)
+            await peer.start(session=name)
+            session = server.talks._open[name].handle.session
+            assert 0 < len(session.history) < 6
+            assert session.history == said[-len(session.history) :]
+            await peer.say("hear", text="what is a cat", final=True, utterance="more")
+            await peer.until("committed")
+            assert list(read_record(path).ledger.history) == session.history
+
+    run(talk())
+
+
 def test_a_disk_that_is_full_ends_the_record_and_not_the_conversation(tmp_path, caplog):
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duologue.core.trace import Sink
-from duologue.engines.batch import BatchEngine
-from duologue.errors import EngineFull, TemplateError
+from duologue.engines.batch import BatchEngine, Handle
+from duologue.errors import ContextOverflow, EngineFull, TemplateError
 from duologue.model import Model
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation
 from duologue.server.record import Recorded, Recorder, read_record, record_path
 from duologue.server.settings import Settings
-from duologue.types import Turn
+from duologue.types import Role, Turn
 
 if TYPE_CHECKING:
     from duologue.server.voice import Voices
@@ -151,17 +151,29 @@ class Conversations:
         settings, ledger = Settings.from_json(recorded.settings), recorded.ledger
         now = recorded.events[-1].at if recorded.events else 0.0
         talk = self._admit(recorded.session, settings, (), lambda: Recorder.go_on(folder, recorded), now)
-        history = ledger.history
-        if history:
-            try:
-                talk.handle.edit(history)
-            except (
-                TemplateError
-            ):  # an answer that was resumed is two turns of the assistant, and the template wants one
-                talk.handle.edit(_merged(history))
+        _go_on_from(talk.handle, ledger.history)
         for words in ledger.unanswered.values():
             talk.handle.hear(words.text, utterance=words.utterance, final=words.final)
         return talk
+
+
+def _go_on_from(handle: Handle, history: list[Turn]) -> None:
+    """Let `history` be what was said. If that leaves no room for a turn, the oldest exchanges are left out."""
+    if not history:
+        return
+    while True:
+        try:
+            handle.edit(history)
+            return
+        except TemplateError:
+            # an answer that was resumed is two turns of the assistant, and the template wants one
+            merged = _merged(history)
+            if merged == history:
+                raise
+            history = merged
+        except ContextOverflow:
+            later = (i for i, turn in enumerate(history) if i and turn.role is Role.USER)
+            history = history[next(later, len(history)) :]
 
 
 def _merged(history: list[Turn]) -> list[Turn]:
