@@ -224,6 +224,23 @@ class Session:
             self._drop(listening, "retracted")
         return self._settle()
 
+    def retract(self, utterance: str) -> list[Event]:
+        """Take back the words of `utterance` that are being heard, also if it has ended: it is as if it had not been."""
+        listening = self._input
+        found = [one for one in listening.utterances if one.id == utterance] if listening else []
+        if listening is None or not found:
+            self._log.add(Refused(self.now, "retract", f"nothing of {utterance!r} is being heard"))
+            return self._settle()
+        self._log.add(Received(self.now, utterance, "", True))
+        self._memory.end(utterance)
+        if len(found) == len(listening.utterances):
+            self._drop(listening, "retracted")
+            self._memory.end(utterance)
+        else:
+            listening.utterances = [one for one in listening.utterances if one.id != utterance]
+            self._words_changed(listening)
+        return self._settle()
+
     def heard(self, position: int, *, answer: int | None = None) -> list[Event]:
         """The user has heard the answer (the running one, or the one of that id) up to character `position`.
 

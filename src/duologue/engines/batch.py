@@ -184,6 +184,11 @@ class Handle:
         """
         self._command(lambda: self.session.hear(text, utterance=utterance, final=final))
 
+    def retract(self, utterance: str) -> None:
+        """See `Session.retract`. Raises `UsageError` for another kind of session."""
+        session = self._duplex
+        self._command(lambda: session.retract(utterance))
+
     def heard(self, position: int, *, answer: int | None = None) -> None:
         """See `Session.heard`; for who plays the answers. Not together with `words_per_second`."""
         if self._pace is not None:

@@ -264,7 +264,7 @@ class Commands:
         for name in drafts:
             del self._drafts[name]
         for name in grown:
-            dialogue.handle.hear("", utterance=name, final=True)
+            dialogue.handle.retract(name)
             listening.forget(name)
             listening.end(label(name))
 
