@@ -856,6 +856,21 @@ def test_words_can_be_taken_back():
     run(talk())
 
 
+def test_words_that_have_ended_and_wait_can_be_taken_back():
+    async def talk() -> None:
+        async with answering(**FAST) as server:
+            peer = await join(server, "?duplex=1")
+            await peer.say("input.text.append", text="and the", utterance="one", final=True)
+            await peer.say("input.cancel")
+            await peer.type("hello")
+            await peer.say("response.create")
+            await peer.until("response.done")
+            assert peer.mirror.said == [("user", "hello"), ("assistant", "Hi there.")]
+            assert history(server) == peer.mirror.said
+
+    run(talk())
+
+
 def test_words_that_grow_wait_for_a_client_that_decides():
     async def talk() -> None:
         async with answering(**FAST) as server:

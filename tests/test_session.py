@@ -3,7 +3,7 @@
 import pytest
 
 from duologue.core.config import SessionConfig
-from duologue.core.events import Committed, Decided, Dropped, Promoted, Resumed, Said, Suspended, TakenBack
+from duologue.core.events import Committed, Decided, Dropped, Promoted, Refused, Resumed, Said, Suspended, TakenBack
 from duologue.core.policy import Policy, Thresholds
 from duologue.core.transitions import Interruptible
 from duologue.errors import ContextOverflow, UsageError
@@ -109,6 +109,23 @@ def test_dropped_words_that_only_end_are_not_judged_again():
     assert not talk.run()
     talk.hear("mhm")  # but the same word said anew is
     assert talk.kinds(talk.run()) == ["Decided", "Dropped"]
+
+
+def test_words_that_have_ended_can_be_retracted():
+    talk = Talk(SHORT)
+    talk.hear("what is the", "u")
+    talk.hear("big the", "v")
+    talk.run()
+    talk.told(talk.session.retract("u"))
+    talk.run()
+    assert talk.session.input_text == "big the"
+    talk.told(talk.session.retract("v"))
+    assert talk.session.input_text is None
+    assert [e.reason for e in talk.events if isinstance(e, Dropped)] == ["retracted"]
+    talk.hear("what is it", "u")
+    talk.run()
+    assert talk.turns == [("user", "what is it"), ("assistant", "It is a cat.")]
+    assert [type(e) for e in talk.told(talk.session.retract("v"))] == [Refused]
 
 
 def test_an_interruption_suspends_at_the_heard_word_and_is_answered():
