@@ -1,11 +1,11 @@
 """How sessions share llama.cpp's cache: one for all of them, or several contexts with a few each.
 
-Claim: one cache for all is never much slower than several, and for sessions that speak it is faster, since a pass reads
-the weights once for all of them. So `load` opens one.
+Claim: where all sessions together have no more than a few thousand tokens, one cache is faster, since a pass reads the
+weights once for all of them; so `load` opens one. Beyond, several are faster for sessions that are also heard.
 
-Why it was in doubt: every token of a pass is shown the entries of all sessions in its cache. Behind a mask they cost
-little, as long as llama.cpp does not compute in tiles, which it does for 64 tokens and more (`LlamaCppBackend` keeps
-below that); each context of its own costs a pass of its own.
+Why: every token of a pass is shown the entries of all sessions in its cache. Behind a mask each costs little, as long
+as llama.cpp does not compute in tiles, which it does for 64 tokens and more (`LlamaCppBackend` keeps below that); but
+each context of its own costs a pass of its own.
 
 How: for each number of sessions and length of their histories, the same passes in one cache, in contexts of four
 sessions, and in one context each (which stores its scores, as `load` has it for one session). *Speaking* feeds one
@@ -44,7 +44,7 @@ class Caches:
             number = min(per_context, sessions - first)
             backend = LlamaCppBackend(
                 path, capacity=(number + 1) * (tokens + 64), max_seqs=2 * number + 1, threads=threads,
-                flash_attention=number > 1, nursery=tokens + 64 if number > 1 else 0,
+                flash_attention=number > 1, micro_batch=_CHUNK, nursery=tokens + 64 if number > 1 else 0,
             )  # fmt: skip
             self._contexts.append((backend, [self._filled(backend) for _ in range(number)]))
 
