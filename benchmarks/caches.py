@@ -24,7 +24,6 @@ from typing import Any
 import measuring
 
 from duologue.backends.llamacpp import LlamaCppBackend
-from duologue.catalogue import find
 from duologue.core.backend import Draw, Extend
 from duologue.gguf_files import cached_gguf
 from duologue.types import Seq
@@ -105,9 +104,7 @@ def main() -> int:
     """Run it."""
     args = _arguments()
     about = measuring.about(args)
-    source = find(args.model).path
-    if source is None or args.backend != "llamacpp":
-        raise SystemExit("this measures GGUF files, with llama.cpp")
+    source = measuring.gguf_file(args)
     path = cached_gguf(source, weights=args.weights or "BF16")
     found = [
         measured(path, sessions, tokens, args.repeats, args.threads or 1)

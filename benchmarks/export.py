@@ -18,7 +18,6 @@ from pathlib import Path
 import measuring
 
 from duologue.adapters import Adapter
-from duologue.catalogue import find
 from duologue.export_gguf import export_gguf
 
 
@@ -26,9 +25,7 @@ def main() -> int:
     """Run it."""
     args = _arguments()
     about = measuring.about(args)
-    source = find(args.model).path
-    if source is None or args.backend != "llamacpp":
-        raise SystemExit("this measures GGUF files, with llama.cpp")
+    source = measuring.gguf_file(args)
     model = measuring.load_model(args)
     described = measuring.describe_model(model)
     adapter: Adapter = model.adapter

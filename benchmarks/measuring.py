@@ -47,6 +47,20 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="of the CPU; by default one a core")
 
 
+def gguf_file(args: argparse.Namespace) -> Path:
+    """The file of the model that `args` name.
+
+    Raises:
+        SystemExit: it is not one that llama.cpp runs.
+    """
+    from duologue.catalogue import find
+
+    path = find(args.model).path
+    if path is None or args.backend != "llamacpp":
+        raise SystemExit("this measures GGUF files, with llama.cpp")
+    return path
+
+
 def load_model(args: argparse.Namespace, **changes: Any) -> Any:
     """The model that the flags name, `changes` to them first."""
     import duologue
