@@ -192,6 +192,13 @@ def test_what_the_nursery_has_no_room_for_is_read_where_all_others_are(opened):
     assert backend.num_passes([Extend(batch[1].seq, (1,), draw=Draw()), again]) == 2, "its place is free"
 
 
+@pytest.mark.parametrize("flash", [True, False])
+def test_with_flash_attention_no_tiles_are_computed_but_in_the_nursery(opened, flash):
+    backend = opened(capacity=256, flash_attention=flash, nursery=256)
+    assert llama_cpp.llama_n_ubatch(backend._context) == (63 if flash else 256)
+    assert llama_cpp.llama_n_ubatch(backend._nursery.context) == 256
+
+
 def test_a_failure_in_either_cache_undoes_both(opened, monkeypatch):
     backend = opened(nursery=64)
     speaker = backend.fork(None)

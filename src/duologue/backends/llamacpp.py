@@ -32,8 +32,9 @@ MAX_MICRO_BATCH = 512
 """Tokens computed at once: a longer pass is cut by llama.cpp inside one call, which bounds its scratch memory."""
 
 _BELOW_TILES = 63
-"""With flash attention, llama.cpp computes 64 tokens and more in tiles, in which it does not pass over what belongs to
-other sequences; with ten of 512 tokens, the 64th made a pass three times as long."""
+"""With flash attention on a CPU, llama.cpp computes 64 tokens and more in tiles, in which it does not pass over what
+belongs to other sequences; with ten of 512 tokens, the 64th made a pass three times as long. On a GPU (untested) it has
+other kernels, for which wide is good."""
 
 
 @dataclass(slots=True)
@@ -69,8 +70,8 @@ class LlamaCppBackend(Backend):
         max_seqs: sequences open at the same time, 1 … 128.
         threads: CPU threads; by default one for each core this process may use.
         flash_attention: compute attention without storing its scores.
-        micro_batch: tokens computed at once; a longer pass is cut inside the call. With flash attention at most 63 of
-            them, but in the nursery.
+        micro_batch: tokens computed at once; a longer pass is cut inside the call. With flash attention on a CPU at
+            most 63 of them, but in the nursery.
         kv_type: numbers the cache is kept in; "f32" doubles it, for comparing with other backends.
         lora_path: a GGUF file with the LoRA of an adapter (see `gguf_lora`), which holds at added ids alone.
         nursery: KV entries, beside `capacity`, of the cache in which long new texts are read; 0: they are read where
@@ -139,10 +140,11 @@ class LlamaCppBackend(Backend):
                 flash_attention=flash_attention,
                 kv_type=kv_type,
             )
+            has_tiles = flash_attention and not ll.llama_supports_gpu_offload()
             self._context = open_context(
                 capacity,
                 max_seqs + self._twins,
-                micro_batch=min(micro_batch, _BELOW_TILES) if flash_attention else micro_batch,
+                micro_batch=min(micro_batch, _BELOW_TILES) if has_tiles else micro_batch,
             )
             open_nursery = partial(open_context, micro_batch=micro_batch)
             self._nursery = Nursery(nursery, open_nursery) if nursery and not self._twins else None
