@@ -225,7 +225,7 @@ class Session:
         return self._settle()
 
     def retract(self, utterance: str) -> list[Event]:
-        """Take back the words of `utterance` that are being heard, also if it has ended: it is as if it had not been."""
+        """Take back the words of `utterance` that are being heard, also if it has ended."""
         listening = self._input
         found = [one for one in listening.utterances if one.id == utterance] if listening else []
         if listening is None or not found:
