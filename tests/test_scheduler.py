@@ -480,24 +480,29 @@ def test_an_answer_that_is_ahead_of_its_listener_does_not_count_as_waiting() -> 
     assert guest.member.waiting_since is None
 
 
-def test_answers_that_are_ahead_of_their_listeners_share_passes() -> None:
+def test_answers_that_are_ahead_of_their_listeners_share_passes_now_and_then() -> None:
     crowd = Crowd({"tell me a story": STORY})
     first, second = asked(crowd, 2, config=REPORTED)
     crowd.run()
     enough = REPORTED.lookahead // 2 + 1
     assert [guest.session.running.num_tokens for guest in (first, second)] == [enough] * 2  # type: ignore[union-attr]
-    first.told(first.session.heard(10))
+    crowd.now = began = 10.0
+    assert crowd.run() == 1, "it is time: both go on"
+    first.told(first.session.heard(11))
     del crowd.batches[:]
     assert crowd.run() == 10
-    assert {len(batch) for batch in crowd.batches} == {2}, "the second has gone along"
-    second.told(second.session.heard(10))
+    assert {len(batch) for batch in crowd.batches} == {1}, "the second does not hold up the first"
+    second.told(second.session.heard(1))
     assert crowd.run() == 0, "it is well ahead still"
-    assert crowd.scheduler.due(crowd.now) == pytest.approx(crowd.now - crowd.tick_s + 0.2)
+    assert crowd.scheduler.due(crowd.now) == pytest.approx(began + 0.2)
+    del crowd.batches[:]
     while (due := crowd.scheduler.due(crowd.now)) is not None:
         crowd.now = due
         assert crowd.run() == 1
     made = [guest.session.running.num_tokens for guest in (first, second)]  # type: ignore[union-attr]
-    assert made == [10 + REPORTED.lookahead] * 2, "in the end they are as far ahead as they may be"
+    assert made == [11 + REPORTED.lookahead, 1 + REPORTED.lookahead], "as far ahead as they may be"
+    shared = REPORTED.lookahead // 2
+    assert [len(batch) for batch in crowd.batches[: shared - 1]] == [2] * (shared - 1), "in the same passes"
 
 
 # ---------------------------------------------------------------------------------------------------------- failures

@@ -213,21 +213,32 @@ def test_training_learns_changes_no_weight_and_is_the_same_again(lora: LoraShape
 
 @pytest.mark.parametrize("max_tokens", [MANY, 500])
 def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, max_tokens: int) -> None:
-    settings = replace(SETTINGS, epochs=3)
-    whole, history = trained(settings, lora=LORA, max_tokens=max_tokens, log=tmp_path / "whole.jsonl")
+    settings, lora = replace(SETTINGS, epochs=3), replace(LORA, dropout=0.3)
+    whole, history = trained(settings, lora=lora, max_tokens=max_tokens, log=tmp_path / "whole.jsonl")
     path, log = tmp_path / "checkpoint.pt", tmp_path / "log.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        trained(settings, lora=LORA, max_tokens=max_tokens, checkpoint=path, log=log, break_after=2)
+        trained(settings, lora=lora, max_tokens=max_tokens, checkpoint=path, log=log, break_after=2)
     with log.open("a") as file:
         file.write('{"step": 100000, "loss": 1.0}\n')  # a step behind the checkpoint, which will be taken again
-    resumed, again = trained(settings, lora=LORA, max_tokens=max_tokens, checkpoint=path, log=log)
+    resumed, again = trained(settings, lora=lora, max_tokens=max_tokens, checkpoint=path, log=log)
     assert len(again) == len(history)
     assert log.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert all(torch.equal(one, other) for one, other in zip(whole.trained(), resumed.trained(), strict=True))
     with pytest.raises(UsageError, match="other settings"):
-        trained(replace(settings, lr=1e-3), lora=LORA, max_tokens=max_tokens, checkpoint=path)
+        trained(replace(settings, lr=1e-3), lora=lora, max_tokens=max_tokens, checkpoint=path)
     with pytest.raises(UsageError, match="samples"):
-        trained(settings, lora=LORA, max_tokens=200, checkpoint=path)
+        trained(settings, lora=lora, max_tokens=200, checkpoint=path)
+
+
+def test_what_drops_out_of_a_lora_does_so_in_steps_alone() -> None:
+    plain, _ = trained(SETTINGS, lora=LORA)
+    model, history = trained(SETTINGS, lora=replace(LORA, dropout=0.3))
+    assert history[-1].dev_accuracy > 0.7, "a quarter is chance"
+    assert not all(torch.equal(one, other) for one, other in zip(plain.trained(), model.trained(), strict=True))
+    layouts = random_layouts(8)
+    assert (score(model, layouts, max_tokens=MANY) == score(model, layouts, max_tokens=MANY)).all()
+    with pytest.raises(UsageError, match="dropout"):
+        replace(LORA, dropout=1.0)
 
 
 def test_more_samples_than_fit_are_trained_on_in_shards() -> None:

@@ -171,7 +171,7 @@ class Builder:
         """Something complete that is said to the assistant."""
         rng, pools = self._rng, self._pools
         follow = scene.next_user
-        if follow is not None and rng.random() < (0.5 if not scene.speaking else 0.33):
+        if follow is not None and rng.random() < (0.6 if not scene.speaking else 0.33):
             parts = forms.words(follow)
             # short agreement over a running answer is a backchannel, not a follow-up
             if len(parts) <= self._recipe.max_words and (not scene.speaking or len(parts) >= 4):
@@ -181,7 +181,7 @@ class Builder:
         if scene.speaking and pools.complaints and rng.random() < 0.04:
             return _Made(rng.choice(pools.complaints).text, "stop_commands", "complaint")
         query = (draw_query or self._query)()
-        if self._recipe.own_lines and rng.random() < 0.18 and len(forms.words(query.text)) >= 5:
+        if self._recipe.own_lines and rng.random() < 0.24 and len(forms.words(query.text)) >= 5:
             parts, other = forms.words(query.text), forms.words(self._any_query().text)
             at = rng.randint(0, max(1, min(len(parts) - 1, 9)))
             text = phrases.repaired(parts[:at], parts[max(0, at - rng.randint(0, 3)) :], other, rng)

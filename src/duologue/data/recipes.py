@@ -17,11 +17,11 @@ PROCESS, INCOMPLETE, IGNORE, STOP = (
 class Recipe:
     """A mix of samples. The same recipe and folder give the same samples."""
 
-    num_samples: int = 28_000  # to train on
+    num_samples: int = 56_000  # to train on
     num_dev: int = 1_600  # for early stopping and thresholds, from other documents of the same sources
     num_test: int = 300  # about the size of a group of the test on whole unseen sources
     in_context: float = 0.55  # share of samples inside a dialogue
-    speaking: float = 0.72  # share of those where the assistant is in the middle of an answer
+    speaking: float = 0.64  # share of those where the assistant is in the middle of an answer
     texts_per_context: int = 4  # inputs that share one dialogue, so that its KV is computed once
     shares: dict[InputState, float] = field(
         default_factory=lambda: {PROCESS: 0.39, INCOMPLETE: 0.18, IGNORE: 0.33, STOP: 0.10}

@@ -29,7 +29,7 @@ _WIDE = 32  # tokens: a slow pass is not made narrower than that, and what one t
 _SHARE = 8  # tokens of each pass that everybody with more gets, so that no answer stands still
 _PATIENCE = 4  # passes after which the one that has waited longest goes first
 _UPKEEP = 4  # contexts that are made shorter get the fourth part of a pass, when words have kept them waiting
-_LEISURE_S = 0.2  # between passes that are made for nothing but answers that are well ahead
+_LEISURE_S = 0.2  # between passes in which answers that are well ahead go on
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Scheduler:
         self._leaving: list[Member] = []  # closed while a pass was running
         self._running: Job | None = None
         self._num_ticks = 0
-        self._leisure_at = 0.0  # when answers that are well ahead go on at the latest
+        self._leisure_at = 0.0  # when answers that are well ahead go on
         self._upkeep_at = 0  # the pass in which contexts were made shorter last
 
     @property
@@ -193,7 +193,8 @@ class Scheduler:
             job = Job(self.backend, parts)
             if any(part.plan.batch for part in parts):
                 self._running = job
-                self._leisure_at = now + _LEISURE_S
+                if now >= self._leisure_at:
+                    self._leisure_at = now + _LEISURE_S
                 return job
             job.run()
             self._hand_out(job, now)
@@ -221,18 +222,20 @@ class Scheduler:
         is left goes to long texts, those that have waited longest first: one after the other they end sooner than side
         by side. After a while the first of them is sure of half of the pass.
 
-        Contexts that are made shorter, for which nobody waits yet, have a part of each pass to themselves. Where there
-        is nothing but answers that are well ahead of their listeners, there is a pass only now and then: a token of
-        each of several takes little longer than one of one.
+        Contexts that are made shorter, for which nobody waits yet, have a part of each pass to themselves. Answers that
+        are well ahead of their listeners go on now and then, all of them in one pass: a token of each of several takes
+        little longer than one of one, and the passes between, with words to be judged, are over sooner without them.
         """
         upkeep = self._upkeep()
-        is_wanted = now >= self._leisure_at or bool(upkeep) or any(member.session.backlog for member in self._members)
         short: list[Member] = []
         long: list[Member] = []
         for member in sorted(self._members, key=self._waiting_since):
-            (long if member.session.backlog > _SHORT else short).append(member)
+            session = member.session
+            if session.leisure and now < self._leisure_at and not session.backlog and member not in upkeep:
+                continue
+            (long if session.backlog > _SHORT else short).append(member)
         parts: list[Part] = []
-        left = self._limit - sum(upkeep.values()) if is_wanted else 0
+        left = self._limit - sum(upkeep.values())
 
         def plan(member: Member, limit: int) -> int:
             return self._plan(member, limit, upkeep.get(member, 0), parts)

@@ -114,6 +114,8 @@ def train(
             taught = None if teacher is None else torch.from_numpy(score_prefixes(teacher, prefixes))
         assert prefixes is not None
         run.begin()
+        torch.manual_seed(settings.seed + number)  # what drops out is the same after a kill
+        model.train()
         batches = list(prefixes.batches(range(len(part)), settings.batch))
         random.Random(f"{settings.seed} {number}").shuffle(batches)
         with nullcontext() if teacher is None else teacher.base_alone():
@@ -123,6 +125,7 @@ def train(
                 loss = _loss(logits, data, rows, None if taught is None else taught[batch], settings)
                 run.step(loss, len(batch))
                 progress(f"epoch {number + 1}", done + 1, len(batches))
+            model.eval()
             report(run.finish(number, _judge(model, dev, dev_prefixes)))
     model.restore(run.best)
     return run.history

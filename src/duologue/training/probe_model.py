@@ -36,10 +36,13 @@ class LoraShape:
     alpha: int = 16
     targets: tuple[str, ...] = LINEAR
     first_layer: int = 0  # layers below stay without
+    dropout: float = 0.0  # share of what goes into a LoRA layer that a step leaves out
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not self.targets or self.first_layer < 0:
             raise UsageError("a LoRA needs a rank of at least 1, a positive alpha, and layers to put it in")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout is a share from 0 to less than 1, got {self.dropout}")
 
 
 class ProbeModel(nn.Module):
@@ -72,6 +75,13 @@ class ProbeModel(nn.Module):
     def lora_parameters(self) -> list[nn.Parameter]:
         """Of the LoRA, in a fixed order; empty without one."""
         return [cast(nn.Parameter, part.weight) for layer in self._layers.values() for part in _parts(layer)]
+
+    def train(self, mode: bool = True) -> "ProbeModel":
+        """Whether the LoRA drops out what it is to drop out. The base never does."""
+        for layer in self._layers.values():
+            layer.lora_dropout.train(mode)
+        self.training = mode
+        return self
 
     def forward(self, past: Past) -> Tensor:
         """Logits [B, S] at the last probe token after each prefix."""
@@ -169,6 +179,7 @@ class ProbeModel(nn.Module):
         config = LoraConfig(
             r=shape.rank,
             lora_alpha=shape.alpha,
+            lora_dropout=shape.dropout,
             target_modules=list(shape.targets),
             layers_to_transform=list(range(shape.first_layer, self.base.config.get_text_config().num_hidden_layers)),
         )
@@ -183,6 +194,7 @@ class ProbeModel(nn.Module):
         for layer in self._layers.values():
             for part in _parts(layer):
                 part.float()  # small steps would be lost in half precision
+        self.eval()
 
 
 def _parts(layer: LoraLayer) -> tuple[nn.Linear, nn.Linear]:
