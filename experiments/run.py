@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ from duologue.metrics.decisions import Probabilities, decide
 from duologue.metrics.outcome import outcome
 from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
+from duologue.training.duplex import DuplexModel
+from duologue.training.finetune import Finetuning
 from duologue.training.job import start_tokens
 from duologue.training.layout import Layout, Layouts
 from duologue.training.linear_probe import fit, hidden_states
@@ -38,6 +41,8 @@ from duologue.training.loop import Settings, label, score_prefixes, train
 from duologue.training.prefix_attention import PrefixModel
 from duologue.training.prefixes import Prefixes
 from duologue.training.probe_model import LoraShape, ProbeModel
+from duologue.training.recipes import FINETUNE_RECIPES
+from duologue.training.sequences import lay_out
 from duologue.types import InputState
 
 STATES = tuple(InputState)
@@ -143,6 +148,11 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
             ),
         ],
     ),
+    "tuned": (
+        "A frozen base beside the kinds that change it: a LoRA on every position, and all weights (the paper's recipes "
+        "on the states alone, one epoch, and with a learning rate of the rows' own).",
+        [ROWS, ALORA],
+    ),
     "no_probe": (
         "Reading the state at the last word, without a prediction token (the paper's audio variant, on a frozen base): "
         "a linear layer on the hidden state, against one prediction row.",
@@ -230,6 +240,32 @@ def run_variant(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
     }
 
 
+def run_tuned(lab: Lab, kind: str, seed: int) -> dict[str, Any]:
+    """Change the weights of the base, and judge it."""
+    settings = replace(
+        FINETUNE_RECIPES[kind], steps=None, epochs=1, response_weight=0.0, rows_lr=4e-3, eval_every=10_000, seed=seed
+    )
+    torch.manual_seed(seed)
+    model = DuplexModel(lab.base().float(), len(STATES), start_tokens(lab.tokenizer), settings)
+    train_rows, dev_rows, test_rows = (
+        lay_out(rows, lab.template, settings.max_length)[0] for rows in (lab.train, lab.dev, lab.test)
+    )
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Finetuning(model, STATES, train_rows, dev_rows, settings, Path(folder))
+        run.run(progress=lambda what, done, total: measuring.progress(f"{kind}: {what} {done} of {total}"))
+        seconds = time.monotonic() - began
+        p = run.score(dev_rows), run.score(test_rows)
+    return {
+        "variant": f"{kind}, every position",
+        "samples": len(lab.train),
+        "trained_numbers": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "epochs": 1,
+        "training_s": round(seconds),
+        **_judged(lab, *p),
+    }
+
+
 def run_linear(lab: Lab) -> dict[str, Any]:
     """A linear layer on the hidden state of the last word."""
     base = lab.base()
@@ -300,6 +336,7 @@ def main() -> int:
         question, variants = EXPERIMENTS[name]
         found = [run_linear(lab)] if name == "no_probe" else []
         found += [run_variant(lab, variant, args.seed) for variant in variants]
+        found += [run_tuned(lab, kind, args.seed) for kind in ("lora", "full")] if name == "tuned" else []
         result = {
             **about, "experiment": name, "question": question, "data": manifest["recipe"], "base": args.model,
             "results": found,
