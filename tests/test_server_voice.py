@@ -102,6 +102,25 @@ async def test_an_interruption_is_told_as_a_cut() -> None:
 
 
 @in_loop
+async def test_an_answer_yields_to_who_goes_on_and_goes_on_itself_when_nothing_comes_of_it() -> None:
+    answers = {"what is a cat": "A cat is a small animal, which sleeps a lot, hunts at night, and lives with people."}
+    async with serving(scripted_model(answers), engines=engines(QUESTION, {0.2: "and a"})) as server:
+        caller = await Caller.call(server, voice={"rate": RATE})
+        await caller.speaks(0.6, loud=True)
+        await caller.until("heard")
+        await caller.speaks(1.4, loud=True)
+        await caller.until("yielded")
+        await caller.speaks(0.2, loud=False)  # what was on its way has come
+        before = len(caller.heard)
+        await caller.speaks(0.4, loud=False)
+        assert len(caller.heard) == before, "nothing is sent meanwhile"
+        assert (await caller.until("came_back"))["why"] == "quiet"
+        assert (await caller.until("committed"))["text"] == answers["what is a cat"]
+        assert not [message for message in caller.told if message.get("what") == "cut"]
+        await caller.hang_up()
+
+
+@in_loop
 async def test_who_is_cut_off_comes_back_and_the_answer_goes_on() -> None:
     async with serving(scripted_model(ANSWERS), engines=engines(QUESTION)) as server:
         caller = await Caller.call(server, voice={"rate": RATE})

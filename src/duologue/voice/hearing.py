@@ -19,12 +19,13 @@ class Hearing:
         self.at = at  # seconds on the clock of the input at which speech was detected
         self.text = ""
         self.state: InputState | None = None  # what is thought of `text`
+        self._num_ignored = 0  # judgements in a row, the last one included, that this is for somebody else
         self.is_dropped = False  # its words were given up, as they were then
         self.is_recognising = False  # what was taken of it
         self.is_ending = False  # nobody speaks any more; its last words are being recognised
         self.over = asyncio.Event()  # all its words are known, and were told
         self._waiting = list(begun)  # what the recogniser does not have yet
-        self.num_samples = sum(map(len, begun))
+        self.num_samples = self._begun = sum(map(len, begun))
         self.voiced_to = self.num_samples  # where the last speech in it ends
         self.num_recognised = 0  # samples that `text` stands for
 
@@ -51,7 +52,20 @@ class Hearing:
         """Seconds of it that the recogniser does not have yet."""
         return sum(map(len, self._waiting)) / RATE
 
+    @property
+    def spoken_s(self) -> float:
+        """Seconds from where speech was detected in it to the last speech in it."""
+        return (self.voiced_to - self._begun) / RATE
+
+    @property
+    def is_surely_ignored(self) -> bool:
+        """Whether nothing comes of its words. While it grows, the last of them may be half a word, or misheard, so one
+        judgement is not enough.
+        """
+        return self.is_dropped and (self.is_ending or self._num_ignored != 1)
+
     def judged(self, text: str, state: InputState) -> None:
         """The model thinks `state` of `text`, which may have other words in front."""
         if self.text and text.endswith(self.text):
             self.state = state
+            self._num_ignored = self._num_ignored + 1 if state is InputState.IGNORE else 0
