@@ -114,7 +114,7 @@ async def test_an_answer_yields_to_who_goes_on_and_goes_on_itself_when_nothing_c
         before = len(caller.heard)
         await caller.speaks(0.4, loud=False)
         assert len(caller.heard) == before, "nothing is sent meanwhile"
-        assert (await caller.until("came_back"))["why"] == "quiet"
+        await caller.until("came_back")
         assert (await caller.until("committed"))["text"] == answers["what is a cat"]
         assert not [message for message in caller.told if message.get("what") == "cut"]
         await caller.hang_up()

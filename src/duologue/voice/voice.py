@@ -37,7 +37,7 @@ class VoiceConfig:
     end_s: float = 0.9  # of silence end an utterance
     sure_end_s: float = 0.25  # the same where its words, all of them recognised, want no more
     no_words_end_s: float = 0.5  # the same where no words were recognised
-    yield_s: float = 0.9  # of speech over an answer: it pauses if the words seem to be meant for it; inf: never
+    yield_s: float = 1.0  # of speech over an answer: it pauses if the words seem to be meant for it; inf: never
     back_s: float = 1.0  # after an utterance that had no consequence, the answer goes on as loud as before
     latency_s: float = 0.0  # from a sample that is given out to the ear
 
