@@ -66,7 +66,7 @@ async def test_words_that_do_not_matter_make_it_quieter_and_nothing_else() -> No
 async def test_an_interruption_silences_it_and_the_history_has_what_was_played() -> None:
     async with spoken({0.4: "and a", 0.8: "and a dog"}) as talk:
         await asked(talk)
-        during = await talk.hears(1.1, speech=True)
+        during = await talk.hears(1.2, speech=True)
         cut = talk.first("cut")
         assert not during[-4800:].any(), "silence"
         await talk.hears(3.0, speech=False)
