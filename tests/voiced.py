@@ -20,7 +20,7 @@ from duologue.voice.voice import Voice, VoiceConfig
 from scripted import Talk
 
 STEP_S = 0.02
-BEFORE_S = 0.3  # that an utterance begins before its speech
+BEFORE_S = 0.27  # that an utterance begins before its speech
 LETTER_S = 0.04  # that the synthesiser takes to say one
 
 

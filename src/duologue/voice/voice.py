@@ -30,7 +30,7 @@ class VoiceConfig:
 
     rate: int = 24_000  # samples a second that are given out
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
-    before_s: float = 0.3  # of what came before speech was detected belong to it
+    before_s: float = 0.27  # of what came before speech was detected belong to it
     first_s: float = 0.33  # of sound are needed to recognise anything: of less, half a word is made
     partial_s: float = 0.25  # of new sound make it worth while to recognise again
     pause_s: float = 0.13  # of silence: the last words are recognised at once
