@@ -304,13 +304,14 @@ async def test_an_answer_that_yielded_to_nothing_goes_on_to_its_end() -> None:
 
 
 @in_loop
-async def test_words_that_are_ignored_twice_end_the_pause_and_once_do_not() -> None:
-    script = {0.4: "and a", 1.4: "and a mhm", 1.9: "and a mhm to", 2.4: "and a mhm to mhm", 2.9: "and a mhm to mhm mhm"}
+async def test_words_that_are_ignored_three_times_end_the_pause_and_twice_do_not() -> None:
+    words = ["and a", "and a mhm", "and a (radio)", "and a mhm to", "to mhm", "to (radio)", "to mhm mhm"]
+    script = {0.4 + 0.8 * number: text for number, text in enumerate(words)}
     async with spoken(script, yield_s=1.0) as talk:
         await asked(talk)
-        await talk.hears(4.0, speech=True)
-        assert len(talk.times("dropped")) == 3
-        assert talk.times("came_back") == talk.times("dropped")[2:]
+        await talk.hears(6.0, speech=True)
+        assert len(talk.times("dropped")) == 5
+        assert talk.times("came_back") == talk.times("dropped")[4:]
         await talk.hears(20.0, speech=False)
         assert talk.history == [("user", "what is a cat"), ("assistant", ANSWER)]
 

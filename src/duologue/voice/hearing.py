@@ -9,6 +9,8 @@ from duologue.types import InputState
 from duologue.voice.engines import Recognition
 from duologue.voice.sound import RATE, Samples, silence
 
+_SURE = 3  # judgements in a row that words are for somebody else, while more of them come
+
 
 class Hearing:
     """Grows while somebody speaks. Counts samples from its beginning, at 16 kHz."""
@@ -59,10 +61,10 @@ class Hearing:
 
     @property
     def is_surely_ignored(self) -> bool:
-        """Whether nothing comes of its words. While it grows, the last of them may be half a word, or misheard, so one
-        judgement is not enough.
+        """Whether nothing comes of its words. While it grows, the last of them may be half a word, or misheard, so that
+        they are for somebody else has to be judged more than once.
         """
-        return self.is_dropped and (self.is_ending or self._num_ignored != 1)
+        return self.is_dropped and (self.is_ending or self._num_ignored == 0 or self._num_ignored >= _SURE)
 
     def judged(self, text: str, state: InputState) -> None:
         """The model thinks `state` of `text`, which may have other words in front."""
