@@ -83,7 +83,7 @@ class Trial:
     @property
     def silent(self) -> float | None:
         """From when on nothing was heard any more of the answer that the sound came over; None if more was."""
-        since, is_cut = None, False
+        since, is_cut, is_resumed = None, False, False
         for row in (row for row in self.rows if row["at"] >= self.began):
             match row["type"]:
                 case "yielded" if not is_cut:  # later ones are of what answers the sound
@@ -92,9 +92,11 @@ class Trial:
                     since = None
                 case "cut" if not is_cut:
                     since, is_cut = (row["at"] if since is None else since), True
-                case "resumed":
-                    since, is_cut = None, False
-        return since if is_cut else None
+                case "resumed" | "suspended" as kind:
+                    is_resumed = kind == "resumed"
+                case "sound_begins" if is_resumed:  # what was resumed may be cut before it has sounded
+                    since, is_cut, is_resumed = None, False, False
+        return since if is_cut and not is_resumed else None
 
     @property
     def ends_paused(self) -> bool:

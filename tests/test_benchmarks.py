@@ -145,7 +145,11 @@ def test_silence_is_counted_from_when_nothing_more_is_heard_of_the_answer():
     assert happened((3.5, "ducked"), (5.0, "cut")).silent == 5.0
     assert happened((4.0, "yielded"), (5.0, "came_back")).silent is None
     assert happened((4.0, "yielded"), (5.0, "came_back"), (6.0, "cut")).silent == 6.0
-    assert happened((4.0, "yielded"), (5.0, "cut"), (5.5, "resumed")).silent is None
+    cut = (4.0, "yielded"), (5.0, "suspended"), (5.0, "cut")
+    assert happened(*cut, (5.5, "resumed")).silent is None
+    assert happened(*cut, (5.5, "resumed"), (5.7, "sound_begins")).silent is None
+    assert happened(*cut, (5.5, "resumed"), (5.7, "sound_begins"), (6.0, "suspended"), (6.0, "cut")).silent == 6.0
+    assert happened(*cut, (5.5, "resumed"), (5.7, "suspended"), (6.5, "sound_begins")).silent == 4.0, "never heard"
     assert happened((4.0, "yielded")).silent is None, "nobody knows what would have come of it"
 
 
