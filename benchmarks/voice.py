@@ -1,13 +1,15 @@
 """A conversation by voice in real time: how soon it is quieter, silent, and begins to speak, and what noise does to it.
 
-Claims: the answer is ducked within 150 ms of the first sound of speech (two frames of the detector, and the ramp); it
-falls silent as soon as the words say that they are meant for it, which is up to how often the recogniser can look at
-them; it answers soon after the last word, since the answer is prepared before silence has told that it was the last;
-background talk and noise leave the answer as it is.
+Claims: the answer is ducked within 150 ms of the first sound of speech (a frame of the detector, and the ramp); it
+falls silent as soon as the words say that they are meant for it, or have seemed to for some time; it answers soon after
+the last word, since the answer is prepared before silence has told that it was the last; background talk and noise
+leave the answer as it is.
 
 How: every trial is a conversation of its own with the model and the engines that `duologue talk` has, fed by the wall
 clock from an array. Over an answer that has been running for two seconds one sound is heard. Delays are counted from
-the first or last 20 ms of the sound that are within 30 dB of its loudest to the sample that is given out. Levels are
+the first or last 20 ms of the sound that are within 30 dB of its loudest to the sample that is given out. Silence is
+counted from when the answer is not heard any more for good: a pause that led to a cut counts from its beginning, and
+one after which it went on does not count, nor does a cut after which it was resumed. Levels are
 relative to somebody who speaks into the microphone (-23 dB below full scale). With --oracle, a recogniser that knows
 the words of synthetic speech at the moment at which they end, and takes no time, shows what is left without it.
 
@@ -43,7 +45,7 @@ from duologue.voice.voice import Voice
 
 LEAD_S = 3.2  # from the beginning of an answer's preparation to the sound over it
 TAIL_S = 2.5
-DUCK_S, FADE_S = 0.03, 0.02  # until the ramp has ended
+DUCK_S, FADE_S = 0.03, 0.02  # until the ramp has ended; that of a pause is as long as that of a cut
 BACKGROUND_DB = (0.0, -6.0, -12.0)
 NOISE_DB = (0.0, -10.0)
 
@@ -72,6 +74,34 @@ class Trial:
     def after(self, begin: float, *kinds: str) -> float | None:
         """When one of these happened first, not before `begin`."""
         return next((row["at"] for row in self.rows if row["type"] in kinds and row["at"] >= begin), None)
+
+    @property
+    def pauses(self) -> list[float]:
+        """When the answer yielded to the sound."""
+        return [row["at"] for row in self.rows if row["type"] == "yielded" and row["at"] >= self.began]
+
+    @property
+    def silent(self) -> float | None:
+        """From when on nothing was heard any more of the answer that the sound came over; None if more was."""
+        since, is_cut, is_resumed = None, False, False
+        for row in (row for row in self.rows if row["at"] >= self.began):
+            match row["type"]:
+                case "yielded" if not is_cut:  # later ones are of what answers the sound
+                    since = row["at"]
+                case "came_back" if not is_cut:
+                    since = None
+                case "cut" if not is_cut:
+                    since, is_cut = (row["at"] if since is None else since), True
+                case "resumed" | "suspended" as kind:
+                    is_resumed = kind == "resumed"
+                case "sound_begins" if is_resumed:  # what was resumed may be cut before it has sounded
+                    since, is_cut, is_resumed = None, False, False
+        return since if is_cut and not is_resumed else None
+
+    @property
+    def ends_paused(self) -> bool:
+        """Whether the answer has yielded at last, and nothing came of it yet."""
+        return [row["type"] for row in self.rows if row["type"] in ("yielded", "came_back", "cut")][-1:] == ["yielded"]
 
     def delay(self, begin: float, *kinds: str) -> float | None:
         """How long after `begin`."""
@@ -147,9 +177,9 @@ async def over_answers(bench: Bench, sounds: Sequence[heard.Sound]) -> list[Tria
 def _tell(sound: heard.Sound, trial: Trial) -> None:
     what = [f"{r['state']} {r['p']:.2f} “{r['text'][-40:]}”" for r in trial.rows if r["type"] == "decided"][-3:]
     cut = trial.delay(trial.began, "cut")
-    what = (
-        what if cut is None or sound.kind in ("interruption", "assistant_command") else [f"BY {_cause(trial)}", *what]
-    )
+    if cut is not None and sound.kind not in ("interruption", "assistant_command"):
+        what = [f"BY {_cause(trial)}", *what]
+    what = [*(f"yields after {at - trial.began:.2f} s" for at in trial.pauses), *what]
     what += ["goes on"] if _goes_on(trial) else []
     progress = f"cut after {cut:.2f} s" if cut is not None else "not cut"
     measuring.progress(f"{sound.kind:14} {sound.level:4.0f} dB  {progress:18} {sound.name[:44]:46} {'; '.join(what)}")
@@ -173,30 +203,40 @@ async def answers(bench: Bench, sounds: Sequence[heard.Sound]) -> list[Trial]:
 def interrupted(trials: Sequence[Trial]) -> dict[str, Any]:
     """Of sounds that should get through."""
     ducks = [d + DUCK_S for t in trials if (d := t.delay(t.began, "ducked")) is not None]
+    silent = [(t, at + FADE_S) for t in trials if (at := t.silent) is not None]
     cuts = [d + FADE_S for t in trials if (d := t.delay(t.began, "cut")) is not None]
-    after_end = [at + FADE_S - t.ended for t in trials if (at := t.after(t.began, "cut")) is not None]
     return {
         "trials": len(trials),
-        "got_through": len(cuts),
+        "got_through": len(silent),
+        "yielded": sum(bool(t.pauses) for t in trials),
         "onset_to_duck_s": _summary(ducks),
-        "onset_to_silence_s": _summary(cuts),
-        "end_of_speech_to_silence_s": _summary(after_end),
+        "onset_to_silence_s": _summary([at - t.began for t, at in silent]),
+        "onset_to_cut_s": _summary(cuts),
+        "end_of_speech_to_silence_s": _summary([at - t.ended for t, at in silent]),
         "seconds_of_speech": _summary([t.ended - t.began for t in trials]),
     }
 
 
 def survived(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Of sounds that should not. An answer that was cut and went on by itself, where it was heard, has survived."""
+    """Of sounds that should not. An answer that was cut and went on by itself, where it was heard, has survived, and so
+    has one that yielded and went on; neither is untouched. `paused_s` is how long it was silent for nothing.
+    """
     cut = [t for t in trials if t.after(t.began, "cut") is not None]
-    lost = [t for t in cut if not _goes_on(t)]
+    lost = [t for t in trials if t.ends_paused or (t in cut and not _goes_on(t))]
     back = [d for t in trials if (d := t.delay(t.began, "came_back")) is not None]
+    paused = [end - at for t in trials for at in t.pauses if (end := t.after(at, "came_back", "cut")) is not None]
     return {
         "trials": len(trials),
         "survived": len(trials) - len(lost),
-        "untouched": len(trials) - len(cut),
+        "untouched": sum(t not in cut and not t.pauses for t in trials),
+        "yielded": sum(bool(t.pauses) for t in trials),
+        "pauses": sum(len(t.pauses) for t in trials),
+        "paused_s": _summary(paused),
         "ducked": sum(t.after(t.began, "ducked") is not None for t in trials),
         "onset_to_back_s": _summary(back),
-        "cut_by": [{"sound": t.sound.name[:60], "text": _cause(t), "lost": t in lost} for t in cut],
+        "cut_by": [
+            {"sound": t.sound.name[:60], "text": _cause(t), "lost": t in lost} for t in trials if t in cut or t in lost
+        ],
     }
 
 
@@ -369,11 +409,11 @@ def rows_of(result: dict[str, Any]) -> list[tuple[str, ...]]:
         if "got_through" in value:
             duck, cut = value["onset_to_duck_s"] or {}, value["onset_to_silence_s"] or {}
             text = f"duck {duck.get('p50')} / {duck.get('p95')}, silence {cut.get('p50')} / {cut.get('p95')}"
-            rows.append((name, str(value["trials"]), f"{value['got_through']} got through", text))
+            outcome = f"{value['got_through']} got through, {value['yielded']} yielded"
+            rows.append((name, str(value["trials"]), outcome, text))
         elif "survived" in value:
-            rows.append(
-                (name, str(value["trials"]), f"{value['survived']} survived, {value['untouched']} untouched", "")
-            )
+            outcome = f"{value['survived']} survived, {value['untouched']} untouched, {value['yielded']} yielded"
+            rows.append((name, str(value["trials"]), outcome, ""))
         else:
             first = value["end_of_speech_to_first_sound_s"] or {}
             figures = f"{first.get('p50')} / {first.get('p95')}"

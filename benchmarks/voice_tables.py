@@ -28,7 +28,15 @@ _SOUNDS = {
 
 def voice(results: Results) -> str:
     """What a conversation by voice takes and gives."""
-    header = ("seconds, p50 / p95", "n", "outcome", "onset → ducked", "onset → silence", "end of speech → first sound")
+    header = (
+        "seconds, p50 / p95",
+        "n",
+        "outcome",
+        "yielded",
+        "onset → ducked",
+        "onset → silence",
+        "end of speech → first sound",
+    )
     parts = []
     for name, result in results.of("voice"):
         rows = []
@@ -48,12 +56,13 @@ def voice(results: Results) -> str:
 
 
 def _voice_row(found: Result) -> tuple[str, ...]:
+    yielded = str(found.get("yielded", ""))
     if "got_through" in found:
         outcome = f"{found['got_through']} got through"
-        return outcome, _seconds(found["onset_to_duck_s"]), _seconds(found["onset_to_silence_s"]), ""
+        return outcome, yielded, _seconds(found["onset_to_duck_s"]), _seconds(found["onset_to_silence_s"]), ""
     if "survived" in found:
-        return f"{found['survived']} survived, {found['untouched']} untouched", "", "", ""
-    return f"{found['answered']} answered", "", "", _seconds(found["end_of_speech_to_first_sound_s"])
+        return f"{found['survived']} survived, {found['untouched']} untouched", yielded, "", "", ""
+    return f"{found['answered']} answered", "", "", "", _seconds(found["end_of_speech_to_first_sound_s"])
 
 
 def stages(results: Results) -> str:

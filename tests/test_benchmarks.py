@@ -127,3 +127,47 @@ def test_result_files_are_json_with_a_line_for_each_fact():
     text = measuring.laid_out(result)
     assert json.loads(text) == result
     assert len(text.splitlines()) == 2 + len(result) + 3
+
+
+def happened(*rows: tuple[float, str]):
+    """A trial in which a sound came over an answer from second 3 on, with these rows after it."""
+    import heard
+    import numpy as np
+    import voice
+
+    sound = heard.Sound("said", "interruption", np.zeros(1, np.float32), 0.0, 1.0)
+    return voice.Trial(sound, 3.0, 4.0, [{"at": 2.0, "type": "cut"}, *({"at": at, "type": kind} for at, kind in rows)])
+
+
+def test_silence_is_counted_from_when_nothing_more_is_heard_of_the_answer():
+    paused_and_cut = happened((4.0, "yielded"), (5.0, "cut"), (6.0, "yielded"), (6.5, "came_back"), (7.0, "cut"))
+    assert paused_and_cut.silent == 4.0, "what answers the sound may be spoken over as well"
+    assert happened((3.5, "ducked"), (5.0, "cut")).silent == 5.0
+    assert happened((4.0, "yielded"), (5.0, "came_back")).silent is None
+    assert happened((4.0, "yielded"), (5.0, "came_back"), (6.0, "cut")).silent == 6.0
+    cut = (4.0, "yielded"), (5.0, "suspended"), (5.0, "cut")
+    assert happened(*cut, (5.5, "resumed")).silent is None
+    assert happened(*cut, (5.5, "resumed"), (5.7, "sound_begins")).silent is None
+    assert happened(*cut, (5.5, "resumed"), (5.7, "sound_begins"), (6.0, "suspended"), (6.0, "cut")).silent == 6.0
+    assert happened(*cut, (5.5, "resumed"), (5.7, "suspended"), (6.5, "sound_begins")).silent == 4.0, "never heard"
+    assert happened((4.0, "yielded")).silent is None, "nobody knows what would have come of it"
+
+
+def test_an_answer_that_paused_for_nothing_has_survived_and_is_not_untouched():
+    import voice
+
+    resumed = (5.0, "cut"), (5.0, "suspended"), (5.5, "resumed")
+    trials = [
+        happened(),
+        happened((4.0, "yielded"), (5.0, "came_back"), (6.0, "yielded"), (6.5, "came_back")),
+        happened(*resumed),
+        happened((5.0, "cut"), (5.0, "suspended")),
+        happened((4.0, "yielded")),
+    ]
+    found = voice.survived(trials)
+    assert (found["survived"], found["untouched"], found["yielded"], found["pauses"]) == (3, 1, 2, 3)
+    assert found["paused_s"] == {"n": 2, "p50": 0.5, "p95": 1.0, "max": 1.0}
+    assert [cause["lost"] for cause in found["cut_by"]] == [False, True, True]
+    heard_out = voice.interrupted(trials)
+    assert (heard_out["got_through"], heard_out["yielded"]) == (1, 2)
+    assert heard_out["onset_to_silence_s"]["max"] == 2.02

@@ -29,6 +29,7 @@ class Caller:
         self.socket = socket
         self.told: list[dict[str, Any]] = []
         self.heard = bytearray()
+        self.order: list[str] = []  # what came: "sound", or what was told
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
@@ -60,8 +61,10 @@ class Caller:
         async for message in self.socket:
             if isinstance(message, bytes):
                 self.heard += message
+                self.order.append("sound")
             else:
                 self.told.append(json.loads(message))
+                self.order.append(self.told[-1].get("what", self.told[-1]["type"]))
 
     async def hang_up(self) -> None:
         self._reader.cancel()
@@ -98,6 +101,23 @@ async def test_an_interruption_is_told_as_a_cut() -> None:
         suspended = await caller.until("suspended")
         assert ANSWERS["what is a cat"] == suspended["heard"] + suspended["unheard"]
         assert suspended["heard"], "some of it was played"
+        await caller.hang_up()
+
+
+@in_loop
+async def test_an_answer_yields_to_who_goes_on_and_goes_on_itself_when_nothing_comes_of_it() -> None:
+    answers = {"what is a cat": "A cat is a small animal, which sleeps a lot, hunts at night, and lives with people."}
+    async with serving(scripted_model(answers), engines=engines(QUESTION, {0.2: "and a"})) as server:
+        caller = await Caller.call(server, voice={"rate": RATE})
+        await caller.speaks(0.6, loud=True)
+        await caller.until("heard")
+        await caller.speaks(1.4, loud=True)
+        await caller.until("came_back")
+        assert (await caller.until("committed"))["text"] == answers["what is a cat"]
+        assert "cut" not in caller.order
+        begin = caller.order.index("yielded")
+        meanwhile = caller.order[begin : caller.order.index("came_back", begin)]
+        assert meanwhile.count("sound") <= 1, "it fades, and nothing is sent"
         await caller.hang_up()
 
 

@@ -66,7 +66,7 @@ async def test_words_that_do_not_matter_make_it_quieter_and_nothing_else() -> No
 async def test_an_interruption_silences_it_and_the_history_has_what_was_played() -> None:
     async with spoken({0.4: "and a", 0.8: "and a dog"}) as talk:
         await asked(talk)
-        during = await talk.hears(1.1, speech=True)
+        during = await talk.hears(1.2, speech=True)
         cut = talk.first("cut")
         assert not during[-4800:].any(), "silence"
         await talk.hears(3.0, speech=False)
@@ -254,3 +254,145 @@ async def test_an_utterance_may_end_at_the_moment_at_which_it_has_been_recognise
             await asyncio.sleep(0)
         assert ending.over.is_set()
         assert ending.text == "what is a cat"
+
+
+LONG = {0.4: "and a", 1.8: "and a dog"}  # over a second of it, more is expected
+
+
+@in_loop
+async def test_who_goes_on_speaking_to_it_is_not_spoken_to() -> None:
+    async with spoken(LONG, yield_s=1.0) as talk:
+        await asked(talk)
+        during = await talk.hears(1.6, speech=True)
+        began = talk.times("speech_started")[1]
+        assert talk.first("yielded") - began == pytest.approx(1.0, abs=0.06)
+        assert "cut" not in talk.kinds
+        assert during[24_000 * 7 // 10 : 24_000 * 9 // 10].any(), "not before the time"
+        assert not during[24_000 * 13 // 10 :].any(), "silence"
+        assert np.abs(np.diff(during)).max() < 0.02, "no click"
+
+
+@in_loop
+async def test_what_was_heard_of_an_answer_that_yielded_and_is_cut_is_what_had_been_played() -> None:
+    async with spoken(LONG, yield_s=1.0) as talk:
+        await asked(talk)
+        await talk.hears(1.5, speech=True)
+        yielded, heard = talk.first("yielded"), talk.history[1][1]
+        await talk.hears(0.6, speech=True)
+        assert talk.first("cut") > yielded + 0.5
+        assert "came_back" not in talk.kinds
+        await talk.hears(3.0, speech=False)
+        assert talk.history[1][1] == heard
+        assert len(heard) * 0.04 == pytest.approx(yielded - talk.first("sound_begins"), abs=0.45)
+        assert talk.history[2:] == [("user", "and a dog"), ("assistant", "A dog is another one.")]
+
+
+@in_loop
+async def test_an_answer_that_yielded_to_nothing_goes_on_to_its_end() -> None:
+    async with spoken({0.4: "and a", 1.8: "and a mhm"}, yield_s=1.0) as talk:
+        await asked(talk)
+        await talk.hears(2.4, speech=True)
+        assert talk.times("dropped")
+        assert "came_back" not in talk.kinds, "who speaks may have been misunderstood"
+        after = await talk.hears(20.0, speech=False)
+        assert talk.times("came_back", why="dropped") == talk.times("speech_ended", utterance="voice-2")
+        assert np.abs(np.diff(after)).max() < 0.02, "no click"
+        assert after.max() == pytest.approx(FULL)
+        assert talk.history == [("user", "what is a cat"), ("assistant", ANSWER)]
+        assert talk.times("committed")
+        assert "cut" not in talk.kinds
+
+
+@in_loop
+async def test_words_that_are_ignored_three_times_end_the_pause_and_twice_do_not() -> None:
+    words = ["and a", "and a mhm", "and a (radio)", "and a mhm to", "to mhm", "to (radio)", "to mhm mhm"]
+    script = {0.4 + 0.8 * number: text for number, text in enumerate(words)}
+    async with spoken(script, yield_s=1.0) as talk:
+        await asked(talk)
+        await talk.hears(6.0, speech=True)
+        assert len(talk.times("dropped")) == 5
+        assert talk.times("came_back") == talk.times("dropped")[4:]
+        await talk.hears(20.0, speech=False)
+        assert talk.history == [("user", "what is a cat"), ("assistant", ANSWER)]
+
+
+@in_loop
+async def test_an_answer_that_yielded_to_words_that_were_never_finished_goes_on() -> None:
+    async with spoken({0.4: "and a"}, yield_s=1.0) as talk:
+        await asked(talk)
+        await talk.hears(1.4, speech=True)
+        waiting = await talk.hears(1.2, speech=False)
+        assert not waiting.any(), "more may come"
+        await talk.hears(20.0, speech=False)
+        assert len(talk.times("came_back")) == 1
+        assert talk.history == [("user", "what is a cat"), ("assistant", ANSWER)]
+
+
+@in_loop
+async def test_an_answer_that_yielded_to_words_that_were_none_goes_on() -> None:
+    async with spoken({0.4: "and a", 1.4: ""}, yield_s=1.0) as talk:
+        await asked(talk)
+        await talk.hears(1.8, speech=True)
+        assert talk.times("yielded")
+        await talk.hears(20.0, speech=False)
+        assert talk.times("came_back")
+        assert talk.history == [("user", "what is a cat"), ("assistant", ANSWER)]
+
+
+@in_loop
+async def test_short_words_and_those_that_are_meant_for_others_make_it_wait_for_nothing() -> None:
+    async with spoken({0.4: "and a"}, {0.4: "(radio)"}, yield_s=1.0) as talk:
+        await asked(talk)
+        await talk.hears(0.8, speech=True)
+        await talk.hears(3.0, speech=False)
+        await talk.hears(2.0, speech=True)
+        assert len(talk.times("decided", state="incomplete", speaking=True)) == 1
+        assert talk.times("decided", state="ignore")
+        assert "yielded" not in talk.kinds
+
+
+@in_loop
+async def test_where_nothing_is_being_said_nothing_yields() -> None:
+    async with Spoken([{0.4: "hm, to"}, {0.4: "what is a cat"}, {0.4: "and a"}], {"what is a cat": "Who?"}) as talk:
+        await talk.hears(2.0, speech=True)
+        await talk.hears(4.0, speech=False)
+        await talk.hears(0.6, speech=True)
+        await talk.hears(4.0, speech=False)
+        await talk.hears(2.0, speech=True)
+        assert talk.times("committed")
+        assert len(talk.times("decided", state="incomplete")) == 2
+        assert "yielded" not in talk.kinds
+
+
+@pytest.mark.parametrize("how", list(Interruptible))
+@in_loop
+async def test_an_answer_that_may_not_be_cut_does_not_yield(how: Interruptible) -> None:
+    async with spoken({0.4: "and a"}, yield_s=1.0) as talk:
+        await asked(talk)
+        talk.handle.session.protect(how)
+        await talk.hears(1.5, speech=True)
+        assert ("yielded" in talk.kinds) == (how is Interruptible.YES)
+        talk.handle.session.protect(Interruptible.NO)
+        after = await talk.hears(0.4, speech=True)
+        assert after.any(), "nor does it go on to be silent"
+
+
+@in_loop
+async def test_where_answers_do_not_yield_none_does() -> None:
+    async with spoken({0.4: "and a"}, yield_s=1.0) as talk:
+        await asked(talk)
+        talk.voice.yields = False
+        during = await talk.hears(2.0, speech=True)
+        assert "yielded" not in talk.kinds
+        assert during.max() == pytest.approx(FULL)
+
+
+@in_loop
+async def test_what_is_generated_during_a_pause_waits() -> None:
+    async with spoken({0.4: "and a", 2.4: "and a mhm"}, yield_s=1.0, passes=1, speaking_s=0.3) as talk:
+        await asked(talk)
+        await talk.hears(1.3, speech=True)
+        paused = await talk.hears(1.0, speech=True)
+        assert not paused.any()
+        await talk.hears(20.0, speech=False)
+        assert talk.history == [("user", "what is a cat"), ("assistant", ANSWER)]

@@ -9,6 +9,7 @@ from duologue.types import InputState
 from duologue.voice.clauses import Clauses
 from duologue.voice.engines import Mark, Speech
 from duologue.voice.marks import estimated, trimmed
+from duologue.voice.picture import when_played
 from duologue.voice.piper_program import word_ends
 from duologue.voice.player import DUCK_DB, Piece, Player, Position
 from duologue.voice.policy import by_voice
@@ -199,8 +200,89 @@ def test_held_it_is_silent_and_loses_nothing() -> None:
     assert np.count_nonzero(played(player, 4800)[0]) >= 2398
 
 
-def test_speech_begins_with_two_likely_frames_and_ends_with_an_unlikely_one() -> None:
-    segmenter = Segmenter(Sensitivity(sure=1.0))
+def sawtooth(count: int) -> Samples:
+    """Every sample says where it is: between 0.4 and 0.6, so that volumes can be read off."""
+    return (0.4 + 0.2 * np.arange(count) / count).astype(np.float32)
+
+
+def test_paused_it_fades_and_goes_on_from_the_beginning_of_the_word_it_fell_silent_in() -> None:
+    player = Player(24_000)
+    sound = sawtooth(48_000)
+    player.add(Piece(0, sound, (Mark(9600, 4), Mark(24_000, 9), Mark(48_000, 20))))
+    before, heard = played(player, 12_000)
+    assert heard == [Position(0, 4)]
+    player.duck(True)
+    player.pause(True)
+    paused, heard = played(player, 24_000)
+    assert heard == [], "the ledger stands still"
+    assert not paused[480:].any(), "silent within 20 ms"
+    assert np.abs(np.diff(np.concatenate([before[-1:], paused]))).max() < 0.002, "no click"
+    assert player.is_playing
+    player.duck(False)
+    player.pause(False)
+    after, heard = played(player, 38_400)
+    assert np.abs(np.diff(after[:-200])).max() < 0.002, "no click"
+    assert after[720:-200] == pytest.approx(sound[9600 + 720 : -200]), "from the end of the word before, at full volume"
+    assert heard == [Position(0, 9), Position(0, 20)]
+    assert not player.is_playing
+
+
+def test_a_pause_that_is_over_before_it_is_silent_goes_on_where_it_is() -> None:
+    player = Player(24_000)
+    sound = sawtooth(24_000)
+    player.add(Piece(0, sound, (Mark(2400, 4), Mark(24_000, 9))))
+    before, _ = played(player, 4800)
+    player.pause(True)
+    during, _ = played(player, 240)
+    player.pause(False)
+    after, _ = played(player, 4800)
+    assert np.abs(np.diff(np.concatenate([before[200:], during, after]))).max() < 0.002
+    assert after[-1] == pytest.approx(sound[4800 + 240 + 4800 - 1])
+
+
+def test_a_cut_while_it_fades_into_a_pause_goes_on_to_fade() -> None:
+    player = Player(24_000)
+    player.add(Piece(0, tone(48_000), ()))
+    played(player, 4800)
+    player.pause(True)
+    during, _ = played(player, 240)
+    player.cut()
+    after, _ = played(player, 4800)
+    assert during[-1] == pytest.approx(0.25)
+    assert np.abs(np.diff(np.concatenate([during, after]))).max() < 0.002
+    assert not after[480:].any()
+
+
+def test_where_words_are_long_or_unknown_a_pause_is_followed_by_a_second_of_what_was_played() -> None:
+    player = Player(24_000)
+    sound = sawtooth(120_000)
+    player.add(Piece(0, sound, (Mark(120_000, 60),)))
+    played(player, 48_000)
+    player.pause(True)
+    played(player, 4800)
+    player.pause(False)
+    after, _ = played(player, 4800)
+    assert after[-1] == pytest.approx(sound[48_000 + 480 - 24_000 + 4800 - 1], abs=1e-4)
+
+
+def test_what_is_cut_in_a_pause_stays_silent_and_the_next_is_heard() -> None:
+    player = Player(24_000)
+    player.add(Piece(0, tone(48_000), (Mark(4800, 5), Mark(48_000, 20))))
+    played(player, 9600)
+    player.duck(True)
+    player.pause(True)
+    played(player, 4800)
+    player.cut()
+    after, heard = played(player, 4800)
+    assert not after.any()
+    assert heard == []
+    player.add(Piece(1, tone(2400), ()))
+    assert not player.is_subdued
+    assert played(player, 2400)[0].max() == pytest.approx(0.5)
+
+
+def test_speech_begins_with_likely_frames_and_ends_with_an_unlikely_one() -> None:
+    segmenter = Segmenter(Sensitivity(num_frames=2, sure=1.0))
     assert [segmenter.push(p) for p in (0.1, 0.7, 0.2, 0.7, 0.8)] == [False, False, False, False, True]
     assert (segmenter.is_speech, segmenter.num_quiet, segmenter.num_voiced) == (True, 0, 2)
     segmenter.push(0.4)  # lower than what begins it, but not low enough to end it
@@ -211,7 +293,9 @@ def test_speech_begins_with_two_likely_frames_and_ends_with_an_unlikely_one() ->
 
 
 def test_a_frame_that_is_sure_begins_it_alone() -> None:
-    assert Segmenter().push(0.95)
+    assert Segmenter(Sensitivity(num_frames=2)).push(0.95)
+    assert not Segmenter(Sensitivity(num_frames=2)).push(0.85)
+    assert Segmenter().push(0.5), "unless told otherwise, a likely one does"
 
 
 def test_sensitivity_that_contradicts_itself_is_refused() -> None:
@@ -310,3 +394,17 @@ def test_over_an_answer_doubtful_words_do_not_cut_and_clear_ones_do() -> None:
     assert decided(0.9, speaking=True) is InputState.PROCESS
     assert policy.settle_s > 2
     assert policy.patience_s == pytest.approx(2.0)
+
+
+def test_a_clause_is_played_until_the_cut_and_put_off_by_a_pause() -> None:
+    clause = {"type": "synthesised", "text": "a", "seconds": 2.0}
+    rows = [{"at": 1.0, **clause}, {"at": 1.5, **clause, "text": "b"}, {"at": 2.0, "type": "ducked"}]
+    assert when_played(rows) == [("a", 1.0, 3.0), ("b", 3.0, 5.0)]
+    rows += [{"at": 2.0, "type": "yielded"}, {"at": 2.5, **clause, "text": "c"}, {"at": 4.0, "type": "came_back"}]
+    assert when_played(rows) == [("a", 1.0, 5.0), ("b", 5.0, 7.0), ("c", 7.0, 9.0)]
+    rows += [{"at": 6.0, "type": "yielded"}, {"at": 6.5, "type": "cut"}, {"at": 7.0, **clause, "text": "d"}]
+    assert [span for span in when_played(rows) if span[2] > span[1]] == [
+        ("a", 1.0, 5.0),
+        ("b", 5.0, 6.0),
+        ("d", 7.0, 9.0),
+    ]

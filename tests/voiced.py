@@ -10,6 +10,7 @@ import numpy as np
 from duologue.core.config import SessionConfig
 from duologue.core.events import Event
 from duologue.core.policy import Policy
+from duologue.core.transitions import Interruptible
 from duologue.errors import EngineError
 from duologue.voice.engines import Speech
 from duologue.voice.marks import estimated
@@ -19,7 +20,7 @@ from duologue.voice.voice import Voice, VoiceConfig
 from scripted import Talk
 
 STEP_S = 0.02
-BEFORE_S = 0.3  # that an utterance begins before its speech
+BEFORE_S = 0.27  # that an utterance begins before its speech
 LETTER_S = 0.04  # that the synthesiser takes to say one
 
 
@@ -137,6 +138,11 @@ class DirectHandle:
 
     def heard(self, position: int, *, answer: int | None = None) -> None:
         self._tell(self.talk.told(self.session.heard(position, answer=answer)))
+
+    @property
+    def is_protected(self) -> bool:
+        running = self.session.running
+        return running is not None and running.interruptible is not Interruptible.YES
 
     def step(self, seconds: float) -> None:
         self._tell(self.talk.advance(seconds))

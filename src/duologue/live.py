@@ -67,6 +67,11 @@ class Live:
         """Whether there are words that have been neither answered nor dropped."""
         return self.session.input_text is not None
 
+    @property
+    def is_protected(self) -> bool:
+        """See `Handle.is_protected`."""
+        return self._opened.is_protected
+
     def events(self) -> AsyncIterator[Event]:
         """See `Handle.events`."""
         return self._opened.events()

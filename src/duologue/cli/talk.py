@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Speak whenever you like. While you do, the assistant speaks more quietly; it falls silent when what you say is meant for
-it, and goes on as before when it is not. Use headphones: there is no echo cancellation here (the browser has one).
+it, or seems to be, and goes on as before when it is not. Use headphones: there is no echo cancellation here (the
+browser has one).
 
 With --in, a sound file is the user, and nothing is heard: --out gets a stereo file, the user on the left and the
 assistant on the right, with what happened when as JSON and as a picture beside it.
@@ -182,7 +183,7 @@ def _line(row: "Row") -> str:
             return f"           {row['state']} {row['p']:.2f}"
         case "synthesised":
             return f"assistant  {' '.join(row['text'].split())}"
-        case "ducked" | "came_back" | "cut":
+        case "ducked" | "yielded" | "came_back" | "cut":
             return f"           ({row['type'].replace('_', ' ')})"
         case "suspended":
             return f"           heard: …{row['heard'][-40:]!r}"

@@ -184,6 +184,12 @@ class Handle:
         """
         self._command(lambda: self.session.hear(text, utterance=utterance, final=final))
 
+    @property
+    def is_protected(self) -> bool:
+        """Whether words may not cut the running answer."""
+        running = self.session.running
+        return running is not None and running.interruptible is not Interruptible.YES
+
     def retract(self, utterance: str) -> None:
         """See `Session.retract`. Raises `UsageError` for another kind of session."""
         session = self._duplex

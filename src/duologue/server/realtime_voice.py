@@ -76,6 +76,11 @@ class RealtimeVoice:
         """See `Handle.heard`."""
         self._dialogue.handle.heard(position, answer=answer)
 
+    @property
+    def is_protected(self) -> bool:
+        """See `Handle.is_protected`."""
+        return self._dialogue.handle.is_protected
+
     # ------------------------------------------------------------------ what is asked of it
 
     async def append(self, audio: str) -> None:

@@ -11,6 +11,12 @@ from duologue.voice.sound import Samples
 from duologue.voice.timeline import Row
 
 _COLOURS = {"process": "#1a7f37", "incomplete": "#9a6700", "ignore": "#6e7781", "stop": "#cf222e"}
+_CHANGES = {  # of the answer's sound: label, colour, line
+    "ducked": ("−12 dB", "#9a6700", ":"),
+    "yielded": ("pause", "#9a6700", "-"),
+    "came_back": ("back", "#1a7f37", ":"),
+    "cut": ("cut", "#cf222e", "-"),
+}
 _INCHES_PER_S = 0.55
 _LETTERS_PER_S = 13  # that fit, in the small type
 _LEVELS = 7
@@ -39,18 +45,13 @@ def draw(path: Path, user: tuple[Samples, int], assistant: tuple[Samples, int], 
         axes.fill_between(times, low, high, color=colour, linewidth=0)
         axes.set(ylabel=name, ylim=(-1, 1), yticks=[])
     _words(middle, rows)
-    for row in rows:
-        if row["type"] in ("ducked", "came_back"):
-            is_down = row["type"] == "ducked"
-            lower.axvline(row["at"], color="#9a6700" if is_down else "#1a7f37", linestyle=":", linewidth=1)
-            lower.annotate("−12 dB" if is_down else "back", (row["at"], 0.86), fontsize=7, rotation=90, va="top")
-        if row["type"] == "cut":
-            lower.axvline(row["at"], color="#cf222e", linewidth=1.2)
-            lower.annotate("cut", (row["at"], 0.86), fontsize=7, color="#cf222e", rotation=90, va="top")
-    for number, row in enumerate(row for row in rows if row["type"] == "synthesised"):
-        begin, end = _span(row, rows)
+    for row in (row for row in rows if row["type"] in _CHANGES):
+        label, colour, style = _CHANGES[row["type"]]
+        lower.axvline(row["at"], color=colour, linestyle=style, linewidth=1.2 if style == "-" else 1)
+        lower.annotate(label, (row["at"], 0.86), fontsize=7, color=colour, rotation=90, va="top")
+    for number, (whole, begin, end) in enumerate(when_played(rows)):
         if end > begin:
-            text = _short(row["text"], max(4, int((end - begin) * 1.8 * _LETTERS_PER_S)))
+            text = _short(whole, max(4, int((end - begin) * 1.8 * _LETTERS_PER_S)))
             lower.annotate(text, (begin, -0.97 + 0.13 * (number % 2)), fontsize=6, va="bottom")
     lower.set(xlabel="seconds", xlim=(0, seconds))
     figure.savefig(path, dpi=110)
@@ -68,20 +69,35 @@ def _words(axes: Any, rows: Sequence[Row]) -> None:
         axes.annotate(text, (row["at"], _LEVELS - level - 0.7), fontsize=6, color=_COLOURS[state])
 
 
-def _span(row: Row, rows: Sequence[Row]) -> tuple[float, float]:
-    """When a clause is played: from when it was there, or those before it have ended, to its end, or the cut."""
-    end = 0.0
-    begin = float(row["at"])
-    for other in rows:
-        if other["type"] == "cut":
-            end = 0.0
-        if other["type"] == "synthesised":
-            begin = max(end, float(other["at"]))
-            end = begin + float(other["seconds"])
-            if other is row:
-                break
-    cut = next((float(r["at"]) for r in rows if r["type"] == "cut" and r["at"] >= row["at"]), end)
-    return begin, min(end, cut)
+def when_played(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
+    """Each clause that was synthesised, and from when to when it is played: from when it is there, or those before it
+    have ended, to its end, or the cut. A pause puts off what is left.
+    """
+    spans: list[tuple[str, float, float]] = []
+    free = 0.0  # when the player has nothing left
+    paused: float | None = None  # since when it is
+    for row in rows:
+        at = float(row["at"])
+        match row["type"]:
+            case "synthesised":
+                begin = max(free, at if paused is None else paused)
+                free = begin + float(row["seconds"])
+                spans.append((row["text"], begin, free))
+            case "yielded":
+                paused = at
+            case "came_back" if paused is not None:
+                spans = [(text, _put_off(begin, paused, at), _put_off(end, paused, at)) for text, begin, end in spans]
+                free, paused = _put_off(free, paused, at), None
+            case "cut":
+                stop = at if paused is None else paused
+                spans = [(text, begin, min(end, stop)) for text, begin, end in spans]
+                free, paused = 0.0, None
+    return spans
+
+
+def _put_off(when: float, begin: float, end: float) -> float:
+    """`when`, if nothing went on from `begin` to `end`."""
+    return when + (end - begin) if when >= begin else when
 
 
 def _outline(samples: Samples, rate: int) -> tuple[Any, Any, Any]:

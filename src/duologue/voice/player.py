@@ -1,4 +1,4 @@
-"""What the user hears: clauses one behind the other, quieter while somebody speaks, silent at once when it is cut.
+"""What the user hears: clauses one behind the other, quieter while somebody speaks, silent when it is paused or cut.
 
 Knows samples, and which character of an answer each of them ends; not where the samples go.
 """
@@ -16,7 +16,9 @@ DUCK_DB = -12.0
 _DUCK_S = 0.03  # from full to ducked
 _BACK_S = 0.2  # and back: unhurried, since nobody waits for it
 _EDGE_S = 0.004  # fade at both ends of a clause, against clicks
-_CUT_S = 0.02  # fade of what is cut
+_CUT_S = 0.02  # fade of what is cut, or paused
+_RISE_S = 0.03  # from silence, after a pause: short, since a word begins there
+_WORD_S = 1.0  # longer than a word takes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,10 +38,52 @@ class Position:
     position: int
 
 
+class _Fader:
+    """A volume on its way between 1 and `low`, which takes `down` samples and `up` back."""
+
+    def __init__(self, low: float, *, down: float, up: float) -> None:
+        self._low = low
+        self._down, self._up = (1.0 - low) / down, (1.0 - low) / up
+        self.volume = self._wanted = 1.0
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether it is, or becomes, `low`."""
+        return self._wanted < 1.0
+
+    def lower(self, is_lowered: bool) -> None:
+        """Go to `low`, or to 1."""
+        self._wanted = self._low if is_lowered else 1.0
+
+    def jump(self) -> None:
+        """Be there at once."""
+        self.volume = self._wanted
+
+    @property
+    def num_left(self) -> int:
+        """Samples until it is there."""
+        way = self._wanted - self.volume
+        return math.ceil(abs(way) / self._step)
+
+    def next(self, count: int) -> Samples:
+        """Volume of the next `count` samples."""
+        if self.volume == self._wanted or not count:
+            return np.full(count, self.volume, np.float32)
+        way = self._wanted - self.volume
+        steps = np.minimum(np.arange(1, count + 1) * self._step, abs(way))
+        volumes = self.volume + math.copysign(1.0, way) * steps
+        self.volume = self._wanted if count >= self.num_left else float(volumes[-1])
+        return np.asarray(volumes, np.float32)
+
+    @property
+    def _step(self) -> float:
+        return self._down if self._wanted < self.volume else self._up
+
+
 class Player:
     """Gives out samples at `rate`, as many as are asked for; silence where it has none.
 
-    `num_out` counts all samples given out, `is_held` keeps it silent without losing anything.
+    `num_out` counts all samples given out, `is_held` keeps it from beginning, without losing anything.
     """
 
     def __init__(self, rate: int) -> None:
@@ -50,16 +94,27 @@ class Player:
         self._at = 0  # of the first piece
         self._mark = 0  # of its marks
         self._tail = silence(0)  # of what was cut
-        self._gain = self._wanted = 1.0
+        self._loudness = _Fader(gain(DUCK_DB), down=_DUCK_S * rate, up=_BACK_S * rate)
+        self._presence = _Fader(0.0, down=_CUT_S * rate, up=_RISE_S * rate)
 
     @property
     def is_ducked(self) -> bool:
         """Whether it plays more quietly."""
-        return self._wanted < 1.0
+        return self._loudness.is_lowered
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it is silent in the middle of what it plays, to go on later."""
+        return self._presence.is_lowered
+
+    @property
+    def is_subdued(self) -> bool:
+        """Whether it is ducked or paused."""
+        return self.is_ducked or self.is_paused
 
     @property
     def is_playing(self) -> bool:
-        """Whether there is anything to be heard now."""
+        """Whether it has begun and there is more, paused or not."""
         return bool(self._pieces) and not self.is_held
 
     @property
@@ -79,17 +134,34 @@ class Player:
 
     def duck(self, is_ducked: bool) -> None:
         """Play more quietly, by 12 dB, or as before."""
-        self._wanted = gain(DUCK_DB) if is_ducked else 1.0
+        self._loudness.lower(is_ducked)
+
+    def pause(self, is_paused: bool) -> None:
+        """Fall silent where it is, or go on from the beginning of the word that it fell silent in."""
+        self._presence.lower(is_paused)
+        if not is_paused and self._presence.volume == 0.0:
+            self._loudness.jump()
+            self._at = self._word_at()
+
+    def _word_at(self) -> int:
+        """Where the word begins that is being played: the one before has ended there."""
+        if not self._pieces or not self._mark:
+            return max(0, self._at - int(_WORD_S * self.rate))
+        ended = self._pieces[0].marks[self._mark - 1].sample
+        return max(ended, self._at - int(_WORD_S * self.rate))
 
     def cut(self) -> None:
         """Fall silent; what has not been played is lost. Afterwards it plays at full volume."""
-        if self._pieces and not self.is_held:
+        if self.is_playing:
             rest = self._pieces[0].samples[self._at : self._at + int(_CUT_S * self.rate)]
             fade = np.cos(np.linspace(0.0, math.pi / 2, len(rest), dtype=np.float32)) ** 2
-            self._tail = (rest * fade * np.float32(self._gain)).astype(np.float32)
+            volume = np.float32(self._loudness.volume * self._presence.volume)
+            self._tail = (rest * fade * volume).astype(np.float32)
         self._pieces.clear()
         self._at = self._mark = 0
-        self._gain = self._wanted = 1.0
+        for fader in (self._loudness, self._presence):
+            fader.lower(False)
+            fader.jump()
 
     def pull(self, count: int) -> tuple[Samples, list[Position]]:
         """The next `count` samples, and what the user has heard when they have been played, in order."""
@@ -99,9 +171,10 @@ class Player:
             filled = min(count, len(self._tail))
             out[:filled], self._tail = self._tail[:filled], self._tail[filled:]
         first = filled
-        while filled < count and self._pieces and not self.is_held:
+        end = min(count, first + self._presence.num_left) if self.is_paused else count
+        while filled < end and self.is_playing:
             piece = self._pieces[0]
-            size = min(count - filled, len(piece.samples) - self._at)
+            size = min(end - filled, len(piece.samples) - self._at)
             out[filled : filled + size] = piece.samples[self._at : self._at + size]
             self._at, filled = self._at + size, filled + size
             while self._mark < len(piece.marks) and piece.marks[self._mark].sample <= self._at:
@@ -110,19 +183,6 @@ class Player:
             if self._at == len(piece.samples):
                 self._pieces.popleft()
                 self._at = self._mark = 0
-        out[first:] *= self._ramp(count - first)
+        out[first:] *= self._loudness.next(count - first) * self._presence.next(count - first)
         self.num_out += count
         return out, heard
-
-    def _ramp(self, count: int) -> Samples:
-        """Volume of the next `count` samples."""
-        if self._gain == self._wanted or not count:
-            return np.full(count, self._gain, np.float32)
-        whole = 1.0 - gain(DUCK_DB)
-        step = whole / ((_DUCK_S if self._wanted < self._gain else _BACK_S) * self.rate)
-        way = np.minimum(np.arange(1, count + 1) * step, abs(self._wanted - self._gain))
-        volumes = self._gain + math.copysign(1.0, self._wanted - self._gain) * way
-        self._gain = float(volumes[-1])
-        if abs(self._gain - self._wanted) < step:
-            self._gain = self._wanted
-        return np.asarray(volumes, np.float32)

@@ -46,6 +46,11 @@ class Speaking:
         """Whether there is more to be said than the player has."""
         return self._is_synthesising or self._clauses.has_text
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether an answer has begun to be played, and more of it will be."""
+        return self._has_begun and (self._player.is_playing or self.is_busy or self._answer not in self._finished)
+
     def say(self, answer: int, start: int, text: str) -> None:
         """An answer has grown."""
         if answer != self._answer:

@@ -11,8 +11,8 @@ Row: TypeAlias = dict[str, Any]
 
 KINDS = frozenset(
     (
-        "speech_started", "speech_ended", "recognised", "ducked", "came_back", "cut", "synthesised", "sound_begins",
-        "sound_ends", "recogniser_failed", "synthesiser_failed",
+        "speech_started", "speech_ended", "recognised", "ducked", "yielded", "came_back", "cut", "synthesised",
+        "sound_begins", "sound_ends", "recogniser_failed", "synthesiser_failed",
     )
 )  # fmt: skip
 """Types of rows that are the voice's own; the others are those of the conversation's events."""

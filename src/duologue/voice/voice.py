@@ -30,14 +30,15 @@ class VoiceConfig:
 
     rate: int = 24_000  # samples a second that are given out
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
-    before_s: float = 0.3  # of what came before speech was detected belong to it
-    first_s: float = 0.3  # of sound are needed to recognise anything
+    before_s: float = 0.27  # of what came before speech was detected belong to it
+    first_s: float = 0.33  # of sound are needed to recognise anything: of less, half a word is made
     partial_s: float = 0.25  # of new sound make it worth while to recognise again
     pause_s: float = 0.13  # of silence: the last words are recognised at once
     end_s: float = 0.9  # of silence end an utterance
     sure_end_s: float = 0.25  # the same where its words, all of them recognised, want no more
     no_words_end_s: float = 0.5  # the same where no words were recognised
-    back_s: float = 1.0  # after an utterance that had no consequence, the answer is as loud as before
+    yield_s: float = 1.0  # of speech over an answer: it pauses if the words seem to be meant for it; inf: never
+    back_s: float = 1.0  # after an utterance that had no consequence, the answer goes on as loud as before
     latency_s: float = 0.0  # from a sample that is given out to the ear
 
     def __post_init__(self) -> None:
@@ -50,6 +51,8 @@ class Commands(Protocol):
 
     def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> None: ...
     def heard(self, position: int, *, answer: int | None = None) -> None: ...
+    @property
+    def is_protected(self) -> bool: ...
 
 
 class Voice:
@@ -95,7 +98,7 @@ class Voice:
         self._late: deque[tuple[int, int, int]] = deque()  # heard when so many samples are out: answer, position
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_sounding = False
-        self.yields = True  # the answer gets quieter while somebody speaks, and does not begin
+        self.yields = True  # the answer gets quieter while somebody speaks, pauses, and does not begin
         self.failure: DuologueError | None = None  # what went wrong, if the conversation cannot go on
 
     async def __aenter__(self) -> "Voice":
@@ -161,6 +164,21 @@ class Voice:
         self._speaking.feed()
         if self._back_at is not None and self.now >= self._back_at:
             self._come_back("quiet")
+        elif self.player.is_paused and self._commands.is_protected:
+            self._come_back("protected")
+        elif not self.player.is_paused:
+            self._yield_if_asked()
+
+    def _yield_if_asked(self) -> None:
+        """Who goes on speaking to somebody is not spoken to meanwhile: the answer pauses, until it is known whether it
+        is to be cut.
+        """
+        speakers = (hearing for hearing in self._open.values() if hearing.spoken_s >= self.config.yield_s)
+        speaker = next((hearing for hearing in speakers if hearing.state is InputState.INCOMPLETE), None)
+        if speaker is None or not (self.yields and self._speaking.is_under_way) or self._commands.is_protected:
+            return
+        self.player.pause(True)
+        self._note("yielded", utterance=speaker.name)
 
     def _listen(self, frame: Samples) -> None:
         begins = self._segmenter.push(self._detector(frame))
@@ -261,7 +279,9 @@ class Voice:
         self._command(hearing.text, hearing, final=True)
         if not self._open:
             self._speaking.is_interrupted = False
-            if self.player.is_ducked:
+            if hearing.is_dropped:
+                self._come_back("dropped")
+            elif self.player.is_subdued:
                 self._back_at = self.now + self.config.back_s
 
     def _command(self, text: str, hearing: Hearing, *, final: bool) -> None:
@@ -307,7 +327,8 @@ class Voice:
             self._open[utterance].is_dropped = True
         if all(hearing.is_dropped for hearing in self._open.values()):
             self._speaking.is_interrupted = False
-            self._come_back("dropped")
+            if not self.player.is_paused or all(hearing.is_surely_ignored for hearing in self._open.values()):
+                self._come_back("dropped")
 
     def _fall_silent(self) -> None:
         was_playing = self.player.is_playing
@@ -318,8 +339,9 @@ class Voice:
 
     def _come_back(self, why: str) -> None:
         self._back_at = None
-        if self.player.is_ducked:
+        if self.player.is_subdued:
             self.player.duck(False)
+            self.player.pause(False)
             self._note("came_back", why=why)
 
     # ------------------------------------------------------------------ speaking
