@@ -13,7 +13,7 @@ from duologue.core.events import Committed, Decided, Event, Released, Resumed, S
 from duologue.core.policy import Policy
 from duologue.core.session import Session
 from duologue.core.trace import Pass
-from duologue.engines.scheduler import Scheduler
+from duologue.engines.scheduler import LEISURE_S, Scheduler
 from duologue.errors import ContextOverflow, EngineError, EngineFull, UsageError
 from duologue.types import Role, Turn
 from soak import size
@@ -480,29 +480,39 @@ def test_an_answer_that_is_ahead_of_its_listener_does_not_count_as_waiting() -> 
     assert guest.member.waiting_since is None
 
 
-def test_answers_that_are_ahead_of_their_listeners_share_passes_now_and_then() -> None:
+def test_answers_that_are_ahead_of_their_listeners_share_passes() -> None:
     crowd = Crowd({"tell me a story": STORY})
     first, second = asked(crowd, 2, config=REPORTED)
     crowd.run()
     enough = REPORTED.lookahead // 2 + 1
     assert [guest.session.running.num_tokens for guest in (first, second)] == [enough] * 2  # type: ignore[union-attr]
-    crowd.now = began = 10.0
-    assert crowd.run() == 1, "it is time: both go on"
-    first.told(first.session.heard(11))
+    first.told(first.session.heard(10))
     del crowd.batches[:]
     assert crowd.run() == 10
-    assert {len(batch) for batch in crowd.batches} == {1}, "the second does not hold up the first"
-    second.told(second.session.heard(1))
+    assert {len(batch) for batch in crowd.batches} == {2}, "the second has gone along"
+    second.told(second.session.heard(10))
     assert crowd.run() == 0, "it is well ahead still"
-    assert crowd.scheduler.due(crowd.now) == pytest.approx(began + 0.2)
-    del crowd.batches[:]
+    assert crowd.scheduler.due(crowd.now) == pytest.approx(crowd.now - crowd.tick_s + LEISURE_S)
     while (due := crowd.scheduler.due(crowd.now)) is not None:
         crowd.now = due
         assert crowd.run() == 1
     made = [guest.session.running.num_tokens for guest in (first, second)]  # type: ignore[union-attr]
-    assert made == [11 + REPORTED.lookahead, 1 + REPORTED.lookahead], "as far ahead as they may be"
-    shared = REPORTED.lookahead // 2
-    assert [len(batch) for batch in crowd.batches[: shared - 1]] == [2] * (shared - 1), "in the same passes"
+    assert made == [10 + REPORTED.lookahead] * 2, "in the end they are as far ahead as they may be"
+
+
+def test_answers_that_are_ahead_of_their_listeners_leave_passes_with_words_alone() -> None:
+    crowd = Crowd({"tell me a story": STORY}, tick_s=LEISURE_S / 7.5)
+    speaker, listener = asked(crowd, 1, config=REPORTED)[0], crowd.guest()
+    crowd.run()
+    speaker.told(speaker.session.heard(1))
+    del crowd.batches[:]
+    for number in range(16):
+        listener.hear("and so " * (number + 1), final=False)
+        crowd.tick()
+    sizes = [len(batch) for batch in crowd.batches]
+    assert sizes.count(2) == 2, "now and then they go along"
+    assert sizes.count(1) == 14
+    assert crowd.scheduler.due(crowd.now) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------- failures

@@ -99,7 +99,7 @@ class _Caller:
         self._setting = setting
         self._outcome = outcome
         self._chance = random.Random(f"{setting.seed}/{number}")
-        self._delay = _CYCLE_S * number / setting.clients  # not in chorus
+        self._delay = (_CYCLE_S + SLICE_PERIOD_S) * number / setting.clients  # not in chorus, slice by slice neither
         self._name = ""  # of the utterance
         self._slice = ""  # its words said last, until they are decided on
         self._sent_at = 0.0

@@ -29,7 +29,8 @@ _WIDE = 32  # tokens: a slow pass is not made narrower than that, and what one t
 _SHARE = 8  # tokens of each pass that everybody with more gets, so that no answer stands still
 _PATIENCE = 4  # passes after which the one that has waited longest goes first
 _UPKEEP = 4  # contexts that are made shorter get the fourth part of a pass, when words have kept them waiting
-_LEISURE_S = 0.2  # between passes in which answers that are well ahead go on
+LEISURE_S = 0.15
+"""After which answers that are well ahead go on in any case; more often than they are heard, or they would not stay so."""
 
 
 @dataclass(slots=True)
@@ -193,8 +194,6 @@ class Scheduler:
             job = Job(self.backend, parts)
             if any(part.plan.batch for part in parts):
                 self._running = job
-                if now >= self._leisure_at:
-                    self._leisure_at = now + _LEISURE_S
                 return job
             job.run()
             self._hand_out(job, now)
@@ -223,15 +222,19 @@ class Scheduler:
         by side. After a while the first of them is sure of half of the pass.
 
         Contexts that are made shorter, for which nobody waits yet, have a part of each pass to themselves. Answers that
-        are well ahead of their listeners go on now and then, all of them in one pass: a token of each of several takes
-        little longer than one of one, and the passes between, with words to be judged, are over sooner without them.
+        are well ahead of their listeners go along with others that are not, since a token of each of several takes
+        little longer than one of one; passes with words to be judged, or for nothing but them, have them now and then.
         """
         upkeep = self._upkeep()
+        most = max((member.session.backlog for member in self._members), default=0)
+        is_leisurely = now >= self._leisure_at or most == 1
+        if is_leisurely:
+            self._leisure_at = now + LEISURE_S
         short: list[Member] = []
         long: list[Member] = []
         for member in sorted(self._members, key=self._waiting_since):
             session = member.session
-            if session.leisure and now < self._leisure_at and not session.backlog and member not in upkeep:
+            if session.leisure and not (is_leisurely or session.backlog or member in upkeep):
                 continue
             (long if session.backlog > _SHORT else short).append(member)
         parts: list[Part] = []
