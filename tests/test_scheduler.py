@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -506,13 +507,13 @@ def test_answers_that_are_ahead_of_their_listeners_leave_passes_with_words_alone
     crowd.run()
     speaker.told(speaker.session.heard(1))
     del crowd.batches[:]
-    for number in range(16):
+    for number in range(24):
         listener.hear("and so " * (number + 1), final=False)
         crowd.tick()
-    sizes = [len(batch) for batch in crowd.batches]
-    assert sizes.count(2) == 2, "now and then they go along"
-    assert sizes.count(1) == 14
-    assert crowd.scheduler.due(crowd.now) is not None
+    assert len(crowd.batches) == 24
+    along = [number for number, batch in enumerate(crowd.batches) if len(batch) == 2]
+    assert len(along) == 4, "now and then"
+    assert {later - earlier for earlier, later in pairwise(along)} == {7, 8}
 
 
 # ---------------------------------------------------------------------------------------------------------- failures
