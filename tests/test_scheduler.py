@@ -123,6 +123,17 @@ def test_long_texts_are_fed_one_after_the_other_in_the_order_they_came() -> None
     assert halfway == 0.0, "the last one gets a little all the while"
 
 
+def test_a_long_turn_does_not_wait_for_a_history() -> None:
+    crowd = Crowd(max_tokens_per_pass=64)
+    history, turn = crowd.guest(history=LONG), crowd.guest()
+    crowd.tick()
+    assert history.session.backlog > 1000
+    turn.hear("and what about the other one that you spoke of before " * 2)
+    crowd.tick(3)
+    assert turn.first(Decided) is not None
+    assert history.session.backlog > 1000
+
+
 def being_trimmed(crowd: Crowd) -> Guest:
     """A guest whose context is being made shorter."""
     config = SessionConfig(max_length=1024)

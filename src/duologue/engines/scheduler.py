@@ -218,8 +218,8 @@ class Scheduler:
         """What each session feeds in this pass.
 
         Those with little to feed come first, so that answers go on and words are judged whatever else there is. What
-        is left goes to long texts, those that have waited longest first: one after the other they end sooner than side
-        by side. After a while the first of them is sure of half of the pass.
+        is left goes to long texts, the shortest first: one after the other they end sooner than side by side, and a
+        turn is not to wait for a history. After a while the one that has waited longest is sure of half of the pass.
 
         Contexts that are made shorter, for which nobody waits yet, have a part of each pass to themselves. Answers that
         are well ahead of their listeners go along with others that are not, since a token of each of several takes
@@ -246,6 +246,7 @@ class Scheduler:
         if long and self._num_ticks - self._waiting_since(long[0]) >= _PATIENCE:
             needed = sum(member.session.backlog for member in short)
             left -= plan(long.pop(0), max(left // 2, left - needed))
+        long.sort(key=lambda member: member.session.backlog)
         for member in short:
             left -= plan(member, left)
         for num_behind, member in zip(reversed(range(len(long))), long, strict=True):
