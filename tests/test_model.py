@@ -313,5 +313,33 @@ def test_attention_goes_by_the_number_of_sessions(
 
     monkeypatch.setattr(llamacpp_model, "open_context", opened)
     tiny_gguf.write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "model.gguf")
-    load(str(tmp_path / "model.gguf"), adapter="prompted", weights="as-is", sessions=sessions).close()
+    file = str(tmp_path / "model.gguf")
+    load(file, adapter="prompted", weights="as-is", context_length=1024, sessions=sessions).close()
     assert asked == [is_flash] * min(sessions, 2), "with more than one, there is a second cache"
+
+
+@pytest.mark.llamacpp
+@pytest.mark.parametrize(("together", "number", "capacity"), [(1, 5, 256), (2, 3, 512), (5, 1, 1024)])
+def test_sessions_are_divided_among_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int, number: int, capacity: int
+) -> None:
+    pytest.importorskip("llama_cpp")
+    from duologue.backends import llamacpp_model
+
+    flash, nursery = list[bool](), list[bool]()
+    open_context = llamacpp_model.open_context
+
+    def opened(*args: Any, flash_attention: bool, capacity: int, **options: Any) -> Any:
+        flash.append(flash_attention)
+        nursery.append(capacity == 256 and together > 1)
+        return open_context(*args, flash_attention=flash_attention, capacity=capacity, **options)
+
+    monkeypatch.setattr(llamacpp_model, "open_context", opened)
+    monkeypatch.setattr("duologue.model.sessions_of_a_cache", lambda sessions, length: together)
+    tiny_gguf.write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "model.gguf")
+    model = load(str(tmp_path / "model.gguf"), adapter="prompted", weights="as-is", sessions=5)
+    info = model.backend.info
+    assert (info.num_caches, info.capacity, info.context_length) == (number, number * capacity, 128)
+    assert flash == [together > 1] * len(flash)
+    assert sum(nursery) == (number if together > 1 else 0)
+    model.close()
