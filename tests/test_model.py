@@ -19,7 +19,7 @@ from duologue.core.config import SessionConfig
 from duologue.core.policy import Thresholds
 from duologue.engines.direct import DirectEngine
 from duologue.errors import AdapterMismatch, BrokenModel, DuologueError, MissingDependency, ModelNotFound, UsageError
-from duologue.model import Model, load
+from duologue.model import Model, load, sessions_of_a_cache
 from duologue.testing import tiny_model, tiny_rows
 from duologue.types import InputState, Role, Turn
 
@@ -316,6 +316,23 @@ def test_attention_goes_by_the_number_of_sessions(
     file = str(tmp_path / "model.gguf")
     load(file, adapter="prompted", weights="as-is", context_length=1024, sessions=sessions).close()
     assert asked == [is_flash] * min(sessions, 2), "with more than one, there is a second cache"
+
+
+@pytest.mark.parametrize(
+    ("sessions", "length", "together"),
+    [
+        (1, 8192, 1),
+        (2, 4096, 2),
+        (3, 4096, 3),
+        (4, 4096, 1),
+        (8, 3340, 1),
+        (32, 3340, 1),
+        (12, 2048, 12),
+        (32, 1195, 32),
+    ],
+)
+def test_sessions_with_long_contexts_have_a_cache_each(sessions: int, length: int, together: int) -> None:
+    assert sessions_of_a_cache(sessions, length) == together
 
 
 @pytest.mark.llamacpp

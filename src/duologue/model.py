@@ -31,8 +31,8 @@ TRAINED = ("alora", "rows")
 """Kinds of adapters that come with the package; the first that there is for a model is used."""
 _NAMES = ", ".join(("auto", *TRAINED, *PROMPTED))
 MOST_SEQS = 128  # of a cache; llama.cpp has no more
-_TOKENS_TOGETHER = 8192  # that sessions may grow to and still share one cache of llama.cpp: what is quickest then
-_TOKENS_OF_A_CACHE = 2048  # that those of one cache may grow to if there are several
+_LENGTH_TOGETHER = 2048  # contexts that are no longer than that share one cache of llama.cpp, however many they are
+_TOKENS_TOGETHER = 12288  # and so do longer ones, as long as all of them together are no longer than that
 
 
 class Progress(Protocol):
@@ -167,13 +167,15 @@ def _limits(sessions: int, length: int) -> dict[str, Any]:
 
 
 def sessions_of_a_cache(sessions: int, length: int) -> int:
-    """How many of so many sessions with contexts of `length` tokens share one cache of llama.cpp.
+    """How many of so many sessions with contexts of `length` tokens share a cache of llama.cpp: all, or one each.
 
-    A pass reads the weights once for all that are in a cache, and every token in it is shown what all of them hold.
+    A pass reads the weights once for all that share a cache, and every token in it is shown what all of them hold: the
+    second counts for more where there is much of each (`benchmarks/caches.py`). A long conversation fills half of its
+    context to three quarters, and most are short, so only contexts that are long for what was measured count as such.
     """
-    if sessions * length <= _TOKENS_TOGETHER:
+    if length <= _LENGTH_TOGETHER or sessions * length <= _TOKENS_TOGETHER:
         return sessions
-    return max(1, _TOKENS_OF_A_CACHE // length)
+    return 1
 
 
 def _load_torch(options: _Options, weights: str, device: str, *, is_reference: bool) -> Model:
