@@ -1,7 +1,8 @@
 """How sessions share llama.cpp's cache: one for all of them, or several contexts with a few each.
 
 Claim: where all sessions together have no more than a few thousand tokens, one cache is faster, since a pass reads the
-weights once for all of them; so `load` opens one. Beyond, several are faster for sessions that are also heard.
+weights once for all of them; so `load` opens one. Beyond, several are faster for sessions that are also heard; so it
+opens one for each session where contexts are long.
 
 Why: every token of a pass is shown the entries of all sessions in its cache. Behind a mask each costs little, as long
 as llama.cpp does not compute in tiles, which it does for 64 tokens and more (`LlamaCppBackend` keeps below that); but

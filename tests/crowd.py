@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import scripted
+from duologue.backends.caches import Caches
 from duologue.core.backend import Backend, Extend
 from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Said
@@ -49,7 +50,10 @@ class Guest:
 
 
 class Crowd:
-    """A scheduler with guests. `batches` has the passes of the backend, as they were asked for."""
+    """A scheduler with guests. `batches` has the passes of the backend, as they were asked for.
+
+    With several `caches`, each has `capacity` and `max_seqs`.
+    """
 
     def __init__(
         self,
@@ -58,10 +62,13 @@ class Crowd:
         tick_s: float = 0.01,
         capacity: int = 1 << 20,
         max_seqs: int = 256,
+        caches: int = 1,
         **options: Any,
     ) -> None:
         self.script = Talk(answers, max_seqs=max_seqs, capacity=capacity)
         self.backend: Backend = self.script.backend
+        if caches > 1:
+            self.backend = Caches([Talk(answers, max_seqs=max_seqs, capacity=capacity).backend for _ in range(caches)])
         self.scheduler = Scheduler(self.backend, **options)
         self.now = 0.0
         self.tick_s = tick_s

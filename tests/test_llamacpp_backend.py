@@ -14,7 +14,9 @@ torch = pytest.importorskip("torch")
 import llama_cpp
 from gguf import GGUFWriter
 
-from duologue.backends.llamacpp import LlamaCppBackend
+from duologue.backends import llamacpp_model as library
+from duologue.backends.caches import Caches
+from duologue.backends.llamacpp import LlamaCppBackend, open_caches
 from duologue.backends.reference import ReferenceBackend
 from duologue.backends.rows import Rows
 from duologue.contract import (
@@ -284,6 +286,87 @@ def subject(files, monkeypatch):
 @pytest.mark.parametrize("check", [*CHECKS, check_one_pass_whatever_the_number_of_channels], ids=lambda c: c.__name__)
 def test_the_contract_is_kept(subject, name, options, check):
     check(subject(name, **options))
+
+
+def split(files, monkeypatch, **options) -> Subject:
+    """Two caches on the same weights."""
+    decode, calls = llama_cpp.llama_decode, []
+    monkeypatch.setattr(llama_cpp, "llama_decode", lambda *args: calls.append(1) or decode(*args))
+
+    def opener(**limits) -> Caches:
+        return open_caches(files["llama"], 2, threads=1, **EXACT, **options, **limits)
+
+    return Subject(opener, num_passes=lambda _: len(calls))
+
+
+@pytest.mark.parametrize("has_lora", [False, True])
+@pytest.mark.parametrize("check", [*CHECKS, check_one_pass_whatever_the_number_of_channels], ids=lambda c: c.__name__)
+def test_several_caches_keep_the_contract(files, monkeypatch, check, has_lora):
+    check(split(files, monkeypatch, lora_path=lora_of(files["llama"]) if has_lora else None))
+
+
+@pytest.mark.parametrize("has_lora", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_random_operations_in_several_caches_agree_with_the_reference(files, monkeypatch, seed, has_lora):
+    monkeypatch.setattr("duologue.backends.llamacpp.LEAST", 2)
+    model = tiny_model("llama")
+    subject = split(files, monkeypatch, lora_path=lora_of(files["llama"]) if has_lora else None, **APART)
+    twin = ReferenceBackend(model, rows=tiny_rows(), lora=tiny_lora(model) if has_lora else None)
+    check_random_operations(subject, twin, seed=seed, num_operations=150)
+
+
+def test_a_failed_decode_in_the_second_cache_undoes_the_first(files, monkeypatch):
+    backend = open_caches(files["llama"], 2, threads=1, capacity=64, max_seqs=4, nursery=48)
+    first, second, reader = (backend.fork(None) for _ in range(3))
+    backend.forward([Extend(seq, ids(5), draw=Draw()) for seq in (first, second)])
+    before, decode, calls = backend.usage(), llama_cpp.llama_decode, []
+    batch = [Extend(first, ids(3, 1), draw=Draw()), Extend(reader, ids(20, 2)), Extend(second, ids(4, 3), draw=Draw())]
+    assert backend.num_passes(batch) == 3, "one of the second cache, and in the first also of what is read apart"
+    for failing in (1, 2, 3):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            fail = lambda *args, n=failing: calls.append(1) or decode(*args) or 2 * (len(calls) == n)  # noqa: E731
+            patch.setattr(llama_cpp, "llama_decode", fail)
+            with pytest.raises(EngineError):
+                backend.forward(batch)
+        assert len(calls) == failing
+        lengths = [backend.length(seq) for seq in (first, second, reader)]
+        assert (backend.usage(), lengths) == (before, [5, 5, 0])
+    backend.forward(batch)
+    watched = [Extend(first, (PROBE,), watch=STATES), Extend(reader, (PROBE,), watch=STATES)]
+    found = [step.p for step in backend.forward(watched)]
+    for seq in (first, reader):
+        backend.free(seq)
+    np.testing.assert_allclose(found[0], asked(backend, ids(5) + ids(3, 1)), atol=NEAR)
+    np.testing.assert_allclose(found[1], asked(backend, ids(20, 2)), atol=NEAR)
+    backend.close()
+
+
+def test_several_caches_share_the_weights_and_the_last_one_releases_them(files, monkeypatch):
+    loaded, freed = [], []
+    load, free = llama_cpp.llama_model_load_from_file, llama_cpp.llama_model_free
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", lambda *args: loaded.append(1) or load(*args))
+    monkeypatch.setattr(llama_cpp, "llama_model_free", lambda *args: freed.append(1) or free(*args))
+    options = {"capacity": 64, "threads": 1, "lora_path": lora_of(files["llama"])}
+    backend = open_caches(files["llama"], 3, **options)
+    assert (len(loaded), len(freed)) == (1, 0)
+    backend.close()
+    backend.close()
+    assert (len(loaded), len(freed)) == (1, 1)
+    assert isinstance(open_caches(files["llama"], 1, **options), LlamaCppBackend)
+    opened = iter([library.open_context] * 2)  # no memory for a third one
+
+    def open_context(*args, **options) -> object:
+        how = next(opened, None)
+        if how is None:
+            raise EngineError("no memory")
+        return how(*args, **options)
+
+    monkeypatch.setattr(library, "open_context", open_context)
+    loaded.clear(), freed.clear()
+    with pytest.raises(EngineError, match="no memory") as failed:
+        open_caches(files["llama"], 3, **options)
+    assert (len(loaded), len(freed)) == (1, 1), f"at once, not when nobody looks at {failed} any more"
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -19,7 +19,7 @@ from duologue.core.config import SessionConfig
 from duologue.core.policy import Thresholds
 from duologue.engines.direct import DirectEngine
 from duologue.errors import AdapterMismatch, BrokenModel, DuologueError, MissingDependency, ModelNotFound, UsageError
-from duologue.model import Model, load
+from duologue.model import Model, load, sessions_of_a_cache
 from duologue.testing import tiny_model, tiny_rows
 from duologue.types import InputState, Role, Turn
 
@@ -313,5 +313,47 @@ def test_attention_goes_by_the_number_of_sessions(
 
     monkeypatch.setattr(llamacpp_model, "open_context", opened)
     tiny_gguf.write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "model.gguf")
-    load(str(tmp_path / "model.gguf"), adapter="prompted", weights="as-is", sessions=sessions).close()
+    file = str(tmp_path / "model.gguf")
+    load(file, adapter="prompted", weights="as-is", context_length=1024, sessions=sessions).close()
     assert asked == [is_flash] * min(sessions, 2), "with more than one, there is a second cache"
+
+
+@pytest.mark.parametrize(
+    ("sessions", "length", "together"),
+    [
+        (1, 8192, 1),
+        (2, 4096, 2),
+        (3, 4096, 3),
+        (4, 4096, 1),
+        (8, 3340, 1),
+        (32, 3340, 1),
+        (12, 2048, 12),
+        (32, 1195, 32),
+    ],
+)
+def test_sessions_with_long_contexts_have_a_cache_each(sessions: int, length: int, together: int) -> None:
+    assert sessions_of_a_cache(sessions, length) == together
+
+
+@pytest.mark.llamacpp
+@pytest.mark.parametrize(("together", "number", "capacity"), [(1, 5, 256), (2, 3, 512), (5, 1, 1024)])
+def test_sessions_are_divided_among_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int, number: int, capacity: int
+) -> None:
+    pytest.importorskip("llama_cpp")
+    from duologue.backends import llamacpp_model
+
+    flash, open_context = list[bool](), llamacpp_model.open_context
+
+    def opened(*args: Any, flash_attention: bool, **options: Any) -> Any:
+        flash.append(flash_attention)
+        return open_context(*args, flash_attention=flash_attention, **options)
+
+    monkeypatch.setattr(llamacpp_model, "open_context", opened)
+    monkeypatch.setattr("duologue.model.sessions_of_a_cache", lambda sessions, length: together)
+    tiny_gguf.write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "model.gguf")
+    model = load(str(tmp_path / "model.gguf"), adapter="prompted", weights="as-is", sessions=5)
+    info = model.backend.info
+    assert (info.num_caches, info.capacity, info.context_length) == (number, number * capacity, 128)
+    assert flash == ([True, True] if together > 1 else [False]) * number, "a second one where several share a cache"
+    model.close()

@@ -15,7 +15,7 @@ from duologue.core.policy import Policy
 from duologue.core.session import Session
 from duologue.core.trace import Pass
 from duologue.engines.scheduler import LEISURE_S, Scheduler
-from duologue.errors import ContextOverflow, EngineError, EngineFull, UsageError
+from duologue.errors import CacheFull, ContextOverflow, EngineError, EngineFull, UsageError
 from duologue.types import Role, Turn
 from soak import size
 
@@ -438,9 +438,9 @@ def test_evicted_answers_are_those_of_the_session_that_was_quiet_longest() -> No
     crowd.run()
     suspended = [guest.session._branch.suspended[0] for guest in guests]
     for expected in ([False, True, False], [False, True, True], [True, True, True]):
-        assert crowd.scheduler._evict()
+        assert crowd.scheduler._evict(CacheFull("full"))
         assert [cut.is_evicted for cut in suspended] == expected
-    assert not crowd.scheduler._evict()
+    assert not crowd.scheduler._evict(CacheFull("full"))
 
 
 def test_a_session_that_needs_more_than_there_is_gives_way_itself() -> None:

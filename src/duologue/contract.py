@@ -209,14 +209,15 @@ def check_shared_entries_count_once(subject: Subject) -> None:
 def check_one_pass_whatever_the_number_of_channels(subject: Subject) -> None:
     """`forward` runs the model once, for one channel and for seven; with probes, as often as `info` says.
 
-    Needs `Subject.num_passes`.
+    Where there are several caches, that holds for a sequence and its forks. Needs `Subject.num_passes`.
     """
     if subject.num_passes is None:
         raise UsageError("give Subject a num_passes to check how often the model runs")
     with subject.open() as backend:
         parent = backend.fork(None)
         backend.forward([Extend(parent, PREFIX)])
-        seqs = [backend.fork(parent, 3 + index) for index in range(4)] + [backend.fork(None), backend.fork(None)]
+        seqs = [backend.fork(parent, 3 + index) for index in range(4)]
+        seqs += [backend.fork(None if backend.info.num_caches == 1 else parent) for _ in range(2)]
         probe = probe_of(backend)
         for batch in ([parent], [parent, seqs[0]], [parent, *seqs]):
             for start, end, expected in ((1, (), 1), (1, probe, 1 + backend.info.probe_passes), (0, probe or WORDS, 1)):
@@ -381,26 +382,30 @@ def _illegal_calls(
 
 
 def check_limits(subject: Subject) -> None:
-    """The context, the capacity and the number of sequences can be used to the last entry, and not beyond."""
+    """The context, the capacity and the number of sequences can be used to the last entry, and not beyond.
+
+    Of several caches, one is filled: with a sequence and its forks.
+    """
     with subject.open(capacity=40, max_seqs=6, context_length=24) as backend:
         info = backend.info
+        capacity, max_seqs = info.capacity // info.num_caches, info.max_seqs // info.num_caches
         seqs = [backend.fork(None)]
-        left = info.capacity
+        left = capacity
         while left > 2:
             number = min(left - 2, info.context_length, 16)
             room = info.context_length - backend.length(seqs[-1])
-            if room == 0 and len(seqs) < info.max_seqs:
-                seqs.append(backend.fork(None))
+            if room == 0 and len(seqs) < max_seqs:
+                seqs.append(backend.fork(None if info.num_caches == 1 else seqs[0]))
                 continue
-            _require(room > 0, f"max_seqs {info.max_seqs} times the context is less than the capacity {info.capacity}")
+            _require(room > 0, f"max_seqs {max_seqs} times the context is less than the capacity {capacity}")
             number = min(number, room)
             backend.forward([Extend(seqs[-1], ids(left, number))])
             left -= number
-        while len(seqs) < info.max_seqs:
+        while len(seqs) < max_seqs:
             seqs.append(backend.fork(seqs[0], 3))
-        _refuses(CacheFull, lambda: backend.fork(None))
+        _refuses(CacheFull, lambda: backend.fork(None if info.num_caches == 1 else seqs[0]))
         _refuses(CacheFull, lambda: backend.forward([Extend(seqs[-1], OTHER[:3])]))
-        require_equal(backend.usage().kv_entries, info.capacity - 2, "entries after a refused pass")
+        require_equal(backend.usage().kv_entries, capacity - 2, "entries after a refused pass")
         backend.forward([Extend(seqs[-1], OTHER[:2])])
         _refuses(CacheFull, lambda: backend.forward([Extend(seqs[-1], OTHER[:1])]))
         backend.truncate(seqs[-1], 3)
@@ -408,8 +413,8 @@ def check_limits(subject: Subject) -> None:
         extend = Extend(seqs[-1], OTHER[:2], watch=WATCH)
         step = backend.forward([extend])[0]
         _full_context(backend, seqs)
-    number = min(info.capacity - 2, info.context_length, 16)
-    subject.same(step, subject.alone(ids(info.capacity, number)[:3] + OTHER[:2], extend), "after a full cache")
+    number = min(capacity - 2, info.context_length, 16)
+    subject.same(step, subject.alone(ids(capacity, number)[:3] + OTHER[:2], extend), "after a full cache")
 
 
 def _full_context(backend: Backend, seqs: list[Seq]) -> None:

@@ -4,6 +4,7 @@ from random import Random
 
 from duologue.contract import WATCH, Subject, ids, probe_of, require_equal
 from duologue.core.backend import Backend, Draw, Extend, Sampling
+from duologue.errors import CacheFull
 from duologue.types import Seq, Token
 
 
@@ -58,7 +59,13 @@ class _Walk:
             return
         parent = self.random.choice(self.pairs)
         length = self.random.randint(0, self.backend.length(parent[0]))
-        self.pairs.append((self.backend.fork(parent[0], length), self.twin.fork(parent[1], length)))
+        try:
+            mine = self.backend.fork(parent[0], length)
+        except CacheFull:
+            if self.backend.info.num_caches == 1:
+                raise
+            return  # the parent's cache has no more, though others have
+        self.pairs.append((mine, self.twin.fork(parent[1], length)))
 
     def free(self) -> None:
         pair = self.pairs.pop(self.random.randrange(len(self.pairs)))
@@ -83,7 +90,13 @@ class _Walk:
             same.append(Extend(pair[1], tokens, draw, watch, ticket))
         if not batch:
             return
-        mine, other = self.backend.forward(batch), self.twin.forward(same)
+        try:
+            mine = self.backend.forward(batch)
+        except CacheFull:
+            if self.backend.info.num_caches == 1:
+                raise
+            return  # one cache has no room, though all together have
+        other = self.twin.forward(same)
         for extend, got, expected in zip(batch, mine, other, strict=True):
             what = f"operation {self.num_done}, sequence {extend.seq}"
             # A sampled token may change at the edge of its share as well as on a tie: compare it only when greedy.

@@ -4,6 +4,10 @@
 An error says what came, what was expected, and what to write instead; a call that raises leaves everything as it was.
 """
 
+from collections.abc import Iterable
+
+from duologue.types import Seq
+
 
 class DuologueError(Exception):
     """Root of every error this package raises on purpose."""
@@ -54,7 +58,19 @@ class EngineError(DuologueError):
 
 
 class CacheFull(EngineError):
-    """No room for these tokens or for another sequence; free something and try again."""
+    """No room for these tokens or for another sequence; free something and try again.
+
+    Where a backend has several caches and one of them is full, `seqs` are the sequences that lie in it: room that is
+    made elsewhere does not help, and what feeds other caches has nothing to do with it. None stands for all.
+    """
+
+    def __init__(self, message: str, seqs: frozenset[Seq] | None = None) -> None:
+        super().__init__(message)
+        self.seqs = seqs
+
+    def is_about(self, seqs: Iterable[Seq]) -> bool:
+        """Whether any of `seqs` lies in the full cache."""
+        return self.seqs is None or not self.seqs.isdisjoint(seqs)
 
 
 class EngineFull(EngineError):

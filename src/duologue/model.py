@@ -30,7 +30,9 @@ PROMPTED = {"prompted": 0, "prompted-5": 5}
 TRAINED = ("alora", "rows")
 """Kinds of adapters that come with the package; the first that there is for a model is used."""
 _NAMES = ", ".join(("auto", *TRAINED, *PROMPTED))
-MOST_SEQS = 128  # of all sessions; llama.cpp has no more
+MOST_SEQS = 128  # of a cache; llama.cpp has no more
+_LENGTH_TOGETHER = 2048  # contexts that are no longer than that share one cache of llama.cpp, however many they are
+_TOKENS_TOGETHER = 12288  # and so do longer ones, as long as all of them together are no longer than that
 
 
 class Progress(Protocol):
@@ -154,13 +156,26 @@ class _Options:
     system: str | None
     progress: Progress
 
-    def limits(self, length: int) -> dict[str, Any]:
-        """Of the backend, for contexts of `length` tokens."""
-        # One session needs up to eight sequences: the live branch, an input, answers that were cut, a rebuild, forks.
-        max_seqs = min(MOST_SEQS, 4 * self.sessions + 12)
-        # Half as much again, and one context more: for words that wait, answers that were cut, contexts in the making.
-        capacity = (self.sessions + 1 + self.sessions // 2) * length
-        return {"context_length": length, "capacity": capacity, "max_seqs": max_seqs}
+
+def _limits(sessions: int, length: int) -> dict[str, Any]:
+    """Of a cache for so many sessions with contexts of `length` tokens."""
+    # One session needs up to eight sequences: the live branch, an input, answers that were cut, a rebuild, forks.
+    max_seqs = min(MOST_SEQS, 4 * sessions + 12)
+    # Half as much again, and one context more: for words that wait, answers that were cut, contexts in the making.
+    capacity = (sessions + 1 + sessions // 2) * length
+    return {"context_length": length, "capacity": capacity, "max_seqs": max_seqs}
+
+
+def sessions_of_a_cache(sessions: int, length: int) -> int:
+    """How many of so many sessions with contexts of `length` tokens share a cache of llama.cpp: all, or one each.
+
+    A pass reads the weights once for all that share a cache, and every token in it is shown what all of them hold: the
+    second counts for more where there is much of each (`benchmarks/caches.py`). A long conversation fills half of its
+    context to three quarters, and most are short, so only contexts that are long for what was measured count as such.
+    """
+    if length <= _LENGTH_TOGETHER or sessions * length <= _TOKENS_TOGETHER:
+        return sessions
+    return 1
 
 
 def _load_torch(options: _Options, weights: str, device: str, *, is_reference: bool) -> Model:
@@ -190,12 +205,12 @@ def _load_torch(options: _Options, weights: str, device: str, *, is_reference: b
     )
     adapter = _choose(options.adapter, fingerprint)
     length = causal.context_length(min(options.context_length, causal.context_length(None)))
-    limits = options.limits(length)
+    sizes = _limits(options.sessions, length)
     made: Backend
     if is_reference:
-        made = ReferenceBackend(model, rows=adapter.rows, lora=adapter.lora, **limits)
+        made = ReferenceBackend(model, rows=adapter.rows, lora=adapter.lora, **sizes)
     else:
-        made = TorchBackend(model, rows=adapter.rows, lora=adapter.lora, label=source.name, **limits)
+        made = TorchBackend(model, rows=adapter.rows, lora=adapter.lora, label=source.name, **sizes)
     return _assemble(options, made, tokenizer, adapter)
 
 
@@ -207,7 +222,7 @@ def _load_llamacpp(options: _Options, wanted: str | None) -> Model:
     weights = None if wanted is None else _weights("llama.cpp", wanted, (*GGUF_WEIGHTS, AS_IS))
     options.progress("starting llama.cpp")
     from duologue.backends.gguf_tokenizer import GgufTokenizer
-    from duologue.backends.llamacpp import LlamaCppBackend
+    from duologue.backends.llamacpp import open_caches
     from duologue.backends.llamacpp_model import default_weights
     from duologue.gguf_files import cached_gguf, read_facts
     from duologue.gguf_lora import cached_lora
@@ -233,15 +248,17 @@ def _load_llamacpp(options: _Options, wanted: str | None) -> Model:
     )
     options.progress("reading the weights")
     length = min(options.context_length, facts.context_length or options.context_length)
-    made = LlamaCppBackend(
+    together = sessions_of_a_cache(options.sessions, length)
+    made = open_caches(
         path,
-        **options.limits(length),
+        -(-options.sessions // together),
+        **_limits(together, length),
         threads=options.threads,
         # Without it, a pass of some tokens in one long sequence is quicker by a fifth and more; with it, what belongs
         # to other sessions is passed over.
-        flash_attention=options.sessions > 1,
+        flash_attention=together > 1,
         lora_path=None if adapter.lora is None else cached_lora(source.path, adapter.lora),
-        nursery=2 * length if options.sessions > 1 else 0,
+        nursery=2 * length if together > 1 else 0,
     )
     return _assemble(options, made, tokenizer, adapter)
 

@@ -23,6 +23,9 @@ class Forced(Backend):
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
         return [self._outcome(step) for step in self._backend.forward(batch)]
 
+    def num_passes(self, batch: Sequence[Extend]) -> int:
+        return self._backend.num_passes(batch)
+
     def truncate(self, seq: Seq, length: int) -> None:
         self._backend.truncate(seq, length)
 

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from duologue.backends import llamacpp_model as library
+from duologue.backends.caches import Caches
 from duologue.backends.llamacpp_nursery import LEAST, Nursery
 from duologue.backends.sampling import choose, weigh
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
@@ -61,7 +62,7 @@ class LlamaCppBackend(Backend):
     """llama.cpp through the C interface of `llama-cpp-python`.
 
     Args:
-        model_path: a GGUF file.
+        model: a GGUF file, or one that is loaded already: its weights are in memory once, whoever uses them.
         base_vocab_size: ids of the base model; by default what the file says of itself when `gguf_files` has added
             rows to it, else all of its vocabulary.
         num_added: added ids after those; by default what the file says, else none.
@@ -87,7 +88,7 @@ class LlamaCppBackend(Backend):
 
     def __init__(
         self,
-        model_path: Path | str,
+        model: Path | str | library.LoadedModel,
         *,
         base_vocab_size: int | None = None,
         num_added: int | None = None,
@@ -110,7 +111,7 @@ class LlamaCppBackend(Backend):
         self._closing = contextlib.ExitStack()
         self._finalizer = weakref.finalize(self, self._closing.close)
         try:
-            model = library.LoadedModel(Path(model_path))
+            model = model.shared() if isinstance(model, library.LoadedModel) else library.LoadedModel(Path(model))
             self._closing.callback(model.close)
             self._softcap = model.softcap
             self._num_probes = model.num_probes
@@ -436,6 +437,20 @@ class LlamaCppBackend(Backend):
             ) from error
         self.free(probe)
         self._next_seq = 0
+
+
+def open_caches(path: Path | str, number: int, **options: Any) -> Backend:
+    """A backend of so many caches, each with the `options` of `LlamaCppBackend`; the weights are loaded once.
+
+    Raises what `LlamaCppBackend` raises.
+    """
+    with contextlib.ExitStack() as undoing, contextlib.closing(library.LoadedModel(Path(path))) as model:
+        caches: list[Backend] = []
+        for _ in range(number):
+            caches.append(LlamaCppBackend(model, **options))
+            undoing.callback(caches[-1].close)
+        undoing.pop_all()
+    return caches[0] if number == 1 else Caches(caches)
 
 
 def _check_sizes(

@@ -65,6 +65,8 @@ def default_weights() -> str:
 class LoadedModel:
     """Weights of one GGUF file and what it says of itself. Final.
 
+    Several may use it: each who calls `shared` has to `close` it, as has who loaded it, and the last one releases it.
+
     Raises:
         ModelNotFound: no such file.
         BrokenModel: not a GGUF file, or a damaged one.
@@ -77,6 +79,8 @@ class LoadedModel:
         params = ll.llama_model_default_params()
         params.vocab_only = vocab_only
         self.path = path
+        self._num_users = 1
+        self._loras: dict[Path, Any] = {}
         self._model: Any = ll.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise _load_error(path)
@@ -171,12 +175,14 @@ class LoadedModel:
         return int(text) if text is not None and text.isdigit() else None
 
     def lora(self, path: Path) -> Any:
-        """llama.cpp's pointer to a LoRA for this model; to be read before a context is opened. It goes with the model.
+        """llama.cpp's pointer to a LoRA for this model, read once; before a context is opened. It goes with the model.
 
         Raises:
             ModelNotFound: no such file.
             AdapterMismatch: it is not a LoRA, or not one for this model.
         """
+        if path in self._loras:
+            return self._loras[path]
         if not path.is_file():
             raise ModelNotFound(f"there is no file {path}; give the path of a GGUF file with a LoRA")
         _messages.clear()
@@ -186,11 +192,18 @@ class LoadedModel:
                 f"llama.cpp cannot put the LoRA {path.name} on {self.path.name}: {last_messages()}; "
                 "write it for this model with duologue.gguf_lora.write_lora"
             )
+        self._loras[path] = lora
         return lora
 
+    def shared(self) -> "LoadedModel":
+        """The same, for one more who uses it and will close it."""
+        self._num_users += 1
+        return self
+
     def close(self) -> None:
-        """Release the weights; harmless when repeated."""
-        if self._model:
+        """Release the weights if nobody else uses them; harmless when repeated then."""
+        self._num_users -= 1
+        if self._model and self._num_users <= 0:
             ll.llama_model_free(self._model)
             self._model = None
 

@@ -77,13 +77,16 @@ class BackendInfo:
     vocab_size: int  # ids a draw can return: 0 … vocab_size - 1
     num_added: int  # adapter rows: ids vocab_size … vocab_size + num_added - 1
     context_length: int  # longest sequence, in tokens
-    capacity: int  # KV entries over all sequences, a shared one counted once
-    max_seqs: int
+    capacity: int  # KV entries over all sequences and caches, a shared one counted once
+    max_seqs: int  # over all caches
     kv_bytes_per_token: int
     can_truncate: bool  # False: `truncate` to less than the cached length raises `UnsupportedModel`
     probe_passes: int = 0
     """Further forward passes when added ids (probes) are fed: 0 if they are part of the pass, 1 if they need their own,
     in which nothing but them is computed, for all sequences together."""
+    num_caches: int = 1
+    """Capacity and sequences are divided equally among these. A sequence and its forks lie in one, which may be full
+    while there is room in others, and each that has something to feed makes a pass of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ class Backend(ABC):
         Raises:
             UnknownSeq: no such parent.
             UsageError: `length` is negative or more than the parent has cached.
-            CacheFull: `max_seqs` are open.
+            CacheFull: `max_seqs` are open, or, of several caches, those of the parent's.
         """
 
     @abstractmethod
@@ -121,7 +124,8 @@ class Backend(ABC):
         """Run one forward pass for all of `batch` and return one `Step` for each, in order.
 
         It is exactly one whatever the number of sequences, unless `num_passes` says otherwise: where
-        `info.probe_passes` is 1, probes take another one. Then the probes of an `Extend` must be its last tokens.
+        `info.probe_passes` is 1, probes take another one. Then the probes of an `Extend` must be its last tokens. Where
+        there are several caches (`info.num_caches`), it is that for each of those in which any of the sequences lies.
 
         A token attends to what its own sequence holds before it and to nothing else: sequences do not see each other.
 
@@ -130,13 +134,14 @@ class Backend(ABC):
                 and `watch` together, a probe that needs a pass of its own before other tokens.
             UnknownSeq: no such sequence.
             ContextOverflow: a sequence would become longer than `context_length`.
-            CacheFull: the new tokens exceed `capacity`.
+            CacheFull: the new tokens exceed `capacity`, or what one of several caches has of it.
         """
 
     def num_passes(self, batch: Sequence[Extend]) -> int:
         """How many forward passes `forward(batch)` would make: 1, or 2 where probes need one of their own.
 
-        A backend that reads long new texts apart from the others (see its own description) counts that pass, too.
+        With several caches it is the sum over those that feed anything. A backend that reads long new texts apart from
+        the others (see its own description) counts that pass, too.
         """
         info = self.info
         if not info.probe_passes:

@@ -29,6 +29,11 @@ class Part:
         """Tokens to feed."""
         return sum(len(extend.tokens) for extend in self.plan.batch)
 
+    def num_tokens_in(self, full: CacheFull) -> int:
+        """Tokens to feed to the cache that is full."""
+        seqs = self.member.carrier.seqs  # nothing, if it has been closed since
+        return sum(len(e.tokens) for e in self.plan.batch if full.seqs is None or seqs.get(e.seq) in full.seqs)
+
 
 class Job:
     """Cache changes of several sessions and one forward pass over all they feed.
@@ -63,7 +68,7 @@ class Job:
         self.seconds = time.perf_counter() - began
 
     def _forward(self, parts: list[Part]) -> None:
-        """Feed `parts`. If the cache is too full, those with most to feed wait; if it fails, each is tried alone."""
+        """Feed `parts`. Where the cache is too full, those with most to feed wait; if it fails, each is tried alone."""
         while parts:
             batch: list[Extend] = []
             try:
@@ -74,7 +79,7 @@ class Job:
                 num_passes = self._backend.num_passes(batch)
                 steps = iter(self._backend.forward(batch))
             except CacheFull as error:
-                greediest = max(parts, key=lambda part: part.num_tokens)
+                greediest = max(parts, key=lambda part, full=error: part.num_tokens_in(full))  # type: ignore[misc]
                 greediest.error = error
                 parts.remove(greediest)
             except Exception as error:

@@ -309,29 +309,33 @@ class Scheduler:
             with self._guarded(member):
                 member.advance(now)
                 if part.error is not None:
-                    self._make_do(part, part.error, others_went_on=job.num_passes > 0)
+                    self._make_do(part, part.error, job)
                 elif batch:
                     events = member.session.take(part.steps)
                     member.sink(Pass.of(part.at, part.phase, batch, job.seconds, usage, part.num_passes))
                     member.report(events)
 
-    def _make_do(self, part: Part, error: DuologueError, *, others_went_on: bool) -> None:
+    def _make_do(self, part: Part, error: DuologueError, job: Job) -> None:
         """A session's part of a pass did not take place. If that was for want of room, room is made.
 
         If it has nothing to give up, it waits until the others hold less: what they all were promised fits.
         """
         session = part.member.session
         session.lose(part.plan.batch)
-        if not isinstance(error, CacheFull) or not (self._evict() or session.make_room() or others_went_on):
+        if not isinstance(error, CacheFull):
+            raise error
+        others_went_on = any(other.error is None and other.num_tokens_in(error) for other in job.parts)
+        if not (self._evict(error) or session.make_room() or others_went_on):
             raise error
 
-    def _evict(self) -> bool:
+    def _evict(self, full: CacheFull) -> bool:
         """Give up one suspended answer, of the session that has been quiet for longest. Returns whether there was one.
 
-        Nothing that is running is ever given up for another session.
+        Nothing that is running is ever given up for another session, and nothing of one that holds nothing in the cache
+        that is full.
         """
         for member in sorted(self._members, key=lambda member: member.last_fed):
-            if member.session.evict():
+            if full.is_about(member.carrier.seqs.values()) and member.session.evict():
                 self.totals.evicted += 1
                 return True
         return False
