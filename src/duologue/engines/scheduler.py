@@ -30,7 +30,7 @@ _SHARE = 8  # tokens of each pass that everybody with more gets, so that no answ
 _PATIENCE = 4  # passes after which the one that has waited longest goes first
 _UPKEEP = 4  # contexts that are made shorter get the fourth part of a pass, when words have kept them waiting
 LEISURE_S = 0.15
-"""After which answers that are well ahead go on in any case; more often than they are heard, or they would not stay so."""
+"""After which answers well ahead go on in any case: more often than they are heard, or they would fall behind."""
 
 
 @dataclass(slots=True)
