@@ -13,7 +13,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from duologue.bench.callers import LoadSetting, load
+from duologue.bench.callers import LoadSetting, begins_s, load
 from duologue.bench.own_server import own_server
 from duologue.client import connect
 from duologue.core.events import Committed, Promoted, Said
@@ -125,6 +125,16 @@ def test_the_application_can_be_mounted():
                 assert "what there is to say of hi" in answer["choices"][0]["message"]["content"]
 
     run(talk())
+
+
+@pytest.mark.parametrize("clients", [1, 12, 13, 26, 40])
+def test_the_clients_of_a_load_say_nothing_in_chorus(clients):
+    begins = [begins_s(number, clients) for number in range(clients)]
+    within = sorted(begin % 2.0 for begin in begins)
+    assert within == pytest.approx([2.0 * number / clients for number in range(clients)], abs=1e-6)
+    assert all(0.0 <= begin < 24.0 for begin in begins)
+    assert max(begins) >= 24.0 * (1 - 1 / clients) - 2.0
+
 
 
 def test_load():

@@ -26,7 +26,6 @@ STARVED_S = 1.0
 _SLICES = 4  # of an utterance
 _WORDS = 5  # of a slice
 _UTTERANCES = 3  # between two questions
-_CYCLE_S = _UTTERANCES * _SLICES * SLICE_PERIOD_S
 _QUESTIONS = (
     "tell me a long story about a lighthouse keeper",
     "explain how bread is made step by step",
@@ -91,6 +90,11 @@ class LoadOutcome:
         }
 
 
+def begins_s(number: int, clients: int) -> float:
+    """Seconds after which client `number` begins: neither questions nor slices are said in chorus."""
+    return SLICE_PERIOD_S * (number * _UTTERANCES * _SLICES // clients + number / clients)
+
+
 class _Caller:
     """One client."""
 
@@ -99,7 +103,7 @@ class _Caller:
         self._setting = setting
         self._outcome = outcome
         self._chance = random.Random(f"{setting.seed}/{number}")
-        self._delay = (_CYCLE_S + SLICE_PERIOD_S) * number / setting.clients  # not in chorus, slice by slice neither
+        self._delay = begins_s(number, setting.clients)
         self._name = ""  # of the utterance
         self._slice = ""  # its words said last, until they are decided on
         self._sent_at = 0.0
