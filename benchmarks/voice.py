@@ -127,11 +127,11 @@ class Oracle:
         """See `Recogniser`."""
 
 
-async def talk(bench: Bench, sound: heard.Sound, *, topic: str | None) -> Trial:
-    """One trial: over an answer about `topic`, or, where that is None, in silence."""
+async def talk(bench: Bench, sound: heard.Sound, *, asked: str | None) -> Trial:
+    """One trial: over the answer to what was `asked`, or, where that is None, in silence."""
     config = SessionConfig(max_length=2048, max_answer=220, heard="reported")
     session = bench.model.session(policy=by_voice(bench.model.policy()), config=config)
-    lead = 0.8 if topic is None else LEAD_S
+    lead = 0.8 if asked is None else LEAD_S
     user = np.concatenate([silence(int(lead * RATE)), sound.samples, silence(int(TAIL_S * RATE))])
     nows: list[Callable[[], float]] = []
     recogniser = Oracle(sound, lead, lambda: nows[0]()) if bench.oracle else bench.engines.recogniser
@@ -146,8 +146,8 @@ async def talk(bench: Bench, sound: heard.Sound, *, topic: str | None) -> Trial:
     ):
         nows.append(lambda: voice.now)
         voice.follow(live.events())
-        if topic is not None:
-            live.hear(f"Tell me a long story about {topic}.", utterance="written", final=True)
+        if asked is not None:
+            live.hear(asked, utterance="written", final=True)
         recording = await converse(voice, user, is_over=lambda: True, longest_s=0.0)
         rows = voice.timeline.rows
     about = {"trial": len(bench.late_s), "kind": sound.kind, "level": sound.level, "began": lead + sound.begins}
@@ -157,14 +157,18 @@ async def talk(bench: Bench, sound: heard.Sound, *, topic: str | None) -> Trial:
 
 
 TOPICS = ("a lighthouse", "two friends", "a lost dog", "the sea", "an old clock", "a garden", "a train", "the winter")
+STORIES = tuple(f"Tell me a long story about {topic}." for topic in TOPICS)
+DRINKS = ("coffee", "an espresso", "a cappuccino", "iced coffee", "a latte", "a mocha", "strong coffee", "a flat white")
+MENUS = tuple(f"I would like {drink}. Tell me all about what I can order." for drink in DRINKS)
+"""The recorded commands are orders of coffee: said over a story, they could be meant for somebody else in the room."""
 
 
-async def over_answers(bench: Bench, sounds: Sequence[heard.Sound]) -> list[Trial]:
-    """Each sound over an answer. A trial in which no answer was running is done again, once."""
+async def over_answers(bench: Bench, sounds: Sequence[heard.Sound], asked: Sequence[str]) -> list[Trial]:
+    """Each sound over the answer to one of `asked`. A trial in which none was running is done again, once."""
     trials = []
     for index, sound in enumerate(sounds):
         for attempt in range(2):
-            trial = await talk(bench, sound, topic=TOPICS[(index + attempt) % len(TOPICS)])
+            trial = await talk(bench, sound, asked=asked[(index + attempt) % len(asked)])
             is_speaking = any(r["type"] == "sound_begins" and r["at"] < trial.began for r in trial.rows)
             ended = trial.after(0, "committed")
             if is_speaking and (ended is None or ended > trial.began):
@@ -189,7 +193,7 @@ async def answers(bench: Bench, sounds: Sequence[heard.Sound]) -> list[Trial]:
     """Each sound in silence."""
     trials = []
     for sound in sounds:
-        trials.append(await talk(bench, sound, topic=None))
+        trials.append(await talk(bench, sound, asked=None))
         delay = trials[-1].delay(trials[-1].ended, "sound_begins")
         measuring.progress(
             f"{sound.kind:14} answered after {delay if delay is None else round(delay, 2)}  {sound.name}"
@@ -372,9 +376,13 @@ def _plan(
 ) -> list[tuple[str, Callable[[], Awaitable[dict[str, Any]]]]]:
     """What is measured, in this order."""
 
-    def over(chosen: Sequence[heard.Sound], sum_up: Callable[[Sequence[Trial]], dict[str, Any]]) -> Any:
+    def over(
+        chosen: Sequence[heard.Sound],
+        sum_up: Callable[[Sequence[Trial]], dict[str, Any]],
+        asked: Sequence[str] = STORIES,
+    ) -> Any:
         async def work() -> dict[str, Any]:
-            return sum_up(await over_answers(bench, chosen))
+            return sum_up(await over_answers(bench, chosen, asked))
 
         return work
 
@@ -388,7 +396,8 @@ def _plan(
     if not args.oracle:
         plan += [
             ("commands", silent(sounds["commands"])),
-            ("command_interruptions", over(sounds["commands"], interrupted)),
+            ("command_interruptions", over(sounds["commands"], interrupted, MENUS)),
+            ("command_interruptions_of_stories", over(sounds["commands"], interrupted)),
             ("backchannels", over(sounds["backchannels"], survived)),
             ("asides", over(sounds["asides"], survived)),
             ("coughs", over(sounds["coughs"], survived)),

@@ -15,9 +15,10 @@ class Results(Protocol):
 
 _SOUNDS = {
     "questions": "synthetic questions, in silence",
-    "commands": "recorded commands, in silence",
+    "commands": "recorded orders of coffee, in silence",
     "interruptions": "synthetic interruptions",
-    "command_interruptions": "recorded commands over an answer",
+    "command_interruptions": "recorded orders over an answer about coffee",
+    "command_interruptions_of_stories": "recorded orders over a story",
     "backchannels": "backchannels",
     "asides": "words to somebody else",
     "coughs": "coughs",

@@ -136,7 +136,6 @@ def test_the_clients_of_a_load_say_nothing_in_chorus(clients):
     assert max(begins) >= 24.0 * (1 - 1 / clients) - 2.0
 
 
-
 def test_load():
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS)) as server:

@@ -8,7 +8,7 @@ from duologue.core.policy import Policy, Thresholds
 from duologue.core.transitions import Interruptible
 from duologue.errors import ContextOverflow, UsageError
 from duologue.types import InputState, Role, Turn
-from scripted import STRICT, Talk
+from scripted import STRICT, Talk, judged
 
 REPORTED = SessionConfig(heard="reported")
 SHORT = {"what is it": "It is a cat.", "and the dog": "The dog is out.", "hi": "Hello there."}
@@ -330,6 +330,43 @@ def test_patience_answers_when_silent_and_drops_when_speaking():
     assert only(events, Dropped).reason == "patience"
     talk.run()
     assert len(talk.turns) == 2
+
+
+@pytest.mark.parametrize(
+    ("p", "kinds"),
+    [
+        ((0.10, 0.85, 0.04, 0.01), ["Suspended", "Promoted"]),
+        ((0.04, 0.85, 0.10, 0.01), ["Dropped"]),
+        ((0.04, 0.85, 0.01, 0.10), ["Dropped", "Suspended"]),
+    ],
+)
+def test_unfinished_words_over_an_answer_are_what_they_would_be_if_they_were_finished(p, kinds):
+    def judge(words: str) -> InputState | tuple[float, ...]:
+        return p if words == "who was the" else judged(words)
+
+    talk = Talk(judge=judge, policy=Policy(answers_unfinished=True))
+    talk.hear("tell me a story")
+    talk.tick(20)
+    talk.hear("who was the", "v")
+    talk.tick(2)
+    assert talk.kinds(talk.advance(3.9)) == []
+    assert talk.kinds(talk.advance(0.2))[: len(kinds)] == kinds
+    talk.run()
+    talk.check_cache()
+
+
+def test_unfinished_words_over_a_protected_answer_are_answered_afterwards():
+    talk = Talk(SHORT, judge=lambda words: (0.2, 0.8, 0.0, 0.0), policy=Policy(answers_unfinished=True))
+    talk.hear("tell me a story", final=True)
+    talk.session.respond()
+    talk.session.protect(Interruptible.NO)
+    talk.tick(20)
+    talk.hear("what is it", "v")
+    talk.tick(2)
+    assert talk.kinds(talk.advance(4.1)) == ["Held"]
+    talk.run()
+    assert talk.turns[1][1].endswith("words.")
+    assert talk.turns[2:] == [("user", "what is it"), ("assistant", "It is a cat.")]
 
 
 def test_eagerness_moves_waits_and_threshold():

@@ -7,9 +7,11 @@ import pytest
 
 from duologue.core.transitions import Interruptible
 from duologue.errors import UsageError
+from duologue.types import InputState
 from duologue.voice.player import DUCK_DB
 from duologue.voice.sound import gain
 from duologue.voice.voice import VoiceConfig
+from scripted import judged
 from voiced import Spoken, in_loop
 
 QUESTION = {0.5: "what is", 0.9: "what is a cat"}
@@ -340,13 +342,38 @@ async def test_an_answer_that_yielded_to_words_that_were_none_goes_on() -> None:
 
 
 @in_loop
-async def test_short_words_and_those_that_are_meant_for_others_make_it_wait_for_nothing() -> None:
-    async with spoken({0.4: "and a"}, {0.4: "(radio)"}, yield_s=1.0) as talk:
+async def test_short_words_that_want_more_silence_it_once_they_have_ended_until_nothing_comes_of_them() -> None:
+    async with spoken({0.4: "and a"}, yield_s=1.0) as talk:
         await asked(talk)
         await talk.hears(0.8, speech=True)
-        await talk.hears(3.0, speech=False)
+        await talk.hears(0.8, speech=False)
+        assert talk.times("decided", state="incomplete", speaking=True)
+        assert "yielded" not in talk.kinds, "more may come"
+        await talk.hears(20.0, speech=False)
+        assert talk.times("yielded") == talk.times("speech_ended", utterance="voice-2")
+        assert talk.times("came_back", why="dropped") == talk.times("dropped", reason="patience")
+        assert talk.history == [("user", "what is a cat"), ("assistant", ANSWER)]
+
+
+@in_loop
+async def test_short_words_that_want_more_are_answered_if_they_are_meant_for_it() -> None:
+    def judge(words: str) -> InputState | tuple[float, ...]:
+        return (0.1, 0.85, 0.02, 0.03) if words == "and a" else judged(words)
+
+    async with spoken({0.4: "and a"}, judge=judge, yield_s=1.0) as talk:
+        await asked(talk)
+        await talk.hears(0.8, speech=True)
+        await talk.hears(6.0, speech=False)
+        assert talk.first("yielded") < talk.first("cut")
+        assert "came_back" not in talk.kinds
+        assert talk.history[2][:2] == ("user", "and a")
+
+
+@in_loop
+async def test_words_that_are_meant_for_others_make_it_wait_for_nothing() -> None:
+    async with spoken({0.4: "(radio)"}, yield_s=1.0) as talk:
+        await asked(talk)
         await talk.hears(2.0, speech=True)
-        assert len(talk.times("decided", state="incomplete", speaking=True)) == 1
         assert talk.times("decided", state="ignore")
         assert "yielded" not in talk.kinds
 

@@ -12,12 +12,13 @@ from duologue.core.events import Event
 from duologue.core.policy import Policy
 from duologue.core.transitions import Interruptible
 from duologue.errors import EngineError
+from duologue.types import InputState
 from duologue.voice.engines import Speech
 from duologue.voice.marks import estimated
 from duologue.voice.policy import by_voice
 from duologue.voice.sound import RATE, Samples
 from duologue.voice.voice import Voice, VoiceConfig
-from scripted import Talk
+from scripted import Talk, judged
 
 STEP_S = 0.02
 BEFORE_S = 0.27  # that an utterance begins before its speech
@@ -165,9 +166,10 @@ class Spoken:
         speaking_s: float = 0.0,
         fails: bool = False,
         passes: int = 4,
+        judge: Callable[[str], InputState | tuple[float, ...]] = judged,
         **config: Any,
     ) -> None:
-        talk = Talk(answers, policy=by_voice(Policy()), config=SessionConfig(heard="reported"))
+        talk = Talk(answers, judge=judge, policy=by_voice(Policy()), config=SessionConfig(heard="reported"))
         self.handle = DirectHandle(talk, passes=passes)
         self.recogniser = ScriptedRecogniser(scripts, takes_s=recognising_s, fails=fails)
         self.synthesiser = LoudSynthesiser(takes_s=speaking_s)

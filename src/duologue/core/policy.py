@@ -73,6 +73,7 @@ class Policy:
     p_sure: float = 0.97  # or at once, when process is at least this probable
     period_s: float = 1.0  # a quiet period
     quiet_periods: int = 4  # an input that stays incomplete that long is answered (silent) or dropped (speaking)
+    answers_unfinished: bool = False  # or answered over an answer, too, if it is process rather than ignore
     interruptible: Interruptible = Interruptible.YES  # of answers that do not say otherwise
     resume_phrases: tuple[str, ...] = RESUME_PHRASES  # processed while an answer is suspended, these resume it
     cut_note: str = ""  # written behind a cut answer to tell the model that it was cut, for instance " —"
@@ -109,6 +110,15 @@ class Policy:
 
         best = max(range(len(states)), key=lambda i: strength(states[i], p[i]))
         return Decision(states[best], p[best], tuple(zip(states, p, strict=True)))
+
+    def decide_unfinished(self, decision: Decision) -> InputState:
+        """What words are that were judged incomplete over an answer, when nothing more has come of them in time."""
+        others = [(state, p) for state, p in decision.probabilities if state is not InputState.INCOMPLETE]
+        others.sort(key=lambda other: other[0] is not InputState.IGNORE)  # in doubt the answer goes on
+        if not self.answers_unfinished or not others:
+            return InputState.IGNORE
+        states, p = zip(*others, strict=True)
+        return self.decide(states, p, speaking=True).state
 
     def asks_to_resume(self, text: str) -> bool:
         """Whether `text` is one of `resume_phrases`, whatever its case and punctuation."""

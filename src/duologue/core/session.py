@@ -172,10 +172,7 @@ class Session:
         if answer and not answer.is_released and answer.begun_at + self.policy.settle_s <= now:
             self._branch.release()
         elif waiting and self._is_waiting(waiting) and waiting.changed_at + self.policy.patience_s <= now:
-            if self.floor is Floor.SPEAKING or not waiting.text:
-                self._drop(waiting, "patience")
-            else:
-                self._answer_now(waiting)
+            self._lose_patience(waiting)
         return self._settle()
 
     def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]:
@@ -570,6 +567,18 @@ class Session:
         if self._input is not None:
             self._promote(self._input)
         self._branch.release()
+
+    def _lose_patience(self, listening: Input) -> None:
+        """Nothing has come of words that were incomplete, or of an onset without any (design rule 7)."""
+        answer, decision = self.running, listening.decision
+        if decision is None:
+            self._drop(listening, "patience")
+        elif answer is None or self.floor is not Floor.SPEAKING:
+            self._answer_now(listening)
+        elif (state := self.policy.decide_unfinished(decision)) is InputState.IGNORE:
+            self._drop(listening, "patience")
+        else:
+            self._apply[transition(self.floor, state, answer.interruptible)](listening)
 
     def _release_if_sure(self, answer: Answer, is_sure: bool = False) -> None:
         if is_sure or all(utterance.final for utterance in answer.utterances):

@@ -175,10 +175,16 @@ class Voice:
         """
         speakers = (hearing for hearing in self._open.values() if hearing.spoken_s >= self.config.yield_s)
         speaker = next((hearing for hearing in speakers if hearing.state is InputState.INCOMPLETE), None)
-        if speaker is None or not (self.yields and self._speaking.is_under_way) or self._commands.is_protected:
-            return
+        if speaker is not None and self._may_yield:
+            self._yield_to(speaker)
+
+    @property
+    def _may_yield(self) -> bool:
+        return self.yields and self._speaking.is_under_way and not self._commands.is_protected
+
+    def _yield_to(self, hearing: Hearing) -> None:
         self.player.pause(True)
-        self._note("yielded", utterance=speaker.name)
+        self._note("yielded", utterance=hearing.name)
 
     def _listen(self, frame: Samples) -> None:
         begins = self._segmenter.push(self._detector(frame))
@@ -281,6 +287,9 @@ class Voice:
             self._speaking.is_interrupted = False
             if hearing.is_dropped:
                 self._come_back("dropped")
+            elif hearing.state is InputState.INCOMPLETE and self._may_yield:
+                if not self.player.is_paused:  # it was short
+                    self._yield_to(hearing)
             elif self.player.is_subdued:
                 self._back_at = self.now + self.config.back_s
 

@@ -31,6 +31,8 @@ _REPEATS = 2.4  # ratio of compression above which the decoder has fallen into a
 _QUIET_DB = -42.0
 _CLOSERS = " .,;:?!…-–—"  # at the end of words that may go on, these are guesses, and would make them look finished
 _MOST_TOKENS_PER_S = 8
+_MANNER = {"en": "Yes. No. Wait. Okay."}
+"""Put before an utterance, by language: single words are expected then. Without it, "stop" alone becomes "star"."""
 _FROM_NOTHING = frozenset(
     (
         "you", "thank you", "thank you very much", "thank you so much", "thanks", "thanks for watching", "okay", "ok",
@@ -106,6 +108,7 @@ class WhisperRecogniser:
         behind = max(_BEHIND_S, _SHORTEST_S - len(window) / RATE)
         features = model.feature_extractor(np.concatenate([window, silence(int(behind * RATE))]), padding=0)
         encoded = model.encode(features[:, : len(features[0]) // 2 * 2])
+        before = before or _MANNER.get(tokenizer.language_code, "")
         previous = tokenizer.encode(" " + before)[-100:] if before else []
         prompt = model.get_prompt(tokenizer, previous, without_timestamps=True, prefix=given or None)
         most = len(prompt) + 8 + int(len(window) / RATE * _MOST_TOKENS_PER_S)
