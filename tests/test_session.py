@@ -307,6 +307,36 @@ def test_an_interruption_that_turns_out_to_be_an_aside_brings_the_answer_back():
     talk.check_cache()
 
 
+def test_a_request_to_stop_that_turns_out_to_be_an_aside_brings_the_answer_back():
+    alone, talk = Talk(), Talk()
+    alone.hear("tell me a story")
+    alone.run()
+    talk.hear("tell me a story")
+    talk.tick(20)
+    for words in ("stop", "stop stop", "stop stop it aside"):
+        talk.hear(words, "v", final=False)
+        talk.tick(3)
+    talk.hear("stop stop it aside", "v")
+    talk.run()
+    assert talk.kinds()[3:7] == ["Decided", "Dropped", "Suspended", "Decided"]
+    assert talk.kinds()[-5:] == ["Decided", "Dropped", "Resumed", "Finished", "Committed"]
+    assert talk.turns == alone.turns
+    talk.check_cache()
+
+
+def test_an_aside_after_a_request_to_stop_brings_nothing_back():
+    talk = Talk()
+    talk.hear("tell me a story")
+    talk.tick(20)
+    talk.hear("stop", "v", final=False)
+    talk.tick(3)
+    talk.hear("stop", "v")
+    talk.hear("it is an aside", "v")  # the same id names another utterance
+    talk.run()
+    assert "Resumed" not in talk.kinds()
+    assert talk.session.running is None
+
+
 def test_words_after_the_answer_was_heard_are_judged_by_themselves():
     talk = Talk(SHORT, policy=Policy(p_sure=0.5))
     talk.hear("what is it", final=False)

@@ -92,6 +92,17 @@ async def test_stop_silences_it_and_nothing_follows() -> None:
 
 
 @in_loop
+async def test_what_sounded_like_stop_and_was_not_lets_it_go_on() -> None:
+    async with spoken({0.4: "stop", 0.9: "stop (radio)"}) as talk:
+        await asked(talk)
+        await talk.hears(1.2, speech=True)
+        assert talk.times("cut")
+        await talk.hears(20.0, speech=False)
+        assert talk.times("resumed")
+        assert talk.history == [("user", "what is a cat"), ("assistant", ANSWER)]
+
+
+@in_loop
 async def test_noise_ducks_for_a_moment() -> None:
     async with spoken({}) as talk:
         await asked(talk)

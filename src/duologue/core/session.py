@@ -68,6 +68,7 @@ class Session:
         self._memory = Memory()
         self._input: Input | None = None
         self._kept: Input | None = None  # dropped with its words in the cache, since they may grow
+        self._stop: Input | None = None  # the words that were last taken for a request to stop; they may grow, too
         probe_length = len(probe.tokens)
         if probe_length > self.config.max_length // 4:
             raise ContextOverflow(
@@ -190,6 +191,7 @@ class Session:
         if grown is None and self._memory.was_dropped(utterance, text, final=final):
             if final:
                 self._forget_kept()
+                self._stop = None
             return self._settle()
         self._log.add(Received(self.now, utterance, text, final))
         if answer and answered and answered.text == text:
@@ -480,6 +482,8 @@ class Session:
         else:
             self._unseat(listening)
         self._input = None
+        if reason == InputState.STOP:
+            self._stop = listening
         self._memory.drop(listening.utterances)
         self._log.add(Dropped(self.now, listening.id, listening.text, reason))
         cut = listening.interrupted
@@ -488,10 +492,13 @@ class Session:
             self._branch.resume_exactly(cut)  # what had seemed to interrupt it did not
 
     def _brought_back(self, utterance: str) -> Input:
-        """A new input; or the one that was ignored last, whose words are in the cache, if they are what is growing."""
-        kept = self._kept
+        """A new input; or the one that was ignored last, whose words are in the cache, if they are what is growing.
+
+        If what is growing has stopped an answer, the new input is what interrupted it.
+        """
+        kept, stop = self._kept, self._stop
         if kept is None or kept.find(utterance) is None or kept.epoch != self._branch.epoch:
-            return Input([], self.now)
+            return Input([], self.now, interrupted=stop.interrupted if stop and stop.find(utterance) else None)
         self._kept = None
         kept.come_back()
         return kept
@@ -509,6 +516,7 @@ class Session:
             listening.channel = None
 
     def _halt(self, listening: Input) -> None:
+        listening.interrupted = self.running
         self._drop(listening, InputState.STOP.value)
         self._branch.silence()
 
