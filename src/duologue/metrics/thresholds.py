@@ -20,7 +20,7 @@ def calibrate(
     p: Probabilities,
     states: Sequence[InputState],
     *,
-    max_false_answers: float = 0.03,
+    max_false_answers: float = 0.04,
 ) -> Thresholds2:
     """Thresholds for an idle and a speaking assistant: mean recall of the states and F1 of answering, together.
 
