@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import spoken
+from faster_whisper import WhisperModel
 
 from duologue.voice.engines import Synthesiser
 from duologue.voice.sound import RATE, Samples, gain, level_db, read_sound, resampled
+from duologue.voice.whisper import packaged_model
 
 SPEECH_DB = -23.0  # of somebody who speaks into the microphone, below full scale
 _LOUD_DB = -30.0  # relative to the loudest 20 ms: what is above is the sound itself
@@ -108,6 +110,17 @@ def recordings(folder: Path, kind: str, chance: random.Random, count: int, *, lo
         begin = chance.randrange(max(1, len(samples) - size))
         sounds.append(made(row["id"], kind, samples[begin : begin + size]))
     return sounds
+
+
+def with_words(sounds: Sequence[Sound]) -> list[Sound]:
+    """The same, with the words that Whisper finds when it is given all of a sound, and when each of them ends."""
+    model = WhisperModel("whisper-base", files=packaged_model(), device="cpu", compute_type="int8")
+    found = []
+    for sound in sounds:
+        segments, _ = model.transcribe(sound.samples, language="en", word_timestamps=True)
+        words = [(word.word.strip(), float(word.end)) for segment in segments for word in segment.words or ()]
+        found.append(replace(sound, words=tuple(words)))
+    return found
 
 
 def coughs(seed: int, count: int) -> list[Sound]:

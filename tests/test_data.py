@@ -295,3 +295,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path in (broken, latin, tmp_path / "missing.jsonl"):
         with pytest.raises(BadData, match=path.name):
             list(read_rows(path))
+
+
+def test_dialogues_that_go_on_are_chosen_where_follow_ups_are_wanted(sources: Path) -> None:
+    def share(follow_ups: float) -> float:
+        recipe = replace(RECIPE, in_context=1.0, speaking=0.0, follow_ups=follow_ups)
+        samples = build(sources, recipe, "train")
+        return sum(sample.kind == "follow_up" for sample in samples) / len(samples)
+
+    assert share(1.0) > 1.2 * share(0.0)
+
+
+def test_the_test_does_not_change_with_how_much_is_kept_to_train_on(sources: Path) -> None:
+    some, more = (list(unseen(sources, replace(RECIPE, per_source=number))) for number in (20, 2000))
+    assert some == more

@@ -27,6 +27,7 @@ from duologue.training.loop import Epoch, Labelled, Settings, _loss, label, scor
 from duologue.training.prefix_attention import PrefixModel
 from duologue.training.prefixes import Prefixes, kv_bytes_per_token, num_tokens, shards
 from duologue.training.probe_model import LoraShape, ProbeModel
+from duologue.training.recipes import ProbeRecipe
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
 from tiny_tokenizers import bytelevel
@@ -348,3 +349,10 @@ def test_where_requests_end_is_read_from_plain_passes_whatever_is_judged_togethe
     with torch.no_grad():
         plain = torch.softmax(model(torch.tensor([tokens])).logits[0, -1], -1)
     assert together[2][0] == pytest.approx(float(plain[sorted(marks)].sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize(("num_samples", "epochs"), [(50, 3), (1000, 2), (2000, 1), (9000, 1)])
+def test_many_samples_are_seen_less_often(num_samples: int, epochs: int) -> None:
+    recipe = ProbeRecipe(settings=Settings(epochs=3), looks=2000)
+    assert recipe.settings_for(num_samples).epochs == epochs
+    assert replace(recipe, looks=None).settings_for(num_samples).epochs == 3

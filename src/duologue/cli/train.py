@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train.jsonl, dev.jsonl")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the adapter folder goes")
     parser.add_argument("--samples", type=int, metavar="N", help="the first N of train.jsonl (default: all)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="at most (default: the recipe's)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="at most (default: the recipe's, fewer for many)")
     parser.add_argument("--lr", type=float, help="learning rate (default: the recipe's)")
     parser.add_argument("--batch", type=int, metavar="N", help="samples a step (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0)
@@ -112,7 +112,12 @@ def _probe_job(args: argparse.Namespace) -> Any:
     job = Job(
         data=args.data,
         out=args.out,
-        recipe=replace(recipe, settings=settings, **_given(args, num_probes="probes")),
+        recipe=replace(
+            recipe,
+            settings=settings,
+            looks=recipe.looks if args.epochs is None else None,
+            **_given(args, num_probes="probes"),
+        ),
         num_samples=args.samples,
         memory_gb=args.memory_gb,
         start=None if args.start is None else Adapter.load(args.start),

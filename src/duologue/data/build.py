@@ -77,7 +77,7 @@ class Builder:
         states, weights = list(recipe.shares), list(recipe.shares.values())
         num_left, refused = num_samples, 0
         while num_left > 0:
-            scene = self.scene()
+            scene = self.scene(goes_on=rng.random() < recipe.follow_ups)
             for _ in range(min(recipe.texts_per_context, num_left)):
                 state = rng.choices(states, weights)[0]
                 drawn = (self.sample(state, scene) for _ in range(_TRIES))
@@ -92,8 +92,11 @@ class Builder:
                 yield found
                 num_left -= 1
 
-    def scene(self, *, in_context: bool | None = None, speaking: bool | None = None) -> Scene:
-        """A place for samples: nothing said yet, a dialogue at rest, or one with a running answer."""
+    def scene(self, *, in_context: bool | None = None, speaking: bool | None = None, goes_on: bool = False) -> Scene:
+        """A place for samples: nothing said yet, a dialogue at rest, or one with a running answer.
+
+        With `goes_on`, a dialogue whose user says something next, where the sources have one.
+        """
         recipe, rng = self._recipe, self._rng
         system = rng.choice(recipe.systems)
         inside = rng.random() < recipe.in_context if in_context is None else in_context
@@ -103,7 +106,7 @@ class Builder:
         for _ in range(50):
             dialogue = rng.choice(self._pools.dialogues[rng.choice(list(self._pools.dialogues))])
             found = self._cut_dialogue(dialogue, speaks)
-            if found is not None:
+            if found is not None and (found[1] is not None or not goes_on):
                 context, next_user, next_answer = found
                 return Scene(context, speaks, system, next_user, next_answer, dialogue.source)
         return Scene(system=system)
@@ -171,7 +174,7 @@ class Builder:
         """Something complete that is said to the assistant."""
         rng, pools = self._rng, self._pools
         follow = scene.next_user
-        if follow is not None and rng.random() < (0.6 if not scene.speaking else 0.33):
+        if follow is not None and rng.random() < (0.7 if not scene.speaking else 0.35):
             parts = forms.words(follow)
             # short agreement over a running answer is a backchannel, not a follow-up
             if len(parts) <= self._recipe.max_words and (not scene.speaking or len(parts) >= 4):
@@ -270,7 +273,7 @@ class Builder:
     def _background(self, scene: Scene) -> "_Made":
         """Talk that is not meant for the assistant, as long as queries are; questions more often than they occur."""
         rng, pools = self._rng, self._pools
-        want_question = rng.random() < (0.4 if scene.speaking else 0.25)
+        want_question = rng.random() < (0.5 if scene.speaking else 0.3)
         target = min(len(forms.words(self._any_query().text)), self._recipe.max_words)
         want_short = scene.speaking and rng.random() < 0.2  # listeners say little
         item = None

@@ -22,6 +22,10 @@ _DEVICE_WORDS = frozenset(_DEVICES.split())
 """A stop command that names one of these is about a device, a booking or an earlier order: process, not stop."""
 
 
+_PER_SOURCE_TESTED = 6000
+"""Utterances of a source that a test draws from: it stays the same whatever is trained on."""
+
+
 class Pools:
     """The utterances and dialogues of one split, sampled from the files of a folder."""
 
@@ -33,10 +37,11 @@ class Pools:
         if split not in SPLITS:
             raise UsageError(f"no split {split!r}; there are {', '.join(SPLITS)}")
         low, high = SPLITS[split]
+        limit = _PER_SOURCE_TESTED if split == "test" else recipe.per_source
         rng = random.Random(f"{recipe.seed} {split} {unseen}")
         files = corpus.source_files(folder)
         stop_files = files["hard"].get("stop_commands")
-        stops = corpus.utterances(stop_files, "stop_commands", recipe.per_source, rng) if stop_files else []
+        stops = corpus.utterances(stop_files, "stop_commands", limit, rng) if stop_files else []
         hard_texts = {forms.spoken(item.text) for item in stops}
 
         def read(kind: str, keep: Callable[[Utterance], bool]) -> dict[str, list[Utterance]]:
@@ -46,7 +51,7 @@ class Pools:
                     continue
                 items = [
                     item
-                    for item in corpus.utterances(path, source, recipe.per_source, rng)
+                    for item in corpus.utterances(path, source, limit, rng)
                     if (unseen or low <= item.part < high) and keep(item)
                 ]
                 if items:
@@ -62,7 +67,7 @@ class Pools:
         self.complaints = [item for item in stops if low <= item.part < high and item.kind == "negative_feedback"]
         self.dialogues: dict[str, list[Dialogue]] = {}
         for source, path in files["dialogues"].items():
-            found = [d for d in corpus.dialogues(path, source, recipe.per_source, rng) if low <= d.part < high]
+            found = [d for d in corpus.dialogues(path, source, limit, rng) if low <= d.part < high]
             if found:
                 self.dialogues[source] = found
         for name, pool in (("queries", self.queries), ("background", self.background)):

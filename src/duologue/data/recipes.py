@@ -17,14 +17,15 @@ PROCESS, INCOMPLETE, IGNORE, STOP = (
 class Recipe:
     """A mix of samples. The same recipe and folder give the same samples."""
 
-    num_samples: int = 56_000  # to train on
+    num_samples: int = 112_000  # to train on
     num_dev: int = 1_600  # for early stopping and thresholds, from other documents of the same sources
     num_test: int = 300  # about the size of a group of the test on whole unseen sources
     in_context: float = 0.55  # share of samples inside a dialogue
     speaking: float = 0.64  # share of those where the assistant is in the middle of an answer
+    follow_ups: float = 0.6  # share of dialogues whose user says something next, where that is drawn among the texts
     texts_per_context: int = 4  # inputs that share one dialogue, so that its KV is computed once
     shares: dict[InputState, float] = field(
-        default_factory=lambda: {PROCESS: 0.39, INCOMPLETE: 0.18, IGNORE: 0.33, STOP: 0.10}
+        default_factory=lambda: {PROCESS: 0.40, INCOMPLETE: 0.17, IGNORE: 0.35, STOP: 0.08}
     )
     own_lines: bool = True  # lines of this package beside those of the sources
     cuts: str = "unfinished"  # "unfinished": only cuts that are clearly not complete in themselves; "random": any
@@ -37,13 +38,13 @@ class Recipe:
         {"slurp", "webquestions", "self-instruct-seeds", "rev16-podcasts", "parliament-committees",
          "icsi_meeting_acts", "disfl_qa", "sgd_switches"}
     )  # fmt: skip
-    per_source: int = 6000  # utterances kept in memory per source
+    per_source: int = 12_000  # utterances kept in memory per source that is trained on
     seed: int = 0
 
     def __post_init__(self) -> None:
         if min(self.num_samples, self.num_dev, self.texts_per_context) < 1 or self.num_test < 0:
             raise UsageError("a recipe needs at least one sample, one held out, and one text per context")
-        for name in ("in_context", "speaking"):
+        for name in ("in_context", "speaking", "follow_ups"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
         if self.cuts not in ("unfinished", "random"):

@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
 from duologue.training.curves import plot
 from duologue.training.layout import Layouts
-from duologue.training.loop import Epoch, label, score, train
+from duologue.training.loop import Epoch, Settings, label, score, train
 from duologue.training.prefixes import Progress, kv_bytes_per_token, silent
 from duologue.training.probe_model import ProbeModel
 from duologue.training.recipes import ProbeRecipe
@@ -77,8 +77,9 @@ def run_probe_job(
 
     layouts = Layouts(Template.from_tokenizer(tokenizer))
     train_layouts, dev_layouts = ([layouts.of(s) for s in samples] for samples in (train_samples, dev_samples))
-    data = label(train_samples, train_layouts, states, job.recipe.settings)
-    dev = label(dev_samples, dev_layouts, states, job.recipe.settings)
+    settings = job.recipe.settings_for(len(train_samples))
+    data = label(train_samples, train_layouts, states, settings)
+    dev = label(dev_samples, dev_layouts, states, settings)
     fingerprint = fingerprint_of(model, tokenizer)
     teacher = _teacher(job, states, fingerprint, model)
     probe_model = ProbeModel(
@@ -95,7 +96,7 @@ def run_probe_job(
         probe_model,
         data,
         dev,
-        job.recipe.settings,
+        settings,
         max_tokens=max_tokens,
         checkpoint=checkpoint,
         log=log,
@@ -106,7 +107,7 @@ def run_probe_job(
     if teacher is not None:
         teacher.give_back()
     seconds = time.monotonic() - started
-    facts = _facts(job, name, history, seconds, train_samples)
+    facts = _facts(job, settings, name, history, seconds, train_samples)
     p = score(probe_model, dev.layouts, max_tokens=max_tokens)
     adapter = _calibrated(job, probe_model, dev_samples, p, states, fingerprint, facts)
     adapter.save(job.out)
@@ -229,8 +230,10 @@ def _line(epoch: Epoch, seconds: float) -> str:
     )
 
 
-def _facts(job: Job, name: str, history: Sequence[Epoch], seconds: float, samples: Sequence[Sample]) -> dict[str, Any]:
-    recipe = asdict(job.recipe)
+def _facts(
+    job: Job, settings: Settings, name: str, history: Sequence[Epoch], seconds: float, samples: Sequence[Sample]
+) -> dict[str, Any]:
+    recipe = asdict(replace(job.recipe, settings=settings))
     manifest = job.data / "report.json"
     facts = {
         "base": name,

@@ -1,6 +1,6 @@
 """Ways to train what makes a model duplex, by name: around a frozen base, and with the base."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from duologue.errors import UsageError
@@ -15,10 +15,18 @@ class ProbeRecipe:
     num_probes: int = 1
     lora: LoraShape | None = None
     settings: Settings = field(default_factory=Settings)
+    looks: int | None = None
+    """At samples, in all: what has many of them is seen less often than `settings.epochs`, once at least."""
 
     def __post_init__(self) -> None:
         if self.num_probes < 1:
             raise UsageError(f"a probe needs at least one token, got {self.num_probes}")
+
+    def settings_for(self, num_samples: int) -> Settings:
+        """The settings, with the epochs that suit so many samples."""
+        if self.looks is None:
+            return self.settings
+        return replace(self.settings, epochs=min(self.settings.epochs, max(1, round(self.looks / num_samples))))
 
     @property
     def kind(self) -> str:
@@ -28,7 +36,7 @@ class ProbeRecipe:
 
 PROBE_RECIPES = {
     "rows": ProbeRecipe(settings=Settings(epochs=7, batch=48, lr=1.6e-2)),
-    "alora": ProbeRecipe(lora=LoraShape(dropout=0.1), settings=Settings(epochs=2)),
+    "alora": ProbeRecipe(lora=LoraShape(dropout=0.1), settings=Settings(epochs=3), looks=112_000),
 }
 
 
