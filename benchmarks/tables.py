@@ -364,6 +364,17 @@ def caches(results: Results) -> str:
     return measuring.table(header, rows)
 
 
+def lora_shapes(results: Results) -> str:
+    """What a LoRA of each shape costs at the probe."""
+    header = ("engine", "LoRA", "decision (ms, p50 / p95)", "of rows")
+    rows = [
+        (_engine(result), shape, _pair(row), f"{row['ratio']:.2f}")
+        for _, result in results.of("lora_shapes")
+        for shape, row in result["decision_ms"].items()
+    ]
+    return measuring.table(header, rows) if rows else "No run has been committed yet."
+
+
 def exports(results: Results) -> str:
     """What exported files say of themselves."""
     header = (
@@ -442,6 +453,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "plain-loop": plain_loop,
     "attention": attention,
     "caches": caches,
+    "lora-shapes": lora_shapes,
     "exports": exports,
     "experiments": experiments,
     "serve": server_tables.serve,
