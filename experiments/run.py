@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -38,7 +39,7 @@ from duologue.training.job import start_tokens
 from duologue.training.layout import Layout, Layouts
 from duologue.training.linear_probe import fit, hidden_states
 from duologue.training.loop import Settings, label, score_prefixes, train
-from duologue.training.prefix_attention import PrefixModel
+from duologue.training.prefix_attention import Past, PrefixModel
 from duologue.training.prefixes import Prefixes
 from duologue.training.probe_model import LoraShape, ProbeModel
 from duologue.training.recipes import FINETUNE_RECIPES
@@ -63,6 +64,7 @@ class Variant:
     num_samples: int | None = None  # of the training samples; None takes all
     keep: Callable[[Sample], bool] = lambda sample: True  # which of them
     teacher: bool = False  # learn from the probabilities of the variant before it, too
+    at_every_probe: bool = False  # the states are read at all of them, not at the last alone
 
 
 ALORA = Variant("alora, rank 8", lora=LoraShape(), settings=Settings(epochs=3, patience=3))
@@ -105,6 +107,14 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
             _shaped("attention only", targets=ATTENTION),
             _shaped("MLP only", targets=MLP),
             _shaped("upper half of the layers", first_layer=15),
+        ],
+    ),
+    "positions": (
+        "Are several prediction tokens worth more if the states are read at every one of them?",
+        [
+            ROWS,
+            replace(ROWS, name="rows, 4 probes, read at the last", num_probes=4),
+            replace(ROWS, name="rows, 4 probes, read at every one", num_probes=4, at_every_probe=True),
         ],
     ),
     "samples": (
@@ -161,6 +171,16 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
 }
 
 
+class AtEveryProbe(ProbeModel):
+    """Reads the states at all of its tokens: the mean of what each of them says."""
+
+    def forward(self, past: Past) -> Tensor:
+        """See `ProbeModel`."""
+        fed = (self.probes * self.unit).to(self.base.dtype).expand(len(past.lengths), -1, -1)
+        hidden, _ = self.prefix_model.run(past, inputs_embeds=fed)
+        return hidden.float().mean(1) @ self.states.T
+
+
 class Lab:
     """A base, samples, and their prefixes."""
 
@@ -212,7 +232,8 @@ def run_variant(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
         opener = [*lab.template.user_close, *lab.template.header]
         start = lab.tokenizer.encode(INSTRUCTION) if variant.start == "instruction" else opener
         num_probes = len(start)
-    model = ProbeModel(lab.base(), STATES, start, num_probes=num_probes, lora=variant.lora)
+    kind = AtEveryProbe if variant.at_every_probe else ProbeModel
+    model = kind(lab.base(), STATES, start, num_probes=num_probes, lora=variant.lora)
     settings = replace(variant.settings, seed=seed)
     data = label(samples, lab.laid(samples), STATES, settings)
     dev = label(lab.dev, lab.laid(lab.dev), STATES, settings)
