@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import spoken
-from faster_whisper import WhisperModel
 
 from duologue.voice.engines import Synthesiser
 from duologue.voice.sound import RATE, Samples, gain, level_db, read_sound, resampled
@@ -114,6 +113,8 @@ def recordings(folder: Path, kind: str, chance: random.Random, count: int, *, lo
 
 def with_words(sounds: Sequence[Sound]) -> list[Sound]:
     """The same, with the words that Whisper finds when it is given all of a sound, and when each of them ends."""
+    from faster_whisper import WhisperModel  # here: the rest of this file is of use without it
+
     model = WhisperModel("whisper-base", files=packaged_model(), device="cpu", compute_type="int8")
     found = []
     for sound in sounds:
