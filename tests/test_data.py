@@ -306,6 +306,16 @@ def test_dialogues_that_go_on_are_chosen_where_follow_ups_are_wanted(sources: Pa
     assert share(1.0) > 1.2 * share(0.0)
 
 
+def test_follow_ups_are_not_waited_for_where_no_dialogue_goes_on(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path)
+    for path in (sources / "dialogues").iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({**row, "turns": row["turns"][:2]}) + "\n" for row in rows))
+    samples = build(sources, replace(RECIPE, in_context=1.0, follow_ups=1.0), "train")
+    assert all(sample.context for sample in samples)
+    assert not any(sample.kind == "follow_up" for sample in samples)
+
+
 def test_the_test_does_not_change_with_how_much_is_kept_to_train_on(sources: Path) -> None:
     some, more = (list(unseen(sources, replace(RECIPE, per_source=number))) for number in (20, 2000))
     assert some == more

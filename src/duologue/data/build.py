@@ -103,13 +103,16 @@ class Builder:
         if not inside or not self._pools.dialogues:
             return Scene(system=system)
         speaks = rng.random() < recipe.speaking if speaking is None else speaking
+        chosen = Scene(system=system)
         for _ in range(50):
             dialogue = rng.choice(self._pools.dialogues[rng.choice(list(self._pools.dialogues))])
             found = self._cut_dialogue(dialogue, speaks)
-            if found is not None and (found[1] is not None or not goes_on):
+            if found is not None:
                 context, next_user, next_answer = found
-                return Scene(context, speaks, system, next_user, next_answer, dialogue.source)
-        return Scene(system=system)
+                chosen = Scene(context, speaks, system, next_user, next_answer, dialogue.source)
+                if next_user is not None or not goes_on:
+                    break
+        return chosen
 
     def _cut_dialogue(self, dialogue: Dialogue, speaking: bool) -> tuple[tuple[Turn, ...], str | None, str] | None:
         """The turns up to a random answer, newest ones that fit; a running answer cut at a random whole word."""
