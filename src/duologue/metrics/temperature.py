@@ -8,7 +8,8 @@ from duologue.data.samples import Sample
 from duologue.metrics.decisions import Probabilities
 from duologue.types import InputState
 
-_GRID = np.exp(np.linspace(np.log(0.5), np.log(5.0), 47))
+GRID = np.exp(np.linspace(np.log(0.5), np.log(5.0), 47))
+"""The temperatures that are tried."""
 _LEAST = 1e-6
 
 
@@ -21,5 +22,5 @@ def tempered(p: Probabilities, temperature: float) -> Probabilities:
 def fit_temperature(samples: Sequence[Sample], p: Probabilities, states: Sequence[InputState]) -> float:
     """The temperature at which the right states (label and accepted together) of `samples` are most likely."""
     right = np.array([[state in sample.right for state in states] for sample in samples])  # [N, S]
-    losses = [-np.log(np.maximum((tempered(p, t) * right).sum(1), _LEAST)).mean() for t in _GRID]
-    return float(_GRID[int(np.argmin(losses))])
+    losses = [-np.log(np.maximum((tempered(p, t) * right).sum(1), _LEAST)).mean() for t in GRID]
+    return float(GRID[int(np.argmin(losses))])

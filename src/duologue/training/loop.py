@@ -20,6 +20,7 @@ from torch.nn import functional
 from duologue.data.samples import Sample
 from duologue.errors import BadData, UsageError
 from duologue.metrics.decisions import Probabilities
+from duologue.metrics.temperature import GRID, tempered
 from duologue.training.layout import Layout
 from duologue.training.prefixes import Prefixes, Progress, shards, silent
 from duologue.training.probe_model import ProbeModel
@@ -42,7 +43,7 @@ class Settings:
     accepted_weight: float = 0.4  # what the probability of a state that would be right too counts
     balance: float = 0.5  # 0: samples count alike; 1: states count alike
     teacher_weight: float = 0.7  # of a teacher's probabilities, where there is one; the labels have the rest
-    patience: int = 3  # epochs without a better accuracy on held-out samples before it ends
+    patience: int = 3  # epochs without a lower loss on held-out samples before it ends
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,7 +58,7 @@ class Epoch:
     number: int
     step: int
     train_loss: float
-    dev_loss: float
+    dev_loss: float  # at the temperature that suits the held-out samples best: how sure it is, is put right afterwards
     dev_accuracy: float
 
 
@@ -191,10 +192,13 @@ def _loss(logits: Tensor, data: Labelled, rows: list[int], taught: Tensor | None
 
 
 def _judge(model: ProbeModel, dev: Labelled, prefixes: Prefixes) -> tuple[float, float]:
-    p = torch.from_numpy(score_prefixes(model, prefixes))
-    right = dev.targets.gather(1, p.argmax(1, keepdim=True))[:, 0] > 0
-    loss = -((p * dev.targets).sum(-1).clamp_min(1e-6).log() * dev.weights).mean()
-    return float(loss), float(right.float().mean())
+    found = score_prefixes(model, prefixes)
+    losses = []
+    for temperature in GRID:
+        p = torch.from_numpy(tempered(found, temperature))
+        losses.append(float(-((p * dev.targets).sum(-1).clamp_min(1e-6).log() * dev.weights).mean()))
+    right = dev.targets.gather(1, torch.from_numpy(found.argmax(1))[:, None])[:, 0] > 0
+    return min(losses), float(right.float().mean())
 
 
 @contextmanager
@@ -255,8 +259,7 @@ class _Run:
     def finish(self, number: int, judged: tuple[float, float]) -> Epoch:
         """An epoch ends."""
         epoch = Epoch(number + 1, self._steps, self._total / self._seen, *judged)
-        # By what is right, not by the loss: sureness is put right afterwards, by one temperature.
-        if epoch.dev_accuracy > max((past.dev_accuracy for past in self.history), default=-1.0):
+        if epoch.dev_loss < min((past.dev_loss for past in self.history), default=math.inf):
             self.best, self.stale = self._model.trained(), 0
         else:
             self.stale += 1
