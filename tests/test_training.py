@@ -23,7 +23,7 @@ from duologue.template import Template
 from duologue.testing import tiny_model
 from duologue.training.ends import ModelEnds
 from duologue.training.layout import Layout, Layouts
-from duologue.training.loop import Epoch, Labelled, Settings, _loss, label, score, train
+from duologue.training.loop import Epoch, Labelled, Settings, _judge, _loss, label, score, train
 from duologue.training.prefix_attention import PrefixModel
 from duologue.training.prefixes import Prefixes, kv_bytes_per_token, num_tokens, shards
 from duologue.training.probe_model import LoraShape, ProbeModel
@@ -289,6 +289,15 @@ def test_a_teacher_may_stand_around_the_same_base() -> None:
 def test_training_ends_when_it_no_longer_gets_better() -> None:
     _, history = trained(replace(SETTINGS, epochs=40, patience=1))
     assert len(history) < 40
+
+
+def test_what_is_kept_had_the_least_loss_on_held_out_samples() -> None:
+    dev = toy_labelled(80, 1)
+    model, history = trained(replace(SETTINGS, epochs=10, patience=10, lr=3.0))
+    losses = [epoch.dev_loss for epoch in history]
+    assert losses[-1] > min(losses), "the last epoch was not the best here"
+    kept, _ = _judge(model, dev, Prefixes(model.prefix_model, dev.layouts))
+    assert kept == pytest.approx(min(losses), abs=1e-5)
 
 
 def test_a_state_without_samples_is_refused_and_so_is_one_that_is_unknown() -> None:
