@@ -176,9 +176,7 @@ class AtEveryProbe(ProbeModel):
 
     def forward(self, past: Past) -> Tensor:
         """See `ProbeModel`."""
-        fed = (self.probes * self.unit).to(self.base.dtype).expand(len(past.lengths), -1, -1)
-        hidden, _ = self.prefix_model.run(past, inputs_embeds=fed)
-        return hidden.float().mean(1) @ self.states.T
+        return self.hidden(past).float().mean(1) @ self.states.T
 
 
 class Lab:

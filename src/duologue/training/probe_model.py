@@ -85,9 +85,13 @@ class ProbeModel(nn.Module):
 
     def forward(self, past: Past) -> Tensor:
         """Logits [B, S] at the last probe token after each prefix."""
-        fed = (self.probes * self.unit).to(self.base.dtype).expand(len(past.lengths), -1, -1)  # [B, P, D]
+        return self.hidden(past)[:, -1].float() @ self.states.T
+
+    def hidden(self, past: Past) -> Tensor:
+        """Final hidden states [B, P, D] of the probe tokens after each prefix."""
+        fed = (self.probes * self.unit).to(self.base.dtype).expand(len(past.lengths), -1, -1)
         hidden, _ = self.prefix_model.run(past, inputs_embeds=fed)
-        return hidden[:, -1].float() @ self.states.T
+        return hidden
 
     @contextmanager
     def base_alone(self) -> Iterator[None]:
