@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -65,6 +65,7 @@ class Variant:
     keep: Callable[[Sample], bool] = lambda sample: True  # which of them
     teacher: bool = False  # learn from the probabilities of the variant before it, too
     at_every_probe: bool = False  # the states are read at all of them, not at the last alone
+    rows_per_state: int = 1  # of output; a state is as probable as its rows together
 
 
 ALORA = Variant("alora, rank 8", lora=LoraShape(), settings=Settings(epochs=3, patience=3))
@@ -115,6 +116,16 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
             ROWS,
             replace(ROWS, name="rows, 4 probes, read at the last", num_probes=4),
             replace(ROWS, name="rows, 4 probes, read at every one", num_probes=4, at_every_probe=True),
+        ],
+    ),
+    "state_rows": (
+        "Is a state worth more rows of output than one? A state is as probable as its rows are together.",
+        [
+            ROWS,
+            replace(ROWS, name="rows, 4 a state", rows_per_state=4),
+            replace(ROWS, name="rows, 16 a state", rows_per_state=16),
+            ALORA,
+            replace(ALORA, name="alora, rank 8, 4 a state", rows_per_state=4),
         ],
     ),
     "samples": (
@@ -171,12 +182,20 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
 }
 
 
-class AtEveryProbe(ProbeModel):
-    """Reads the states at all of its tokens: the mean of what each of them says."""
+class VariantModel(ProbeModel):
+    """Reads the states at all of its tokens (the mean of what each of them says), or in several rows a state."""
+
+    def __init__(self, base: Any, variant: Variant, start: Sequence[int], num_probes: int) -> None:
+        super().__init__(base, STATES, start, num_probes=num_probes, lora=variant.lora)
+        self._variant = variant
+        self.states = nn.Parameter(torch.randn(len(STATES), variant.rows_per_state * self.states.shape[1]) * 0.01)
 
     def forward(self, past: Past) -> Tensor:
         """See `ProbeModel`."""
-        return self.hidden(past).float().mean(1) @ self.states.T
+        hidden = self.hidden(past).float()
+        read = hidden.mean(1) if self._variant.at_every_probe else hidden[:, -1]
+        rows = self.states.view(len(STATES), self._variant.rows_per_state, -1)
+        return torch.einsum("bd,skd->bsk", read, rows).logsumexp(-1)
 
 
 class Lab:
@@ -230,8 +249,7 @@ def run_variant(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
         opener = [*lab.template.user_close, *lab.template.header]
         start = lab.tokenizer.encode(INSTRUCTION) if variant.start == "instruction" else opener
         num_probes = len(start)
-    kind = AtEveryProbe if variant.at_every_probe else ProbeModel
-    model = kind(lab.base(), STATES, start, num_probes=num_probes, lora=variant.lora)
+    model = VariantModel(lab.base(), variant, start, num_probes)
     settings = replace(variant.settings, seed=seed)
     data = label(samples, lab.laid(samples), STATES, settings)
     dev = label(lab.dev, lab.laid(lab.dev), STATES, settings)
