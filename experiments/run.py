@@ -147,6 +147,17 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
             )
         ],
     ),
+    "hard_negatives": (
+        "Do asides matter, lines that sound like requests and are said to somebody else?",
+        [
+            replace(variant, name=f"{variant.name}, {name}", keep=keep)
+            for variant in (ROWS, ALORA)
+            for name, keep in (
+                ("all samples", lambda sample: True),
+                ("no asides", lambda sample: sample.kind != "aside"),
+            )
+        ],
+    ),
     "learning_rates": (
         "How much hangs on the learning rates?",
         [
@@ -243,6 +254,8 @@ def run_variant(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
     """Train one variant and judge it."""
     torch.manual_seed(seed)
     samples = [sample for sample in lab.train if variant.keep(sample)][: variant.num_samples]
+    if len(samples) < (variant.num_samples or 0):
+        raise SystemExit(f"{variant.name}: there are {len(samples)}; give --samples {variant.num_samples}")
     start = start_tokens(lab.tokenizer)
     num_probes = variant.num_probes
     if variant.start != "words":

@@ -1,11 +1,20 @@
 """The loss curve of a run as a picture, from its log."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from duologue.data.jsonl import read_rows
 from duologue.errors import BadData, MissingDependency
 
 _LABELS = {"loss": "training loss", "dev_loss": "held-out loss", "dev_accuracy": "held-out accuracy"}
+
+
+def draw(log: Path, out: Path, say: Callable[[str], None]) -> None:
+    """Plot, or say that it cannot be done here: no reason to lose what was trained."""
+    try:
+        plot(log, out)
+    except MissingDependency as error:
+        say(str(error))
 
 
 def plot(log: Path, out: Path) -> None:

@@ -27,7 +27,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from duologue.errors import EngineError, UsageError
+from duologue.errors import EngineError
+from duologue.training import checkpoints
 from duologue.training.duplex import Batch, DuplexModel, state_losses
 from duologue.training.prefixes import Progress, silent
 from duologue.training.recipes import FinetuneSettings
@@ -88,10 +89,16 @@ class Finetuning:
         self._data = sha256(repr([(e.heard, e.reply, e.sample.state) for e in (*train, *dev)]).encode()).hexdigest()
         self.looks: list[Look] = []
         self.step = 0
+        self._began, self._seconds_before = time.monotonic(), 0.0
         if self._checkpoint.exists():
             self._load()
         elif self.is_main:
             self._log.unlink(missing_ok=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began, in all processes that have worked on it one after the other."""
+        return self._seconds_before + time.monotonic() - self._began
 
     @property
     def is_main(self) -> bool:
@@ -208,7 +215,7 @@ class Finetuning:
         self._note(**asdict(look))
         if self.is_main:
             if self._settings.patience is not None and self._stale == 0:
-                _write(self._best, self._weights())
+                checkpoints.write(self._best, self._weights())
             self._save()
         self._accelerator.wait_for_everyone()
 
@@ -242,25 +249,19 @@ class Finetuning:
             "weights": self._weights(),
             "optimizer": self._optimizer.state_dict(),
             "looks": [asdict(look) for look in self.looks],
+            "seconds": self.seconds,
         }
-        _write(self._checkpoint, state)
+        checkpoints.write(self._checkpoint, state)
 
     def _load(self) -> None:
-        state = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
-        ours = self._made_with()
-        if different := [name for name in ours if state["made_with"].get(name) != ours[name]]:
-            raise UsageError(
-                f"{self._checkpoint} is of a run with another {', '.join(different)}; "
-                "give the same to go on with it, or another --out to begin anew"
-            )
+        state = checkpoints.read(self._checkpoint, self._made_with())
         self._put(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.looks = [Look(**look) for look in state["looks"]]
         self.step = state["step"]
-        if self.is_main:  # steps behind the checkpoint are taken again
-            lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True) if self._log.exists() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-            self._log.write_text("".join(kept), encoding="utf-8")
+        self._seconds_before = state["seconds"]
+        if self.is_main:
+            checkpoints.forget_log_behind(self._log, self.step)
 
 
 def _accelerator(settings: FinetuneSettings) -> Accelerator:
@@ -278,12 +279,3 @@ def _order(num: int, seed: str) -> list[int]:
     order = list(range(num))
     random.Random(seed).shuffle(order)
     return order
-
-
-def _write(path: Path, state: Any) -> None:
-    partial = path.with_suffix(".partial")  # a kill while writing leaves the old one whole
-    try:
-        torch.save(state, partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises either when the disk is full
-        raise UsageError(f"{path} cannot be written: {error}; make room and give the same command again") from error

@@ -13,16 +13,16 @@ from transformers.utils import logging as transformers_logging
 
 from duologue.adapters import ANY_WEIGHTS, Adapter
 from duologue.backends.hf_tokenizer import HfTokenizer
-from duologue.data.samples import Sample, read_samples
-from duologue.errors import BadData, MissingDependency, UsageError
+from duologue.data.samples import Sample
+from duologue.errors import BadData, UsageError
 from duologue.metrics.decisions import decide
 from duologue.metrics.outcome import groups
 from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
-from duologue.training.curves import plot
+from duologue.training.curves import draw
 from duologue.training.duplex import DuplexModel
 from duologue.training.finetune import Finetuning, Look
-from duologue.training.job import fingerprint_of, start_tokens
+from duologue.training.job import fingerprint_of, read_splits, start_tokens
 from duologue.training.prefixes import Progress, silent
 from duologue.training.recipes import FinetuneSettings
 from duologue.training.sequences import Example, lay_out
@@ -62,12 +62,12 @@ def run_finetune(
         UsageError: sequences longer than the model takes; see `sequences.lay_out` and `finetune.Finetuning`.
     """
     started = time.monotonic()
-    settings, states = job.settings, tuple(InputState)
+    settings = job.settings
     if job.threads:
         torch.set_num_threads(job.threads)
     job.out.mkdir(parents=True, exist_ok=True)
-    train_samples, dev_samples = (_read(job.data / f"{part}.jsonl") for part in ("train", "dev"))
-    _check(train_samples, states, model, settings)
+    train_samples, dev_samples, states = read_splits(job.data)
+    _check(train_samples, model, settings)
     template = Template.from_tokenizer(tokenizer)
     train, shortened = lay_out(train_samples, template, settings.max_length)
     dev, dev_shortened = lay_out(dev_samples, template, settings.max_length)
@@ -75,6 +75,7 @@ def run_finetune(
     torch.manual_seed(settings.seed)  # the LoRA's first values
     # updates of this size vanish in the rounding of bfloat16, so the weights themselves stay in float32
     duplex = DuplexModel(model.float(), len(states), start_tokens(tokenizer), settings)
+    before = time.monotonic() - started
     run = Finetuning(duplex, states, train, dev, settings, job.out)
     speak = say if run.is_main else _say_nothing
     speak(_counted(train, dev))
@@ -89,7 +90,7 @@ def run_finetune(
         **_facts(settings, train, run),
         "base": name,
         "shortened": asdict(shortened),
-        "seconds": round(time.monotonic() - started),
+        "seconds": round(before + run.seconds),
         "dev": groups(dev_samples, decide(p, dev_samples, states, thresholds)),
     }
     adapter = Adapter(
@@ -104,27 +105,15 @@ def run_finetune(
     if run.is_main:
         _write(job.out, duplex, tokenizer, settings)
         adapter.save(job.out)
-        _draw(job.out, speak)
+        draw(job.out / "log.jsonl", job.out / "curve.png", speak)
         run.clean()
     return adapter
 
 
-def _read(path: Path) -> list[Sample]:
-    samples = list(read_samples(path))
-    if not samples:
-        raise BadData(f"{path} has no samples")
-    return samples
-
-
-def _check(
-    samples: Sequence[Sample], states: Sequence[InputState], model: PreTrainedModel, settings: FinetuneSettings
-) -> None:
+def _check(samples: Sequence[Sample], model: PreTrainedModel, settings: FinetuneSettings) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and settings.max_length > limit:
         raise UsageError(f"max_length {settings.max_length} is more than the {limit} tokens this model takes")
-    present = {sample.state for sample in samples}
-    if missing := [state.value for state in states if state not in present]:
-        raise BadData(f"no training sample of {', '.join(missing)}; every state needs some")
     answered = any(sample.response.strip() for sample in samples if sample.state is InputState.PROCESS)
     if settings.response_weight and not answered:
         raise BadData(
@@ -144,13 +133,6 @@ def _write(out: Path, duplex: DuplexModel, tokenizer: HfTokenizer, settings: Fin
         base = base.to(torch.bfloat16)
     base.save_pretrained(out / "model")
     tokenizer.wrapped.save_pretrained(out / "model")
-
-
-def _draw(out: Path, say: Callable[[str], None]) -> None:
-    try:
-        plot(out / "log.jsonl", out / "curve.png")
-    except MissingDependency as error:  # no reason to lose what was trained
-        say(str(error))
 
 
 def _facts(settings: FinetuneSettings, train: Sequence[Example], run: Finetuning) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,19 @@ from duologue.metrics.outcome import groups
 from duologue.metrics.temperature import fit_temperature, tempered
 from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
-from duologue.training.curves import plot
-from duologue.training.layout import Layouts
+from duologue.training.curves import draw
 from duologue.training.loop import Epoch, Settings, label, score, train
 from duologue.training.prefixes import Progress, kv_bytes_per_token, silent
 from duologue.training.probe_model import ProbeModel
 from duologue.training.recipes import ProbeRecipe
+from duologue.training.sequences import lay_out_heard
 from duologue.types import InputState, Token
 
 START_WORDS = (" process", " decide", " state", " complete", " answer", " wait", " ignore", " stop", " listening")
 """The probe starts from the mean of the embeddings of these words' first tokens."""
+
+_NEEDED = (InputState.PROCESS, InputState.IGNORE)
+"""Without these two there is nothing to tell apart."""
 
 _DEV_SHARE = 0.15  # of the memory, at most, for the prefixes of held-out samples
 
@@ -70,13 +74,17 @@ def run_probe_job(
         torch.set_num_threads(job.threads)
     torch.manual_seed(job.recipe.settings.seed)
     job.out.mkdir(parents=True, exist_ok=True)
-    train_samples = _read(job.data / "train.jsonl")[: job.num_samples]
-    dev_samples = _read(job.data / "dev.jsonl")
-    states = tuple(state for state in InputState if any(sample.state is state for sample in train_samples))
+    train_samples, dev_samples, states = read_splits(job.data, job.num_samples)
     say(f"{len(train_samples)} samples to train on, {len(dev_samples)} to judge by: {_counted(train_samples)}")
 
-    layouts = Layouts(Template.from_tokenizer(tokenizer))
-    train_layouts, dev_layouts = ([layouts.of(s) for s in samples] for samples in (train_samples, dev_samples))
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = None if limit is None else limit - job.recipe.num_probes
+    template = Template.from_tokenizer(tokenizer)
+    train_layouts, shortened = lay_out_heard(train_samples, template, room)
+    dev_layouts, dev_shortened = lay_out_heard(dev_samples, template, room)
+    for where, lost in (("to train on", shortened), ("held out", dev_shortened)):
+        if lost.any:
+            say(f"of the samples {where}, too long for the {limit} tokens of this model: {lost}")
     settings = job.recipe.settings_for(len(train_samples))
     data = label(train_samples, train_layouts, states, settings)
     dev = label(dev_samples, dev_layouts, states, settings)
@@ -88,6 +96,8 @@ def run_probe_job(
     if job.start is not None:
         _take_over(probe_model, job.start, fingerprint)
     max_tokens = _max_tokens(job, probe_model)
+    origin = {"model": name, "start": _digest(job.start), "teacher": _digest(job.teacher), "dtype": str(model.dtype)}
+    before = time.monotonic() - started
 
     checkpoint, log = job.out / "checkpoint.pt", job.out / "training.jsonl"
     if not checkpoint.exists():
@@ -101,19 +111,40 @@ def run_probe_job(
         checkpoint=checkpoint,
         log=log,
         progress=progress,
-        report=lambda epoch: say(_line(epoch, time.monotonic() - started)),
+        report=lambda epoch: say(_line(epoch)),
         teacher=teacher,
+        origin=origin,
     )
     if teacher is not None:
         teacher.give_back()
-    seconds = time.monotonic() - started
+    seconds = before + history[-1].seconds
     facts = _facts(job, settings, name, history, seconds, train_samples)
     p = score(probe_model, dev.layouts, max_tokens=max_tokens)
     adapter = _calibrated(job, probe_model, dev_samples, p, states, fingerprint, facts)
     adapter.save(job.out)
-    plot(log, job.out / "training.png")
+    draw(log, job.out / "training.png", say)
     checkpoint.unlink(missing_ok=True)
     return adapter
+
+
+def read_splits(
+    folder: Path, num_samples: int | None = None
+) -> tuple[list[Sample], list[Sample], tuple[InputState, ...]]:
+    """The first `num_samples` to train on, those held out, and the states that there are.
+
+    Raises:
+        UsageError: a file is not there.
+        BadData: a file cannot be read or is empty; nothing to process or nothing to ignore; the two have other states.
+    """
+    train, dev = _read(folder / "train.jsonl")[:num_samples], _read(folder / "dev.jsonl")
+    present, held_out = ({sample.state for sample in samples} for samples in (train, dev))
+    if missing := [state.value for state in _NEEDED if state not in present]:
+        raise BadData(f"{folder / 'train.jsonl'} has no sample of {', '.join(missing)} among the first {len(train)}")
+    if missing := [state.value for state in InputState if state in present - held_out]:
+        raise BadData(f"{folder / 'dev.jsonl'} has no sample of {', '.join(missing)}, which train.jsonl has")
+    if unknown := [state.value for state in InputState if state in held_out - present]:
+        raise BadData(f"{folder / 'dev.jsonl'} has samples of {', '.join(unknown)}, which train.jsonl has not")
+    return train, dev, tuple(state for state in InputState if state in present)
 
 
 def _calibrated(
@@ -189,6 +220,13 @@ def _max_tokens(job: Job, model: ProbeModel) -> int:
     return max(1, int(job.memory_gb * 2**30 * (1 - _DEV_SHARE) / per_token))
 
 
+def _digest(adapter: Adapter | None) -> str:
+    """What tells one trained adapter from another."""
+    if adapter is None or adapter.rows is None:
+        return ""
+    return sha256(adapter.rows.probes.tobytes() + adapter.rows.states.tobytes()).hexdigest()
+
+
 def _take_over(model: ProbeModel, start: Adapter, fingerprint: Fingerprint) -> None:
     start.check(fingerprint)
     ours = model.rows()
@@ -223,10 +261,10 @@ def _counted(samples: Sequence[Sample]) -> str:
     )
 
 
-def _line(epoch: Epoch, seconds: float) -> str:
+def _line(epoch: Epoch) -> str:
     return (
         f"epoch {epoch.number}: loss {epoch.train_loss:.4f}, held out {epoch.dev_loss:.4f}, "
-        f"{100 * epoch.dev_accuracy:.1f} % right, {seconds:.0f} s"
+        f"{100 * epoch.dev_accuracy:.1f} % right, {epoch.seconds:.0f} s"
     )
 
 

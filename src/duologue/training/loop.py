@@ -6,9 +6,11 @@ N samples, B of a batch, S states.
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from duologue.data.samples import Sample
 from duologue.errors import BadData, UsageError
 from duologue.metrics.decisions import Probabilities
 from duologue.metrics.temperature import GRID, tempered
+from duologue.training import checkpoints
 from duologue.training.layout import Layout
 from duologue.training.prefixes import Prefixes, Progress, shards, silent
 from duologue.training.probe_model import ProbeModel
@@ -60,6 +63,7 @@ class Epoch:
     train_loss: float
     dev_loss: float  # at the temperature that suits the held-out samples best: how sure it is, is put right afterwards
     dev_accuracy: float
+    seconds: float = field(compare=False)  # since the run began, prefixes and all
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,12 @@ class Labelled:
     layouts: Sequence[Layout]
     targets: Tensor
     weights: Tensor
+
+    @property
+    def digest(self) -> str:
+        """The same for the same samples with the same labels."""
+        tokens = repr([(layout.context, layout.text) for layout in self.layouts])
+        return sha256(f"{tokens} {self.targets.tolist()}".encode()).hexdigest()
 
 
 def train(
@@ -84,23 +94,33 @@ def train(
     report: Callable[[Epoch], None] = lambda epoch: None,
     compute: Compute | None = None,
     teacher: ProbeModel | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> list[Epoch]:
     """Train `model` in place; it ends with what was best on `dev`.
 
     At most `max_tokens` tokens of prefixes are in memory beside those of `dev`. If all fit, every epoch sees all
     samples; otherwise each shard is seen `epochs` times while it is there, so that no prefix is computed twice.
-    With `checkpoint`, every epoch is written there, and a run that was killed goes on from the last one, exactly. `log`
+    With `checkpoint`, every epoch is written there, and a run that was killed goes on from the last one, exactly, if it
+    is of the same `origin` (what else decides how it comes out: the model, where it began, who teaches it). `log`
     gets a line of JSON for every step and epoch. `compute` gives the prefixes, for runs that share them. `model` learns
     from the probabilities of a `teacher`, too; both may stand around the same base, if `model` has no LoRA.
 
     Raises:
-        UsageError: the checkpoint is of another run; a sample is too long for the memory.
+        UsageError: the checkpoint is of another run, or cannot be written; a sample is too long for the memory.
     """
+    began = time.monotonic()
     compute = compute or (lambda layouts: Prefixes(model.prefix_model, layouts, progress=progress))
     parts = shards(data.layouts, max_tokens)
     with _base_alone(model, teacher):
         dev_prefixes = compute(dev.layouts)
-    run = _Run(model, settings, [len(part) for part in parts], checkpoint, log)
+    made_with = {
+        **(origin or {}),
+        "settings": asdict(settings),
+        "shards": [len(part) for part in parts],
+        "samples": f"{data.digest} {dev.digest}",
+        "sizes": [list(value.shape) for value in model.trained()],
+    }
+    run = _Run(model, settings, made_with, began, checkpoint, log)
     first = run.next_epoch
     prefixes: Prefixes | None = None
     taught: Tensor | None = None
@@ -212,11 +232,17 @@ class _Run:
     """Optimiser, schedule, the best so far, and the file they can be taken up again from."""
 
     def __init__(
-        self, model: ProbeModel, settings: Settings, parts: list[int], checkpoint: Path | None, log: Path | None
+        self,
+        model: ProbeModel,
+        settings: Settings,
+        made_with: Mapping[str, Any],
+        began: float,
+        checkpoint: Path | None,
+        log: Path | None,
     ) -> None:
-        """`parts` has the number of samples of each shard."""
-        self._identity = {"settings": asdict(settings), "shards": parts}
-        steps = settings.epochs * sum(math.ceil(num / settings.batch) for num in parts)
+        """`made_with` is what a checkpoint must agree in, with the number of samples of each of its "shards"."""
+        self._made_with, self._began = dict(made_with), began
+        steps = settings.epochs * sum(math.ceil(num / settings.batch) for num in made_with["shards"])
         self._model, self._checkpoint, self._log = model, checkpoint, log
         self._parameters = [model.probes, model.states, *model.lora_parameters]
         groups = [{"params": [model.probes], "lr": settings.lr}, {"params": [model.states], "lr": settings.lr / 2}]
@@ -258,14 +284,17 @@ class _Run:
 
     def finish(self, number: int, judged: tuple[float, float]) -> Epoch:
         """An epoch ends."""
-        epoch = Epoch(number + 1, self._steps, self._total / self._seen, *judged)
+        seconds = round(time.monotonic() - self._began, 1)
+        epoch = Epoch(number + 1, self._steps, self._total / self._seen, *judged, seconds)
         if epoch.dev_loss < min((past.dev_loss for past in self.history), default=math.inf):
             self.best, self.stale = self._model.trained(), 0
         else:
             self.stale += 1
         self.history.append(epoch)
         self.next_epoch = epoch.number
-        self._write(asdict(epoch))
+        row = asdict(epoch)
+        del row["seconds"]  # the same run writes the same log
+        self._write(row)
         if self._checkpoint is not None:
             self._save(self._checkpoint)
         return epoch
@@ -277,7 +306,7 @@ class _Run:
 
     def _save(self, path: Path) -> None:
         state = {
-            **self._identity,
+            "made_with": self._made_with,
             "trained": self._model.trained(),
             "best": self.best,
             "optimizer": self._optimizer.state_dict(),
@@ -286,18 +315,10 @@ class _Run:
             "stale": self.stale,
             "steps": self._steps,
         }
-        partial = path.with_suffix(".partial")  # a kill while writing leaves the old one whole
-        torch.save(state, partial)
-        partial.replace(path)
+        checkpoints.write(path, state)
 
     def _load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
-        theirs = {name: state.get(name) for name in self._identity}
-        if theirs != self._identity:
-            raise UsageError(
-                f"{path} is the checkpoint of a run with other settings or samples ({theirs}); "
-                "give the same to go on with it, or another --out to begin anew"
-            )
+        state = checkpoints.read(path, self._made_with)
         self._model.restore(state["trained"])
         self.best = state["best"]
         self._optimizer.load_state_dict(state["optimizer"])
@@ -305,12 +326,6 @@ class _Run:
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.stale, self._steps = state["stale"], state["steps"]
         self.next_epoch = len(self.history)
-        self._forget_log_behind()
-
-    def _forget_log_behind(self) -> None:
-        """Steps behind the checkpoint are taken again, so their lines go."""
-        if self._log is None or not self._log.exists():
-            return
-        lines = self._log.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= self._steps]
-        self._log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._began -= self.history[-1].seconds
+        if self._log is not None:
+            checkpoints.forget_log_behind(self._log, self._steps)

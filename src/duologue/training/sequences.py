@@ -39,6 +39,11 @@ class Shortened:
     texts: int  # … all their turns and the beginning of the words
     responses: int  # … the end of the response
 
+    @property
+    def any(self) -> bool:
+        """Whether something was lost."""
+        return bool(self.contexts or self.texts or self.responses)
+
     def __str__(self) -> str:
         return (
             f"shortened: {self.contexts} lost old turns, {self.texts} the beginning of the words, "
@@ -58,15 +63,16 @@ def lay_out(samples: Sequence[Sample], template: Template, max_length: int) -> t
     end = _end(template)
     examples, contexts, texts, responses = [], 0, 0, 0
     for sample in samples:
-        heard, lost = _fit(layouts, sample, max_length - 1)
+        layout, lost = _fit(layouts, sample, max_length - 1)
+        heard = _ids(layout)
         response = template.answer(sample.response) if sample.state is InputState.PROCESS else ()
         if not response:
             examples.append(Example(sample, heard))
         else:
             said = (*response, *end)
             room = max_length - len(template.header) - min(len(said), max_length // 2)
-            words, lost_more = _fit(layouts, sample, room)
-            before = (*words, *template.header)
+            layout, lost_more = _fit(layouts, sample, room)
+            before = (*_ids(layout), *template.header)
             kept = said[: max_length - len(before)]
             examples.append(Example(sample, heard, (*before, *kept), len(kept)))
             responses += len(kept) < len(said)
@@ -79,18 +85,31 @@ def lay_out(samples: Sequence[Sample], template: Template, max_length: int) -> t
 _NOTHING, _TURNS, _WORDS = range(3)
 
 
-def _fit(layouts: Layouts, sample: Sample, room: int) -> tuple[tuple[Token, ...], int]:
-    """Ids of as much of the sample's end as fits into `room`, and what was lost."""
+def lay_out_heard(samples: Sequence[Sample], template: Template, room: int | None) -> tuple[list[Layout], Shortened]:
+    """What is heard of every sample in tokens, at most `room` of them (None: any number), and what was left out.
+
+    Raises:
+        UsageError: not even one word fits behind the system prompt.
+    """
+    layouts = Layouts(template)
+    if room is None:
+        return [layouts.of(sample) for sample in samples], Shortened(0, 0, 0)
+    found, lost = zip(*(_fit(layouts, sample, room) for sample in samples), strict=True)
+    return list(found), Shortened(lost.count(_TURNS), lost.count(_WORDS), 0)
+
+
+def _fit(layouts: Layouts, sample: Sample, room: int) -> tuple[Layout, int]:
+    """As much of the sample's end as fits into `room`, and what was lost."""
     layout = layouts.of(sample)
     if layout.length <= room:
-        return _ids(layout), _NOTHING
+        return layout, _NOTHING
     # A dialogue starts with the user in every template.
     starts = [i for i, turn in enumerate(sample.context) if i and turn.role is Role.USER]
     for start in (*starts, len(sample.context)) if sample.context else ():
         layout = layouts.of(replace(sample, context=sample.context[start:]))
         if layout.length <= room:
-            return _ids(layout), _TURNS
-    return _ids(_fit_words(layouts, replace(sample, context=()), room)), _WORDS
+            return layout, _TURNS
+    return _fit_words(layouts, replace(sample, context=()), room), _WORDS
 
 
 def _fit_words(layouts: Layouts, sample: Sample, room: int) -> Layout:
