@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from duologue.data import corpus, forms, phrases
-from duologue.data.build import OPEN_WORDS, Builder
+from duologue.data.build import OPEN_WORDS, Builder, Scene
 from duologue.data.folder import FolderBuilder
 from duologue.data.jsonl import read_rows
 from duologue.data.pools import SPLITS, Pools
@@ -64,6 +64,8 @@ def test_a_sample_survives_its_file(tmp_path: Path) -> None:
         ('{"text": "a", "source": "b", "state": "maybe"}', "maybe"),
         ('{"text": 3, "source": "b", "state": "ignore"}', "not a string"),
         ('{"text": "a", "source": "b", "state": "process", "response": 3}', "response is int"),
+        ('{"text": "a", "source": "b", "state": "process", "speaking": "false"}', "speaking is 'false'"),
+        ('{"text": "a", "source": "b", "state": "process", "system": 1}', "system is int"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
@@ -222,6 +224,9 @@ def test_the_paper_has_three_states_random_cuts_and_nothing_of_ours(sources: Pat
     assert {sample.state for sample in samples} == {InputState.PROCESS, InputState.INCOMPLETE, InputState.IGNORE}
     assert {sample.kind for sample in samples if sample.state is InputState.INCOMPLETE} == {"random_cut"}
     assert not any(sample.context or sample.source == "own" for sample in samples)
+    tested = list(unseen(sources, recipe))
+    assert {sample.state for sample in tested} == {sample.state for sample in samples}
+    assert not any(sample.context or sample.source == "own" for sample in tested)
 
 
 def test_a_model_that_knows_where_requests_end_opens_other_cuts_and_closes_some() -> None:
@@ -270,8 +275,9 @@ def test_a_build_that_was_killed_goes_on_to_the_same_folder(sources: Path, tmp_p
     written = (killed / "train.jsonl").stat().st_mtime_ns
     FolderBuilder(sources, killed, RECIPE).build()
     assert (killed / "train.jsonl").stat().st_mtime_ns == written
-    for name in ("train.jsonl", "dev.jsonl", "test.jsonl"):
+    for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "report.json", "report.md"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert json.loads((whole / "report.json").read_text())["train"]["dropped"]
 
 
 def test_a_folder_of_another_recipe_is_left_alone(sources: Path, tmp_path: Path) -> None:
@@ -279,7 +285,60 @@ def test_a_folder_of_another_recipe_is_left_alone(sources: Path, tmp_path: Path)
     before = (tmp_path / "train.jsonl").read_bytes()
     with pytest.raises(UsageError, match="another recipe"):
         FolderBuilder(sources, tmp_path, replace(RECIPE, seed=1))
+    with pytest.raises(UsageError, match="another recipe"):
+        FolderBuilder(sources, tmp_path, RECIPE, made_by={"cuts_by": "another model"})
     assert (tmp_path / "train.jsonl").read_bytes() == before
+
+
+def test_what_opens_a_dialogue_of_the_test_is_not_trained_on(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path)
+    opening = {d.turns[0].text for found in Pools(sources, RECIPE, "test").dialogues.values() for d in found}
+    assert 0 < len(opening) < 12
+    rows = [{"id": f"talk-{i}", "text": text.upper(), "kind": "assistant_query"} for i, text in enumerate(opening)]
+    path = sources / "queries" / "talks.jsonl"  # the same talks, as a corpus of queries has them
+    path.write_text("".join(json.dumps({**row, "id": f"{row['id']}-{n}"}) + "\n" for row in rows for n in range(20)))
+    for split in ("train", "dev"):
+        pools = Pools(sources, RECIPE, split)
+        assert "talks" not in pools.queries
+        assert pools.dialogues["talks"]
+        assert opening.isdisjoint(d.turns[0].text for d in pools.dialogues["talks"])
+    assert "talks" in Pools(sources, RECIPE, "test").queries
+
+
+def test_hard_lines_of_an_unseen_source_are_not_trained_on(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path)
+    assert "desk" in RECIPE.unseen
+    path = sources / "hard" / "stop_commands.jsonl"
+    row = {"text": "hush now please", "kind": "stop_command", "intent": "cancel"}
+    with path.open("a") as file:
+        file.writelines(json.dumps({**row, "id": f"desk-{n}"}) + "\n" for n in range(40))
+    texts = {item.text for split in ("train", "dev", "test") for item in Pools(sources, RECIPE, split).stops}
+    assert "just stop it now" in texts
+    assert "hush now please" not in texts
+
+
+def test_the_hard_set_says_what_words_mean_wherever_they_stand(tmp_path: Path) -> None:
+    sources, out = write_sources(tmp_path / "sources"), tmp_path / "out"
+    turns = ["tell me a story about the sea", "Once there was a long and quiet sea.", "would you be silent", "I will."]
+    talk = [{"role": "user" if i % 2 == 0 else "assistant", "text": text} for i, text in enumerate(turns)]
+    path = sources / "dialogues" / "silent.jsonl"
+    path.write_text("".join(json.dumps({"id": f"silent-{n}", "turns": talk}) + "\n" for n in range(40)))
+    FolderBuilder(sources, out, RECIPE).build()
+    samples = [s for name in ("train", "dev", "test") for s in read_samples(out / f"{name}.jsonl")]
+    said = [s for s in samples if forms.spoken(s.text) == "would you be silent"]
+    assert said
+    assert {s.state for s in said} == {InputState.STOP}
+
+
+def test_talk_that_is_said_to_an_assistant_is_not_background(sources: Path) -> None:
+    pools = Pools(sources, RECIPE, "train")
+    questions = {item.text for items in pools.background.values() for item in items if item.text.endswith("?")}
+    builder = Builder(pools, RECIPE, "train", is_addressed=lambda text: text in questions)
+    made = [builder._background(Scene()) for _ in range(300)]
+    assert not questions & {item.text for item in made}, "though questions are wanted more often than they occur"
+    deaf = Builder(pools, RECIPE, "train", is_addressed=lambda text: True)
+    with pytest.raises(BadData, match="background"):
+        deaf._background(Scene())
 
 
 def test_sources_that_are_too_small_say_so(sources: Path) -> None:

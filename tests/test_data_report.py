@@ -1,9 +1,6 @@
 """The report of a build counts what went by and keeps little of it."""
 
-import json
-from pathlib import Path
-
-from duologue.data.report import PLACES, Report, place_of
+from duologue.data.report import PLACES, Report, markdown, place_of
 from duologue.data.samples import Sample
 from duologue.types import InputState, Role, Turn
 
@@ -59,7 +56,7 @@ def test_what_was_dropped_is_counted_by_reason() -> None:
     report.drop("exact duplicate", 4)
     report.drop("other label")
     assert report.to_json()["dropped"] == {"exact duplicate": 5, "other label": 1}
-    assert "| exact duplicate | 5 |" in report.to_markdown()
+    assert "| exact duplicate | 5 |" in markdown(report.to_json())
 
 
 def test_only_a_random_selection_is_kept_for_the_tell_test() -> None:
@@ -72,12 +69,8 @@ def test_only_a_random_selection_is_kept_for_the_tell_test() -> None:
     assert Report().tells() is None
 
 
-def test_both_files_say_the_same(tmp_path: Path) -> None:
-    report = filled()
-    report.write(tmp_path)
-    assert json.loads((tmp_path / "report.json").read_text()) == report.to_json()
-    text = (tmp_path / "report.md").read_text()
-    assert text == report.to_markdown()
+def test_the_tables_say_what_was_counted() -> None:
+    text = markdown(filled().to_json())
     for line in (
         "| harbour | 0 | 64 | 0 | 64 |",
         "| all | 64 | 64 | 1 | 129 |",
@@ -88,11 +81,11 @@ def test_both_files_say_the_same(tmp_path: Path) -> None:
 
 
 def test_every_table_has_as_many_cells_in_each_row() -> None:
-    tables = [block.splitlines() for block in filled().to_markdown().split("\n\n") if block.startswith("|")]
+    tables = [block.splitlines() for block in markdown(filled().to_json()).split("\n\n") if block.startswith("|")]
     assert len(tables) == 5
     for table in tables:
         assert len({line.count("|") for line in table}) == 1, table
 
 
 def test_an_empty_build_has_a_report_too() -> None:
-    assert "Too few samples" in Report().to_markdown()
+    assert "Too few samples" in markdown(Report().to_json())

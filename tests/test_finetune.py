@@ -21,7 +21,7 @@ import transformers
 from duologue.adapters import Adapter
 from duologue.cli.main import main
 from duologue.core.backend import Extend
-from duologue.data.samples import Sample, write_samples
+from duologue.data.samples import Sample, read_samples, write_samples
 from duologue.errors import BadData, EngineError, UsageError
 from duologue.model import load
 from duologue.template import Template
@@ -423,7 +423,7 @@ def _by_hand(folder: Path, ids: tuple[int, ...]) -> list[float]:
     [
         (lambda data: (data / "dev.jsonl").unlink(), "dev.jsonl"),
         (lambda data: (data / "dev.jsonl").write_text(""), "no samples"),
-        (lambda data: write_data(data, state=IGNORE), "no training sample of process, incomplete, stop"),
+        (lambda data: write_data(data, state=IGNORE), "train.jsonl has no sample of process"),
         (lambda data: write_data(data, response=""), "response_weight=0"),
         (lambda data: (data / "train.jsonl").write_text('{"text": "a"}\n'), "line 1"),
     ],
@@ -431,8 +431,19 @@ def _by_hand(folder: Path, ids: tuple[int, ...]) -> list[float]:
 def test_bad_data_is_explained(change: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     change(write_data(tmp_path))
     model, tokenizer = tiny_chat(is_tied=True)
-    with pytest.raises(BadData, match=message):
+    with pytest.raises(UsageError, match=message):
         run_finetune(FinetuneJob(tmp_path, tmp_path / "out", FULL), model, tokenizer, name="tiny")  # type: ignore
+
+
+def test_a_set_without_stop_makes_an_adapter_without_it(tmp_path: Path) -> None:
+    """As the mix of the paper is."""
+    write_data(tmp_path)
+    for path in (tmp_path / "train.jsonl", tmp_path / "dev.jsonl"):
+        write_samples(path, [sample for sample in list(read_samples(path)) if sample.state is not STOP])
+    model, tokenizer = tiny_chat(is_tied=True)
+    job = FinetuneJob(tmp_path, tmp_path / "out", replace(FULL, steps=1))
+    adapter = run_finetune(job, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
+    assert adapter.states == (PROCESS, INCOMPLETE, IGNORE)
 
 
 def test_sequences_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:

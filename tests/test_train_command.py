@@ -1,5 +1,6 @@
 """`duologue data build` and `duologue train`, from sources to an adapter folder, on a tiny model in a folder."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,20 @@ def test_training_can_begin_from_an_adapter_and_learn_from_another(
         run("train", "alora", *common, "--out", third, "--teacher", first)
 
 
+def test_what_is_longer_than_the_model_takes_is_shortened(
+    model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"text": "word " * 3000 + "end", "state": "ignore", "source": "own"}
+    for name in ("train", "dev"):
+        lines = [*(data / f"{name}.jsonl").read_text().splitlines()[:40], json.dumps(row)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    assert run("train", "rows", "--model", model_folder, "--data", tmp_path, "--out", out, *SMALL) == 0
+    assert "to train on, too long for the 2048 tokens of this model: shortened: 0 lost old turns, 1 the beginning" in (
+        capsys.readouterr().out
+    )
+
+
 def test_bad_input_is_explained(model_folder: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="duologue data build"):
         run("train", "rows", "--model", model_folder, "--data", tmp_path / "nowhere", "--out", tmp_path)
@@ -124,6 +139,13 @@ def test_bad_input_is_explained(model_folder: Path, data: Path, tmp_path: Path) 
         (broken / "train.jsonl").write_text(text)
         with pytest.raises(BadData, match=complaint):
             run("train", "rows", "--model", model_folder, "--data", broken, "--out", tmp_path / "out")
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    for name, left_out in (("train", "ignore"), ("dev", "stop")):
+        for part in ("train", "dev"):
+            kept = [row for row in rows if part != name or row["state"] != left_out]
+            (broken / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        with pytest.raises(BadData, match=rf"{name}\.jsonl has no sample of {left_out}"):
+            run("train", "rows", "--model", model_folder, "--data", broken, "--out", tmp_path / "out")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
@@ -133,5 +155,7 @@ def test_bad_input_is_explained(model_folder: Path, data: Path, tmp_path: Path) 
         run("data", "build", "duologue", "--sources", tmp_path, "--out", tmp_path / "samples", "--cuts-by", "rules")
     with pytest.raises(UsageError, match="no folder"):
         run("data", "build", "paper", "--sources", tmp_path / "nowhere", "--out", tmp_path / "samples")
+    with pytest.raises(UsageError, match=r"--unseen dessk: no such source; there are .*desk"):
+        run("data", "build", "paper", "--sources", write_sources(tmp_path), "--out", tmp_path, "--unseen", "dessk")
     with pytest.raises(UsageError, match="go together"):
         run("data", "build", "paper", "--sources", tmp_path, "--out", tmp_path, "--judge-url", "http://localhost:1/v1")

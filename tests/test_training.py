@@ -174,6 +174,8 @@ def trained(
     log: Path | None = None,
     break_after: int | None = None,
     computed: list[int] | None = None,
+    data_seed: int = 0,
+    origin: dict[str, str] | None = None,
 ) -> tuple[ProbeModel, list[Epoch]]:
     torch.manual_seed(0)
     model = ProbeModel(tiny_model("llama"), STATES, range(10, 20), lora=lora)
@@ -189,7 +191,7 @@ def trained(
 
     history = train(
         model,
-        toy_labelled(240, 0),
+        toy_labelled(240, data_seed),
         toy_labelled(80, 1),
         settings,
         max_tokens=max_tokens,
@@ -197,6 +199,7 @@ def trained(
         log=log,
         report=stop_early,
         compute=compute,
+        origin={"teacher": "one"} if origin is None else origin,
     )
     return model, history
 
@@ -220,15 +223,28 @@ def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, max_tokens: in
     with pytest.raises(KeyboardInterrupt):
         trained(settings, lora=lora, max_tokens=max_tokens, checkpoint=path, log=log, break_after=2)
     with log.open("a") as file:
-        file.write('{"step": 100000, "loss": 1.0}\n')  # a step behind the checkpoint, which will be taken again
+        file.write('{"step": 100000, "loss": 1.0}\n{"step": 10')  # behind the checkpoint, which will be taken again
     resumed, again = trained(settings, lora=lora, max_tokens=max_tokens, checkpoint=path, log=log)
     assert len(again) == len(history)
     assert log.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert all(torch.equal(one, other) for one, other in zip(whole.trained(), resumed.trained(), strict=True))
-    with pytest.raises(UsageError, match="other settings"):
-        trained(replace(settings, lr=1e-3), lora=lora, max_tokens=max_tokens, checkpoint=path)
-    with pytest.raises(UsageError, match="samples"):
-        trained(settings, lora=lora, max_tokens=200, checkpoint=path)
+    assert again[-1].seconds > again[1].seconds, "counted on from what the killed run had taken"
+
+
+def test_a_run_does_not_go_on_from_that_of_another(tmp_path: Path) -> None:
+    settings, path = replace(SETTINGS, epochs=2), tmp_path / "checkpoint.pt"
+    trained(settings, checkpoint=path)
+    trained(settings, checkpoint=path)
+    with pytest.raises(UsageError, match="another lr"):
+        trained(replace(settings, lr=1e-3), checkpoint=path)
+    with pytest.raises(UsageError, match="another memory for prefixes"):
+        trained(settings, max_tokens=200, checkpoint=path)
+    with pytest.raises(UsageError, match="another size of what is trained"):
+        trained(settings, lora=LORA, checkpoint=path)
+    with pytest.raises(UsageError, match="another set of samples"):
+        trained(settings, checkpoint=path, data_seed=5)
+    with pytest.raises(UsageError, match="another teacher"):
+        trained(settings, checkpoint=path, origin={"teacher": "other"})
 
 
 def test_what_drops_out_of_a_lora_does_so_in_steps_alone() -> None:

@@ -106,6 +106,7 @@ def run_build(args: argparse.Namespace) -> int:
     """Build a folder of samples and print the report. Returns the exit status."""
     from dataclasses import replace
 
+    from duologue.data.corpus import source_files
     from duologue.data.folder import FolderBuilder
     from duologue.data.judge import Judge
     from duologue.data.recipes import RECIPES
@@ -117,14 +118,20 @@ def run_build(args: argparse.Namespace) -> int:
     given = {"num_samples": args.samples, "num_dev": args.dev, "num_test": args.test, "seed": args.seed}
     recipe = replace(RECIPES[args.recipe], **{name: value for name, value in given.items() if value is not None})
     if args.unseen is not None:
+        there = {name for sources in source_files(args.sources).values() for name in sources}
+        if missing := sorted(set(args.unseen) - there):
+            raise UsageError(f"--unseen {' '.join(missing)}: no such source; there are {', '.join(sorted(there))}")
         recipe = replace(recipe, unseen=frozenset(args.unseen))
     judge = None
     if args.judge_url is not None:
         verdicts = args.out / "verdicts.jsonl"
         judge = Judge(args.judge_url, args.judge_model, cache=verdicts, api_key_env=args.judge_key_env)
     ends = None if args.cuts_by == "rules" or recipe.cuts == "random" else _model_ends(args.cuts_by)
+    made_by = {"cuts_by": None if ends is None else args.cuts_by, "judge": args.judge_model}
     with bars() as progress:
-        FolderBuilder(args.sources, args.out, recipe, ends=ends, judge=judge, progress=progress).build()
+        FolderBuilder(
+            args.sources, args.out, recipe, ends=ends, judge=judge, made_by=made_by, progress=progress
+        ).build()
     print((args.out / "report.md").read_text(encoding="utf-8"))
     print(f"the samples are in {args.out}; train on them with: duologue train alora --data {args.out} --out DIR")
     return 0

@@ -279,17 +279,21 @@ class Builder:
         want_question = rng.random() < (0.5 if scene.speaking else 0.3)
         target = min(len(forms.words(self._any_query().text)), self._recipe.max_words)
         want_short = scene.speaking and rng.random() < 0.2  # listeners say little
-        item = None
+        item, others = None, []
         for _ in range(60):
-            item = rng.choice(pools.background[_source(pools.background, rng)])
-            size = len(forms.words(item.text))
-            if size < (1 if scene.speaking else 3) or (want_short and size > 4):
+            drawn = rng.choice(pools.background[_source(pools.background, rng)])
+            size = len(forms.words(drawn.text))
+            if size < (1 if scene.speaking else 3):
                 continue
-            if want_question and not want_short and not item.text.endswith("?"):
-                continue
-            if not self._is_addressed(item.text):
+            if (want_short and size > 4) or (want_question and not want_short and not drawn.text.endswith("?")):
+                others.append(drawn)
+            elif not self._is_addressed(drawn.text):
+                item = drawn
                 break
-        assert item is not None
+        else:  # such talk is rare here; another will do
+            item = next((other for other in others if not self._is_addressed(other.text)), None)
+        if item is None:
+            raise BadData("background/ has no line, or next to none, that is not said to an assistant")
         parts = forms.words(item.text)
         if len(parts) > target + 3 and not (item.text.endswith("?") and len(parts) <= 20):
             cut = " ".join(parts[: max(target, 5)])

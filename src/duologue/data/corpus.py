@@ -7,6 +7,7 @@ the source. Rows are streamed: what is kept is a seeded sample of each file, nev
 import hashlib
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +33,7 @@ class Utterance:
     source: str
     kind: str
     part: float  # where its document falls in [0, 1): splits are by document
+    id: str = ""
     intent: str = ""
     before: str = ""  # what was said just before, where the source knows
     answer: str = ""  # a reference answer, where the source knows
@@ -82,6 +84,7 @@ def utterances(path: Path, source: str, limit: int, rng: random.Random) -> list[
             source=source,
             kind=str(row.get("kind", "")),
             part=part_of(document),
+            id=str(row.get("id") or ""),
             intent=str(row.get("intent") or ""),
             before=str(row.get("before") or ""),
             answer=_first(row.get("answer")),
@@ -95,6 +98,20 @@ def dialogues(path: Path, source: str, limit: int, rng: random.Random) -> list[D
     """A seeded sample of at most `limit` dialogues of a file that begin with a user and alternate, in random order."""
     kept: list[Dialogue] = []
     seen = 0
+    for part, turns in _dialogues(path):
+        seen = _reservoir(kept, Dialogue(turns, source, part), seen, limit, rng)
+    rng.shuffle(kept)
+    return kept
+
+
+def openings(path: Path) -> Iterator[tuple[float, str]]:
+    """Where each of a file's dialogues falls in [0, 1), and the first thing that its user says."""
+    for part, turns in _dialogues(path):
+        yield part, turns[0].text
+
+
+def _dialogues(path: Path) -> Iterator[tuple[float, tuple[Turn, ...]]]:
+    """Those of a file that begin with a user and alternate."""
     for number, row in read_rows(path):
         try:
             turns = [Turn(Role(turn["role"]), str(turn["text"]).strip()) for turn in row["turns"]]
@@ -107,10 +124,7 @@ def dialogues(path: Path, source: str, limit: int, rng: random.Random) -> list[D
         expected = [Role.USER if i % 2 == 0 else Role.ASSISTANT for i in range(len(turns))]
         if len(turns) < 2 or [turn.role for turn in turns] != expected or not all(turn.text for turn in turns):
             continue
-        item = Dialogue(tuple(turns), source, part_of(str(row.get("id") or turns[0].text)))
-        seen = _reservoir(kept, item, seen, limit, rng)
-    rng.shuffle(kept)
-    return kept
+        yield part_of(str(row.get("id") or turns[0].text)), tuple(turns)
 
 
 def _first(answer: object) -> str:

@@ -1,7 +1,7 @@
 """A folder of samples: train.jsonl, dev.jsonl, test.jsonl and the report on them, from a folder of sources."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from duologue.data.build import Builder
 from duologue.data.duplicates import Duplicates
 from duologue.data.forms import Ends
 from duologue.data.judge import Judge, Verdict
-from duologue.data.pools import Pools
+from duologue.data.pools import Pools, fixed_labels
 from duologue.data.recipes import Recipe
-from duologue.data.report import Report
+from duologue.data.report import Report, markdown
 from duologue.data.samples import Sample, read_samples, write_samples
 from duologue.data.unseen import unseen
 from duologue.errors import BadData, UsageError
@@ -34,12 +34,14 @@ class FolderBuilder:
         *,
         ends: Ends | None = None,
         judge: Judge | None = None,
+        made_by: Mapping[str, str | None] | None = None,
         progress: Progress = lambda what, done, total: None,
     ) -> None:
         """
         Args:
             ends: says which cuts of a request are complete in themselves (`forms.unfinished_cut`); None: rules alone.
             judge: a model that says which background lines are said to an assistant after all; None: rules alone.
+            made_by: the names of both, since other ones would make other samples.
 
         Raises:
             UsageError: `out` has samples of another recipe.
@@ -49,10 +51,14 @@ class FolderBuilder:
         self._ends, self._judge, self._progress = ends, judge, progress
         self._known = Duplicates()
         self._reports: dict[str, Report] = {}
+        self._contents: dict[str, dict[str, Any]] = {}  # of those that are complete
         self._words: set[int] = set()  # hashes of what is said in the splits before
         self._num_known = 0  # test rows whose words are among them
+        self._made_by = dict(made_by or {})
         out.mkdir(parents=True, exist_ok=True)
         self._check_manifest()
+        for text, state in fixed_labels(sources, recipe):
+            self._known.claim(text, state)
 
     def build(self) -> dict[str, Any]:
         """Write what is missing; returns the content of report.json.
@@ -65,13 +71,7 @@ class FolderBuilder:
             self._write(split, self._built(split, number))
         if self._recipe.num_test:
             self._write("test", self._unseen())
-        content = {"recipe": _plain(self._recipe), **{name: report.to_json() for name, report in self._reports.items()}}
-        if "test" in content:
-            content["test"]["words_known"] = self._num_known
-        _put(self._out / "report.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        parts = [f"# {name}\n\n{report.to_markdown()}" for name, report in self._reports.items()]
-        _put(self._out / "report.md", "\n".join(parts))
-        return content
+        return {"recipe": _plain(self._recipe), **self._contents}
 
     def _write(self, split: str, samples: Iterator[Sample]) -> None:
         path, report = self._out / f"{split}.jsonl", Report(seed=self._recipe.seed)
@@ -80,10 +80,32 @@ class FolderBuilder:
             for sample in read_samples(path):
                 self._known.admit(sample)
                 self._count(split, sample)
+            for reason, number in self._dropped_before(split).items():
+                report.drop(reason, number)
+            self._tell(split)
             return
         partial = path.with_suffix(".partial")
         write_samples(partial, samples)  # nothing is drawn before
+        self._tell(split)
         partial.replace(path)
+
+    def _tell(self, split: str) -> None:
+        """Write the report on this split and those before it."""
+        self._contents[split] = self._reports[split].to_json()
+        if split == "test":
+            self._contents[split]["words_known"] = self._num_known
+        content = {"recipe": _plain(self._recipe), **self._contents}
+        _put(self._out / "report.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        parts = [f"# {name}\n\n{markdown(content)}" for name, content in self._contents.items()]
+        _put(self._out / "report.md", "\n".join(parts))
+
+    def _dropped_before(self, split: str) -> dict[str, int]:
+        """What a run that was killed left out of a split that it finished: the samples do not tell."""
+        try:
+            content = json.loads((self._out / "report.json").read_text(encoding="utf-8"))
+            return dict(content[split]["dropped"])
+        except (OSError, ValueError, KeyError):
+            return {}
 
     def _built(self, split: str, number: int) -> Iterator[Sample]:
         pools = Pools(self._sources, self._recipe, split)
@@ -124,8 +146,7 @@ class FolderBuilder:
         files = corpus.source_files(self._sources)
         manifest = {
             "recipe": _plain(self._recipe),
-            "cuts_by_model": self._ends is not None,
-            "judged": self._judge is not None,
+            "made_by": self._made_by,
             "sources": {
                 f"{kind}/{path.name}": path.stat().st_size for kind, paths in files.items() for path in paths.values()
             },

@@ -1,13 +1,14 @@
 """What samples are drawn from: the utterances and dialogues of one split of a folder of sources."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from duologue.data import corpus, forms
 from duologue.data.corpus import Dialogue, Utterance
-from duologue.data.recipes import Recipe
+from duologue.data.recipes import PROCESS, STOP, Recipe
 from duologue.errors import BadData, UsageError
+from duologue.types import InputState
 
 SPLITS = {"train": (0.0, 0.82), "dev": (0.82, 0.9), "test": (0.9, 1.0)}
 """Which documents of a source that is trained on belong to which split (`corpus.part_of`)."""
@@ -21,6 +22,9 @@ _DEVICES = (
 _DEVICE_WORDS = frozenset(_DEVICES.split())
 """A stop command that names one of these is about a device, a booking or an earlier order: process, not stop."""
 
+
+OPENER_WORDS = 4
+"""What opens a dialogue with no more words than this ("hi there") opens many."""
 
 _PER_SOURCE_TESTED = 6000
 """Utterances of a source that a test draws from: it stays the same whatever is trained on."""
@@ -40,9 +44,10 @@ class Pools:
         limit = _PER_SOURCE_TESTED if split == "test" else recipe.per_source
         rng = random.Random(f"{recipe.seed} {split} {unseen}")
         files = corpus.source_files(folder)
-        stop_files = files["hard"].get("stop_commands")
-        stops = corpus.utterances(stop_files, "stop_commands", limit, rng) if stop_files else []
+        stops = _stop_commands(files, recipe, limit, rng)
         hard_texts = {forms.spoken(item.text) for item in stops}
+        # a corpus may have the opening of a dialogue among its queries, too, and a dialogue under several names
+        tested = set() if split == "test" else _tested_openings(files["dialogues"])
 
         def read(kind: str, keep: Callable[[Utterance], bool]) -> dict[str, list[Utterance]]:
             found = {}
@@ -52,7 +57,7 @@ class Pools:
                 items = [
                     item
                     for item in corpus.utterances(path, source, limit, rng)
-                    if (unseen or low <= item.part < high) and keep(item)
+                    if (unseen or low <= item.part < high) and keep(item) and forms.spoken(item.text) not in tested
                 ]
                 if items:
                     found[source] = items
@@ -68,6 +73,7 @@ class Pools:
         self.dialogues: dict[str, list[Dialogue]] = {}
         for source, path in files["dialogues"].items():
             found = [d for d in corpus.dialogues(path, source, limit, rng) if low <= d.part < high]
+            found = [d for d in found if forms.spoken(d.turns[0].text) not in tested]
             if found:
                 self.dialogues[source] = found
         for name, pool in (("queries", self.queries), ("background", self.background)):
@@ -76,6 +82,38 @@ class Pools:
                     f"{folder / name} leaves nothing for the split {split!r}"
                     + (f": none of the unseen sources {sorted(recipe.unseen)} is there" if unseen else "")
                 )
+
+
+def fixed_labels(folder: Path, recipe: Recipe) -> Iterator[tuple[str, InputState]]:
+    """What the hard set says about words, whatever other source has them, too: whether they are a stop command."""
+    rng = random.Random(f"{recipe.seed} labels")
+    for item in _stop_commands(corpus.source_files(folder), recipe, recipe.per_source, rng):
+        if _is_stop(item):
+            yield item.text, STOP
+        elif _is_command(item):
+            yield item.text, PROCESS
+
+
+def _stop_commands(
+    files: dict[str, dict[str, Path]], recipe: Recipe, limit: int, rng: random.Random
+) -> list[Utterance]:
+    """Those of the hard set, but for lines that come from a source which is not to be seen (its name begins the id)."""
+    path = files["hard"].get("stop_commands")
+    if path is None:
+        return []
+    found = corpus.utterances(path, "stop_commands", limit, rng)
+    return [item for item in found if not any(item.id.startswith(f"{name}-") for name in recipe.unseen)]
+
+
+def _tested_openings(dialogues: dict[str, Path]) -> set[str]:
+    """What opens the dialogues of the test, in normal form, but for what opens any dialogue."""
+    low, high = SPLITS["test"]
+    return {
+        text
+        for path in dialogues.values()
+        for part, opening in corpus.openings(path)
+        if low <= part < high and len((text := forms.spoken(opening)).split()) > OPENER_WORDS
+    }
 
 
 def _is_stop(item: Utterance) -> bool:

@@ -3,11 +3,9 @@
 Samples are counted as they go by; only a random selection of them is kept, for the tell test.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from duologue.data import forms
@@ -96,16 +94,6 @@ class Report:
             "tells": tells.to_json() if tells else None,
         }
 
-    def to_markdown(self) -> str:
-        """The same for people."""
-        return _markdown(self.to_json())
-
-    def write(self, folder: Path) -> None:
-        """Write report.json and report.md into `folder`."""
-        content = self.to_json()
-        (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(_markdown(content), encoding="utf-8")
-
     def _percentiles(self, state: str) -> dict[str, int]:
         """Smallest number of words that at least p % of the state's samples do not exceed, by p."""
         counts = sorted((num_words, num) for (num_words, of), num in self._lengths.items() if of == state)
@@ -137,7 +125,8 @@ def _table(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
     }
 
 
-def _markdown(content: dict[str, Any]) -> str:
+def markdown(content: dict[str, Any]) -> str:
+    """`Report.to_json` for people."""
     states = list(content["states"])
     parts = [f"# Report of a build\n\n{content['num_samples']} samples."]
     for title in ("places", "sources", "kinds"):

@@ -58,8 +58,8 @@ class Sample:
                 kind=str(row.get("kind", "")),
                 accept=tuple(InputState(state) for state in row.get("accept", ())),
                 context=tuple(Turn(Role(turn["role"]), str(turn["text"])) for turn in row.get("context", ())),
-                speaking=bool(row.get("speaking", False)),
-                system=row.get("system"),
+                speaking=_bool(row, "speaking"),
+                system=None if row.get("system") is None else _string(row, "system"),
                 response=_string(row, "response") if "response" in row else "",
             )
         except KeyError as error:
@@ -91,4 +91,11 @@ def _string(row: Mapping[str, Any], field: str) -> str:
     value = row[field]
     if not isinstance(value, str):
         raise TypeError(f"{field} is {type(value).__name__}, not a string")
+    return value
+
+
+def _bool(row: Mapping[str, Any], field: str) -> bool:
+    value = row.get(field, False)
+    if not isinstance(value, bool):
+        raise TypeError(f"{field} is {value!r}, not true or false")
     return value

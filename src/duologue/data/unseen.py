@@ -28,19 +28,22 @@ def unseen(folder: Path, recipe: Recipe, ends: Ends | None = None) -> Iterator[S
     """Samples of sources in `recipe.unseen`; dialogues and stop commands come from documents kept back.
 
     Groups: queries whole and cut, background whole and cut, meeting acts, disfluent queries, turns that change course,
-    follow-ups, stop commands. Each half alone and half over a running answer, where that makes sense.
+    follow-ups, stop commands. Each half alone and half over a running answer, where that makes sense; only alone, and
+    without stop commands, where the recipe has no others.
     """
     rng = random.Random(f"{recipe.seed} unseen")
     pools, home = Pools(folder, recipe, "test", unseen=True), Pools(folder, recipe, "test")
     num_per_group = recipe.num_test
     builder = Builder(home, recipe, "test", ends)  # scenes and stop lines from documents kept back
-    for speaking in (False, True):
+    for speaking in (False, True) if recipe.in_context else (False,):
         yield from _queries(pools, builder, rng, speaking, num_per_group, ends)
         yield from _background(pools, builder, rng, speaking, num_per_group)
-        for _ in range(num_per_group // 3):
+        for _ in range(num_per_group // 3 if STOP in recipe.shares else 0):
             yield builder.sample(STOP, _scene(builder, speaking))
         for item in _take(pools.hard.get("disfl_qa", []), num_per_group // 3):
             yield _sample(item, PROCESS, _scene(builder, speaking), rng, item.text, whole=True)
+    if not recipe.in_context:
+        return
     for kind, accept in HUMAN_TALK.items():
         acts = [item for item in pools.hard.get("icsi_meeting_acts", []) if item.kind == kind]
         for item in _take(acts, num_per_group // 3):

@@ -115,12 +115,12 @@ def train(
         dev_prefixes = compute(dev.layouts)
     made_with = {
         **(origin or {}),
-        "settings": asdict(settings),
-        "shards": [len(part) for part in parts],
-        "samples": f"{data.digest} {dev.digest}",
-        "sizes": [list(value.shape) for value in model.trained()],
+        **asdict(settings),
+        "set of samples": f"{data.digest} {dev.digest}",
+        "memory for prefixes": [len(part) for part in parts],
+        "size of what is trained": [list(value.shape) for value in model.trained()],
     }
-    run = _Run(model, settings, made_with, began, checkpoint, log)
+    run = _Run(model, settings, [len(part) for part in parts], made_with, began, checkpoint, log)
     first = run.next_epoch
     prefixes: Prefixes | None = None
     taught: Tensor | None = None
@@ -235,14 +235,15 @@ class _Run:
         self,
         model: ProbeModel,
         settings: Settings,
+        parts: Sequence[int],
         made_with: Mapping[str, Any],
         began: float,
         checkpoint: Path | None,
         log: Path | None,
     ) -> None:
-        """`made_with` is what a checkpoint must agree in, with the number of samples of each of its "shards"."""
+        """`parts` has the number of samples of each shard, `made_with` what a checkpoint must agree in."""
         self._made_with, self._began = dict(made_with), began
-        steps = settings.epochs * sum(math.ceil(num / settings.batch) for num in made_with["shards"])
+        steps = settings.epochs * sum(math.ceil(num / settings.batch) for num in parts)
         self._model, self._checkpoint, self._log = model, checkpoint, log
         self._parameters = [model.probes, model.states, *model.lora_parameters]
         groups = [{"params": [model.probes], "lr": settings.lr}, {"params": [model.states], "lr": settings.lr / 2}]
