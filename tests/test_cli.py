@@ -1,6 +1,8 @@
 """The command line: help that teaches, errors that are a sentence, exit statuses, and nothing else on the screen."""
 
 import argparse
+import errno
+import io
 import json
 import os
 import shlex
@@ -17,10 +19,12 @@ from duologue import __version__
 from duologue.adapters import prompted
 from duologue.cli import main as cli
 from duologue.cli import progress as progress_module
+from duologue.cli.bars import bars
 from duologue.cli.main import COMMANDS, main
 from duologue.cli.options import number, whole
 from duologue.cli.progress import progress
 from duologue.model import Model
+from lines import write_sources
 from scripted import PROBE, Talk
 
 ANSWERS = {"hello": "Hello to you.", "and you": "Fine."}
@@ -206,6 +210,23 @@ def test_mistakes_of_ours_are_said_to_be_ours(
     monkeypatch.setenv("DUOLOGUE_DEBUG", "1")
     with pytest.raises(KeyError):
         main(["models"])
+
+
+def test_a_place_that_cannot_be_written_to_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources, taken = write_sources(tmp_path / "sources"), tmp_path / "taken"
+    taken.write_text("a file")
+    build = ("data", "build", "paper", "--sources", str(sources), "--unseen", "desk", "market", "--out")
+    assert main([*build, str(taken)]) == 2
+    assert f"{taken}: File exists" in capsys.readouterr().err
+
+    def full(*args: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "train.partial")
+
+    monkeypatch.setattr("duologue.data.folder.write_samples", full)
+    assert main([*build, str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "duologue: train.partial: No space left on device\n"
 
 
 def test_ctrl_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -464,3 +485,16 @@ def test_progress_elsewhere_is_a_line_a_stage(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("sys.stderr", None)
     with progress("Loading it") as stage:
         stage("writing")
+
+
+def test_a_bar_tells_its_figures_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rich")
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with bars() as show:
+        show("epoch 1: loss 0.912", 1, 2)
+        show("epoch 1: loss 0.744", 2, 2)
+    shown = screen.getvalue()
+    assert "loss 0.744" in shown
+    assert shown.rpartition("loss 0.744")[2].count("epoch 1") == 0, "one bar, not two"

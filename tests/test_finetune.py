@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -180,6 +181,7 @@ def finetuned(
     )
 
     def progress(what: str, done: int, total: int) -> None:
+        assert re.fullmatch(r"(lora|full): loss \d+\.\d{3}(, \d+\.\d % right)?", what)
         if done == stop_at:
             raise KeyboardInterrupt
 

@@ -1,6 +1,7 @@
 """Training around a frozen base, on tiny models: prefixes are the plain ones, it learns, and goes on after a kill."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +181,9 @@ def trained(
     torch.manual_seed(0)
     model = ProbeModel(tiny_model("llama"), STATES, range(10, 20), lora=lora)
 
+    def progress(what: str, done: int, total: int) -> None:
+        assert re.fullmatch(r"epoch (1: loss \d\.\d{3}|\d+: loss \d\.\d{3}, \d+\.\d % right)", what)
+
     def stop_early(epoch: Epoch) -> None:
         if break_after is not None and epoch.number >= break_after:
             raise KeyboardInterrupt
@@ -197,6 +201,7 @@ def trained(
         max_tokens=max_tokens,
         checkpoint=checkpoint,
         log=log,
+        progress=progress,
         report=stop_early,
         compute=compute,
         origin={"teacher": "one"} if origin is None else origin,

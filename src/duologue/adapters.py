@@ -141,9 +141,8 @@ class Adapter:
         if self.rows is not None:
             tensors = {"probes": self.rows.probes, "states": self.rows.states}
             changes = {} if self.lora is None else self.lora.tensors()
-            (folder / "adapter.safetensors").write_bytes(save({**tensors, **changes}))
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        (folder / "adapter.json").write_text(text + "\n", encoding="utf-8")
+            _put(folder / "adapter.safetensors", save({**tensors, **changes}))
+        _put(folder / "adapter.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path | str) -> "Adapter":
@@ -212,6 +211,12 @@ def shipped() -> list[Adapter]:
 def shipped_for(fingerprint: Fingerprint, kind: str) -> Adapter | None:
     """The shipped adapter of that kind for a model, if there is one."""
     return next((found for found in shipped() if found.fingerprint == fingerprint and found.kind == kind), None)
+
+
+def _put(path: Path, content: bytes) -> None:
+    partial = path.with_suffix(".partial")  # on a full disk, an adapter that was there before stays whole
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
 def _values(thresholds: Thresholds) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much is done and of how much."""
+"""Told what is being done, how much is done and of how much. Figures may follow a colon: "epoch 2: loss 0.41"."""
 
 
 @contextmanager
@@ -25,9 +25,10 @@ def bars() -> Iterator[Progress]:
         tasks: dict[str, int] = {}
 
         def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+            stage = what.partition(":")[0]
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(what, total=total)
+            bar.update(tasks[stage], completed=done, total=total, description=what)  # type: ignore[arg-type]
 
         yield show
 

@@ -1,6 +1,7 @@
 """The `duologue` command: finds the subcommand, and turns errors into sentences."""
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -12,6 +13,12 @@ from duologue.errors import DuologueError
 
 COMMANDS = ("chat", "talk", "replay", "models", "data", "train", "eval", "bench", "serve", "export")
 """One module of this package each; none of them imports a heavy library before it runs."""
+
+_OF_FILES = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+     errno.ENAMETOOLONG, errno.EFBIG, errno.EIO}
+)  # fmt: skip
+"""What a place to write to or to read from may refuse: a full disk, a folder that is a file."""
 
 DESCRIPTION = """\
 Duplex decoding for any open language model: it listens while it speaks, knows whether what it hears is finished, meant
@@ -71,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     if isinstance(error, DuologueError):
         print(f"duologue: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, OSError) and error.errno in _OF_FILES:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"duologue: {where}{error.strerror}", file=sys.stderr)
         return 2
     print(
         f"duologue: a mistake of ours: {type(error).__name__}: {error}\n"

@@ -114,8 +114,9 @@ class Finetuning:
         """
         patience = self._settings.patience
         while self.step < self.num_steps and (patience is None or self._stale < patience):
-            self._take_step()
-            progress(self._settings.kind, self.step, self.num_steps)
+            loss = self._take_step()
+            right = f", {100 * self.looks[-1].dev_accuracy:.1f} % right" if self.looks else ""
+            progress(f"{self._settings.kind}: loss {loss:.3f}{right}", self.step, self.num_steps)
             if self.step % self._settings.eval_every == 0 or self.step == self.num_steps:
                 self._look()
                 report(self.looks[-1])
@@ -132,7 +133,8 @@ class Finetuning:
         for path in (self._checkpoint, self._best):
             path.unlink(missing_ok=True)
 
-    def _take_step(self) -> None:
+    def _take_step(self) -> float:
+        """One step; returns its loss."""
         settings, processes = self._settings, self._accelerator.num_processes
         began = time.monotonic()
         seeds = random.Random(f"{settings.seed} {self.step} {self._accelerator.process_index}")
@@ -161,15 +163,17 @@ class Finetuning:
         self._optimizer.zero_grad()
         self.step += 1
         state_loss, response_loss = self._accelerator.reduce(sums, "sum").tolist()
+        loss: float = state_loss + settings.response_weight * response_loss
         self._note(
             step=self.step,
-            loss=state_loss + settings.response_weight * response_loss,
+            loss=loss,
             state_loss=state_loss,
             response_loss=response_loss,
             lr=settings.lr * share,
             grad_norm=norm,
             seconds=round(time.monotonic() - began, 3),
         )
+        return loss
 
     def _samples(self, step: int) -> list[Example]:
         """Those of one step on all processes: passes over the samples, each in its own order, one behind the other."""

@@ -145,7 +145,7 @@ def train(
                 rows = [part[i] for i in batch]
                 loss = _loss(logits, data, rows, None if taught is None else taught[batch], settings)
                 run.step(loss, len(batch))
-                progress(f"epoch {number + 1}", done + 1, len(batches))
+                progress(f"epoch {number + 1}: {run.figures}", done + 1, len(batches))
             model.eval()
             report(run.finish(number, _judge(model, dev, dev_prefixes)))
     model.restore(run.best)
@@ -266,6 +266,12 @@ class _Run:
         self.next_epoch = 0
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
+
+    @property
+    def figures(self) -> str:
+        """Of the epoch that runs, and of the held-out samples after the last one."""
+        loss = f"loss {self._total / self._seen:.3f}"
+        return f"{loss}, {100 * self.history[-1].dev_accuracy:.1f} % right" if self.history else loss
 
     def begin(self) -> None:
         """An epoch begins."""
