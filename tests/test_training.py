@@ -25,7 +25,7 @@ from duologue.testing import tiny_model
 from duologue.training.ends import ModelEnds
 from duologue.training.layout import Layout, Layouts
 from duologue.training.loop import Epoch, Labelled, Settings, _judge, _loss, label, score, train
-from duologue.training.prefix_attention import PrefixModel
+from duologue.training.prefix_attention import Past, PrefixModel
 from duologue.training.prefixes import Prefixes, kv_bytes_per_token, num_tokens, shards
 from duologue.training.probe_model import LoraShape, ProbeModel
 from duologue.training.recipes import ProbeRecipe
@@ -386,3 +386,20 @@ def test_many_samples_are_seen_less_often(num_samples: int, epochs: int) -> None
     recipe = ProbeRecipe(settings=Settings(epochs=3), looks=2000)
     assert recipe.settings_for(num_samples).epochs == epochs
     assert replace(recipe, looks=None).settings_for(num_samples).epochs == 3
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_all_of_a_step_is_where_the_model_is(lora: LoraShape | None) -> None:
+    """The device "meta" has no content, and refuses to meet tensors of another device."""
+    layout = random_layouts(1)[0]
+    model = ProbeModel(tiny_model("gemma3"), STATES, range(10, 20), lora=lora).to("meta")
+    tokens = torch.zeros(3, layout.length, dtype=torch.long)
+    _, cache = model.prefix_model.run(None, keep=True, input_ids=tokens)
+    kv = torch.stack([torch.stack([keys, values]) for keys, values in cache.kept]).detach()
+    logits = model(Past(kv, torch.full((3,), layout.length, device="meta")))
+    data = Labelled([layout] * 3, torch.zeros(3, 4), torch.ones(3))
+    _loss(logits, data, [0, 1, 2], torch.zeros(3, 4), SETTINGS).backward()
+    parts = [model.probes, model.states, *model.lora_parameters]
+    assert all(part.grad is not None and part.grad.device.type == "meta" for part in parts)
+    with pytest.raises(RuntimeError, match="device"):
+        model(Past(torch.zeros(kv.shape), torch.full((3,), layout.length)))

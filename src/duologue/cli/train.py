@@ -11,8 +11,10 @@ from duologue.errors import MissingDependency, UsageError
 
 _EPILOG = """\
 recipes:
-  alora   rows, and a LoRA that is active at the probe alone: the base stays as it is, every word of it (minutes)
-  rows    vectors of the probe and the states: a few KB, for every engine; the base stays as it is (minutes)
+  alora   rows, and a LoRA that is active at the probe alone: the base stays as it is, every word of it (an hour and a
+          half on two cores; with --samples 10000 minutes)
+  rows    vectors of the probe and the states: a few KB, for every engine; the base stays as it is (with --samples 10000
+          minutes; with all samples hours)
   lora    the DUO paper's audio recipe: rank 32 on every position, held to the base's answers by a KL term (hours)
   full    the DUO paper's text recipe: every weight, loss on the state and the response (hours, better on a GPU)
 
@@ -51,7 +53,12 @@ def add_parser(commands: Any) -> None:
     probe.add_argument("--probes", type=int, metavar="N", help="probe tokens (default 1)")
     probe.add_argument("--lora-lr", type=float, help="learning rate of the LoRA")
     probe.add_argument("--rank", type=int, metavar="R", help="of the LoRA (default 8)")
-    probe.add_argument("--targets", nargs="+", metavar="NAME", help="linear layers that get a LoRA (default: all)")
+    probe.add_argument(
+        "--targets",
+        nargs="+",
+        metavar="NAME",
+        help="linear layers that get a LoRA (default: q_proj and the like, the names that most models give them)",
+    )
     probe.add_argument("--memory-gb", type=float, default=8.0, metavar="GB", help="for cached prefixes (default 8)")
     probe.add_argument("--start", type=Path, metavar="DIR", help="an adapter to begin from")
     probe.add_argument("--teacher", type=Path, metavar="DIR", help="an adapter whose probabilities are learnt, too")
@@ -82,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     # what is changed itself is kept in float32 whatever it is computed in
     dtype = "bfloat16" if args.dtype == "bf16" and args.recipe in _PROBE else "float32"
     model, tokenizer = read_model(source.path if source.path is not None else source.name, dtype=dtype)
+    if args.recipe in _PROBE and torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())  # accelerate puts the others where they belong
     with bars() as progress:
         adapter = job(model, HfTokenizer(tokenizer), name=source.name, progress=progress, say=_say)
     print("\n".join(report_lines(dict(adapter.facts))))

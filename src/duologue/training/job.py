@@ -61,7 +61,7 @@ def run_probe_job(
     progress: Progress = silent,
     say: Callable[[str], None] = print,
 ) -> Adapter:
-    """Train rows, and with some recipes a LoRA, around `model`; write the adapter folder and return the adapter.
+    """Train rows, and with some recipes a LoRA, around `model` where it is; write the adapter folder and return it.
 
     A run that was killed is taken up again from `checkpoint.pt` in the same folder, which a finished run removes.
 

@@ -193,7 +193,7 @@ def score_prefixes(model: ProbeModel, prefixes: Prefixes, batch: int = 64) -> Pr
     found = np.zeros((len(prefixes), len(model.states)), dtype=np.float32)
     with torch.no_grad():
         for indices in prefixes.batches(range(len(prefixes)), batch):
-            found[indices] = functional.softmax(model(prefixes.past(indices)), -1).numpy()
+            found[indices] = functional.softmax(model(prefixes.past(indices)), -1).cpu().numpy()
     return found
 
 
@@ -202,12 +202,12 @@ def _loss(logits: Tensor, data: Labelled, rows: list[int], taught: Tensor | None
 
     logits: [B, S]; rows: which samples they are of; taught: [B, S], a teacher's probabilities.
     """
-    weights = data.weights[rows]
-    right = (functional.softmax(logits, -1) * data.targets[rows]).sum(-1).clamp_min(1e-6)
+    weights, targets = data.weights[rows].to(logits.device), data.targets[rows].to(logits.device)
+    right = (functional.softmax(logits, -1) * targets).sum(-1).clamp_min(1e-6)
     loss = -(right.log() * weights).mean()
     if taught is None:
         return loss
-    learnt = -(functional.log_softmax(logits, -1) * taught).sum(-1)
+    learnt = -(functional.log_softmax(logits, -1) * taught.to(logits.device)).sum(-1)
     return (1 - settings.teacher_weight) * loss + settings.teacher_weight * (learnt * weights).mean()
 
 

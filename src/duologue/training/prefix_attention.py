@@ -67,7 +67,9 @@ class PrefixCache(Cache):  # type: ignore[misc]  # transformers has no types
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
         length = 0 if self._past is None else self._past.kv.shape[4]
-        scores = scores.view(batch, groups, -1, new, length + new) + self._mask(new, self._windows[self._layer])
+        scores = scores.view(batch, groups, -1, new, length + new) + self._mask(
+            new, self._windows[self._layer], query.device
+        )
         weights = torch.softmax(scores, -1).to(value.dtype).view(batch, groups, -1, length + new)
         out = weights[..., length:] @ values
         if self._past is not None:
@@ -82,20 +84,20 @@ class PrefixCache(Cache):  # type: ignore[misc]  # transformers has no types
                 "attention interface; the prefixes of such a model cannot be cached, so it cannot be trained so"
             )
 
-    def _mask(self, new: int, window: Window) -> Tensor:
+    def _mask(self, new: int, window: Window, device: torch.device) -> Tensor:
         """[B or 1, 1, 1, N, T + N]: nothing before the prefix, nothing after a token, nothing outside of the window."""
-        at = torch.arange(new)
+        at = torch.arange(new, device=device)
         behind = at[:, None] - at[None]
         if self._past is None:
             hidden = ~_visible(behind, window)[None, None, None]
         else:
             length = self._past.kv.shape[4]
-            columns = torch.arange(length)
+            columns = torch.arange(length, device=device)
             distance = torch.cat([length + at[:, None] - columns[None], behind], 1)
             padded = columns[None] < length - self._past.lengths[:, None]  # [B, T]
             padded = torch.cat([padded, padded.new_zeros(len(padded), new)], 1)
             hidden = ~_visible(distance, window)[None, None, None] | padded[:, None, None, None]
-        return torch.zeros(hidden.shape).masked_fill_(hidden, _MASKED)
+        return torch.zeros(hidden.shape, device=device).masked_fill_(hidden, _MASKED)
 
 
 @dataclass(slots=True)
@@ -111,15 +113,24 @@ class PrefixModel:
         except UnsupportedModel as error:
             raise UnsupportedModel(f"this model cannot be trained around its frozen weights: {error}") from None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(self.model.device)
+
     def run(self, past: Past | None, *, keep: bool = False, **inputs: Tensor) -> tuple[Tensor, PrefixCache]:
-        """New tokens (`input_ids` [B, N] or `inputs_embeds` [B, N, D]) after `past`: final hidden states [B, N, D]."""
+        """New tokens (`input_ids` [B, N] or `inputs_embeds` [B, N, D]) after `past`: final hidden states [B, N, D].
+
+        Tokens may be anywhere; `past` is on the model's device, as what comes out is.
+        """
         cache = PrefixCache(past, self.windows, keep=keep)
+        fed = {name: value.to(self.device) for name, value in inputs.items()}
         new = next(iter(inputs.values())).shape[1]
-        start = torch.zeros(1, 1, dtype=torch.long) if past is None else past.lengths[:, None]
+        positions = torch.arange(new, device=self.device)[None]
+        if past is not None:
+            positions = positions + past.lengths[:, None]
         with _attending(self.model, cache):
-            output = self.model.base_model(
-                **inputs, position_ids=start + torch.arange(new)[None], past_key_values=cache, use_cache=True
-            )
+            output = self.model.base_model(**fed, position_ids=positions, past_key_values=cache, use_cache=True)
         cache.check()
         hidden: Tensor = output.last_hidden_state
         return hidden, cache

@@ -37,12 +37,12 @@ class Prefixes:
         *,
         progress: Progress = silent,
     ) -> None:
-        """Compute and keep the KV of `layouts` with `model`, in the model's own precision.
+        """Compute and keep the KV of `layouts` with `model`, in the model's own precision; it is kept on the CPU.
 
         Raises:
             UnsupportedModel: the model keeps something else than one key and value per token and layer.
         """
-        self._layouts = list(layouts)
+        self._layouts, self._device = list(layouts), model.device
         contexts = sorted({layout.context for layout in layouts if layout.context}, key=len)
         self.num_tokens = num_tokens(layouts)
         self._contexts: dict[tuple[Token, ...], Tensor] = {}
@@ -61,7 +61,7 @@ class Prefixes:
         return self._layouts[index].length
 
     def past(self, indices: Sequence[int]) -> Past:
-        """What comes before the probes of these samples. It holds until the next call."""
+        """What comes before the probes of these samples, on the model's device. It holds until the next call."""
         return self._joined([self._segments(index) for index in indices])
 
     def batches(self, indices: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -90,7 +90,7 @@ class Prefixes:
                 kv[:, :, row, :, end - part.shape[3] : end] = part
                 end -= part.shape[3]
             kv[:, :, row, :, :end] = 0  # masked, but what is left there from another batch could be no number
-        return Past(kv, lengths)
+        return Past(kv.to(self._device), lengths.to(self._device))
 
     def _compute_contexts(self, model: PrefixModel, contexts: list[tuple[Token, ...]], progress: Progress) -> None:
         for batch in _by_tokens(contexts, len):
@@ -168,7 +168,8 @@ def _segment(cache: PrefixCache, row: int, length: int) -> Tensor:
             "cannot be trained with `duologue train rows` or `alora`"
         )
     # stack copies, so the whole batch's cache is not kept alive
-    return torch.stack([torch.stack([keys[row, :, :length], values[row, :, :length]]) for keys, values in cache.kept])
+    kept = [torch.stack([keys[row, :, :length], values[row, :, :length]]) for keys, values in cache.kept]
+    return torch.stack(kept).cpu()
 
 
 def _by_tokens(items: Sequence[T], length: Callable[[T], int]) -> Iterator[list[T]]:

@@ -65,7 +65,8 @@ class ProbeModel(nn.Module):
         self.unit = float(embedding.std())  # the probe is kept in this unit, so that one learning rate fits all models
         rows = chosen.mean(0, keepdim=True) if num_probes == 1 else chosen[torch.arange(num_probes) % len(chosen)]
         self.probes = nn.Parameter(rows / self.unit)  # [P, D]
-        self.states = nn.Parameter(torch.randn(len(states), embedding.shape[1]) * 0.01)  # [S, D]
+        first = torch.randn(len(states), embedding.shape[1]) * 0.01  # drawn on the CPU: the same on every device
+        self.states = nn.Parameter(first.to(embedding.device))  # [S, D]
         self._layers: dict[str, LoraLayer] = {}
         if lora is not None:
             self._inject(lora)
@@ -109,8 +110,8 @@ class ProbeModel(nn.Module):
     def rows(self) -> Rows:
         """The rows as the backends take them."""
         return Rows(
-            probes=(self.probes * self.unit).detach().numpy().astype(np.float32),
-            states=self.states.detach().numpy().astype(np.float32),
+            probes=(self.probes * self.unit).detach().cpu().numpy().astype(np.float32),
+            states=self.states.detach().cpu().numpy().astype(np.float32),
         )
 
     def lora(self) -> Lora | None:
@@ -118,7 +119,7 @@ class ProbeModel(nn.Module):
         if not self._layers:
             return None
         layers = {
-            path: Factors(*(part.weight.detach().numpy().astype(np.float16) for part in _parts(layer)))
+            path: Factors(*(part.weight.detach().cpu().numpy().astype(np.float16) for part in _parts(layer)))
             for path, layer in self._layers.items()
         }
         return Lora(layers, float(next(iter(self._layers.values())).scaling["default"]))
