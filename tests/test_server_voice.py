@@ -3,13 +3,19 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosedError
 
+from duologue.server.settings import Settings, VoiceSettings
+from duologue.server.voice import VoiceLine
+from duologue.server.wire import Wire
 from duologue.voice.defaults import Engines
+from duologue.voice.engines import Speech
 from duologue.voice.sound import to_pcm16
 from serving import Running, scripted_model, serving
 from voiced import LoudnessDetector, LoudSynthesiser, ScriptedRecogniser, in_loop
@@ -30,7 +36,7 @@ class Caller:
         self.told: list[dict[str, Any]] = []
         self.heard = bytearray()
         self.order: list[str] = []  # what came: "sound", or what was told
-        self._reader = asyncio.create_task(self._read())
+        self.has_read = asyncio.create_task(self._read())
 
     @classmethod
     async def call(cls, server: Running, **settings: Any) -> "Caller":
@@ -67,7 +73,7 @@ class Caller:
                 self.order.append(self.told[-1].get("what", self.told[-1]["type"]))
 
     async def hang_up(self) -> None:
-        self._reader.cancel()
+        self.has_read.cancel()
         await self.socket.close()
 
 
@@ -207,3 +213,104 @@ async def test_where_hearing_goes_by_the_clock_there_is_no_voice() -> None:
         await caller.send({"type": "settings", "voice": {}})
         assert "reported" in (await caller.until("error"))["message"]
         await caller.hang_up()
+
+
+@in_loop
+async def test_who_comes_by_another_connection_has_the_place_of_the_old_one() -> None:
+    async with serving(scripted_model(ANSWERS), engines=engines(QUESTION), max_voices=1) as server:
+        old = await Caller.call(server, voice={"rate": RATE})
+        session = (await old.until("started"))["session"]
+        new = Caller(await connect(server.http.replace("http", "ws") + "/v1/duplex"))
+        await new.send({"type": "start", "session": session})
+        assert (await new.until("started", "error"))["type"] == "started"
+        await new.speaks(0.6, loud=True)
+        assert (await new.until("committed"))["text"] == ANSWERS["what is a cat"]
+        with pytest.raises(ConnectionClosedError):
+            await old.has_read
+        assert old.socket.close_code == 4001
+        assert not old.heard, "what it had not left is not played to two"
+        await new.hang_up()
+
+
+class NoProgram(LoudSynthesiser):
+    """Its program is not there any more."""
+
+    async def speak(self, text: str) -> Speech:
+        raise FileNotFoundError("espeak-ng")
+
+
+@in_loop
+async def test_a_voice_that_fails_is_told_and_gives_its_place_back_and_the_conversation_goes_on() -> None:
+    broken = Engines(ScriptedRecogniser([QUESTION]), NoProgram(), LoudnessDetector)
+    async with serving(scripted_model(ANSWERS), engines=broken, max_voices=1) as server:
+        caller = await Caller.call(server, voice={"rate": RATE})
+        await caller.speaks(0.6, loud=True)
+        error = await caller.until("error")
+        assert error["code"] == "no_voice"
+        assert "espeak-ng" in error["message"]
+        (talk,) = server.talks
+        assert talk.settings.voice is None
+        assert talk.handle.session.policy == talk.settings.policy(server.talks.model)
+        finished = await caller.until("finished")
+        await caller.send({"type": "heard", "position": len(ANSWERS["what is a cat"]), "answer": finished["answer"]})
+        await caller.until("committed")
+        another = await Caller.call(server, voice={"rate": RATE})
+        assert another.told[0]["type"] == "started", "the place is free"
+        await another.hang_up()
+        await caller.hang_up()
+
+
+@in_loop
+async def test_a_recorded_conversation_whose_voice_is_refused_can_be_given_up(tmp_path: Path) -> None:
+    model = scripted_model()
+    async with serving(model, engines=engines(), record=str(tmp_path)) as server:
+        caller = await Caller.call(server, voice={"rate": RATE})
+        session = (await caller.until("started"))["session"]
+        await caller.hang_up()
+    async with serving(scripted_model(), record=str(tmp_path)) as server:
+        caller = Caller(await connect(server.http.replace("http", "ws") + "/v1/duplex"))
+        await caller.send({"type": "start", "session": session})
+        assert "--voice" in (await caller.until("error"))["message"]
+        (talk,) = server.talks
+        assert talk.owner is None
+        assert talk.detached_at is not None
+        await caller.hang_up()
+
+
+class Deaf(Wire):
+    """The socket of a client that takes nothing."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+        self.code = 0
+
+    async def send(self, message: dict[str, Any]) -> bool:
+        return await asyncio.Event().wait()
+
+    async def send_bytes(self, data: bytes) -> bool:
+        return await asyncio.Event().wait()
+
+    async def close(self, code: int, reason: str) -> None:
+        self.code = code
+        self.closed.set()
+
+
+@in_loop
+async def test_who_speaks_and_does_not_read_is_too_slow_and_no_mistake_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("duologue.server.voice._MOST_WAITING", 1)
+    async with serving(scripted_model(), engines=engines(QUESTION)) as server:
+        talk = server.talks.open(Settings(voice=VoiceSettings(RATE)))
+        wire = Deaf()
+        assert server.talks.voices is not None
+
+        async def fail(error: Exception) -> None:
+            raise error
+
+        line = VoiceLine(talk, VoiceSettings(RATE), server.talks.voices, wire, failed=fail)
+        line.start()
+        for loud in (1, 0):  # somebody speaks, and ends: more is to be told than may wait
+            await line.hear(to_pcm16(np.full(RATE, 0.5 * loud, np.float32)))
+        async with asyncio.timeout(10):
+            await wire.closed.wait()
+        assert wire.code == 1008
+        await line.aclose()

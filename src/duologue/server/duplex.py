@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -87,8 +87,7 @@ class Duplex:
                 if self._is_over:
                     break
         finally:
-            if self._line is not None:
-                await self._line.aclose()
+            await self._fall_silent()
             if self._sender is not None:
                 self._sender.cancel()
                 with suppress(asyncio.CancelledError):
@@ -98,9 +97,15 @@ class Duplex:
 
     def replaced(self) -> None:
         """Another connection has the conversation: this one ends."""
+        if self._line is not None:
+            self._line.leave()
         if self._sender is not None:
             self._sender.cancel()
-        self._sender = asyncio.create_task(self._wire.close(TAKEN_OVER, "another connection has this conversation"))
+        self._sender = asyncio.create_task(self._give_way(), name="duologue-duplex-replaced")
+
+    async def _give_way(self) -> None:
+        await self._fall_silent()
+        await self._wire.close(TAKEN_OVER, "another connection has this conversation")
 
     async def _take_sound(self, data: bytes) -> None:
         assert self._line is not None, "the wire takes sound when there is somebody to hear it"
@@ -160,13 +165,14 @@ class Duplex:
             talk = self._conversations.open(settings, history)
         else:
             talk = found
+        talk.attach(self)  # who had it before gives its voice back
         try:
             line = self._line_for(talk, talk.settings.voice)
         except DuologueError:
             if found is None:
                 talk.close("no voice")
+            talk.detach(self, self._conversations.engine.now())
             raise
-        talk.attach(self)
         self._talk = talk
         after = fields["after"]
         is_whole = after is not None and found is not None and talk.events.has(after)
@@ -192,12 +198,28 @@ class Duplex:
     def _line_for(self, talk: Conversation, settings: VoiceSettings | None) -> VoiceLine | None:
         if settings is None:
             return None
-        return VoiceLine(talk, settings, needed(self._conversations.voices), self._wire)
+        return VoiceLine(talk, settings, needed(self._conversations.voices), self._wire, failed=self._lose_voice)
 
     def _talk_over(self, line: VoiceLine | None) -> None:
         self._line, self._wire.takes_sound = line, line is not None
         if line is not None:
             line.start()
+
+    async def _fall_silent(self) -> None:
+        line = self._line
+        self._talk_over(None)
+        if line is not None:
+            await line.aclose()
+
+    async def _lose_voice(self, error: Exception) -> None:
+        """It failed: the conversation goes on without."""
+        talk = self._talk
+        assert talk is not None, "a voice has a conversation"
+        self._talk_over(None)
+        if talk.is_open:
+            talk.settings = replace(talk.settings, voice=None)
+            talk.handle.adjust(talk.settings.policy(self._conversations.model))
+            await self._say_error("no_voice", f"the voice failed: {error}", None)
 
     async def _send_events(self, talk: Conversation, begin: int) -> None:
         try:
@@ -221,9 +243,10 @@ class Duplex:
             if settings.voice is not None and talk.settings.hearing != "reported":
                 raise UsageError('a conversation gets a voice only where "hearing" is "reported"')
             if self._line is not None:
-                await self._line.aclose()
-            self._talk_over(None)
-            self._talk_over(self._line_for(talk, settings.voice))
+                self._line.leave()
+            line = self._line_for(talk, settings.voice)  # at once: the place that it left is its own
+            await self._fall_silent()
+            self._talk_over(line)
         if "eagerness" in given or "voice" in given:
             talk.handle.adjust(settings.policy(self._conversations.model))
         if "interruptible" in given:

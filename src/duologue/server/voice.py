@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import Awaitable, Callable
 
 from duologue.core.events import Finished, Said
-from duologue.errors import DuologueError, EngineFull, UsageError
+from duologue.errors import EngineError, EngineFull, UsageError
 from duologue.server.conversation import Conversation, EventsLost
 from duologue.server.pacing import Pacer
 from duologue.server.settings import VoiceSettings
@@ -43,19 +44,33 @@ class Voices:
         self._num -= 1
 
 
+class TooSlow(EngineError):
+    """A client does not take what is said to it."""
+
+
 class VoiceLine:
     """The sound of one connection, until it is closed."""
 
-    def __init__(self, talk: Conversation, settings: VoiceSettings, voices: Voices, wire: Wire) -> None:
-        """Take a place.
+    def __init__(
+        self,
+        talk: Conversation,
+        settings: VoiceSettings,
+        voices: Voices,
+        wire: Wire,
+        *,
+        failed: Callable[[Exception], Awaitable[None]],
+    ) -> None:
+        """Take a place. `failed` is told when it cannot go on; it has given the place back then.
 
         Raises:
             EngineFull: as many conversations have a voice as may have one.
         """
         voices.enter()
+        self._has_place = True
         self._voices = voices
         self._talk = talk
         self._wire = wire
+        self._failed = failed
         self._out: asyncio.Queue[Row | bytes] = asyncio.Queue(_MOST_WAITING)
         engines = voices.engines
         self._voice = Voice(
@@ -82,10 +97,16 @@ class VoiceLine:
         """
         await self._pacer.hear(from_pcm16(data))
 
+    def leave(self) -> None:
+        """Give the place back: whoever was speaking has ended."""
+        if self._has_place:
+            self._has_place = False
+            self._voices.leave()
+            self._voice.hang_up()
+
     async def aclose(self) -> None:
-        """The connection has gone: whoever was speaking has ended."""
-        self._voices.leave()
-        self._voice.hang_up()
+        """The connection has gone."""
+        self.leave()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -97,11 +118,13 @@ class VoiceLine:
                 group.create_task(self._follow(begin))
                 group.create_task(self._send())
                 group.create_task(self._pacer.run())
-        except* asyncio.QueueFull:
+        except* TooSlow:
             await self._wire.close(1008, "too slow; connect again")
-        except* DuologueError as errors:
-            log.error("a voice failed", extra={"session": self._talk.id[:6], "error": str(errors.exceptions[0])})
-            await self._wire.send({"type": "error", "code": "failed", "message": str(errors.exceptions[0])})
+        except* Exception as errors:
+            (error, *_) = errors.exceptions
+            log.error("a voice failed", extra={"session": self._talk.id[:6], "error": str(error)})
+            self.leave()
+            await self._failed(error)
 
     def _take_up(self, voice: Voice) -> None:
         """An answer that is running already goes on from where it was heard."""
@@ -121,7 +144,7 @@ class VoiceLine:
 
     def _give(self, samples: Samples) -> None:
         if samples.any():
-            self._out.put_nowait(to_pcm16(samples))
+            self._put(to_pcm16(samples))
 
     async def _send(self) -> None:
         while True:
@@ -130,7 +153,13 @@ class VoiceLine:
 
     def _tell(self, row: Row) -> None:
         if row["type"] in KINDS:
-            self._out.put_nowait({"type": "voice", "what": row.pop("type"), **row})
+            self._put({"type": "voice", "what": row.pop("type"), **row})
+
+    def _put(self, item: Row | bytes) -> None:
+        if self._out.full():
+            self._voice.failure = TooSlow("the client does not take what it is sent")
+        else:
+            self._out.put_nowait(item)
 
 
 def needed(voices: Voices | None) -> Voices:
