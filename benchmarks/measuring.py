@@ -27,6 +27,7 @@ _PACKAGES = (
     "faster-whisper",
     "ctranslate2",
     "piper-tts",
+    "pipecat-ai",
 )
 
 

@@ -200,7 +200,23 @@ def state_baselines(results: Results) -> str:
         if "baselines" in result:
             rows += [(name, result["n"], *_decided(found)) for name, found in result["baselines"].items()]
             rows.append((f"**{_kind(result)}**", result["n"], *_decided(result)))
+    for _, result in results.of("smart_turn"):
+        found = result["rows"]["smart turn"]
+        rows.insert(-1, ("Smart Turn 3.2, spoken by Piper", found["n"], *_decided(found)))
     return measuring.table(header, rows)
+
+
+def smart_turn(results: Results) -> str:
+    """Recorded orders, whole and cut."""
+    rows = [
+        (name, found["n"], *(_percent(found["recall"][state]) for state in ("process", "incomplete")))
+        for _, result in results.of("smart_turn")
+        for name, found in (
+            ("Smart Turn 3.2, by sound", result["orders"]["smart turn"]),
+            (f"{_kind(result)}, by words", result["orders"]["adapter"]),
+        )
+    ]
+    return measuring.table(("decided by", "n", "whole orders: right", "cut orders: right"), rows)
 
 
 def _decided(found: Result) -> tuple[str, ...]:
@@ -446,6 +462,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "state-kinds": state_kinds,
     "state-sources": state_sources,
     "state-baselines": state_baselines,
+    "smart-turn": smart_turn,
     "agreement": agreement,
     "unchanged": unchanged,
     "scale": scale,

@@ -1,0 +1,121 @@
+"""A public detector of turn ends that listens to sound, Pipecat's Smart Turn, beside the adapter that reads words.
+
+Claim: none; a detector of turn ends knows nothing of who is spoken to, so what is said to others and is complete gets
+an answer. This says how much that is, and how well it tells whole from cut.
+
+How: every row is spoken by Piper (what is cut ends there, and 0.2 s of silence follow, as a detector of speech leaves
+them), and Smart Turn says whether it is complete: process, or incomplete. Piper speaks a cut as if it were whole, which
+is hard on whoever listens to the melody. So recordings of orders follow, whole, and cut where a word ends (Whisper says
+where; half to nine tenths of the words): Smart Turn hears them, the adapter reads the words up to there.
+
+    pip install --no-deps pipecat-ai loguru wait_for2
+    python benchmarks/smart_turn.py samples/test-tenth.jsonl --audio DIR --out benchmarks/results/smart-turn.json
+"""
+
+import argparse
+import asyncio
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import heard
+import measuring
+import numpy as np
+
+from duologue.data.samples import Sample
+from duologue.evaluation.rows import Rows, read
+from duologue.evaluation.states import judge_model
+from duologue.metrics.outcome import outcome
+from duologue.types import InputState
+from duologue.voice.piper_voice import PiperSynthesiser
+from duologue.voice.sound import RATE, Samples, resampled, silence
+
+PROCESS, INCOMPLETE = InputState.PROCESS, InputState.INCOMPLETE
+
+
+class SmartTurn:
+    """Version 3.2, as Pipecat carries it."""
+
+    def __init__(self) -> None:
+        # here: not among the test's dependencies
+        from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
+
+        self._analyzer: Any = LocalSmartTurnAnalyzerV3()
+        self._analyzer.set_sample_rate(RATE)
+
+    def state(self, samples: Samples) -> InputState:
+        """Whether a turn that sounds so is complete."""
+        heard_ = np.concatenate([samples, silence(RATE // 5)]).astype(np.float32)
+        return PROCESS if self._analyzer._predict_endpoint(heard_)["prediction"] else INCOMPLETE
+
+
+async def spoken_rows(rows: Sequence[Sample], detector: SmartTurn) -> list[InputState]:
+    """What the detector says of each row's words, spoken."""
+    piper = PiperSynthesiser()
+    found = []
+    try:
+        for number, row in enumerate(rows, 1):
+            speech = await piper.speak(row.text)
+            found.append(detector.state(resampled(speech.samples, speech.rate, RATE)))
+            if number % 50 == 0:
+                measuring.progress(f"{number} of {len(rows)} rows spoken")
+    finally:
+        await piper.aclose()
+    return found
+
+
+def recordings(folder: Path, chance: random.Random, count: int) -> list[tuple[Sample, Samples]]:
+    """So many recorded orders whole, and as many cut."""
+    found = []
+    sounds = heard.with_words(heard.recordings(folder, "assistant_command", chance, count, longest_s=9.0))
+    for sound in (sound for sound in sounds if len(sound.words) >= 6):
+        at = chance.randint(len(sound.words) // 2, len(sound.words) * 9 // 10)
+        for state, num in ((PROCESS, len(sound.words)), (INCOMPLETE, at)):
+            text = " ".join(word for word, _ in sound.words[:num])
+            text = text if state is PROCESS else text.rstrip(".,;:?!")
+            end = len(sound.samples) if state is PROCESS else int(sound.words[num - 1][1] * RATE)
+            found.append((Sample(text, state, "recordings", "order"), sound.samples[:end]))
+    return found
+
+
+def main() -> None:
+    """Run it."""
+    args = _arguments()
+    about = measuring.about(args)
+    detector, chance = SmartTurn(), random.Random(args.seed)
+    rows = read(args.file)
+    orders = recordings(args.audio, chance, args.orders)
+    cut = Rows(args.audio, tuple(sample for sample, _ in orders), tuple(range(1, len(orders) + 1)))
+    model = measuring.load_model(args)
+    try:
+        by_words = {"rows": judge_model(rows, model)[0].decisions, "orders": judge_model(cut, model)[0].decisions}
+        described = measuring.describe_model(model)
+    finally:
+        model.close()
+    by_sound = {
+        "rows": asyncio.run(spoken_rows(rows.samples, detector)),
+        "orders": [detector.state(sound) for _, sound in orders],
+    }
+    result: dict[str, Any] = {**about, "model": described}
+    table = []
+    for name, judged in (("rows", rows), ("orders", cut)):
+        found = {"smart turn": by_sound[name], "adapter": by_words[name]}
+        result[name] = {who: outcome(judged.samples, decisions).to_json() for who, decisions in found.items()}
+        for who, values in result[name].items():
+            table.append((f"{name}, {who}", values["n"], values["answer"]["f1"], json.dumps(values["recall"])))
+    measuring.finish(args, result, ("", "n", "answer F1", "recall"), table)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = measuring.arguments(__doc__ or "")
+    measuring.model_arguments(parser)
+    parser.add_argument("file", type=Path, help="rows to decide on")
+    parser.add_argument("--audio", type=Path, required=True, help="folder of recordings with a manifest.jsonl")
+    parser.add_argument("--orders", type=int, default=40, help="recordings, each whole and cut")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
