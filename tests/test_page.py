@@ -351,6 +351,72 @@ def test_an_example_is_typed_into_the_live_server():
     run(test())
 
 
+FRAMES = "num => new Promise((done) => { const next = () => num-- ? requestAnimationFrame(next) : done(); next(); })"
+
+
+def test_an_answer_that_is_not_shown_is_not_read():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            reported: list[str] = []
+
+            def report(data) -> None:
+                if json.loads(data)["type"] == "heard":
+                    reported.append(data)
+
+            on.page.on("websocket", lambda socket: socket.on("framesent", report))
+            await on.page.reload()
+            await on.say("tell me all")
+            await on.heard(9)
+            await on.page.locator("#again").click()
+            await on.shows("#player #time")
+            await on.page.evaluate(FRAMES, 2)
+            num_reported = len(reported)
+            assert num_reported
+            await on.page.evaluate(FRAMES, 60)
+            assert len(reported) == num_reported
+            await on.page.locator("#live").click()
+            await on.page.wait_for_function("text => heard(0) === text", arg=EPIC)
+
+    run(test())
+
+
+def test_a_server_that_is_silent_while_sound_is_sent_to_it_is_given_up():
+    async def test() -> None:
+        async with serving() as server, browsing(server) as on:
+            code = """async () => {
+                const { Wire } = await import("./page/wire.js");
+                const sockets = [];
+                const statuses = [];
+                const sent = [];
+                let now = 0;
+                let check;
+                window.WebSocket = class {
+                    static OPEN = 1;
+                    readyState = 1;
+                    constructor() { sockets.push(this); }
+                    send(data) { sent.push(typeof data === "string" ? JSON.parse(data).type : "sound"); }
+                    close() {}
+                };
+                window.setInterval = (act) => (check = act);
+                performance.now = () => now;
+                const told = { status: (name) => statuses.push(name), started() {} };
+                const wire = new Wire({ start: () => ({}), token: null, told });
+                wire.open();
+                sockets[0].onopen();
+                sockets[0].onmessage({ data: JSON.stringify({ type: "started", session: "s", number: 0, taken: 0 }) });
+                for (now of [2500, 4500, 6500]) {
+                    wire.sendBinary(new ArrayBuffer(960));
+                    check();
+                }
+                return { sent, statuses };
+            }"""
+            found = await on.page.evaluate(code)
+            assert found["sent"] == ["start", "sound", "ping", "sound", "ping", "sound"]
+            assert found["statuses"] == ["connecting", "open", "lost"]
+
+    run(test())
+
+
 @pytest.mark.smollm2
 def test_the_default_model_behind_it():
     async def test() -> None:

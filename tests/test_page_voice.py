@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from browsing import browsing, run
+from browsing import Browsing, browsing, run
+from duologue.server.conversation import Conversation
+from duologue.server.settings import VoiceSettings
+from duologue.server.voice import Voices
 from duologue.voice.defaults import Engines
+from duologue.voice.engines import Speech
 from duologue.voice.sound import Samples, silence, write_wav
-from serving import scripted_model, serving
+from serving import Running, scripted_model, serving
 from voiced import LoudnessDetector, LoudSynthesiser, ScriptedRecogniser
 
 pytestmark = pytest.mark.chromium
@@ -58,9 +62,116 @@ def test_a_question_is_spoken_and_an_answer_is_interrupted(tmp_path: Path) -> No
             assert await button.get_attribute("aria-pressed") == "true"
             await on.picture("voice")
             await button.click()
-            async with asyncio.timeout(5):
-                while next(iter(server.talks._open.values())).settings.voice is not None:
-                    await asyncio.sleep(0.02)
+            await voice_is(None, server)
+
+    run(test())
+
+
+def nobody(tmp_path: Path) -> Path:
+    """A microphone that hears nobody."""
+    write_wav(tmp_path / "nobody.wav", [silence(20 * RATE)], RATE)
+    return tmp_path / "nobody.wav"
+
+
+def deaf(synthesiser: LoudSynthesiser | None = None) -> Engines:
+    return Engines(ScriptedRecogniser([{}] * 20), synthesiser or LoudSynthesiser(), LoudnessDetector)
+
+
+def the_talk(server: Running) -> Conversation:
+    (talk,) = server.talks
+    return talk
+
+
+def voices(server: Running) -> Voices:
+    assert server.talks.voices is not None
+    return server.talks.voices
+
+
+async def voice_is(settings: VoiceSettings | None, server: Running) -> None:
+    """Until the one conversation has this voice."""
+    async with asyncio.timeout(20):
+        while the_talk(server).settings.voice != settings:
+            await asyncio.sleep(0.02)
+
+
+async def speaks(on: Browsing, server: Running) -> None:
+    """Let it have a voice."""
+    await (await on.shows("#microphone")).click()
+    await voice_is(VoiceSettings(), server)
+    await on.shows("#microphone[aria-pressed=true]")
+
+
+def test_where_all_voices_are_taken_the_microphone_is_off_again_and_typing_goes_on(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with (
+            serving(scripted_model({"what is a cat": TALE}), engines=deaf(), max_voices=1) as server,
+            browsing(server, microphone=nobody(tmp_path)) as on,
+        ):
+            voices(server).enter()
+            await (await on.shows("#microphone")).click()
+            await on.shows("li.note", "the voice is off: all 1 places for voices are taken")
+            await on.shows("#microphone[aria-pressed=false]")
+            await on.say("what is a cat")
+            await on.page.wait_for_function("text => heard(0) === text", arg=TALE)
+            assert await on.page.locator("li.note").count() == 1
+            voices(server).leave()
+            await speaks(on, server)
+
+    run(test())
+
+
+class NoProgram(LoudSynthesiser):
+    """Its program is not there any more."""
+
+    async def speak(self, text: str) -> Speech:
+        raise FileNotFoundError("espeak-ng")
+
+
+def test_where_the_voice_fails_the_microphone_is_off_and_the_answer_is_read(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with (
+            serving(scripted_model({"what is a cat": TALE}), engines=deaf(NoProgram())) as server,
+            browsing(server, microphone=nobody(tmp_path)) as on,
+        ):
+            await speaks(on, server)
+            await on.say("what is a cat")
+            await on.shows("li.note", "the voice is off: the voice failed: FileNotFoundError: espeak-ng")
+            await on.shows("#microphone[aria-pressed=false]")
+            await on.page.wait_for_function("text => heard(0) === text", arg=TALE)
+            assert await on.page.locator("li.note").count() == 1
+            assert the_talk(server).settings.voice is None
+
+    run(test())
+
+
+def test_a_page_that_is_loaded_again_has_no_voice_until_it_is_asked_for(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with (
+            serving(scripted_model({"what is a cat": TALE}), engines=deaf()) as server,
+            browsing(server, microphone=nobody(tmp_path)) as on,
+        ):
+            await speaks(on, server)
+            await on.page.reload()
+            await on.shows("#microphone[aria-pressed=false]")
+            await voice_is(None, server)
+            await on.say("what is a cat")
+            await on.page.wait_for_function("text => heard(0) === text", arg=TALE)
+
+    run(test())
+
+
+def test_a_recording_that_is_opened_turns_the_microphone_off(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with (
+            serving(scripted_model({"what is a cat": TALE}), engines=deaf()) as server,
+            browsing(server, microphone=nobody(tmp_path)) as on,
+        ):
+            await speaks(on, server)
+            await on.page.locator("#again").click()
+            await on.shows("#player #time")
+            await voice_is(None, server)
+            await on.page.locator("#live").click()
+            await on.shows("#microphone[aria-pressed=false]")
 
     run(test())
 

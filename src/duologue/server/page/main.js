@@ -140,8 +140,8 @@ function frame(ms) {
   const now = ms / 1000;
   const elapsed = Math.max(0, now - drawnAt);
   drawnAt = now;
-  for (const talk of talks) talk.step(elapsed);
-  player?.step(elapsed);
+  if (player !== null) player.step(elapsed);
+  else for (const talk of talks) talk.step(elapsed); // what is not shown is not read
   if (talks.some((talk) => talk.isActive) || player?.isPlaying) activeAt = now;
   const target = Math.min(now, activeAt + REST_S);
   shownAt = Math.max(shownAt, target - (target - shownAt) * Math.exp(-12 * elapsed)); // where it rested, it catches up
@@ -196,6 +196,7 @@ function openRecord(text) {
   }
   hideBanner();
   typist.cancel();
+  voice.end();
   arrange();
   player.toggle();
   player.speed = Number($("speed").value);

@@ -5,7 +5,10 @@ import { Keeper } from "./record.js";
 import { Reader } from "./reader.js";
 import { Wire } from "./wire.js";
 
-/** Tells "change" (something is to be drawn), "status", "took" (with the event) and "began". */
+/**
+ * Tells "change" (something is to be drawn), "status", "took" (with the event) and "began"; of a voice, "voice" (with what
+ * it does), "sound" (with a piece) and "voiceless" (it has none any more).
+ */
 export class Talk extends EventTarget {
   kind;
   conversation = new Conversation();
@@ -30,7 +33,7 @@ export class Talk extends EventTarget {
       status: (name, text) => this.#become(name, text),
       started: (message) => this.#started(message),
       event: (event) => this.#take(event),
-      problem: (_, text) => this.#note(`not done: ${text}`),
+      problem: (code, text) => this.#fail(code, text),
       voice: (message) => this.dispatchEvent(new CustomEvent("voice", { detail: message })),
       binary: (buffer) => this.dispatchEvent(new CustomEvent("sound", { detail: buffer })),
     };
@@ -80,7 +83,7 @@ export class Talk extends EventTarget {
 
   /** What the microphone heard. */
   sendSound(buffer) {
-    this.#wire.sendBinary(buffer);
+    if (this.#voice) this.#wire.sendBinary(buffer);
   }
 
   /** Try again, with another token. */
@@ -101,11 +104,13 @@ export class Talk extends EventTarget {
     const isNew = this.keeper === null || !message.resumed;
     this.model = message.model;
     this.hasVoice = message.has_voice === true;
-    if (this.#voice && !message.settings.voice) this.voice(this.#voice); // another conversation, which does not know
+    if (message.settings.voice && !this.#voice) this.voice(false); // the page that spoke had been loaded before this one
+    else if (!message.settings.voice && this.#voice && this.hasVoice) this.voice(this.#voice); // it does not know
     this.#offset = null;
     const isForgotten = this.keeper !== null && !message.resumed;
     if (isNew || message.missed) this.#begin(message);
     if (isForgotten) this.#note("the server had forgotten what was said; it was told again");
+    if (!this.hasVoice) this.#loseVoice("the server has none any more");
     this.dispatchEvent(new Event("began"));
     this.#changed();
   }
@@ -128,6 +133,18 @@ export class Talk extends EventTarget {
     this.keeper.add(event);
     this.dispatchEvent(new CustomEvent("took", { detail: event }));
     this.#changed();
+  }
+
+  #fail(code, text) {
+    if (code === "full" || code === "no_voice") this.#loseVoice(text);
+    else if (code !== "bad_message" || this.#voice) this.#note(`not done: ${text}`); // else sound that was on its way
+  }
+
+  #loseVoice(why) {
+    if (!this.#voice) return;
+    this.#voice = false;
+    this.#note(`the voice is off: ${why}`);
+    this.dispatchEvent(new Event("voiceless"));
   }
 
   #become(name, text) {

@@ -13,6 +13,7 @@ export class Voice {
   #sound = null;
   #onSound = ({ detail }) => this.#sound?.play(detail);
   #onVoice = ({ detail }) => this.#take(detail);
+  #onVoiceless = () => this.#close();
 
   /** `host` is where the button goes; `tell(text)` says what is wrong. */
   constructor(host, tell) {
@@ -32,10 +33,11 @@ export class Voice {
   attach(talk) {
     if (talk !== this.#talk) {
       this.end();
-      this.#talk?.removeEventListener("sound", this.#onSound);
-      this.#talk?.removeEventListener("voice", this.#onVoice);
-      talk.addEventListener("sound", this.#onSound);
-      talk.addEventListener("voice", this.#onVoice);
+      const listeners = { sound: this.#onSound, voice: this.#onVoice, voiceless: this.#onVoiceless };
+      for (const [type, listener] of Object.entries(listeners)) {
+        this.#talk?.removeEventListener(type, listener);
+        talk.addEventListener(type, listener);
+      }
       this.#talk = talk;
     }
     this.#host.hidden = !(talk.hasVoice && Sound.isPossible);
@@ -44,9 +46,13 @@ export class Voice {
   /** Give the microphone back. */
   end() {
     if (this.#sound === null) return;
-    this.#sound.close();
-    this.#sound = null;
+    this.#close();
     this.#talk.voice(false);
+  }
+
+  #close() {
+    this.#sound?.close();
+    this.#sound = null;
     this.#show(false, "");
   }
 
@@ -66,12 +72,12 @@ export class Voice {
     }
   }
 
-  #take({ what, text }) {
+  #take({ what, message }) {
     if (this.#sound === null) return;
     if (what === "cut") this.#sound.cut();
     else if (what === "speech_started") this.#show(true, "you are heard");
     else if (what === "speech_ended") this.#show(true, "listening");
-    else if (what === "recogniser_failed" || what === "synthesiser_failed") this.#tell(`The voice failed: ${text ?? ""}`);
+    else if (what === "recogniser_failed" || what === "synthesiser_failed") this.#tell(`The voice failed: ${message}`);
   }
 
   #show(isOn, state) {

@@ -36,6 +36,7 @@ export class Wire {
   #timer = 0;
   #watch = 0;
   #heardFrom = 0; // when the server last said something
+  #soundedAt = 0; // when bytes were last sent to it
 
   session = null;
 
@@ -83,7 +84,9 @@ export class Wire {
 
   /** Send bytes, if there is a connection: sound that comes late is of no use. */
   sendBinary(bytes) {
-    if (this.#isStarted) this.#socket.send(bytes);
+    if (!this.#isStarted) return;
+    this.#socket.send(bytes);
+    this.#soundedAt = performance.now();
   }
 
   /** The conversation is over; nobody else needs its place. */
@@ -189,7 +192,8 @@ export class Wire {
   /** What was sent may have gone nowhere: ask, and if nobody answers, connect again. */
   #check() {
     const silence = performance.now() - this.#heardFrom;
-    if (this.#outgoing.length === 0 || !this.#isStarted || silence < SILENCE_MS / 3) return;
+    const isWaiting = this.#outgoing.length > 0 || this.#soundedAt > this.#heardFrom;
+    if (!isWaiting || !this.#isStarted || silence < SILENCE_MS / 3) return;
     if (silence > SILENCE_MS) this.reconnect();
     else this.#socket.send(JSON.stringify({ type: "ping" }));
   }
