@@ -165,6 +165,10 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
             *(_with_lr(ALORA, lora_lr=rate) for rate in (3e-4, 1e-3, 3e-3)),
         ],
     ),
+    "lora_rates": (
+        "Whether the rate that suits a LoRA is another one with more samples.",
+        [_with_lr(ALORA, lora_lr=rate) for rate in (1e-3, 3e-3, 6e-3)],
+    ),
     "rows_to_alora": (
         "How near rows come to a LoRA without one: longer training, and learning from the LoRA's probabilities.",
         [
