@@ -11,12 +11,16 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError
 
+from duologue.errors import EngineError, UsageError
+from duologue.server.app import create_app
+from duologue.server.config import ServerConfig
 from duologue.server.settings import Settings, VoiceSettings
 from duologue.server.voice import VoiceLine
 from duologue.server.wire import Wire
 from duologue.voice.defaults import Engines
 from duologue.voice.engines import Speech
 from duologue.voice.sound import to_pcm16
+from duologue.voice.whisper import WhisperRecogniser
 from serving import Running, scripted_model, serving
 from voiced import LoudnessDetector, LoudSynthesiser, ScriptedRecogniser, in_loop
 
@@ -314,3 +318,22 @@ async def test_who_speaks_and_does_not_read_is_too_slow_and_no_mistake_of_ours(m
             await wire.closed.wait()
         assert wire.code == 1008
         await line.aclose()
+
+
+@pytest.mark.parametrize("error", [UsageError("no voice 'typo'"), EngineError("it does not start"), ValueError("size")])
+@in_loop
+async def test_a_voice_that_cannot_be_made_ends_the_start(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(**_: Any) -> Engines:
+        raise error
+
+    monkeypatch.setattr("duologue.server.app.load_engines", fail)
+    app = create_app(ServerConfig(voice="typo"), model=scripted_model())
+    async with app.router.lifespan_context(app):
+        pass
+    assert app.state.server.failure is error  # which ends the process that listens, and is what it says
+
+
+@pytest.mark.voice
+def test_a_recogniser_that_there_is_not_is_said() -> None:
+    with pytest.raises(UsageError, match="no recogniser 'typo'"):
+        WhisperRecogniser("typo")

@@ -16,7 +16,6 @@ from starlette.websockets import WebSocket
 from duologue.core.events import Event, Received, Said, as_dict
 from duologue.core.trace import Pass, Sink
 from duologue.engines.batch import BatchEngine
-from duologue.errors import MissingDependency
 from duologue.model import Model, load
 from duologue.server import assets, chat
 from duologue.server.config import ServerConfig
@@ -62,7 +61,14 @@ class Server:
             log.error("the model cannot be loaded", extra={"error": str(error)})
             return
         try:
-            async with _voices(self.config, self._engines) as voices, BatchEngine(model.backend) as engine:
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    voices = await stack.enter_async_context(_voices(self.config, self._engines))
+                except Exception as error:
+                    self.failure = error
+                    log.error("the voice cannot be loaded", extra={"error": str(error)})
+                    return
+                engine = await stack.enter_async_context(BatchEngine(model.backend))
                 talks = Conversations(model, engine, self.config, sink=self._sink(), voices=voices)
                 self.metrics.watch(engine.scheduler.totals, lambda: len(talks), lambda: talks.num_refused)
                 sweeping = asyncio.create_task(talks.sweep(), name="duologue-sweep")
@@ -73,9 +79,6 @@ class Server:
                 sweeping.cancel()
                 for talk in talks:
                     talk.close("shutdown")
-        except MissingDependency as error:  # of the voice: nothing else is asked for here
-            self.failure = error
-            log.error("the voice cannot be loaded", extra={"error": str(error)})
         finally:
             if self._model is None:
                 model.close()

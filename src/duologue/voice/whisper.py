@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from duologue.errors import EngineError, MissingDependency
+from duologue.errors import EngineError, MissingDependency, UsageError
 from duologue.voice.engines import Recognition
 from duologue.voice.sound import RATE, Samples, level_db, missing, silence
 
@@ -62,6 +62,7 @@ class WhisperRecogniser:
 
     Raises:
         MissingDependency: faster-whisper or the packages with the weights are not installed.
+        UsageError: there is no such model.
     """
 
     def __init__(self, model: str | None = None, *, threads: int = 2, language: str = "en") -> None:
@@ -75,7 +76,10 @@ class WhisperRecogniser:
         if model is None:
             self._model = WhisperModel("whisper-base", files=packaged_model(), **options)
         else:
-            self._model = WhisperModel(model, **options)
+            try:
+                self._model = WhisperModel(model, **options)
+            except (ValueError, OSError, RuntimeError) as error:
+                raise UsageError(f"no recogniser {model!r}, a name or a folder for faster-whisper: {error}") from error
         self._tokenizer: Any = Tokenizer(
             self._model.hf_tokenizer, self._model.model.is_multilingual, task="transcribe", language=language
         )
