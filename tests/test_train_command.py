@@ -1,6 +1,7 @@
 """`duologue data build` and `duologue train`, from sources to an adapter folder, on a tiny model in a folder."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,20 @@ def test_what_is_longer_than_the_model_takes_is_shortened(
     assert "to train on, too long for the 2048 tokens of this model: shortened: 0 lost old turns, 1 the beginning" in (
         capsys.readouterr().out
     )
+
+
+def test_held_out_samples_keep_to_the_memory(
+    model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """50 samples of some 40 tokens, of 64 float32 numbers each (two layers, keys and values of 16)."""
+    command = ("train", "rows", "--model", model_folder, "--data", data, "--out", tmp_path, *SMALL)
+    assert run(*command, "--memory-gb", 0.0012) == 0
+    said = capsys.readouterr().out
+    first = re.search(r"the first (\d+) held-out samples judge it", said)
+    assert first is not None
+    assert 4 < int(first[1]) < 50
+    places = Adapter.load(tmp_path).facts["dev"]
+    assert places["idle"]["n"] + places["over_an_answer"]["n"] == 50, "thresholds come from all"
 
 
 def test_bad_input_is_explained(model_folder: Path, data: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from duologue.metrics.thresholds import calibrate
 from duologue.template import Template
 from duologue.training.curves import draw
 from duologue.training.loop import Epoch, Settings, label, score, train
-from duologue.training.prefixes import Progress, kv_bytes_per_token, silent
+from duologue.training.prefixes import Progress, kv_bytes_per_token, shards, silent
 from duologue.training.probe_model import ProbeModel
 from duologue.training.recipes import ProbeRecipe
 from duologue.training.sequences import lay_out_heard
@@ -87,7 +87,6 @@ def run_probe_job(
             say(f"of the samples {where}, too long for the {limit} tokens of this model: {lost}")
     settings = job.recipe.settings_for(len(train_samples))
     data = label(train_samples, train_layouts, states, settings)
-    dev = label(dev_samples, dev_layouts, states, settings)
     fingerprint = fingerprint_of(model, tokenizer)
     teacher = _teacher(job, states, fingerprint, model)
     probe_model = ProbeModel(
@@ -95,7 +94,10 @@ def run_probe_job(
     )
     if job.start is not None:
         _take_over(probe_model, job.start, fingerprint)
-    max_tokens = _max_tokens(job, probe_model)
+    max_tokens, max_judged = _max_tokens(job, probe_model)
+    judged = len(shards(dev_layouts, max_judged)[0])
+    if judged < len(dev_samples):
+        say(f"after each epoch, the first {judged} held-out samples judge it: more do not fit into the memory")
     origin = {"model": name, "start": _digest(job.start), "teacher": _digest(job.teacher), "dtype": str(model.dtype)}
     before = time.monotonic() - started
 
@@ -105,7 +107,7 @@ def run_probe_job(
     history = train(
         probe_model,
         data,
-        dev,
+        label(dev_samples[:judged], dev_layouts[:judged], states, settings),
         settings,
         max_tokens=max_tokens,
         checkpoint=checkpoint,
@@ -119,7 +121,7 @@ def run_probe_job(
         teacher.give_back()
     seconds = before + history[-1].seconds
     facts = _facts(job, settings, name, history, seconds, train_samples)
-    p = score(probe_model, dev.layouts, max_tokens=max_tokens)
+    p = score(probe_model, dev_layouts, max_tokens=max_tokens)
     adapter = _calibrated(job, probe_model, dev_samples, p, states, fingerprint, facts)
     adapter.save(job.out)
     draw(log, job.out / "training.png", say)
@@ -214,10 +216,11 @@ def _read(path: Path) -> list[Sample]:
     return samples
 
 
-def _max_tokens(job: Job, model: ProbeModel) -> int:
+def _max_tokens(job: Job, model: ProbeModel) -> tuple[int, int]:
+    """Of prefixes in memory at a time: to train on, and held out."""
     with model.base_alone():
-        per_token = kv_bytes_per_token(model.prefix_model)
-    return max(1, int(job.memory_gb * 2**30 * (1 - _DEV_SHARE) / per_token))
+        tokens = job.memory_gb * 2**30 / kv_bytes_per_token(model.prefix_model)
+    return max(1, int(tokens * (1 - _DEV_SHARE))), max(1, int(tokens * _DEV_SHARE))
 
 
 def _digest(adapter: Adapter | None) -> str:
