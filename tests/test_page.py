@@ -11,7 +11,7 @@ from browsing import PHONE, QUICK, Browsing, browsing, run
 from duologue.core.events import as_dict, from_dict
 from duologue.core.ledger import Ledger
 from duologue.server.record import read_record
-from duologue.types import Turn
+from duologue.types import InputState, Turn
 from scripted import Talk
 from serving import scripted_model, serving
 
@@ -351,6 +351,46 @@ def test_an_example_is_typed_into_the_live_server():
     run(test())
 
 
+def unsure(words: str) -> tuple[float, ...]:
+    """More likely unfinished than not."""
+    likely = {InputState.INCOMPLETE: 0.5, InputState.PROCESS: 0.4}
+    return tuple(likely.get(state, 0.05) for state in InputState)
+
+
+def test_the_slider_moves_how_soon_it_answers():
+    async def test() -> None:
+        async with serving(scripted_model(judge=unsure)) as server, browsing(server) as on:
+            await on.say("some dogs")
+            await on.shows(".slice[data-state=incomplete]", "some dogs")
+            await on.page.locator("#eagerness").press("End")
+            (talk,) = server.talks
+            while talk.settings.eagerness != 1:
+                await asyncio.sleep(0.01)
+            await on.say("other dogs")
+            await on.shows(".slice[data-state=process]", "other dogs")
+            await on.shows(".user .outcome", "answered")
+            await on.heard(3)
+            await on.page.wait_for_url("**/*eagerness=1*")
+
+    run(test())
+
+
+def test_figures_are_there_once_there_is_something_to_measure():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            row = on.page.locator("#figures tr")
+            await row.nth(3).wait_for()
+            assert [await row.nth(i).locator("td").inner_text() for i in range(4)] == ["–"] * 4
+            await on.say("tell me all")
+            await on.heard(9)
+            assert [await row.nth(i).locator("td").inner_text() != "–" for i in range(4)] == [True, True, False, True]
+            await on.say("what about dogs")
+            await on.shows(".cut-note")
+            await row.nth(2).locator("td", has_not_text="–").wait_for()
+
+    run(test())
+
+
 FRAMES = "num => new Promise((done) => { const next = () => num-- ? requestAnimationFrame(next) : done(); next(); })"
 
 
@@ -510,6 +550,76 @@ def expected(events: list[dict]) -> list[Turn]:
         assert event is not None
         ledger(event)
     return ledger.history
+
+
+ASKED = [
+    {"type": "received", "at": 1.0, "utterance": "u", "text": "what about", "final": False},
+    {"type": "received", "at": 1.4, "utterance": "u", "text": "what about dogs", "final": True},
+    {"type": "decided", "at": 1.5, "utterance": "u", "text": "what about dogs", "state": "process", "p": 0.9,
+     "probabilities": {"process": 0.9}, "speaking": False, "heard_at": 1.4},
+    {"type": "promoted", "at": 1.6, "utterance": "u", "text": "what about dogs", "answer": 0},
+    {"type": "released", "at": 1.6, "answer": 0},
+    {"type": "said", "at": 1.8, "answer": 0, "start": 0, "text": DOGS},
+    {"type": "heard", "at": 2.5, "answer": 0, "position": 4},
+]  # fmt: skip
+CUT = [
+    {"type": "received", "at": 3.0, "utterance": "v", "text": "", "final": False},
+    {"type": "received", "at": 3.2, "utterance": "v", "text": "be quiet", "final": True},
+    {"type": "decided", "at": 3.25, "utterance": "v", "text": "be quiet", "state": "stop", "p": 0.9,
+     "probabilities": {"stop": 0.9}, "speaking": True, "heard_at": 3.2},
+    {"type": "dropped", "at": 3.25, "utterance": "v", "text": "be quiet", "reason": "stop"},
+    {"type": "suspended", "at": 3.25, "answer": 0, "heard": "Dogs", "unheard": DOGS[4:]},
+]  # fmt: skip
+
+
+def test_latencies_are_those_of_the_events():
+    async def test() -> None:
+        async with serving() as server, browsing(server) as on:
+            code = """async ([asked, cut]) => {
+                const { Conversation } = await import("./page/conversation.js");
+                const { Figures } = await import("./page/figures.js");
+                const conversation = new Conversation();
+                const table = document.createElement("table");
+                const figures = new Figures(table);
+                const rows = () => {
+                    figures.render([{ title: "", conversation }]);
+                    return [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent));
+                };
+                const told = [rows()];
+                for (const events of [asked, cut]) {
+                    for (const event of events) conversation.take(event);
+                    told.push(rows());
+                }
+                return told;
+            }"""
+            names = ["words → decision", "decision → first word", "speech onset → silence", "last word → first word"]
+            nothing, asked, cut = await on.page.evaluate(code, [ASKED, CUT])
+            assert nothing == [[name, "–"] for name in names]
+            assert asked == [
+                [name, text] for name, text in zip(names, ["100 ms", "300 ms", "–", "400 ms"], strict=True)
+            ]
+            assert cut == [[names[0], "50 msp50 50 ms, p95 100 ms, n 2"], asked[1], [names[2], "250 ms"], asked[3]]
+
+    run(test())
+
+
+def test_what_a_voice_does_with_an_answer_is_marked():
+    async def test() -> None:
+        async with serving() as server, browsing(server) as on:
+            code = """async (events) => {
+                const { Conversation } = await import("./page/conversation.js");
+                const conversation = new Conversation();
+                for (const event of events) conversation.take(event);
+                return conversation.marks.map(({ at, label }) => [at, label]);
+            }"""
+            voice = [
+                {"type": "voice", "at": at, "what": what}
+                for at, what in [(3.0, "ducked"), (3.1, "recognised"), (4.0, "yielded"), (5.0, "came_back")]
+            ]
+            told = await on.page.evaluate(code, [*ASKED, *voice])
+            assert told == [[3.0, "quieter"], [4.0, "pauses"], [5.0, "as loud as before"]]
+
+    run(test())
 
 
 def test_a_long_conversation_does_not_grow_without_bound(tmp_path: Path):

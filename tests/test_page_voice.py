@@ -8,6 +8,7 @@ import pytest
 
 from browsing import Browsing, browsing, run
 from duologue.server.conversation import Conversation
+from duologue.server.record import read_record
 from duologue.server.settings import VoiceSettings
 from duologue.server.voice import Voices
 from duologue.voice.defaults import Engines
@@ -60,7 +61,16 @@ def test_a_question_is_spoken_and_an_answer_is_interrupted(tmp_path: Path) -> No
             assert len(heard) > 10
             assert sum(sounds) > 24_000, "half a second of sound has come, at least"
             assert await button.get_attribute("aria-pressed") == "true"
+            await on.page.locator("#log summary").click()
+            await on.page.locator("#filter").fill("voice")
+            for what in ("speech_started", "ducked", "cut"):
+                await on.shows(".event[data-type=voice]", f'what="{what}"')
             await on.picture("voice")
+            async with on.page.expect_download() as offered:
+                await on.page.locator("#download").click()
+            path = await (await offered.value).path()
+            assert '"what":"ducked"' in path.read_text(encoding="utf-8")
+            assert read_record(path).ledger.history, "what the voice did keeps nobody from reading the rest"
             await button.click()
             await voice_is(None, server)
 

@@ -25,7 +25,7 @@ export class Conversation {
   entries = []; // of the transcript, oldest first: lines, parts and notes
   slices = []; // what the user said, for the timeline
   blocks = []; // what was heard of the assistant, for the timeline
-  marks = []; // cuts and the like, for the timeline
+  marks = []; // cuts and the like, also what a voice does with an answer, for the timeline
   decisions = []; // for the timeline
   latencies = new Latencies();
   #ledger;
@@ -235,6 +235,10 @@ export class Conversation {
 
   // ------------------------------------------------------------------ the rest
 
+  voice({ at, what }) {
+    if (what in VOLUMES) this.#push(this.marks, { at, kind: what, label: VOLUMES[what], text: "" });
+  }
+
   refused({ what, reason }) {
     this.note(`${what}: ${reason}`);
   }
@@ -413,10 +417,12 @@ export class Conversation {
 
 const TAKE = Object.fromEntries(
   ["received", "decided", "held", "dropped", "promoted", "released", "said", "heard", "suspended", "resumed",
-    "taken_back", "withdrawn", "finished", "committed", "refused", "trimmed", "edited"].map((type) => [
+    "taken_back", "withdrawn", "finished", "committed", "refused", "trimmed", "edited", "voice"].map((type) => [
     type, Conversation.prototype[type],
   ]),
 ); // prettier-ignore
+
+const VOLUMES = { ducked: "quieter", yielded: "pauses", came_back: "as loud as before" }; // of an answer by voice
 
 const OUTCOMES = {
   ignore: "ignored",

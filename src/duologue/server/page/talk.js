@@ -34,7 +34,7 @@ export class Talk extends EventTarget {
       started: (message) => this.#started(message),
       event: (event) => this.#take(event),
       problem: (code, text) => this.#fail(code, text),
-      voice: (message) => this.dispatchEvent(new CustomEvent("voice", { detail: message })),
+      voice: (message) => this.#takeVoice(message),
       binary: (buffer) => this.dispatchEvent(new CustomEvent("sound", { detail: buffer })),
     };
     const start = () => ({ settings: settings.forSession(kind), history: this.conversation.history });
@@ -129,9 +129,19 @@ export class Talk extends EventTarget {
   #take(event) {
     const offset = performance.now() / 1000 - event.at;
     if (this.#offset === null || offset < this.#offset) this.#offset = offset;
+    this.#keep(event);
+    this.dispatchEvent(new CustomEvent("took", { detail: event }));
+  }
+
+  /** What the voice does has the time of the sound; it is kept beside the events with theirs. */
+  #takeVoice(message) {
+    this.dispatchEvent(new CustomEvent("voice", { detail: message }));
+    this.#keep({ ...message, at: Number(this.timeAt(performance.now() / 1000).toFixed(4)) });
+  }
+
+  #keep(event) {
     this.conversation.take(event);
     this.keeper.add(event);
-    this.dispatchEvent(new CustomEvent("took", { detail: event }));
     this.#changed();
   }
 

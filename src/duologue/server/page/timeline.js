@@ -168,6 +168,10 @@ export class Timeline {
       if (at < left - 4 || at > right) continue;
       const x = this.#x(at);
       const top = ROWS.assistant + 4;
+      if (kind in VOLUMES) {
+        this.#volume(x, VOLUMES[kind], label);
+        continue;
+      }
       if (kind === "cut") {
         const next = blocks.find((block) => block.from >= at)?.from ?? Infinity;
         const width = this.#x(Math.min(at + CUT_S, next)) - x;
@@ -183,6 +187,13 @@ export class Timeline {
       const [sign, colour] = kind === "cut" ? ["✂", "stop"] : ["▸", "assistant"];
       this.#brush.text(`${sign} ${label}`, x + 5, ROWS.marks + 9, colour);
     }
+  }
+
+  /** What the voice does with an answer, below it. */
+  #volume(x, sign, label) {
+    this.#brush.text(sign, x - this.#brush.widthOf(sign) / 2, ROWS.marks + 1, "faint");
+    const said = { text: label, decision: null, note: "by voice" };
+    this.#hits.push({ left: x - 8, right: x + 8, top: ROWS.marks - 7, bottom: ROWS.marks + 3, said });
   }
 
   #names() {
@@ -246,4 +257,5 @@ export class Timeline {
   }
 }
 
+const VOLUMES = { ducked: "▾", yielded: "‖", came_back: "▴" };
 const DASHES = { incomplete: [4, 3], ignore: [2, 2], waiting: [1, 3] }; // told apart without colours, too
