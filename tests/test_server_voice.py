@@ -182,11 +182,12 @@ async def test_a_server_without_voice_says_so_and_takes_no_sound() -> None:
         await caller.hang_up()
 
 
+@pytest.mark.parametrize("piece", [b"\0\0\0", b""], ids=["half", "nothing"])
 @in_loop
-async def test_half_a_sample_is_refused_and_the_conversation_goes_on() -> None:
+async def test_half_a_sample_is_refused_and_the_conversation_goes_on(piece: bytes) -> None:
     async with serving(scripted_model(ANSWERS), engines=engines(QUESTION)) as server:
         caller = await Caller.call(server, voice={"rate": RATE})
-        await caller.socket.send(b"\0\0\0")
+        await caller.socket.send(piece)
         assert (await caller.until("error"))["code"] == "bad_message"
         await caller.speaks(0.6, loud=True)
         await caller.until("committed")

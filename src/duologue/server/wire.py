@@ -46,7 +46,7 @@ class Wire:
             if data["type"] == "websocket.disconnect":
                 return
             sound = data.get("bytes")
-            if sound is not None and self.takes_sound and len(sound) <= self._config.max_message:
+            if sound and self.takes_sound and len(sound) <= self._config.max_message:
                 yield sound
                 continue
             await self._slow_down()
