@@ -1,10 +1,12 @@
 """The microphone of the page, fed from a file, with scripted engines behind the server."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from websockets.asyncio.client import connect
 
 from browsing import Browsing, browsing, run
 from duologue.server.conversation import Conversation
@@ -166,6 +168,20 @@ def test_a_page_that_is_loaded_again_has_no_voice_until_it_is_asked_for(tmp_path
             await voice_is(None, server)
             await on.say("what is a cat")
             await on.page.wait_for_function("text => heard(0) === text", arg=TALE)
+
+    run(test())
+
+
+def test_a_page_whose_conversation_another_one_took_does_not_listen(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(engines=deaf()) as server, browsing(server, microphone=nobody(tmp_path)) as on:
+            await speaks(on, server)
+            async with connect(server.http.replace("http", "ws") + "/v1/duplex") as other:
+                await other.send(json.dumps({"type": "start", "session": the_talk(server).id}))
+                await on.shows("#banner", "another page has taken the conversation over")
+                await on.shows("#microphone[aria-pressed=false]")
+                await on.page.locator("#banner button").click()
+                await voice_is(None, server)
 
     run(test())
 

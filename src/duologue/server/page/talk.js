@@ -159,6 +159,7 @@ export class Talk extends EventTarget {
 
   #become(name, text) {
     this.status = { name, text };
+    if (name === "taken" || name === "over") this.#loseVoice(text);
     this.dispatchEvent(new Event("status"));
   }
 
