@@ -51,6 +51,11 @@ export class Wire {
     return this.#isStarted;
   }
 
+  /** Whether what is sent now may arrive: a connection that is being closed takes nothing any more. */
+  get #isReady() {
+    return this.#isStarted && this.#socket.readyState === WebSocket.OPEN;
+  }
+
   /** Connect, at once. */
   open(token = this.#token) {
     if (this.#isOver || this.#socket !== null) return;
@@ -84,7 +89,7 @@ export class Wire {
 
   /** Send bytes, if there is a connection: sound that comes late is of no use. */
   sendBinary(bytes) {
-    if (!this.#isStarted) return;
+    if (!this.#isReady) return;
     this.#socket.send(bytes);
     this.#soundedAt = performance.now();
   }
@@ -183,7 +188,7 @@ export class Wire {
   }
 
   #flush() {
-    if (!this.#isStarted || this.#socket.readyState !== WebSocket.OPEN) return;
+    if (!this.#isReady) return;
     for (; this.#numSent < this.#outgoing.length; this.#numSent++) {
       this.#socket.send(JSON.stringify(this.#outgoing[this.#numSent]));
     }
