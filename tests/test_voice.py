@@ -186,6 +186,15 @@ async def test_what_is_cut_fades() -> None:
 
 
 @in_loop
+async def test_nothing_comes_behind_a_cut_where_the_other_side_drops_what_it_has() -> None:
+    async with spoken({0.3: "stop"}, fades=False) as talk:
+        await asked(talk)
+        while "cut" not in talk.kinds:
+            out = await talk.hears(0.02, speech=True)
+        assert not out.any()
+
+
+@in_loop
 async def test_an_answer_that_may_not_be_cut_is_not() -> None:
     async with spoken({0.4: "and a dog"}) as talk:
         await asked(talk)
@@ -363,6 +372,20 @@ async def test_short_words_that_want_more_silence_it_once_they_have_ended_until_
         await talk.hears(20.0, speech=False)
         assert talk.times("yielded") == talk.times("speech_ended", utterance="voice-2")
         assert talk.times("came_back", why="dropped") == talk.times("dropped", reason="patience")
+        assert talk.history == [("user", "what is a cat"), ("assistant", ANSWER)]
+
+
+@in_loop
+async def test_words_that_want_more_and_are_recognised_after_they_ended_silence_it_as_well() -> None:
+    async with spoken({0.75: "and a"}, yield_s=1.0) as talk:
+        await asked(talk)
+        talk.recogniser.takes_s = 0.7
+        await talk.hears(0.8, speech=True)
+        await talk.hears(20.0, speech=False)
+        (recognised,) = talk.times("recognised", text="and a")
+        assert recognised >= talk.first("speech_ended", utterance="voice-2")
+        assert talk.first("yielded") == pytest.approx(recognised, abs=0.06)
+        assert talk.times("came_back") == talk.times("dropped", reason="patience")
         assert talk.history == [("user", "what is a cat"), ("assistant", ANSWER)]
 
 

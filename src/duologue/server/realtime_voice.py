@@ -52,7 +52,7 @@ class RealtimeVoice:
             engines.detector(),
             engines.recogniser,
             engines.synthesiser,
-            config=VoiceConfig(rate=RATE, latency_s=_DELTA_S),
+            config=VoiceConfig(rate=RATE, latency_s=_DELTA_S, fades=False),
             timeline=Timeline(self._note, keeps=False),
             name=f"voice-{secrets.token_hex(3)}",
         )

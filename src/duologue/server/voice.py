@@ -78,7 +78,7 @@ class VoiceLine:
             engines.detector(),
             engines.recogniser,
             engines.synthesiser,
-            config=VoiceConfig(rate=settings.rate, latency_s=settings.latency_ms / 1000),
+            config=VoiceConfig(rate=settings.rate, latency_s=settings.latency_ms / 1000, fades=False),
             timeline=Timeline(self._tell, keeps=False),
             name=f"voice-{secrets.token_hex(3)}",
         )

@@ -83,11 +83,13 @@ class _Fader:
 class Player:
     """Gives out samples at `rate`, as many as are asked for; silence where it has none.
 
-    `num_out` counts all samples given out, `is_held` keeps it from beginning, without losing anything.
+    `num_out` counts all samples given out, `is_held` keeps it from beginning, without losing anything. What is cut
+    `fades`, unless whoever takes the samples drops at a cut what is not played yet: a fade would come behind that.
     """
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: int, *, fades: bool = True) -> None:
         self.rate = rate
+        self._fades = fades
         self.num_out = 0
         self.is_held = False
         self._pieces: deque[Piece] = deque()
@@ -152,7 +154,7 @@ class Player:
 
     def cut(self) -> None:
         """Fall silent; what has not been played is lost. Afterwards it plays at full volume."""
-        if self.is_playing:
+        if self.is_playing and self._fades:
             rest = self._pieces[0].samples[self._at : self._at + int(_CUT_S * self.rate)]
             fade = np.cos(np.linspace(0.0, math.pi / 2, len(rest), dtype=np.float32)) ** 2
             volume = np.float32(self._loudness.volume * self._presence.volume)

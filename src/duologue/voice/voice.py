@@ -40,6 +40,7 @@ class VoiceConfig:
     yield_s: float = 1.0  # of speech over an answer: it pauses if the words seem to be meant for it; inf: never
     back_s: float = 1.0  # after an utterance that had no consequence, the answer goes on as loud as before
     latency_s: float = 0.0  # from a sample that is given out to the ear
+    fades: bool = True  # what is cut fades; not where the other side drops what it has not played, and fades that
 
     def __post_init__(self) -> None:
         if self.rate < 8000 or not 0 < self.sure_end_s <= self.end_s or min(self.before_s, self.partial_s) < 0:
@@ -81,7 +82,7 @@ class Voice:
     ) -> None:
         self.config = config or VoiceConfig()
         self.timeline = timeline or Timeline()
-        self.player = Player(self.config.rate)
+        self.player = Player(self.config.rate, fades=self.config.fades)
         self._commands = commands
         self._detector = detector
         self._recogniser = recogniser
@@ -94,6 +95,7 @@ class Voice:
         self._hearing: Hearing | None = None  # while somebody speaks
         self._open: dict[str, Hearing] = {}  # that and those which are ending
         self._num_heard = 0
+        self._unjudged: Hearing | None = None  # the last one that ended, if its last words were not judged before
         self._back_at: float | None = None
         self._late: deque[tuple[int, int, int]] = deque()  # heard when so many samples are out: answer, position
         self._tasks: set[asyncio.Task[None]] = set()
@@ -207,6 +209,7 @@ class Voice:
         name = f"{self._name}-{self._num_heard}"
         self._hearing = self._open[name] = Hearing(name, self._recogniser.begin(), self._before, self.now)
         self._before.clear()
+        self._unjudged = None
         self._note("speech_started", utterance=name)
         self._command("", self._hearing, final=False)
         if not self.yields:
@@ -285,13 +288,20 @@ class Voice:
         self._command(hearing.text, hearing, final=True)
         if not self._open:
             self._speaking.is_interrupted = False
+            self._unjudged = hearing if hearing.state is None else None
             if hearing.is_dropped:
                 self._come_back("dropped")
-            elif hearing.state is InputState.INCOMPLETE and self._may_yield:
-                if not self.player.is_paused:  # it was short
-                    self._yield_to(hearing)
-            elif self.player.is_subdued:
+            elif not self._yields_at_the_end(hearing) and self.player.is_subdued:
                 self._back_at = self.now + self.config.back_s
+
+    def _yields_at_the_end(self, hearing: Hearing) -> bool:
+        """Words that have ended, and want more: the answer pauses, unless it did while they were said."""
+        if hearing.state is not InputState.INCOMPLETE or not self._may_yield:
+            return False
+        self._back_at = None
+        if not self.player.is_paused:  # it was short
+            self._yield_to(hearing)
+        return True
 
     def _command(self, text: str, hearing: Hearing, *, final: bool) -> None:
         try:
@@ -325,10 +335,19 @@ class Voice:
             case e.Decided(text=text, decision=decision):
                 for hearing in self._open.values():
                     hearing.judged(text, decision.state)
+                if self._unjudged is not None:
+                    self._judged_at_last(self._unjudged, text, decision.state)
             case e.Dropped(utterance=utterance):
                 self._dropped(utterance)
             case _:
                 pass
+
+    def _judged_at_last(self, hearing: Hearing, text: str, state: InputState) -> None:
+        """Its last words were recognised so late that it had ended before they were judged."""
+        hearing.judged(text, state)
+        if hearing.state is not None:
+            self._unjudged = None
+            self._yields_at_the_end(hearing)
 
     def _dropped(self, utterance: str) -> None:
         """Nothing came of these words: the answer goes on as it was."""
