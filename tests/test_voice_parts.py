@@ -318,6 +318,13 @@ LOUD, QUIET = tone(RATE, level=0.1), tone(RATE, level=0.001)
         (Decoded("Gibberish it is", 0.1, -1.4), LOUD, ""),
         (Decoded("...", 0.1, -0.1), LOUD, ""),
         (Decoded("and so on " * 12, 0.1, -0.1), LOUD, ""),
+        (Decoded("New York, New York", 0.1, -0.2), tone(2 * RATE, level=0.1), "New York, New York"),
+        (Decoded("New York, New York", 0.1, -0.7), tone(2 * RATE, level=0.1), "New York,"),
+        (
+            Decoded("Wait, can you tell? Wait, can you tell", 0.1, -0.2),
+            tone(2 * RATE, level=0.1),
+            "Wait, can you tell?",
+        ),
     ],
 )
 def test_words_that_come_from_nothing_are_not_believed(decoded: Decoded, window: Samples, text: str) -> None:
@@ -338,7 +345,23 @@ def test_words_that_come_from_nothing_are_not_believed(decoded: Decoded, window:
     ],
 )
 def test_words_that_begin_again_are_said_once(text: str, once: str) -> None:
-    assert unlooped(text) == once
+    assert unlooped(text, is_sure=False) == once
+
+
+@pytest.mark.parametrize(
+    ("text", "believed"),
+    [
+        ("New York, New York", "New York, New York"),
+        ("one two one two", "one two one two"),
+        ("No, no, no", "No, no, no"),
+        ("wait a minute I said wait a minute", "wait a minute I said wait a minute"),
+        ("a pot of pot of pot of pot of", "a pot of"),
+        ("Right? Right Right Right", "Right?"),
+        ("", ""),
+    ],
+)
+def test_words_that_are_sure_may_be_said_twice_and_not_again_and_again(text: str, believed: str) -> None:
+    assert unlooped(text, is_sure=True) == believed
 
 
 def test_what_two_decodings_agree_on_is_given_but_for_the_last_two_words() -> None:

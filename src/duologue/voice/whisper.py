@@ -28,6 +28,7 @@ _SHORTEST_S = 8.0  # of what it is given; with less, single words are often mish
 _NO_SPEECH = 0.6  # probability from which on there was none, unless the words are sure
 _UNSURE = -1.0  # mean log probability of a token below which words are not believed
 _REPEATS = 2.4  # ratio of compression above which the decoder has fallen into a loop
+_FAST = 18.0  # characters a second of all there is, pauses included: with loops there are twice as many
 _QUIET_DB = -42.0
 _CLOSERS = " .,;:?!…-–—"  # at the end of words that may go on, these are guesses, and would make them look finished
 _MOST_TOKENS_PER_S = 8
@@ -175,21 +176,31 @@ def believed(decoded: Decoded, window: Samples) -> str:
     if bare in _FROM_NOTHING and (level_db(window) < _QUIET_DB or decoded.no_speech > _NO_SPEECH / 2):
         return ""
     data = text.encode()
-    return "" if len(data) > 60 and len(data) / len(zlib.compress(data)) > _REPEATS else unlooped(text)
+    if len(data) > 60 and len(data) / len(zlib.compress(data)) > _REPEATS:
+        return ""
+    is_sure = decoded.confidence >= _UNSURE / 2 and len(text) <= _FAST * len(window) / RATE
+    return unlooped(text, is_sure=is_sure)
 
 
-def unlooped(text: str) -> str:
-    """Every phrase once that the decoder said again and again, where it did not find the end."""
+def unlooped(text: str, *, is_sure: bool) -> str:
+    """Every phrase once that the decoder said again and again, where it did not find the end. People say things twice,
+    too, or begin again: where the words are sure, only what comes four times in a row is not believed.
+    """
     words = text.split()
     bare = [re.sub(r"\W", "", word.lower()) for word in words]
-    if len(set(bare)) == 1:
+    least = 4 if is_sure else 2
+    if len(set(bare)) == 1 and len(words) >= least:
         return words[0]
     for size in range(2, len(words)):
-        if len(words) < 2 * size and bare[size:] == bare[: len(words) - size] and len(words) > size + 1:
-            return unlooped(" ".join(words[:size]))  # begun again, and cut off
-        for at in range(len(words) - 2 * size + 1):
-            if bare[at : at + size] == bare[at + size : at + 2 * size]:
-                return unlooped(" ".join(words[: at + size] + words[at + 2 * size :]))
+        begins_again = len(words) < 2 * size and bare[size:] == bare[: len(words) - size] and len(words) > size + 1
+        if begins_again and not is_sure:
+            return unlooped(" ".join(words[:size]), is_sure=is_sure)  # and was cut off
+        for at in range(len(words) - least * size + 1):
+            phrase, end = bare[at : at + size], at + size
+            while bare[end : end + size] == phrase:
+                end += size
+            if end - at >= least * size:
+                return unlooped(" ".join(words[: at + size] + words[end:]), is_sure=is_sure)
     return text
 
 
