@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from duologue.cli.main import main
+from duologue.errors import EngineError
 from duologue.voice.detector import SileroDetector
 from duologue.voice.engines import Speech, Synthesiser
 from duologue.voice.espeak import EspeakSynthesiser
@@ -72,6 +73,52 @@ def test_nothing_of_the_package_imports_what_is_gpl() -> None:
     assert naming == ["piper_program.py"]
     others = [path for path in source.rglob("*.py") if path.name not in ("piper_program.py", "piper_voice.py")]
     assert not any("piper_program" in path.read_text() for path in others), "nor names it"
+
+
+_FAKE_PIPER = """
+import json, sys
+print(json.dumps({"rate": 16000}), flush=True)
+for line in sys.stdin:
+    sys.stderr.write("Missing phoneme\\n" * 20_000)
+    sys.stderr.flush()
+    if "nothing" not in line:
+        sys.stdout.buffer.write(b'{"samples": 2, "ends": null}\\n' + b"abcd")
+        sys.stdout.flush()
+"""
+
+
+@in_loop
+async def test_piper_may_complain_and_one_that_does_not_answer_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(_FAKE_PIPER)
+    monkeypatch.setattr("duologue.voice.piper_voice._PROGRAM", program)
+    monkeypatch.setattr("duologue.voice.piper_voice.importlib.util.find_spec", lambda name: name)
+    piper = PiperSynthesiser(tmp_path / "voice.onnx")
+    try:
+        assert len((await piper.speak("It has much to say.")).samples) == 2
+        monkeypatch.setattr("duologue.voice.piper_voice._REPLY_S", 0.0)
+        with pytest.raises(EngineError, match="does not answer"):
+            await piper.speak("It says nothing.")
+        monkeypatch.undo()
+        monkeypatch.setattr("duologue.voice.piper_voice._PROGRAM", program)
+        assert len((await piper.speak("It is there again.")).samples) == 2
+    finally:
+        await piper.aclose()
+
+
+@in_loop
+async def test_an_espeak_that_cannot_be_started_is_an_engine_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "espeak-ng"
+    program.write_text("no program")
+    program.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda _: str(program))
+    espeak = EspeakSynthesiser()
+    with pytest.raises(EngineError, match="does not start"):
+        await espeak.speak(QUESTION)
 
 
 @pytest.mark.voice

@@ -26,12 +26,15 @@ class EspeakSynthesiser:
 
     async def speak(self, text: str) -> Speech:
         """See `Synthesiser`."""
-        program = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        try:
+            program = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        except OSError as error:
+            raise EngineError(f"espeak-ng does not start: {error}") from error
         out, trouble = await program.communicate(text.encode())
         if program.returncode:
             raise EngineError(f"espeak-ng failed: {trouble.decode(errors='replace').strip()[:200]}")

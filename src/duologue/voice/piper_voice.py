@@ -13,6 +13,8 @@ from duologue.voice.marks import estimated, marks_of
 from duologue.voice.sound import from_pcm16
 
 _START_S = 60.0
+_REPLY_S = 30.0  # for a clause: a hundred times what it takes
+_MOST_TROUBLE = 2000  # bytes of what the program writes for people that are kept
 _PROGRAM = Path(__file__).with_name("piper_program.py")
 
 
@@ -31,6 +33,7 @@ class PiperSynthesiser:
             raise MissingDependency('piper-tts is not installed here: pip install "duologue[piper]"')
         self._voice = voice or packaged_voice()
         self._program: asyncio.subprocess.Process | None = None
+        self._trouble: asyncio.Task[bytes] | None = None
         self._rate = 0
         self._turn = asyncio.Lock()
 
@@ -53,6 +56,8 @@ class PiperSynthesiser:
         if program is not None and program.returncode is None:
             program.kill()
             await program.wait()
+        if self._trouble is not None:
+            self._trouble.cancel()
         if program is not None:
             program._transport.close()  # type: ignore[attr-defined]  # else it complains when it is collected
 
@@ -62,12 +67,13 @@ class PiperSynthesiser:
                 program = await self._running()
                 assert program.stdin is not None, "it is a pipe"
                 assert program.stdout is not None, "it is a pipe"
-                program.stdin.write(json.dumps({"text": " ".join(text.split())}).encode() + b"\n")
-                await program.stdin.drain()
-                head = await _read_head(program.stdout)
-                samples = from_pcm16(await program.stdout.readexactly(2 * head["samples"]))
+                async with asyncio.timeout(_REPLY_S):
+                    program.stdin.write(json.dumps({"text": " ".join(text.split())}).encode() + b"\n")
+                    await program.stdin.drain()
+                    head = await _read_head(program.stdout)
+                    samples = from_pcm16(await program.stdout.readexactly(2 * head["samples"]))
             except (OSError, EOFError, ValueError, TimeoutError) as error:
-                why = await self._last_words() or str(error)
+                why = await self._last_words() or str(error) or "it does not answer"
                 await self.aclose()  # the next text starts it anew
                 raise EngineError(f"Piper has ended or makes no sense: {why}") from error
         if head["ends"] is None:
@@ -86,20 +92,27 @@ class PiperSynthesiser:
                 stderr=asyncio.subprocess.PIPE,
             )
             assert self._program.stdout is not None, "it is a pipe"
+            assert self._program.stderr is not None, "it is a pipe"
+            self._trouble = asyncio.create_task(_drained(self._program.stderr), name="duologue-piper")
             async with asyncio.timeout(_START_S):
                 self._rate = int((await _read_head(self._program.stdout))["rate"])
         return self._program
 
     async def _last_words(self) -> str:
         """The last line that the program wrote for people, if it has ended."""
-        if self._program is None or self._program.stderr is None:
+        if self._trouble is None:
             return ""
-        try:
-            async with asyncio.timeout(1.0):
-                lines = (await self._program.stderr.read()).decode(errors="replace").strip().splitlines()
-        except TimeoutError:
-            return ""
+        done, _ = await asyncio.wait([self._trouble], timeout=1.0)
+        lines = self._trouble.result().decode(errors="replace").strip().splitlines() if done else []
         return lines[-1][:300] if lines else ""
+
+
+async def _drained(pipe: asyncio.StreamReader) -> bytes:
+    """The end of what the program writes for people, when it has ended. A pipe that nobody reads stops it."""
+    end = b""
+    while data := await pipe.read(65_536):
+        end = (end + data)[-_MOST_TROUBLE:]
+    return end
 
 
 async def _read_head(pipe: asyncio.StreamReader) -> dict[str, Any]:
