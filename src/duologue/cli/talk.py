@@ -114,7 +114,7 @@ async def _talk(args: argparse.Namespace, model: "Model", engines: "Engines") ->
         heard="reported",
     )
     session = model.session(policy=by_voice(policy(args, model)), config=config)
-    timeline = Timeline(_Printer())
+    timeline = Timeline(_Printer(), keeps=args.out is not None)
     async with (
         Live(model.backend, session) as live,
         Voice(live, engines.detector(), engines.recogniser, engines.synthesiser, timeline=timeline) as voice,

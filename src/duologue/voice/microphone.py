@@ -15,6 +15,7 @@ from duologue.voice.sound import RATE, Resampler, Samples, silence
 from duologue.voice.voice import Voice
 
 _BLOCK_S = 0.02
+_WATCH_S = 0.1  # how often it is looked whether the device is still there
 _AHEAD = 3  # blocks that wait for the loudspeaker, so that the event loop may be late now and then
 
 
@@ -70,11 +71,13 @@ class Microphone:
                     dtype="float32",
                     latency="low",
                     callback=callback,
-                ),
+                ) as stream,
                 contextlib.suppress(asyncio.CancelledError),
             ):
                 while self._voice.failure is None:
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(_WATCH_S)
+                    if not stream.active:
+                        raise EngineError("the sound device has gone")
         except sounddevice.PortAudioError as error:
             raise EngineError(f"the sound device failed: {error}") from error
         if self._voice.failure is not None:
