@@ -83,7 +83,7 @@ class Realtime:
         """Both ways at once, until one of them ends; then the other does."""
         sending = asyncio.create_task(self._outbox.run(), name="duologue-realtime-sender")
         telling = asyncio.create_task(self._tell(talk, dialogue), name="duologue-realtime-teller")
-        commands = Commands(dialogue)
+        commands = Commands(dialogue, speak=lambda: self._speak(commands))
         reading = asyncio.create_task(self._read(commands), name="duologue-realtime-reader")
         taking = asyncio.create_task(self._take(commands), name="duologue-realtime-taker")
         losing = asyncio.create_task(self._outbox.overflow.wait(), name="duologue-realtime-overflow")
@@ -171,12 +171,11 @@ class Realtime:
             words = await self._voice.committed()
             await self._catch_up()
             if words is not None:
-                commands.commit(words)
+                commands.commit(words, self._voice.pop_failure(words))
             return
         if message["type"] == "input_audio_buffer.clear" and self._voice is not None:
             self._voice.clear()
         commands.take(message)
-        self._speak_if_wanted(commands)
         if self._voice is not None:
             self._voice.adjust()
 
@@ -192,10 +191,9 @@ class Realtime:
             name = None if isinstance(message, BadData) else event_id(message)
             self._outbox.put("error", error=rejection.as_json(name))
 
-    def _speak_if_wanted(self, commands: Commands) -> None:
-        voices, dialogue = self._conversations.voices, self.dialogue
-        if voices is not None and dialogue is not None and dialogue.config.is_audio:
-            self._speaking(commands, voices)
+    def _speak(self, commands: Commands) -> None:
+        assert self._conversations.voices is not None, "nothing else makes a session speak"
+        self._speaking(commands, self._conversations.voices)
 
     def _speaking(self, commands: Commands, voices: Voices) -> RealtimeVoice:
         if self._voice is None:

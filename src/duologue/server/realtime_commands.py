@@ -1,6 +1,7 @@
 """What a Realtime client asks for, carried out on its dialogue."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from duologue.core.transitions import Interruptible
@@ -21,8 +22,10 @@ _MOST_DRAFTS = 64
 class Commands:
     """Carries out one event of the client's after the other."""
 
-    def __init__(self, dialogue: Dialogue) -> None:
+    def __init__(self, dialogue: Dialogue, *, speak: Callable[[], None] = lambda: None) -> None:
+        """`speak` sees to it that there is a voice; it raises `EngineFull` if there cannot be one."""
         self._dialogue = dialogue
+        self._speak = speak
         self._drafts: dict[str, str] = {}  # words that grow while nobody is to judge them
         self._has_reports = False  # the client tells what has been heard
         self._commands: Mapping[str, Callable[[dict[str, Any], str | None], None]] = {
@@ -62,6 +65,8 @@ class Commands:
             dialogue.history.check(config.instructions)
         if before.is_audio and not config.is_audio and dialogue.has_spoken:
             raise Rejection("a session that has spoken goes on to speak", param="session.output_modalities")
+        if config.is_audio:
+            self._speak()
         dialogue.config = config
         self._apply(before)
         if dialogue.running is None and not dialogue.listening.items and dialogue.request is None:
@@ -78,6 +83,13 @@ class Commands:
             dialogue.handle.adjust(by_voice(policy) if dialogue.config.is_audio else policy)
             dialogue.handle.protect(interruptible)
         dialogue.handle.limit(dialogue.max_tokens)
+
+    def mute(self) -> None:
+        """The voice has failed: from now on the session is one in text."""
+        dialogue, before = self._dialogue, self._dialogue.config
+        dialogue.config = replace(before, is_audio=False, has_voice=False)
+        self._apply(before)
+        dialogue.say("session.updated", session=dialogue.config.as_json(dialogue.id, dialogue.model.name))
 
     # ------------------------------------------------------------------ items
 
@@ -129,7 +141,7 @@ class Commands:
             )
         if fields["content_index"] != 0:
             raise Rejection("an item has one part: content_index must be 0", param="content_index")
-        length = int(fields["audio_end_ms"] / 1000 * dialogue.rate)
+        length = item.length_at(fields["audio_end_ms"] / 1000, dialogue.rate)
         if (response := self._answer_of(item)) is not None:
             response.cut_at = length
             dialogue.handle.hear_out(response.base + length)
@@ -220,9 +232,13 @@ class Commands:
         if is_final:
             listening.end(utterance)
 
-    def commit(self, text: str) -> None:
+    def forget(self, utterance: str) -> None:
+        """Words that cannot be taken were spoken: those before are none, either."""
+        self._drafts.pop(utterance, None)
+
+    def commit(self, text: str, failure: str | None = None) -> None:
         """`text` was spoken, and is an item, which waits for `response.create`; without words, too, since stock clients
-        wait for an item behind a commit. Then it is no part of what the model reads.
+        wait for an item behind a commit. Then it is no part of what the model reads. `failure`: why there are no words.
 
         Raises:
             Rejection: it is too long for a turn.
@@ -233,7 +249,7 @@ class Commands:
         item = Item("user", text, is_audio=True)
         dialogue.items.add(item)
         dialogue.pop_verdict()
-        dialogue.show_committed(item)
+        dialogue.show_committed(item, failure)
 
     def _draft(self, utterance: str, text: str, is_final: bool, is_audio: bool) -> None:
         """Only the client says when something is answered: words that have ended are an item, and wait."""

@@ -76,6 +76,9 @@ class RealtimeConfig:
             found["max_output_tokens"] = tokens(row["max_output_tokens"], "session.max_output_tokens")
         check_tools(row, "session")
         heard = _object(_object(row, "audio"), "input")
+        if self.has_voice:
+            _check_format(heard, "session.audio.input.format")
+            _check_format(_object(_object(row, "audio"), "output"), "session.audio.output.format")
         if "turn_detection" in heard:
             found["turn_detection"] = TurnDetection.from_json(heard["turn_detection"], self.turn_detection)
         return replace(self, **found)
@@ -138,6 +141,13 @@ def _object(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise Rejection(f"{name} must be an object", code="invalid_type", param=f"session.{name}")
     return value
+
+
+def _check_format(row: Mapping[str, Any], where: str) -> None:
+    """Refuse all sound but the one that there is. Raises `Rejection`."""
+    value = row.get("format")
+    if value is not None and (not isinstance(value, Mapping) or {**_AUDIO, **value} != _AUDIO):
+        raise Rejection('the format is {"type": "audio/pcm", "rate": 24000}: there is no other here', param=where)
 
 
 def _flag(row: Mapping[str, Any], name: str, default: bool, where: str) -> bool:

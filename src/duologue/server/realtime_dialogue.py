@@ -115,6 +115,17 @@ class Dialogue:
         return self.session.running
 
     @property
+    def unheard(self) -> list[e.Event]:
+        """What a voice that begins now has missed of the running answer, as far as it was told."""
+        response = self.response
+        if response is None:
+            return []
+        heard = response.base + response.num_heard
+        rest = e.Said(self._now(), response.number, heard, response.said[response.num_heard :])
+        reason = "stop" if response.is_done else self._finished.get(response.number)
+        return [rest] if reason is None else [rest, e.Finished(self._now(), response.number, reason)]
+
+    @property
     def max_tokens(self) -> int:
         """Of an answer, as the session's configuration has it."""
         return min(self.config.max_output_tokens or self._most_tokens, self._most_tokens)
@@ -192,14 +203,24 @@ class Dialogue:
         if (surplus := self.items.pop_surplus()) is not None:
             self.say("conversation.item.deleted", item_id=surplus.id)
 
-    def show_committed(self, item: Item) -> None:
-        """Tell that `item`, which was said as words that grow, is part of the conversation."""
+    def show_committed(self, item: Item, failure: str | None = None) -> None:
+        """Tell that `item`, which was said as words that grow, is part of the conversation. `failure`: why there are no
+        words.
+        """
         self.say("input_audio_buffer.committed", item_id=item.id, previous_item_id=self.items.previous(item))
         self.show(item)
-        if item.is_audio:
+        if failure is not None:
+            self.tell_failed(item.id, failure)
+        elif item.is_audio:
             kind = "conversation.item.input_audio_transcription.completed"
             usage = {"type": "duration", "seconds": 0}
             self.say(kind, item_id=item.id, content_index=0, transcript=item.text, usage=usage)
+
+    def tell_failed(self, name: str, why: str) -> None:
+        """Tell that nobody knows what was said as the item of that id."""
+        error = {"type": "server_error", "code": "transcription_failed", "message": why, "param": None}
+        kind = "conversation.item.input_audio_transcription.failed"
+        self.say(kind, item_id=name, content_index=0, error=error)
 
     def delete(self, item: Item) -> None:
         """Take `item` out of the conversation."""
@@ -436,7 +457,7 @@ class Dialogue:
         if not heard.strip():
             self.delete(item)
         elif response.cut_at is None and len(heard) < len(response.said.rstrip()) and item in self.items:
-            self.tell_truncated(item, round(len(heard) / self.rate * 1000))
+            self.tell_truncated(item, round(item.seconds_at(len(heard), self.rate) * 1000))
 
     def tell_truncated(self, item: Item, at_ms: int) -> None:
         """Tell what is left of an item of the assistant's; `text` is beyond the protocol, which counts time alone."""

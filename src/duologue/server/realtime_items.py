@@ -32,6 +32,21 @@ class Item:
     status: str = "completed"
     utterance: str | None = None
     is_audio: bool = False  # spoken: `text` is its transcript
+    played: list[tuple[float, int]] = field(default_factory=list)  # seconds of its sound, characters that end there
+
+    def length_at(self, seconds: float, rate: float) -> int:
+        """Characters that are heard in so many seconds: by its sound, or at `rate` characters a second."""
+        if not self.is_audio:
+            return int(seconds * rate)
+        return max((length for at, length in self.played if at <= seconds), default=0)
+
+    def seconds_at(self, length: int, rate: float) -> float:
+        """The reverse: when so many characters have been heard."""
+        if not self.is_audio:
+            return length / rate
+        return next(
+            (at for at, position in self.played if position >= length), self.played[-1][0] if self.played else 0
+        )
 
     def as_json(self) -> dict[str, Any]:
         """As the protocol shows it."""

@@ -9,11 +9,12 @@ import secrets
 import numpy as np
 
 from duologue.core import events as e
-from duologue.errors import BadData, DuologueError
+from duologue.errors import BadData, UsageError
 from duologue.server.pacing import Pacer
 from duologue.server.realtime_commands import Commands
 from duologue.server.realtime_dialogue import Dialogue
 from duologue.server.realtime_errors import EMPTY, Rejection
+from duologue.server.realtime_response import Response
 from duologue.server.voice import Voices
 from duologue.voice.hearing import Hearing
 from duologue.voice.sound import Samples, from_pcm16, silence, to_pcm16
@@ -46,6 +47,10 @@ class RealtimeVoice:
         self._committed: dict[str, str] = {}  # words that were committed last
         self._ending: list[Hearing] = []  # which are not all known yet
         self._onset: tuple[str, int] | None = None  # of an utterance that the client was told of
+        self._is_mute = False  # it failed
+        self._why_deaf: str | None = None  # the recogniser failed, and there are no words since
+        self._sounding: Response | None = None  # what was given out last
+        self._num_given = 0  # samples of it
         engines = voices.engines
         self._voice = Voice(
             self,
@@ -59,6 +64,9 @@ class RealtimeVoice:
         self._voice.yields = not self._is_manual
         self._pacer = Pacer(self._voice, self._give)
         dialogue.handle.take_reports()
+        dialogue.go_on()
+        for event in dialogue.unheard:
+            self._voice.take(event)
         self._task = asyncio.create_task(self._run(), name="duologue-realtime-voice")
 
     # ------------------------------------------------------------------ what the voice asks for
@@ -66,14 +74,33 @@ class RealtimeVoice:
     def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> None:
         """See `Handle.hear`."""
         if not self._is_manual:
-            self._commands.grow(utterance, text, is_final=final, is_audio=True)
+            self._grow(utterance, text, final)
         elif utterance in self._committed:
             self._committed[utterance] = text
         else:
             self._said[utterance] = text
 
+    def _grow(self, utterance: str, text: str, final: bool) -> None:
+        try:
+            self._commands.grow(utterance, text, is_final=final, is_audio=True)
+        except UsageError as error:  # more words than a turn may have; whoever speaks goes on to
+            if final:
+                self._commands.forget(utterance)
+                rejection = error if isinstance(error, Rejection) else Rejection(str(error))
+                self._dialogue.say("error", error=rejection.as_json(None))
+        if final and (why := self.pop_failure(text)) is not None:
+            self._dialogue.tell_failed(utterance, why)
+
+    def pop_failure(self, words: str) -> str | None:
+        """Why there are no words, if that is the recogniser's fault. It is told once."""
+        why, self._why_deaf = self._why_deaf, None
+        return None if words else why
+
     def heard(self, position: int, *, answer: int | None = None) -> None:
         """See `Handle.heard`."""
+        if (response := self._sounding) is not None and response.number == answer:
+            seconds = max(0.0, self._num_given / RATE - _DELTA_S)
+            response.item.played.append((seconds, position - response.base))
         self._dialogue.handle.heard(position, answer=answer)
 
     @property
@@ -100,7 +127,10 @@ class RealtimeVoice:
         """An event of the session, after the dialogue took it."""
         if isinstance(event, e.Suspended | e.Withdrawn | e.TakenBack | e.Edited):
             self._waiting = silence(0)
-        self._voice.take(event)
+        if not self._is_mute:
+            self._voice.take(event)
+        elif isinstance(event, e.Said):
+            self._dialogue.handle.hear_out()  # it is read
 
     def commit(self) -> None:
         """Who is speaking has ended. The commit before must have been waited for.
@@ -138,28 +168,36 @@ class RealtimeVoice:
             self._is_manual, self._voice.yields = is_manual, not is_manual
 
     async def aclose(self) -> None:
-        """Give the place back."""
-        self._voices.leave()
+        """The connection has gone."""
+        if not self._is_mute:
+            self._voices.leave()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     def _check(self) -> None:
-        if self._task.done():
+        if self._is_mute:
             raise Rejection("the voice has failed; connect again", code="server_error", kind="server_error")
 
     async def _run(self) -> None:
         try:
             async with self._voice:
                 await self._pacer.run()
-        except DuologueError as error:
+        except Exception as error:  # whatever it was, the session goes on in text
+            self._is_mute = True
+            self._voices.leave()
             self._voice.hang_up()  # nobody waits for words that will not come
             log.error("a voice failed", extra={"error": str(error)})
             rejection = Rejection(f"the voice failed: {error}", code="server_error", kind="server_error")
             self._dialogue.say("error", error=rejection.as_json(None))
+            self._commands.mute()
+            self._dialogue.handle.hear_out()
 
     def _give(self, samples: Samples) -> None:
         if samples.any():
+            if self._sounding is not self._dialogue.response:
+                self._sounding, self._num_given = self._dialogue.response, 0
             self._waiting = np.concatenate([self._waiting, samples])
+            self._num_given += len(samples)
         if len(self._waiting) and (len(self._waiting) >= _DELTA_S * RATE or not samples.any()):
             sound, self._waiting = self._waiting, silence(0)
             if (response := self._dialogue.response) is not None and response.is_audio:
@@ -168,6 +206,8 @@ class RealtimeVoice:
     def _note(self, row: Row) -> None:
         """A client plays nothing while the assistant is silent, so it may know at once that somebody speaks. Who says
         itself when somebody has ended is not told."""
+        if row["type"] == "recogniser_failed":
+            self._why_deaf = row["message"]
         if self._is_manual:
             return
         if row["type"] == "speech_started" and self._dialogue.response is None:
