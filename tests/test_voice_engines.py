@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import wave
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ import pytest
 
 from duologue.cli.main import main
 from duologue.errors import EngineError
+from duologue.voice.defaults import Engines
 from duologue.voice.detector import SileroDetector
 from duologue.voice.engines import Speech, Synthesiser
 from duologue.voice.espeak import EspeakSynthesiser
 from duologue.voice.piper_voice import PiperSynthesiser
-from duologue.voice.sound import RATE, Samples, read_sound, resampled, silence, write_wav
+from duologue.voice.player import DUCK_DB
+from duologue.voice.sound import RATE, Samples, from_pcm16, gain, read_sound, resampled, silence, write_wav
 from duologue.voice.whisper import WhisperRecogniser
-from voiced import in_loop
+from serving import scripted_model
+from voiced import LETTER_S, LoudnessDetector, LoudSynthesiser, ScriptedRecogniser, in_loop
 
 QUESTION = "What is the capital of France?"
 needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
@@ -204,6 +208,63 @@ def test_talk_writes_what_was_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "capital of France" in next(row["text"] for row in rows if row["type"] == "promoted")
     assert out.with_suffix(".png").stat().st_size > 5000
     assert "assistant" in capsys.readouterr().out
+
+
+def _read(path: Path, rate: int = RATE) -> Samples:
+    """A WAV file in mono, as `read_sound` reads it."""
+    with wave.open(str(path)) as file:
+        assert (file.getnchannels(), file.getframerate()) == (1, rate)
+        return from_pcm16(file.readframes(file.getnframes()))
+
+
+def test_overlap_cut_and_ignored_aside_are_in_the_recording_where_the_timeline_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tale = "A cat is a small animal, which lives with people. It sleeps a lot, and hunts at night. " * 6
+    scripts: list[Mapping[float, str]] = [{0.3: "what is a cat"}, {0.2: "mhm"}, {0.3: "and a dog"}, *[{}] * 9]
+    engines = Engines(ScriptedRecogniser(scripts), LoudSynthesiser(), LoudnessDetector)
+
+    async def load(**_: object) -> Engines:
+        return engines
+
+    monkeypatch.setattr("duologue.voice.defaults.load_engines", load)
+    monkeypatch.setattr("duologue.voice.sound.read_sound", _read)
+    model = scripted_model({"what is a cat": tale, "and a dog": "A dog is another one."})
+    monkeypatch.setattr("duologue.cli.talk.load_model", lambda _: model)
+    spans = (0.5, 0.6, 2.0, 0.5, 1.5, 0.8, 0.5)  # silence and speech by turns
+    sound = [np.full(int(s * RATE), 0.5 if i % 2 else 0.0, np.float32) for i, s in enumerate(spans)]
+    write_wav(tmp_path / "user.wav", [np.concatenate(sound)], RATE)
+    assert main(["talk", "--in", str(tmp_path / "user.wav"), "--out", str(tmp_path / "both.wav")]) == 0
+
+    with wave.open(str(tmp_path / "both.wav")) as file:
+        assert (file.getnchannels(), file.getframerate()) == (2, 24_000)
+        both = from_pcm16(file.readframes(file.getnframes())).reshape(-1, 2)
+    rows = json.loads((tmp_path / "both.json").read_text())["timeline"]
+
+    def at(kind: str) -> list[float]:
+        return [row["at"] for row in rows if row["type"] == kind]
+
+    def loudest(side: int, begin: float, end: float) -> float:
+        return float(np.abs(both[int(begin * 24_000) : int(end * 24_000), side]).max())
+
+    assert at("speech_started") == pytest.approx([0.5, 3.1, 5.1], abs=0.08)
+    for begin, end in ((0.5, 1.1), (3.1, 3.6), (5.1, 5.9)):
+        assert loudest(0, begin + 0.05, end - 0.05) == pytest.approx(0.5, abs=0.05), "the user is on the left"
+    (cut,), (begins, again), (back, *_) = at("cut"), at("sound_begins"), at("came_back")
+    first = np.flatnonzero(both[:, 1])[0] / 24_000
+    assert first == pytest.approx(begins, abs=0.08), "the assistant is on the right"
+    aside = next(row["at"] for row in rows if row["type"] == "dropped")
+    assert 3.1 < aside <= back < 5.1, "it was ignored"
+    assert loudest(1, 3.1 - 0.2, 3.1) == pytest.approx(0.5, abs=0.01)
+    assert loudest(1, at("ducked")[0] + 0.1, aside - 0.02) == pytest.approx(0.5 * gain(DUCK_DB), abs=0.01), "overlap"
+    assert loudest(1, back + 0.3, 5.1) == pytest.approx(0.5, abs=0.01)
+    assert 5.1 < cut < again
+    assert loudest(1, cut - 0.3, cut) > 0.1, "both speak"
+    assert loudest(1, cut + 0.06, again) == 0.0, "silence from the cut on"
+    assert loudest(1, again, again + 0.5) == pytest.approx(0.5, abs=0.01)
+    heard = next(row["heard"] for row in rows if row["type"] == "suspended")
+    assert tale.startswith(heard)
+    assert len(heard) * LETTER_S == pytest.approx(cut - begins, abs=0.6)
 
 
 def test_talk_without_a_microphone_says_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
