@@ -275,6 +275,21 @@ def test_a_recogniser_that_fails_is_told(is_manual: bool) -> None:
     run(talk())
 
 
+def test_what_a_server_with_a_voice_refuses_all_the_same_is_not_laid_to_its_voice() -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), engines=engines()) as server, connected(server) as connection:
+            content = [{"type": "input_audio", "audio": "AAAA"}]
+            item: Any = {"type": "message", "role": "user", "content": content}
+            await connection.conversation.item.create(item=item)
+            await connection.output_audio_buffer.clear()
+            for message in ("append sound", "drop what has not been played"):
+                error = (await until(connection, "error")).error
+                assert error.code == "audio_not_supported"
+                assert message in error.message
+
+    run(talk())
+
+
 @pytest.mark.parametrize("side", ["input", "output"])
 @pytest.mark.parametrize("kind", [{"type": "audio/pcmu"}, {"type": "audio/pcm", "rate": 16000}, "g711_ulaw"])
 def test_sound_of_another_format_is_refused(side: str, kind: Any) -> None:

@@ -39,7 +39,7 @@ class Commands:
             "input_audio_buffer.append": self._refuse_audio,
             "input_audio_buffer.commit": self._refuse_commit,
             "input_audio_buffer.clear": lambda *_: dialogue.say("input_audio_buffer.cleared"),
-            "output_audio_buffer.clear": self._refuse_audio,
+            "output_audio_buffer.clear": self._refuse_clear,
             "input.text.append": self._append,
             "input.cancel": self._retract,
             "playback.ack": self._acknowledge,
@@ -199,6 +199,11 @@ class Commands:
 
     def _refuse_audio(self, _: dict[str, Any], __: str | None) -> None:
         raise Rejection(NEEDS_VOICE, code="audio_not_supported", param="type")
+
+    def _refuse_clear(self, _: dict[str, Any], __: str | None) -> None:
+        raise Rejection(
+            "what was sent is with the client: drop what has not been played", code="audio_not_supported", param="type"
+        )
 
     def _refuse_commit(self, _: dict[str, Any], __: str | None) -> None:
         raise Rejection(f"the input audio buffer is empty: {NEEDS_VOICE}", code=EMPTY)

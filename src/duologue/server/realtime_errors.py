@@ -8,8 +8,7 @@ ACTIVE = "conversation_already_has_active_response"
 EMPTY = "input_audio_buffer_commit_empty"
 NOT_ACTIVE = "response_cancel_not_active"
 NEEDS_VOICE = (
-    'audio needs the voice extra, which is not installed on this server: pip install "duologue[voice]". '
-    "Send text: an item with content of type input_text"
+    "this server has no voice; it is started with --voice auto. Send text: an item with content of type input_text"
 )
 
 

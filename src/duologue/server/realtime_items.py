@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from duologue.server.realtime_errors import NEEDS_VOICE, Rejection
+from duologue.server.realtime_errors import Rejection
 from duologue.server.realtime_messages import MOST_ID
 from duologue.tokenizer import well_formed
 from duologue.types import Role, Turn
@@ -86,7 +86,11 @@ def _part(part: Any, role: str, number: int) -> str:
     param = f"item.content[{number}]"
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in ("input_audio", "output_audio", "audio"):
-        raise Rejection(NEEDS_VOICE, code="audio_not_supported", param=f"{param}.type")
+        raise Rejection(
+            "items are made of text: send text, or append sound on a server with a voice",
+            code="audio_not_supported",
+            param=f"{param}.type",
+        )
     wanted = ("output_text", "text") if role == "assistant" else ("input_text", "text")
     if kind not in wanted:
         raise Rejection(
