@@ -213,7 +213,7 @@ def smart_turn(results: Results) -> str:
         for _, result in results.of("smart_turn")
         for name, found in (
             ("Smart Turn 3.2, by sound", result["orders"]["smart turn"]),
-            (f"{_kind(result)}, by words", result["orders"]["adapter"]),
+            (f"{result['model']['adapter']['kind']}, by words", result["orders"]["adapter"]),
         )
     ]
     return measuring.table(("decided by", "n", "whole orders: right", "cut orders: right"), rows)
