@@ -83,6 +83,18 @@ def _shaped(name: str, **shape: Any) -> Variant:
     return replace(ALORA, name=f"alora, {name}", lora=LoraShape(**shape))
 
 
+def _with_and_without(name: str, keep: Callable[[Sample], bool]) -> list[Variant]:
+    """Both kinds, on all samples and on those that `keep` leaves."""
+    return [
+        one
+        for kind in (ROWS, ALORA)
+        for one in (
+            replace(kind, name=f"{kind.name}, all samples"),
+            replace(kind, name=f"{kind.name}, {name}", keep=keep),
+        )
+    ]
+
+
 EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
     "probe_tokens": (
         "Do more prediction tokens help? One row started from words, several started from one word each, and several "
@@ -138,25 +150,11 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
     ),
     "context": (
         "Do samples inside a dialogue and over a running answer matter?",
-        [
-            replace(variant, name=f"{variant.name}, {name}", keep=keep)
-            for variant in (ROWS, ALORA)
-            for name, keep in (
-                ("all samples", lambda sample: True),
-                ("only alone", lambda sample: not sample.context),
-            )
-        ],
+        _with_and_without("only alone", lambda sample: not sample.context),
     ),
     "hard_negatives": (
         "Do asides matter, lines that sound like requests and are said to somebody else?",
-        [
-            replace(variant, name=f"{variant.name}, {name}", keep=keep)
-            for variant in (ROWS, ALORA)
-            for name, keep in (
-                ("all samples", lambda sample: True),
-                ("no asides", lambda sample: sample.kind != "aside"),
-            )
-        ],
+        _with_and_without("no asides", lambda sample: sample.kind != "aside"),
     ),
     "learning_rates": (
         "How much hangs on the learning rates?",

@@ -321,6 +321,15 @@ def test_what_is_kept_had_the_least_loss_on_held_out_samples() -> None:
     assert kept == pytest.approx(min(losses), abs=1e-5)
 
 
+def test_few_held_out_samples_judge_though_they_have_not_every_state() -> None:
+    """As where no more of them fit into the memory."""
+    few = toy_labelled(80, 1).first(3)
+    assert [len(few.layouts), *few.targets.shape, *few.weights.shape] == [3, 3, 4, 3]
+    model = probe_model("llama")
+    history = train(model, toy_labelled(64, 0), few, replace(SETTINGS, epochs=1), max_tokens=MANY)
+    assert 0 < history[0].dev_loss < 10
+
+
 def test_a_state_without_samples_is_refused_and_so_is_one_that_is_unknown() -> None:
     samples = [Sample("a", PROCESS, "own"), Sample("b", IGNORE, "own")]
     with pytest.raises(BadData, match="incomplete, stop"):

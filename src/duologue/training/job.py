@@ -87,6 +87,7 @@ def run_probe_job(
             say(f"of the samples {where}, too long for the {limit} tokens of this model: {lost}")
     settings = job.recipe.settings_for(len(train_samples))
     data = label(train_samples, train_layouts, states, settings)
+    dev = label(dev_samples, dev_layouts, states, settings)
     fingerprint = fingerprint_of(model, tokenizer)
     teacher = _teacher(job, states, fingerprint, model)
     probe_model = ProbeModel(
@@ -107,7 +108,7 @@ def run_probe_job(
     history = train(
         probe_model,
         data,
-        label(dev_samples[:judged], dev_layouts[:judged], states, settings),
+        dev.first(judged),
         settings,
         max_tokens=max_tokens,
         checkpoint=checkpoint,

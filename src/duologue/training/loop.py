@@ -74,6 +74,10 @@ class Labelled:
     targets: Tensor
     weights: Tensor
 
+    def first(self, number: int) -> "Labelled":
+        """So many of them; they need not have every state."""
+        return Labelled(self.layouts[:number], self.targets[:number], self.weights[:number])
+
     @property
     def digest(self) -> str:
         """The same for the same samples with the same labels."""
