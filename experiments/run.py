@@ -68,7 +68,7 @@ class Variant:
     rows_per_state: int = 1  # of output; a state is as probable as its rows together
 
 
-ALORA = Variant("alora, rank 8", lora=LoraShape(), settings=Settings(epochs=3, patience=3))
+ALORA = Variant("alora, rank 8", lora=LoraShape(), settings=Settings(epochs=3, patience=3, lora_lr=3e-3))
 ROWS = Variant("rows")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")

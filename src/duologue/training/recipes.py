@@ -36,7 +36,7 @@ class ProbeRecipe:
 
 PROBE_RECIPES = {
     "rows": ProbeRecipe(settings=Settings(epochs=7, batch=48, lr=1.6e-2)),
-    "alora": ProbeRecipe(lora=LoraShape(dropout=0.05), settings=Settings(epochs=3), looks=112_000),
+    "alora": ProbeRecipe(lora=LoraShape(dropout=0.05), settings=Settings(epochs=3, lora_lr=3e-3), looks=112_000),
 }
 
 
