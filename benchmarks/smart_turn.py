@@ -73,9 +73,8 @@ def recordings(folder: Path, chance: random.Random, count: int) -> list[tuple[Sa
     for sound in (sound for sound in sounds if len(sound.words) >= 6):
         at = chance.randint(len(sound.words) // 2, len(sound.words) * 9 // 10)
         for state, num in ((PROCESS, len(sound.words)), (INCOMPLETE, at)):
-            text = " ".join(word for word, _ in sound.words[:num])
-            text = text if state is PROCESS else text.rstrip(".,;:?!")
-            end = len(sound.samples) if state is PROCESS else int(sound.words[num - 1][1] * RATE)
+            text = " ".join(word for word, _ in sound.words[:num]).rstrip(".,;:?!")
+            end = int(sound.words[num - 1][1] * RATE)  # the recording goes on in silence for seconds, which tells
             found.append((Sample(text, state, "recordings", "order"), sound.samples[:end]))
     return found
 

@@ -66,6 +66,15 @@ def test_a_sample_survives_its_file(tmp_path: Path) -> None:
         ('{"text": "a", "source": "b", "state": "process", "response": 3}', "response is int"),
         ('{"text": "a", "source": "b", "state": "process", "speaking": "false"}', "speaking is 'false'"),
         ('{"text": "a", "source": "b", "state": "process", "system": 1}', "system is int"),
+        ('{"text": "a", "source": "b", "state": "process", "kind": null}', "kind is NoneType"),
+        ('{"text": "a", "source": "b", "state": "process", "accept": "ignore"}', "accept is str, not a list"),
+        ('{"text": "a", "source": "b", "state": "process", "context": {}}', "context is dict, not a list"),
+        ('{"text": "a", "source": "b", "state": "process", "context": [{"role": "user"}]}', "needs role and text"),
+        (
+            '{"text": "a", "source": "b", "state": "process", "context": [{"role": "user", "text": null}]}',
+            "text is NoneType, not a string",
+        ),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
@@ -178,6 +187,10 @@ def test_the_test_covers_unseen_sources_idle_and_over_an_answer(sources: Path) -
             ("stop", "own", speaking),
             ("process", "disfl_qa", speaking),
         } <= cases
+    at_rest = {(sample.state.value, bool(sample.context)) for sample in samples if not sample.speaking}
+    assert at_rest == {(state.value, inside) for state in InputState for inside in (False, True)}, (
+        "alone and in a dialogue"
+    )
     assert ("ignore", "icsi_meeting_acts", True) in cases
 
 
@@ -349,9 +362,13 @@ def test_sources_that_are_too_small_say_so(sources: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl.gz"
     broken.write_bytes(b"no gzip at all")
+    damaged = tmp_path / "damaged.jsonl.gz"
+    whole = bytearray(gzip.compress(b'{"text": "a"}\n' * 50))
+    whole[12:20] = b"\xff" * 8
+    damaged.write_bytes(whole)
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes('{"text": "caf\xe9"}\n'.encode("latin-1"))
-    for path in (broken, latin, tmp_path / "missing.jsonl"):
+    for path in (broken, damaged, latin, tmp_path / "missing.jsonl"):
         with pytest.raises(BadData, match=path.name):
             list(read_rows(path))
 

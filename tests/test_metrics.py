@@ -93,6 +93,8 @@ def test_calibration_error_is_the_gap_weighted_by_samples() -> None:
     assert expected_error(bins) == pytest.approx((2 * 0.05 + 2 * 0.15) / 4)
     assert [each.num for each in reliability(samples[:3], p[:3], STATES)] == [1, 1, 1]
     assert reliability([], p[:0], STATES) == []
+    either = [Sample("…", IGNORE, "own", accept=(INCOMPLETE,))] * 4
+    assert reliability(either, p, STATES) == [], "nobody can be too unsure between two that are right"
     assert expected_error([]) is None
 
 
@@ -136,7 +138,10 @@ def test_calibration_trades_false_answers_and_sets_the_two_cases_apart() -> None
     assert before.false_answers is not None
     assert after.false_answers is not None
     assert after.false_answers < 0.6 * before.false_answers
+    assert speaking.incomplete == speaking.stop == speaking.ignore, "states without samples are not made rarer"
     assert calibrate([], np.zeros((0, 4), np.float32), STATES) == (Thresholds(), Thresholds())
+    asked = [i for i, sample in enumerate(samples) if sample.state is PROCESS]
+    assert calibrate([samples[i] for i in asked], table[asked], STATES) == (Thresholds(), Thresholds())
 
 
 def test_a_temperature_makes_an_oversure_model_as_sure_as_it_is_right() -> None:

@@ -132,6 +132,7 @@ def test_a_sample_is_laid_out_as_a_session_feeds_it(chat_template: str) -> None:
     alone = Layouts(template).of(Sample("what", INCOMPLETE, "own"))
     assert alone.context == template.begin
     assert (*alone.context, *alone.text) == (*template.begin, *template.user("what", first=True))
+    assert Layouts(template).of(Sample(" what\n", INCOMPLETE, "own")) == alone
     inside = Layouts(template).of(Sample("and", INCOMPLETE, "own", context=TALK, speaking=True))
     expected = (
         *template.begin,

@@ -77,6 +77,9 @@ def run(args: argparse.Namespace) -> int:
 
     rows = read(args.file)
     train = None if args.train is None else read(args.train)
+    for each in (rows, train):
+        if each is not None and each.unread:
+            print(f"note: nothing is made of {', '.join(each.unread)} in {each.path}", file=sys.stderr)
     other = None if args.compare is None else _other(args)
     if args.out is not None:
         _make(args.out)

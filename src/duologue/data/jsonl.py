@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,14 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, _row(path, number, line)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise BadData(f"{path} cannot be read behind line {number}: {error}") from error
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second: a thousand brackets
         raise BadData(f"{path}, line {number}: not JSON ({error})") from None
     if not isinstance(row, dict):
         raise BadData(f"{path}, line {number}: expected an object, got {type(row).__name__}")

@@ -55,9 +55,9 @@ class Sample:
                 text=_string(row, "text"),
                 state=InputState(row["state"]),
                 source=_string(row, "source"),
-                kind=str(row.get("kind", "")),
-                accept=tuple(InputState(state) for state in row.get("accept", ())),
-                context=tuple(Turn(Role(turn["role"]), str(turn["text"])) for turn in row.get("context", ())),
+                kind=_string(row, "kind") if "kind" in row else "",
+                accept=tuple(InputState(state) for state in _list(row, "accept")),
+                context=tuple(_turn(turn) for turn in _list(row, "context")),
                 speaking=_bool(row, "speaking"),
                 system=None if row.get("system") is None else _string(row, "system"),
                 response=_string(row, "response") if "response" in row else "",
@@ -92,6 +92,19 @@ def _string(row: Mapping[str, Any], field: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{field} is {type(value).__name__}, not a string")
     return value
+
+
+def _list(row: Mapping[str, Any], field: str) -> list[Any]:
+    value = row.get(field, [])
+    if not isinstance(value, list):
+        raise TypeError(f"{field} is {type(value).__name__}, not a list")
+    return value
+
+
+def _turn(row: Any) -> Turn:
+    if not isinstance(row, dict) or not {"role", "text"} <= row.keys():
+        raise TypeError("a turn of context needs role and text")
+    return Turn(Role(row["role"]), _string(row, "text"))
 
 
 def _bool(row: Mapping[str, Any], field: str) -> bool:

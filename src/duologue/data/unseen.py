@@ -28,8 +28,8 @@ def unseen(folder: Path, recipe: Recipe, ends: Ends | None = None) -> Iterator[S
     """Samples of sources in `recipe.unseen`; dialogues and stop commands come from documents kept back.
 
     Groups: queries whole and cut, background whole and cut, meeting acts, disfluent queries, turns that change course,
-    follow-ups, stop commands. Each half alone and half over a running answer, where that makes sense; only alone, and
-    without stop commands, where the recipe has no others.
+    follow-ups, stop commands. Each half over a running answer and half with a silent assistant, alone or in a dialogue,
+    where that makes sense; only alone, and without stop commands, where the recipe has no others.
     """
     rng = random.Random(f"{recipe.seed} unseen")
     pools, home = Pools(folder, recipe, "test", unseen=True), Pools(folder, recipe, "test")
@@ -52,7 +52,7 @@ def unseen(folder: Path, recipe: Recipe, ends: Ends | None = None) -> Iterator[S
 
 
 def _scene(builder: Builder, speaking: bool) -> Scene:
-    return builder.scene(in_context=speaking, speaking=speaking)
+    return builder.scene(in_context=True if speaking else None, speaking=speaking)
 
 
 def _take(items: list[Utterance], num: int) -> list[Utterance]:

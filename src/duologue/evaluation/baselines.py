@@ -78,6 +78,7 @@ def linear_probe(rows: Rows, train: Rows, model: Model, source: Source, *, progr
         raise MissingDependency(f"a linear probe needs {error.name}: pip install 'duologue[train]'") from error
     states = model.probe.states
     check_labels(train, states)
+    check_labels(rows, states)
     layouts = [*lay_out(train, model), *lay_out(rows, model)]
     base, _ = read_model(source.path if source.path is not None else source.name)
 

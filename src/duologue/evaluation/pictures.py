@@ -35,7 +35,7 @@ def _reliability(axes: Any, result: Mapping[str, Any]) -> None:
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", label="as sure as right")
     axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o", label="bins of equal size")
     axes.set(
-        title=f"Reliability, ECE {result['ece']:.3f} (n {result['n']})",
+        title="Reliability" if not bins else f"Reliability, ECE {result['ece']:.3f} (n {sum(b['num'] for b in bins)})",
         xlabel="probability of the most probable state",
         ylabel="share in which it is right",
     )
@@ -55,8 +55,8 @@ def _curve(axes: Any, result: Mapping[str, Any]) -> None:
         title="False actions against delay (dots: as calibrated)",
         xlabel="answered of ignore and incomplete, %",
         ylabel="process that has to wait, %",
-        xlim=(-1, 50),
-        ylim=(-1, 50),
+        xlim=(-1, 101),
+        ylim=(-1, 101),
     )
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper right")

@@ -1,7 +1,7 @@
 """The rows of a test file: samples with the lines they stand on, refused with that line where they cannot be used."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from duologue.data.jsonl import read_rows
@@ -11,14 +11,17 @@ from duologue.model import Model
 from duologue.training.layout import Layout, Layouts
 from duologue.types import InputState, Role
 
+_FIELDS = {field.name for field in fields(Sample)}
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Samples of a file. `lines[i]` is where `samples[i]` stands."""
+    """Samples of a file. `lines[i]` is where `samples[i]` stands; `unread` are names of fields that no sample has."""
 
     path: Path
     samples: tuple[Sample, ...]
     lines: tuple[int, ...]
+    unread: tuple[str, ...] = ()
 
     def error(self, index: int, reason: str) -> BadData:
         """What is wrong with row `index`."""
@@ -27,7 +30,7 @@ class Rows:
 
 def read(path: Path) -> Rows:
     """All rows of a JSONL file. Raises `BadData` that names the line, or says that there is none."""
-    samples, lines = [], []
+    samples, lines, names = [], [], set[str]()
     for line, row in read_rows(path):
         try:
             sample = Sample.from_json(row)
@@ -36,9 +39,10 @@ def read(path: Path) -> Rows:
             raise BadData(f"{path}, line {line}: {error}") from None
         samples.append(sample)
         lines.append(line)
+        names |= row.keys()
     if not samples:
         raise BadData(f'{path} has no rows; each line is an object such as {{"text", "state", "source"}}')
-    return Rows(path, tuple(samples), tuple(lines))
+    return Rows(path, tuple(samples), tuple(lines), tuple(sorted(names - _FIELDS)))
 
 
 def _check(sample: Sample) -> None:

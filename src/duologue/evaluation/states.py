@@ -81,16 +81,17 @@ def _section(judged: Judged) -> dict[str, Any]:
 
 
 def _groups(judged: Judged, name: str) -> dict[str, dict[str, Any]]:
-    """Per value of a field of the samples: n, accuracy, recall of the states that occur, and false answers."""
+    """Per value of a field of the samples: as a whole, with the states that occur."""
     groups = {}
     for value, result in outcomes_by(lambda s: str(getattr(s, name)), judged.samples, judged.decisions).items():
         whole = result.to_json()
-        recall = {state: share for state, share in whole["recall"].items() if share is not None}
+        present = [state for state, share in whole["recall"].items() if share is not None]
         groups[value] = {
             "n": whole["n"],
             "accuracy": whole["accuracy"],
-            "recall": recall,
+            "recall": {state: whole["recall"][state] for state in present},
             "false_answer_rate": whole["false_answer_rate"],
+            "confusion": {state: whole["confusion"][state] for state in present},
         }
     return groups
 

@@ -1,4 +1,7 @@
-"""How far probabilities can be believed: bins of equal mass over the probability of the most probable state."""
+"""How far probabilities can be believed: bins of equal mass over the probability of the most probable state.
+
+Of samples with one right state: where two are right, a model that halves its probability between them is not wrong.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +22,7 @@ class Bin:
 
     num: int
     confidence: float  # mean probability of the most probable state
-    accuracy: float  # share in which that state is right, accepted ones included
+    accuracy: float  # share in which that state is right
 
     def to_json(self) -> dict[str, Any]:
         """Rounded, for files."""
@@ -30,12 +33,12 @@ def reliability(
     samples: Sequence[Sample], p: Probabilities, states: Sequence[InputState], *, num_bins: int = NUM_BINS
 ) -> list[Bin]:
     """Samples ordered by the probability [N, S] of their most probable state, in `num_bins` bins of equal mass."""
-    if not len(samples):
+    clear = [i for i, sample in enumerate(samples) if len(sample.right) == 1]
+    if not clear:
         return []
-    top = p.argmax(1)
-    confidence = p[np.arange(len(p)), top]
-    right = np.array([states[i] in sample.right for i, sample in zip(top, samples, strict=True)])
-    parts = np.array_split(np.argsort(confidence, kind="stable"), min(num_bins, len(samples)))
+    top, confidence = p[clear].argmax(1), p[clear].max(1)
+    right = np.array([states[best] is samples[i].state for best, i in zip(top, clear, strict=True)])
+    parts = np.array_split(np.argsort(confidence, kind="stable"), min(num_bins, len(clear)))
     return [Bin(len(part), float(confidence[part].mean()), float(right[part].mean())) for part in parts]
 
 

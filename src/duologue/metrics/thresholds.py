@@ -25,7 +25,8 @@ def calibrate(
     """Thresholds for an idle and a speaking assistant: mean recall of the states and F1 of answering, together.
 
     False answers beyond the share `max_false_answers` cost twice as much again: enough to be wary, not so much that a
-    weak classifier keeps to it by silence. Where there is nothing to calibrate on, thresholds are equal.
+    weak classifier keeps to it by silence. A state without samples has the threshold of ignore; where nothing is to be
+    answered or nothing to be ignored, thresholds are equal.
     """
     found = []
     for speaking in (False, True):
@@ -37,24 +38,24 @@ def calibrate(
 def _calibrate(
     samples: list[Sample], p: Probabilities, states: Sequence[InputState], max_false_answers: float
 ) -> Thresholds:
-    if not samples:
+    present = {sample.state for sample in samples}
+    if not {_IGNORE, _PROCESS} <= present:
         return Thresholds()
     right = np.array([[state in sample.right for state in states] for sample in samples])  # [N, S]
     labels = np.array([states.index(sample.state) for sample in samples])
-    present = sorted(set(labels.tolist()))
     ignored, asked = labels == states.index(_IGNORE), labels == states.index(_PROCESS)
     best, chosen = -np.inf, Thresholds()
-    free = [state for state in states if state is not _IGNORE]
+    free = [state for state in states if state is not _IGNORE and state in present]
+    equal = {state.value: _BASE for state in states}
     for factors in itertools.product(_FACTORS, repeat=len(free)):
-        values = {_IGNORE.value: _BASE} | {s.value: round(_BASE * f, 4) for s, f in zip(free, factors, strict=True)}
+        values = equal | {s.value: round(_BASE * f, 4) for s, f in zip(free, factors, strict=True)}
         decided = (p / np.array([values[state.value] for state in states])).argmax(1)
         hits = right[np.arange(len(labels)), decided]
-        value = float(np.mean([hits[labels == label].mean() for label in present]))
+        value = float(np.mean([hits[labels == states.index(state)].mean() for state in present]))
         answered = decided == states.index(_PROCESS)
-        if ignored.any() and asked.any():
-            false, found = int((answered & ignored).sum()), int((answered & asked).sum())
-            value += 2 * found / (found + false + int(asked.sum()))  # F1
-            value -= 2 * max(0.0, false / int(ignored.sum()) - max_false_answers)
+        false, found = int((answered & ignored).sum()), int((answered & asked).sum())
+        value += 2 * found / (found + false + int(asked.sum()))  # F1
+        value -= 2 * max(0.0, false / int(ignored.sum()) - max_false_answers)
         value -= 0.02 * float(np.abs(np.log(factors)).sum())  # no extreme set for a few samples more
         if value > best:
             best, chosen = value, Thresholds.from_mapping(values)

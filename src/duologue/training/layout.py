@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from duologue.data.samples import Sample
 from duologue.template import Template
+from duologue.tokenizer import well_formed
 from duologue.types import Role, Token
 
 
@@ -33,8 +34,9 @@ class Layouts:
         """`sample` in tokens; a running answer is closed where the user has heard it to, as a fork closes it."""
         template = self._template(sample.system)
         last = sample.context[-1].role if sample.context else None
+        words = well_formed(sample.text).strip()
         context = (*template.begin, *template.lay_out(sample.context), *template.joint(last, Role.USER))
-        return Layout(context, template.user(sample.text, first=last is None))
+        return Layout(context, template.user(words, first=last is None))
 
     def _template(self, system: str | None) -> Template:
         if system not in self._templates:

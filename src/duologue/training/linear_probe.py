@@ -42,7 +42,7 @@ def hidden_states(
 
 def fit(features: Tensor, labels: Tensor, num_states: int) -> Callable[[Tensor], Probabilities]:
     """Train on features [N, D] and labels [N]; returns what gives probabilities [N, S] of other features."""
-    mean, spread = features.mean(0), features.std(0).clamp_min(1e-6)
+    mean, spread = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     weights = torch.zeros(num_states, features.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
