@@ -47,6 +47,7 @@ from duologue.training.sequences import lay_out
 from duologue.types import InputState
 
 STATES = tuple(InputState)
+_MOST_KNOWN = 3  # sets of prefixes in memory: to train on, held out, to test on
 INSTRUCTION = " Is this complete, and is it meant for the assistant?"
 
 
@@ -86,12 +87,8 @@ def _shaped(name: str, **shape: Any) -> Variant:
 def _with_and_without(name: str, keep: Callable[[Sample], bool]) -> list[Variant]:
     """Both kinds, on all samples and on those that `keep` leaves."""
     return [
-        one
-        for kind in (ROWS, ALORA)
-        for one in (
-            replace(kind, name=f"{kind.name}, all samples"),
-            replace(kind, name=f"{kind.name}, {name}", keep=keep),
-        )
+        *(replace(kind, name=f"{kind.name}, all samples") for kind in (ROWS, ALORA)),
+        *(replace(kind, name=f"{kind.name}, {name}", keep=keep) for kind in (ROWS, ALORA)),
     ]
 
 
@@ -144,8 +141,8 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
         "How many samples are enough?",
         [
             replace(variant, name=f"{variant.name}, {n} samples", num_samples=n)
-            for variant in (ROWS, ALORA)
             for n in (300, 1000, 3000, 10_000)
+            for variant in (ROWS, ALORA)
         ],
     ),
     "context": (
@@ -246,10 +243,14 @@ class Lab:
     def prefixes(self, layouts: Sequence[Layout]) -> Prefixes:
         """What comes before the probes, computed once."""
         key = tuple(layouts)
-        if key not in self._known:
+        known = self._known.pop(key, None)
+        if known is None:
+            while len(self._known) >= _MOST_KNOWN:
+                del self._known[next(iter(self._known))]  # the one whose use is longest ago makes room first
             measuring.progress(f"prefixes of {len(key)} samples")
-            self._known[key] = Prefixes(self._model, layouts)
-        return self._known[key]
+            known = Prefixes(self._model, layouts)
+        self._known[key] = known
+        return known
 
 
 def run_variant(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:

@@ -293,6 +293,15 @@ def test_a_build_that_was_killed_goes_on_to_the_same_folder(sources: Path, tmp_p
     assert json.loads((whole / "report.json").read_text())["train"]["dropped"]
 
 
+@pytest.mark.parametrize("unseen", [{"elsewhere"}, {"market"}, {"desk", "radio", "market", "kitchen"}])
+def test_a_build_that_could_not_be_tested_is_refused_at_once(sources: Path, tmp_path: Path, unseen: set[str]) -> None:
+    recipe = replace(RECIPE, unseen=frozenset(unseen))
+    with pytest.raises(UsageError, match="--unseen"):
+        FolderBuilder(sources, tmp_path, recipe)
+    assert not list(tmp_path.iterdir()), "another attempt may use the folder"
+    FolderBuilder(sources, tmp_path, replace(recipe, num_test=0, unseen=frozenset()))
+
+
 def test_a_folder_of_another_recipe_is_left_alone(sources: Path, tmp_path: Path) -> None:
     FolderBuilder(sources, tmp_path, RECIPE).build()
     before = (tmp_path / "train.jsonl").read_bytes()

@@ -62,8 +62,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, with_context: bool = T
         "--adapter",
         default="auto",
         metavar="NAME",
-        help="auto: the one that comes with the model, else prompted; prompted or prompted-5: the model is asked in "
-        "words, without or with five examples; or an adapter folder",
+        help="auto: the best that comes with the model, else prompted; alora or rows: those that come with it; "
+        "prompted or prompted-5: the model is asked in words, without or with five examples; or an adapter folder",
     )
     group.add_argument(
         "--backend",

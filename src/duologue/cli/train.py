@@ -42,7 +42,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-m", "--model", default=DEFAULT, help="a short name, a .gguf file, a folder or hub name")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train.jsonl, dev.jsonl")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the adapter folder goes")
-    parser.add_argument("--samples", type=int, metavar="N", help="the first N of train.jsonl (default: all)")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="the first N of train.jsonl (rows and alora; default: all)"
+    )
     parser.add_argument("--epochs", type=int, metavar="N", help="at most (default: the recipe's, fewer for many)")
     parser.add_argument("--lr", type=float, help="learning rate (default: the recipe's)")
     parser.add_argument("--batch", type=int, metavar="N", help="samples a step (default: the recipe's)")

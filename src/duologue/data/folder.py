@@ -44,9 +44,11 @@ class FolderBuilder:
             made_by: the names of both, since other ones would make other samples.
 
         Raises:
-            UsageError: `out` has samples of another recipe.
+            UsageError: `out` has samples of another recipe; `sources` has nothing to test on.
             BadData: there is nothing to read in `sources`.
         """
+        if recipe.num_test:
+            _check_unseen(sources, recipe)
         self._sources, self._out, self._recipe = sources, out, recipe
         self._ends, self._judge, self._progress = ends, judge, progress
         self._known = Duplicates()
@@ -165,6 +167,18 @@ class FolderBuilder:
             raise UsageError(
                 f"{self._out} has samples of another recipe or other sources (see manifest.json there); "
                 "give another --out, or empty it"
+            )
+
+
+def _check_unseen(sources: Path, recipe: Recipe) -> None:
+    """Now, not when all that is trained on has been built."""
+    for kind in ("queries", "background"):
+        names = corpus.source_files(sources)[kind].keys()
+        if not recipe.unseen & names or not names - recipe.unseen:
+            raise UsageError(
+                f"{sources / kind} has {', '.join(sorted(names)) or 'no source'}; the recipe keeps "
+                f"{', '.join(sorted(recipe.unseen & names)) or 'none of these'} to test on. Name at least one to test "
+                "on, and not all, with --unseen, or build no test with --test 0"
             )
 
 
