@@ -25,7 +25,21 @@ OPEN_WORDS = 4
 _TRIES = 30  # draws of one state in one scene
 _STOCK = 128  # queries that are judged together
 
-_LEAVE = re.compile(r"\b(that'?s (all|it)|that is all|that will be all|nothing else|no thanks|no thank you)\b")
+_LEAVE = re.compile(
+    r"\b(that'?s (all|it|everything)|that is (all|everything)|that will be all|nothing (else|more)|no thanks?"
+    r"|no thank you|not right now|not at the moment|(i'm|i am) (all )?(set|good|fine)|nope)\b"
+)
+_ASKS = re.compile(
+    r"\b(what|when|where|which|who|how|can|could|would|will|do|does|is|are|find|tell|book|show|get|need)\b"
+)
+_AGREEMENT_WORDS = (
+    "yes yeah yep okay ok sure great good perfect right correct that's that is it it's all sounds looks fine nice "
+    "cool thanks thank you very much so to me works for i like love wonderful awesome excellent absolutely"
+)
+_AGREEMENT = frozenset(_AGREEMENT_WORDS.split())
+_BARE_ANSWER = re.compile(
+    r"((yes|no|yeah) )?(i|it|that|they|he|she|we|you) (is|are|was|do|does|did|would|will|am|can|could)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +182,18 @@ class Builder:
             accept = (STOP,)
         elif made.kind == "small_talk" and scene.context:
             accept = (IGNORE,)  # a "thanks" in passing needs no answer
-        text = made.text
-        if scene.speaking and self._recipe.own_lines and self._rng.random() < 0.25 and made.kind in _ADDRESSED:
-            text = f"{self._rng.choice(phrases.lines('before_request'))} {text}"
+        text = self._said(made.text, scene) if made.kind in _ADDRESSED else made.text
         return replace(made, text=text, accept=accept, question=forms.is_question(made.text))
+
+    def _said(self, text: str, scene: Scene) -> str:
+        """`text` as people say it, who begin with something else and hesitate: all that is said to the assistant."""
+        if not self._recipe.own_lines:
+            return text
+        if self._rng.random() < 0.06 and " " in text:
+            text = phrases.hesitant(text, self._rng)
+        if self._rng.random() < (0.25 if scene.speaking else 0.15):
+            text = f"{self._rng.choice(phrases.lines('before_request'))} {text}"
+        return text
 
     def _request(self, scene: Scene, draw_query: Callable[[], Utterance] | None = None) -> "_Made":
         """Something complete that is said to the assistant."""
@@ -179,8 +201,9 @@ class Builder:
         follow = scene.next_user
         if follow is not None and rng.random() < (0.7 if not scene.speaking else 0.35):
             parts = forms.words(follow)
-            # short agreement over a running answer is a backchannel, not a follow-up
-            if len(parts) <= self._recipe.max_words and (not scene.speaking or len(parts) >= 4):
+            # agreement over a running answer is a backchannel, not a follow-up
+            agrees = len(parts) < 4 or _AGREEMENT.issuperset(forms.spoken(follow).split())
+            if len(parts) <= self._recipe.max_words and not (scene.speaking and agrees):
                 return _Made(follow, scene.source, "follow_up", response=scene.next_answer)
         if self._recipe.own_lines and rng.random() < (0.5 if scene.context else 0.25):
             return self._own_request(scene)
@@ -188,11 +211,16 @@ class Builder:
             return _Made(rng.choice(pools.complaints).text, "stop_commands", "complaint")
         query = (draw_query or self._query)()
         if self._recipe.own_lines and rng.random() < 0.24 and len(forms.words(query.text)) >= 5:
-            parts, other = forms.words(query.text), forms.words(self._any_query().text)
-            at = rng.randint(0, max(1, min(len(parts) - 1, 9)))
-            text = phrases.repaired(parts[:at], parts[max(0, at - rng.randint(0, 3)) :], other, rng)
+            head, tail = self._around_a_repair(query.text)
+            text = phrases.repaired(head, tail, forms.words(self._any_query().text), rng)
             return _Made(text, query.source, "repaired", response=query.answer)
         return _Made(query.text, query.source, "query", response=query.answer)
+
+    def _around_a_repair(self, text: str) -> tuple[list[str], list[str]]:
+        """The words of a request before somebody says something else, and those with which he takes it up again."""
+        parts = forms.words(text)
+        at = self._rng.randint(0, max(1, min(len(parts) - 1, 9)))
+        return parts[:at], parts[max(0, at - self._rng.randint(0, 3)) :]
 
     def _own_request(self, scene: Scene) -> "_Made":
         rng, pools = self._rng, self._pools
@@ -202,7 +230,8 @@ class Builder:
         if draw < 0.62 and not scene.speaking:
             return _Made(phrases.fill(rng.choice(self._lines["small_talk"]), rng), "own", "small_talk")
         if draw < 0.78:
-            return _Made(rng.choice(self._lines["go_on"]), "own", "go_on")
+            line = rng.choice([*self._lines["go_on"], *self._lines["complaints"]])
+            return _Made(line, "own", "go_on" if line in self._lines["go_on"] else "complaint")
         if pools.not_stops and rng.random() < 0.4:
             return _Made(rng.choice(pools.not_stops).text, "stop_commands", "stop_not")
         return _Made(phrases.fill(rng.choice(self._lines["stop_not"]), rng), "own", "stop_not")
@@ -236,8 +265,11 @@ class Builder:
 
     def _incomplete(self, scene: Scene) -> "_Made":
         rng, own = self._rng, self._recipe.own_lines
-        if own and rng.random() < 0.12:
+        draw = rng.random() if own else 1.0
+        if draw < 0.12:
             return self._unfinished()
+        if draw < 0.2:
+            return self._broken_repair(scene)
         for _ in range(50):
             made = self._request(scene, self._query_to_cut)
             if made.kind not in _CUT:
@@ -248,12 +280,28 @@ class Builder:
                 cut, kind = forms.unfinished_cut(made.text, rng, self._ends_of(made.text)), "cut"
                 if cut is not None and forms.spoken(cut).split(" ")[-1] not in forms.FUNCTION_WORDS:
                     kind = "content_cut"
-            if cut is None:
+            if cut is None or (own and self._may_be_whole(cut)):
                 continue
-            if own and scene.speaking and rng.random() < 0.2:
-                cut = f"{rng.choice(phrases.lines('before_request'))} {cut}"
+            cut = self._said(cut, scene)
+            if own and rng.random() < 0.06:
+                cut = f"{cut} {rng.choice(phrases.FILLERS)}"
             return _Made(cut, made.source, kind, whole=False)
         return self._unfinished()
+
+    def _may_be_whole(self, cut: str) -> bool:
+        """Whether a cut is what somebody else said and no more, or an answer to a question."""
+        plain = forms.spoken(cut)
+        return (" " in plain and self._pools.is_whole(plain)) or bool(_BARE_ANSWER.fullmatch(plain))
+
+    def _broken_repair(self, scene: Scene) -> "_Made":
+        """A request that somebody begins to correct: up to there, or to a word after which something must come."""
+        rng = self._rng
+        query = self._query()
+        head, tail = self._around_a_repair(query.text)
+        opened = [n for n in range(1, min(4, len(tail))) if forms.is_cut_off(tail[n - 1])]
+        more = tail[: rng.choice(opened)] if opened and rng.random() < 0.5 else []
+        text = phrases.repaired(head, more, forms.words(self._any_query().text), rng)
+        return _Made(self._said(text, scene), query.source, "repaired_cut", whole=False)
 
     def _unfinished(self) -> "_Made":
         return _Made(self._rng.choice(self._lines["unfinished"]), "own", "unfinished", whole=False)
@@ -266,7 +314,8 @@ class Builder:
         if scene.speaking and draw < 0.18:
             text = rng.choice(self._lines["backchannels"])
             return _Made(text, "own", "backchannel", (INCOMPLETE,) if text in phrases.OPEN_NOISES else ())
-        if not scene.speaking and draw < 0.06:
+        asked = bool(scene.context) and scene.context[-1].text.rstrip().endswith("?")  # "mhm" may be an answer
+        if not scene.speaking and not asked and draw < 0.06:
             return _Made(rng.choice(self._lines["noises"]), "own", "noise", (INCOMPLETE,))
         if draw < (0.4 if scene.speaking else 0.24):
             text = phrases.fill(rng.choice(self._lines["asides"]), rng)
@@ -303,8 +352,12 @@ class Builder:
     def _stop(self, scene: Scene) -> "_Made":
         rng = self._rng
         if self._pools.stops and rng.random() < 0.25:
-            return _Made(rng.choice(self._pools.stops).text, "stop_commands", "stop_command")
-        return _Made(phrases.stop_phrase(rng.choice(self._lines["stop"]), rng), "own", "stop")
+            text, source, kind = rng.choice(self._pools.stops).text, "stop_commands", "stop_command"
+        else:
+            text, source, kind = phrases.stop_phrase(rng.choice(self._lines["stop"]), rng), "own", "stop"
+        if self._recipe.own_lines and rng.random() < 0.06 and " " in text:
+            return _Made(phrases.hesitant(text, rng), source, kind, question=forms.is_question(text))
+        return _Made(text, source, kind, question=forms.is_question(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,4 +396,5 @@ def _first_words(text: str, num_words: int) -> str:
 
 def takes_leave(text: str) -> bool:
     """Whether a follow-up says that nothing more is wanted: an answer is polite, and silence is right too."""
-    return bool(_LEAVE.search(forms.spoken(text)))
+    plain = forms.spoken(text)
+    return bool(_LEAVE.search(plain)) and not _ASKS.search(plain) and "?" not in text

@@ -59,7 +59,10 @@ def source_files(folder: Path) -> dict[str, dict[str, Path]]:
     for name in FOLDERS:
         for path in sorted((folder / name).glob("*.jsonl*")):
             if path.name.endswith((".jsonl", ".jsonl.gz")):
-                found[name][path.name.removesuffix(".gz").removesuffix(".jsonl")] = path
+                source = path.name.removesuffix(".gz").removesuffix(".jsonl")
+                if source in found[name]:
+                    raise BadData(f"{folder / name} has {source} twice, plain and gzipped; leave one")
+                found[name][source] = path
     for name in ("queries", "background"):
         if not found[name]:
             raise BadData(f"{folder / name} has no *.jsonl or *.jsonl.gz; training needs queries/ and background/")
@@ -76,13 +79,13 @@ def utterances(path: Path, source: str, limit: int, rng: random.Random) -> list[
             raise BadData(f"{path}, line {number}: no text; an utterance needs id and text")
         if not text.strip():
             continue
-        document = str(row.get("doc") or row.get("id") or text)
-        if row.get("kind") in TURN_KINDS:
+        document, kind = str(row.get("doc") or row.get("id") or text), str(row.get("kind", ""))
+        if kind in TURN_KINDS:
             document = re.sub(r"-\d+$", "", document)
         item = Utterance(
             text=text.strip(),
             source=source,
-            kind=str(row.get("kind", "")),
+            kind=kind,
             part=part_of(document),
             id=str(row.get("id") or ""),
             intent=str(row.get("intent") or ""),
@@ -111,11 +114,11 @@ def openings(path: Path) -> Iterator[tuple[float, str]]:
 
 
 def _dialogues(path: Path) -> Iterator[tuple[float, tuple[Turn, ...]]]:
-    """Those of a file that begin with a user and alternate."""
+    """Those of a file that begin with a user and alternate; those with the same beginning are one document."""
     for number, row in read_rows(path):
         try:
-            turns = [Turn(Role(turn["role"]), str(turn["text"]).strip()) for turn in row["turns"]]
-        except (KeyError, TypeError, ValueError) as error:
+            turns = [Turn(Role(turn["role"]), turn["text"].strip()) for turn in row["turns"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadData(
                 f"{path}, line {number}: bad turns ({error}); expected role user or assistant, and text"
             ) from None
@@ -124,7 +127,7 @@ def _dialogues(path: Path) -> Iterator[tuple[float, tuple[Turn, ...]]]:
         expected = [Role.USER if i % 2 == 0 else Role.ASSISTANT for i in range(len(turns))]
         if len(turns) < 2 or [turn.role for turn in turns] != expected or not all(turn.text for turn in turns):
             continue
-        yield part_of(str(row.get("id") or turns[0].text)), tuple(turns)
+        yield part_of(" ".join(turns[0].text.lower().split())), tuple(turns)  # several paths of one tree, say
 
 
 def _first(answer: object) -> str:

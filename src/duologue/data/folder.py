@@ -54,6 +54,7 @@ class FolderBuilder:
         self._known = Duplicates()
         self._reports: dict[str, Report] = {}
         self._contents: dict[str, dict[str, Any]] = {}  # of those that are complete
+        self._dropped_before = _dropped(out / "report.json")
         self._words: set[int] = set()  # hashes of what is said in the splits before
         self._num_known = 0  # test rows whose words are among them
         self._made_by = dict(made_by or {})
@@ -82,7 +83,7 @@ class FolderBuilder:
             for sample in read_samples(path):
                 self._known.admit(sample)
                 self._count(split, sample)
-            for reason, number in self._dropped_before(split).items():
+            for reason, number in self._dropped_before.get(split, {}).items():
                 report.drop(reason, number)
             self._tell(split)
             return
@@ -100,14 +101,6 @@ class FolderBuilder:
         _put(self._out / "report.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         parts = [f"# {name}\n\n{markdown(content)}" for name, content in self._contents.items()]
         _put(self._out / "report.md", "\n".join(parts))
-
-    def _dropped_before(self, split: str) -> dict[str, int]:
-        """What a run that was killed left out of a split that it finished: the samples do not tell."""
-        try:
-            content = json.loads((self._out / "report.json").read_text(encoding="utf-8"))
-            return dict(content[split]["dropped"])
-        except (OSError, ValueError, KeyError):
-            return {}
 
     def _built(self, split: str, number: int) -> Iterator[Sample]:
         pools = Pools(self._sources, self._recipe, split)
@@ -180,6 +173,15 @@ def _check_unseen(sources: Path, recipe: Recipe) -> None:
                 f"{', '.join(sorted(recipe.unseen & names)) or 'none of these'} to test on. Name at least one to test "
                 "on, and not all, with --unseen, or build no test with --test 0"
             )
+
+
+def _dropped(report: Path) -> dict[str, dict[str, int]]:
+    """What a run that was killed left out of the splits that it finished: the samples do not tell."""
+    try:
+        content = json.loads(report.read_text(encoding="utf-8"))
+        return {split: dict(content[split]["dropped"]) for split in ("train", "dev", "test") if split in content}
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

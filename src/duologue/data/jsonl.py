@@ -32,6 +32,16 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # the second: a thousand brackets
         raise BadData(f"{path}, line {number}: not JSON ({error})") from None
+    if "\\ud" in line.lower() and not _is_unicode(row):
+        raise BadData(f"{path}, line {number}: half of a surrogate pair, which is no character")
     if not isinstance(row, dict):
         raise BadData(f"{path}, line {number}: expected an object, got {type(row).__name__}")
     return row
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

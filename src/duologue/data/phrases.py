@@ -5,6 +5,8 @@ import re
 from functools import cache
 from importlib import resources
 
+FILLERS = ("uh", "um", "uh", "um", "er", "hmm")
+
 OPEN_NOISES = frozenset({"um", "uh", "so", "well", "like", "you know", "and so", "but um", "yeah um", "uh yeah", "er"})
 """Noises of a listener after which more may come, so that waiting is right too."""
 
@@ -41,6 +43,13 @@ def stop_phrase(core: str, rng: random.Random) -> str:
     if rng.random() < 0.25:
         core = f"{core} {rng.choice(lines('stop_after'))}"
     return core
+
+
+def hesitant(text: str, rng: random.Random) -> str:
+    """`text` with a filler between two of its words."""
+    parts = text.split(" ")
+    at = rng.randint(1, max(1, len(parts) - 1))
+    return " ".join([*parts[:at], rng.choice(FILLERS), *parts[at:]])
 
 
 def repaired(head: list[str], tail: list[str], other: list[str], rng: random.Random) -> str:

@@ -4,11 +4,11 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from duologue.data import corpus, forms
+from duologue.data import corpus, forms, phrases
 from duologue.data.corpus import Dialogue, Utterance
-from duologue.data.recipes import PROCESS, STOP, Recipe
+from duologue.data.recipes import INCOMPLETE, PROCESS, STOP, Recipe
 from duologue.errors import BadData, UsageError
-from duologue.types import InputState
+from duologue.types import InputState, Role
 
 SPLITS = {"train": (0.0, 0.82), "dev": (0.82, 0.9), "test": (0.9, 1.0)}
 """Which documents of a source that is trained on belong to which split (`corpus.part_of`)."""
@@ -16,11 +16,14 @@ SPLITS = {"train": (0.0, 0.82), "dev": (0.82, 0.9), "test": (0.9, 1.0)}
 STOP_INTENTS = frozenset({"cancel", "general_commandstop", "audio_volume_mute"})
 _DEVICES = (
     "alarm speaker speakers volume sound sounds tv television music song video radio phone audio lights light process "
-    "payment payments reservation meeting appointment order booking table list event account card notifications hours "
-    "hour ringer noise device computer system program minutes pm am task action command commands last undo mistake"
+    "payment payments reservation appointment order booking table list event account card notifications ringer noise "
+    "device computer system program task action command commands last undo mistake"
 )
 _DEVICE_WORDS = frozenset(_DEVICES.split())
-"""A stop command that names one of these is about a device, a booking or an earlier order: process, not stop."""
+"""A stop command that names one of these is about a device, a booking or an earlier order: process, not stop.
+
+Not so a time: "be quiet for an hour" is said to the assistant.
+"""
 
 
 OPENER_WORDS = 4
@@ -47,7 +50,7 @@ class Pools:
         stops = _stop_commands(files, recipe, limit, rng)
         hard_texts = {forms.spoken(item.text) for item in stops}
         # a corpus may have the opening of a dialogue among its queries, too, and a dialogue under several names
-        tested = set() if split == "test" else _tested_openings(files["dialogues"])
+        kept_back = _openings_behind(high, files["dialogues"])
 
         def read(kind: str, keep: Callable[[Utterance], bool]) -> dict[str, list[Utterance]]:
             found = {}
@@ -57,7 +60,7 @@ class Pools:
                 items = [
                     item
                     for item in corpus.utterances(path, source, limit, rng)
-                    if (unseen or low <= item.part < high) and keep(item) and forms.spoken(item.text) not in tested
+                    if (unseen or low <= item.part < high) and keep(item) and forms.spoken(item.text) not in kept_back
                 ]
                 if items:
                     found[source] = items
@@ -72,10 +75,20 @@ class Pools:
         self.complaints = [item for item in stops if low <= item.part < high and item.kind == "negative_feedback"]
         self.dialogues: dict[str, list[Dialogue]] = {}
         for source, path in files["dialogues"].items():
+            if source in recipe.unseen and split != "test":
+                continue
             found = [d for d in corpus.dialogues(path, source, limit, rng) if low <= d.part < high]
-            found = [d for d in found if forms.spoken(d.turns[0].text) not in tested]
+            found = [d for d in found if forms.spoken(d.turns[0].text) not in kept_back]
             if found:
                 self.dialogues[source] = found
+        self._whole = {
+            hash(forms.spoken(text))
+            for texts in (
+                *([query.text for query in queries] for queries in self.queries.values()),
+                *([t.text for d in talks for t in d.turns if t.role is Role.USER] for talks in self.dialogues.values()),
+            )
+            for text in texts
+        }
         for name, pool in (("queries", self.queries), ("background", self.background)):
             if not pool:
                 raise BadData(
@@ -83,15 +96,23 @@ class Pools:
                     + (f": none of the unseen sources {sorted(recipe.unseen)} is there" if unseen else "")
                 )
 
+    def is_whole(self, text: str) -> bool:
+        """Whether somebody has said just `text` to an assistant, and no more."""
+        return hash(forms.spoken(text)) in self._whole
+
 
 def fixed_labels(folder: Path, recipe: Recipe) -> Iterator[tuple[str, InputState]]:
-    """What the hard set says about words, whatever other source has them, too: whether they are a stop command."""
+    """What words are, whatever other source has them, too: stop commands, by the hard set, and lines of our own."""
     rng = random.Random(f"{recipe.seed} labels")
     for item in _stop_commands(corpus.source_files(folder), recipe, recipe.per_source, rng):
         if _is_stop(item):
             yield item.text, STOP
         elif _is_command(item):
             yield item.text, PROCESS
+    if recipe.own_lines:
+        for section, state in (("go_on", PROCESS), ("complaints", PROCESS), ("unfinished", INCOMPLETE)):
+            for line in phrases.lines(section):
+                yield line, state
 
 
 def _stop_commands(
@@ -99,20 +120,19 @@ def _stop_commands(
 ) -> list[Utterance]:
     """Those of the hard set, but for lines that come from a source which is not to be seen (its name begins the id)."""
     path = files["hard"].get("stop_commands")
-    if path is None:
+    if path is None or "stop_commands" in recipe.unseen:
         return []
     found = corpus.utterances(path, "stop_commands", limit, rng)
     return [item for item in found if not any(item.id.startswith(f"{name}-") for name in recipe.unseen)]
 
 
-def _tested_openings(dialogues: dict[str, Path]) -> set[str]:
-    """What opens the dialogues of the test, in normal form, but for what opens any dialogue."""
-    low, high = SPLITS["test"]
+def _openings_behind(part: float, dialogues: dict[str, Path]) -> set[str]:
+    """What opens the dialogues of the splits behind `part`, in normal form, but for what opens any dialogue."""
     return {
         text
         for path in dialogues.values()
-        for part, opening in corpus.openings(path)
-        if low <= part < high and len((text := forms.spoken(opening)).split()) > OPENER_WORDS
+        for where, opening in corpus.openings(path)
+        if where >= part and len((text := forms.spoken(opening)).split()) > OPENER_WORDS
     }
 
 

@@ -69,7 +69,7 @@ def _queries(
             scene = _scene(builder, speaking)
             yield _sample(item, PROCESS, scene, rng, item.text, whole=True)
             cut = forms.unfinished_cut(item.text, rng, p)
-            if cut is not None:
+            if cut is not None and not (" " in cut and pools.is_whole(cut)):
                 yield _sample(item, INCOMPLETE, scene, rng, cut, whole=False)
 
 
