@@ -184,6 +184,10 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
         "on the states alone, one epoch, and with a learning rate of the rows' own).",
         [ROWS, ALORA],
     ),
+    "another_model": (
+        "The same recipes around another base, with another architecture and tokenizer (--model).",
+        [ROWS, ALORA],
+    ),
     "no_probe": (
         "Reading the state at the last word, without a prediction token (the paper's audio variant, on a frozen base): "
         "a linear layer on the hidden state, against one prediction row.",

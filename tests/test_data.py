@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from duologue.data import corpus, forms, phrases
-from duologue.data.build import OPEN_WORDS, Builder, Scene
+from duologue.data.build import OPEN_WORDS, Builder, Scene, takes_leave
 from duologue.data.folder import FolderBuilder
 from duologue.data.jsonl import read_rows
 from duologue.data.pools import SPLITS, Pools
@@ -194,6 +194,57 @@ def test_the_test_covers_unseen_sources_idle_and_over_an_answer(sources: Path) -
     assert ("ignore", "icsi_meeting_acts", True) in cases
 
 
+def test_fillers_and_openers_tell_no_class_from_another(sources: Path) -> None:
+    rows = build(sources, replace(RECIPE, num_samples=3000), "train")
+    for words in (set(phrases.FILLERS), {"computer", "assistant", "olly"}):
+        said = Counter(s.state for s in rows if words & set(forms.spoken(s.text).split()))
+        assert min(said[state] for state in (InputState.PROCESS, InputState.INCOMPLETE, InputState.STOP)) > 3
+    broken = [s for s in rows if s.kind == "repaired_cut"]
+    assert broken
+    assert {s.state for s in broken} == {InputState.INCOMPLETE}
+    asked = {s.state for s in rows if s.text.endswith("?")}
+    assert InputState.STOP in asked, "would you stop?"
+
+
+def test_quiet_for_a_while_is_asked_of_the_assistant(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path)
+    path = sources / "hard" / "stop_commands.jsonl"
+    row = {"text": "be quiet for two hours", "kind": "stop_command", "intent": "audio_volume_mute"}
+    with path.open("a") as file:
+        file.writelines(json.dumps({**row, "id": f"quiet-{n}"}) + "\n" for n in range(40))
+    pools = Pools(sources, RECIPE, "train")
+    assert "be quiet for two hours" in {item.text for item in pools.stops}
+    assert "mute the speakers" in {item.text for item in pools.not_stops}
+
+
+def test_agreement_over_an_answer_is_no_follow_up(sources: Path) -> None:
+    builder = Builder(Pools(sources, RECIPE, "train"), RECIPE, "train")
+    scene = builder.scene(in_context=True, speaking=True)
+    for follow, is_one in (("yes that sounds good to me", False), ("yes and what does that cost", True)):
+        made = [builder.sample(InputState.PROCESS, replace(scene, next_user=follow)) for _ in range(60)]
+        assert any(sample.kind == "follow_up" for sample in made) is is_one
+
+
+def test_a_cut_that_somebody_said_as_a_whole_is_no_cut(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path)
+    heads = {" ".join(s.text.split()[:n]) for s in build(sources, RECIPE, "train") for n in range(2, 8)}
+    rows = [{"id": f"head-{i}", "text": text, "kind": "assistant_query"} for i, text in enumerate(sorted(heads))]
+    path = sources / "queries" / "heads.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pools = Pools(sources, RECIPE, "train")
+    cuts = [s for s in build(sources, RECIPE, "train") if s.kind in ("cut", "content_cut")]
+    whole = {forms.spoken(query.text) for queries in pools.queries.values() for query in queries}
+    assert cuts
+    assert not [s for s in cuts if " " in s.text and forms.spoken(s.text) in whole]
+
+
+def test_taking_leave_is_heard_where_nothing_is_asked() -> None:
+    for text in ("No, that's everything.", "i'm all set thanks", "not right now"):
+        assert takes_leave(text)
+    for text in ("no thanks what tea do you have", "that's it, can you book it?", "a table for two"):
+        assert not takes_leave(text)
+
+
 def test_device_commands_are_requests_and_not_stop(sources: Path) -> None:
     fillers = set(phrases.FILLERS)
     stops = {
@@ -219,6 +270,19 @@ def test_sources_that_cannot_be_used_say_where(tmp_path: Path) -> None:
     folder = write_sources(tmp_path)
     (folder / "queries" / "broken.jsonl").write_text('{"id": "1"}\n')
     with pytest.raises(BadData, match=r"broken\.jsonl, line 1: no text"):
+        build(folder, RECIPE, "train")
+    (folder / "queries" / "broken.jsonl").write_text('{"id": "1", "text": "half a \\ud83d smile"}\n')
+    with pytest.raises(BadData, match=r"broken\.jsonl, line 1: half of a surrogate pair"):
+        build(folder, RECIPE, "train")
+    (folder / "queries" / "broken.jsonl").write_text('{"id": "1", "text": "a \\ud83d\\ude00 smile", "kind": []}\n')
+    build(folder, RECIPE, "train")
+    (folder / "queries" / "desk.jsonl.gz").write_bytes(b"")
+    with pytest.raises(BadData, match="desk twice"):
+        build(folder, RECIPE, "train")
+    (folder / "queries" / "desk.jsonl.gz").unlink()
+    turns = [{"role": "user", "text": None}, {"role": "assistant", "text": "a"}]
+    (folder / "dialogues" / "broken.jsonl").write_text(json.dumps({"id": "1", "turns": turns}) + "\n")
+    with pytest.raises(BadData, match=r"broken\.jsonl, line 1: bad turns"):
         build(folder, RECIPE, "train")
 
 
@@ -295,7 +359,10 @@ def test_a_build_that_was_killed_goes_on_to_the_same_folder(sources: Path, tmp_p
     assert (killed / "train.jsonl").stat().st_mtime_ns == written
     for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "report.json", "report.md"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    assert json.loads((whole / "report.json").read_text())["train"]["dropped"]
+    report = (whole / "report.json").read_bytes()
+    assert all(json.loads(report)[split]["dropped"] for split in ("train", "dev"))
+    FolderBuilder(sources, whole, RECIPE).build()
+    assert (whole / "report.json").read_bytes() == report, "nothing was left to do"
 
 
 @pytest.mark.parametrize("unseen", [{"elsewhere"}, {"market"}, {"desk", "garden", "kitchen", "market"}])
@@ -324,6 +391,11 @@ def test_what_opens_a_dialogue_of_the_test_is_not_trained_on(tmp_path: Path) -> 
     rows = [{"id": f"talk-{i}", "text": text.upper(), "kind": "assistant_query"} for i, text in enumerate(opening)]
     path = sources / "queries" / "talks.jsonl"  # the same talks, as a corpus of queries has them
     path.write_text("".join(json.dumps({**row, "id": f"{row['id']}-{n}"}) + "\n" for row in rows for n in range(20)))
+    train, dev = (Pools(sources, RECIPE, split).dialogues["talks"] for split in ("train", "dev"))
+    assert {d.turns[0].text for d in train}.isdisjoint(d.turns[0].text for d in dev)
+    unseen = replace(RECIPE, unseen=RECIPE.unseen | {"talks", "stop_commands"})
+    assert not Pools(sources, unseen, "train").dialogues
+    assert not Pools(sources, unseen, "train").stops
     for split in ("train", "dev"):
         pools = Pools(sources, RECIPE, split)
         assert "talks" not in pools.queries
