@@ -440,6 +440,16 @@ def test_talk_that_is_said_to_an_assistant_is_not_background(sources: Path) -> N
         deaf._background(Scene())
 
 
+def test_a_report_counts_background_that_speaks_to_an_assistant(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path / "sources")
+    rows = [{"id": f"called-{i}", "text": f"hey siri call the {i}th shop for me"} for i in range(60)]
+    path = sources / "background" / "called.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = FolderBuilder(sources, tmp_path / "out", RECIPE).build()
+    assert content["train"]["dropped"]["background that speaks to an assistant"] > 0
+    assert not [s for s in read_samples(tmp_path / "out" / "train.jsonl") if s.source == "called"]
+
+
 def test_sources_that_are_too_small_say_so(sources: Path) -> None:
     with pytest.raises(BadData, match="fewer"):
         list(Builder(Pools(sources, RECIPE, "train"), RECIPE, "train").samples(50, lambda sample: False))

@@ -19,6 +19,8 @@ from duologue.data.samples import Sample, read_samples, write_samples
 from duologue.data.unseen import unseen
 from duologue.errors import BadData, UsageError
 
+_ADDRESSED = "background that speaks to an assistant"
+
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much is done and of how much."""
 
@@ -104,7 +106,7 @@ class FolderBuilder:
 
     def _built(self, split: str, number: int) -> Iterator[Sample]:
         pools = Pools(self._sources, self._recipe, split)
-        builder = Builder(pools, self._recipe, split, self._ends, self._is_addressed)
+        builder = Builder(pools, self._recipe, split, self._ends, lambda text: self._is_addressed(split, text))
         for done, sample in enumerate(builder.samples(number, lambda sample: self._admit(split, sample)), 1):
             self._count(split, sample)
             self._progress(split, done, number)
@@ -131,10 +133,13 @@ class FolderBuilder:
             self._reports[split].drop(reason.value)
         return reason is None
 
-    def _is_addressed(self, text: str) -> bool:
-        return addressed(text) is not None or (
+    def _is_addressed(self, split: str, text: str) -> bool:
+        found = addressed(text) is not None or (
             self._judge is not None and self._judge.verdict(text) is Verdict.ASSISTANT
         )
+        if found:
+            self._reports[split].drop(_ADDRESSED)
+        return found
 
     def _check_manifest(self) -> None:
         """The folder is of one recipe and one set of sources, whose names and sizes stand in `manifest.json`."""
