@@ -170,8 +170,9 @@ class FolderBuilder:
 
 def _check_unseen(sources: Path, recipe: Recipe) -> None:
     """Now, not when all that is trained on has been built."""
+    files = corpus.source_files(sources)
     for kind in ("queries", "background"):
-        names = corpus.source_files(sources)[kind].keys()
+        names = files[kind].keys()
         if not recipe.unseen & names or not names - recipe.unseen:
             raise UsageError(
                 f"{sources / kind} has {', '.join(sorted(names)) or 'no source'}; the recipe keeps "

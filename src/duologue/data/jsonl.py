@@ -32,7 +32,7 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # the second: a thousand brackets
         raise BadData(f"{path}, line {number}: not JSON ({error})") from None
-    if "\\ud" in line.lower() and not _is_unicode(row):
+    if ("\\ud" in line or "\\uD" in line) and not _is_unicode(row):
         raise BadData(f"{path}, line {number}: half of a surrogate pair, which is no character")
     if not isinstance(row, dict):
         raise BadData(f"{path}, line {number}: expected an object, got {type(row).__name__}")

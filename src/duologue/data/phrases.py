@@ -6,6 +6,7 @@ from functools import cache
 from importlib import resources
 
 FILLERS = ("uh", "um", "uh", "um", "er", "hmm")
+"""Between words; the first two are said more often."""
 
 OPEN_NOISES = frozenset({"um", "uh", "so", "well", "like", "you know", "and so", "but um", "yeah um", "uh yeah", "er"})
 """Noises of a listener after which more may come, so that waiting is right too."""

@@ -38,8 +38,8 @@ def calibrate(
 def _calibrate(
     samples: list[Sample], p: Probabilities, states: Sequence[InputState], max_false_answers: float
 ) -> Thresholds:
-    present = {sample.state for sample in samples}
-    if not {_IGNORE, _PROCESS} <= present:
+    present = [state for state in states if any(sample.state is state for sample in samples)]
+    if _IGNORE not in present or _PROCESS not in present:
         return Thresholds()
     right = np.array([[state in sample.right for state in states] for sample in samples])  # [N, S]
     labels = np.array([states.index(sample.state) for sample in samples])
