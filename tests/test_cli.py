@@ -418,14 +418,15 @@ def test_ctrl_c_ends_a_plain_chat_that_waits_for_a_line() -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdin.write("hello\n")
         process.stdin.flush()
-        while "Hello to you." not in process.stdout.readline():
-            time.sleep(0.01)
+        while "Hello to you." not in (line := process.stdout.readline()):
+            assert line, process.stderr.read()
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         assert process.stderr.read() == ""

@@ -115,7 +115,7 @@ class Plain:
         if self._out is None:
             return
         if self._is_open:
-            print(file=self._out)
+            print(flush=True, file=self._out)  # whoever reads a pipe line by line waits for it
             self._is_open = False
         if text:
             print(text, flush=True, file=self._out)
