@@ -100,13 +100,12 @@ def test_answers_are_read_for_one_word(server: Server, tmp_path: Path, answer: s
     assert judge(server, tmp_path).verdict("so we left") is verdict
 
 
-def test_verdicts_come_in_order_and_each_text_is_asked_once(server: Server, tmp_path: Path) -> None:
-    texts = [f"line {i}" + " timer" * (i % 3 == 0) for i in range(40)]
-    found = list(judge(server, tmp_path).verdicts(iter(texts), 3))
-    assert found == [(text, Verdict.ASSISTANT if "timer" in text else Verdict.PEOPLE) for text in texts]
-    assert sorted(server.asked) == sorted(texts)
-    assert list(judge(server, tmp_path).verdicts(texts)) == found, "a second run reads the cache"
-    assert len(server.asked) == len(texts)
+def test_each_text_is_asked_once(server: Server, tmp_path: Path) -> None:
+    texts = ["a timer", "so we left", "a timer"]
+    for _ in range(2):  # the second judge reads what the first has found
+        reader = judge(server, tmp_path)
+        assert [reader.verdict(text) for text in texts] == ["assistant", "people", "assistant"]
+    assert server.asked == texts[:2]
 
 
 def test_a_killed_run_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
@@ -156,14 +155,13 @@ def test_what_went_wrong_is_said(
     assert not (tmp_path / "verdicts.jsonl").exists()
 
 
-def test_an_error_ends_the_stream_and_keeps_what_was_found(server: Server, tmp_path: Path) -> None:
-    server.reply = lambda text: by_a_word(text) if text != "line 9" else (401, "no key")
-    verdicts = judge(server, tmp_path).verdicts((f"line {i}" for i in range(1000)), 2)
-    assert [next(verdicts)[0] for _ in range(9)] == [f"line {i}" for i in range(9)]
+def test_an_error_keeps_what_was_found(server: Server, tmp_path: Path) -> None:
+    server.reply = lambda text: by_a_word(text) if text != "a boat" else (401, "no key")
+    reader = judge(server, tmp_path)
+    reader.verdict("a timer")
     with pytest.raises(RemoteError, match="401"):
-        next(verdicts)
-    assert len(server.asked) < 50
-    assert len((tmp_path / "verdicts.jsonl").read_text().splitlines()) >= 9
+        reader.verdict("a boat")
+    assert [json.loads(line)["text"] for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()] == ["a timer"]
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,10 @@ model. Verdicts are kept in a file, so that a killed run goes on where it was an
 import json
 import os
 import re
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from enum import StrEnum
 from http.client import HTTPException
 from pathlib import Path
@@ -46,7 +43,7 @@ class Verdict(StrEnum):
 
 
 class Judge:
-    """Asks one model about one line at a time; several lines at once on request."""
+    """Asks one model about one line at a time: what is drawn next hangs on the verdict."""
 
     def __init__(
         self,
@@ -80,7 +77,7 @@ class Judge:
                 raise UsageError(f"the judge's key is expected in the variable {api_key_env}, which is not set")
             self._headers["Authorization"] = f"Bearer {key}"
         self._model, self._timeout_s, self._sleep = model, timeout_s, sleep
-        self._cache, self._known, self._lock = cache, _read_cache(cache, model), threading.Lock()
+        self._cache, self._known = cache, _read_cache(cache, model)
 
     def verdict(self, text: str) -> Verdict:
         """Whom `text` is meant for, from the cache or from the model.
@@ -93,24 +90,11 @@ class Judge:
             return known
         found = _read_answer(self._ask(text))
         row = {"text": text, "verdict": found.value, "model": self._model}
-        with self._lock:
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            with self._cache.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._known[text] = found
+        self._cache.parent.mkdir(parents=True, exist_ok=True)
+        with self._cache.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._known[text] = found
         return found
-
-    def verdicts(self, texts: Iterable[str], num_parallel: int = 4) -> Iterator[tuple[str, Verdict]]:
-        """Each text with its verdict, in order; up to `num_parallel` requests are under way. Texts are streamed."""
-        waiting: deque[tuple[str, Future[Verdict]]] = deque()
-        with ThreadPoolExecutor(num_parallel) as pool:
-            for text in texts:
-                waiting.append((text, pool.submit(self.verdict, text)))
-                if len(waiting) >= 2 * num_parallel:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
 
     def _ask(self, text: str) -> str:
         messages = [{"role": "system", "content": PROMPT}, {"role": "user", "content": text}]
