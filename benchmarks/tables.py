@@ -8,6 +8,7 @@ function of that name below makes of `benchmarks/results/*.json`. Without flags 
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,14 +239,20 @@ def paper(results: Results) -> str:
         ("MiniCPM-Duo 2.4 B (DUO)", "92.68", 53.2, "all weights, 10,000 samples", "the same"),
         ("MiniCPM 2.4 B, 5 examples (DUO)", "81.99", 95, "nothing", "the same"),
     ]
+    unseen = {source for _, build in results.of("build") for source in build["recipe"]["unseen"]}
     for _, result in results.of("states"):
         if result["model"]["backend"] == "torch":
-            idle = result["idle"]
-            dropped = idle["confusion"]["ignore"]
-            kept = 100 * (1 - dropped["ignore"] / sum(dropped.values()))
+            confusions = [each["confusion"] for name, each in result["idle"]["per_source"].items() if name in unseen]
+            asked, ignored = (
+                sum((Counter(each.get(label, {})) for each in confusions), Counter[str]())
+                for label in ("process", "ignore")
+            )
+            kept, dropped = ignored.total() - ignored["ignore"], asked["ignore"]
+            f1 = 2 * (asked.total() - dropped) / (2 * (asked.total() - dropped) + kept + dropped)
             trained = "rows and a LoRA at one position" if _kind(result) == "alora" else "rows"
-            n = f"{sum(idle['confusion']['process'].values())} answer, {sum(dropped.values())} ignore, unseen sources"
-            rows.append((f"{_kind(result)}, SmolLM2 135 M", _percent(idle["respond"]["f1"]), f"{kept:.1f}", trained, n))
+            n = f"{asked.total():,} answer, {ignored.total()} ignore, unseen sources"
+            share = f"{100 * kept / ignored.total():.1f}"
+            rows.append((f"{_kind(result)}, SmolLM2 135 M", _percent(f1), share, trained, n))
     return measuring.table(header, rows)
 
 
