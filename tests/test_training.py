@@ -26,7 +26,7 @@ from duologue.training.ends import ModelEnds
 from duologue.training.layout import Layout, Layouts
 from duologue.training.loop import Epoch, Labelled, Settings, _judge, _loss, label, score, train
 from duologue.training.prefix_attention import Past, PrefixModel
-from duologue.training.prefixes import Prefixes, kv_bytes_per_token, num_tokens, shards
+from duologue.training.prefixes import Prefixes, even_shards, kv_bytes_per_token, num_tokens, shards
 from duologue.training.probe_model import LoraShape, ProbeModel
 from duologue.training.recipes import ProbeRecipe
 from duologue.types import InputState, Role, Turn
@@ -100,6 +100,21 @@ def test_shards_keep_to_the_memory_and_leave_nothing_out() -> None:
     assert shards(layouts, MANY) == [range(40)]
     with pytest.raises(UsageError, match="--memory-gb"):
         shards(layouts, 3)
+
+
+def test_what_is_trained_on_last_is_not_a_small_rest() -> None:
+    layouts = random_layouts(400)
+    room = num_tokens(layouts) // 2 - 25  # two shards take all but a little
+    full, even = shards(layouts, room), even_shards(layouts, room)
+    assert len(even) == len(full) == 3
+    assert [i for part in even for i in part] == list(range(400))
+    sizes = [num_tokens([layouts[i] for i in part]) for part in even]
+    assert max(sizes) <= room
+    assert min(sizes) > 0.8 * max(sizes)
+    assert num_tokens([layouts[i] for i in full[-1]]) < 0.2 * room, "a rest, if nothing were done about it"
+    assert even_shards(layouts, MANY) == [range(400)]
+    with pytest.raises(UsageError, match="--memory-gb"):
+        even_shards(layouts, 3)
 
 
 def test_the_bytes_of_a_token_are_those_of_its_keys_and_values() -> None:

@@ -25,7 +25,7 @@ from duologue.metrics.decisions import Probabilities
 from duologue.metrics.temperature import GRID, tempered
 from duologue.training import checkpoints
 from duologue.training.layout import Layout
-from duologue.training.prefixes import Prefixes, Progress, shards, silent
+from duologue.training.prefixes import Prefixes, Progress, even_shards, shards, silent
 from duologue.training.probe_model import ProbeModel
 from duologue.types import InputState
 
@@ -114,7 +114,7 @@ def train(
     """
     began = time.monotonic()
     compute = compute or (lambda layouts: Prefixes(model.prefix_model, layouts, progress=progress))
-    parts = shards(data.layouts, max_tokens)
+    parts = even_shards(data.layouts, max_tokens)
     with _base_alone(model, teacher):
         dev_prefixes = compute(dev.layouts)
     made_with = {

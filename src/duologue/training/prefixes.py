@@ -144,6 +144,22 @@ def shards(layouts: Sequence[Layout], max_tokens: int) -> list[range]:
     return [*found, range(start, len(layouts))]
 
 
+def even_shards(layouts: Sequence[Layout], max_tokens: int) -> list[range]:
+    """As many shards as `shards` makes, of about the same size: what is trained on last is not a small rest.
+
+    Raises:
+        UsageError: see `shards`.
+    """
+    full = shards(layouts, max_tokens)
+    mean = sum(num_tokens([layouts[i] for i in part]) for part in full) / len(full)
+    longest = max((layout.length for layout in layouts), default=0)
+    for slack in (1.02, 1.05, 1.1):  # shards end where a sample does, and the last one takes what the others leave
+        even = shards(layouts, min(max_tokens, max(longest, int(mean * slack))))
+        if len(even) == len(full):
+            return even
+    return full
+
+
 def kv_bytes_per_token(model: PrefixModel) -> int:
     """Bytes of one token's keys and values over all layers, measured on one token."""
     with torch.inference_mode():
