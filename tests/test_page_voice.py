@@ -52,6 +52,7 @@ def test_a_question_is_spoken_and_an_answer_is_interrupted(tmp_path: Path) -> No
         ):
             sounds: list[int] = []
             on.page.on("websocket", lambda socket: socket.on("framereceived", lambda data: _count(sounds, data)))
+            await on.shows("#microphone")  # it knows its conversation, and will go on with it
             await on.page.reload()
             button = await on.shows("#microphone")
             await button.click()
