@@ -18,9 +18,9 @@ from typing import Any
 
 import measuring
 
-from duologue.backends.llamacpp import LlamaCppBackend
+from duologue.backends.llamacpp.backend import LlamaCppBackend
+from duologue.backends.llamacpp.gguf_files import cached_gguf
 from duologue.core.backend import Draw, Extend
-from duologue.gguf_files import cached_gguf
 from duologue.types import Seq
 
 _HEARD = 7  # tokens of the channel that is heard, the probe left out

@@ -24,9 +24,9 @@ from typing import Any
 
 import measuring
 
-from duologue.backends.llamacpp import LlamaCppBackend
+from duologue.backends.llamacpp.backend import LlamaCppBackend
+from duologue.backends.llamacpp.gguf_files import cached_gguf
 from duologue.core.backend import Draw, Extend
-from duologue.gguf_files import cached_gguf
 from duologue.types import Seq
 
 _HEARD = 12  # tokens of a channel that is heard

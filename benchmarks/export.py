@@ -17,8 +17,8 @@ from pathlib import Path
 
 import measuring
 
-from duologue.adapters import Adapter
-from duologue.export_gguf import export_gguf
+from duologue.export.gguf import export_gguf
+from duologue.models.adapters import Adapter
 
 
 def main() -> int:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import spoken
 
-from duologue.voice.engines import Synthesiser
+from duologue.voice.engines.interfaces import Synthesiser
+from duologue.voice.engines.whisper import packaged_model
 from duologue.voice.sound import RATE, Samples, gain, level_db, read_sound, resampled
-from duologue.voice.whisper import packaged_model
 
 SPEECH_DB = -23.0  # of somebody who speaks into the microphone, below full scale
 _LOUD_DB = -30.0  # relative to the loudest 20 ms: what is above is the sound itself

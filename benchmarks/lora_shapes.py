@@ -20,8 +20,8 @@ import measuring
 import numpy as np
 from latency import Direct, Measured, Rig
 
-from duologue.adapters import Adapter
 from duologue.backends.lora import Factors, Lora
+from duologue.models.adapters import Adapter
 
 ROWS = "rows"
 SHAPES: dict[str, tuple[int, Callable[[str], bool]]] = {

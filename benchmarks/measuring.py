@@ -54,7 +54,7 @@ def gguf_file(args: argparse.Namespace) -> Path:
     Raises:
         SystemExit: it is not one that llama.cpp runs.
     """
-    from duologue.catalogue import find
+    from duologue.models.catalogue import find
 
     path = find(args.model).path
     if path is None or args.backend != "llamacpp":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import spoken
 
 from duologue.core.backend import Backend, Draw, Extend, Sampling
-from duologue.template import Template
+from duologue.text.template import Template
 from duologue.types import Role, Token, Turn
 
 _GREEDY = Draw()

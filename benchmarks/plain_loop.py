@@ -118,9 +118,9 @@ class Generate:
     """`generate` of Transformers, with another copy of the weights."""
 
     def __init__(self, name: str, weights: str) -> None:
-        from duologue.backends.torch import read_model
-        from duologue.catalogue import find
-        from duologue.model import TORCH_WEIGHTS
+        from duologue.backends.torch.backend import read_model
+        from duologue.models.catalogue import find
+        from duologue.models.model import TORCH_WEIGHTS
 
         source = find(name)
         self._model, _ = read_model(
@@ -201,8 +201,8 @@ def rate(times: list[float]) -> float:
 def _others(args: argparse.Namespace, model: Any, threads: int) -> dict[str, Any]:
     if args.backend == "torch":
         return {"generate": Generate(args.model, model.backend.info.weights)}
-    from duologue.catalogue import find
-    from duologue.gguf_files import cached_gguf
+    from duologue.backends.llamacpp.gguf_files import cached_gguf
+    from duologue.models.catalogue import find
 
     weights = model.backend.info.weights.upper()
     path = str(cached_gguf(find(args.model).path, weights=weights, rows=model.adapter.rows))

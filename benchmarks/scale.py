@@ -18,7 +18,7 @@ from typing import Any
 
 import measuring
 
-from duologue.bench.scale import Outcome, Setting, largest, measure
+from duologue.evaluation.scale import Outcome, Setting, largest, measure
 
 _HEADER = ("context", "sessions", "decision p50 (ms)", "p95", "tokens/s each, least", "missed", "passes", "real time")
 

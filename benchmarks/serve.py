@@ -15,8 +15,8 @@ import asyncio
 
 import measuring
 
-from duologue.bench.callers import LoadOutcome, LoadSetting, load
-from duologue.bench.own_server import own_server
+from duologue.evaluation.callers import LoadOutcome, LoadSetting, load
+from duologue.evaluation.own_server import own_server
 
 _HEADER = (
     "clients",

@@ -25,11 +25,11 @@ import measuring
 import numpy as np
 
 from duologue.data.samples import Sample
+from duologue.decisions.outcome import outcome
 from duologue.evaluation.rows import Rows, read
 from duologue.evaluation.states import judge_model
-from duologue.metrics.outcome import outcome
 from duologue.types import InputState
-from duologue.voice.piper_voice import PiperSynthesiser
+from duologue.voice.engines.piper import PiperSynthesiser
 from duologue.voice.sound import RATE, Samples, resampled, silence
 
 PROCESS, INCOMPLETE = InputState.PROCESS, InputState.INCOMPLETE

@@ -20,7 +20,7 @@ import spoken
 
 from duologue import Turn
 from duologue.core.backend import Draw, Extend
-from duologue.model import Model
+from duologue.models.model import Model
 from duologue.types import Role
 
 _TOGETHER = 8

@@ -34,10 +34,10 @@ import numpy as np
 
 from duologue.core.config import SessionConfig
 from duologue.core.trace import Pass
-from duologue.live import Live
-from duologue.voice.defaults import Engines, load_engines
-from duologue.voice.detector import SileroDetector
-from duologue.voice.espeak import EspeakSynthesiser
+from duologue.engine.live import Live
+from duologue.voice.engines.defaults import Engines, load_engines
+from duologue.voice.engines.espeak import EspeakSynthesiser
+from duologue.voice.engines.silero import SileroDetector
 from duologue.voice.policy import by_voice
 from duologue.voice.pump import converse
 from duologue.voice.sound import RATE, Samples, silence

@@ -25,23 +25,23 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import measuring
 
-from duologue.backends.hf_tokenizer import HfTokenizer
-from duologue.backends.torch import read_model
-from duologue.catalogue import DEFAULT, find
+from duologue.backends.torch.backend import read_model
+from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.samples import Sample, read_samples
-from duologue.metrics.decisions import Probabilities, decide
-from duologue.metrics.outcome import outcome
-from duologue.metrics.thresholds import calibrate
-from duologue.template import Template
-from duologue.training.duplex import DuplexModel
-from duologue.training.finetune import Finetuning
-from duologue.training.job import start_tokens
+from duologue.decisions.choice import Probabilities, decide
+from duologue.decisions.outcome import outcome
+from duologue.decisions.thresholds import calibrate
+from duologue.models.catalogue import DEFAULT, find
+from duologue.text.template import Template
+from duologue.training.finetune.duplex_model import DuplexModel
+from duologue.training.finetune.loop import Finetuning
 from duologue.training.layout import Layout, Layouts
-from duologue.training.linear_probe import fit, hidden_states
-from duologue.training.loop import Settings, label, score_prefixes, train
-from duologue.training.prefix_attention import Past, PrefixModel
-from duologue.training.prefixes import Prefixes
-from duologue.training.probe_model import LoraShape, ProbeModel
+from duologue.training.probe.job import start_tokens
+from duologue.training.probe.linear_probe import fit, hidden_states
+from duologue.training.probe.loop import Settings, label, score_prefixes, train
+from duologue.training.probe.prefix_attention import Past, PrefixModel
+from duologue.training.probe.prefixes import Prefixes
+from duologue.training.probe.probe_model import LoraShape, ProbeModel
 from duologue.training.recipes import FINETUNE_RECIPES
 from duologue.training.sequences import lay_out
 from duologue.types import InputState

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import duologue
-from duologue.adapters import prompted
 from duologue.core import events
 from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
 from duologue.core.transitions import PROTECTED, TABLE, Floor, figure
-from duologue.model import Model
-from duologue.replay import read_script
+from duologue.engine.replay import read_script
+from duologue.models.adapters import prompted
+from duologue.models.model import Model
 from duologue.types import InputState
 from scripted import PROBE, Talk
 
@@ -68,7 +68,7 @@ def run_snippets(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("document", RUNNABLE, ids=lambda path: path.name)
 def test_snippets_run_on_a_script(document, tmp_path, monkeypatch):
-    monkeypatch.setattr("duologue.model.load", lambda *_, **__: Stand().model())
+    monkeypatch.setattr("duologue.models.model.load", lambda *_, **__: Stand().model())
     run_snippets(document, tmp_path, monkeypatch)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from duologue.catalogue import DEFAULT, find
 from duologue.cli.main import main
 from duologue.errors import ModelNotFound
+from duologue.models.catalogue import DEFAULT, find
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.jsonl"))

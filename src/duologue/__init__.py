@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BatchEngine": "duologue.engines.batch",
-    "DirectEngine": "duologue.engines.direct",
+    "BatchEngine": "duologue.engine.engine",
+    "DirectEngine": "duologue.engine.direct",
     "InputState": "duologue.types",
     "Interruptible": "duologue.core.transitions",
-    "Live": "duologue.live",
-    "Model": "duologue.model",
+    "Live": "duologue.engine.live",
+    "Model": "duologue.models.model",
     "Policy": "duologue.core.policy",
     "Sampling": "duologue.core.backend",
     "Session": "duologue.core.session",
     "SessionConfig": "duologue.core.config",
-    "Template": "duologue.template",
+    "Template": "duologue.text.template",
     "Trace": "duologue.core.trace",
     "Turn": "duologue.types",
-    "load": "duologue.model",
+    "load": "duologue.models.model",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from duologue.core.session import Session as Session
     from duologue.core.trace import Trace as Trace
     from duologue.core.transitions import Interruptible as Interruptible
-    from duologue.engines.batch import BatchEngine as BatchEngine
-    from duologue.engines.direct import DirectEngine as DirectEngine
-    from duologue.live import Live as Live
-    from duologue.model import Model as Model
-    from duologue.model import load as load
-    from duologue.template import Template as Template
+    from duologue.engine.direct import DirectEngine as DirectEngine
+    from duologue.engine.engine import BatchEngine as BatchEngine
+    from duologue.engine.live import Live as Live
+    from duologue.models.model import Model as Model
+    from duologue.models.model import load as load
+    from duologue.text.template import Template as Template
     from duologue.types import InputState as InputState
     from duologue.types import Turn as Turn
 

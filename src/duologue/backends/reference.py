@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from duologue.backends.huggingface import CausalModel
 from duologue.backends.ids import IdBackend
 from duologue.backends.lora import Lora
 from duologue.backends.rows import Rows
+from duologue.backends.torch.huggingface import CausalModel
 from duologue.core.backend import BackendInfo, Extend, Step
 from duologue.types import Token
 

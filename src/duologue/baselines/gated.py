@@ -7,7 +7,7 @@ from duologue.core.plan import Plan
 from duologue.core.session import Phase, Session
 from duologue.core.transitions import Floor
 from duologue.core.utterance import Utterance
-from duologue.tokenizer import well_formed
+from duologue.text.tokenizer import well_formed
 
 
 class _Gated(Session):

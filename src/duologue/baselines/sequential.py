@@ -9,7 +9,7 @@ from duologue.core.plan import Plan
 from duologue.core.policy import Policy
 from duologue.core.probe import Probe
 from duologue.core.session import Session
-from duologue.template import Template
+from duologue.text.template import Template
 from duologue.types import Turn
 
 

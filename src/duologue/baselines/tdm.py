@@ -41,8 +41,8 @@ from duologue.core.session import Phase
 from duologue.core.transitions import Interruptible
 from duologue.core.utterance import Utterance
 from duologue.errors import ContextOverflow, UsageError
-from duologue.template import Template
-from duologue.tokenizer import well_formed
+from duologue.text.template import Template
+from duologue.text.tokenizer import well_formed
 from duologue.types import SLICE_PERIOD_S, InputState, Role, Token, Turn
 
 SLICE_TOKENS = 10

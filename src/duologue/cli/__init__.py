@@ -1,1 +1,1 @@
-"""One command, one file."""
+"""One command, one file. Thin: options in, a call to the package, text out."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from duologue.cli.options import add_model_options, load_model, number, whole
 
 if TYPE_CHECKING:
-    from duologue.bench.scale import Outcome
+    from duologue.evaluation.scale import Outcome
 
 _EPILOG = """\
 Every session has a history of T tokens, speaks 5 tokens a second without end, and hears five more words of an utterance
@@ -51,7 +51,7 @@ def add_parser(measurements: "argparse._SubParsersAction[argparse.ArgumentParser
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and print a line for each measurement."""
-    from duologue.bench.scale import Setting, largest, measure
+    from duologue.evaluation.scale import Setting, largest, measure
 
     def setting(sessions: int) -> Setting:
         return Setting(sessions, args.context, args.seconds, seed=args.seed)

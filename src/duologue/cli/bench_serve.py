@@ -10,7 +10,7 @@ from duologue.cli.options import add_model_options, number, whole
 from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
-    from duologue.bench.callers import LoadOutcome
+    from duologue.evaluation.callers import LoadOutcome
 
 _EPILOG = """\
 Without --url, a server is started for it on this machine, with the model that the options name, and ended afterwards.
@@ -53,8 +53,8 @@ def add_parser(measurements: "argparse._SubParsersAction[argparse.ArgumentParser
 def run(args: argparse.Namespace) -> int:
     """Measure, and print how it goes."""
     try:
-        from duologue.bench.callers import LoadSetting, load
-        from duologue.bench.own_server import own_server
+        from duologue.evaluation.callers import LoadSetting, load
+        from duologue.evaluation.own_server import own_server
     except ImportError as error:
         raise MissingDependency('servers are talked to by websockets: pip install "duologue[server]"') from error
     setting = LoadSetting(args.clients, args.minutes * 60, answer=args.answer, seed=args.seed)

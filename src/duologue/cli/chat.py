@@ -10,8 +10,8 @@ from duologue.cli.options import add_model_options, add_talk_options, load_model
 from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
-    from duologue.cli.talking import Talking
-    from duologue.model import Model
+    from duologue.cli.terminal.conversation import Talking
+    from duologue.models.model import Model
 
 _EPILOG = """\
 Type whenever you like. A pause in typing lets the model judge what you have typed so far; Enter ends it. What the
@@ -100,7 +100,7 @@ def _need_terminal() -> None:
 
 async def _talk(args: argparse.Namespace, model: "Model", rate: float, is_plain: bool) -> None:
     from duologue.core.config import SessionConfig
-    from duologue.live import Live
+    from duologue.engine.live import Live
 
     config = SessionConfig(
         max_length=model.max_length,
@@ -132,7 +132,7 @@ async def _talk_to_server(args: argparse.Namespace, rate: float, is_plain: bool)
 
 async def _converse(talk: "Talking", title: str, *, is_plain: bool, is_paced: bool) -> None:
     if is_plain:
-        from duologue.cli.plain import Plain
+        from duologue.cli.terminal.plain import Plain
 
         await Plain(talk, is_paced=is_paced).run(sys.stdin, sys.stdout)
     else:
@@ -140,7 +140,7 @@ async def _converse(talk: "Talking", title: str, *, is_plain: bool, is_paced: bo
 
 
 async def _on_screen(talk: "Talking", title: str) -> None:
-    from duologue.cli.terminal import Terminal
+    from duologue.cli.terminal.screen import Terminal
 
     terminal = Terminal(talk, title)
     try:

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from duologue.catalogue import DEFAULT, find
 from duologue.cli.bars import bars
 from duologue.errors import MissingDependency, UsageError
+from duologue.models.catalogue import DEFAULT, find
 
 _DATA = """\
 `duologue data TASK --help` explains a task.
@@ -152,8 +152,8 @@ def run_fetch(args: argparse.Namespace) -> int:
 def _model_ends(name: str) -> Any:
     source = find(name)
     try:
-        from duologue.backends.hf_tokenizer import HfTokenizer
-        from duologue.backends.torch import read_model
+        from duologue.backends.torch.backend import read_model
+        from duologue.backends.torch.tokenizer import HfTokenizer
         from duologue.training.ends import ModelEnds
     except ImportError as error:
         raise MissingDependency(

@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duologue.catalogue import find
 from duologue.cli.options import add_model_options, load_model, whole
 from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
+from duologue.models.catalogue import find
 
 if TYPE_CHECKING:
     from duologue.core.policy import Thresholds
     from duologue.evaluation.rows import Rows
     from duologue.evaluation.states import Judged
-    from duologue.model import Model, Progress
+    from duologue.models.model import Model, Progress
 
 _EPILOG = """\
 FILE has one JSON object a line, plain or gzipped:

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duologue.catalogue import DEFAULT, find
 from duologue.errors import MissingDependency, UsageError
+from duologue.models.catalogue import DEFAULT, find
 
 if TYPE_CHECKING:
-    from duologue.adapters import Adapter
-    from duologue.export import ExportReport
+    from duologue.export.checks import ExportReport
+    from duologue.models.adapters import Adapter
 
 
 def add_parser(commands: Any) -> None:
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _adapter(args: argparse.Namespace) -> "Adapter":
-    from duologue.adapters import Adapter
-    from duologue.model import PROMPTED, TRAINED, load
+    from duologue.models.adapters import Adapter
+    from duologue.models.model import PROMPTED, TRAINED, load
 
     if args.adapter in ("auto", *TRAINED, *PROMPTED):
         model = load(args.model, adapter=args.adapter)
@@ -83,7 +83,7 @@ def _adapter(args: argparse.Namespace) -> "Adapter":
 def _with_lora(args: argparse.Namespace, adapter: "Adapter", where: Path | str) -> "ExportReport":
     if adapter.lora is None:
         return _write(args, where, adapter)
-    from duologue.export import check_out
+    from duologue.export.checks import check_out
 
     suffix = ".gguf" if args.format == "gguf" else ""
     path = args.out.with_name(f"{args.out.name.removesuffix(suffix)}-lora{suffix}")
@@ -91,11 +91,11 @@ def _with_lora(args: argparse.Namespace, adapter: "Adapter", where: Path | str) 
     report = _write(args, where, adapter)
     probe = tuple(report.added.values())[: adapter.num_added - len(adapter.states)]
     if args.format == "hf":
-        from duologue.export_hf import export_peft
+        from duologue.export.huggingface import export_peft
 
         export_peft(adapter.lora, args.out, path, probe)
     else:
-        from duologue.gguf_lora import write_lora
+        from duologue.backends.llamacpp.gguf_lora import write_lora
 
         write_lora(args.out, adapter.lora, path, invocation=probe)
     return dataclasses.replace(report, lora=path)
@@ -105,7 +105,7 @@ def _write(args: argparse.Namespace, where: Path | str, adapter: "Adapter") -> "
     assert adapter.rows is not None
     options: dict[str, Any] = {"states": adapter.states, "num_tokens": args.tokens, "force": args.force}
     if args.format == "hf":
-        from duologue.export_hf import export_hf
+        from duologue.export.huggingface import export_hf
 
         dtypes = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
         weights = (args.weights or "bf16").lower()
@@ -114,7 +114,7 @@ def _write(args: argparse.Namespace, where: Path | str, adapter: "Adapter") -> "
         return export_hf(where, adapter.rows, args.out, dtype=dtypes[weights], **options)
     if not isinstance(where, Path) or where.suffix != ".gguf":
         raise UsageError(f"{where} is no GGUF file; convert it to one first, or use --format hf")
-    from duologue.export_gguf import export_gguf
+    from duologue.export.gguf import export_gguf
 
     weights = args.weights.upper() if args.weights else None
     return export_gguf(

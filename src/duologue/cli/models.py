@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import json
 
-from duologue.catalogue import CATALOGUE
+from duologue.models.catalogue import CATALOGUE
 
 _BACKENDS = (
     ("torch", ("torch", "transformers", "gguf"), 'pip install "duologue[torch]"', "any Hugging Face model or GGUF"),
@@ -36,7 +36,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(args: argparse.Namespace) -> int:
     """Print the lists."""
-    from duologue.adapters import shipped
+    from duologue.models.adapters import shipped
 
     backends = [
         {"name": name, "installed": _has(modules), "install": install, "for": what}

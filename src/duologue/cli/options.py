@@ -4,14 +4,14 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from duologue.catalogue import DEFAULT
-from duologue.cli.cells import shortened
 from duologue.cli.progress import progress
+from duologue.cli.terminal.cells import shortened
+from duologue.models.catalogue import DEFAULT
 
 if TYPE_CHECKING:
     from duologue.core.backend import Sampling
     from duologue.core.policy import Policy
-    from duologue.model import Model
+    from duologue.models.model import Model
 
 
 def number(*, least: float, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
@@ -126,9 +126,9 @@ def add_talk_options(parser: argparse.ArgumentParser) -> None:
 def load_model(args: argparse.Namespace, *, context_length: int | None = None, sessions: int = 1) -> "Model":
     """The model that the options name, for conversations of `context_length` tokens (by default, as they say).
 
-    Raises what `duologue.model.load` raises.
+    Raises what `duologue.models.model.load` raises.
     """
-    from duologue.model import load
+    from duologue.models.model import load
 
     with progress(f"Loading {shortened(args.model, 48)}") as stage:
         return load(

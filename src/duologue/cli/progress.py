@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
-from duologue.cli.cells import fitted, visible
+from duologue.cli.terminal.cells import fitted, visible
 
 _PERIOD_S = 0.5
 

@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from duologue.cli.cells import counted, shortened, visible
 from duologue.cli.options import add_model_options, add_talk_options, load_model, number, policy, sampling, whole
+from duologue.cli.terminal.cells import counted, shortened, visible
 from duologue.core import events as e
 
 _INDENT = 20  # columns before the words of an answer
@@ -58,7 +58,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(args: argparse.Namespace) -> int:
     """Replay the file."""
-    from duologue.replay import Replay, read_script
+    from duologue.engine.replay import Replay, read_script
     from duologue.server.record import is_record
 
     if is_record(args.file):

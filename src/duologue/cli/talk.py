@@ -12,9 +12,9 @@ from duologue.cli.progress import progress
 from duologue.errors import UsageError
 
 if TYPE_CHECKING:
-    from duologue.live import Live
-    from duologue.model import Model
-    from duologue.voice.defaults import Engines
+    from duologue.engine.live import Live
+    from duologue.models.model import Model
+    from duologue.voice.engines.defaults import Engines
     from duologue.voice.timeline import Row
     from duologue.voice.voice import Voice
 
@@ -75,14 +75,14 @@ def run(args: argparse.Namespace) -> int:
     if args.source is not None and not args.source.is_file():
         raise UsageError(f"there is no file {args.source}")
     if args.source is None:
-        from duologue.voice.microphone import check_devices
+        from duologue.voice.engines.microphone import check_devices
 
         check_devices(args.sound_device)
     return asyncio.run(_run(args))
 
 
 async def _run(args: argparse.Namespace) -> int:
-    from duologue.voice.defaults import load_engines
+    from duologue.voice.engines.defaults import load_engines
 
     with progress("Loading the voice"):
         engines = await load_engines(
@@ -101,7 +101,7 @@ async def _run(args: argparse.Namespace) -> int:
 
 async def _talk(args: argparse.Namespace, model: "Model", engines: "Engines") -> None:
     from duologue.core.config import SessionConfig
-    from duologue.live import Live
+    from duologue.engine.live import Live
     from duologue.voice.policy import by_voice
     from duologue.voice.timeline import Timeline
     from duologue.voice.voice import Voice
@@ -123,7 +123,7 @@ async def _talk(args: argparse.Namespace, model: "Model", engines: "Engines") ->
         if args.source is not None:
             await _from_file(args, live, voice)
         else:
-            from duologue.voice.microphone import Microphone
+            from duologue.voice.engines.microphone import Microphone
 
             print("Speak; Ctrl-C ends it.", file=sys.stderr)
             recording = await Microphone(voice, args.sound_device, keeps=args.out is not None).run()

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from duologue.catalogue import DEFAULT, find
 from duologue.cli.bars import bars
 from duologue.errors import MissingDependency, UsageError
+from duologue.models.catalogue import DEFAULT, find
 
 _EPILOG = """\
 recipes:
@@ -75,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         import torch
 
-        from duologue.backends.hf_tokenizer import HfTokenizer
-        from duologue.backends.torch import read_model
-        from duologue.training.job import report_lines
+        from duologue.backends.torch.backend import read_model
+        from duologue.backends.torch.tokenizer import HfTokenizer
+        from duologue.training.probe.job import report_lines
     except ImportError as error:
         raise MissingDependency(
             f"training needs {error.name}; install it with: pip install 'duologue[train]'"
@@ -104,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
 def _probe_job(args: argparse.Namespace) -> Any:
     from functools import partial
 
-    from duologue.adapters import Adapter
-    from duologue.training.job import Job, run_probe_job
+    from duologue.models.adapters import Adapter
+    from duologue.training.probe.job import Job, run_probe_job
     from duologue.training.recipes import PROBE_RECIPES
 
     _refuse(args, ("steps", "max_length"))
@@ -140,7 +140,7 @@ def _probe_job(args: argparse.Namespace) -> Any:
 def _finetune_job(args: argparse.Namespace) -> Any:
     from functools import partial
 
-    from duologue.training.finetune_job import FinetuneJob, run_finetune
+    from duologue.training.finetune.job import FinetuneJob, run_finetune
     from duologue.training.recipes import FINETUNE_RECIPES
 
     _refuse(args, ("probes", "lora_lr", "targets", "start", "teacher", "samples"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from duologue.core.channel import Channel
 from duologue.core.transitions import Interruptible
 from duologue.core.utterance import Utterance
-from duologue.detokenizer import Detokenizer
+from duologue.text.detokenizer import Detokenizer
 from duologue.types import Role, Token, Turn
 
 _CJK = 0x2E80  # from here on scripts are written without spaces: every character is a word

@@ -30,7 +30,7 @@ from duologue.core.policy import Policy
 from duologue.core.rebuild import Rebuild
 from duologue.core.utterance import Utterance
 from duologue.errors import ContextOverflow, TemplateError, UsageError
-from duologue.template import Template
+from duologue.text.template import Template
 from duologue.types import Role, Token, Turn
 
 MAX_SUSPENDED = 2  # answers that can be resumed; older ones are released

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from duologue.template import Template
+from duologue.text.template import Template
 from duologue.types import Role, Token, Turn
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from duologue.core import layout
 from duologue.core.channel import Channel
 from duologue.core.planner import Planner
-from duologue.template import Template
+from duologue.text.template import Template
 from duologue.types import Turn
 
 

@@ -25,8 +25,8 @@ from duologue.core.probe import Probe
 from duologue.core.transitions import Floor, Interruptible, Transition, transition
 from duologue.core.utterance import Utterance
 from duologue.errors import ContextOverflow, UsageError
-from duologue.template import Template
-from duologue.tokenizer import well_formed
+from duologue.text.template import Template
+from duologue.text.tokenizer import well_formed
 from duologue.types import InputState, Token, Turn
 
 _CHARACTERS_PER_TOKEN = 4  # about

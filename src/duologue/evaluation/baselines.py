@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from duologue.adapters import prompted
-from duologue.catalogue import Source
 from duologue.data.forms import FUNCTION_WORDS, spoken
 from duologue.data.samples import Sample
+from duologue.decisions.choice import decide
 from duologue.errors import MissingDependency, UsageError
 from duologue.evaluation.rows import Rows, check_labels, lay_out
 from duologue.evaluation.scoring import score
 from duologue.evaluation.states import Judged
-from duologue.metrics.decisions import decide
-from duologue.model import PROMPTED, Model, Progress
+from duologue.models.adapters import prompted
+from duologue.models.catalogue import Source
+from duologue.models.model import PROMPTED, Model, Progress
 from duologue.types import InputState
 
 _PROCESS, _INCOMPLETE = InputState.PROCESS, InputState.INCOMPLETE
@@ -72,8 +72,8 @@ def linear_probe(rows: Rows, train: Rows, model: Model, source: Source, *, progr
     try:
         import torch
 
-        from duologue.backends.torch import read_model
-        from duologue.training.linear_probe import fit, hidden_states
+        from duologue.backends.torch.backend import read_model
+        from duologue.training.probe.linear_probe import fit, hidden_states
     except ImportError as error:
         raise MissingDependency(f"a linear probe needs {error.name}: pip install 'duologue[train]'") from error
     states = model.probe.states

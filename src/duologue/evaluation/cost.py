@@ -18,10 +18,10 @@ from duologue.core.policy import Policy
 from duologue.core.probe import Probe
 from duologue.core.session import Phase
 from duologue.core.trace import Pass, Sink, Trace
+from duologue.engine.replay import Replay
 from duologue.evaluation.cost_lessons import Lesson, Teacher, lessons, overheard
-from duologue.model import Model, Progress
-from duologue.replay import Replay
-from duologue.template import Template
+from duologue.models.model import Model, Progress
+from duologue.text.template import Template
 from duologue.types import SLICE_PERIOD_S, Seq, Token
 
 SILENCE_S = 3600.0

@@ -13,10 +13,10 @@ from duologue.core.backend import Backend, Step
 from duologue.core.interface import AnySession
 from duologue.core.probe import Probe
 from duologue.data.jsonl import read_rows
+from duologue.engine.replay import Cue, Script
 from duologue.errors import UsageError
-from duologue.replay import Cue, Script
-from duologue.slicing import partials
-from duologue.template import Template
+from duologue.text.slicing import partials
+from duologue.text.template import Template
 from duologue.types import SLICE_PERIOD_S, InputState, Token
 
 EXCHANGES = Path(__file__).with_name("cost.jsonl")

@@ -7,7 +7,7 @@ from pathlib import Path
 from duologue.data.jsonl import read_rows
 from duologue.data.samples import Sample
 from duologue.errors import BadData, TemplateError
-from duologue.model import Model
+from duologue.models.model import Model
 from duologue.training.layout import Layout, Layouts
 from duologue.types import InputState, Role
 

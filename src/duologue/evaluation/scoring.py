@@ -10,8 +10,8 @@ import numpy as np
 
 from duologue.core.backend import Backend, Extend
 from duologue.core.probe import Probe
-from duologue.metrics.decisions import Probabilities
-from duologue.model import Model, Progress
+from duologue.decisions.choice import Probabilities
+from duologue.models.model import Model, Progress
 from duologue.training.layout import Layout
 from duologue.types import Seq, Token
 

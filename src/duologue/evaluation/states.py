@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from duologue.data.samples import Sample
+from duologue.decisions.calibration import expected_error, reliability
+from duologue.decisions.choice import Probabilities, Thresholds2, decide
+from duologue.decisions.curve import Tradeoff, tradeoffs
+from duologue.decisions.outcome import outcome, outcomes_by
 from duologue.evaluation.rows import Rows, check_labels, lay_out
 from duologue.evaluation.scoring import latencies, score
-from duologue.metrics.calibration import expected_error, reliability
-from duologue.metrics.curve import Tradeoff, tradeoffs
-from duologue.metrics.decisions import Probabilities, Thresholds2, decide
-from duologue.metrics.outcome import outcome, outcomes_by
-from duologue.model import Model, Progress
+from duologue.models.model import Model, Progress
 from duologue.types import InputState
 
 

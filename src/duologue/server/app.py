@@ -15,17 +15,17 @@ from starlette.websockets import WebSocket
 
 from duologue.core.events import Event, Received, Said, as_dict
 from duologue.core.trace import Pass, Sink
-from duologue.engines.batch import BatchEngine
-from duologue.model import Model, load
+from duologue.engine.engine import BatchEngine
+from duologue.models.model import Model, load
 from duologue.server import assets, chat
+from duologue.server.authentication import refusal, subprotocols
 from duologue.server.config import ServerConfig
 from duologue.server.conversations import Conversations
-from duologue.server.duplex import Duplex
-from duologue.server.guard import refusal, subprotocols
+from duologue.server.duplex.connection import Duplex
+from duologue.server.duplex.voice import Voices
 from duologue.server.metrics import Metrics
-from duologue.server.realtime import Realtime
-from duologue.server.voice import Voices
-from duologue.voice.defaults import Engines, load_engines
+from duologue.server.realtime.connection import Realtime
+from duologue.voice.engines.defaults import Engines, load_engines
 
 log = logging.getLogger("duologue.server")
 

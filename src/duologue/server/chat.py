@@ -16,7 +16,7 @@ from duologue.core.events import Committed, Finished, Said
 from duologue.errors import BadData, DuologueError, EngineError, EngineFull, UsageError
 from duologue.server.conversation import Conversation
 from duologue.server.conversations import Conversations
-from duologue.server.settings import Settings
+from duologue.server.duplex.settings import Settings
 from duologue.types import Role, Turn
 
 _IGNORED = {"model", "user", "metadata", "store", "frequency_penalty", "presence_penalty", "logit_bias", "service_tier"}

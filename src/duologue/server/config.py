@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from duologue.catalogue import DEFAULT
 from duologue.errors import UsageError
+from duologue.models.catalogue import DEFAULT
 
 PREFIX = "DUOLOGUE_SERVE_"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")

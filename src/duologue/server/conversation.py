@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from duologue.core.events import Event
-from duologue.engines.batch import Handle
+from duologue.engine.engine import Handle
 from duologue.errors import DuologueError, EngineError
+from duologue.server.duplex.settings import Settings
 from duologue.server.record import Recorder
-from duologue.server.settings import Settings
 
 MOST_KEPT = 4096  # events for who comes back or reads slowly
 log = logging.getLogger("duologue.server")

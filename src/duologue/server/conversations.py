@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duologue.core.trace import Sink
-from duologue.engines.batch import BatchEngine, Handle
+from duologue.engine.engine import BatchEngine, Handle
 from duologue.errors import ContextOverflow, EngineFull, TemplateError
-from duologue.model import Model
+from duologue.models.model import Model
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation
+from duologue.server.duplex.settings import Settings
 from duologue.server.record import Recorded, Recorder, read_record, record_path
-from duologue.server.settings import Settings
 from duologue.types import Role, Turn
 
 if TYPE_CHECKING:
-    from duologue.server.voice import Voices
+    from duologue.server.duplex.voice import Voices
 
 _SWEEP_S = 1.0
 log = logging.getLogger("duologue.server")

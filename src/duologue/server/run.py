@@ -89,7 +89,7 @@ def serve(config: ServerConfig) -> None:
     """Serve until a signal ends it.
 
     Raises:
-        What `duologue.model.load` raises.
+        What `duologue.models.model.load` raises.
     """
     logs.configure()
     app = create_app(config)

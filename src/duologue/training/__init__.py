@@ -1,1 +1,4 @@
-"""Training adapters: a sample in tokens, its cached prefix, the loop, the report. Imports torch; loaded lazily."""
+"""Training adapters from a folder of samples. Imports torch; loaded lazily.
+
+Here is what both ways share; `probe/` trains around a frozen base (rows, alora), `finetune/` changes it (lora, full).
+"""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from duologue.backends.hf_tokenizer import HfTokenizer
-from duologue.template import Template
+from duologue.backends.torch.tokenizer import HfTokenizer
+from duologue.text.template import Template
 
 _BATCH = 32
 _MARKS = ("?", ".", "!", "\n", "?\n", ".\n")

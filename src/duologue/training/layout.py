@@ -6,8 +6,8 @@ The probe that follows is not part of it. `Template.lay_out` decides where ids g
 from dataclasses import dataclass
 
 from duologue.data.samples import Sample
-from duologue.template import Template
-from duologue.tokenizer import well_formed
+from duologue.text.template import Template
+from duologue.text.tokenizer import well_formed
 from duologue.types import Role, Token
 
 

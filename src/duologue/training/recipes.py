@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from duologue.errors import UsageError
-from duologue.training.loop import Settings
-from duologue.training.probe_model import LoraShape
+from duologue.training.probe.loop import Settings
+from duologue.training.probe.probe_model import LoraShape
 
 
 @dataclass(frozen=True, slots=True)

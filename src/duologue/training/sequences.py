@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from duologue.data.samples import Sample
 from duologue.errors import UsageError
-from duologue.template import Template
+from duologue.text.template import Template
 from duologue.training.layout import Layout, Layouts
 from duologue.types import InputState, Role, Token
 

@@ -4,5 +4,6 @@
                                           ▲                                                              │
                                           └────────────────────────── heard ◀───────────────────────────┘
 
-Nothing here knows a microphone, a loudspeaker or a socket: frames are pushed, and asked for.
+Here is the pipeline, which knows frames, words and positions, and no device or socket; `engines/` holds what detects,
+recognises and speaks.
 """

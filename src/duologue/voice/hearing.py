@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from duologue.types import InputState
-from duologue.voice.engines import Recognition
+from duologue.voice.engines.interfaces import Recognition
 from duologue.voice.sound import RATE, Samples, silence
 
 _SURE = 3  # judgements in a row that words are for somebody else, while more of them come

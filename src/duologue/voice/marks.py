@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from duologue.voice.engines import Mark, Speech
+from duologue.voice.engines.interfaces import Mark, Speech
 from duologue.voice.sound import Samples, silence
 
 _WORD = re.compile(r"\S+")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from duologue.voice.engines import Mark
+from duologue.voice.engines.interfaces import Mark
 from duologue.voice.sound import Samples, gain, silence
 
 DUCK_DB = -12.0

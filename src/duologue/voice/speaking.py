@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from duologue.errors import DuologueError
 from duologue.voice.clauses import Clause, Clauses
-from duologue.voice.engines import Mark, Speech, Synthesiser
+from duologue.voice.engines.interfaces import Mark, Speech, Synthesiser
 from duologue.voice.marks import trimmed
 from duologue.voice.player import Piece, Player
 from duologue.voice.sound import resampled, silence

@@ -15,7 +15,7 @@ import numpy as np
 from duologue.core import events as e
 from duologue.errors import DuologueError, UsageError
 from duologue.types import InputState
-from duologue.voice.engines import Recogniser, SpeechDetector, Synthesiser
+from duologue.voice.engines.interfaces import Recogniser, SpeechDetector, Synthesiser
 from duologue.voice.hearing import Hearing
 from duologue.voice.player import Player
 from duologue.voice.segmenter import Segmenter, Sensitivity

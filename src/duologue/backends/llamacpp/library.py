@@ -1,0 +1,304 @@
+"""Opening a GGUF with llama.cpp: its log kept quiet, its failures put into our words, its facts as plain values."""
+
+import ctypes
+import os
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+# Between the many short steps of a pass its threads spin for a while before they sleep. By default that while is long
+# enough to take the core from whoever else needs it, our own loop included; without any spinning a pass takes twice as
+# long. OpenMP reads this once, when it is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import llama_cpp as ll
+from gguf import LlamaFileType
+
+from duologue.errors import AdapterMismatch, BrokenModel, EngineError, ModelNotFound, UnsupportedModel
+
+BASE_VOCAB_KEY = "duologue.base_vocab_size"
+"""Metadata key: ids of the base model, in a file to which rows were added."""
+
+NUM_ADDED_KEY = "duologue.num_added"
+"""Metadata key: how many added ids follow them; what comes after is padding."""
+
+NUM_PROBES_KEY = "duologue.num_probes"
+"""Metadata key: how many of the added ids are probe tokens; they come first."""
+
+_messages: deque[str] = deque(maxlen=20)
+_lock = threading.Lock()
+_is_ready = False
+
+
+@ll.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_message(level: int, text: bytes | None, _: object) -> None:
+    # ggml's levels: 3 is a warning, 4 an error; the rest is chatter.
+    if level in (3, 4) and text:
+        _messages.append(text.decode("utf-8", "replace").strip())
+
+
+def last_messages() -> str:
+    """What llama.cpp complained of lately, for error messages."""
+    return "; ".join(list(_messages)[-3:]) or "no reason was given"
+
+
+def _prepare() -> None:
+    global _is_ready
+    with _lock:
+        if not _is_ready:
+            ll.llama_log_set(_keep_message, ctypes.c_void_p(0))
+            ll.llama_backend_init()
+            _is_ready = True
+        _messages.clear()
+
+
+def default_weights() -> str:
+    """The weight type that is fast here and loses nothing, or next to nothing, of a file's quality.
+
+    With bfloat16 instructions, BF16 is the fastest where several tokens share a pass, as they do while listening.
+    """
+    return "BF16" if b"AVX512_BF16 = 1" in ll.llama_print_system_info() else "Q8_0"
+
+
+class LoadedModel:
+    """Weights of one GGUF file and what it says of itself. Final.
+
+    Several may use it: each who calls `shared` has to `close` it, as has who loaded it, and the last one releases it.
+
+    Raises:
+        ModelNotFound: no such file.
+        BrokenModel: not a GGUF file, or a damaged one.
+        UnsupportedModel: an architecture llama.cpp does not know, or one that cannot roll back.
+    """
+
+    def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
+        _check_file(path)
+        _prepare()
+        params = ll.llama_model_default_params()
+        params.vocab_only = vocab_only
+        self.path = path
+        self._num_users = 1
+        self._loras: dict[Path, Any] = {}
+        self._model: Any = ll.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise _load_error(path)
+        try:
+            if not vocab_only:
+                self._check_kind()
+        except UnsupportedModel:
+            self.close()
+            raise
+
+    @property
+    def handle(self) -> Any:
+        """llama.cpp's pointer to the model."""
+        return self._model
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`, such as "llama"."""
+        return self.text("general.architecture") or "unknown"
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.text("general.name") or self.path.stem
+
+    @property
+    def weights(self) -> str:
+        """The weight type, such as "bf16" or "Q4_0"."""
+        ftype = int(ll.llama_model_ftype(self._model)) & ~1024  # 1024: guessed by llama.cpp from the tensors
+        try:
+            label = LlamaFileType(ftype).name.removeprefix("ALL_").removeprefix("MOSTLY_")
+        except ValueError:
+            return "mixed"
+        return str(label.lower() if label in ("F32", "F16", "BF16") else label)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output matrix: base, added and padding."""
+        return int(ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self._model)))
+
+    @property
+    def base_vocab_size(self) -> int | None:
+        """Ids of the base model, when rows were added to this file."""
+        return self.number(BASE_VOCAB_KEY)
+
+    @property
+    def num_added(self) -> int:
+        """Adapter rows in this file."""
+        return self.number(NUM_ADDED_KEY) or 0
+
+    @property
+    def num_probes(self) -> int | None:
+        """How many of the adapter rows are probe tokens."""
+        return self.number(NUM_PROBES_KEY)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model was trained for."""
+        return int(ll.llama_model_n_ctx_train(self._model))
+
+    @property
+    def sliding_window(self) -> int:
+        """Width of the window of those layers that have one, in tokens; 0 for none."""
+        return int(ll.llama_model_n_swa(self._model))
+
+    @property
+    def softcap(self) -> float:
+        """The model squashes its logits into ± this; 0 when it does not."""
+        return float(self.text(f"{self.architecture}.final_logit_softcapping") or 0.0)
+
+    @property
+    def kv_numbers_per_token(self) -> int:
+        """Numbers in one KV entry, over all layers."""
+        width = int(ll.llama_model_n_embd(self._model)) // max(1, int(ll.llama_model_n_head(self._model)))
+        key = self.number(f"{self.architecture}.attention.key_length") or width
+        value = self.number(f"{self.architecture}.attention.value_length") or width
+        heads = int(ll.llama_model_n_head_kv(self._model))
+        return int(ll.llama_model_n_layer(self._model)) * heads * (key + value)
+
+    def text(self, key: str) -> str | None:
+        """A metadata value as llama.cpp prints it, or None."""
+        size = int(ll.llama_model_meta_val_str(self._model, key.encode(), ctypes.create_string_buffer(1), 1))
+        if size < 0:
+            return None
+        buffer = ctypes.create_string_buffer(size + 1)
+        ll.llama_model_meta_val_str(self._model, key.encode(), buffer, size + 1)
+        return buffer.value.decode("utf-8", "replace")
+
+    def number(self, key: str) -> int | None:
+        """A metadata value as a whole number, or None."""
+        text = self.text(key)
+        return int(text) if text is not None and text.isdigit() else None
+
+    def lora(self, path: Path) -> Any:
+        """llama.cpp's pointer to a LoRA for this model, read once; before a context is opened. It goes with the model.
+
+        Raises:
+            ModelNotFound: no such file.
+            AdapterMismatch: it is not a LoRA, or not one for this model.
+        """
+        if path in self._loras:
+            return self._loras[path]
+        if not path.is_file():
+            raise ModelNotFound(f"there is no file {path}; give the path of a GGUF file with a LoRA")
+        _messages.clear()
+        lora = ll.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not lora:
+            raise AdapterMismatch(
+                f"llama.cpp cannot put the LoRA {path.name} on {self.path.name}: {last_messages()}; "
+                "write it for this model with duologue.backends.llamacpp.gguf_lora.write_lora"
+            )
+        self._loras[path] = lora
+        return lora
+
+    def shared(self) -> "LoadedModel":
+        """The same, for one more who uses it and will close it."""
+        self._num_users += 1
+        return self
+
+    def close(self) -> None:
+        """Release the weights if nobody else uses them; harmless when repeated then."""
+        self._num_users -= 1
+        if self._model and self._num_users <= 0:
+            ll.llama_model_free(self._model)
+            self._model = None
+
+    def _check_kind(self) -> None:
+        reason = None
+        if ll.llama_model_is_recurrent(self._model):
+            reason = "is recurrent: it keeps a running state, not one entry per token, and cannot go back in it"
+        elif ll.llama_model_is_hybrid(self._model):
+            reason = "mixes attention with recurrent layers, whose running state cannot go back"
+        elif ll.llama_model_is_diffusion(self._model):
+            reason = "is a diffusion model: it does not write from left to right"
+        elif ll.llama_model_has_encoder(self._model) or not ll.llama_model_has_decoder(self._model):
+            reason = "has an encoder: it does not continue one sequence of tokens"
+        if reason:
+            raise UnsupportedModel(
+                f"{self.path.name} ({self.architecture}) {reason}; duplex decoding rolls back after every question, "
+                "so use a model with plain attention such as SmolLM2, Llama, Qwen or Gemma"
+            )
+
+
+def open_context(
+    model: LoadedModel,
+    *,
+    capacity: int,
+    max_seqs: int,
+    threads: int,
+    flash_attention: bool,
+    micro_batch: int,
+    kv_type: str,
+    all_outputs: bool = False,
+) -> Any:
+    """A llama.cpp context whose sequences share one cache of `capacity` entries.
+
+    Raises:
+        EngineError: llama.cpp cannot allocate it.
+        UnsupportedModel: the model has no cache, as embedding models do.
+    """
+    params = ll.llama_context_default_params()
+    params.n_ctx = capacity
+    # A pass larger than n_batch is an assertion in llama.cpp, and so is room for fewer tokens than sequences.
+    params.n_batch = max(capacity, max_seqs)
+    params.n_ubatch = min(micro_batch, params.n_batch)
+    params.n_seq_max = max_seqs
+    params.n_outputs_max = params.n_ubatch if all_outputs else max_seqs  # rows of logits
+    params.n_outputs_max_per_seq = params.n_ubatch if all_outputs else 1
+    params.n_threads = params.n_threads_batch = threads
+    params.kv_unified = True  # one pool of cells: forking writes names into cells and copies nothing
+    params.swa_full = True  # layers with a window keep all entries, so that rolling back is exact
+    params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.type_k = params.type_v = ll.GGML_TYPE_F32 if kv_type == "f32" else ll.GGML_TYPE_F16
+    params.offload_kqv = True
+    context = ll.llama_init_from_model(model.handle, params)
+    if not context:
+        raise EngineError(
+            f"llama.cpp could not open {capacity} KV entries for {model.path.name}: {last_messages()}; "
+            "a smaller capacity needs less memory"
+        )
+    if not ll.llama_get_memory(context):
+        ll.llama_free(context)
+        raise UnsupportedModel(f"{model.path.name} ({model.architecture}) has no KV cache; it does not generate text")
+    return context
+
+
+def set_lora(context: Any, lora: Any | None) -> None:
+    """Let `lora` hold for the passes of `context` from now on; None takes it off.
+
+    Raises:
+        EngineError: llama.cpp refused.
+    """
+    adapters = None if lora is None else (ctypes.c_void_p * 1)(ctypes.cast(lora, ctypes.c_void_p))
+    scales = None if lora is None else (ctypes.c_float * 1)(1.0)
+    pointer = None if adapters is None else ctypes.cast(adapters, ctypes.POINTER(ll.llama_adapter_lora_p_ctypes))
+    if ll.llama_set_adapters_lora(context, pointer, 0 if lora is None else 1, scales) != 0:
+        raise EngineError(f"llama.cpp did not switch the LoRA: {last_messages()}")
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise ModelNotFound(f"there is no file {path}; give the path of a GGUF file")
+    if path.is_dir():
+        raise ModelNotFound(f"{path} is a folder; give the path of the GGUF file inside it")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise BrokenModel(f"{path} cannot be read: {error}") from error
+    if magic != b"GGUF":
+        raise BrokenModel(f"{path} is not a GGUF file: it begins with {magic!r} instead of b'GGUF'")
+
+
+def _load_error(path: Path) -> Exception:
+    reason = last_messages()
+    if "unknown model architecture" in reason:
+        return UnsupportedModel(
+            f"this llama.cpp does not know the architecture of {path.name}: {reason}; "
+            "install a newer llama-cpp-python, or load the model with the torch backend"
+        )
+    return BrokenModel(f"llama.cpp cannot load {path.name}: {reason}; the download may be incomplete")

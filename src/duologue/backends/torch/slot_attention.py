@@ -1,0 +1,268 @@
+"""Attention of a pass over a pool of KV slots: each conversation looks at its own slots, and nothing is copied.
+
+Knows a model's layers by way of the transformers attention interface. Letters of shapes: N tokens of a pass, Q of them
+in one conversation, H query heads, G key/value heads, D head width, C slots of the pool, T slots that one conversation
+looks at.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import Cache
+
+from duologue.backends.torch.huggingface import CausalModel, Window, attention_by
+from duologue.backends.torch.slots import IntArray, SlotTable
+from duologue.core.backend import Extend
+from duologue.errors import UnsupportedModel, UsageError
+
+Tensor: TypeAlias = torch.Tensor
+
+_ATTENTION = "duologue_slots"
+_SPARSE = 2  # a range of slots is read in place if it is at most this many times what is looked at
+_MASKED = torch.finfo(torch.bfloat16).min  # finite, so that nothing becomes NaN; exp of it is exactly 0
+_FEW_QUERIES = 16  # up to here queries of a head group go as one; more would only repeat a large mask
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The attention of one conversation."""
+
+    start: int  # its queries are start … stop - 1 of the pass
+    stop: int
+    keys: slice | Tensor  # its slots: a range, read in place, or [T] numbers to gather
+    masks: dict[Window, Tensor | None]  # [1, 1, stop - start, T], added to the scores; None if all is visible
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One pass."""
+
+    rows: list[Row]
+    write: Tensor  # [N], slot of each token
+    positions: Tensor  # [1, N]
+
+
+def make_plan(
+    slots: SlotTable, batch: Sequence[Extend], causal: CausalModel, windows: set[Window]
+) -> tuple[Plan, list[int]]:
+    """The plan of a pass whose slots are given out already, and the order in which the batch is fed."""
+    conversations: dict[int, list[int]] = {}
+    for index, extend in enumerate(batch):
+        conversations.setdefault(slots.conversation(extend.seq), []).append(index)
+    order = [index for members in conversations.values() for index in members]
+    rows, start = [], 0
+    for members in conversations.values():
+        held = [(slots.slots(batch[index].seq), len(batch[index].tokens)) for index in members]
+        rows.append(_row(slots.positions, held, start, windows, causal))
+        start = rows[-1].stop
+    write = np.concatenate([slots.slots(batch[index].seq)[-len(batch[index].tokens) :] for index in order])
+    positions = torch.from_numpy(slots.positions[write])[None]
+    return Plan(rows, torch.from_numpy(write).to(causal.device), positions.to(causal.device)), order
+
+
+def _row(
+    positions: IntArray, held: list[tuple[IntArray, int]], start: int, windows: set[Window], causal: CausalModel
+) -> Row:
+    """One conversation. held: for each of its sequences in the pass, all slots and how many of them are new."""
+    low = min(int(own.min()) for own, _ in held)
+    high = max(int(own.max()) for own, _ in held) + 1
+    if high - low <= _SPARSE * max(len(own) for own, _ in held) + 64:
+        columns: IntArray = np.arange(low, high)
+        keys: slice | Tensor = slice(low, high)
+    else:
+        columns = np.unique(np.concatenate([own for own, _ in held]))
+        keys = torch.from_numpy(columns).to(causal.device)
+    visible, distance = [], []  # each [Q, T]
+    for own, num_new in held:
+        is_own = np.zeros(len(columns), dtype=bool)
+        is_own[own - low if isinstance(keys, slice) else np.searchsorted(columns, own)] = True
+        behind = positions[own[-num_new:], None] - positions[columns][None]
+        visible.append(is_own[None] & (behind >= 0))
+        distance.append(behind)
+    seen, behind = np.concatenate(visible), np.concatenate(distance)
+    masks = {window: _mask(seen if window is None else seen & (behind < window), causal) for window in windows}
+    return Row(start, start + len(seen), keys, masks)
+
+
+def _mask(visible: Any, causal: CausalModel) -> Tensor | None:
+    if visible.all():
+        return None
+    mask = torch.from_numpy(np.where(visible, np.float32(0), np.float32(_MASKED)))
+    return mask[None, None].to(causal.device, causal.dtype)
+
+
+# --- Pool, cache and attention ----------------------------------------------------------------------------------------
+
+
+class SlotPool:
+    """Keys and values of every layer: two tensors [C, G, D] each, whose widths may differ. Made at the first write."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The tensors of one layer; key and value, [1, G, N, D], give the shapes."""
+        if index not in self.layers:
+            self.layers[index] = (_zeros(self.capacity, key), _zeros(self.capacity, value))
+        return self.layers[index]
+
+    def sized(self, capacity: int) -> "SlotPool":
+        """An empty pool of these shapes with another capacity. Raises `UsageError` if there is no memory for it."""
+        if capacity < 1:
+            raise UsageError(f"capacity {capacity} must be at least 1")
+        pool = SlotPool(capacity)
+        try:
+            for index, (keys, values) in self.layers.items():
+                pool.layers[index] = (
+                    keys.new_zeros(capacity, *keys.shape[1:]),
+                    values.new_zeros(capacity, *values.shape[1:]),
+                )
+        except (RuntimeError, MemoryError) as error:
+            raise UsageError(
+                f"capacity {capacity} needs {capacity * self.bytes_per_slot / 2**30:.1f} GiB of KV, which cannot be "
+                "had; ask for a smaller capacity"
+            ) from error
+        return pool
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        return sum(t[0].numel() * t.element_size() for pair in self.layers.values() for t in pair)
+
+
+def _zeros(capacity: int, like: Tensor) -> Tensor:
+    return like.new_zeros(capacity, like.shape[1], like.shape[3])
+
+
+class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
+    """What the layers of one pass write to and read from."""
+
+    def __init__(self, pool: SlotPool, plan: Plan, windows: list[Window]) -> None:
+        super().__init__(layers=[])
+        self._pool = pool
+        self._plan = plan
+        self._windows = windows
+        self._layer = -1  # the layer that attends next
+        self._num_updates = 0
+        self._num_reads = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Note which layer attends next; what it caches is written when it attends.
+
+        By then latent attention (DeepSeek, MiniCPM 3) has made keys of its latents: these are what the pool holds.
+        """
+        self._layer = layer_idx
+        self._num_updates += 1
+        return key_states, value_states
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Write the keys and values of the pass, [1, G, N, D], into their slots; let each conversation see its own.
+
+        query: [1, H, N, D]; returns [1, N, H, D'].
+        """
+        keys, values = self._pool.layer(self._layer, key, value)
+        keys.index_copy_(0, self._plan.write, key[0].transpose(0, 1))
+        values.index_copy_(0, self._plan.write, value[0].transpose(0, 1))
+        window = self._windows[self._layer]
+        self._num_reads += 1
+        rows = []
+        for row in self._plan.rows:
+            seen = keys[row.keys].transpose(0, 1)[None], values[row.keys].transpose(0, 1)[None]
+            args = query[:, :, row.start : row.stop], *seen, row.masks[window], scale
+            plain = softcap is None and sinks is None
+            rows.append(_scaled(*args) if plain else _capped(*args, softcap, sinks))
+        return torch.cat([row.transpose(1, 2) for row in rows], dim=1)
+
+    def check(self) -> None:
+        """Raise `UnsupportedModel` unless every layer that caches also attended here, once."""
+        if not self._num_updates or self._num_reads != self._num_updates:
+            raise UnsupportedModel(
+                f"{self._num_updates} of its layers cache keys and {self._num_reads} attend through the library's "
+                "attention interface; these must be the same"
+            )
+
+
+def _scaled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """query: [1, H, Q, D], key and value: [1, G, T, D], mask: [1, 1, Q, T]; returns [1, H, Q, D']."""
+    _, num_heads, num_queries, width = query.shape
+    repeat = num_heads // key.shape[1]
+    if scale is None:
+        scale = width**-0.5
+    if repeat == 1 or num_queries > _FEW_QUERIES:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=repeat > 1)
+    # The heads that share keys as further queries on them: keys are read once instead of once per head, which for
+    # one query in bf16 on a CPU is five times as fast.
+    if mask is not None:
+        mask = mask.repeat(1, 1, repeat, 1)
+    query = query.reshape(1, key.shape[1], repeat * num_queries, width)
+    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return out.reshape(1, num_heads, num_queries, value.shape[3])
+
+
+def _capped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """The same with capped scores (Gemma 2) or a learned sink per head (GPT-OSS), which the fused kernels lack."""
+    repeat = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask
+    if sinks is not None:
+        sink = sinks.reshape(1, -1, 1, 1).expand(1, -1, query.shape[2], 1)
+        scores = torch.cat([scores, sink.to(scores.dtype)], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return weights[..., : key.shape[2]] @ value
+
+
+_running = threading.local()  # the cache of the pass that runs in this thread
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Stands in for the model's attention. Keys come from the pool: those that are passed are of this pass only."""
+    if kwargs.get("position_bias") is not None:
+        raise UnsupportedModel("the model adds a bias for distance to its attention scores, which this backend lacks")
+    cache: SlotCache = _running.cache
+    return cache.attend(query, key, value, scaling, kwargs.get("softcap"), kwargs.get("s_aux")), None
+
+
+@contextmanager
+def slot_attention(configs: Sequence[Any], cache: SlotCache) -> Iterator[None]:
+    """Let layers with these configs attend through `cache`, and give them back as they were."""
+    _running.cache = cache
+    try:
+        with attention_by(configs, _ATTENTION, _attend):
+            yield
+    finally:
+        _running.cache = None

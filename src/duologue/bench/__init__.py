@@ -1,1 +1,0 @@
-"""What conversations cost, measured on this machine."""

@@ -1,0 +1,219 @@
+"""The full-screen chat: type while the answer is being written. Keys in, a `Transcript` on the screen."""
+
+import asyncio
+from typing import Any
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.layout import BufferControl, Dimension, HSplit, Layout, UIContent, UIControl, VSplit, Window
+from prompt_toolkit.layout.controls import FormattedTextControl
+from prompt_toolkit.layout.processors import AfterInput
+from prompt_toolkit.styles import Style
+
+from duologue.cli.terminal.cells import Line, fitted, width_of, wrapped
+from duologue.cli.terminal.conversation import Talking
+from duologue.cli.terminal.transcript import Transcript, latency_ms
+from duologue.core.transitions import Floor
+
+PAUSE_S = 0.35  # without a key for so long, what is typed so far is a partial
+
+STYLE = Style.from_dict(
+    {
+        "time": "ansibrightblack",
+        "gap": "ansibrightblack",
+        "note": "ansiyellow",
+        "user": "",
+        "process": "ansigreen",
+        "incomplete": "ansiyellow",
+        "ignore": "ansibrightblack",
+        "stop": "ansired",
+        "verdict": "italic",
+        "heard": "bold",
+        "unheard": "ansibrightblack",
+        "cut": "ansired strike",
+        "status": "reverse",
+        "prompt": "ansicyan",
+        "hint": "ansibrightblack",
+    }
+)
+KEYS = (
+    "Enter end · Esc stop · ^R go on · ^G answer now · PgUp scroll · ^C quit",
+    "Enter end · Esc stop · ^R go on · ^G answer now · ^C quit",
+    "Esc stop · ^R go on · ^G now · ^C quit",
+    "Esc stop · ^C quit",
+    "^C quit",
+)
+"""The longest that fits is shown."""
+WELCOME = (
+    "Type a question and press Enter. While the answer is being written, type again: a remark that is none of its",
+    "business is ignored, a new question cuts it, “stop” silences it, “go on” lets it go on.",
+)
+
+
+class Terminal:
+    """One conversation on the screen."""
+
+    def __init__(self, live: Talking, title: str, **application: Any) -> None:
+        """`title` says who talks; `application` goes to prompt_toolkit, for tests."""
+        self.transcript = Transcript()
+        self._live = live
+        self._title = title
+        self._num_utterances = 0
+        self._is_open = False  # whether the utterance in the input line has begun
+        self._pause: asyncio.TimerHandle | None = None
+        self._back = 0  # lines scrolled up
+        self._height = 10  # of the transcript, as last drawn
+        self._input = Buffer(multiline=True, on_text_changed=self._typed)
+        self._application: Application[None] = Application(
+            layout=Layout(self._layout()),
+            key_bindings=self._keys(),
+            style=STYLE,
+            full_screen=True,
+            mouse_support=False,
+            **application,
+        )
+        self._application.ttimeoutlen = 0.05  # Esc alone is a key here
+
+    async def run(self) -> None:
+        """Talk until the user quits. Raises `EngineError` if the backend fails."""
+        telling = asyncio.create_task(self._tell())
+        try:
+            await self._application.run_async()
+        finally:
+            self._cancel_pause()
+            telling.cancel()
+            results = await asyncio.gather(telling, return_exceptions=True)
+        if isinstance(results[0], Exception):
+            raise results[0]
+
+    async def _tell(self) -> None:
+        try:
+            async for event in self._live.events():
+                self.transcript.tell(event)
+                self._application.invalidate()
+        finally:
+            if self._application.is_running:
+                self._application.exit()
+
+    # ------------------------------------------------------------------ the screen
+
+    def _layout(self) -> HSplit:
+        prompt = Window(FormattedTextControl([("class:prompt", "you> ")]), width=5, dont_extend_width=True)
+        hint = AfterInput(lambda: [] if self._input.text else [("class:hint", "type at any moment")])
+        line = Window(BufferControl(self._input, input_processors=[hint]), wrap_lines=True)
+        return HSplit(
+            [
+                Window(_Lanes(self), wrap_lines=False, always_hide_cursor=True),
+                Window(FormattedTextControl(self._status), height=2, style="class:status"),
+                VSplit([prompt, line], height=self._input_height),
+            ]
+        )
+
+    def lines(self, width: int, height: int) -> list[Line]:
+        """What stands in the upper part of the screen."""
+        self._height = height
+        shown = self.transcript.lines(width, height, back=self._back)
+        if not shown and not self._back:
+            return [[("class:hint", line)] for part in WELCOME for line in wrapped(part, width)]
+        return shown
+
+    def _input_height(self) -> Dimension:
+        size = self._application.output.get_size()
+        columns = max(1, size.columns - 5)
+        text = self._input.text[:2000]
+        num = sum(width_of(line) // columns + 1 for line in text.split("\n"))
+        return Dimension.exact(max(1, min(num, 6, size.rows - 4)))
+
+    def _status(self) -> StyleAndTextTuples:
+        width = self._application.output.get_size().columns
+        parts = [f" {self._doing()}"]
+        decided = self.transcript.last_decision
+        if decided is not None:
+            parts.append("  ".join(f"{state} {p:.2f}" for state, p in decided.decision.probabilities))
+            parts.append(f"decided in {latency_ms(decided):.0f} ms")
+        if self._back:
+            parts.insert(1, f"{self._back} lines up")
+        title = f" {self._title} · "
+        beside = next((keys for keys in KEYS[:3] if width_of(title) + width_of(keys) < width), None)
+        alone = next((keys for keys in KEYS if width_of(keys) < width - 1), "")
+        below = f" {alone}" if beside is None else title + beside
+        return [("", fitted("   ".join(parts), width) + "\n"), ("", fitted(below, width))]
+
+    def _doing(self) -> str:
+        floor = self._live.floor
+        doing = {Floor.SILENT: "silent", Floor.PREPARED: "about to answer", Floor.SPEAKING: "speaking"}[floor]
+        doing += ", listening" if self._live.is_listening else ""
+        return doing.ljust(19)
+
+    # ------------------------------------------------------------------ the input line is an utterance that grows
+
+    @property
+    def _utterance(self) -> str:
+        return f"typed-{self._num_utterances}"
+
+    def _typed(self, _: Buffer) -> None:
+        self._cancel_pause()
+        if not self._is_open and self._input.text:
+            self._is_open = True
+            self._back = 0
+            self._live.hear("", utterance=self._utterance)  # the onset
+        if self._is_open:
+            self._pause = asyncio.get_running_loop().call_later(PAUSE_S, self._partial)
+
+    def _cancel_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+
+    def _partial(self) -> None:
+        if self._is_open:
+            self._live.hear(self._input.text, utterance=self._utterance)
+
+    def _end(self, text: str) -> None:
+        self._cancel_pause()
+        if self._is_open:
+            self._live.hear(text, utterance=self._utterance, final=True)
+            self._is_open = False
+            self._num_utterances += 1
+        self._input.reset()
+        self._back = 0
+
+    def _escape(self) -> None:
+        """Silence the assistant; where there is silence, take back what was typed."""
+        if self._live.floor is not Floor.SILENT:
+            self._live.stop()
+        else:
+            self._end("")
+
+    def _scroll(self, lines: int) -> None:
+        step = max(1, self._height // 2) * lines
+        fits = len(self.transcript.lines(self._application.output.get_size().columns, self._height, back=self._back))
+        if lines < 0 or fits >= self._height:
+            self._back = max(0, self._back + step)
+
+    def _keys(self) -> KeyBindings:
+        keys = KeyBindings()
+        is_empty = Condition(lambda: not self._input.text)
+        keys.add("enter")(lambda _: self._end(self._input.text))
+        keys.add("escape", eager=True)(lambda _: self._escape())
+        keys.add("c-r")(lambda _: self._live.resume())
+        keys.add("c-g")(lambda _: self._live.respond())
+        keys.add("pageup")(lambda _: self._scroll(1))
+        keys.add("pagedown")(lambda _: self._scroll(-1))
+        keys.add("c-c")(lambda event: event.app.exit())
+        keys.add("c-d", filter=is_empty)(lambda event: event.app.exit())
+        return keys
+
+
+class _Lanes(UIControl):
+    """The transcript, as large as the window is."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+
+    def create_content(self, width: int, height: int) -> UIContent:
+        lines = self._terminal.lines(width, height)
+        return UIContent(get_line=lambda i: list(lines[i]), line_count=len(lines), show_cursor=False)

@@ -1,0 +1,299 @@
+"""What a terminal shows of a conversation: two lanes side by side, so that an overlap can be seen.
+
+Takes events, gives styled lines; knows nothing of terminals.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from duologue.cli.terminal.cells import Fragment, Line, counted, padded, shortened, visible, width_of, wrapped
+from duologue.core.events import (
+    Committed,
+    Decided,
+    Dropped,
+    Event,
+    Finished,
+    Heard,
+    Held,
+    Promoted,
+    Received,
+    Refused,
+    Resumed,
+    Said,
+    Suspended,
+    TakenBack,
+    Trimmed,
+    Withdrawn,
+)
+
+_GAP = "  │ "
+_TIME = 7
+_NARROW = 60  # columns; below, there is no room for times
+_LONGEST = 600  # characters of an utterance that are shown
+_AHEAD = 5  # lines of an answer that are shown before they are heard, so that what is heard stays on the screen
+_AHEAD_CUT = 2  # the same of an answer that was cut
+
+_Key: TypeAlias = tuple[object, ...]
+
+
+@dataclass(slots=True)
+class _Words:
+    """An utterance on the left."""
+
+    text: str
+    final: bool
+    verdict: str = ""  # what was thought of it: "ignore 0.97 in 35 ms"
+    style: str = "user"
+    is_settled: bool = False  # dropped as it stands: nothing is waited for
+
+
+@dataclass(slots=True)
+class _Speech:
+    """An answer on the right."""
+
+    text: str = ""
+    heard: int = 0
+    is_cut: bool = False
+    is_gone: bool = False  # taken back before anything was heard
+
+
+@dataclass(slots=True)
+class _Row:
+    """What happened at a time: words, and the part of an answer that was heard from then on."""
+
+    at: float
+    words: _Words | None = None
+    speech: _Speech | None = None
+    start: int = 0  # of the part, in characters of the answer
+    end: int | None = None  # None: it goes on
+    note: str = ""
+    cached: tuple[_Key, list[Line]] = field(default_factory=lambda: ((), []))
+
+    def key(self, width: int) -> _Key:
+        """What its lines depend on."""
+        words, speech = self.words, self.speech
+        return (
+            width,
+            None if words is None else (words.text, words.final, words.verdict, words.style, words.is_settled),
+            None if speech is None else (len(speech.text), speech.heard, speech.is_cut, speech.is_gone),
+            self.start,
+            self.end,
+        )
+
+
+class Transcript:
+    """Rows in order of time."""
+
+    def __init__(self) -> None:
+        self.last_decision: Decided | None = None
+        self._rows: list[_Row] = []
+        self._words: dict[str, _Words] = {}
+        self._answers: dict[int, _Speech] = {}
+        self._running: _Speech | None = None
+        self._too_long: set[int] = set()  # answers that met their length limit
+
+    def tell(self, event: Event) -> None:
+        """Take an event."""
+        match event:
+            case Received(at, utterance, text, final) if text.strip():
+                self._hear(at, utterance, text, final)
+            case Decided(utterance=utterance, decision=decision):
+                self.last_decision = event
+                verdict = f"{decision.state} {decision.p:.2f}, {latency_ms(event):.0f} ms"
+                self._judge(utterance, verdict, decision.state.value)
+            case Held(utterance=utterance, deferred=True):
+                self._judge(utterance, "answered afterwards", "incomplete")
+            case Dropped(utterance=utterance, reason=reason):
+                self._drop(utterance, reason)
+            case Refused(what=what, reason=reason):
+                self.note(event.at, f"{what}: {reason}" if what in ("stop", "resume", "respond") else reason)
+            case Trimmed(turns_dropped=dropped):
+                self.note(event.at, f"left out to make room: the oldest {counted(dropped, 'turn')}")
+            case _:
+                self._follow(event)
+
+    def note(self, at: float, text: str) -> None:
+        """A remark on a line of its own; the same one is not repeated."""
+        if not self._rows or self._rows[-1].note != text:
+            self._rows.append(_Row(at, note=text))
+
+    def lines(self, width: int, height: int, *, back: int = 0) -> list[Line]:
+        """The newest lines that fit, oldest first; with `back`, those that many lines further up."""
+        out: list[Line] = []
+        for row in reversed(self._rows):
+            out = self._lines_of(row, width) + out
+            if len(out) >= height + back:
+                break
+        end = max(min(height, len(out)), len(out) - back)
+        return out[max(0, end - height) : end]
+
+    def text(self, width: int) -> str:
+        """All of it without styles."""
+        lines = (line for row in self._rows for line in self._lines_of(row, width))
+        return "\n".join("".join(text for _, text in line).rstrip() for line in lines)
+
+    # ------------------------------------------------------------------ events of answers
+
+    def _follow(self, event: Event) -> None:
+        match event:
+            case Promoted(answer=answer):
+                self._running = self._answers[answer] = _Speech()
+                self._part(event.at, self._running, 0)
+            case Said(answer=answer, start=start, text=text):
+                speech = self._answers.setdefault(answer, _Speech())
+                speech.text = speech.text[:start] + visible(text)
+                if speech is not self._running:
+                    self._running = speech
+                    self._part(event.at, speech, start)
+            case Heard(answer=answer, position=position):
+                self._answers[answer].heard = position
+            case Suspended(answer=answer):
+                self._answers.setdefault(answer, _Speech()).is_cut = True
+                self._running = None
+            case Resumed():
+                self._resume(event)
+            case TakenBack(answer=answer) | Withdrawn(answer=answer):
+                self._answers.setdefault(answer, _Speech()).is_gone = True
+                self._running = None
+            case Finished(answer=answer, reason="length"):
+                self._too_long.add(answer)
+            case Committed(answer=answer):
+                self._running = None
+                if answer in self._too_long:  # not before: it may be heard much later than it was finished
+                    self.note(event.at, "the answer met its length limit")
+            case _:
+                pass
+
+    def _resume(self, event: Resumed) -> None:
+        speech = self._answers.setdefault(event.answer, _Speech())
+        speech.is_cut = speech.is_gone = False
+        self._running = speech
+        self._part(event.at, speech, speech.heard)
+
+    def _part(self, at: float, speech: _Speech, start: int, *, row: _Row | None = None) -> None:
+        """From here on the speech stands beside what is new."""
+        for other in self._rows:
+            if other.speech is speech and other.end is None:
+                other.end = max(start, other.start)
+        last = self._rows[-1] if self._rows else None
+        if row is None and last is not None and last.words is not None and _is_free(last):
+            row = last
+        if row is None:
+            row = _Row(at)
+            self._rows.append(row)
+        row.speech, row.start, row.end = speech, start, None
+
+    # ------------------------------------------------------------------ events of utterances
+
+    def _hear(self, at: float, utterance: str, text: str, final: bool) -> None:
+        words = self._words.get(utterance)
+        if words is None or words.final:
+            words = self._words[utterance] = _Words("", final)
+            self._rows.append(_Row(at, words))
+            running = self._running
+            if running is not None and not running.is_cut:
+                self._part(at, running, running.heard, row=self._rows[-1])
+        words.text, words.final, words.is_settled = visible(shortened(text, _LONGEST)), final, False
+
+    def _judge(self, utterance: str, verdict: str, style: str) -> None:
+        words = self._words.get(utterance)
+        if words is not None:
+            words.verdict, words.style = verdict, style
+
+    def _drop(self, utterance: str, reason: str) -> None:
+        if reason == "patience":
+            self._judge(utterance, "dropped: never finished", "ignore")
+        if (words := self._words.get(utterance)) is not None:
+            words.is_settled = True
+
+    # ------------------------------------------------------------------ lines
+
+    def _lines_of(self, row: _Row, width: int) -> list[Line]:
+        key = row.key(width)
+        if row.cached[0] != key:
+            row.cached = key, self._render(row, width)
+        return row.cached[1]
+
+    def _render(self, row: _Row, width: int) -> list[Line]:
+        time_width = _TIME if width >= _NARROW else 0
+        time = f"{row.at:6.1f} "[:time_width]
+        if row.note:
+            note = wrapped(row.note, max(1, width - time_width))
+            return [[("class:note", (time if i == 0 else " " * time_width) + line)] for i, line in enumerate(note)]
+        room = max(2, width - time_width - len(_GAP))
+        left_width = max(1, room * 2 // 5)
+        left = self._left(row.words, left_width) if row.words else []
+        right = self._right(row, max(1, room - left_width)) if row.speech and not row.speech.is_gone else []
+        lines: list[Line] = []
+        for i in range(max(len(left), len(right))):
+            line: Line = [("class:time", time if i == 0 else " " * time_width)]
+            line += padded(left[i] if i < len(left) else [], left_width)
+            line.append(("class:gap", _GAP))
+            line += right[i] if i < len(right) else []
+            lines.append(line)
+        return lines
+
+    def _left(self, words: _Words, width: int) -> list[Line]:
+        text = words.text if words.final or words.is_settled else words.text + " …"
+        lines: list[Line] = [[(f"class:{words.style}", part)] for part in wrapped(text, width)]
+        if words.verdict:
+            style = f"class:{words.style} class:verdict"
+            lines += [[(style, part)] for part in wrapped(words.verdict, max(1, width - 2), indent="  ")]
+        return lines
+
+    def _right(self, row: _Row, width: int) -> list[Line]:
+        speech = row.speech
+        assert speech is not None
+        end = len(speech.text) if row.end is None else row.end
+        unheard = "class:cut" if speech.is_cut else "class:unheard"
+        spans = _spans(speech.text[:end], row.start, width)
+        first_unheard = next((i for i, (_, stop) in enumerate(spans) if stop > speech.heard), len(spans))
+        shown = spans[: first_unheard + (_AHEAD_CUT if speech.is_cut else _AHEAD)]
+        lines: list[Line] = []
+        for begin, stop in shown:
+            border = max(begin, min(stop, speech.heard))
+            parts: list[Fragment] = [("class:heard", speech.text[begin:border]), (unheard, speech.text[border:stop])]
+            lines.append([part for part in parts if part[1]])
+        if speech.is_cut and row.end is None:
+            num = len(speech.text[speech.heard :].split())
+            lines += [[("class:note", part)] for part in wrapped(f"— cut here, {counted(num, 'word')} unheard", width)]
+        elif len(shown) < len(spans):
+            num = len(speech.text[shown[-1][1] : end].split())
+            lines += [[(unheard, part)] for part in wrapped(f"… {counted(num, 'word')} ahead", width)]
+        return lines
+
+
+def latency_ms(event: Decided) -> float:
+    """From the words' coming in to the decision."""
+    return (event.at - event.heard_at) * 1000.0
+
+
+def _is_free(row: _Row) -> bool:
+    """Whether an answer can stand beside the words: nothing does, or only what was never heard there."""
+    speech = row.speech
+    if speech is None or speech.is_gone:
+        return True
+    end = len(speech.text) if row.end is None else row.end
+    return end <= row.start and not speech.is_cut
+
+
+def _spans(text: str, start: int, width: int) -> list[tuple[int, int]]:
+    """Begin and end of each line of `text` from `start` on: at spaces where there are some, at line breaks always."""
+    spans: list[tuple[int, int]] = []
+    while start < len(text):
+        if text[start] in " \n":
+            start += 1
+            continue
+        stop, used, space = start, 0, -1
+        while stop < len(text) and text[stop] != "\n":
+            used += width_of(text[stop])
+            if used > width and stop > start:
+                break
+            if text[stop] == " ":
+                space = stop
+            stop += 1
+        if stop < len(text) and text[stop] not in " \n" and space > start:
+            stop = space
+        spans.append((start, stop))
+        start = stop
+    return spans

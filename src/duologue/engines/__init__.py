@@ -1,1 +1,0 @@
-"""What runs sessions on a backend."""

@@ -1,0 +1,240 @@
+"""What makes a model duplex: how it is asked for the state of what it hears, and how its answer becomes a decision.
+
+An adapter is a folder with `adapter.json` and, where something was trained, `adapter.safetensors`; or, without any
+training, a question in words (`prompted`). Numpy only: backends put the rows in place, each in its own way.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from duologue.backends.lora import Lora
+from duologue.backends.rows import Rows
+from duologue.core.policy import Thresholds
+from duologue.core.probe import Probe
+from duologue.errors import AdapterMismatch, UsageError
+from duologue.models.prompting import prompted_probe
+from duologue.text.template import Template, Tokenizer
+from duologue.types import InputState, Token
+
+FORMAT = 1
+KINDS = ("alora", "rows", "prompted")
+ANY_WEIGHTS = "any"
+"""Key of the thresholds that hold for weight types that were not calibrated."""
+
+_FINGERPRINT_TEXT = (
+    "The quick question, at 10:45: isn't it 3,141.59 km away?\n\tNaïve café – 東京, Москва, Ελλάδα; "
+    "def f(x): return x**2  # “quoted”   spaces\nHELLO hello Hello 🙂"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What an adapter must find again in a model: sizes, and a tokenizer that cuts text in the same way.
+
+    Weight types do not count: an adapter of the bf16 model fits its quantised file.
+    """
+
+    vocab_size: int  # of the base, without added rows
+    hidden_size: int
+    num_layers: int
+    tokenizer: str  # hash over the ids of a fixed text; the same whoever reads the vocabulary
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, *, vocab_size: int, hidden_size: int, num_layers: int) -> "Fingerprint":
+        """Of a loaded model; `vocab_size` counts the rows of its embedding without those of an adapter."""
+        ids = tokenizer.encode(_FINGERPRINT_TEXT)
+        digest = hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
+        return cls(vocab_size, hidden_size, num_layers, digest[:16])
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """How one model is asked, and how probable its answers must be.
+
+    Added ids follow the base vocabulary: first the probe's tokens, then the states in order (`backends.rows`).
+    """
+
+    kind: str  # "rows": trained vectors; "alora": these and a LoRA at the probe tokens; "prompted": asked in words
+    states: tuple[InputState, ...]
+    rows: Rows | None = None  # None for "prompted"
+    lora: Lora | None = None  # of "alora" alone
+    thresholds: Mapping[str, tuple[Thresholds, Thresholds]] = field(default_factory=dict)
+    """Weight type ("bf16", "q4_0", …, or "any") to the two sets: assistant idle, assistant speaking."""
+    fingerprint: Fingerprint | None = None  # None fits every model
+    name: str = ""  # for people
+    shots: int = 0  # examples in the question of a prompted one
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """How it was trained and what was measured."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UsageError(f"no adapter kind {self.kind!r}; there are {', '.join(KINDS)}")
+        if (self.rows is None) != (self.kind == "prompted"):
+            raise UsageError(f"an adapter of kind {self.kind} {'needs' if self.rows is None else 'has no'} rows")
+        if (self.lora is None) == (self.kind == "alora"):
+            raise UsageError(f"an adapter of kind {self.kind} {'needs' if self.lora is None else 'has no'} LoRA")
+        if self.rows is not None and self.rows.states.shape[0] != len(self.states):
+            raise UsageError(f"{self.rows.states.shape[0]} state rows for {len(self.states)} states")
+
+    @property
+    def num_added(self) -> int:
+        """Ids that it adds to the vocabulary."""
+        return 0 if self.rows is None else self.rows.num_added
+
+    def check(self, fingerprint: Fingerprint) -> None:
+        """Raise `AdapterMismatch` if it was made for another model."""
+        if self.fingerprint is None or self.fingerprint == fingerprint:
+            return
+        ours, theirs = asdict(self.fingerprint), asdict(fingerprint)
+        different = ", ".join(f"{key} {theirs[key]} (adapter: {ours[key]})" for key in ours if ours[key] != theirs[key])
+        raise AdapterMismatch(
+            f"the adapter {self.name or '(unnamed)'} was made for another model; this one has {different}. "
+            "Train one with `duologue train alora --model …`, or ask in words with --adapter prompted"
+        )
+
+    def probe_for(self, vocab_size: int, template: Template) -> Probe:
+        """What a session appends and watches on a model with `vocab_size` base ids.
+
+        Raises:
+            UsageError: a prompted adapter, and the model has no single-token answers.
+        """
+        if self.rows is None:
+            return prompted_probe(template, self.states, shots=self.shots)
+        num_probes = int(self.rows.probes.shape[0])
+        tokens: tuple[Token, ...] = tuple(range(vocab_size, vocab_size + num_probes))
+        first = vocab_size + num_probes
+        return Probe(tokens, tuple(range(first, first + len(self.states))), self.states)
+
+    def thresholds_for(self, weights: str) -> tuple[Thresholds, Thresholds]:
+        """The sets for an idle and a speaking assistant, for a weight type such as "bf16" or "Q4_0"."""
+        found = self.thresholds.get(weights.lower()) or self.thresholds.get(ANY_WEIGHTS)
+        return found or (Thresholds(), Thresholds())
+
+    def save(self, folder: Path) -> None:
+        """Write the folder, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        num_probes = 0 if self.rows is None else int(self.rows.probes.shape[0])
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "name": self.name,
+            "model": None if self.fingerprint is None else asdict(self.fingerprint),
+            "probe": list(range(num_probes)),  # relative to the base vocabulary
+            "states": {state.value: num_probes + i for i, state in enumerate(self.states)},
+            "thresholds": {
+                weights: {"idle": _values(idle), "speaking": _values(speaking)}
+                for weights, (idle, speaking) in self.thresholds.items()
+            },
+            "lora": None if self.lora is None else {"rank": self.lora.rank, "scale": self.lora.scale},
+            "shots": self.shots,
+            "training": dict(self.facts),
+        }
+        if self.rows is not None:
+            tensors = {"probes": self.rows.probes, "states": self.rows.states}
+            changes = {} if self.lora is None else self.lora.tensors()
+            _put(folder / "adapter.safetensors", save({**tensors, **changes}))
+        _put(folder / "adapter.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Adapter":
+        """Read a folder that `save` wrote.
+
+        Raises:
+            AdapterMismatch: there is no adapter there, it is damaged, or a newer version wrote it.
+        """
+        folder = Path(folder)
+        path = folder / "adapter.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise AdapterMismatch(f"{folder} is no adapter folder: {error.strerror} ({path.name})") from None
+        except ValueError as error:
+            raise AdapterMismatch(f"{path} is damaged: {error}") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            version = content.get("format") if isinstance(content, dict) else None
+            raise AdapterMismatch(f"{path} has format {version!r}; this version of duologue reads format {FORMAT}")
+        try:
+            return cls._from_content(content, folder)
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+            if isinstance(error, AdapterMismatch):
+                raise
+            raise AdapterMismatch(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+    @classmethod
+    def _from_content(cls, content: Mapping[str, Any], folder: Path) -> "Adapter":
+        ordered = sorted(content["states"].items(), key=lambda item: int(item[1]))
+        rows, lora = (None, None) if content["kind"] == "prompted" else _read_tensors(folder, content.get("lora"))
+        return cls(
+            kind=content["kind"],
+            states=tuple(InputState(name) for name, _ in ordered),
+            rows=rows,
+            lora=lora,
+            thresholds={
+                weights: (Thresholds.from_mapping(sets["idle"]), Thresholds.from_mapping(sets["speaking"]))
+                for weights, sets in content["thresholds"].items()
+            },
+            fingerprint=None if content["model"] is None else Fingerprint(**content["model"]),
+            name=str(content.get("name", "")),
+            shots=int(content.get("shots", 0)),
+            facts=content.get("training", {}),
+        )
+
+
+def prompted(
+    template: Template | None = None, states: Sequence[InputState] = tuple(InputState), shots: int = 0
+) -> Adapter:
+    """An adapter without training: the model is asked in words, with `shots` examples (0 or 5).
+
+    Given a template, it is tried on it at once, so that an error comes here and not later.
+    """
+    adapter = Adapter("prompted", tuple(states), shots=shots, name=f"prompted, {shots} examples")
+    if template is not None:
+        prompted_probe(template, adapter.states, shots=shots)
+    return adapter
+
+
+def shipped() -> list[Adapter]:
+    """The adapters inside this package, MODEL/KIND each."""
+    with resources.as_file(resources.files("duologue.models") / "assets" / "adapters") as folder:
+        return [Adapter.load(path.parent) for path in sorted(folder.glob("*/*/adapter.json"))]
+
+
+def shipped_for(fingerprint: Fingerprint, kind: str) -> Adapter | None:
+    """The shipped adapter of that kind for a model, if there is one."""
+    return next((found for found in shipped() if found.fingerprint == fingerprint and found.kind == kind), None)
+
+
+def _put(path: Path, content: bytes) -> None:
+    partial = path.with_suffix(".partial")  # on a full disk, an adapter that was there before stays whole
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _values(thresholds: Thresholds) -> dict[str, float]:
+    return {state.value: round(thresholds.of(state), 4) for state in InputState}
+
+
+def _read_tensors(folder: Path, lora: Mapping[str, Any] | None) -> tuple[Rows, Lora | None]:
+    """The rows, and the LoRA if `adapter.json` speaks of one."""
+    path = folder / "adapter.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AdapterMismatch(f"{path} cannot be read: {error}; copy the whole adapter folder again") from None
+    named = {name for name in tensors if lora is None or not name.startswith("lora.")}
+    if named != {"probes", "states"}:
+        raise AdapterMismatch(f"{path} holds {sorted(named)}; expected probes and states")
+    probes, states = (np.ascontiguousarray(tensors[name], dtype=np.float32) for name in ("probes", "states"))
+    if probes.ndim != 2 or states.ndim != 2 or probes.shape[1] != states.shape[1]:
+        raise AdapterMismatch(f"{path} has shapes {probes.shape} and {states.shape}; expected [P, D] and [S, D]")
+    rows = Rows(probes, states)
+    return rows, None if lora is None else Lora.from_tensors(tensors, float(lora["scale"]))

@@ -1,0 +1,86 @@
+"""Keeps what a session remembers the same as what the client sees: the items, and the instructions."""
+
+from duologue.core.layout import newest_that_fit
+from duologue.core.session import Session
+from duologue.engine.engine import Handle
+from duologue.errors import ContextOverflow
+from duologue.models.model import Model
+from duologue.server.realtime.errors import Rejection
+from duologue.server.realtime.items import Item, merged, turns
+from duologue.text.template import Template
+from duologue.text.tokenizer import well_formed
+from duologue.types import Turn
+
+
+class History:
+    """The session's history and system prompt. They are compared with what they should be when it is about to hear or
+    answer something, and replaced only if they differ: a client may say the same in many small changes.
+    """
+
+    def __init__(self, handle: Handle, model: Model, default: str) -> None:
+        self.num_trimmed = 0  # turns that the session has left out for want of room
+        self._handle = handle
+        self._model = model
+        self._default = default  # the server's instructions; empty: the model's own
+        self._current = default  # instructions that the session has
+
+    @property
+    def session(self) -> Session:
+        """What is to be kept the same."""
+        assert isinstance(self._handle.session, Session), "a conversation of the server's has one"
+        return self._handle.session
+
+    def check(self, instructions: str) -> None:
+        """Whether `instructions` leave room for a conversation. Raises `Rejection`."""
+        if instructions == self._current:
+            return
+        length, limit = len(self._template(instructions).begin), self.session.config.max_length // 4
+        if length > limit:
+            raise Rejection(
+                f"the instructions take {length} tokens, and at most {limit} leave room for a conversation",
+                code="string_above_max_length",
+                param="instructions",
+            )
+
+    def check_turn(self, text: str) -> None:
+        """Whether the user's turn may be as long as `text`. Raises `Rejection`."""
+        limit = self.session.config.max_user_text
+        if len(text) > 32 * limit or len(self.session.template.user(text, first=False)) > limit:
+            raise Rejection(
+                f"what is to be answered may have {limit} tokens in all; say it in parts",
+                code="string_above_max_length",
+                param="item.content",
+            )
+
+    def sync(self, instructions: str, items: list[Item], *, is_forced: bool = False) -> bool:
+        """Make the session remember `items` under `instructions`. Returns whether it had to be changed.
+
+        Then a running answer and what was being heard have been given up; with `is_forced`, always.
+
+        Raises:
+            TemplateError: the model's chat template does not allow such a history.
+        """
+        wanted, has = turns(items), merged(self.session.history)
+        if self.num_trimmed and has and wanted[len(wanted) - len(has) :] == has:
+            wanted = has
+        if not is_forced and instructions == self._current and wanted == has:
+            return False
+        template = self._template(instructions)
+        try:
+            self._handle.edit(wanted, template=template)
+        except ContextOverflow:
+            num_kept = self._num_fitting(wanted, template)
+            self._handle.edit(wanted[len(wanted) - num_kept :], template=template)
+            self.num_trimmed += len(wanted) - num_kept
+        self._current = instructions
+        return True
+
+    def _template(self, instructions: str) -> Template:
+        text = well_formed(instructions) or self._default
+        return self._model.template.with_system(text) if text else self._model.template
+
+    def _num_fitting(self, history: list[Turn], template: Template) -> int:
+        """How many of the newest turns leave room for another one."""
+        config = self.session.config
+        budget = config.max_length - config.max_user_text - config.min_room - len(template.begin)
+        return newest_that_fit(template, history, budget)

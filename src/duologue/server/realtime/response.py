@@ -1,0 +1,132 @@
+"""One response as a client sees it: from `response.created` over its text to `response.done`."""
+
+from typing import Any, Protocol
+
+from duologue.core.answer import Answer
+from duologue.server.realtime.items import Item, new_id
+from duologue.server.realtime.request import Request
+
+
+class Say(Protocol):
+    """Sends an event to the client."""
+
+    def __call__(self, kind: str, /, **fields: Any) -> None: ...
+
+
+class Response:
+    """An answer of the session, from character `base` of its text on, as one response with one item.
+
+    It is done when the model has finished or the answer was cut; what was said may be heard long after that.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        base: int,
+        request: Request,
+        answer: Answer | None,
+        *,
+        conversation: str,
+        say: Say,
+        is_audio: bool = False,
+    ) -> None:
+        self.number = number  # of the answer
+        self.base = base
+        self.id = new_id("resp")
+        self.item = Item("assistant", "", status="in_progress")
+        self.said = ""
+        self.num_heard = 0  # characters of `said`, whole words
+        self.is_done = False
+        self.cut_at: int | None = None  # where the client has truncated it
+        self._answer = answer  # for its counts; None where it had gone before it was told
+        self._request = request
+        self._conversation = conversation
+        self._say = say
+        self.is_audio = self.item.is_audio = is_audio
+        self._place = {"response_id": self.id, "item_id": self.item.id, "output_index": 0, "content_index": 0}
+
+    def begin(self, previous: str | None) -> None:
+        """Tell that it begins; its item stands behind the one with the id `previous`."""
+        say = self._say
+        say("response.created", response=self._as_json("in_progress", None))
+        say("response.output_item.added", response_id=self.id, output_index=0, item=self.item.as_json())
+        say("conversation.item.added", previous_item_id=previous, item=self.item.as_json())
+        say("response.content_part.added", **self._place, part=self._part(""))
+
+    def add(self, start: int, text: str) -> None:
+        """Text of the answer, from character `start` of it on."""
+        self.said = self.item.text = self.said[: start - self.base] + text
+        kind = "output_audio_transcript" if self.is_audio else "output_text"
+        self._say(f"response.{kind}.delta", **self._place, delta=text)
+
+    def sound(self, audio: str) -> None:
+        """Sound of the answer, in base64."""
+        if not self.is_done:
+            self._say("response.output_audio.delta", **self._place, delta=audio)
+
+    def end(self, status: str, reason: str | None, previous: str | None) -> None:
+        """Tell that it is done. `status` as in the protocol; `reason` says more where it is not "completed"."""
+        self.is_done = True
+        self.item.status = "completed" if status == "completed" else "incomplete"
+        say, item = self._say, self.item.as_json()
+        if self.is_audio:
+            say("response.output_audio.done", **self._place)
+            say("response.output_audio_transcript.done", **self._place, transcript=self.said)
+        else:
+            say("response.output_text.done", **self._place, text=self.said)
+        say("response.content_part.done", **self._place, part=self._part(self.said))
+        say("response.output_item.done", response_id=self.id, output_index=0, item=item)
+        say("conversation.item.done", previous_item_id=previous, item=item)
+        details = None if reason is None else {"type": status, "reason": reason}
+        say("response.done", response=self._as_json(status, details))
+
+    def hear(self, position: int) -> None:
+        """The answer has been heard up to character `position`."""
+        self.num_heard = max(0, min(len(self.said), position - self.base))
+
+    @property
+    def heard(self) -> str:
+        """What counts of it once it is cut: what was heard, in whole words, and not more than the client left of it."""
+        return whole_words(self.said[: self.num_heard], self.cut_at)
+
+    def _part(self, text: str) -> dict[str, str]:
+        return {"type": "audio", "transcript": text} if self.is_audio else {"type": "text", "text": text}
+
+    def _as_json(self, status: str, details: dict[str, str] | None) -> dict[str, Any]:
+        is_over = status != "in_progress"
+        return {
+            "id": self.id,
+            "object": "realtime.response",
+            "status": status,
+            "status_details": details,
+            "output": [self.item.as_json()] if is_over else [],
+            "output_modalities": ["audio" if self.is_audio else "text"],
+            "conversation_id": self._conversation,
+            "max_output_tokens": self._request.max_output_tokens or "inf",
+            "metadata": self._request.metadata,
+            "usage": self._usage() if is_over else None,
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        """Tokens: the context is the input, and what of it was in the cache when the user's turn began is cached."""
+        answer = self._answer
+        asked, cached, made = (0, 0, 0) if answer is None else (answer.answer_at, answer.turn_at, answer.num_tokens)
+        return {
+            "total_tokens": asked + made,
+            "input_tokens": asked,
+            "output_tokens": made,
+            "input_token_details": {
+                "text_tokens": asked, "audio_tokens": 0, "image_tokens": 0, "cached_tokens": cached,
+                "cached_tokens_details": {"text_tokens": cached, "audio_tokens": 0, "image_tokens": 0},
+            },
+            "output_token_details": {"text_tokens": made, "audio_tokens": 0},
+        }  # fmt: skip
+
+
+def whole_words(text: str, length: int | None) -> str:
+    """The words of `text` that end within `length` characters; None: all."""
+    if length is None or length >= len(text):
+        return text
+    if not text[length].isspace():
+        length = max((i for i in range(length) if text[i].isspace()), default=0)
+    return text[:length].rstrip()

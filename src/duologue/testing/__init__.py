@@ -1,0 +1,1 @@
+"""What tests of this package and of new backends use: the contract, random walks, tiny models. Not for production."""

@@ -1,0 +1,110 @@
+"""Random operations on a backend and on its twin, which must say the same. For tests."""
+
+from random import Random
+
+from duologue.core.backend import Backend, Draw, Extend, Sampling
+from duologue.errors import CacheFull
+from duologue.testing.contract import WATCH, Subject, ids, probe_of, require_equal
+from duologue.types import Seq, Token
+
+
+def check_random_operations(subject: Subject, twin: Backend, *, seed: int, num_operations: int = 60) -> None:
+    """A random conversation with forks, rollbacks and frees says the same on the backend and on its twin.
+
+    `twin` must hold the same weights and rows, no sequences, and at least as much; its sequences are freed at the end.
+    """
+    with subject.open() as backend:
+        walk = _Walk(subject, backend, twin, Random(seed))
+        for _ in range(num_operations):
+            walk.one()
+        for pair in walk.pairs:
+            twin.free(pair[1])
+
+
+class _Walk:
+    """The same random operations on two backends."""
+
+    def __init__(self, subject: Subject, backend: Backend, twin: Backend, random: Random) -> None:
+        self.subject = subject
+        self.backend = backend
+        self.twin = twin
+        self.random = random
+        self.pairs: list[tuple[Seq, Seq]] = []
+        self.num_done = 0
+
+    def one(self) -> None:
+        """One operation that is legal now."""
+        self.num_done += 1
+        name = self.random.choices(["fork", "forward", "truncate", "free"], [3, 8, 2, 1])[0]
+        if not self.pairs or name == "fork":
+            self.fork()
+        elif name == "forward":
+            self.forward()
+        elif name == "truncate":
+            pair = self.random.choice(self.pairs)
+            length = self.random.randint(0, self.backend.length(pair[0]))
+            self.backend.truncate(pair[0], length)
+            self.twin.truncate(pair[1], length)
+        else:
+            self.free()
+        mine, other = self.backend.usage(), self.twin.usage()
+        what = f"sequences and entries after operation {self.num_done} ({name})"
+        require_equal((mine.num_seqs, mine.kv_entries), (other.num_seqs, other.kv_entries), what)
+
+    def fork(self) -> None:
+        if len(self.pairs) == self.backend.info.max_seqs:
+            self.free()
+        if not self.pairs or self.random.random() < 0.2:
+            self.pairs.append((self.backend.fork(None), self.twin.fork(None)))
+            return
+        parent = self.random.choice(self.pairs)
+        length = self.random.randint(0, self.backend.length(parent[0]))
+        try:
+            mine = self.backend.fork(parent[0], length)
+        except CacheFull:
+            if self.backend.info.num_caches == 1:
+                raise
+            return  # the parent's cache has no more, though others have
+        self.pairs.append((mine, self.twin.fork(parent[1], length)))
+
+    def free(self) -> None:
+        pair = self.pairs.pop(self.random.randrange(len(self.pairs)))
+        self.backend.free(pair[0])
+        self.twin.free(pair[1])
+
+    def forward(self) -> None:
+        batch, same = [], []
+        free = self.backend.info.capacity - self.backend.usage().kv_entries
+        for pair in self.random.sample(self.pairs, self.random.randint(1, len(self.pairs))):
+            room = min(free, self.backend.info.context_length - self.backend.length(pair[0]))
+            if room < 1:
+                continue
+            tokens = ids(self.random.randrange(1 << 30), self.random.randint(1, min(6, room)))
+            free -= len(tokens)
+            draw = self.random.choice([None, Draw(), Draw(Sampling(0.9, 50, 0.95), self.random.random())])
+            watch = () if draw is not None else self.random.choice([(), self.watch()])
+            if watch and len(tokens) > 1 and self.random.random() < 0.5:
+                tokens = tokens[:-1] + (probe_of(self.backend) or tokens[-1:])
+            ticket = self.random.randrange(1000)
+            batch.append(Extend(pair[0], tokens, draw, watch, ticket))
+            same.append(Extend(pair[1], tokens, draw, watch, ticket))
+        if not batch:
+            return
+        try:
+            mine = self.backend.forward(batch)
+        except CacheFull:
+            if self.backend.info.num_caches == 1:
+                raise
+            return  # one cache has no room, though all together have
+        other = self.twin.forward(same)
+        for extend, got, expected in zip(batch, mine, other, strict=True):
+            what = f"operation {self.num_done}, sequence {extend.seq}"
+            # A sampled token may change at the edge of its share as well as on a tie: compare it only when greedy.
+            if extend.draw is not None and extend.draw.sampling.temperature and got.tokens != expected.tokens:
+                continue
+            self.subject.same(got, expected, what)
+
+    def watch(self) -> tuple[Token, ...]:
+        info = self.backend.info
+        states = tuple(range(info.vocab_size + min(1, info.num_added), info.vocab_size + info.num_added))
+        return self.random.choice([WATCH, states, states[:1] + WATCH]) or WATCH

@@ -1,0 +1,353 @@
+"""A model's Jinja chat template taken apart, on the level of text: what stands before, between and after turns.
+
+Nothing here is known about any model: the template is rendered with marks in place of what people say, and the text
+around the marks is read off. Knows no tokens.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import product
+from typing import Any, final
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from duologue.errors import TemplateError
+from duologue.text.splicing import Span
+from duologue.types import Role, Turn
+
+PLAIN = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\\n' }}"
+    "{% else %}{{ 'Assistant: ' + message['content'] + '\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""For a model that was never taught a format."""
+
+# Letters and digits only: nothing a template trims, splits at or escapes; and none is part of another.
+_SYSTEM, _USER, _USER2, _ASSISTANT, _ASSISTANT2 = (f"Qz{n}mark{n}zQ" for n in range(5))
+_PAD = " \n "
+
+
+class _Generation(jinja2.ext.Extension):  # type: ignore[misc]
+    """`{% generation %}`, with which some templates wrap the assistant's words: rendered as if it were not there."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        body: list[jinja2.nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return body
+
+
+@final
+class Renderer:
+    """Renders whole dialogues as the template's authors meant it."""
+
+    def __init__(self, source: str, special_text: Mapping[str, str], now: datetime) -> None:
+        """`now` is what a template that writes the date gets to see."""
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = now.strftime
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the chat template is not valid Jinja: {error}") from error
+        self._special_text = dict(special_text)
+        self._as_parts, self._insists = self._find_ways()
+
+    def render(self, turns: Sequence[Turn], *, reply: bool) -> str:
+        """The dialogue as text; with `reply`, up to where the assistant's answer starts.
+
+        Raises:
+            TemplateError: the template refuses these turns.
+        """
+        # Templates are code from elsewhere: whatever they raise means that they cannot render this.
+        try:
+            return self._render(turns, reply)
+        except Exception as error:
+            raise TemplateError(f"the chat template refuses {_roles(turns)}: {error}") from error
+
+    def _find_ways(self) -> tuple[bool, bool]:
+        """Whether the template wants content in parts, and whether it insists on a system turn."""
+        for ways in product((False, True), (False, True)):
+            self._as_parts, self._insists = ways
+            try:
+                if _USER in self._render([Turn(Role.USER, _USER)], reply=True):
+                    return ways
+            except Exception:  # as in `render`
+                continue
+        return False, False
+
+    def _render(self, turns: Sequence[Turn], reply: bool) -> str:
+        if self._insists and turns[0].role is not Role.SYSTEM:
+            turns = [Turn(Role.SYSTEM, ""), *turns]
+        messages = [
+            {
+                "role": turn.role.value,
+                "content": [{"type": "text", "text": turn.text}] if self._as_parts else turn.text,
+            }
+            for turn in turns
+        ]
+        text: str = self._template.render(
+            messages=messages,
+            add_generation_prompt=reply,
+            enable_thinking=False,
+            tools=None,
+            documents=None,
+            **self._special_text,
+        )
+        return text
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _roles(turns: Sequence[Turn]) -> str:
+    return "turns of " + ", ".join(turn.role.value for turn in turns)
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Which white space around a text the template takes away."""
+
+    start: bool = False
+    end: bool = False
+
+    def apply(self, text: str) -> str:
+        """`text` as the template would have it."""
+        text = text.lstrip() if self.start else text
+        return text.rstrip() if self.end else text
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """Everything of a dialogue that nobody said.
+
+    begin, first_opener, user, header, answer, close, opener, user, header, answer, close, …
+    """
+
+    begin: tuple[Span, ...]
+    first_opener: tuple[Span, ...]  # holds the system text where the template folds it into the first user turn
+    opener: str
+    header: str
+    close: str
+    user_close: str | None  # None: the template forbids a user turn after another
+    again: str | None  # None: the template forbids an answer after another
+    lead: str  # white space the template puts before a finished answer, but not before one to be written
+    trim_user: Trim
+    trim_assistant: Trim
+    folds: bool  # the template has no system turn: the system text opens the first user turn, by our doing
+    notes: tuple[str, ...]  # where a dialogue differs from what the template would render
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A first reading, without a system text."""
+
+    head: str
+    opener: str
+    header: str
+    close: str
+    lead: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """How a dialogue starts; fields as in `Skeleton`."""
+
+    begin: tuple[Span, ...]
+    first_opener: tuple[Span, ...]
+    folds: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def take_apart(renderer: Renderer, split: Callable[[str], Sequence[Span]], system: str | None) -> Skeleton:
+    """Read a template's skeleton off its renderings, with `system` (None: the template's own default, if any).
+
+    `split` cuts text around special tokens, so that two texts are compared by whole tokens.
+
+    Raises:
+        TemplateError: the turns cannot be told apart.
+    """
+    parts = _read_parts(renderer, split)
+    start = _read_start(renderer, parts, system)
+    return Skeleton(
+        begin=start.begin,
+        first_opener=start.first_opener,
+        opener=parts.opener,
+        header=parts.header,
+        close=parts.close,
+        user_close=_read_user_close(renderer, parts),
+        again=_read_again(renderer, parts),
+        lead=parts.lead,
+        trim_user=_read_trim(renderer, Turn(Role.USER, _USER), []),
+        trim_assistant=_read_trim(renderer, Turn(Role.ASSISTANT, _ASSISTANT), [Turn(Role.USER, _USER)]),
+        folds=start.folds,
+        notes=(*parts.notes, *start.notes),
+    )
+
+
+def _read_parts(renderer: Renderer, split: Callable[[str], Sequence[Span]]) -> _Parts:
+    ask, tell, more = Turn(Role.USER, _USER), Turn(Role.ASSISTANT, _ASSISTANT), Turn(Role.USER, _USER2)
+    whole = renderer.render([ask, tell, more], reply=True)
+    head, joint, between, header = _around(whole, _USER, _ASSISTANT, _USER2)
+    notes: list[str] = []
+    lead = joint.removeprefix(header) if joint.startswith(header) else ""
+    if lead.strip():
+        header, lead = joint, ""  # the template knows no generation prompt, or not all of it
+    elif joint != header + lead:
+        notes.append(
+            f"a finished answer follows {joint!r} in the template, here {header!r}, after which it was written"
+        )
+    ended = _around(renderer.render([ask, tell], reply=False), _ASSISTANT)[-1]
+    close, opener = _split_between(between, ended, head, split)
+    return _Parts(head, opener, header, close, lead, tuple(notes))
+
+
+def _around(text: str, *marks: str) -> list[str]:
+    """The text before, between and after the marks."""
+    parts = []
+    for mark in marks:
+        before, found, text = text.partition(mark)
+        if not found or mark in text or any(other in before for other in marks):
+            raise TemplateError(
+                "the chat template drops, repeats or moves what people say, so turns cannot be told apart; "
+                "give another one as chat_template="
+            )
+        parts.append(before)
+    return [*parts, text]
+
+
+def _split_between(between: str, ended: str, head: str, split: Callable[[str], Sequence[Span]]) -> tuple[str, str]:
+    """Cut what stands between an answer and the next user's words into the answer's closer and the user's opener.
+
+    `ended` is what follows an answer at the end of a dialogue: the closer, and for some templates an end mark that
+    a dialogue going on does not have.
+    """
+    if between.startswith(ended):
+        close = ended
+    else:
+        close = ""
+        for here, there in zip(split(between), split(ended), strict=False):
+            if here != there:
+                break
+            close += here.text
+    opener = between[len(close) :]
+    # A template that trims its end leaves the last line break to the opener; it belongs to the closer.
+    while opener[:1].isspace() and not head.endswith(opener):
+        close, opener = close + opener[0], opener[1:]
+    if not opener:
+        raise TemplateError(
+            "the chat template puts nothing before a user's words, so turns cannot be told apart; "
+            "give another one as chat_template="
+        )
+    return close, opener
+
+
+def _read_start(renderer: Renderer, parts: _Parts, system: str | None) -> _Start:
+    """What stands before the first user's words."""
+    bare = parts.head.removesuffix(parts.opener)
+    begin: tuple[Span, ...] = (Span(bare),)
+    opener: tuple[Span, ...] = (Span(parts.head[len(bare) :]),)
+    if system is None:
+        return _Start(begin, opener)
+    turns = [Turn(Role.SYSTEM, _SYSTEM), Turn(Role.USER, _USER)]
+    try:
+        before, after, header = _around(renderer.render(turns, reply=True), _SYSTEM, _USER)
+    except TemplateError:
+        folded = _read_trim(renderer, turns[1], []).apply(system)
+        said = (Span(folded, said=True), Span("\n\n")) if folded else ()
+        return _Start(begin, (*opener, *said), folds=True)
+    notes: tuple[str, ...] = ()
+    if header != parts.header:
+        notes = ("the template writes another header when there is a system text",)
+    notes += _where_system_stays(renderer, turns)
+    text = Span(_read_trim(renderer, turns[0], []).apply(system), said=True)
+    if after.endswith(parts.opener):
+        begin = (Span(before), text, Span(after.removesuffix(parts.opener)))
+        return _Start(begin, (Span(parts.opener),), notes=notes)
+    if not system:
+        return _Start(begin, opener, notes=notes)
+    start = len(bare) if before.startswith(bare) else 0
+    return _Start((Span(before[:start]),), (Span(before[start:]), text, Span(after)), notes=notes)
+
+
+def _where_system_stays(renderer: Renderer, turns: list[Turn]) -> tuple[str, ...]:
+    """A note if the system text does not stay at the start of a longer dialogue."""
+    longer = [*turns, Turn(Role.ASSISTANT, _ASSISTANT), Turn(Role.USER, _USER2)]
+    try:
+        whole = renderer.render(longer, reply=True)
+    except TemplateError:
+        return ()
+    if whole.find(_SYSTEM) < whole.find(_USER):
+        return ()
+    return ("the template moves the system text to the newest user turn; here it stays with the first",)
+
+
+def _read_user_close(renderer: Renderer, parts: _Parts) -> str | None:
+    turns = [Turn(Role.USER, _USER), Turn(Role.USER, _USER2)]
+    try:
+        _, between, header = _around(renderer.render(turns, reply=True), _USER, _USER2)
+    except TemplateError:
+        return None
+    if header != parts.header or not between.endswith(parts.opener):
+        return None
+    return between.removesuffix(parts.opener)
+
+
+def _read_again(renderer: Renderer, parts: _Parts) -> str | None:
+    turns = [
+        Turn(Role.USER, _USER),
+        Turn(Role.ASSISTANT, _ASSISTANT),
+        Turn(Role.ASSISTANT, _ASSISTANT2),
+        Turn(Role.USER, _USER2),
+    ]
+    try:
+        _, joint, between, _, _ = _around(renderer.render(turns, reply=True), _USER, _ASSISTANT, _ASSISTANT2, _USER2)
+        closed = _around(renderer.render(turns[:1], reply=False), _USER)[-1]
+    except TemplateError:
+        return None
+    opener = between.removeprefix(parts.close)
+    if not opener.strip() or not between.startswith(parts.close):
+        return None
+    if parts.header.startswith(closed) and joint == closed + opener:
+        opener = parts.header.removeprefix(closed)  # as it is before an answer to be written
+    return parts.close + opener
+
+
+def _read_trim(renderer: Renderer, turn: Turn, before: list[Turn]) -> Trim:
+    """Which white space around the text of `turn` is taken away, seen in a dialogue that goes on after it."""
+    follow = {
+        Role.SYSTEM: [Turn(Role.USER, _USER)],
+        Role.USER: [Turn(Role.ASSISTANT, _ASSISTANT), Turn(Role.USER, _USER2)],
+        Role.ASSISTANT: [Turn(Role.USER, _USER2)],
+    }[turn.role]
+    padded = replace(turn, text=_PAD + turn.text + _PAD)
+    try:
+        start, end = _around(renderer.render([*before, turn, *follow], reply=True), turn.text)
+        padded_start, padded_end = _around(renderer.render([*before, padded, *follow], reply=True), turn.text)
+    except TemplateError:
+        return Trim()
+    return Trim(start=padded_start == start, end=padded_end == end)

@@ -1,0 +1,308 @@
+"""Text and roles to ids and back, for any model, from its own chat template.
+
+`chat_template` reads the template, `splicing` tokenises its pieces in their place; here they become the segments that
+a session puts together: begin, user, header, answer, close.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import final
+
+from duologue.errors import TemplateError
+from duologue.text.chat_template import PLAIN, Renderer, Skeleton, take_apart
+from duologue.text.detokenizer import Detokenizer
+from duologue.text.splicing import Context, Place, Span, Splicer
+from duologue.text.tokenizer import Tokenizer
+from duologue.types import Role, Token, Turn
+
+__all__ = ["Template", "TemplateReport", "Tokenizer"]
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateReport:
+    """How the segments, put together, compare with the template's own rendering of whole dialogues."""
+
+    num_dialogues: int
+    text_exact: bool  # every dialogue reads as the template writes it
+    ids_exact: bool  # … and has the ids the model's tokenizer gives to the whole, unless an answer starts with a space
+    differences: tuple[str, ...]  # for people; known deviations first
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Template:
+    """A model's chat format with one system text bound to it, as segments of ids.
+
+    A dialogue is begin + user(u1, first=True) + header + a1 + close + user(u2, first=False) + header + a2 + close …,
+    where the ids of an answer are those that were drawn (or `answer(text)`). Make one with `from_tokenizer`.
+    """
+
+    tokenizer: Tokenizer
+    is_plain: bool  # the model brings no chat template: "User: …", "Assistant: …"
+    system: str | None  # None: what the chat template says by default
+    begin: tuple[Token, ...]  # before the first user's opener: BOS, system turn; may be empty
+    header: tuple[Token, ...]  # user closer and assistant opener
+    close: tuple[Token, ...]  # closes an answer, up to the next user's opener; may be empty
+    user_close: tuple[Token, ...]  # user closer when another user turn follows; an empty answer where there is none
+    again: tuple[Token, ...] | None  # closes an answer and opens another one; None where the template forbids it
+    stop_tokens: frozenset[Token]  # an answer ends before one of these
+    _renderer: Renderer
+    _skeleton: Skeleton
+    _splicer: Splicer
+    _places: "_Places"
+
+    @classmethod
+    def from_tokenizer(
+        cls,
+        tokenizer: Tokenizer,
+        *,
+        system: str | None = None,
+        chat_template: str | None = None,
+        now: datetime | None = None,
+    ) -> "Template":
+        """Read the tokenizer's chat template, or the Jinja source `chat_template` in its place.
+
+        `system=None` leaves the system prompt to the template (some insert a default one), "" asks for an empty one.
+        `now` is the time that templates which write the date get to see.
+
+        Raises:
+            TemplateError: the template is broken, or turns cannot be told apart in what it renders.
+        """
+        source = chat_template if chat_template is not None else tokenizer.chat_template
+        renderer = Renderer(PLAIN if source is None else source, tokenizer.special_text, now or datetime.now())
+        return cls._build(tokenizer, renderer, Splicer(tokenizer), system, is_plain=source is None)
+
+    @classmethod
+    def _build(
+        cls, tokenizer: Tokenizer, renderer: Renderer, splicer: Splicer, system: str | None, *, is_plain: bool
+    ) -> "Template":
+        skeleton = take_apart(renderer, splicer.split, system)
+        begin, at_first = splicer.encode(skeleton.begin, Place.START)
+        if tokenizer.bos is not None and not _starts_with(tokenizer.bos, skeleton, splicer):
+            # A template that does not write it leaves it to the tokenizer, which puts it before a finished text.
+            begin = [tokenizer.bos, *begin]
+        header, at_answer = splicer.encode([Span(skeleton.header)], Place.MIDDLE)
+        close, at_user = splicer.encode([Span(skeleton.close)], Place.MIDDLE)
+        again = None
+        if skeleton.again is not None:
+            again = tuple(splicer.encode([Span(skeleton.again)], Place.MIDDLE)[0])
+        user_close = (*header, *close)
+        if skeleton.user_close is not None:
+            user_close = tuple(splicer.encode([Span(skeleton.user_close)], Place.MIDDLE)[0])
+        return cls(
+            tokenizer=tokenizer,
+            is_plain=is_plain,
+            system=system,
+            begin=tuple(begin),
+            header=tuple(header),
+            close=tuple(close),
+            user_close=user_close,
+            again=again,
+            stop_tokens=tokenizer.stop_tokens | _opening_specials(tokenizer, splicer, skeleton),
+            _renderer=renderer,
+            _skeleton=skeleton,
+            _splicer=splicer,
+            _places=_Places(first=at_first, user=at_user, answer=at_answer),
+        )
+
+    def with_system(self, text: str | None) -> "Template":
+        """The same format with another system text."""
+        return self._build(self.tokenizer, self._renderer, self._splicer, text, is_plain=self.is_plain)
+
+    def user(self, text: str, *, first: bool) -> tuple[Token, ...]:
+        """User opener and `text`, without a closer; `first` when it directly follows `begin`.
+
+        The text is tokenised together with the ordinary characters at the end of the opener and never parsed for
+        special tokens. White space around it goes where the template trims it. "" gives the opener alone.
+        """
+        skeleton = self._skeleton
+        said = Span(skeleton.trim_user.apply(text), said=True)
+        if first:
+            tokens, _ = self._splicer.encode([*skeleton.first_opener, said], self._places.first)
+        else:
+            tokens, _ = self._splicer.encode([Span(skeleton.opener), said], self._places.user)
+        return tuple(tokens)
+
+    def encode(self, text: str) -> tuple[Token, ...]:
+        """Ids of plain text in the middle of a turn: no special tokens, no space put before it."""
+        return tuple(self._splicer.encode([Span(text, said=True)], Place.MIDDLE)[0])
+
+    def answer(self, text: str) -> tuple[Token, ...]:
+        """Ids of a whole answer as it stands after `header`; "" gives none.
+
+        Differs from `encode` where the format puts a space between the two.
+        """
+        said = self._skeleton.trim_assistant.apply(text)
+        if not said:
+            return ()
+        spans = [Span(self._skeleton.lead), Span(said, said=True)]
+        return tuple(self._splicer.encode(spans, self._places.answer)[0])
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh one for an answer that follows `header`."""
+        puts_space = self._splicer.space_after(self._places.answer)
+        return Detokenizer(self.tokenizer, self.header, skip=self._skeleton.lead or (" " if puts_space else ""))
+
+    def decode(self, tokens: Sequence[Token]) -> str:
+        """Text of a whole answer that follows `header`."""
+        detokenizer = self.detokenizer()
+        return "".join([*map(detokenizer.push, tokens), detokenizer.flush()])
+
+    def render(self, turns: Sequence[Turn]) -> tuple[Token, ...]:
+        """A whole dialogue, put together from the segments; a last user turn stays open, without a header.
+
+        A system turn at the front takes the place of the bound text.
+
+        Raises:
+            TemplateError: see `joint`.
+        """
+        if turns and turns[0].role is Role.SYSTEM:
+            return self.with_system(turns[0].text).render(turns[1:])
+        tokens = [*self.begin, *self.lay_out(turns)]
+        if turns and turns[-1].role is Role.ASSISTANT:
+            tokens += self.close
+        return tuple(tokens)
+
+    def lay_out(self, turns: Iterable[Turn], previous: Role | None = None) -> list[Token]:
+        """Ids of `turns` behind a branch on which `previous` spoke last (None: behind `begin`), up to the last word.
+
+        Raises:
+            TemplateError: see `joint`.
+        """
+        tokens: list[Token] = []
+        for turn in turns:
+            tokens += self.joint(previous, turn.role)
+            if turn.role is Role.USER:
+                tokens += self.user(turn.text, first=previous is None)
+            else:
+                tokens += self.answer(turn.text)
+            previous = turn.role
+        return tokens
+
+    def joint(self, previous: Role | None, role: Role) -> tuple[Token, ...]:
+        """What stands between a turn of `previous` (None: `begin`) and one of `role`, the user's opener excluded.
+
+        Raises:
+            TemplateError: the template does not let `role` speak there.
+        """
+        match previous, role:
+            case None, Role.USER:
+                return ()
+            case Role.USER, Role.USER:
+                return self.user_close
+            case Role.USER, Role.ASSISTANT:
+                return self.header
+            case Role.ASSISTANT, Role.USER:
+                return self.close
+            case Role.ASSISTANT, Role.ASSISTANT if self.again is not None:
+                return self.again
+            case None, Role.ASSISTANT if self.again is not None and self._opener is not None:
+                return self._opener
+            case Role.ASSISTANT, Role.ASSISTANT:
+                raise TemplateError("this model's chat template has no answer after an answer; join their texts")
+            case None, Role.ASSISTANT:
+                raise TemplateError("with this model's chat template, a dialogue starts with a user's turn")
+            case _:
+                raise TemplateError("a system turn must be the first of a dialogue, and the only one")
+
+    @property
+    def _opener(self) -> tuple[Token, ...] | None:
+        """The assistant's opener without the user's closer, if the header is made of these two."""
+        size = len(self.user_close)
+        return self.header[size:] if self.header[:size] == self.user_close else None
+
+    def check(self) -> TemplateReport:
+        """Compare with the template's own rendering of several dialogues, with awkward texts among them."""
+        texts: list[str] = []
+        ids: list[str] = []
+        for turns in _AWKWARD:
+            if self._skeleton.lead and any(not turn.text for turn in turns):
+                continue  # a known difference: nothing is put before an empty answer
+            expected = self._renderer.render(self._with_system_turn(turns), reply=True)
+            written = self._text(turns)
+            if written != expected:
+                texts.append(f"the template writes {expected!r}; the segments say {written!r}")
+            if not _merges_with_header(turns) and not self._same_ids(turns, expected):
+                ids.append(f"the tokenizer has other ids for {expected!r}")
+        # One example of each kind is enough for people.
+        differences = (*self._skeleton.notes, *texts[:1], *ids[:1])
+        return TemplateReport(len(_AWKWARD), not texts, not ids, differences)
+
+    def _with_system_turn(self, turns: Sequence[Turn]) -> list[Turn]:
+        """`turns` as the chat template itself must get them to say the bound system text."""
+        if self.system is None:
+            return list(turns)
+        if self._skeleton.folds:
+            trim = self._skeleton.trim_user
+            said = trim.apply(turns[0].text)
+            text = f"{trim.apply(self.system)}\n\n{said}" if self.system else said
+            return [replace(turns[0], text=text), *turns[1:]]
+        return [Turn(Role.SYSTEM, self.system), *turns]
+
+    def _text(self, turns: Sequence[Turn]) -> str:
+        """The text that `render` followed by `header` stands for."""
+        skeleton = self._skeleton
+        text = "".join(span.text for span in skeleton.begin)
+        opener = "".join(span.text for span in skeleton.first_opener)
+        for turn in turns:
+            if turn.role is Role.USER:
+                text += opener + skeleton.trim_user.apply(turn.text) + skeleton.header
+            else:
+                said = skeleton.trim_assistant.apply(turn.text)
+                text += (skeleton.lead + said if said else "") + skeleton.close
+            opener = skeleton.opener
+        return text
+
+    def _same_ids(self, turns: Sequence[Turn], expected: str) -> bool:
+        bos = self.tokenizer.bos
+        whole = self.tokenizer.encode(expected, special=True)
+        if bos is not None and whole[:1] != [bos]:
+            whole = [bos, *whole]
+        return [*self.render(turns), *self.header] == whole
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """What stands before the words of each kind of turn."""
+
+    first: Context  # before the opener of the first user turn
+    user: Context  # before the opener of a later one
+    answer: Context
+
+
+def _starts_with(bos: Token, skeleton: Skeleton, splicer: Splicer) -> bool:
+    tokens, _ = splicer.encode([*skeleton.begin, *skeleton.first_opener], Place.START)
+    return tokens[:1] == [bos]
+
+
+def _opening_specials(tokenizer: Tokenizer, splicer: Splicer, skeleton: Skeleton) -> set[Token]:
+    """Special tokens with which an answer's closer and a user's opener begin: a model that draws one has finished."""
+    found = set()
+    for text in (skeleton.close, skeleton.opener):
+        marks = splicer.split(text.lstrip())
+        if marks and not marks[0].said:
+            found.add(tokenizer.special_tokens[marks[0].text])
+    return found
+
+
+def _merges_with_header(turns: Sequence[Turn]) -> bool:
+    """Whether white space at the start of an answer could melt with the header, which was fed before it was drawn."""
+    return any(turn.role is Role.ASSISTANT and turn.text[:1].isspace() for turn in turns)
+
+
+def _dialogue(*texts: str) -> tuple[Turn, ...]:
+    return tuple(Turn(Role.ASSISTANT if index % 2 else Role.USER, text) for index, text in enumerate(texts))
+
+
+_AWKWARD = (
+    _dialogue("Hello"),
+    _dialogue("What time is it?", "Ten past four.", "And in Oslo?"),
+    _dialogue("one", "two", "three", "four", "five", "six", "seven"),
+    _dialogue("  spaces before", "fine", "after  ", "too  ", " both "),
+    _dialogue("spaces before", "  here", "end"),
+    _dialogue("two\n\nparagraphs", "a list:\n- x\n- y", "\nline break first"),
+    _dialogue("Grüße, 你好!", "naïve café, नमस्ते", "👩‍👩‍👧 🎉"),
+    _dialogue("a", "", "an empty answer before this"),
+    _dialogue("{{ braces }} {% and %} <tags> & \"quotes\" 'too'", "\\n is no line break", "end"),
+)

@@ -1,0 +1,1 @@
+"""Training that changes the base: the papers' `full` and `lora` recipes, on states and responses."""

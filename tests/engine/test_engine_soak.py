@@ -1,0 +1,223 @@
+"""Random operations over many sessions, long conversations, and many short ones: nothing drifts, and nothing is left.
+
+`DUOLOGUE_SOAK=1` makes them a hundred times as long.
+"""
+
+import gc
+import random
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from crowd import Crowd, Guest
+from duologue.backends.reference import ReferenceBackend
+from duologue.backends.torch.backend import TorchBackend
+from duologue.core.backend import Backend
+from duologue.core.config import SessionConfig
+from duologue.core.events import Decided, Event, Trimmed
+from duologue.core.policy import Policy
+from duologue.core.session import Session
+from duologue.engine.scheduler import Scheduler
+from duologue.errors import DuologueError, EngineFull
+from duologue.testing.tiny_models import tiny_model, tiny_rows
+from duologue.text.template import Template
+from duologue.types import Role, Turn
+from scripted import ByteTokenizer
+from soak import size
+from tiny_probes import TINY_PROBE
+
+WORDS = ["what", "is", "the", "weather", "stop", "mhm", "go", "on", "about", "a", "please", "continue", ",", "x", "é"]
+KINDS = ["hear"] * 8 + ["heard"] * 10 + ["wait"] * 6 + ["respond"] * 6 + ["stop", "resume"] * 3 + ["edit", "renew"]
+
+
+def operation(chance: random.Random) -> tuple[str, Any]:
+    """Something that can happen to a session, as data, so that it can be done to several in the same way."""
+    kind = chance.choice(KINDS)
+    match kind:
+        case "hear":
+            text = " ".join(chance.choices(WORDS, k=chance.randint(0, 5)))
+            return kind, (text, f"u{chance.randint(0, 3)}", chance.random() < 0.5)
+        case "heard":
+            return kind, chance.random()
+        case "edit":
+            return kind, [Turn(Role.USER, "hello"), Turn(Role.ASSISTANT, "hi")][: chance.randint(0, 2)]
+    return kind, None
+
+
+def happen(session: Session, kind: str, value: Any) -> list[Event]:
+    """Do it."""
+    match kind:
+        case "hear":
+            text, utterance, final = value
+            return session.hear(text, utterance=utterance, final=final)
+        case "heard" if session.running is not None:
+            return session.heard(int(value * session.running.num_said))
+        case "edit":
+            return session.edit(value)
+        case "stop" | "resume" | "respond":
+            events: list[Event] = getattr(session, kind)()
+            return events
+    return []
+
+
+def plain(events: Sequence[Event]) -> list[Event]:
+    """Events without probabilities, which differ in the last digits."""
+    return [
+        replace(e, decision=replace(e.decision, p=0.0, probabilities=())) if isinstance(e, Decided) else e
+        for e in events
+    ]
+
+
+class World:
+    """A scheduler on a backend, and the sessions in it."""
+
+    def __init__(self, backend: Backend, template: Template) -> None:
+        self.scheduler = Scheduler(backend, max_tokens_per_pass=1 << 20)
+        self.template = template
+        self.members: dict[int, Any] = {}
+        self.events: dict[int, list[Event]] = {}
+
+    def open(self, number: int, config: SessionConfig, now: float) -> None:
+        session = Session(self.template, TINY_PROBE, policy=Policy(p_sure=0.4), config=config)
+        told = self.events[number] = []
+
+        def failed(error: DuologueError) -> None:
+            raise AssertionError(error)
+
+        self.members[number] = self.scheduler.admit(
+            session, sink=lambda record: told.append(record) if isinstance(record, Event) else None, failed=failed,
+            now=now,
+        )  # fmt: skip
+
+    def close(self, number: int) -> None:
+        self.scheduler.remove(self.members.pop(number))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_operations_on_many_sessions_are_those_on_each_alone_on_the_reference(seed: int) -> None:
+    chance = random.Random(seed)
+    template = Template.from_tokenizer(ByteTokenizer())
+    model = tiny_model("llama")
+    model.config.max_position_embeddings = 1024
+    fast = TorchBackend(model, rows=tiny_rows(), capacity=4096, max_seqs=64, context_length=512)
+    slow = ReferenceBackend(model, rows=tiny_rows(), context_length=512)
+    together = World(fast, template)
+    alone = [World(slow, template) for _ in range(4)]
+
+    def config() -> SessionConfig:
+        # so small a lookahead that an answer never waits for another session's pass, of which there are none alone
+        return SessionConfig(max_length=256, max_answer=20, heard="reported", lookahead=2, seed=chance.randint(0, 9))
+
+    for number, world in enumerate(alone):
+        settings = config()
+        for each in (together, world):
+            each.open(number, settings, 0.0)
+    for step in range(size(250, 25_000)):
+        number = chance.randrange(4)
+        kind, value = operation(chance)
+        now = step * 0.3
+        settings = config()
+        for world in (together, alone[number]):
+            if kind == "renew":
+                world.close(number)
+                world.open(number, settings, now)
+            member = world.members[number]
+            member.advance(now)
+            member.report(happen(member.session, kind, value))
+        for _ in range(chance.randint(0, 8)):
+            for world in (together, *alone):
+                world.scheduler.tick(now)
+        for i, world in enumerate(alone):
+            assert plain(together.events[i]) == plain(world.events[i])
+            together.events[i].clear()
+            world.events[i].clear()
+            assert together.members[i].session.history == world.members[i].session.history
+    for world in (together, *alone):
+        world.scheduler.close()
+    assert fast.usage().kv_entries == fast.usage().num_seqs == slow.usage().num_seqs == 0
+
+
+def check_cache(crowd: Crowd, guest: Guest) -> None:
+    """The KV of a session is what it claims to be."""
+    branch, listening = guest.session._branch, guest.session._input
+    channels = [branch.trunk, *(answer.channel for answer in branch.suspended)]
+    if listening is not None and listening.channel is not None:
+        channels.append(listening.channel)
+    for channel in channels:
+        seq = guest.member.carrier.seqs.get(channel.seq)
+        if seq is not None and not guest.member.carrier.is_behind:
+            held = crowd.script.backend.tokens(seq)
+            assert held[: channel.cached] == channel.items[: channel.cached]
+            assert len(held) >= channel.cached
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_operations_where_there_is_little_room(seed: int) -> None:
+    chance = random.Random(seed)
+    crowd = Crowd(
+        capacity=chance.choice([700, 1500, 1 << 20]),
+        max_seqs=chance.choice([8, 12, 64]),
+        max_tokens_per_pass=chance.choice([5, 32, 128]),
+        overcommit=4.0,
+        tick_s=0.2,
+    )
+    config = SessionConfig(max_length=256, max_answer=60, heard="reported", lookahead=12)
+    guests = [crowd.guest(config=config)]
+    for _ in range(size(170, 17_000)):
+        if chance.random() < 0.06:
+            try:
+                guests.append(crowd.guest(config=config))
+            except EngineFull:
+                crowd.scheduler.remove(guests.pop(chance.randrange(len(guests))).member)
+        guests = guests or [crowd.guest(config=config)]
+        guest = chance.choice(guests)
+        job = crowd.scheduler.prepare(crowd.now) if chance.random() < 0.5 else None
+        kind, value = operation(chance)
+        if kind == "renew":  # also while a pass is under way
+            crowd.scheduler.remove(guest.member)
+            guests.remove(guest)
+        else:
+            guest.told(happen(guest.session, kind, value))
+        if job is not None:
+            job.run()
+            crowd.scheduler.finish(job, crowd.now)
+        crowd.now += 0.1
+        crowd.tick(chance.randint(0, 6))
+        crowd.batches.clear()
+        for each in guests:
+            check_cache(crowd, each)
+            each.events.clear()
+            each.passes.clear()
+        lost = [each for each in guests if each.failure is not None]
+        for each in lost:
+            assert "no room" in str(each.failure) or "free" in str(each.failure) or "limit" in str(each.failure)
+            guests.remove(each)
+    crowd.scheduler.close()
+    assert crowd.backend.usage().kv_entries == crowd.backend.usage().num_seqs == 0
+
+
+def test_a_long_conversation_needs_no_more_memory_than_a_short_one() -> None:
+    crowd = Crowd({"tell me more": "There is more."}, capacity=600)
+    guest = crowd.guest(config=SessionConfig(max_length=256), policy=Policy(p_sure=0.5))
+    num_turns, num_trimmed, held = size(300, 10_000), 0, []
+    tracemalloc.start()
+    try:
+        for turn in range(num_turns):
+            guest.hear("tell me more" if turn % 5 else "mhm", f"u{turn}")
+            crowd.run()
+            num_trimmed += sum(isinstance(event, Trimmed) for event in guest.events)
+            for record in (guest.events, guest.passes, crowd.batches):
+                record.clear()
+            assert crowd.backend.usage().kv_entries <= 512
+            assert crowd.backend.usage().num_seqs <= 3
+            if turn in (100, num_turns - 1):
+                gc.collect()  # also what the interpreter keeps for later use
+                held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert num_trimmed > 20
+    assert held[1] - held[0] < 100_000, "free lists of the interpreter, which fill up; not kilobytes a turn"
+    assert guest.failure is None

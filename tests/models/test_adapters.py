@@ -1,0 +1,155 @@
+"""Adapter folders, the match with a model, the question in words, and what is shipped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from duologue.backends.rows import Rows
+from duologue.core.policy import Thresholds
+from duologue.errors import AdapterMismatch, UsageError
+from duologue.models.adapters import Adapter, Fingerprint, prompted, shipped, shipped_for
+from duologue.text.template import Template
+from duologue.types import InputState
+from scripted import ByteTokenizer
+
+STATES = tuple(InputState)
+PRINT = Fingerprint(vocab_size=300, hidden_size=8, num_layers=2, tokenizer="0123")
+
+
+def an_adapter() -> Adapter:
+    random = np.random.default_rng(0)
+    rows = Rows(random.normal(size=(2, 8)).astype(np.float32), random.normal(size=(4, 8)).astype(np.float32))
+    return Adapter(
+        "rows",
+        STATES,
+        rows=rows,
+        thresholds={
+            "any": (Thresholds(process=0.4), Thresholds(process=0.6)),
+            "q4_0": (Thresholds(stop=0.2), Thresholds(stop=0.3)),
+        },
+        fingerprint=PRINT,
+        name="a model",
+        facts={"samples": 3},
+    )
+
+
+def test_a_folder_gives_back_the_adapter(tmp_path: Path) -> None:
+    adapter = an_adapter()
+    adapter.save(tmp_path / "new" / "folder")
+    again = Adapter.load(tmp_path / "new" / "folder")
+    assert (again.kind, again.states, again.fingerprint, again.name) == ("rows", STATES, PRINT, "a model")
+    assert again.thresholds == adapter.thresholds
+    assert again.facts == {"samples": 3}
+    assert adapter.rows is not None
+    assert again.rows is not None
+    assert np.array_equal(again.rows.probes, adapter.rows.probes)
+    assert np.array_equal(again.rows.states, adapter.rows.states)
+
+
+def test_added_ids_follow_the_base_vocabulary() -> None:
+    probe = an_adapter().probe_for(300, Template.from_tokenizer(ByteTokenizer()))
+    assert probe.tokens == (300, 301)
+    assert probe.watch == (302, 303, 304, 305)
+    assert probe.states == STATES
+
+
+def test_thresholds_go_by_weight_type_and_fall_back() -> None:
+    adapter = an_adapter()
+    assert adapter.thresholds_for("Q4_0") == (Thresholds(stop=0.2), Thresholds(stop=0.3))
+    assert adapter.thresholds_for("bf16") == (Thresholds(process=0.4), Thresholds(process=0.6))
+    assert prompted().thresholds_for("bf16") == (Thresholds(), Thresholds())
+
+
+def test_another_model_is_refused_with_what_differs() -> None:
+    adapter = an_adapter()
+    adapter.check(PRINT)
+    with pytest.raises(AdapterMismatch, match=r"hidden_size 9 \(adapter: 8\)") as caught:
+        adapter.check(Fingerprint(300, 9, 2, "0123"))
+    assert "num_layers" not in str(caught.value)
+    prompted().check(PRINT)
+
+
+def test_the_fingerprint_knows_how_a_tokenizer_cuts() -> None:
+    class Other(ByteTokenizer):
+        def encode(self, text: str, *, special: bool = False) -> list[int]:
+            return super().encode(text.lower(), special=special)
+
+    def of(tokenizer: ByteTokenizer) -> Fingerprint:
+        return Fingerprint.of(tokenizer, vocab_size=300, hidden_size=8, num_layers=2)
+
+    assert of(ByteTokenizer()) == of(ByteTokenizer())
+    assert of(ByteTokenizer()) != of(Other())
+
+
+@pytest.mark.parametrize("what", ["gone", "not json", "newer", "no rows", "torn rows", "wrong rows", "bad state"])
+def test_a_damaged_folder_is_refused(tmp_path: Path, what: str) -> None:
+    an_adapter().save(tmp_path)
+    path, tensors = tmp_path / "adapter.json", tmp_path / "adapter.safetensors"
+    content = json.loads(path.read_text())
+    if what == "gone":
+        path.unlink()
+    elif what == "not json":
+        path.write_text(path.read_text()[:50])
+    elif what == "newer":
+        path.write_text(json.dumps({**content, "format": 99}))
+    elif what == "no rows":
+        tensors.unlink()
+    elif what == "torn rows":
+        tensors.write_bytes(tensors.read_bytes()[:40])
+    elif what == "wrong rows":
+        path.write_text(json.dumps({**content, "states": {"process": 2, "incomplete": 3, "ignore": 4}}))
+    else:
+        path.write_text(json.dumps({**content, "states": {"maybe": 1}}))
+    with pytest.raises(AdapterMismatch, match=r"adapter"):
+        Adapter.load(tmp_path)
+
+
+def test_rows_and_kind_must_agree() -> None:
+    with pytest.raises(UsageError, match="needs rows"):
+        Adapter("rows", STATES)
+    with pytest.raises(UsageError, match="has no rows"):
+        Adapter("prompted", STATES, rows=an_adapter().rows)
+    with pytest.raises(UsageError, match="no adapter kind"):
+        Adapter("magic", STATES)
+
+
+@pytest.mark.parametrize("shots", [0, 5])
+def test_a_prompted_adapter_asks_in_words_after_the_turn_and_reads_before_the_answer(shots: int) -> None:
+    template = Template.from_tokenizer(ByteTokenizer())
+    adapter = prompted(template, STATES, shots=shots)
+    probe = adapter.probe_for(300, template)
+    assert probe.tokens[: len(template.user_close)] == template.user_close
+    assert probe.tokens[-len(template.header) :] == template.header
+    asked = template.tokenizer.decode(probe.tokens)
+    assert asked.count("Example:") == shots
+    assert [template.tokenizer.decode([token]) for token in probe.watch] == ["A", "B", "C", "D"]
+    assert all(token < 300 for token in (*probe.tokens, *probe.watch))
+
+
+def test_a_prompted_adapter_works_with_the_three_states_of_the_paper(tmp_path: Path) -> None:
+    template = Template.from_tokenizer(ByteTokenizer())
+    adapter = prompted(template, STATES[:3], shots=5)
+    adapter.save(tmp_path)
+    again = Adapter.load(tmp_path)
+    assert again.probe_for(300, template) == adapter.probe_for(300, template)
+    assert "stop" not in template.tokenizer.decode(again.probe_for(300, template).tokens)
+    with pytest.raises(UsageError, match="0 or 5"):
+        prompted(template, STATES, shots=2)
+
+
+def test_every_shipped_adapter_loads_and_is_found_by_its_model() -> None:
+    adapters = shipped()
+    assert sorted((adapter.name, adapter.kind) for adapter in adapters) == [
+        ("SmolLM2-135M-Instruct", "alora"),
+        ("SmolLM2-135M-Instruct", "rows"),
+    ]
+    for adapter in adapters:
+        assert adapter.fingerprint is not None
+        found = shipped_for(adapter.fingerprint, adapter.kind)
+        assert found is not None
+        assert found.kind == adapter.kind
+        assert adapter.thresholds
+        assert adapter.facts["dev"]["all"]["n"] > 500
+    assert shipped_for(PRINT, "rows") is None

@@ -1,0 +1,180 @@
+"""Conversations without a model: characters are tokens, words decide what is thought of them."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from duologue.backends.scripted import ScriptedBackend
+from duologue.core.config import SessionConfig
+from duologue.core.events import Event, Said
+from duologue.core.interface import SessionFactory
+from duologue.core.policy import Policy
+from duologue.core.probe import Probe
+from duologue.core.session import Session
+from duologue.core.trace import Trace
+from duologue.engine.direct import DirectEngine
+from duologue.text.template import Template
+from duologue.types import InputState, Token, Turn
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+STRICT = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+    "{% endif %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+STATES = tuple(InputState)
+
+
+class ByteTokenizer:
+    """Every byte is a token, and so are the two marks of ChatML."""
+
+    vocab_size = 258
+    special_text: Mapping[str, str] = {}
+    special_tokens: Mapping[str, Token] = {"<|im_start|>": 256, "<|im_end|>": 257}
+    bos = None
+    stop_tokens = frozenset({257})
+
+    def __init__(self, chat_template: str = CHATML) -> None:
+        self.chat_template: str | None = chat_template
+
+    def encode(self, text: str, *, special: bool = False) -> list[Token]:
+        if not special:
+            return list(text.encode())
+        parts = re.split(r"(<\|im_start\|>|<\|im_end\|>)", text)
+        return [
+            t for part in parts for t in ([self.special_tokens[part]] if part in self.special_tokens else part.encode())
+        ]
+
+    def decode(self, tokens: Sequence[Token]) -> str:
+        marks = {token: text.encode() for text, token in self.special_tokens.items()}
+        return b"".join(marks.get(t, bytes([t]) if t < 256 else b"") for t in tokens).decode(errors="replace")
+
+
+PROBE = Probe(tokens=(258,), watch=(259, 260, 261, 262), states=STATES)
+
+
+def judged(words: str) -> InputState:
+    """What the script thinks of a user's turn, by how it ends."""
+    if words.endswith(("stop", "be quiet")):
+        return InputState.STOP
+    if words.endswith(("mhm", "aside", "(radio)")):
+        return InputState.IGNORE
+    if words.endswith(("the", "a", "about", "to", ",")):
+        return InputState.INCOMPLETE
+    return InputState.PROCESS
+
+
+class Talk:
+    """A session on a scripted backend, with what happened in it."""
+
+    def __init__(
+        self,
+        answers: Mapping[str, str] | None = None,
+        *,
+        judge: Callable[[str], InputState | tuple[float, ...]] = judged,
+        policy: Policy | None = None,
+        config: SessionConfig | None = None,
+        history: Sequence[Turn] = (),
+        chat_template: str = CHATML,
+        system: str | None = None,
+        capacity: int = 1 << 20,
+        max_seqs: int = 256,
+        make: SessionFactory = Session,
+    ) -> None:
+        self.tokenizer = ByteTokenizer(chat_template)
+        self.template = Template.from_tokenizer(self.tokenizer, system=system)
+        self.answers = dict(answers or {})
+        self.judge = judge
+        self.backend = ScriptedBackend(
+            self._speak, self._judge, vocab_size=258, num_added=5, capacity=capacity, max_seqs=max_seqs
+        )
+        self.session = make(self.template, PROBE, policy=policy, config=config, history=history)
+        self.trace = Trace()
+        self.engine = DirectEngine(self.backend, self.session, sink=self.trace)
+        self.events: list[Event] = []
+
+    def _turns(self, ids: list[Token]) -> list[tuple[str, str]]:
+        turns: list[list[Token]] = []
+        for token in ids:  # by the marks' ids: a user may have typed their text
+            if token == 256:
+                turns.append([])
+            elif token < 256:
+                turns[-1].append(token)
+        parts = [self.tokenizer.decode(turn).partition("\n") for turn in turns]
+        return [(role, words.removesuffix("\n")) for role, _, words in parts]
+
+    def template_turns(self, ids: list[Token]) -> list[tuple[str, str]]:
+        """Turns of a branch as a model would read them, without the system turn and the notes of cuts."""
+        turns = [turn for turn in self._turns(ids) if turn[0] != "system"]
+        note = self.session.policy.cut_note
+        return [(role, words.removesuffix(note) if role == "assistant" and note else words) for role, words in turns]
+
+    def _speak(self, ids: list[Token]) -> Token:
+        turns = self._turns(ids)
+        asked = next((words for role, words in reversed(turns[:-1]) if role == "user"), "")
+        answer = self.answers.get(asked, f"This is what there is to say of {asked}, and it is quite a lot of words.")
+        written = bytes(token for token in ids[len(ids) - ids[::-1].index(256) :] if token < 256).partition(b"\n")[2]
+        rest = answer.encode().removeprefix(written)
+        return rest[0] if rest and answer.encode().startswith(written) else 257
+
+    def _judge(self, ids: list[Token]) -> tuple[float, ...]:
+        role, words = self._turns(ids)[-1]
+        assert role == "user", "the words of a user are judged"
+        verdict = self.judge(words)
+        if not isinstance(verdict, InputState):
+            return verdict
+        return tuple(0.91 if state is verdict else 0.03 for state in STATES)
+
+    def told(self, events: list[Event]) -> list[Event]:
+        self.events += self.engine.report(events)
+        return events
+
+    def hear(self, text: str, utterance: str = "u", *, final: bool = True) -> list[Event]:
+        return self.told(self.session.hear(text, utterance=utterance, final=final))
+
+    def tick(self, count: int = 1) -> list[Event]:
+        """So many passes, or fewer when there is nothing left to do."""
+        out: list[Event] = []
+        for _ in range(count):
+            events = self.engine.tick()
+            if events is None:
+                break
+            out += events
+        self.events += out
+        return out
+
+    def run(self) -> list[Event]:
+        """Passes until there is nothing to do."""
+        return self.tick(100_000)
+
+    def advance(self, seconds: float) -> list[Event]:
+        return self.told(self.session.advance(self.session.now + seconds))
+
+    def kinds(self, events: Sequence[Event] | None = None) -> list[str]:
+        """Names of what happened, without the text that came out."""
+        skip = ("Said", "Heard", "Received")
+        return [type(e).__name__ for e in (self.events if events is None else events) if type(e).__name__ not in skip]
+
+    @property
+    def said(self) -> str:
+        """All text that came out, in order."""
+        return "".join(event.text for event in self.events if isinstance(event, Said))
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        return [(turn.role.value, turn.text) for turn in self.session.history]
+
+    def check_cache(self) -> None:
+        """The live branch's KV is what it claims to be."""
+        session = self.session
+        channels = [session._branch.trunk, *(a.channel for a in session._branch.suspended)]
+        if session._input and session._input.channel:
+            channels.append(session._input.channel)
+        for channel in channels:
+            seq = self.engine.carrier.seqs.get(channel.seq)
+            if seq is not None and channel.fed is None:
+                held = self.backend.tokens(seq)
+                assert held[: channel.cached] == channel.items[: channel.cached]
+                assert len(held) == channel.kv_length

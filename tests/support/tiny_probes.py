@@ -1,0 +1,9 @@
+"""The probe of the rows that `tiny_models.tiny_rows` makes, for models whose ids end at `VOCAB_SIZE`."""
+
+from duologue.core.probe import Probe
+from duologue.testing.tiny_models import VOCAB_SIZE
+from duologue.types import InputState
+
+TINY_PROBE = Probe(
+    tokens=(VOCAB_SIZE,), watch=tuple(VOCAB_SIZE + 1 + i for i in range(len(InputState))), states=tuple(InputState)
+)

@@ -1,0 +1,44 @@
+"""Slices as the paper has them, and the text so far that grows from them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duologue.errors import UsageError
+from duologue.text.slicing import partials, slices
+
+STORY = " ".join(f"word{n}" for n in range(203))
+
+
+@given(st.text(), st.integers(0, 2**32))
+def test_slices_give_back_the_words(text: str, seed: int) -> None:
+    cut = slices(text, seed=seed)
+    assert " ".join(cut) == " ".join(text.split())
+    assert all(cut)
+
+
+def test_all_slices_but_the_last_have_four_to_six_words() -> None:
+    lengths = [len(piece.split()) for piece in slices(STORY, seed=1)]
+    assert set(lengths[:-1]) == {4, 5, 6}
+    assert 1 <= lengths[-1] <= 6
+
+
+def test_the_seed_decides() -> None:
+    assert slices(STORY, seed=1) == slices(STORY, seed=1)
+    assert slices(STORY, seed=1) != slices(STORY, seed=2)
+
+
+def test_a_fixed_length_needs_no_chance() -> None:
+    assert slices("a b c d e", words=(2, 2), seed=7) == ["a b", "c d", "e"]
+
+
+def test_partials_grow_to_the_whole() -> None:
+    grown = partials("a  b c\nd e", words=(2, 2), seed=0)
+    assert grown == ["a b", "a b c d", "a b c d e"]
+    assert partials(" \n", seed=0) == []
+
+
+@pytest.mark.parametrize("words", [(0, 3), (5, 4), (-1, -1)])
+def test_a_wrong_range_is_refused(words: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match=r"words="):
+        slices("", words=words, seed=0)

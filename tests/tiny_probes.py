@@ -1,9 +1,0 @@
-"""The probe of the rows that `duologue.testing.tiny_rows` makes, for models whose ids end at `VOCAB_SIZE`."""
-
-from duologue.core.probe import Probe
-from duologue.testing import VOCAB_SIZE
-from duologue.types import InputState
-
-TINY_PROBE = Probe(
-    tokens=(VOCAB_SIZE,), watch=tuple(VOCAB_SIZE + 1 + i for i in range(len(InputState))), states=tuple(InputState)
-)

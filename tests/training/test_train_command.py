@@ -1,0 +1,176 @@
+"""`duologue data build` and `duologue train`, from sources to an adapter folder, on a tiny model in a folder."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import transformers
+
+from duologue.cli.main import parser
+from duologue.errors import AdapterMismatch, BadData, BrokenModel, UsageError
+from duologue.models.adapters import Adapter
+from duologue.models.model import load
+from duologue.types import InputState
+from lines import write_sources
+from scripted import CHATML
+from tiny_tokenizers import bytelevel
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>").wrapped
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer) + 4,  # padded, as many are
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    sources, out = write_sources(tmp_path_factory.mktemp("sources")), tmp_path_factory.mktemp("data")
+    unseen = ("--unseen", "desk", "market", "icsi_meeting_acts", "disfl_qa")
+    small = ("--samples", 120, "--dev", 50, "--test", 9, "--cuts-by", model_folder)
+    assert run("data", "build", "duologue", "--sources", sources, "--out", out, *small, *unseen) == 0
+    return out
+
+
+def run(*arguments: object) -> int:
+    args = parser().parse_args(list(map(str, arguments)))
+    return int(args.run(args))
+
+
+SMALL = ("--epochs", 2, "--dtype", "f32")
+TARGETS = ("--targets", "q_proj", "down_proj", "--rank", 2)
+
+
+@pytest.mark.parametrize("kind", ["rows", "alora"])
+def test_sources_become_samples_and_samples_an_adapter(
+    kind: str, model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = TARGETS if kind == "alora" else ()
+    assert run("train", kind, "--model", model_folder, "--data", data, "--out", tmp_path, *SMALL, *options) == 0
+    adapter = Adapter.load(tmp_path)
+    assert adapter.kind == kind
+    assert adapter.states == tuple(InputState)
+    assert adapter.rows is not None
+    assert adapter.rows.probes.shape == (1, 16)
+    assert (adapter.lora is not None) == (kind == "alora")
+    assert adapter.lora is None or (len(adapter.lora.layers), adapter.lora.rank) == (4, 2)
+    assert adapter.fingerprint is not None
+    assert adapter.fingerprint.hidden_size == 16
+    assert adapter.facts["data"]["unseen"] == ["desk", "disfl_qa", "icsi_meeting_acts", "market"]
+    assert set(adapter.facts["sources"]).isdisjoint(adapter.facts["data"]["unseen"])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["adapter.json", "adapter.safetensors", "training.jsonl", "training.png"]
+    out = capsys.readouterr().out
+    assert "120 samples to train on" in out
+    assert "epoch 2" in out
+    assert "held out, over an answer" in out
+    model = load(str(model_folder), backend="torch", adapter=tmp_path, weights="f32", context_length=512)
+    assert model.adapter.kind == kind
+
+
+def test_training_can_begin_from_an_adapter_and_learn_from_another(
+    model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
+    common = ("--model", model_folder, "--data", data, *SMALL)
+    assert run("train", "alora", *common, "--out", first, *TARGETS) == 0
+    # so small a rate that nothing moves: what comes out is what it began from
+    still = ("--start", first, "--lr", 1e-12, "--lora-lr", 1e-12)
+    assert run("train", "alora", *common, "--out", second, *TARGETS, *still) == 0
+    before, after = Adapter.load(first), Adapter.load(second)
+    assert before.rows is not None
+    assert before.lora is not None
+    assert after.rows is not None
+    assert after.lora is not None
+    scale = np.abs(after.rows.states).max() / np.abs(before.rows.states).max()  # a temperature, fitted anew
+    assert after.rows.states == pytest.approx(scale * before.rows.states, abs=1e-5)
+    for path, pair in before.lora.layers.items():
+        assert after.lora.layers[path].b == pytest.approx(pair.b, abs=1e-3)
+    with pytest.raises(AdapterMismatch, match="--probes"):
+        run("train", "rows", *common, "--out", third, "--start", first, "--probes", 2)
+    assert run("train", "rows", *common, "--out", third, "--teacher", first) == 0
+    assert Adapter.load(third).facts["teacher"] == "alora"
+    with pytest.raises(UsageError, match="for rows"):
+        run("train", "alora", *common, "--out", third, "--teacher", first)
+
+
+def test_what_is_longer_than_the_model_takes_is_shortened(
+    model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"text": "word " * 3000 + "end", "state": "ignore", "source": "own"}
+    for name in ("train", "dev"):
+        lines = [*(data / f"{name}.jsonl").read_text().splitlines()[:40], json.dumps(row)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    assert run("train", "rows", "--model", model_folder, "--data", tmp_path, "--out", out, *SMALL) == 0
+    assert "to train on, too long for the 2048 tokens of this model: shortened: 0 lost old turns, 1 the beginning" in (
+        capsys.readouterr().out
+    )
+
+
+def test_held_out_samples_keep_to_the_memory(
+    model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """50 samples of some 40 tokens, of 64 float32 numbers each (two layers, keys and values of 16)."""
+    command = ("train", "rows", "--model", model_folder, "--data", data, "--out", tmp_path, *SMALL)
+    assert run(*command, "--memory-gb", 0.0012) == 0
+    said = capsys.readouterr().out
+    first = re.search(r"the first (\d+) held-out samples judge it", said)
+    assert first is not None
+    assert 4 < int(first[1]) < 50
+    places = Adapter.load(tmp_path).facts["dev"]
+    assert places["idle"]["n"] + places["over_an_answer"]["n"] == 50, "thresholds come from all"
+
+
+def test_bad_input_is_explained(model_folder: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="duologue data build"):
+        run("train", "rows", "--model", model_folder, "--data", tmp_path / "nowhere", "--out", tmp_path)
+    with pytest.raises(UsageError, match=r"train\.jsonl"):
+        run("train", "rows", "--model", model_folder, "--data", tmp_path, "--out", tmp_path / "out")
+    with pytest.raises(UsageError, match="--rank mean nothing"):
+        run("train", "rows", "--model", model_folder, "--data", data, "--out", tmp_path, "--rank", 4)
+    with pytest.raises(UsageError, match="--memory-gb"):
+        run("train", "rows", "--model", model_folder, "--data", data, "--out", tmp_path, "--memory-gb", 1e-7)
+    for text, complaint in (("", "no samples"), ('{"text": "a", "source": "b"}\n', "line 1: .*state")):
+        broken = tmp_path / "broken_data"
+        broken.mkdir(exist_ok=True)
+        (broken / "train.jsonl").write_text(text)
+        with pytest.raises(BadData, match=complaint):
+            run("train", "rows", "--model", model_folder, "--data", broken, "--out", tmp_path / "out")
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    for name, left_out in (("train", "ignore"), ("dev", "stop")):
+        for part in ("train", "dev"):
+            kept = [row for row in rows if part != name or row["state"] != left_out]
+            (broken / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        with pytest.raises(BadData, match=rf"{name}\.jsonl has no sample of {left_out}"):
+            run("train", "rows", "--model", model_folder, "--data", broken, "--out", tmp_path / "out")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    with pytest.raises(BrokenModel, match="broken"):
+        run("train", "rows", "--model", broken, "--data", data, "--out", tmp_path / "out")
+    with pytest.raises(BadData, match="queries"):
+        run("data", "build", "duologue", "--sources", tmp_path, "--out", tmp_path / "samples", "--cuts-by", "rules")
+    with pytest.raises(UsageError, match="no folder"):
+        run("data", "build", "paper", "--sources", tmp_path / "nowhere", "--out", tmp_path / "samples")
+    with pytest.raises(UsageError, match=r"--unseen dessk: no such source; there are .*desk"):
+        run("data", "build", "paper", "--sources", write_sources(tmp_path), "--out", tmp_path, "--unseen", "dessk")
+    with pytest.raises(UsageError, match="go together"):
+        run("data", "build", "paper", "--sources", tmp_path, "--out", tmp_path, "--judge-url", "http://localhost:1/v1")

@@ -1,0 +1,430 @@
+"""Training around a frozen base, on tiny models: prefixes are the plain ones, it learns, and goes on after a kill."""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+import transformers
+
+from duologue.backends.reference import ReferenceBackend
+from duologue.backends.rows import Rows
+from duologue.core.backend import Extend
+from duologue.data.samples import Sample
+from duologue.errors import BadData, UnsupportedModel, UsageError
+from duologue.models.adapters import Adapter
+from duologue.testing.tiny_models import tiny_model
+from duologue.text.template import Template
+from duologue.training.ends import ModelEnds
+from duologue.training.layout import Layout, Layouts
+from duologue.training.probe.loop import Epoch, Labelled, Settings, _judge, _loss, label, score, train
+from duologue.training.probe.prefix_attention import Past, PrefixModel
+from duologue.training.probe.prefixes import Prefixes, even_shards, kv_bytes_per_token, num_tokens, shards
+from duologue.training.probe.probe_model import LoraShape, ProbeModel
+from duologue.training.recipes import ProbeRecipe
+from duologue.types import InputState, Role, Turn
+from scripted import CHATML, ByteTokenizer
+from tiny_tokenizers import bytelevel
+
+STATES = tuple(InputState)
+PROCESS, INCOMPLETE, IGNORE, STOP = STATES
+TALK = (Turn(Role.USER, "hi"), Turn(Role.ASSISTANT, "Hello, I was"))
+
+
+def random_layouts(num: int, seed: int = 0) -> list[Layout]:
+    rng = random.Random(seed)
+    contexts = [(), *(tuple(rng.randrange(4, 300) for _ in range(rng.randint(1, 9))) for _ in range(3))]
+    return [
+        Layout(rng.choice(contexts), tuple(rng.randrange(4, 300) for _ in range(rng.randint(1, 7)))) for _ in range(num)
+    ]
+
+
+LORA = LoraShape(rank=2, alpha=8)
+TARGETS = {"phi": ("q_proj", "v_proj", "dense", "fc1", "fc2")}
+MANY = 10_000  # tokens; everything fits
+
+
+def probe_model(architecture: str, num_probes: int = 1, lora: LoraShape | None = None, seed: int = 0) -> ProbeModel:
+    torch.manual_seed(seed)
+    model = ProbeModel(tiny_model(architecture), STATES, range(10, 20), num_probes=num_probes, lora=lora)
+    with torch.no_grad():
+        model.states.normal_()
+        for parameter in model.lora_parameters:
+            parameter.normal_(std=0.3).copy_(parameter.half())  # as a file keeps it
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gemma3", "mistral", "phi"])
+@pytest.mark.parametrize(("num_probes", "has_lora"), [(1, False), (3, False), (1, True), (2, True)])
+def test_what_training_scores_is_what_a_backend_reads(architecture: str, num_probes: int, has_lora: bool) -> None:
+    lora = replace(LORA, targets=TARGETS.get(architecture, LORA.targets)) if has_lora else None
+    model = probe_model(architecture, num_probes, lora)
+    layouts = random_layouts(24)
+    p = score(model, layouts, max_tokens=60)
+    backend = ReferenceBackend(tiny_model(architecture), rows=model.rows(), lora=model.lora())
+    vocab = backend.info.vocab_size
+    probe, watch = tuple(range(vocab, vocab + num_probes)), tuple(range(vocab + num_probes, vocab + num_probes + 4))
+    for layout, row in zip(layouts, p, strict=True):
+        seq = backend.fork(None)
+        step = backend.forward([Extend(seq, (*layout.context, *layout.text, *probe), watch=watch)])[0]
+        assert row == pytest.approx(step.p, abs=1e-4)
+    if has_lora:
+        with model.base_alone():
+            assert np.abs(score_alone(model, layouts) - p).max() > 0.05, "the LoRA must matter here"
+
+
+def score_alone(model: ProbeModel, layouts: list[Layout]) -> "np.ndarray":
+    prefixes = Prefixes(model.prefix_model, layouts)
+    with torch.no_grad():
+        return torch.softmax(model(prefixes.past(range(len(layouts)))), -1).numpy()
+
+
+def test_a_context_is_computed_and_kept_once() -> None:
+    layouts = [Layout((5, 6, 7, 8), (i,)) for i in range(10, 20)]
+    assert Prefixes(PrefixModel(tiny_model("llama")), layouts).num_tokens == num_tokens(layouts) == 4 + 10
+
+
+def test_shards_keep_to_the_memory_and_leave_nothing_out() -> None:
+    layouts = random_layouts(40)
+    found = shards(layouts, 30)
+    assert len(found) > 3
+    assert [i for part in found for i in part] == list(range(40))
+    assert all(num_tokens([layouts[i] for i in part]) <= 30 for part in found)
+    assert shards(layouts, MANY) == [range(40)]
+    with pytest.raises(UsageError, match="--memory-gb"):
+        shards(layouts, 3)
+
+
+def test_what_is_trained_on_last_is_not_a_small_rest() -> None:
+    layouts = random_layouts(400)
+    room = num_tokens(layouts) // 2 - 25  # two shards take all but a little
+    full, even = shards(layouts, room), even_shards(layouts, room)
+    assert len(even) == len(full) == 3
+    assert [i for part in even for i in part] == list(range(400))
+    sizes = [num_tokens([layouts[i] for i in part]) for part in even]
+    assert max(sizes) <= room
+    assert min(sizes) > 0.8 * max(sizes)
+    assert num_tokens([layouts[i] for i in full[-1]]) < 0.2 * room, "a rest, if nothing were done about it"
+    assert even_shards(layouts, MANY) == [range(400)]
+    with pytest.raises(UsageError, match="--memory-gb"):
+        even_shards(layouts, 3)
+
+
+def test_the_bytes_of_a_token_are_those_of_its_keys_and_values() -> None:
+    model = tiny_model("llama")
+    config = model.config
+    numbers = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim
+    assert kv_bytes_per_token(PrefixModel(model)) == 4 * numbers
+
+
+def test_a_recurrent_model_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="no keys and values"):
+        Prefixes(PrefixModel(tiny_model("mamba")), random_layouts(2))
+
+
+def test_a_lora_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(UsageError, match="--targets"):
+        probe_model("llama", lora=replace(LORA, targets=("nowhere",)))
+
+
+FOLDED = (  # the system text stands in the first user's turn
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + (m.content | trim) + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("chat_template", [CHATML, FOLDED])
+def test_a_sample_is_laid_out_as_a_session_feeds_it(chat_template: str) -> None:
+    template = Template.from_tokenizer(ByteTokenizer(chat_template), system="Be kind.")
+    alone = Layouts(template).of(Sample("what", INCOMPLETE, "own"))
+    assert alone.context == template.begin
+    assert (*alone.context, *alone.text) == (*template.begin, *template.user("what", first=True))
+    assert Layouts(template).of(Sample(" what\n", INCOMPLETE, "own")) == alone
+    inside = Layouts(template).of(Sample("and", INCOMPLETE, "own", context=TALK, speaking=True))
+    expected = (
+        *template.begin,
+        *template.user("hi", first=True),
+        *template.header,
+        *template.answer("Hello, I was"),
+        *template.close,
+    )
+    assert inside == Layout(expected, template.user("and", first=False))
+    brief = template.with_system("Be brief.")
+    system = Layouts(template).of(Sample("what", INCOMPLETE, "own", system="Be brief."))
+    assert (*system.context, *system.text) == (*brief.begin, *brief.user("what", first=True))
+    assert (*system.context, *system.text) != (*alone.context, *alone.text)
+
+
+def toy_set(num: int, seed: int) -> tuple[list[Sample], list[Layout]]:
+    """The state is told by the last token, as function words tell that more will come."""
+    rng = random.Random(seed)
+    samples, layouts = [], []
+    for layout in random_layouts(num, seed):
+        label = rng.randrange(4)
+        samples.append(Sample("…", STATES[label], "toy", speaking=rng.random() < 0.5))
+        layouts.append(Layout(layout.context, (*layout.text, 100 + 40 * label)))
+    return samples, layouts
+
+
+SETTINGS = Settings(epochs=12, batch=16, lr=0.4, lora_lr=0.02, patience=4)
+
+
+def toy_labelled(num: int, seed: int) -> Labelled:
+    samples, layouts = toy_set(num, seed)
+    return label(samples, layouts, STATES, SETTINGS)
+
+
+def trained(
+    settings: Settings,
+    *,
+    lora: LoraShape | None = None,
+    max_tokens: int = MANY,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
+    break_after: int | None = None,
+    computed: list[int] | None = None,
+    data_seed: int = 0,
+    origin: dict[str, str] | None = None,
+) -> tuple[ProbeModel, list[Epoch]]:
+    torch.manual_seed(0)
+    model = ProbeModel(tiny_model("llama"), STATES, range(10, 20), lora=lora)
+
+    def progress(what: str, done: int, total: int) -> None:
+        assert re.fullmatch(r"epoch (1: loss \d\.\d{3}|\d+: loss \d\.\d{3}, \d+\.\d % right)", what)
+
+    def stop_early(epoch: Epoch) -> None:
+        if break_after is not None and epoch.number >= break_after:
+            raise KeyboardInterrupt
+
+    def compute(layouts: Sequence[Layout]) -> Prefixes:
+        if computed is not None:
+            computed.append(len(layouts))
+        return Prefixes(model.prefix_model, layouts)
+
+    history = train(
+        model,
+        toy_labelled(240, data_seed),
+        toy_labelled(80, 1),
+        settings,
+        max_tokens=max_tokens,
+        checkpoint=checkpoint,
+        log=log,
+        progress=progress,
+        report=stop_early,
+        compute=compute,
+        origin={"teacher": "one"} if origin is None else origin,
+    )
+    return model, history
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_training_learns_changes_no_weight_and_is_the_same_again(lora: LoraShape | None) -> None:
+    model, history = trained(SETTINGS, lora=lora)
+    assert history[-1].dev_accuracy > 0.7, "a quarter is chance"
+    fresh = tiny_model("llama").state_dict()
+    weights = {name.replace(".base_layer", ""): value for name, value in model.base.state_dict().items()}
+    assert all(torch.equal(value, weights[name]) for name, value in fresh.items())
+    again, _ = trained(SETTINGS, lora=lora)
+    assert all(torch.equal(one, other) for one, other in zip(model.trained(), again.trained(), strict=True))
+
+
+@pytest.mark.parametrize("max_tokens", [MANY, 500])
+def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, max_tokens: int) -> None:
+    settings, lora = replace(SETTINGS, epochs=3), replace(LORA, dropout=0.3)
+    whole, history = trained(settings, lora=lora, max_tokens=max_tokens, log=tmp_path / "whole.jsonl")
+    path, log = tmp_path / "checkpoint.pt", tmp_path / "log.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        trained(settings, lora=lora, max_tokens=max_tokens, checkpoint=path, log=log, break_after=2)
+    with log.open("a") as file:
+        file.write('{"step": 100000, "loss": 1.0}\n{"step": 10')  # behind the checkpoint, which will be taken again
+    resumed, again = trained(settings, lora=lora, max_tokens=max_tokens, checkpoint=path, log=log)
+    assert len(again) == len(history)
+    assert log.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert all(torch.equal(one, other) for one, other in zip(whole.trained(), resumed.trained(), strict=True))
+    assert again[-1].seconds > again[1].seconds, "counted on from what the killed run had taken"
+
+
+def test_a_run_does_not_go_on_from_that_of_another(tmp_path: Path) -> None:
+    settings, path = replace(SETTINGS, epochs=2), tmp_path / "checkpoint.pt"
+    trained(settings, checkpoint=path)
+    trained(settings, checkpoint=path)
+    with pytest.raises(UsageError, match="another lr"):
+        trained(replace(settings, lr=1e-3), checkpoint=path)
+    with pytest.raises(UsageError, match="another memory for prefixes"):
+        trained(settings, max_tokens=200, checkpoint=path)
+    with pytest.raises(UsageError, match="another size of what is trained"):
+        trained(settings, lora=LORA, checkpoint=path)
+    with pytest.raises(UsageError, match="another set of samples"):
+        trained(settings, checkpoint=path, data_seed=5)
+    with pytest.raises(UsageError, match="another teacher"):
+        trained(settings, checkpoint=path, origin={"teacher": "other"})
+
+
+def test_what_drops_out_of_a_lora_does_so_in_steps_alone() -> None:
+    plain, _ = trained(SETTINGS, lora=LORA)
+    model, history = trained(SETTINGS, lora=replace(LORA, dropout=0.3))
+    assert history[-1].dev_accuracy > 0.7, "a quarter is chance"
+    assert not all(torch.equal(one, other) for one, other in zip(plain.trained(), model.trained(), strict=True))
+    layouts = random_layouts(8)
+    assert (score(model, layouts, max_tokens=MANY) == score(model, layouts, max_tokens=MANY)).all()
+    with pytest.raises(UsageError, match="dropout"):
+        replace(LORA, dropout=1.0)
+
+
+def test_more_samples_than_fit_are_trained_on_in_shards() -> None:
+    computed: list[int] = []
+    _, history = trained(replace(SETTINGS, epochs=2), max_tokens=500, computed=computed)
+    assert computed[0] == 80, "the held-out samples"
+    assert sum(computed[1:]) == 240, "every prefix is computed once"
+    assert len(history) == 2 * len(computed[1:])
+    steps = history[-1].step
+    assert len(history) > 4
+    assert steps >= 2 * 240 / 16, "every sample is seen twice"
+    assert history[-1].dev_accuracy > 0.4
+
+
+def test_what_a_teacher_thinks_and_the_labels_share_the_loss() -> None:
+    data = toy_labelled(8, 0)
+    logits, rows = torch.randn(8, 4), list(range(8))
+    thinks = torch.softmax(torch.randn(8, 4), -1)
+    by_labels = _loss(logits, data, rows, None, SETTINGS)
+    by_teacher = _loss(logits, data, rows, thinks, replace(SETTINGS, teacher_weight=1.0))
+    expected = -(torch.log_softmax(logits, -1) * thinks).sum(-1) * data.weights
+    assert float(by_teacher) == pytest.approx(float(expected.mean()), abs=1e-6)
+    both = _loss(logits, data, rows, thinks, replace(SETTINGS, teacher_weight=0.25))
+    assert float(both) == pytest.approx(0.75 * float(by_labels) + 0.25 * float(by_teacher), abs=1e-6)
+
+
+def test_a_teacher_may_stand_around_the_same_base() -> None:
+    """Its LoRA is switched off for the prefixes and for the student, and the student is what it is without it."""
+    torch.manual_seed(0)
+    base = tiny_model("llama")
+    alone = ProbeModel(base, STATES, range(10, 20))
+    layouts = toy_labelled(30, 2).layouts
+    before = score(alone, layouts, max_tokens=MANY)
+    adapter = Adapter("alora", STATES, rows=probe_model("llama").rows(), lora=probe_model("llama", lora=LORA).lora())
+    teacher = ProbeModel.of(adapter, base)
+    with teacher.base_alone():
+        assert np.array_equal(score(alone, layouts, max_tokens=MANY), before)
+    assert not np.array_equal(score(alone, layouts, max_tokens=MANY), before), "switched on it would be seen"
+    train(
+        alone, toy_labelled(30, 2), toy_labelled(30, 3), replace(SETTINGS, epochs=1), max_tokens=MANY, teacher=teacher
+    )
+    teacher.give_back()
+    fresh = tiny_model("llama").state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in base.state_dict().items())
+
+
+def test_training_ends_when_it_no_longer_gets_better() -> None:
+    _, history = trained(replace(SETTINGS, epochs=40, patience=1))
+    assert len(history) < 40
+
+
+def test_what_is_kept_had_the_least_loss_on_held_out_samples() -> None:
+    dev = toy_labelled(80, 1)
+    model, history = trained(replace(SETTINGS, epochs=10, patience=10, lr=3.0))
+    losses = [epoch.dev_loss for epoch in history]
+    assert losses[-1] > min(losses), "the last epoch was not the best here"
+    kept, _ = _judge(model, dev, Prefixes(model.prefix_model, dev.layouts))
+    assert kept == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_few_held_out_samples_judge_though_they_have_not_every_state() -> None:
+    """As where no more of them fit into the memory."""
+    few = toy_labelled(80, 1).first(3)
+    assert [len(few.layouts), *few.targets.shape, *few.weights.shape] == [3, 3, 4, 3]
+    model = probe_model("llama")
+    history = train(model, toy_labelled(64, 0), few, replace(SETTINGS, epochs=1), max_tokens=MANY)
+    assert 0 < history[0].dev_loss < 10
+
+
+def test_a_state_without_samples_is_refused_and_so_is_one_that_is_unknown() -> None:
+    samples = [Sample("a", PROCESS, "own"), Sample("b", IGNORE, "own")]
+    with pytest.raises(BadData, match="incomplete, stop"):
+        label(samples, random_layouts(2), STATES, SETTINGS)
+    with pytest.raises(BadData, match="sample 2 is ignore"):
+        label(samples, random_layouts(2), (PROCESS, INCOMPLETE), SETTINGS)
+
+
+def test_accepted_states_count_less_than_the_label_and_rare_states_more() -> None:
+    samples = [Sample("a", IGNORE, "own", accept=(PROCESS,)), *[Sample("b", PROCESS, "own")] * 3]
+    found = label(samples, random_layouts(4), (PROCESS, IGNORE), Settings(accepted_weight=0.4, balance=1.0))
+    assert found.targets[0].tolist() == pytest.approx([0.4, 1.0])
+    assert float(found.weights[0] / found.weights[1]) == pytest.approx(3.0)
+    assert float(found.weights.mean()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_what_was_trained_becomes_an_adapter_and_can_be_gone_on_from(tmp_path: Path, lora: LoraShape | None) -> None:
+    model = probe_model("llama", 2, lora)
+    kind = "rows" if lora is None else "alora"
+    Adapter(kind, STATES, rows=model.rows(), lora=model.lora()).save(tmp_path)
+    loaded = Adapter.load(tmp_path)
+    assert isinstance(loaded.rows, Rows)
+    other = probe_model("llama", 2, lora, seed=1)
+    other.set_adapter(loaded.rows, loaded.lora)
+    for one, another in zip(model.trained(), other.trained(), strict=True):
+        np.testing.assert_allclose(one.numpy(), another.numpy(), rtol=1e-3, atol=1e-4)
+    with pytest.raises(UsageError, match="LoRA"):
+        probe_model("llama", 2, replace(LORA, rank=3)).set_adapter(
+            loaded.rows, loaded.lora or probe_model("llama", 2, LORA).lora()
+        )
+
+
+def test_where_requests_end_is_read_from_plain_passes_whatever_is_judged_together() -> None:
+    tokenizer = bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>")
+    tokenizer.wrapped.chat_template = CHATML
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer.wrapped) + 4,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    ends = ModelEnds(model, tokenizer)
+    texts = ["what is the time", "", "stop", "tell me a story about the sea"]
+    together = ends(texts)
+    assert [len(p) for p in together] == [4, 0, 1, 7]
+    for text, p in zip(texts, together, strict=True):
+        assert ends([text])[0] == pytest.approx(p, abs=1e-5)
+    template = Template.from_tokenizer(tokenizer)
+    tokens = [*template.begin, *template.user("stop", first=True)]
+    marks = {tokenizer.encode(mark)[0] for mark in "?.!\n"} | {template.user_close[0]}
+    with torch.no_grad():
+        plain = torch.softmax(model(torch.tensor([tokens])).logits[0, -1], -1)
+    assert together[2][0] == pytest.approx(float(plain[sorted(marks)].sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize(("num_samples", "epochs"), [(50, 3), (1000, 2), (2000, 1), (9000, 1)])
+def test_many_samples_are_seen_less_often(num_samples: int, epochs: int) -> None:
+    recipe = ProbeRecipe(settings=Settings(epochs=3), looks=2000)
+    assert recipe.settings_for(num_samples).epochs == epochs
+    assert replace(recipe, looks=None).settings_for(num_samples).epochs == 3
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_all_of_a_step_is_where_the_model_is(lora: LoraShape | None) -> None:
+    """The device "meta" has no content, and refuses to meet tensors of another device."""
+    layout = random_layouts(1)[0]
+    model = ProbeModel(tiny_model("gemma3"), STATES, range(10, 20), lora=lora).to("meta")
+    tokens = torch.zeros(3, layout.length, dtype=torch.long)
+    _, cache = model.prefix_model.run(None, keep=True, input_ids=tokens)
+    kv = torch.stack([torch.stack([keys, values]) for keys, values in cache.kept]).detach()
+    logits = model(Past(kv, torch.full((3,), layout.length, device="meta")))
+    data = Labelled([layout] * 3, torch.zeros(3, 4), torch.ones(3))
+    _loss(logits, data, [0, 1, 2], torch.zeros(3, 4), SETTINGS).backward()
+    parts = [model.probes, model.states, *model.lora_parameters]
+    assert all(part.grad is not None and part.grad.device.type == "meta" for part in parts)
+    with pytest.raises(RuntimeError, match="device"):
+        model(Past(torch.zeros(kv.shape), torch.full((3,), layout.length)))
