@@ -11,7 +11,7 @@ from forced import Forced
 from duologue import DirectEngine, Session, SessionConfig, Template, Turn
 from duologue.core.answer import Answer
 from duologue.core.events import Decided, Event, Resumed, Suspended
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.types import InputState, Token
 
 ARRIVALS = ("at once", "held", "aside first", "taken back", "joined")

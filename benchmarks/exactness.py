@@ -32,9 +32,8 @@ from forced import Forced
 from noise import could_draw, measure
 
 from duologue import Sampling, SessionConfig, Template, Turn
-from duologue.core.backend import Backend
-from duologue.core.chance import uniform
-from duologue.core.probe import Probe
+from duologue.core.backend import Backend, uniform
+from duologue.core.prompt import Probe
 from duologue.types import InputState, Role
 
 MAX_LENGTH = 1536

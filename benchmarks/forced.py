@@ -4,7 +4,7 @@ import dataclasses
 
 from duologue.backends import forced
 from duologue.core.backend import Backend, Step
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.types import InputState
 
 

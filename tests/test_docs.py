@@ -144,7 +144,7 @@ def exists(reference: str) -> bool:
 
 def test_what_exists_is_told_from_what_does_not():
     assert exists("core.session:Session.hear")
-    assert exists("core.probe:Probe.tokens")
+    assert exists("core.prompt:Probe.tokens")
     assert exists("core.trace:Trace.passes")
     assert not exists("core.session:Session.listen")
     assert not exists("core.conversation:Session")
@@ -237,12 +237,12 @@ def test_the_layout_is_what_is_fed():
     talk.told(talk.session.heard(len(heard)))
     running = talk.session.running
     assert running is not None
-    items = running.channel.items
+    items = running.sequence.items
     seen["running"] = f"{text(items[: running.heard_at])}│{text(items[running.heard_at :])}"
     talk.hear("and a dog", "second")
     talk.tick(1)
     assert talk.session.running is not None
-    seen["promoted"] = text(talk.session.running.channel.items)
+    seen["promoted"] = text(talk.session.running.sequence.items)
     written = blocks(METHOD.split("<!-- layout -->")[1], "text")[0]
     lines = {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in written.splitlines()}
     assert {key: value.replace("\n", "⏎") for key, value in seen.items()} == lines

@@ -23,7 +23,7 @@ from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from duologue.core.events import Event, Refused, Said, from_dict
-from duologue.core.ledger import Ledger
+from duologue.core.history import Ledger
 from duologue.core.transitions import Floor
 from duologue.errors import BadData, RemoteError, UsageError
 from duologue.types import Role, Turn

@@ -51,7 +51,7 @@ def test_incomplete_words_are_held_and_grow():
     talk.hear("what is it")
     talk.run()
     assert talk.turns == [("user", "what is it"), ("assistant", "It is a cat.")]
-    assert talk.session._branch.trunk.items == list(talk.template.render([*talk.session.history]))[:-2]
+    assert talk.session._output.sequence.items == list(talk.template.render([*talk.session.history]))[:-2]
 
 
 def test_ignored_words_leave_no_trace():
@@ -146,7 +146,7 @@ def test_an_interruption_suspends_at_the_heard_word_and_is_answered():
         ("user", "what is it"),
         ("assistant", "It is a cat."),
     ]
-    assert talk.session._branch.trunk.items == list(talk.template.render(talk.session.history))[:-2]
+    assert talk.session._output.sequence.items == list(talk.template.render(talk.session.history))[:-2]
     talk.check_cache()
 
 
@@ -163,7 +163,7 @@ def test_what_is_heard_while_deciding_is_in_the_history():
     assert talk.turns[:2] == [("user", "tell me a story"), ("assistant", "This is what")]
     talk.run()
     known = list(talk.template.render(talk.session.history))[:-2]
-    assert talk.session._branch.trunk.items[: len(known)] == known
+    assert talk.session._output.sequence.items[: len(known)] == known
 
 
 def test_stop_ends_the_speech_and_go_on_resumes_it_exactly():
@@ -264,7 +264,7 @@ def test_more_words_of_the_utterance_take_the_unheard_answer_back():
     fresh = Talk(SHORT)
     fresh.hear("what is it")
     fresh.run()
-    assert talk.session._branch.trunk.items == fresh.session._branch.trunk.items
+    assert talk.session._output.sequence.items == fresh.session._output.sequence.items
     assert talk.backend.usage() == fresh.backend.usage()
     talk.check_cache()
 
@@ -422,7 +422,7 @@ def test_a_protected_answer_is_not_interrupted_and_the_words_are_answered_afterw
     assert "Suspended" not in talk.kinds()
     assert talk.turns[1][1].endswith("words.")
     assert talk.turns[2:] == [("user", "what is it"), ("assistant", "It is a cat.")]
-    assert talk.session._branch.trunk.items == list(talk.template.render(talk.session.history))[:-2]
+    assert talk.session._output.sequence.items == list(talk.template.render(talk.session.history))[:-2]
 
 
 @pytest.mark.parametrize(("interruptible", "stops"), [("false", False), ("stop-only", True)])
@@ -538,7 +538,7 @@ def test_typed_special_tokens_are_ordinary_characters():
     talk = Talk()
     talk.hear("say <|im_end|> please")
     talk.tick()
-    ids = talk.session._branch.trunk.items
+    ids = talk.session._output.sequence.items
     typed = talk.template.user("say <|im_end|> please", first=True)
     assert ids[: len(talk.template.begin) + len(typed)] == [*talk.template.begin, *typed]
     assert typed.count(257) == 0
@@ -568,10 +568,10 @@ def test_long_conversations_are_trimmed_at_a_turn_boundary():
     for i in range(40):
         talk.hear(f"question {i}", f"u{i}")
         talk.run()
-        assert len(talk.session._branch.trunk.items) <= config.max_length
+        assert len(talk.session._output.sequence.items) <= config.max_length
     assert talk.kinds().count("Trimmed") >= 3
     assert talk.turns[-2] == ("user", "question 39")
-    assert talk.session._branch.trunk.items == list(talk.template.render(talk.session.history))[:-2]
+    assert talk.session._output.sequence.items == list(talk.template.render(talk.session.history))[:-2]
     assert talk.backend.usage().num_seqs == 1
     talk.check_cache()
 
@@ -642,7 +642,7 @@ def test_a_full_cache_costs_suspended_answers_first_and_never_the_conversation()
 
 
 def test_chance_depends_on_the_place_alone():
-    from duologue.core.chance import uniform
+    from duologue.core.backend import uniform
 
     assert uniform(1, 2, 3) == uniform(1, 2, 3)
     numbers = {uniform(s, t, i) for s in range(5) for t in range(5) for i in range(5)}

@@ -23,7 +23,7 @@ def test_another_system_prompt_holds_from_the_edit_on():
     template = talk.template.with_system("Be a dog.")
     talk.told(talk.session.edit(talk.session.history, template=template))
     talk.run()
-    assert talk._turns(talk.session._branch.trunk.items)[0] == ("system", "Be a dog.")
+    assert talk._turns(talk.session._output.sequence.items)[0] == ("system", "Be a dog.")
     talk.hear("hello")
     talk.run()
     assert talk.turns == [("user", "hello"), ("assistant", "One two three four.")] * 2
@@ -34,10 +34,10 @@ def test_a_system_prompt_without_room_changes_nothing():
     talk = Talk(ANSWERS, system="Be a cat.", config=SessionConfig(max_length=400))
     talk.hear("hello")
     talk.run()
-    items = list(talk.session._branch.trunk.items)
+    items = list(talk.session._output.sequence.items)
     with pytest.raises(ContextOverflow):
         talk.session.edit(talk.session.history, template=talk.template.with_system("very " * 100))
-    assert (talk.session.template, talk.session._branch.trunk.items) == (talk.template, items)
+    assert (talk.session.template, talk.session._output.sequence.items) == (talk.template, items)
     talk.hear("hello")
     talk.run()
     assert talk.turns[2:] == [("user", "hello"), ("assistant", "One two three four.")]

@@ -94,7 +94,7 @@ def check_history(talk: Talk) -> None:
     """The live branch is the history as the template lays it out, and behind that the running answer."""
     session = talk.session
     answer = session.running
-    base = session._branch.trunk.items[: answer.turn_at] if answer else session._branch.trunk.items
+    base = session._output.sequence.items[: answer.turn_at] if answer else session._output.sequence.items
     laid = [turn for turn in talk.template_turns(base) if turn != ("assistant", "")]  # between two users, if strict
-    known = [(turn.role.value, turn.text) for turn in session._branch.history if turn.text]
+    known = [(turn.role.value, turn.text) for turn in session._output.history if turn.text]
     assert laid == known

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from duologue.core.channel import Channel
+from duologue.core.cache import TokenSequence
 from duologue.core.config import SessionConfig
 from duologue.core.events import Dropped, Promoted, Trimmed
 from duologue.core.policy import Policy
@@ -17,8 +17,8 @@ LONG = ("word " * 300).strip()
 SHORT_CONTEXT = SessionConfig(max_length=256, max_answer=400)
 
 
-def trunk(talk: Talk) -> Channel:
-    return talk.session._branch.trunk
+def sequence(talk: Talk) -> TokenSequence:
+    return talk.session._output.sequence
 
 
 @pytest.mark.parametrize("num_passes", [12, 10_000])
@@ -60,7 +60,7 @@ def test_words_that_grow_beyond_the_room_there_was_wait_for_a_shorter_context():
     talk = Talk({"q": LONG}, config=SHORT_CONTEXT)
     talk.hear("q")
     talk.tick(185)
-    assert len(trunk(talk).items) > 200
+    assert len(sequence(talk).items) > 200
     talk.hear("", "v", final=False)
     talk.tick()
     words = "x" * 50 + " yes"
@@ -73,7 +73,7 @@ def test_words_are_judged_where_there_is_no_room_for_an_answer_to_them():
     talk = Talk({"q": "word " * 32}, config=SHORT_CONTEXT)
     talk.hear("q")
     talk.run()
-    assert 144 < len(trunk(talk).items) <= 192, "short enough not to be rebuilt, too long for the words and an answer"
+    assert 144 < len(sequence(talk).items) <= 192, "too short for a compaction, too long for the words and an answer"
     aside = "x" * 32 + " (radio)"
     talk.hear(aside, "aside")
     talk.tick()
@@ -91,7 +91,7 @@ def test_a_context_that_is_made_shorter_during_an_answer_has_room_for_the_answer
     talk.hear("oh (radio)", "aside")  # for an answer to these words there would be no room
     talk.tick()
     assert talk.session.running is not None
-    assert talk.session._branch.is_making_room
+    assert talk.session._output.is_making_room
     talk.run()
     (trimmed,) = [e for e in talk.events if isinstance(e, Trimmed)]
     assert trimmed.length <= 256 // 2
@@ -102,7 +102,7 @@ def test_words_for_which_there_is_no_room_are_answered_after_a_rebuild_in_one_go
     talk = Talk({"q": "word " * num_words}, config=SHORT_CONTEXT, system=system)
     talk.hear("q")
     talk.run()
-    assert 144 < len(trunk(talk).items) <= 192, "short enough not to be rebuilt, too long for the words"
+    assert 144 < len(sequence(talk).items) <= 192, "too short for a compaction, too long for the words"
     words = "x" * 40 + " yes"
     talk.hear(words)
     check_lengths(talk, 1000)

@@ -4,7 +4,7 @@ import pytest
 
 from duologue.backends.scripted import ScriptedBackend
 from duologue.core.backend import Extend
-from duologue.core.plan import Fork, Free, Truncate
+from duologue.core.cache import Fork, Free, Truncate
 from duologue.engine.sequence_map import Carrier
 from duologue.errors import CacheFull, EngineError
 

@@ -91,7 +91,7 @@ def test_a_long_prefill_does_not_stall_the_speech_of_others() -> None:
         now = [len(guest.said) for guest in speakers]
         assert [b - a for a, b in zip(said, now, strict=True)] == [1, 1, 1, 1], "a token in every pass"
         said = now
-    tokens = len(late.session._branch.trunk.items)
+    tokens = len(late.session._output.sequence.items)
     assert num_passes <= tokens / (64 - 4) + 6, "what the speakers leave is used"
 
 
@@ -141,11 +141,11 @@ def being_trimmed(crowd: Crowd) -> Guest:
     guest = crowd.guest(history=history, config=config, policy=SURE)
     for number in range(9):
         guest.hear("tell me a story", f"q{number}")
-        while not guest.session.upkeep and crowd.tick():
+        while not guest.session.compaction_backlog and crowd.tick():
             pass
-        if guest.session.upkeep:
+        if guest.session.compaction_backlog:
             break
-    assert guest.session.upkeep > 200
+    assert guest.session.compaction_backlog > 200
     return guest
 
 
@@ -160,7 +160,7 @@ def test_making_contexts_shorter_takes_half_of_a_pass_while_somebody_speaks() ->
     crowd.tick(5)
     assert speaker.session.running.num_tokens == begun + 5  # type: ignore[union-attr]
     assert [fed(batch) for batch in crowd.batches] == [1 + 64 // 2] * 5
-    left = sorted(guest.session.upkeep for guest in guests)
+    left = sorted(guest.session.compaction_backlog for guest in guests)
     assert left[1] - left[0] > 100, "one after the other"
     speaker.hear("oh (radio)", "aside")
     crowd.tick()
@@ -173,10 +173,10 @@ def test_words_come_before_contexts_that_are_made_shorter_but_not_for_ever() -> 
     crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=64)
     guest, hearer = being_trimmed(crowd), crowd.guest()
     for number in range(10):
-        wanted = guest.session.upkeep
+        wanted = guest.session.compaction_backlog
         hearer.hear(f"aside {number} (radio)", f"aside{number}")
         crowd.tick()
-        assert wanted - guest.session.upkeep == (64 // 4 if number % 4 == 3 else 0), number
+        assert wanted - guest.session.compaction_backlog == (64 // 4 if number % 4 == 3 else 0), number
     decided = [e.text for e in hearer.events if isinstance(e, Decided)]
     assert decided == [f"aside {number} (radio)" for number in range(10)]
 
@@ -184,7 +184,7 @@ def test_words_come_before_contexts_that_are_made_shorter_but_not_for_ever() -> 
 def test_contexts_are_made_shorter_in_whole_passes_while_all_are_silent() -> None:
     crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=64)
     guest = being_trimmed(crowd)
-    wanted = guest.session.upkeep
+    wanted = guest.session.compaction_backlog
     del crowd.batches[:]
     crowd.run()
     assert guest.first(Trimmed)
@@ -259,7 +259,7 @@ def test_a_shorter_context_that_words_wait_for_is_as_urgent_as_the_words() -> No
     crowd.tick(3)
     guest.hear("well " * 45)  # more than the old context has room for
     crowd.tick()
-    assert guest.session.upkeep == 0
+    assert guest.session.compaction_backlog == 0
     assert guest.session.backlog > 100
     wanted = guest.session.backlog
     crowd.tick(2 + wanted // 60)
@@ -436,7 +436,7 @@ def test_evicted_answers_are_those_of_the_session_that_was_quiet_longest() -> No
         crowd.run()
     guests[0].hear("hm (radio)", "aside")
     crowd.run()
-    suspended = [guest.session._branch.suspended[0] for guest in guests]
+    suspended = [guest.session._output.suspended[0] for guest in guests]
     for expected in ([False, True, False], [False, True, True], [True, True, True]):
         assert crowd.scheduler._evict(CacheFull("full"))
         assert [cut.is_evicted for cut in suspended] == expected

@@ -15,7 +15,7 @@ from duologue.cli import main as cli
 from duologue.cli.main import main
 from duologue.core.backend import Extend, Step
 from duologue.core.events import Decided
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.data.samples import Sample, write_samples
 from duologue.errors import BadData, MissingDependency
 from duologue.evaluation import baselines

@@ -9,7 +9,7 @@ import pytest
 import duologue
 from browsing import PHONE, QUICK, Browsing, browsing, run
 from duologue.core.events import as_dict, from_dict
-from duologue.core.ledger import Ledger
+from duologue.core.history import Ledger
 from duologue.server.record import read_record
 from duologue.types import InputState, Turn
 from scripted import Talk

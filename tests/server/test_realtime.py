@@ -512,12 +512,12 @@ def test_an_item_can_be_replaced_without_a_change():
             item = (await peer.until("response.done"))["response"]["output"][0]
             await peer.settled()
             (conversation,) = server.talks._open.values()
-            epoch = conversation.handle.session._branch.epoch
+            epoch = conversation.handle.session._output.epoch
             await peer.say("conversation.item.delete", item_id=item["id"])
             await peer.say("conversation.item.create", item=item)
             await peer.ask("and who")
             await peer.until("response.done")
-            assert conversation.handle.session._branch.epoch == epoch, "nothing was fed again"
+            assert conversation.handle.session._output.epoch == epoch, "nothing was fed again"
 
     run(talk())
 

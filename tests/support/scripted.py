@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from duologue.backends.scripted import ScriptedBackend
 from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Said
-from duologue.core.interface import SessionFactory
 from duologue.core.policy import Policy
-from duologue.core.probe import Probe
-from duologue.core.session import Session
+from duologue.core.prompt import Probe
+from duologue.core.session import Session, SessionFactory
 from duologue.core.trace import Trace
 from duologue.engine.direct import DirectEngine
 from duologue.text.template import Template
@@ -169,9 +168,9 @@ class Talk:
     def check_cache(self) -> None:
         """The live branch's KV is what it claims to be."""
         session = self.session
-        channels = [session._branch.trunk, *(a.channel for a in session._branch.suspended)]
-        if session._input and session._input.channel:
-            channels.append(session._input.channel)
+        channels = [session._output.sequence, *(a.sequence for a in session._output.suspended)]
+        if session._input and session._input.sequence:
+            channels.append(session._input.sequence)
         for channel in channels:
             seq = self.engine.carrier.seqs.get(channel.seq)
             if seq is not None and channel.fed is None:

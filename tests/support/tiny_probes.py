@@ -1,6 +1,6 @@
 """The probe of the rows that `tiny_models.tiny_rows` makes, for models whose ids end at `VOCAB_SIZE`."""
 
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.testing.tiny_models import VOCAB_SIZE
 from duologue.types import InputState
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
+from duologue.core.answer import Utterance
+from duologue.core.cache import Plan
 from duologue.core.events import Dropped, Event, Received
-from duologue.core.plan import Plan
 from duologue.core.session import Phase, Session
 from duologue.core.transitions import Floor
-from duologue.core.utterance import Utterance
 from duologue.text.tokenizer import well_formed
 
 
@@ -19,10 +19,10 @@ class _Gated(Session):
         answer = self.running
         return Phase.LISTENING if answer is not None and not answer.num_tokens else super().phase
 
-    def plan(self, limit: int | None = None, upkeep: int | None = None) -> Plan:
+    def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
         self._cache.room = limit
-        self._branch.plan_trunk()
-        self._branch.plan_rebuild(upkeep)
+        self._output.plan_answer()
+        self._output.plan_compaction(compaction_limit)
         return self._cache.flush()
 
     def _answer_gathered(self) -> None:
@@ -61,8 +61,8 @@ class Vad(_Gated):
     def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]:
         events = super().hear(text, utterance=utterance, final=final)
         if self._input is not None and self.floor is Floor.SPEAKING:
-            self._branch.silence()
-            self._branch.forget_suspended()  # such systems forget what they were about to say
+            self._output.silence()
+            self._output.forget_suspended()  # such systems forget what they were about to say
         elif self._input is not None and self.floor is Floor.PREPARED:
             self._join(self._input)
         return events + self._settle()

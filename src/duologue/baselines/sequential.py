@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from duologue.core.backend import Extend
+from duologue.core.cache import Plan
 from duologue.core.config import SessionConfig
-from duologue.core.plan import Plan
 from duologue.core.policy import Policy
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.core.session import Session
 from duologue.text.template import Template
 from duologue.types import Turn
@@ -35,10 +35,10 @@ class Sequential(Session):
     def backlog(self) -> int:
         return super().backlog + sum(len(extend.tokens) for extend in self._rest)
 
-    def plan(self, limit: int | None = None, upkeep: int | None = None) -> Plan:
+    def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
         if self._rest:
             is_too_long = limit is not None and len(self._rest[0].tokens) > limit
             return Plan((), () if is_too_long else (self._rest.popleft(),))
-        whole = super().plan(limit, upkeep)
+        whole = super().plan(limit, compaction_limit)
         self._rest.extend(whole.batch[1:])
         return Plan(whole.ops, whole.batch[:1])

@@ -6,8 +6,7 @@ from functools import partial
 from duologue.baselines.gated import Turns, Vad
 from duologue.baselines.sequential import Sequential
 from duologue.baselines.tdm import Tdm
-from duologue.core.interface import SessionFactory
-from duologue.core.session import Session
+from duologue.core.session import Session, SessionFactory
 from duologue.types import SLICE_PERIOD_S, InputState, Token
 
 NAMES = ("cdm", "sequential", "tdm", "tdm_skip_idle", "turns", "vad")

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from duologue.core.answer import Answer
-from duologue.core.backend import Draw, Extend, Step
-from duologue.core.chance import uniform
+from duologue.core.answer import Answer, Utterance
+from duologue.core.backend import Draw, Extend, Step, uniform
+from duologue.core.cache import CacheOperations, Plan
 from duologue.core.config import SessionConfig
 from duologue.core.events import (
     Committed,
@@ -23,6 +23,7 @@ from duologue.core.events import (
     Finished,
     Heard,
     Held,
+    Log,
     Promoted,
     Received,
     Refused,
@@ -31,15 +32,11 @@ from duologue.core.events import (
     Suspended,
     Trimmed,
 )
-from duologue.core.log import Log
-from duologue.core.memory import Memory
-from duologue.core.plan import Plan
-from duologue.core.planner import Planner
+from duologue.core.input_channel import Memory
 from duologue.core.policy import Policy
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.core.session import Phase
 from duologue.core.transitions import Interruptible
-from duologue.core.utterance import Utterance
 from duologue.errors import ContextOverflow, UsageError
 from duologue.text.template import Template
 from duologue.text.tokenizer import well_formed
@@ -110,7 +107,7 @@ class Tdm:
         self._period_s = period_s
         self._slice_tokens = slice_tokens
         self._log = Log()
-        self._cache = Planner(self.config.chunk)
+        self._cache = CacheOperations(self.config.chunk)
         self._memory = Memory()
         self._waiting: list[Utterance] = []  # with words that came since the last slice
         self._changed_at = 0.0
@@ -176,12 +173,12 @@ class Tdm:
         return self._channel.num_waiting if self._slice is not None else 0
 
     @property
-    def upkeep(self) -> int:
+    def compaction_backlog(self) -> int:
         """None: what is left out of a channel that is full is left out at once."""
         return 0
 
     @property
-    def leisure(self) -> int:
+    def deferrable_backlog(self) -> int:
         """None: nothing is said ahead of its time."""
         return 0
 
@@ -271,7 +268,7 @@ class Tdm:
 
     # ------------------------------------------------------------------ plan and take
 
-    def plan(self, limit: int | None = None, upkeep: int | None = None) -> Plan:
+    def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
         """What to run next: one pass over the one channel, of at most `limit` tokens."""
         channel, piece = self._channel, self._slice
         self._cache.room = limit

@@ -3,25 +3,41 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from duologue.core.channel import Channel
+from duologue.core.cache import TokenSequence
 from duologue.core.transitions import Interruptible
-from duologue.core.utterance import Utterance
 from duologue.text.detokenizer import Detokenizer
 from duologue.types import Role, Token, Turn
 
 _CJK = 0x2E80  # from here on scripts are written without spaces: every character is a word
 
 
+class Utterance:
+    """One utterance as it stands. `skip` characters of its text belong to an earlier turn and are not counted again."""
+
+    __slots__ = ("final", "id", "skip", "text")
+
+    def __init__(self, name: str, text: str = "", *, final: bool = False, skip: int = 0) -> None:
+        self.id = name
+        self.text = text
+        self.final = final
+        self.skip = skip
+
+    @property
+    def words(self) -> str:
+        """The part of the text that belongs to the turn in hand."""
+        return self.text[self.skip :].strip()
+
+
 class Answer:
     """generating → draining (finished, not yet heard to the end) → committed; or suspended on the way.
 
-    Positions named `…_at` and `mark` count items of `channel`; positions in the text count characters.
+    Positions named `…_at` and `mark` count items of `sequence`; positions in the text count characters.
     """
 
     def __init__(
         self,
         number: int,
-        channel: Channel,
+        sequence: TokenSequence,
         detokenizer: Detokenizer,
         *,
         turn_at: int,
@@ -34,10 +50,10 @@ class Answer:
         max_tokens: int = 1 << 30,
     ) -> None:
         self.id = number
-        self.channel = channel
+        self.sequence = sequence
         self.turn_at = turn_at  # where the user's turn begins, with the closer of what was before: rollback of the turn
         self.mark = mark  # end of the user's text: rollback of the answer
-        self.answer_at = len(channel.items)  # first token of the answer
+        self.answer_at = len(sequence.items)  # first token of the answer
         self.num_turns = num_turns  # turns of the history before the user's turn
         self.user_text = user_text  # None: the assistant spoke without being asked
         self.utterances = list(utterances)

@@ -4,6 +4,7 @@ A backend holds weights and KV and has no opinions: it knows ids, positions and 
 Every call either does what it says or raises and changes nothing. `tests/test_backend_contract.py` is the same for all.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -211,3 +212,12 @@ def _check_order(vocab_size: int, extend: Extend) -> None:
             f"Extend of sequence {extend.seq} has probe tokens before others; on this backend probes are computed "
             "after all else, so feed what follows them in another call"
         )
+
+
+def uniform(seed: int, turn: int, index: int) -> float:
+    """A number in [0, 1) for token `index` of the answer behind `turn` turns of history, in the session of `seed`.
+
+    No other session, no ignored word and no answer that was taken back changes it.
+    """
+    digest = hashlib.blake2b(f"{seed}/{turn}/{index}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)

@@ -222,3 +222,20 @@ def _type_name(kind: type[Event]) -> str:
 
 EVENT_TYPES: dict[str, type[Event]] = {_type_name(kind): kind for kind in Event.__subclasses__()}
 """Every kind of event by the name that it has in JSON."""
+
+
+class Log:
+    """Collects events; `now` is the session's time in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._events: list[Event] = []
+
+    def add(self, event: Event) -> None:
+        """It happened."""
+        self._events.append(event)
+
+    def drain(self) -> list[Event]:
+        """All since the last call, in order."""
+        events, self._events = self._events, []
+        return events

@@ -2,28 +2,25 @@
 
     hear · heard · advance · respond · stop · resume · edit ─▶ Session ─▶ plan ─▶ (a forward pass) ─▶ take ─▶ events
 
-Here is the listening side, the decisions, and all that can be told and asked; the speaking side is its `Branch`.
+Here is the listening side, the decisions, and all that can be told and asked; the speaking side is its `OutputChannel`.
 Commands change only what is wanted; what that means for the KV cache is worked out in `plan`, where every piece of work
 gets a ticket, and a result that nobody waits for any more is discarded (design rule 9).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
+from typing import Protocol
 
-from duologue.core.answer import Answer
+from duologue.core.answer import Answer, Utterance
 from duologue.core.backend import Extend, Step
-from duologue.core.branch import Branch
+from duologue.core.cache import CacheOperations, Plan
 from duologue.core.config import SessionConfig
-from duologue.core.events import Decided, Dropped, Edited, Event, Held, Promoted, Received, Refused, TakenBack
-from duologue.core.input import Input
-from duologue.core.log import Log
-from duologue.core.memory import Memory
-from duologue.core.plan import Plan
-from duologue.core.planner import Planner
+from duologue.core.events import Decided, Dropped, Edited, Event, Held, Log, Promoted, Received, Refused, TakenBack
+from duologue.core.input_channel import Input, Memory
+from duologue.core.output_channel import OutputChannel
 from duologue.core.policy import Policy
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.core.transitions import Floor, Interruptible, Transition, transition
-from duologue.core.utterance import Utterance
 from duologue.errors import ContextOverflow, UsageError
 from duologue.text.template import Template
 from duologue.text.tokenizer import well_formed
@@ -39,6 +36,62 @@ class Phase(StrEnum):
     LISTENING = "listening"
     SPEAKING = "speaking"
     OVERLAP = "overlap"
+
+
+class BaseSession(Protocol):
+    """One conversation as a state machine; see `Session` for what each name means."""
+
+    @property
+    def probe(self) -> Probe: ...
+    @property
+    def config(self) -> SessionConfig: ...
+    @property
+    def now(self) -> float: ...
+    @property
+    def phase(self) -> Phase: ...
+    @property
+    def history(self) -> list[Turn]: ...
+    @property
+    def running(self) -> Answer | None: ...
+    @property
+    def input_text(self) -> str | None: ...
+    @property
+    def backlog(self) -> int: ...
+    @property
+    def compaction_backlog(self) -> int: ...
+    @property
+    def deferrable_backlog(self) -> int: ...
+    @property
+    def next_deadline(self) -> float | None: ...
+
+    def advance(self, now: float) -> list[Event]: ...
+    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]: ...
+    def heard(self, position: int, *, answer: int | None = None) -> list[Event]: ...
+    def respond(self) -> list[Event]: ...
+    def stop(self) -> list[Event]: ...
+    def resume(self) -> list[Event]: ...
+    def edit(self, history: Sequence[Turn]) -> list[Event]: ...
+
+    def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan: ...
+    def take(self, steps: Sequence[Step]) -> list[Event]: ...
+    def lose(self, batch: Sequence[Extend]) -> None: ...
+    def evict(self) -> bool: ...
+    def make_room(self) -> bool: ...
+    def close(self) -> Plan: ...
+
+
+class SessionFactory(Protocol):
+    """Makes a session, as the class `Session` does."""
+
+    def __call__(
+        self,
+        template: Template,
+        probe: Probe,
+        *,
+        policy: Policy | None = None,
+        config: SessionConfig | None = None,
+        history: Sequence[Turn] = (),
+    ) -> BaseSession: ...
 
 
 class Session:
@@ -64,7 +117,7 @@ class Session:
         self.policy = policy or Policy()
         self.config = config or SessionConfig()
         self._log = Log()
-        self._cache = Planner(self.config.chunk)
+        self._cache = CacheOperations(self.config.chunk)
         self._memory = Memory()
         self._input: Input | None = None
         self._kept: Input | None = None  # dropped with its words in the cache, since they may grow
@@ -75,7 +128,7 @@ class Session:
                 f"a probe of {probe_length} tokens is too long for a context of {self.config.max_length}: it may take "
                 f"a quarter. Give a context of {4 * probe_length} or more, or an adapter with a shorter probe"
             )
-        self._branch = Branch(
+        self._output = OutputChannel(
             template, self.policy, self.config, self._cache, self._log, history, probe_length=probe_length
         )
         self._apply: dict[Transition, Callable[[Input], None]] = {
@@ -115,12 +168,12 @@ class Session:
     def history(self) -> list[Turn]:
         """What was said to the assistant, and what was heard of it, as far back as the context reaches."""
         answer = self.running
-        return self._branch.history + (answer.turns if answer is not None and answer.num_heard else [])
+        return self._output.history + (answer.turns if answer is not None and answer.num_heard else [])
 
     @property
     def running(self) -> Answer | None:
         """The running answer, to be read: its id, its text, what has been heard of it."""
-        return self._branch.answer
+        return self._output.answer
 
     @property
     def input_text(self) -> str | None:
@@ -130,28 +183,28 @@ class Session:
     @property
     def num_suspended(self) -> int:
         """Answers that can be resumed."""
-        return len(self._branch.suspended)
+        return len(self._output.suspended)
 
     @property
     def backlog(self) -> int:
-        """About how many tokens wait to be fed; without those under way, of `upkeep` and of `leisure`."""
+        """About how many tokens wait to be fed, without those in flight and those of the other two backlogs."""
         listening = self._input
-        if listening is None or (listening.channel is None and not listening.needs_score):
-            return self._branch.backlog
-        if listening.channel is None:  # not in tokens yet
-            return self._branch.backlog + len(listening.text) // _CHARACTERS_PER_TOKEN + len(self.probe.tokens)
-        num_probes = len(self.probe.tokens) if listening.needs_score and listening.channel.fed is None else 0
-        return self._branch.backlog + listening.channel.num_waiting + num_probes
+        if listening is None or (listening.sequence is None and not listening.needs_score):
+            return self._output.backlog
+        if listening.sequence is None:  # not in tokens yet
+            return self._output.backlog + len(listening.text) // _CHARACTERS_PER_TOKEN + len(self.probe.tokens)
+        num_probes = len(self.probe.tokens) if listening.needs_score and listening.sequence.fed is None else 0
+        return self._output.backlog + listening.sequence.num_waiting + num_probes
 
     @property
-    def upkeep(self) -> int:
+    def compaction_backlog(self) -> int:
         """Tokens of a shorter context in the making, which nobody waits for while there is room in the old one."""
-        return self._branch.upkeep
+        return self._output.compaction_backlog
 
     @property
-    def leisure(self) -> int:
+    def deferrable_backlog(self) -> int:
         """Tokens of an answer that is well ahead of its listener: they can wait for a pass that is made anyway."""
-        return self._branch.leisure
+        return self._output.deferrable_backlog
 
     @property
     def next_deadline(self) -> float | None:
@@ -171,7 +224,7 @@ class Session:
         self._log.now = now
         answer, waiting = self.running, self._input
         if answer and not answer.is_released and answer.begun_at + self.policy.settle_s <= now:
-            self._branch.release()
+            self._output.release()
         elif waiting and self._is_waiting(waiting) and waiting.changed_at + self.policy.patience_s <= now:
             self._lose_patience(waiting)
         return self._settle()
@@ -248,15 +301,15 @@ class Session:
         Raises:
             UsageError: there has never been such an answer, or the position is beyond what was said.
         """
-        if answer is not None and not 0 <= answer < self._branch.num_answers:
-            raise UsageError(f"there is no answer {answer}; the newest is {self._branch.num_answers - 1}")
+        if answer is not None and not 0 <= answer < self._output.num_answers:
+            raise UsageError(f"there is no answer {answer}; the newest is {self._output.num_answers - 1}")
         running = self.running
         if running is None or (answer is not None and answer != running.id):
             return self._settle()
         if not 0 <= position <= running.num_said:
             raise UsageError(f"position {position} is not within the {running.num_said} characters said so far")
         running.num_reported = max(running.num_reported, position)
-        self._branch.hear(running, position)
+        self._output.hear(running, position)
         return self._settle()
 
     def respond(self) -> list[Event]:
@@ -264,22 +317,22 @@ class Session:
         if self._input and self._input.text:
             self._answer_now(self._input)
         elif self.running:
-            self._branch.release()
+            self._output.release()
         else:
-            self._branch.speak_up()
+            self._output.speak_up()
         return self._settle()
 
     def stop(self) -> list[Event]:
         """End the assistant's speech. What is being heard meanwhile stays."""
         if self.running is None:
             self._log.add(Refused(self.now, "stop", "no answer is running"))
-        self._branch.silence()
+        self._output.silence()
         return self._settle()
 
     def resume(self) -> list[Event]:
         """Let the answer that was cut last go on from the word that was heard last (design rule 6)."""
-        if self._branch.suspended:
-            self._branch.resume()
+        if self._output.suspended:
+            self._output.resume()
         else:
             self._log.add(Refused(self.now, "resume", "no answer is suspended"))
         return self._settle()
@@ -295,7 +348,7 @@ class Session:
             TemplateError: the model's template does not allow these turns.
         """
         template = template or self.template
-        self._branch.replace(history, template)
+        self._output.replace(history, template)
         self.template = template
         if self._input:
             self._drop(self._input, "edit")
@@ -304,7 +357,7 @@ class Session:
 
     def protect(self, interruptible: Interruptible) -> None:
         """Say what may cut the running answer, and those that follow until said otherwise."""
-        self._branch.interruptible = interruptible
+        self._output.interruptible = interruptible
         if self.running:
             self.running.interruptible = interruptible
 
@@ -316,25 +369,25 @@ class Session:
         """
         if max_answer < 1:
             raise UsageError(f"an answer of {max_answer} tokens says nothing; allow at least 1")
-        self._branch.max_answer = max_answer
+        self._output.max_answer = max_answer
 
     def adjust(self, policy: Policy) -> None:
         """Decide by `policy` from now on. What may cut an answer is not changed by it; see `protect`."""
-        self.policy = self._branch.policy = policy
+        self.policy = self._output.policy = policy
 
     def make_room(self) -> bool:
         """The cache is full: give up what is missed least. Returns whether anything was left to give up.
 
-        Words that were ignored and suspended answers (see `evict`) go first, then a rebuild under way, then the words
-        being heard; then the answer ends here, and last the older half of the conversation is left out at once.
+        Words that were ignored and suspended answers (see `evict`) go first, then a compaction in progress, then the
+        words being heard; then the answer ends here, and last the older half of the conversation is left out at once.
         """
-        branch, listening = self._branch, self._input
+        branch, listening = self._output, self._input
         if self._forget_kept() or branch.evict():
             return True
-        if branch.give_up_rebuild():
-            self._unseat(listening)  # it is forked again, or waits, as there is room then
+        if branch.give_up_compaction():
+            self._detach(listening)  # it is forked again, or waits, as there is room then
             return True
-        if listening is not None and listening.channel is not None:
+        if listening is not None and listening.sequence is not None:
             self._log.add(Refused(self.now, listening.id, "no room in the cache"))
             self._drop(listening, "no room")
             return True
@@ -345,30 +398,30 @@ class Session:
 
         It can still be resumed: what was not heard of it is fed again then.
         """
-        return self._branch.evict()
+        return self._output.evict()
 
     def close(self) -> Plan:
         """End the conversation: the returned plan frees everything it holds."""
         self._forget_kept()
-        self._unseat(self._input)
+        self._detach(self._input)
         self._input = None
-        self._branch.free()
+        self._output.free()
         return self._cache.flush()
 
     # ------------------------------------------------------------------ plan and take
 
-    def plan(self, limit: int | None = None, upkeep: int | None = None) -> Plan:
+    def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
         """What to run next: changes to the cache, then one pass with all that is pending, listening included.
 
-        With `limit`, the pass has at most so many tokens: the answer's come first, then the words being heard, then a
-        rebuild. The rest stays pending. The probe goes in whole, so less than its length puts a decision off. With
-        `upkeep`, a rebuild that nobody waits for has so many tokens of its own instead, beside those of `limit`.
+        The pass feeds at most `limit` tokens: those of the answer first, then the words being heard, then those of a
+        compaction. The rest stays pending. The probe is never split: a limit below its length postpones the decision.
+        `compaction_limit` is a separate budget, on top of `limit`, for a compaction that nothing waits for.
         """
         self._cache.room = limit
-        self._seat_input()  # first: where there is no room for it, a rebuild begins, and that is to be fed
-        self._branch.plan_trunk()
+        self._attach_input()  # first: where there is no room for it, a compaction begins, and that is to be fed
+        self._output.plan_answer()
         self._plan_input()
-        self._branch.plan_rebuild(upkeep)
+        self._output.plan_compaction(compaction_limit)
         return self._cache.flush()
 
     def take(self, steps: Sequence[Step]) -> list[Event]:
@@ -380,7 +433,7 @@ class Session:
                 continue
             answer, listening = self.running, self._input
             if answer is not None and work.owner is answer and work.version == answer.num_tokens:
-                self._branch.go_on(answer, step.tokens)
+                self._output.go_on(answer, step.tokens)
             elif listening is not None and work.owner is listening and work.version == listening.version:
                 judged = listening, step.p
         if judged is not None and judged[0] is self._input:  # after the answer's token: they share the pass
@@ -391,28 +444,28 @@ class Session:
         """The pass over `batch` did not take place; its work is planned again."""
         self._cache.lose(batch)
 
-    def _seat_input(self) -> None:
+    def _attach_input(self) -> None:
         """Fork the input channel as soon as what it forks from is in the cache."""
-        listening, branch = self._input, self._branch
-        if listening is None or listening.channel is not None or listening.deferred:
+        listening, branch = self._input, self._output
+        if listening is None or listening.sequence is not None or listening.deferred:
             return
         at, opening, is_first = branch.end()
-        if at - branch.trunk.cached > 1:
+        if at - branch.sequence.cached > 1:
             return  # what it would share is still being fed: forking now would feed it twice
         ids = (*opening, *self.template.user(listening.text, first=is_first))
         if branch.has_room(at, ids, to_answer=False):
             self._forget_kept()
-            channel = self._cache.fork(branch.trunk, at)
+            channel = self._cache.fork(branch.sequence, at)
             channel.items.extend(ids)
-            listening.sit(channel, at, opening, is_first, branch.epoch)
-        elif branch.swap_if_rebuilt():
-            self._seat_input()  # there was nothing to be fed for it
+            listening.attach(channel, at, opening, is_first, branch.epoch)
+        elif branch.swap_if_compacted():
+            self._attach_input()  # there was nothing to be fed for it
 
     def _plan_input(self) -> None:
         listening = self._input
-        if listening is None or listening.channel is None:
+        if listening is None or listening.sequence is None:
             return
-        channel = listening.channel
+        channel = listening.sequence
         self._cache.roll_back(channel)
         if channel.fed is not None:
             return
@@ -437,12 +490,12 @@ class Session:
         if is_too_long:
             self._log.add(Refused(self.now, listening.id, f"a turn of more than {limit} tokens; say it in parts"))
             self._drop(listening, "too long")
-        elif listening.channel is not None and self._branch.has_room(
+        elif listening.sequence is not None and self._output.has_room(
             listening.at, (*listening.opening, *ids), to_answer=False
         ):
-            listening.channel.replace_tail(listening.at, (*listening.opening, *ids))
+            listening.sequence.replace_tail(listening.at, (*listening.opening, *ids))
         else:
-            self._unseat(listening)  # there was room for the words that had come before, but not for these
+            self._detach(listening)  # there was room for the words that had come before, but not for these
 
     def _judge(self, listening: Input, p: tuple[float, ...]) -> None:
         answer, speaking = self.running, self.floor is Floor.SPEAKING
@@ -471,16 +524,16 @@ class Session:
             return
         self._memory.drop(newest.utterances)  # an aside beside words that wait: they go on waiting
         self._log.add(Dropped(self.now, newest.id, newest.text, state.value))
-        if listening.channel is not None:
+        if listening.sequence is not None:
             ids = self.template.user(listening.text, first=listening.is_first)
-            listening.channel.replace_tail(listening.at, (*listening.opening, *ids))
+            listening.sequence.replace_tail(listening.at, (*listening.opening, *ids))
 
     def _drop(self, listening: Input, reason: str) -> None:
         self._forget_kept()
-        if reason == InputState.IGNORE and listening.channel is not None and listening.may_come_back:
+        if reason == InputState.IGNORE and listening.sequence is not None and listening.may_come_back:
             self._kept = listening
         else:
-            self._unseat(listening)
+            self._detach(listening)
         self._input = None
         if reason == InputState.STOP:
             self._stop = listening
@@ -488,8 +541,8 @@ class Session:
         self._log.add(Dropped(self.now, listening.id, listening.text, reason))
         cut = listening.interrupted
         was_an_aside = reason in (InputState.IGNORE, "patience", "retracted")
-        if cut is not None and was_an_aside and self.running is None and self._branch.can_resume_exactly(cut):
-            self._branch.resume_exactly(cut)  # what had seemed to interrupt it did not
+        if cut is not None and was_an_aside and self.running is None and self._output.can_resume_exactly(cut):
+            self._output.resume_exactly(cut)  # what had seemed to interrupt it did not
 
     def _brought_back(self, utterance: str) -> Input:
         """A new input; or the one that was ignored last, whose words are in the cache, if they are what is growing.
@@ -497,7 +550,7 @@ class Session:
         If what is growing has stopped an answer, the new input is what interrupted it.
         """
         kept, stop = self._kept, self._stop
-        if kept is None or kept.find(utterance) is None or kept.epoch != self._branch.epoch:
+        if kept is None or kept.find(utterance) is None or kept.epoch != self._output.epoch:
             return Input([], self.now, interrupted=stop.interrupted if stop and stop.find(utterance) else None)
         self._kept = None
         kept.come_back()
@@ -506,24 +559,24 @@ class Session:
     def _forget_kept(self) -> bool:
         """Free the words that were ignored last. Returns whether there were any."""
         kept, self._kept = self._kept, None
-        self._unseat(kept)
+        self._detach(kept)
         return kept is not None
 
-    def _unseat(self, listening: Input | None) -> None:
+    def _detach(self, listening: Input | None) -> None:
         """Take the channel away; it is forked again from where the live branch ends then."""
-        if listening is not None and listening.channel is not None:
-            self._cache.free(listening.channel)
-            listening.channel = None
+        if listening is not None and listening.sequence is not None:
+            self._cache.free(listening.sequence)
+            listening.sequence = None
 
     def _halt(self, listening: Input) -> None:
         listening.interrupted = self.running
         self._drop(listening, InputState.STOP.value)
-        self._branch.silence()
+        self._output.silence()
 
     def _join(self, listening: Input) -> None:
         """A new utterance continues the turn whose answer has not been heard."""
         assert self.running is not None, "there is an answer to take back"
-        self._unseat(listening)
+        self._detach(listening)
         self._input = None
         turn = self._take_back(self.running)
         turn.utterances += listening.utterances
@@ -533,11 +586,11 @@ class Session:
         """Roll the unheard answer back to the mark: its turn is an input again, on a fork that has the words cached."""
         others = self._input.utterances if self._input else []
         self._forget_kept()
-        self._unseat(self._input)
+        self._detach(self._input)
         turn = self._input = Input([*answer.utterances, *others], self.now, interrupted=answer.interrupted)
-        words = self._branch.take_back(answer)
-        at, opening, is_first = self._branch.end()
-        turn.sit(words, at, opening, is_first, self._branch.epoch)
+        words = self._output.take_back(answer)
+        at, opening, is_first = self._output.end()
+        turn.attach(words, at, opening, is_first, self._output.epoch)
         self._memory.take_back(answer.utterances)
         self._log.add(TakenBack(self.now, answer.id))
         return turn
@@ -545,21 +598,21 @@ class Session:
     # ------------------------------------------------------------------ answering
 
     def _promote(self, listening: Input) -> None:
-        branch = self._branch
+        branch = self._output
         if self.running is not None:
             listening.interrupted = self.running
             branch.suspend(self.running)
         at, opening, is_first = branch.end()
         ids = (*opening, *self.template.user(listening.text, first=is_first))
         if not branch.has_room(at, ids, to_answer=True):
-            self._unseat(listening)
+            self._detach(listening)
             self._defer(listening)
             return
-        if listening.channel is not None and listening.sits(at, opening, branch.epoch):
-            branch.adopt(listening.channel)
+        if listening.sequence is not None and listening.is_attached(at, opening, branch.epoch):
+            branch.adopt(listening.sequence)
         else:  # more has been heard since the fork: the words go behind that, with the header, in one pass
-            self._unseat(listening)
-            branch.trunk.items.extend(ids)
+            self._detach(listening)
+            branch.sequence.items.extend(ids)
         self._input = None
         answer = branch.begin_answer(at, listening.text, listening.utterances)
         answer.interrupted = listening.interrupted
@@ -574,7 +627,7 @@ class Session:
             self._join(listening)
         if self._input is not None:
             self._promote(self._input)
-        self._branch.release()
+        self._output.release()
 
     def _lose_patience(self, listening: Input) -> None:
         """Nothing has come of words that were incomplete, or of an onset without any (design rule 7)."""
@@ -590,7 +643,7 @@ class Session:
 
     def _release_if_sure(self, answer: Answer, is_sure: bool = False) -> None:
         if is_sure or all(utterance.final for utterance in answer.utterances):
-            self._branch.release()
+            self._output.release()
 
     # ------------------------------------------------------------------ time and events
 
@@ -606,13 +659,13 @@ class Session:
 
     def _settle(self) -> list[Event]:
         """What follows from it: a rebuilt context is put to use, and words that had to wait get their turn."""
-        self._branch.swap_if_rebuilt()
+        self._output.swap_if_compacted()
         listening = self._input
-        self._branch.is_talked_over = listening is not None
-        if self._kept is not None and self._kept.epoch != self._branch.epoch:
+        self._output.is_talked_over = listening is not None
+        if self._kept is not None and self._kept.epoch != self._output.epoch:
             self._forget_kept()
-        if listening is not None and listening.epoch != self._branch.epoch:
-            self._unseat(listening)
-        if listening is not None and listening.deferred and self.running is None and not self._branch.is_making_room:
+        if listening is not None and listening.epoch != self._output.epoch:
+            self._detach(listening)
+        if listening is not None and listening.deferred and self.running is None and not self._output.is_making_room:
             self._promote(listening)
         return self._log.drain()

@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable
 
 from duologue.core.backend import Backend, Step
+from duologue.core.cache import Plan
 from duologue.core.events import Event
-from duologue.core.interface import AnySession
-from duologue.core.plan import Plan
-from duologue.core.session import Phase
+from duologue.core.session import BaseSession, Phase
 from duologue.core.trace import Pass, Sink
 from duologue.engine.sequence_map import Carrier, failure
 from duologue.errors import CacheFull, DuologueError
@@ -47,7 +46,7 @@ class DirectEngine:
     def __init__(
         self,
         backend: Backend,
-        session: AnySession,
+        session: BaseSession,
         *,
         sink: Sink | None = None,
         clock: Callable[[], float] = time.perf_counter,

@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from duologue.core.backend import Backend
 from duologue.core.events import Event
-from duologue.core.interface import AnySession
 from duologue.core.policy import Policy
-from duologue.core.session import Session
+from duologue.core.session import BaseSession, Session
 from duologue.core.trace import Pass, Sink
 from duologue.core.transitions import Interruptible
 from duologue.engine.playback_clock import Pace
@@ -94,7 +93,9 @@ class BatchEngine:
         ):  # else it follows from what was told already
             raise self.scheduler.trouble
 
-    def open(self, session: AnySession, *, words_per_second: float | None = None, sink: Sink | None = None) -> "Handle":
+    def open(
+        self, session: BaseSession, *, words_per_second: float | None = None, sink: Sink | None = None
+    ) -> "Handle":
         """Let a session in.
 
         What the user has heard: with `SessionConfig(heard="shown")`, what is said, at once. With "reported", what
@@ -150,7 +151,7 @@ class Handle:
     told by `events`. To be used in the event loop's thread.
     """
 
-    def __init__(self, engine: BatchEngine, session: AnySession, pace: Pace | None, sink: Sink | None) -> None:
+    def __init__(self, engine: BatchEngine, session: BaseSession, pace: Pace | None, sink: Sink | None) -> None:
         self.session = session  # to be read
         self.num_told = 0  # events so far
         self._engine = engine

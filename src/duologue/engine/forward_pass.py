@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from duologue.core.backend import Backend, Extend, Step
-from duologue.core.plan import Plan
+from duologue.core.cache import Plan
 from duologue.core.session import Phase
 from duologue.engine.scheduled_session import Member
 from duologue.engine.sequence_map import failure

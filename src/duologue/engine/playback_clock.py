@@ -1,7 +1,7 @@
 """A listener who hears an answer at a constant rate, however fast it is generated."""
 
 from duologue.core.events import Event
-from duologue.core.interface import AnySession
+from duologue.core.session import BaseSession
 from duologue.errors import UsageError
 
 CHARACTERS_PER_WORD = 6.0
@@ -15,7 +15,7 @@ class Pace:
         UsageError: the rate is not positive, or the session takes for heard what is shown.
     """
 
-    def __init__(self, session: AnySession, words_per_second: float) -> None:
+    def __init__(self, session: BaseSession, words_per_second: float) -> None:
         if not 0 < words_per_second < float("inf"):
             raise UsageError(f"words_per_second {words_per_second} must be positive; None hears at once")
         if session.config.heard == "shown":

@@ -15,10 +15,9 @@ from typing import Any
 from duologue.core.backend import Backend, Sampling
 from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Heard, Said
-from duologue.core.interface import AnySession, SessionFactory
 from duologue.core.policy import Policy
-from duologue.core.probe import Probe
-from duologue.core.session import Session
+from duologue.core.prompt import Probe
+from duologue.core.session import BaseSession, Session, SessionFactory
 from duologue.core.trace import Sink, Trace
 from duologue.engine.direct import DirectEngine
 from duologue.errors import BadData, DuologueError, UsageError
@@ -220,7 +219,7 @@ class Replay:
             template = template.with_system(script.system)
         config = SessionConfig(max_length=max_length, max_answer=max_answer, sampling=sampling or Sampling(), seed=seed)
         self._end = end
-        self.session: AnySession = make(template, probe, policy=policy, config=config, history=script.history)
+        self.session: BaseSession = make(template, probe, policy=policy, config=config, history=script.history)
         self._engine = DirectEngine(backend, self.session, sink=self._record)
         self._said: dict[int, str] = {}
         self._heard: dict[int, int] = {}

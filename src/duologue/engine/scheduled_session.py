@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from duologue.core.backend import Backend
 from duologue.core.events import Event
-from duologue.core.interface import AnySession
+from duologue.core.session import BaseSession
 from duologue.core.trace import Sink
 from duologue.engine import playback_clock
 from duologue.engine.sequence_map import Carrier
@@ -22,7 +22,7 @@ class Member:
 
     def __init__(
         self,
-        session: AnySession,
+        session: BaseSession,
         backend: Backend,
         *,
         sink: Sink,

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from duologue.core.backend import Backend
-from duologue.core.interface import AnySession
-from duologue.core.session import Phase
+from duologue.core.session import BaseSession, Phase
 from duologue.core.trace import Pass, Sink
 from duologue.engine.forward_pass import Job, Part
 from duologue.engine.playback_clock import Pace
@@ -98,7 +97,7 @@ class Scheduler:
 
     def admit(
         self,
-        session: AnySession,
+        session: BaseSession,
         *,
         sink: Sink,
         failed: Callable[[DuologueError], None],
@@ -137,7 +136,7 @@ class Scheduler:
             self.remove(member)
         self._free_leaving()
 
-    def _check_room(self, session: AnySession) -> None:
+    def _check_room(self, session: BaseSession) -> None:
         info, wanted = self.backend.info, session.config.max_length
         if any(member.session is session for member in self._members):
             raise UsageError("this session is open already; make another one")
@@ -172,7 +171,7 @@ class Scheduler:
     def due(self, now: float) -> float | None:
         """When there will be something to do if nobody says anything; None if there will not."""
         dues = [due for member in self._members if (due := member.due(now)) is not None]
-        if any(member.session.leisure for member in self._members):
+        if any(member.session.deferrable_backlog for member in self._members):
             dues.append(self._leisure_at)
         return min(dues, default=None)
 
@@ -234,7 +233,7 @@ class Scheduler:
         long: list[Member] = []
         for member in sorted(self._members, key=self._waiting_since):
             session = member.session
-            if session.leisure and not (is_leisurely or session.backlog or member in upkeep):
+            if session.deferrable_backlog and not (is_leisurely or session.backlog or member in upkeep):
                 continue
             (long if session.backlog > _SHORT else short).append(member)
         parts: list[Part] = []
@@ -259,7 +258,10 @@ class Scheduler:
         None while anybody waits for more than the next token of an answer, but now and then a few.
         """
         found: dict[Member, int] = {}
-        wanting = sorted((m for m in self._members if m.session.upkeep), key=lambda member: member.session.upkeep)
+        wanting = sorted(
+            (m for m in self._members if m.session.compaction_backlog),
+            key=lambda member: member.session.compaction_backlog,
+        )
         if not wanting:
             self._upkeep_at = self._num_ticks
             return found
@@ -269,7 +271,7 @@ class Scheduler:
         elif any(member.session.phase is not Phase.SILENCE for member in self._members):
             left = max(1, left // 2)
         for member in wanting:
-            if left and (size := min(left, member.session.upkeep)):
+            if left and (size := min(left, member.session.compaction_backlog)):
                 found[member] = size
                 left -= size
                 self._upkeep_at = self._num_ticks

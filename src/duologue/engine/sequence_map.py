@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from duologue.core.backend import Backend, Extend
-from duologue.core.plan import Fork, Free, Op, Truncate
+from duologue.core.cache import Fork, Free, Op, Truncate
 from duologue.errors import CacheFull, DuologueError, EngineError
 from duologue.types import Seq
 

@@ -13,10 +13,9 @@ from duologue.backends.ids import IdBackend
 from duologue.baselines.sessions import NAMES, factory
 from duologue.core.backend import Backend, Extend, Step, check_batch
 from duologue.core.events import Event, Received, Said, Suspended, Withdrawn
-from duologue.core.interface import AnySession
 from duologue.core.policy import Policy
-from duologue.core.probe import Probe
-from duologue.core.session import Phase
+from duologue.core.prompt import Probe
+from duologue.core.session import BaseSession, Phase
 from duologue.core.trace import Pass, Sink, Trace
 from duologue.engine.replay import Replay
 from duologue.evaluation.cost_lessons import Lesson, Teacher, lessons, overheard
@@ -86,7 +85,7 @@ class Runner:
         teacher = Teacher(backend, self._probe, self._template, lesson)
         make = factory(name, judge=lesson.judge, idle=self._idle)
 
-        def taught(*args: Any, **options: Any) -> AnySession:
+        def taught(*args: Any, **options: Any) -> BaseSession:
             teacher.session = make(*args, **options)
             return teacher.session
 

@@ -10,8 +10,8 @@ from typing import Any
 from duologue.backends.forced import Forced
 from duologue.baselines.tdm import Tdm
 from duologue.core.backend import Backend, Step
-from duologue.core.interface import AnySession
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
+from duologue.core.session import BaseSession
 from duologue.data.jsonl import read_rows
 from duologue.engine.replay import Cue, Script
 from duologue.errors import UsageError
@@ -117,7 +117,7 @@ class Teacher(Forced):
 
     def __init__(self, backend: Backend, probe: Probe, template: Template, lesson: Lesson) -> None:
         super().__init__(backend, self._corrected)
-        self.session: AnySession | None = None
+        self.session: BaseSession | None = None
         self.num_spoken = 0  # tokens of answers that were drawn, their ends left out
         self._states = probe.states
         self._stop = _stop_token(template)
@@ -135,7 +135,7 @@ class Teacher(Forced):
             return dataclasses.replace(step, tokens=(self._next(self.session),))
         return step
 
-    def _next(self, session: AnySession) -> Token:
+    def _next(self, session: BaseSession) -> Token:
         expected = session.expected if isinstance(session, Tdm) else _running(session)
         if expected is None:
             return self._stop
@@ -157,6 +157,6 @@ def _stop_token(template: Template) -> Token:
     return min(template.stop_tokens)
 
 
-def _running(session: AnySession) -> tuple[str | None, int] | None:
+def _running(session: BaseSession) -> tuple[str | None, int] | None:
     answer = session.running
     return None if answer is None else (answer.user_text, answer.num_tokens)

@@ -20,7 +20,7 @@ from typing import Any
 from duologue.core.backend import Backend
 from duologue.core.config import SessionConfig
 from duologue.core.events import Decided, Event
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.core.session import Session
 from duologue.core.trace import Pass
 from duologue.core.transitions import Floor

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from duologue.core.backend import Backend, Extend
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.decisions.choice import Probabilities
 from duologue.models.model import Model, Progress
 from duologue.training.layout import Layout

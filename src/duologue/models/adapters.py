@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save
 from duologue.backends.lora import Lora
 from duologue.backends.rows import Rows
 from duologue.core.policy import Thresholds
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.errors import AdapterMismatch, UsageError
 from duologue.models.prompting import prompted_probe
 from duologue.text.template import Template, Tokenizer

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from duologue.core.backend import Backend
 from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.core.session import Session
 from duologue.errors import AdapterMismatch, MissingDependency, UsageError
 from duologue.models.adapters import Adapter, Fingerprint, prompted, shipped_for

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from duologue.core.probe import Probe
+from duologue.core.prompt import Probe
 from duologue.errors import UsageError
 from duologue.text.template import Template
 from duologue.types import InputState, Token

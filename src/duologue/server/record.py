@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from duologue.core.events import Event, as_dict, from_dict
-from duologue.core.ledger import Ledger
+from duologue.core.history import Ledger
 from duologue.errors import BadData, UsageError
 from duologue.types import Role, Turn
 

@@ -1,6 +1,6 @@
 """Keeps what a session remembers the same as what the client sees: the items, and the instructions."""
 
-from duologue.core.layout import newest_that_fit
+from duologue.core.compaction import newest_that_fit
 from duologue.core.session import Session
 from duologue.engine.engine import Handle
 from duologue.errors import ContextOverflow

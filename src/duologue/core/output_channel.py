@@ -5,16 +5,16 @@ Knows turns and answers; not what is being heard, nor why an answer begins or en
 
 from collections.abc import Sequence
 
-from duologue.core import layout
-from duologue.core.answer import Answer
-from duologue.core.backend import Draw
-from duologue.core.chance import uniform
-from duologue.core.channel import Channel
+from duologue.core.answer import Answer, Utterance
+from duologue.core.backend import Draw, uniform
+from duologue.core.cache import CacheOperations, TokenSequence
+from duologue.core.compaction import Compaction
 from duologue.core.config import SessionConfig
 from duologue.core.events import (
     Committed,
     Finished,
     Heard,
+    Log,
     Promoted,
     Refused,
     Released,
@@ -24,11 +24,7 @@ from duologue.core.events import (
     Trimmed,
     Withdrawn,
 )
-from duologue.core.log import Log
-from duologue.core.planner import Planner
 from duologue.core.policy import Policy
-from duologue.core.rebuild import Rebuild
-from duologue.core.utterance import Utterance
 from duologue.errors import ContextOverflow, TemplateError, UsageError
 from duologue.text.template import Template
 from duologue.types import Role, Token, Turn
@@ -36,10 +32,10 @@ from duologue.types import Role, Token, Turn
 MAX_SUSPENDED = 2  # answers that can be resumed; older ones are released
 
 
-class Branch:
-    """Everything that was committed, in one channel (`trunk`), with the running answer behind it.
+class OutputChannel:
+    """Everything that was committed, in one channel (`sequence`), with the running answer behind it.
 
-    `epoch` counts how often the trunk was replaced or rolled back: what was forked before that is out of date.
+    `epoch` counts how often the sequence was replaced or rolled back: what was forked before that is out of date.
     """
 
     def __init__(
@@ -47,7 +43,7 @@ class Branch:
         template: Template,
         policy: Policy,
         config: SessionConfig,
-        cache: Planner,
+        cache: CacheOperations,
         log: Log,
         history: Sequence[Turn],
         *,
@@ -68,38 +64,38 @@ class Branch:
         self._cache = cache
         self._log = log
         self._was_cut = False  # whether the last turn of the history was
-        self._rebuild: Rebuild | None = None
-        self._crowded: Answer | None = None  # while it runs, the cache has no place for a rebuild
+        self._compaction: Compaction | None = None
+        self._crowded: Answer | None = None  # while it runs, the cache has no place for a compaction
         self._probe_length = probe_length
         self._room = max(len(template.header) + config.min_room, probe_length)  # tokens wanted for an answer
-        self.trunk = cache.open(self._lay_out(history))
+        self.sequence = cache.open(self._lay_out(history))
         self.history.extend(history)
 
     @property
     def is_making_room(self) -> bool:
         """Whether a shorter context is being built."""
-        return self._rebuild is not None
+        return self._compaction is not None
 
     @property
     def backlog(self) -> int:
-        """Tokens that wait to be fed, without those of `upkeep` and `leisure`."""
+        """Tokens that wait to be fed, without those of `compaction_backlog` and `deferrable_backlog`."""
         is_well_ahead = self.answer is not None and self._is_ahead(self.answer, self._lookahead // 2 + 1)
-        trunk, rebuild = 0 if is_well_ahead else self.trunk.num_waiting, self._rebuild
-        return trunk + (rebuild.channel.num_waiting if rebuild is not None and rebuild.is_awaited else 0)
+        sequence, compaction = 0 if is_well_ahead else self.sequence.num_waiting, self._compaction
+        return sequence + (compaction.sequence.num_waiting if compaction is not None and compaction.is_awaited else 0)
 
     @property
-    def upkeep(self) -> int:
-        """Tokens of a rebuild that nobody waits for."""
-        rebuild = self._rebuild
-        return 0 if rebuild is None or rebuild.is_awaited else rebuild.channel.num_waiting
+    def compaction_backlog(self) -> int:
+        """Tokens of a compaction that nobody waits for."""
+        compaction = self._compaction
+        return 0 if compaction is None or compaction.is_awaited else compaction.sequence.num_waiting
 
     @property
-    def leisure(self) -> int:
+    def deferrable_backlog(self) -> int:
         """Tokens with which an answer that is well ahead of its listener can go on."""
         answer = self.answer
         if answer is None or not self._is_ahead(answer, self._lookahead // 2 + 1):
             return 0
-        return 0 if self._is_ahead(answer, self._lookahead) else self.trunk.num_waiting
+        return 0 if self._is_ahead(answer, self._lookahead) else self.sequence.num_waiting
 
     @property
     def last_role(self) -> Role | None:
@@ -107,15 +103,15 @@ class Branch:
         return self.history[-1].role if self.history else None
 
     def end(self) -> tuple[int, tuple[Token, ...], bool]:
-        """Where the next user turn forks from the trunk, what opens it there, and whether it is the first."""
+        """Where the next user turn forks from the sequence, what opens it there, and whether it is the first."""
         answer, was_cut = self.answer, self._was_cut
-        at, last = len(self.trunk.items), self.last_role
+        at, last = len(self.sequence.items), self.last_role
         if answer is not None and answer.num_heard:
             at, last, was_cut = answer.heard_at, Role.ASSISTANT, True
         elif answer is not None:
             at, last = answer.mark, last if answer.user_text is None else Role.USER
         note = self.policy.cut_note if was_cut else ""
-        return at, layout.opening(self._template, last, cut_note=note), last is None
+        return at, _opening(self._template, last, cut_note=note), last is None
 
     def has_room(self, at: int, ids: tuple[Token, ...], *, to_answer: bool) -> bool:
         """Whether behind a turn of `ids` at `at` there is room for an answer, or, without `to_answer`, to judge it.
@@ -124,31 +120,31 @@ class Branch:
         """
         left = self._config.max_length - at - len(ids)
         if left < self._room:
-            self._start_rebuild()
+            self._start_compaction()
         is_enough = left >= (self._room if to_answer or self._is_crowded else self._probe_length)
-        if not is_enough and self._rebuild is not None:
-            self._rebuild.is_awaited = True
+        if not is_enough and self._compaction is not None:
+            self._compaction.is_awaited = True
         return is_enough
 
     # ------------------------------------------------------------------ answering
 
-    def adopt(self, channel: Channel) -> None:
-        """`channel`, which continues the trunk, is the trunk from now on."""
-        self._cache.free(self.trunk)
-        self.trunk = channel
+    def adopt(self, channel: TokenSequence) -> None:
+        """`channel`, which continues the sequence, is the sequence from now on."""
+        self._cache.free(self.sequence)
+        self.sequence = channel
 
     def begin_answer(self, turn_at: int, user_text: str | None, utterances: Sequence[Utterance]) -> Answer:
-        """The assistant's turn opens behind the trunk; the user's turn began at `turn_at`.
+        """The assistant's turn opens behind the sequence; the user's turn began at `turn_at`.
 
         Raises:
             TemplateError: nobody asked (`user_text` is None), and the template wants that somebody does.
         """
         opener = self._template.joint(Role.USER if user_text is not None else self.last_role, Role.ASSISTANT)
-        mark = len(self.trunk.items)
-        self.trunk.items.extend(opener)
+        mark = len(self.sequence.items)
+        self.sequence.items.extend(opener)
         self.answer = Answer(
             self.num_answers,
-            self.trunk,
+            self.sequence,
             self._template.detokenizer(),
             turn_at=turn_at,
             mark=mark,
@@ -168,43 +164,43 @@ class Branch:
             text = self.history[-1].text
             self._reopen(len(self.history) - 1)
             size = len(self._template.lay_out([Turn(Role.USER, text)], self.last_role))
-            self.begin_answer(len(self.trunk.items) - size, text, [Utterance("history", text, final=True)])
+            self.begin_answer(len(self.sequence.items) - size, text, [Utterance("history", text, final=True)])
         else:
             try:
-                self.begin_answer(len(self.trunk.items), None, ())
+                self.begin_answer(len(self.sequence.items), None, ())
             except TemplateError as error:
                 self._log.add(Refused(self._log.now, "respond", str(error)))
         self.release()
 
-    def plan_rebuild(self, upkeep: int | None) -> None:
-        """Feed a part of what is being rebuilt; `upkeep` tokens (None: what is left) if nobody waits for it."""
-        rebuild = self._rebuild
-        if rebuild is None or rebuild.channel.fed is not None:
+    def plan_compaction(self, compaction_limit: int | None) -> None:
+        """Feed part of a compaction: `compaction_limit` tokens (None: the rest of the pass) if nothing waits for it."""
+        compaction = self._compaction
+        if compaction is None or compaction.sequence.fed is not None:
             return
-        if upkeep is not None and not rebuild.is_awaited:
-            self._cache.room = upkeep
-        if size := self._cache.portion(rebuild.channel):
-            self._cache.feed(rebuild.channel, size)
+        if compaction_limit is not None and not compaction.is_awaited:
+            self._cache.room = compaction_limit
+        if size := self._cache.portion(compaction.sequence):
+            self._cache.feed(compaction.sequence, size)
 
-    def plan_trunk(self) -> None:
+    def plan_answer(self) -> None:
         """Feed what is pending there: what the answer follows, or its last token, to draw the next."""
-        trunk, answer = self.trunk, self.answer
-        self._cache.roll_back(trunk)
-        if trunk.fed is not None:
+        sequence, answer = self.sequence, self.answer
+        self._cache.roll_back(sequence)
+        if sequence.fed is not None:
             return
         if answer is not None and self._is_ahead(answer, self._lookahead):
             return
-        if answer is not None and not answer.finished and not trunk.num_pending:
-            trunk.forget_last()  # its result was discarded: the token has to be fed again to draw the next
-        size = self._cache.portion(trunk)
+        if answer is not None and not answer.finished and not sequence.num_pending:
+            sequence.forget_last()  # its result was discarded: the token has to be fed again to draw the next
+        size = self._cache.portion(sequence)
         if size == 0:
             return
-        if answer is None or answer.finished or size < trunk.num_pending:
-            self._cache.feed(trunk, size)
+        if answer is None or answer.finished or size < sequence.num_pending:
+            self._cache.feed(sequence, size)
             return
         index = answer.num_tokens
         draw = Draw(self._config.sampling, uniform(self._config.seed, self._num_trimmed + answer.num_turns, index))
-        self._cache.feed(trunk, size, draw=draw, owner=answer, version=index)
+        self._cache.feed(sequence, size, draw=draw, owner=answer, version=index)
 
     @property
     def _lookahead(self) -> int:
@@ -260,9 +256,9 @@ class Branch:
             self._close_turn(answer, was_cut=False)
 
     def _push(self, answer: Answer, token: Token) -> None:
-        answer.channel.items.append(token)
+        answer.sequence.items.append(token)
         answer.push(token)
-        if answer.num_tokens >= answer.max_tokens or len(answer.channel.items) >= self._config.max_length:
+        if answer.num_tokens >= answer.max_tokens or len(answer.sequence.items) >= self._config.max_length:
             self._finish(answer, "length")
 
     def _finish(self, answer: Answer, reason: str) -> None:
@@ -283,8 +279,8 @@ class Branch:
         self.history += answer.turns
         self._was_cut = was_cut
         self.answer = None
-        if len(self.trunk.items) > self._config.max_length * 3 // 4:
-            self._start_rebuild()
+        if len(self.sequence.items) > self._config.max_length * 3 // 4:
+            self._start_compaction()
 
     # ------------------------------------------------------------------ cutting and resuming
 
@@ -299,21 +295,21 @@ class Branch:
 
     def suspend(self, answer: Answer) -> None:
         """Cut the running answer where it has been heard; the live branch goes on from there."""
-        self.trunk = self._cache.fork(answer.channel, answer.heard_at)
+        self.sequence = self._cache.fork(answer.sequence, answer.heard_at)
         self.suspended.append(answer)
         if len(self.suspended) > MAX_SUSPENDED:
             self._forget_oldest()
         self._log.add(Suspended(self._log.now, answer.id, answer.heard_text, answer.unheard_text))
         self._close_turn(answer, was_cut=True)
 
-    def take_back(self, answer: Answer) -> Channel:
+    def take_back(self, answer: Answer) -> TokenSequence:
         """Undo the running answer, of which nothing was heard. Returns a channel that still has the user's words."""
-        words = self._cache.fork(self.trunk, answer.mark)
+        words = self._cache.fork(self.sequence, answer.mark)
         self._roll_back_turn(answer)
         return words
 
     def _roll_back_turn(self, answer: Answer) -> None:
-        self.trunk.shorten(answer.turn_at)
+        self.sequence.shorten(answer.turn_at)
         self.answer = None
         self.epoch += 1
 
@@ -337,11 +333,11 @@ class Branch:
         """`cut` goes on, with its own KV if that was not given up."""
         self.suspended.remove(cut)
         if cut.is_evicted:  # the live branch ends where the answer was cut
-            self.trunk.replace_tail(cut.heard_at, cut.channel.items[cut.heard_at :])
-            cut.channel, cut.is_evicted = self.trunk, False
+            self.sequence.replace_tail(cut.heard_at, cut.sequence.items[cut.heard_at :])
+            cut.sequence, cut.is_evicted = self.sequence, False
         else:
-            self._cache.free(self.trunk)
-            self.trunk = cut.channel
+            self._cache.free(self.sequence)
+            self.sequence = cut.sequence
         self._reopen(cut.num_turns)
         self.answer = cut
         self.epoch += 1
@@ -354,16 +350,16 @@ class Branch:
         if self.can_resume_exactly(cut):
             self.resume()
         else:
-            self.trunk.shorten(asked.mark)
+            self.sequence.shorten(asked.mark)
             self._replay(cut, self.begin_answer(asked.turn_at, asked.user_text, asked.utterances))
 
     def _answer_nobody_asked_for(self) -> Answer:
         try:
-            return self.begin_answer(len(self.trunk.items), None, ())
+            return self.begin_answer(len(self.sequence.items), None, ())
         except TemplateError:  # strict alternation: somebody has to ask
             text = next(iter(self.policy.resume_phrases), "go on")
             at, opening, is_first = self.end()
-            self.trunk.items.extend((*opening, *self._template.user(text, first=is_first)))
+            self.sequence.items.extend((*opening, *self._template.user(text, first=is_first)))
             self._log.add(Promoted(self._log.now, "resume", text, self.num_answers))
             return self.begin_answer(at, text, [Utterance("resume", text, final=True)])
 
@@ -373,7 +369,7 @@ class Branch:
         self._release_kv(cut)
         answer.is_released = True
         self._log.add(Resumed(self._log.now, answer.id, cut.id, exact=False))
-        for token in cut.channel.items[cut.heard_at : cut.end_at]:
+        for token in cut.sequence.items[cut.heard_at : cut.end_at]:
             if not answer.finished:
                 self._push(answer, token)
         if cut.finished == "stop" and not answer.finished:
@@ -395,7 +391,7 @@ class Branch:
 
     def _release_kv(self, cut: Answer) -> None:
         if not cut.is_evicted:
-            self._cache.free(cut.channel)
+            self._cache.free(cut.sequence)
             cut.is_evicted = True
 
     def _forget_oldest(self) -> None:
@@ -416,84 +412,84 @@ class Branch:
             self._template = before
             raise
         self.free()
-        self.trunk = self._cache.open(items)
+        self.sequence = self._cache.open(items)
         self.history, self._was_cut = list(history), False
         self.epoch += 1
 
     def free(self) -> None:
         """Free every channel."""
         self.forget_suspended()
-        self.abandon_rebuild()
+        self.abandon_compaction()
         self.answer = None
-        self._cache.free(self.trunk)
+        self._cache.free(self.sequence)
 
-    def swap_if_rebuilt(self) -> bool:
+    def swap_if_compacted(self) -> bool:
         """Go over to the rebuilt context, if it is ready and no answer is running. Returns whether that was so."""
-        rebuild = self._rebuild
-        if rebuild is None or self.answer is not None or not rebuild.catch_up(self.history):
+        compaction = self._compaction
+        if compaction is None or self.answer is not None or not compaction.catch_up(self.history):
             return False
-        self._rebuild = None
-        self._swap(rebuild)
+        self._compaction = None
+        self._swap(compaction)
         return True
 
     def trim_at_once(self) -> bool:
         """Leave out the older half, and feed the rest anew. Returns whether there was anything to leave out."""
         if self.answer is not None:
             return False
-        rebuild = Rebuild(self._template, self.history, len(self.trunk.items) // 2, self._cache)
-        if rebuild.num_dropped:
-            self._swap(rebuild)
+        compaction = Compaction(self._template, self.history, len(self.sequence.items) // 2, self._cache)
+        if compaction.num_dropped:
+            self._swap(compaction)
             return True
-        self._cache.free(rebuild.channel)
+        self._cache.free(compaction.sequence)
         return False
 
-    def give_up_rebuild(self) -> bool:
-        """There is no room for the rebuild under way. Returns whether there was one.
+    def give_up_compaction(self) -> bool:
+        """There is no room for the compaction under way. Returns whether there was one.
 
         It is not begun again while the same answer runs, since it would fail again; without one, the context is
         trimmed at once instead.
         """
-        if not self.abandon_rebuild():
+        if not self.abandon_compaction():
             return False
         self._crowded = self.answer
         self.trim_at_once()
         return True
 
-    def abandon_rebuild(self) -> bool:
-        """Forget a rebuild under way. Returns whether there was one."""
-        if self._rebuild is None:
+    def abandon_compaction(self) -> bool:
+        """Forget a compaction under way. Returns whether there was one."""
+        if self._compaction is None:
             return False
-        self._cache.free(self._rebuild.channel)
-        self._rebuild = None
+        self._cache.free(self._compaction.sequence)
+        self._compaction = None
         return True
 
     @property
     def _is_crowded(self) -> bool:
         return self._crowded is not None and self._crowded is self.answer
 
-    def _start_rebuild(self) -> None:
-        if self._rebuild is None and not self._is_crowded:
+    def _start_compaction(self) -> None:
+        if self._compaction is None and not self._is_crowded:
             # What the running answer and its question take will be in it, too, by the time it is put to use.
-            running = 0 if self.answer is None else len(self.trunk.items) - self.answer.turn_at
+            running = 0 if self.answer is None else len(self.sequence.items) - self.answer.turn_at
             budget = max(0, self._config.max_length // 2 - running)
-            self._rebuild = Rebuild(self._template, self.history, budget, self._cache)
+            self._compaction = Compaction(self._template, self.history, budget, self._cache)
 
-    def _swap(self, rebuild: Rebuild) -> None:
+    def _swap(self, compaction: Compaction) -> None:
         self.forget_suspended()
-        self.adopt(rebuild.channel)
+        self.adopt(compaction.sequence)
         self.epoch += 1
-        del self.history[: rebuild.num_dropped]
-        self._num_trimmed += rebuild.num_dropped
-        self._log.add(Trimmed(self._log.now, rebuild.num_dropped, len(self.trunk.items)))
+        del self.history[: compaction.num_dropped]
+        self._num_trimmed += compaction.num_dropped
+        self._log.add(Trimmed(self._log.now, compaction.num_dropped, len(self.sequence.items)))
 
     def _reopen(self, num_kept: int) -> None:
         """Turns behind the first `num_kept` are open again."""
         del self.history[num_kept:]
-        if self._rebuild is not None and self._rebuild.num_laid > num_kept:
-            self.abandon_rebuild()  # it has them as they were; it is begun anew when a turn ends
+        if self._compaction is not None and self._compaction.num_laid > num_kept:
+            self.abandon_compaction()  # it has them as they were; it is begun anew when a turn ends
 
     def _lay_out(self, turns: Sequence[Turn]) -> list[Token]:
-        if len(self._template.begin) > self._config.max_length // 2:  # no rebuild could ever make room
+        if len(self._template.begin) > self._config.max_length // 2:  # no compaction could ever make room
             raise ContextOverflow(
                 f"the system prompt takes {len(self._template.begin)} tokens of a context of "
                 f"{self._config.max_length}; shorten it to half of that, or raise max_length"
@@ -506,3 +502,12 @@ class Branch:
                 f"{self._config.max_length} leave room for a turn: shorten them, or raise max_length"
             )
         return items
+
+
+def _opening(template: Template, last: Role | None, *, cut_note: str = "") -> tuple[Token, ...]:
+    """What stands between the live branch, on which `last` spoke last, and the opener of a user's turn.
+
+    `cut_note` is written behind an assistant's turn that was cut.
+    """
+    joint = template.joint(last, Role.USER)
+    return (*template.encode(cut_note), *joint) if cut_note and last is Role.ASSISTANT else joint

@@ -6,7 +6,7 @@ import pytest
 
 from duologue.core.config import SessionConfig
 from duologue.core.events import EVENT_TYPES, Resumed, as_dict, from_dict
-from duologue.core.ledger import Ledger
+from duologue.core.history import Ledger
 from duologue.core.policy import Policy
 from duologue.errors import BadData, UsageError
 from duologue.types import Role, Turn

@@ -1,13 +1,15 @@
-"""What is being heard: the open utterances, the channel they are fed to, and what was last thought of them."""
+"""What is being heard: the open utterances, the sequence they are fed to, and what was last thought of them."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from duologue.core.answer import Answer
-from duologue.core.channel import Channel
+from duologue.core.answer import Answer, Utterance
+from duologue.core.cache import TokenSequence
 from duologue.core.events import Decision
-from duologue.core.utterance import Utterance
 from duologue.types import Token
+
+_SIZE = 32  # utterances remembered of each kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Input:
 
     def __init__(self, utterances: Sequence[Utterance], now: float, *, interrupted: Answer | None = None) -> None:
         self.utterances = list(utterances)
-        self.channel: Channel | None = None
+        self.sequence: TokenSequence | None = None
         self.at = -1  # where the fork was taken
         self.opening: tuple[Token, ...] = ()  # what closes what came before it
         self.is_first = False  # whether nothing came before it
@@ -43,11 +45,11 @@ class Input:
         self.interrupted = interrupted  # the answer that an earlier part of this turn cut
         self._held: _Held | None = None
 
-    def sit(self, channel: Channel, at: int, opening: tuple[Token, ...], is_first: bool, epoch: int) -> None:
+    def attach(self, channel: TokenSequence, at: int, opening: tuple[Token, ...], is_first: bool, epoch: int) -> None:
         """It is fed to `channel`, which was forked at `at`; `opening` goes before the words there."""
-        self.channel, self.at, self.opening, self.is_first, self.epoch = channel, at, opening, is_first, epoch
+        self.sequence, self.at, self.opening, self.is_first, self.epoch = channel, at, opening, is_first, epoch
 
-    def sits(self, at: int, opening: tuple[Token, ...], epoch: int) -> bool:
+    def is_attached(self, at: int, opening: tuple[Token, ...], epoch: int) -> bool:
         """Whether its channel is what a turn at `at` would be."""
         return (self.at, self.opening, self.epoch) == (at, opening, epoch)
 
@@ -107,3 +109,59 @@ class Input:
         self.version += 1
         self.decision = None
         self.deferred = False
+
+
+class Memory:
+    """Recognises late words of utterances. One that has ended is not remembered: its id may name a new one."""
+
+    def __init__(self) -> None:
+        self._dropped: OrderedDict[str, str] = OrderedDict()  # id to the text that was judged
+        self._answered: OrderedDict[str, str] = OrderedDict()  # id to the text that became part of a turn
+
+    def drop(self, utterances: Iterable[Utterance]) -> None:
+        """These were dropped: more words bring them back whole (design rule 1)."""
+        _remember(self._dropped, utterances)
+
+    def answer(self, utterances: Iterable[Utterance]) -> None:
+        """These are part of a turn that is being answered: more words are a turn of their own."""
+        _remember(self._answered, utterances)
+
+    def take_back(self, utterances: Iterable[Utterance]) -> None:
+        """The turn of these is open again."""
+        for utterance in utterances:
+            if utterance.skip and not utterance.final:
+                self._answered[utterance.id] = utterance.text[: utterance.skip]
+            else:
+                self._answered.pop(utterance.id, None)
+
+    def was_dropped(self, utterance: str, text: str, *, final: bool) -> bool:
+        """Whether exactly these words were judged and dropped, so that only their end can be new."""
+        if self._dropped.get(utterance) != text:
+            return False
+        if final:
+            del self._dropped[utterance]
+        return True
+
+    def num_answered(self, utterance: str, text: str) -> int:
+        """Characters of `text` that are part of an earlier turn already."""
+        before = self._answered.get(utterance)
+        if before is None:
+            return 0
+        if text.startswith(before):
+            return len(before)
+        num_words = len(before.split())  # revised since: leave out as many words
+        rest = text.split(maxsplit=num_words)
+        return len(text) - len(rest[num_words]) if len(rest) > num_words else len(text)
+
+    def end(self, utterance: str) -> None:
+        """It has ended: its id may be used anew."""
+        self._answered.pop(utterance, None)
+        self._dropped.pop(utterance, None)
+
+
+def _remember(where: OrderedDict[str, str], utterances: Iterable[Utterance]) -> None:
+    for utterance in utterances:
+        if not utterance.final:
+            where[utterance.id] = utterance.text
+    while len(where) > _SIZE:
+        where.popitem(last=False)
