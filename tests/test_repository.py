@@ -236,7 +236,7 @@ def test_the_changelog_has_a_section_for_what_comes() -> None:
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
-SCRIPTS = ("scripts/demo", "scripts/test", "scripts/test-clients", "scripts/check", ".ci/run")
+SCRIPTS = ("scripts/demo", "scripts/test", "scripts/test-clients", "scripts/check", "scripts/docs", ".ci/run")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -285,7 +285,7 @@ def test_the_demo_explains_that_there_is_no_python(tmp_path: Path) -> None:
     for name in ("python3", "python3.11", "python3.12", "python3.13"):
         command(tmp_path, name, "exit 127")
     message = run_demo(tmp_path, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}").stderr
-    assert "here is no Python" in message
+    assert "found no Python" in message
     assert "DUOLOGUE_PYTHON=" in message
 
 

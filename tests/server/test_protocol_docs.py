@@ -66,8 +66,8 @@ def test_the_example_is_made_of_messages():
 
 
 def test_settings_of_the_server():
-    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
-    part = text.split("<!-- serve settings -->")[1].split("<!-- end -->")[0]
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    part = text.split("<!-- reference:server-settings -->")[1].split("<!-- end -->")[0]
     told = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("| `")]
     assert told == [[f"`{item.name}`", _shown(item.default), item.metadata["help"]] for item in fields(ServerConfig)]
 
