@@ -95,23 +95,22 @@ def measured(args: argparse.Namespace, path: Any, context: int) -> list[dict[str
 def main() -> int:
     """Run it."""
     args = _arguments()
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     source = measuring.gguf_file(args)
     path = cached_gguf(source, weights=args.weights or "BF16")
     found = [row for context in args.contexts for row in measured(args, path, context)]
-    result = {**about, "model": {"backend": "llamacpp", "weights": (args.weights or "BF16").lower()}, "passes": found}
+    result = {"model": {"backend": "llamacpp", "weights": (args.weights or "BF16").lower()}, "passes": found}
     header = ("context", "sessions", "speaking: flash", "stored", "listening: flash", "stored")
     rows = [
         (row["context_tokens"], row["sessions"], *row["speaking_ms"].values(), *row["listening_ms"].values())
         for row in found
     ]
-    measuring.finish(args, result, header, rows)
+    measuring.finish(args, measurement, result, header, rows)
     return 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    measuring.model_arguments(parser)
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 1920], help="tokens of history")
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2, 4, 16], help="in one cache")
     parser.add_argument("--most-entries", type=int, default=8192, help="larger combinations are left out")

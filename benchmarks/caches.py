@@ -104,7 +104,7 @@ def measured(path: Path, sessions: int, tokens: int, repeats: int, threads: int)
 def main() -> int:
     """Run it."""
     args = _arguments()
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     source = measuring.gguf_file(args)
     path = cached_gguf(source, weights=args.weights or "BF16")
     found = [
@@ -112,7 +112,7 @@ def main() -> int:
         for sessions in args.sessions
         for tokens in args.contexts
     ]
-    result = {**about, "model": {"backend": "llamacpp", "weights": (args.weights or "BF16").lower()}, "passes": found}
+    result = {"model": {"backend": "llamacpp", "weights": (args.weights or "BF16").lower()}, "passes": found}
     header = ("sessions", "context", "speaking: one cache", "four each", "one each", "overlap: one", "four", "one each")
     rows = [
         (row["sessions"], row["context_tokens"], *(
@@ -120,13 +120,12 @@ def main() -> int:
         ))
         for row in found
     ]  # fmt: skip
-    measuring.finish(args, result, header, rows)
+    measuring.finish(args, measurement, result, header, rows)
     return 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    measuring.model_arguments(parser)
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 2048], help="tokens of history")
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=5)

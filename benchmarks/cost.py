@@ -13,14 +13,15 @@ from pathlib import Path
 import measuring
 
 from duologue.evaluation.cost import measure
-from duologue.evaluation.cost_tables import draw, tables
+from duologue.evaluation.cost_report import draw, tables
+from duologue.evaluation.results import describe_model
 
 
 def main() -> int:
     """Run it."""
     args = _arguments()
-    about = measuring.about(args)
-    model = measuring.load_model(args, context_length=4096)
+    measurement = measuring.begin(args)
+    model = measuring.load_model(args, context=4096)
     try:
         figures = measure(
             model,
@@ -29,7 +30,7 @@ def main() -> int:
             seed=args.seed,
             progress=lambda what, share=None: measuring.progress(what),
         )
-        result = {**about, "model": measuring.describe_model(model), **figures}
+        result = {"model": describe_model(model), **figures}
     finally:
         model.close()
     measuring.progress(tables(result["sessions"]))
@@ -39,14 +40,15 @@ def main() -> int:
         (name, one["passes"], one["overlap_passes"], one["tokens_fed"], one["seconds"], one["kv_entries_peak"])
         for name, one in result["sessions"].items()
     ]
-    measuring.finish(args, result, ("", "passes", "in overlap", "tokens fed", "s", "KV entries, peak"), rows)
+    measuring.finish(
+        args, measurement, result, ("", "passes", "in overlap", "tokens fed", "s", "KV entries, peak"), rows
+    )
     cdm, sequential = (result["sessions"][name]["by_slices"][-1] for name in ("cdm", "sequential"))
     return int(cdm["overlap_passes"] + cdm["slices"] != sequential["overlap_passes"])
 
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    measuring.model_arguments(parser)
     parser.add_argument("--conversations", type=int, default=2)
     parser.add_argument("--exchanges", type=int, default=6, help="questions in each conversation")
     parser.add_argument("--picture", type=Path, help="draw it into this file (PNG)")

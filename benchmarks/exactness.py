@@ -34,6 +34,8 @@ from noise import could_draw, measure
 from duologue import Sampling, SessionConfig, Template, Turn
 from duologue.core.backend import Backend, uniform
 from duologue.core.prompt import Probe
+from duologue.evaluation.quantiles import summary
+from duologue.evaluation.results import describe_model
 from duologue.types import InputState, Role
 
 MAX_LENGTH = 1536
@@ -181,7 +183,7 @@ class Comparison:
 def main() -> int:
     """Run it. 1 if an answer changed, or a pass was added."""
     args = _arguments()
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     model = measuring.load_model(args)
     against = measuring.load_model(args, backend=args.against, weights=args.weights) if args.against else model
     noise = measure(against.backend, model.template, seed=args.seed, conversations=2 if args.against else 6)
@@ -195,10 +197,9 @@ def main() -> int:
     count = comparison.count
     failures = [difference for difference in count.differences if not difference.within_noise]
     result = {
-        **about,
-        "model": measuring.describe_model(model),
-        "against": args.against or args.backend,
-        "noise": measuring.summary(noise.changes, digits=6),
+        "model": describe_model(model),
+        "against": against.backend.info.name,
+        "noise": summary(noise.changes, digits=6),
         "conversations": count.conversations,
         "turns": count.turns,
         "tokens_identical": count.tokens,
@@ -211,7 +212,7 @@ def main() -> int:
         "kinds": dict(sorted(count.kinds.items())),
     }
     rows = [(name, result[name]) for name in _SHOWN] + [("noise (logits)", f"{noise.largest:.3g}")]
-    measuring.finish(args, result, ("", "count"), [*rows, *result["kinds"].items()])
+    measuring.finish(args, measurement, result, ("", "count"), [*rows, *result["kinds"].items()])
     return 1 if failures or count.added_passes else 0
 
 
@@ -229,7 +230,6 @@ _SHOWN = (
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    measuring.model_arguments(parser)
     parser.add_argument("--conversations", type=int, default=200)
     parser.add_argument("--against", choices=["reference"], help="run the undisturbed twins on this backend (slow)")
     return parser.parse_args()

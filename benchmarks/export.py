@@ -17,6 +17,7 @@ from pathlib import Path
 
 import measuring
 
+from duologue.evaluation.results import describe_model
 from duologue.export.gguf import export_gguf
 from duologue.models.adapters import Adapter
 
@@ -24,10 +25,10 @@ from duologue.models.adapters import Adapter
 def main() -> int:
     """Run it."""
     args = _arguments()
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     source = measuring.gguf_file(args)
     model = measuring.load_model(args)
-    described = measuring.describe_model(model)
+    described = describe_model(model)
     adapter: Adapter = model.adapter
     model.close()
     if adapter.rows is None:
@@ -39,18 +40,17 @@ def main() -> int:
             weights=described["weights"].upper(), num_tokens=args.tokens, threads=args.threads or 1,
         )  # fmt: skip
     result = {
-        **about, "model": described, "tokens": report.leads.num_tokens, "won": report.leads.num_won,
+        "model": described, "tokens": report.leads.num_tokens, "won": report.leads.num_won,
         "smallest_lead": round(report.leads.smallest, 3), "greedy_tokens_as_the_base": report.num_same,
         "decision_error": round(report.decision_error, 5), "seconds": round(time.monotonic() - began),
     }  # fmt: skip
     names = ("tokens", "won", "smallest_lead", "greedy_tokens_as_the_base", "decision_error", "seconds")
-    measuring.finish(args, result, ("", "found"), [(name, result[name]) for name in names])
+    measuring.finish(args, measurement, result, ("", "found"), [(name, result[name]) for name in names])
     return int(report.leads.num_won > 0)
 
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    measuring.model_arguments(parser)
     parser.add_argument("--tokens", type=int, default=50_000, help="to compute from, and as many to check on")
     return parser.parse_args()
 

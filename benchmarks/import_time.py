@@ -43,9 +43,10 @@ def loaded(code: str) -> list[str]:
 
 def main() -> int:
     """Run it. 1 if `import duologue` is too slow or loads too much."""
-    parser = measuring.arguments(__doc__)
+    parser = measuring.arguments(__doc__, with_model=False)
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
+    measurement = measuring.begin(args)
     times: dict[str, list[float]] = {"python": [], **{name: [] for name in CASES}}
     for _ in range(args.repeats):
         for name, values in times.items():
@@ -55,11 +56,11 @@ def main() -> int:
         name: {"adds_s": round(statistics.median(times[name]) - bare, 4), "heavy_libraries": loaded(code)}
         for name, code in CASES.items()
     }
-    result = {**measuring.about(args), "python_s": round(bare, 4), "limit_s": LIMIT_S, "cases": cases}
+    result = {"python_s": round(bare, 4), "limit_s": LIMIT_S, "cases": cases}
     rows = [
         (name, f"{case['adds_s']:.3f}", ", ".join(case["heavy_libraries"]) or "none") for name, case in cases.items()
     ]
-    measuring.finish(args, result, ("", "adds (s)", "heavy libraries loaded"), rows)
+    measuring.finish(args, measurement, result, ("", "adds (s)", "heavy libraries loaded"), rows)
     first = cases["import duologue"]
     return int(first["adds_s"] >= LIMIT_S or bool(first["heavy_libraries"]))
 

@@ -32,6 +32,8 @@ from forced import Forced
 from duologue import DirectEngine, Live, Session, SessionConfig, Turn
 from duologue.core.events import Decided, Event, Heard
 from duologue.core.trace import Pass
+from duologue.evaluation.quantiles import percentile, summary
+from duologue.evaluation.results import describe_model
 from duologue.types import InputState, Role
 
 TARGET_MS = 40.0
@@ -229,7 +231,7 @@ def _in_steps(rig: Rig, decisions: int, direct: Measured, in_silence: Measured) 
 def main() -> int:
     """Run it. The exit status is 1 if a pass was added unsaid; whether the target is met stands in the result."""
     args = _arguments()
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     rig = Rig(measuring.load_model(args), args.seed)
     direct, in_silence, in_real_time = Measured(), Measured(), Measured()
     # Live first, and the rest in a thread that ends: a library's threads, left over in ours, would slow down Live's.
@@ -239,28 +241,27 @@ def main() -> int:
     with ThreadPoolExecutor(1) as thread:
         thread.submit(_in_steps, rig, args.decisions, direct, in_silence).result()
     result = {
-        **about,
-        "model": measuring.describe_model(rig.model),
-        "threads": args.threads or about["hardware"]["cores"],
+        "model": describe_model(rig.model),
+        "threads": args.threads or measurement.cores,
         "target_p95_ms": TARGET_MS,
         "decision_ms": {
-            "speaking, direct": measuring.summary(direct.decisions),
-            "speaking, live": measuring.summary(in_real_time.decisions),
-            "silent, direct": measuring.summary(in_silence.decisions),
+            "speaking, direct": summary(direct.decisions),
+            "speaking, live": summary(in_real_time.decisions),
+            "silent, direct": summary(in_silence.decisions),
         },
         "pass_ms": {
-            "speech alone": measuring.summary(direct.alone),
-            "speech and listening": measuring.summary(direct.listening),
+            "speech alone": summary(direct.alone),
+            "speech and listening": summary(direct.listening),
         },
         "ratio": round(statistics.median(direct.ratios), 3),
         "kv_entries": [min(direct.contexts), max(direct.contexts)],
         "passes_added_while_answering": direct.added_passes,
         "passes_per_decision_in_silence": in_silence.most_passes,
-        "meets_target": measuring.percentile(in_real_time.decisions, 0.95) <= TARGET_MS,
+        "meets_target": percentile(in_real_time.decisions, 95) <= TARGET_MS,
     }
     timed = {**result["decision_ms"], **{f"pass: {name}": row for name, row in result["pass_ms"].items()}}
     rows = [(name, row["n"], row["p50"], row["p95"], row["max"]) for name, row in timed.items()]
-    measuring.finish(args, result, ("ms", "n", "p50", "p95", "max"), rows)
+    measuring.finish(args, measurement, result, ("ms", "n", "p50", "p95", "max"), rows)
     probe_passes = rig.backend.info.probe_passes
     too_many = direct.added_passes > probe_passes * direct.num_judged or in_silence.most_passes > 1 + probe_passes
     return int(too_many)
@@ -268,7 +269,6 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    measuring.model_arguments(parser)
     parser.add_argument("--decisions", type=int, default=240, help="of each kind; half as many in silence")
     return parser.parse_args()
 

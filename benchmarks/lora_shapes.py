@@ -21,6 +21,8 @@ import numpy as np
 from latency import Direct, Measured, Rig
 
 from duologue.backends.lora import Factors, Lora
+from duologue.evaluation.quantiles import summary
+from duologue.evaluation.results import describe_model
 from duologue.models.adapters import Adapter
 
 ROWS = "rows"
@@ -52,11 +54,10 @@ def shaped(adapter: Adapter, rank: int, has: Callable[[str], bool], chance: np.r
 
 def main() -> None:
     """Run it."""
-    parser = measuring.arguments(__doc__ or "")
-    measuring.model_arguments(parser)
+    parser = measuring.arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=8, help="answers talked over, with every shape")
     args = parser.parse_args()
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     chance = np.random.default_rng(args.seed)
     args.adapter = "alora"
     trained = measuring.load_model(args)
@@ -79,11 +80,11 @@ def main() -> None:
     found = {}
     for name, decisions in rounds.items():
         ratios = [median(own) / median(rows) for own, rows in zip(decisions, rounds[ROWS], strict=True) if own and rows]
-        every = measuring.summary([ms for one in decisions for ms in one])
+        every = summary([ms for one in decisions for ms in one])
         found[name] = {**every, "ratio": round(median(ratios), 3)}
     table = [(name, str(row["n"]), str(row["p50"]), str(row["p95"]), str(row["ratio"])) for name, row in found.items()]
-    result = {**about, "model": measuring.describe_model(trained), "decision_ms": found}
-    measuring.finish(args, result, ("shape", "n", "ms p50", "p95", "of rows"), table)
+    result = {"model": describe_model(trained), "decision_ms": found}
+    measuring.finish(args, measurement, result, ("shape", "n", "ms p50", "p95", "of rows"), table)
 
 
 if __name__ == "__main__":

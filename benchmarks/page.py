@@ -27,6 +27,8 @@ from typing import Any
 
 import measuring
 
+from duologue.evaluation.quantiles import percentile, summary
+
 FRAME_MS = 1000 / 60
 COUNT = """
 (seconds) => new Promise((done) => {
@@ -108,7 +110,7 @@ async def measure(url: str, args: Any) -> dict[str, Any]:
         await chromium.close()
     gaps = [b - a for a, b in itertools.pairwise(times)]
     return {
-        "first_paint_ms": measuring.summary(paints, 1),
+        "first_paint_ms": summary(paints, 1),
         "events_per_s": round((last - first) / took, 1),
         "frames": {**frames(gaps), "idle_page": frames([b - a for a, b in itertools.pairwise(idle)])},
         "page_ms_per_frame": {name: round(1000 * (after[name] - before[name]) / took / 60, 3) for name in after},
@@ -129,14 +131,14 @@ def frames(gaps: list[float]) -> dict[str, float]:
         "dropped": dropped,
         "dropped_share": round(dropped / (len(gaps) + dropped), 5),
         "median_ms": round(statistics.median(gaps), 2),
-        "p99_ms": round(measuring.percentile(gaps, 0.99), 2),
+        "p99_ms": round(percentile(gaps, 99), 2),
         "longest_ms": round(max(gaps), 2),
     }
 
 
 def main() -> int:
     """Run it."""
-    parser = measuring.arguments(__doc__)
+    parser = measuring.arguments(__doc__, with_model=False)
     parser.add_argument("--url", help="a server that runs; by default one of its own")
     parser.add_argument("--say", default="go", help="what is asked for a long answer")
     parser.add_argument("--rate", type=float, default=10, help="words a second that are read")
@@ -144,6 +146,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="of the first paint")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser")
     args = parser.parse_args()
+    measurement = measuring.begin(args)
     server = None
     url = args.url
     if url is None:
@@ -166,7 +169,7 @@ def main() -> int:
         ("between two frames, p99 and most (ms)", f"{counted['p99_ms']}, {counted['longest_ms']}"),
         ("the page's thread, of 16.7 ms a frame (ms)", found["page_ms_per_frame"]["Task"]),
     ]
-    measuring.finish(args, {**measuring.about(args), **found}, ("", "measured"), rows)
+    measuring.finish(args, measurement, found, ("", "measured"), rows)
     return 0
 
 

@@ -199,7 +199,7 @@ def rate(times: list[float]) -> float:
 
 
 def _others(args: argparse.Namespace, model: Any, threads: int) -> dict[str, Any]:
-    if args.backend == "torch":
+    if model.backend.info.name == "torch":
         return {"generate": Generate(args.model, model.backend.info.weights)}
     from duologue.backends.llamacpp.gguf_files import cached_gguf
     from duologue.models.catalogue import find
@@ -216,12 +216,13 @@ def _others(args: argparse.Namespace, model: Any, threads: int) -> dict[str, Any
 def main() -> int:
     """Run it."""
     args = _arguments()
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     from duologue import Turn
+    from duologue.evaluation.results import describe_model
     from duologue.types import Role
 
-    model = measuring.load_model(args, context_length=_CONTEXT)
-    threads = args.threads or about["hardware"]["cores"]
+    model = measuring.load_model(args, context=_CONTEXT)
+    threads = args.threads or measurement.cores
     chance = random.Random(args.seed)
     turn = Turn(Role.USER, " ".join([spoken.aside(chance) for _ in range(args.asides)] + [spoken.question(chance)]))
     prompt = [*model.template.render([turn]), *model.template.header]
@@ -244,17 +245,18 @@ def main() -> int:
         name: round(statistics.median(a / b for a, b in zip(rates["BatchEngine"], rates[name], strict=True)), 3)
         for name in others
     }
+    target = TARGETS[model.backend.info.name]
     result = {
-        **about, "model": measuring.describe_model(model), "threads": threads, "prompt_tokens": len(prompt),
+        "model": describe_model(model), "threads": threads, "prompt_tokens": len(prompt),
         "tokens": args.tokens, "rounds": args.rounds, "rounds_with_other_text": different,
         "tokens_per_second": {name: _spread(values) for name, values in rates.items()},
-        "ratio": ratios, "target": TARGETS[args.backend], "meets_target": min(ratios.values()) >= TARGETS[args.backend],
+        "ratio": ratios, "target": target, "meets_target": min(ratios.values()) >= target,
     }  # fmt: skip
     rows = [
         (name, *_spread(values).values(), "" if name == "BatchEngine" else ratios[name])
         for name, values in rates.items()
     ]
-    measuring.finish(args, result, ("tokens a second", "median", "least", "most", "ours, of it"), rows)
+    measuring.finish(args, measurement, result, ("tokens a second", "median", "least", "most", "ours, of it"), rows)
     model.close()
     return int(is_other)
 
@@ -274,7 +276,6 @@ def _alone(path: str, threads: int) -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    measuring.model_arguments(parser)
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--asides", type=int, default=20, help="sentences before the question")

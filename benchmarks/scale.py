@@ -18,6 +18,7 @@ from typing import Any
 
 import measuring
 
+from duologue.evaluation.results import describe_model
 from duologue.evaluation.scale import Outcome, Setting, largest, measure
 
 _HEADER = ("context", "sessions", "decision p50 (ms)", "p95", "tokens/s each, least", "missed", "passes", "real time")
@@ -29,7 +30,7 @@ class Hall:
     def __init__(self, args: argparse.Namespace, context: int, most: int) -> None:
         self.outcomes: list[dict[str, Any]] = []
         self._setting = Setting(1, context, args.seconds, seed=args.seed)
-        self.model = measuring.load_model(args, context_length=self._setting.max_length, sessions=most)
+        self.model = measuring.load_model(args, context=self._setting.max_length, sessions=most)
 
     def measured(self, sessions: int) -> Outcome:
         """Measure with so many, and say what came of it."""
@@ -68,7 +69,7 @@ def draw(outcomes: list[dict[str, Any]], path: Path) -> None:
 def main() -> int:
     """Run it."""
     args = _arguments()
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     outcomes: list[dict[str, Any]] = []
     found: dict[str, int] = {}
     described: dict[str, Any] = {}
@@ -76,7 +77,7 @@ def main() -> int:
         also = [number for number, of in args.also if of == context]
         hall = Hall(args, context, max([args.most, *also]))
         try:
-            described = measuring.describe_model(hall.model)
+            described = describe_model(hall.model)
             found[str(context)], _ = largest(args.most, hall.measured)
             for number in also:
                 if number not in {outcome["sessions"] for outcome in hall.outcomes}:
@@ -86,8 +87,8 @@ def main() -> int:
         outcomes += sorted(hall.outcomes, key=lambda outcome: outcome["sessions"])
     if args.picture is not None:
         draw(outcomes, args.picture)
-    result = {**about, "model": described, "most_tried": args.most, "largest": found, "outcomes": outcomes}
-    measuring.finish(args, result, _HEADER, map(row, outcomes))
+    result = {"model": described, "most_tried": args.most, "largest": found, "outcomes": outcomes}
+    measuring.finish(args, measurement, result, _HEADER, map(row, outcomes))
     return int(not any(found.values()))
 
 
@@ -98,7 +99,6 @@ def _pair(text: str) -> tuple[int, int]:
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    measuring.model_arguments(parser)
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 2048], help="tokens of history")
     parser.add_argument("--most", type=int, default=48, help="sessions that are tried")
     parser.add_argument(

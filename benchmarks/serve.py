@@ -35,14 +35,14 @@ _HEADER = (
 def main() -> int:
     """Run it."""
     args = _arguments()
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     flags = [args.model, "--backend", args.backend, "--adapter", args.adapter, "--weights", args.weights or ""]
     flags += ["--threads", str(args.threads or 0), "--max-sessions", str(args.clients), "--context", str(args.context)]
     setting = LoadSetting(args.clients, args.minutes * 60, answer=args.answer, seed=args.seed)
     with own_server(flags) as server:
         outcome = asyncio.run(load(server.url, setting, memory=server.memory, told=_tell)).as_dict()
     model = {"name": args.model, "backend": args.backend, "weights": args.weights, "adapter": args.adapter}
-    measuring.finish(args, {**about, "model": model, **outcome}, _HEADER, [_row(outcome)])
+    measuring.finish(args, measurement, {"model": model, **outcome}, _HEADER, [_row(outcome)])
     return int(not outcome["realtime"])
 
 
@@ -63,7 +63,6 @@ def _tell(outcome: LoadOutcome) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    measuring.model_arguments(parser)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--context", type=int, default=1024, help="tokens of a conversation")

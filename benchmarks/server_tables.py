@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import measuring
+from duologue.evaluation.markdown import table
 
 
 class Found(Protocol):
@@ -43,4 +43,4 @@ def serve(results: Found) -> str:
                 f"[{name}](../benchmarks/results/{name})",
             )
         )
-    return measuring.table(header, rows) if rows else "No run has been committed yet."
+    return table(header, rows) if rows else "No run has been committed yet."

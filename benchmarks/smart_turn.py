@@ -26,6 +26,7 @@ import numpy as np
 
 from duologue.data.samples import Sample
 from duologue.decisions.outcome import outcome
+from duologue.evaluation.results import describe_model
 from duologue.evaluation.rows import Rows, read
 from duologue.evaluation.states import judge_model
 from duologue.types import InputState
@@ -82,7 +83,7 @@ def recordings(folder: Path, chance: random.Random, count: int) -> list[tuple[Sa
 def main() -> None:
     """Run it."""
     args = _arguments()
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     detector, chance = SmartTurn(), random.Random(args.seed)
     rows = read(args.file)
     orders = recordings(args.audio, chance, args.orders)
@@ -90,26 +91,25 @@ def main() -> None:
     model = measuring.load_model(args)
     try:
         by_words = {"rows": judge_model(rows, model)[0].decisions, "orders": judge_model(cut, model)[0].decisions}
-        described = measuring.describe_model(model)
+        described = describe_model(model)
     finally:
         model.close()
     by_sound = {
         "rows": asyncio.run(spoken_rows(rows.samples, detector)),
         "orders": [detector.state(sound) for _, sound in orders],
     }
-    result: dict[str, Any] = {**about, "model": described}
+    result: dict[str, Any] = {"model": described}
     table = []
     for name, judged in (("rows", rows), ("orders", cut)):
         found = {"smart turn": by_sound[name], "adapter": by_words[name]}
         result[name] = {who: outcome(judged.samples, decisions).to_json() for who, decisions in found.items()}
         for who, values in result[name].items():
             table.append((f"{name}, {who}", values["n"], values["answer"]["f1"], json.dumps(values["recall"])))
-    measuring.finish(args, result, ("", "n", "answer F1", "recall"), table)
+    measuring.finish(args, measurement, result, ("", "n", "answer F1", "recall"), table)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = measuring.arguments(__doc__ or "")
-    measuring.model_arguments(parser)
+    parser = measuring.arguments(__doc__)
     parser.add_argument("file", type=Path, help="rows to decide on")
     parser.add_argument("--audio", type=Path, required=True, help="folder of recordings with a manifest.jsonl")
     parser.add_argument("--orders", type=int, default=40, help="recordings, each whole and cut")

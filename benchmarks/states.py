@@ -19,10 +19,10 @@ from duologue.cli.main import main as duologue
 def main() -> int:
     """Run it."""
     own, _, passed = " ".join(sys.argv[1:]).partition(" -- ")
-    parser = measuring.arguments(__doc__)
+    parser = measuring.arguments(__doc__, with_model=False)
     parser.add_argument("file", help="rows to decide on")
     args = parser.parse_args(own.split())
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     line = io.StringIO()
     with contextlib.redirect_stdout(line):
         status = duologue(["eval", "states", args.file, "--json", *passed.split()])
@@ -31,9 +31,9 @@ def main() -> int:
     found = json.loads(line.getvalue())
     found["model"] = {name: found.pop(name) for name in ("model", "backend", "weights", "adapter")}
     found["model"]["name"] = found["model"].pop("model")
-    result = {**about, **found}
+    result = {**found}
     rows = [(place, *_row(result[place])) for place in ("idle", "speaking")]
-    measuring.finish(args, result, ("", "n", "answer F1", "false answers", "accuracy"), rows)
+    measuring.finish(args, measurement, result, ("", "n", "answer F1", "false answers", "accuracy"), rows)
     return 0
 
 

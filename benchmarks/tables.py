@@ -17,7 +17,8 @@ import measuring
 import server_tables
 import voice_tables
 
-from duologue.evaluation import cost_tables
+from duologue.evaluation import cost_report
+from duologue.evaluation.markdown import table
 
 _MARKED = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 Result = dict[str, Any]
@@ -59,7 +60,7 @@ def exactness(results: Results) -> str:
         )
         for _, result in results.of("exactness")
     ]
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def latency(results: Results) -> str:
@@ -83,7 +84,7 @@ def latency(results: Results) -> str:
         )
         for _, result in results.of("latency")
     ]
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def import_time(results: Results) -> str:
@@ -94,7 +95,7 @@ def import_time(results: Results) -> str:
         for _, result in results.of("import_time")
         for name, case in result["cases"].items()
     ]
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def cost(results: Results) -> str:
@@ -102,21 +103,21 @@ def cost(results: Results) -> str:
     parts = []
     for name, result in results.of("cost"):
         parts.append(f"{_engine(result)}, {result['model']['name']} ([{name}](../benchmarks/results/{name})):")
-        parts.append(cost_tables.summary(result["sessions"]))
+        parts.append(cost_report.summary(result["sessions"]))
     return "\n\n".join(parts) or "No run has been committed yet."
 
 
 def cost_growth(results: Results) -> str:
     """How it grows, from the first run of the cost benchmark; on other backends it is the same."""
     for _, result in results.of("cost"):
-        return cost_tables.growth(result["sessions"])
+        return cost_report.growth(result["sessions"])
     return "No run has been committed yet."
 
 
 def cost_short(results: Results) -> str:
     """What it comes to, from the first run of the cost benchmark."""
     for _, result in results.of("cost"):
-        return cost_tables.short(result["sessions"])
+        return cost_report.short(result["sessions"])
     return "No run has been committed yet."
 
 
@@ -167,7 +168,7 @@ def states(results: Results) -> str:
         if "baselines" not in result
         for place in ("idle", "speaking")
     ]
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def state_kinds(results: Results) -> str:
@@ -179,7 +180,7 @@ def state_kinds(results: Results) -> str:
         for kind, group in chosen[0][place]["per_kind"].items() if chosen else ():
             right = [_percent(result[place]["per_kind"][kind]["accuracy"]) for result in chosen]
             rows.append((kind, name, group["n"], *right))
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def state_sources(results: Results) -> str:
@@ -190,7 +191,7 @@ def state_sources(results: Results) -> str:
         (source, group["n"], *(_percent(result["per_source"][source]["accuracy"]) for result in chosen))
         for source, group in (chosen[0]["per_source"].items() if chosen else ())
     ]
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def state_baselines(results: Results) -> str:
@@ -204,7 +205,7 @@ def state_baselines(results: Results) -> str:
     for _, result in results.of("smart_turn"):
         found = result["rows"]["smart turn"]
         rows.insert(-1, ("Smart Turn 3.2, spoken by Piper", found["n"], *_decided(found)))
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def smart_turn(results: Results) -> str:
@@ -217,7 +218,7 @@ def smart_turn(results: Results) -> str:
             (f"{result['model']['adapter']['kind']}, by words", result["orders"]["adapter"]),
         )
     ]
-    return measuring.table(("decided by", "n", "whole orders: right", "cut orders: right"), rows)
+    return table(("decided by", "n", "whole orders: right", "cut orders: right"), rows)
 
 
 def _decided(found: Result) -> tuple[str, ...]:
@@ -253,7 +254,7 @@ def paper(results: Results) -> str:
             n = f"{asked.total():,} answer, {ignored.total()} ignore, unseen sources"
             share = f"{100 * kept / ignored.total():.1f}"
             rows.append((f"{_kind(result)}, SmolLM2 135 M", _percent(f1), share, trained, n))
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def agreement(results: Results) -> str:
@@ -267,7 +268,7 @@ def agreement(results: Results) -> str:
         for _, result in results.of("states")
         if "compare" in result
     ]
-    return measuring.table(("adapter, engines", "rows", "equal decisions, %"), rows)
+    return table(("adapter, engines", "rows", "equal decisions, %"), rows)
 
 
 def unchanged(results: Results) -> str:
@@ -291,7 +292,7 @@ def unchanged(results: Results) -> str:
         )
         for _, result in results.of("unchanged")
     ]
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def scale(results: Results) -> str:
@@ -320,7 +321,7 @@ def scale(results: Results) -> str:
         for _, result in results.of("scale")
         for outcome in result["outcomes"]
     ]
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def scale_largest(results: Results) -> str:
@@ -336,7 +337,7 @@ def scale_largest(results: Results) -> str:
         )
         for name, result in found
     ]
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def plain_loop(results: Results) -> str:
@@ -353,7 +354,7 @@ def plain_loop(results: Results) -> str:
         for _, result in results.of("plain_loop")
         for name, rate in result["tokens_per_second"].items()
     ]
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def attention(results: Results) -> str:
@@ -377,7 +378,7 @@ def attention(results: Results) -> str:
         for _, result in results.of("attention")
         for row in result["passes"]
     ]
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def caches(results: Results) -> str:
@@ -403,7 +404,7 @@ def caches(results: Results) -> str:
         for _, result in results.of("caches")
         for row in result["passes"]
     ]
-    return measuring.table(header, rows)
+    return table(header, rows)
 
 
 def lora_shapes(results: Results) -> str:
@@ -414,7 +415,7 @@ def lora_shapes(results: Results) -> str:
         for _, result in results.of("lora_shapes")
         for shape, row in result["decision_ms"].items()
     ]
-    return measuring.table(header, rows) if rows else "No run has been committed yet."
+    return table(header, rows) if rows else "No run has been committed yet."
 
 
 def exports(results: Results) -> str:
@@ -438,7 +439,7 @@ def exports(results: Results) -> str:
         )
         for _, result in results.of("export")
     ]
-    return measuring.table(header, rows) if rows else "No run has been committed yet."
+    return table(header, rows) if rows else "No run has been committed yet."
 
 
 def experiments(_: Results) -> str:
@@ -464,7 +465,7 @@ def experiments(_: Results) -> str:
         about = (
             f"**{path.parent.name}** – {result['question']} ([result](../experiments/{path.parent.name}/result.json))"
         )
-        parts.append(f"{about}\n\n{measuring.table(header, rows)}")
+        parts.append(f"{about}\n\n{table(header, rows)}")
     return "\n\n".join(parts) or "No run has been committed yet."
 
 

@@ -20,6 +20,7 @@ import spoken
 
 from duologue import Turn
 from duologue.core.backend import Draw, Extend
+from duologue.evaluation.results import describe_model
 from duologue.models.model import Model
 from duologue.types import Role
 
@@ -66,13 +67,13 @@ def _listen(model: Model, seqs: list[int]) -> int:
 def main() -> int:
     """Run it. The exit status is 1 if anything differs."""
     args = _arguments()
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     chance = random.Random(args.seed)
     prompts: dict[str, None] = {}
     while len(prompts) < args.prompts:
         prompts[spoken.question(chance)] = None
     adapted = measuring.load_model(args)
-    described = measuring.describe_model(adapted)
+    described = describe_model(adapted)
     with_adapter, decisions = answers(adapted, list(prompts), args.length)
     adapted.close()
     args.adapter = "prompted"
@@ -83,7 +84,6 @@ def main() -> int:
     different = sum([token for token, _ in one] != [token for token, _ in other] for one, other in pairs)
     margins = sum(a != b for one, other in pairs for (_, a), (_, b) in zip(one, other, strict=True))
     result = {
-        **about,
         "model": described,
         "prompts": len(prompts),
         "tokens": sum(map(len, with_adapter)),
@@ -93,13 +93,12 @@ def main() -> int:
     }
     rows = [(described["backend"], len(prompts), result["tokens"], decisions, different, margins)]
     header = ("backend", "prompts", "tokens", "decisions", "answers that differ", "margins that differ")
-    measuring.finish(args, result, header, rows)
+    measuring.finish(args, measurement, result, header, rows)
     return int(different + margins > 0)
 
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    measuring.model_arguments(parser)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--length", type=int, default=32, help="tokens of each answer")
     return parser.parse_args()

@@ -35,6 +35,8 @@ import numpy as np
 from duologue.core.config import SessionConfig
 from duologue.core.trace import Pass
 from duologue.engine.live import Live
+from duologue.evaluation.quantiles import summary
+from duologue.evaluation.results import describe_model
 from duologue.voice.engines.defaults import Engines, load_engines
 from duologue.voice.engines.espeak import EspeakSynthesiser
 from duologue.voice.engines.silero import SileroDetector
@@ -320,7 +322,7 @@ def stages(bench: Bench, speech: Samples) -> dict[str, Any]:
 
 
 def _summary(values: Sequence[float]) -> dict[str, float] | None:
-    return measuring.summary(values) if values else None
+    return summary(values) if values else None
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -328,7 +330,6 @@ def _summary(values: Sequence[float]) -> dict[str, float] | None:
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:
     """Everything."""
-    facts = measuring.about(args)
     chance = random.Random(args.seed)
     loads = [os.getloadavg()[0]]
     engines = await load_engines(recogniser=args.recogniser, threads=args.recogniser_threads)
@@ -346,7 +347,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         result["stages"] = stages(bench, sounds["questions"][0].samples)
         result["load_averages"] = [round(load, 2) for load in loads]
         result["latest_block_s"] = _summary(bench.late_s)
-        return {**facts, "model": measuring.describe_model(model), "oracle": args.oracle, **result}
+        return {"model": describe_model(model), "oracle": args.oracle, **result}
     finally:
         model.close()
         await engines.aclose()
@@ -437,8 +438,7 @@ def rows_of(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def main() -> None:
     """Run and write."""
-    parser = measuring.arguments(__doc__ or "")
-    measuring.model_arguments(parser)
+    parser = measuring.arguments(__doc__)
     parser.add_argument("--audio", type=Path, required=True, help="folder of recordings with a manifest.jsonl")
     parser.add_argument("--trials", type=int, default=20, help="of the larger sets")
     parser.add_argument("--recogniser", help="a model of faster-whisper")
@@ -447,8 +447,9 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="write all that happened in all trials here")
     parser.add_argument("--only", help="parts, by the beginning of their names, with commas")
     args = parser.parse_args()
+    measurement = measuring.begin(args)
     result = asyncio.run(run(args))
-    measuring.finish(args, result, ("what", "n", "", "seconds, p50 / p95"), rows_of(result))
+    measuring.finish(args, measurement, result, ("what", "n", "", "seconds, p50 / p95"), rows_of(result))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-import measuring
+from duologue.evaluation.markdown import table
 
 Result = dict[str, Any]
 
@@ -52,7 +52,7 @@ def voice(results: Results) -> str:
             f"load average {min(result['load_averages'])} to {max(result['load_averages'])} on {_cores(result)} cores"
         )
         parts.append(f"With {how}, {load} ([{name}](../benchmarks/results/{name})):")
-        parts.append(measuring.table(header, rows))
+        parts.append(table(header, rows))
     return "\n\n".join(parts) or "No run has been committed yet."
 
 
@@ -81,7 +81,7 @@ def stages(results: Results) -> str:
             ("model, while it speaks", found["model"]["seconds_of_passes_per_second_spoken"], ""),
             ("synthesiser", found["synthesiser"]["real_time_factor"], _seconds(found["synthesiser"]["one_clause_s"])),
         ]
-        return measuring.table(header, rows)
+        return table(header, rows)
     return "No run has been committed yet."
 
 

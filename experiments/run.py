@@ -31,6 +31,7 @@ from duologue.data.samples import Sample, read_samples
 from duologue.decisions.choice import Probabilities, decide
 from duologue.decisions.outcome import outcome
 from duologue.decisions.thresholds import calibrate
+from duologue.evaluation import markdown, results
 from duologue.models.catalogue import DEFAULT, find
 from duologue.text.template import Template
 from duologue.training.finetune.duplex_model import DuplexModel
@@ -374,7 +375,7 @@ def _rounded(value: float | None) -> float | None:
 
 def main() -> int:
     """Run some experiments, or all."""
-    parser = measuring.arguments(__doc__)
+    parser = measuring.arguments(__doc__, with_model=False)
     parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], metavar="NAME")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default=DEFAULT)
@@ -385,7 +386,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    about = measuring.about(args)
+    measurement = measuring.begin(args)
     lab = Lab(args)
     manifest = json.loads((args.data / "manifest.json").read_text(encoding="utf-8"))
     names = list(EXPERIMENTS) if "all" in args.names else args.names
@@ -394,13 +395,13 @@ def main() -> int:
         found = [run_linear(lab)] if name == "no_probe" else []
         found += [run_variant(lab, variant, args.seed) for variant in variants]
         found += [run_tuned(lab, kind, args.seed) for kind in ("lora", "full")] if name == "tuned" else []
-        result = {
-            **about, "experiment": name, "question": question, "data": manifest["recipe"], "base": args.model,
+        figures = {
+            "experiment": name, "question": question, "data": manifest["recipe"], "base": args.model,
             "results": found,
         }  # fmt: skip
         out = args.out if args.out and len(names) == 1 else Path(__file__).parent / name / "result.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(measuring.laid_out(result), encoding="utf-8")
+        result = measurement.result(figures)
+        results.write(result, out)
         print(table(result))
     return 0
 
@@ -432,7 +433,7 @@ def table(result: dict[str, Any]) -> str:
                 _percent(over["answer_f1"]), _percent(over["false_answers"]),
             )
         )  # fmt: skip
-    return measuring.table(header, rows)
+    return markdown.table(header, rows)
 
 
 def _percent(value: float | None) -> str:

@@ -22,6 +22,7 @@ SRC = ROOT / "src"
 FLOORS: dict[str, int] = {
     "types": 0,
     "errors": 0,
+    "pictures": 1,
     "text": 1,
     "core": 2,
     "backends": 3,

@@ -15,7 +15,7 @@ from duologue.core.session import Phase
 from duologue.core.trace import Pass
 from duologue.evaluation.cost import Counted, Meter, Runner, measure
 from duologue.evaluation.cost_lessons import Lesson, lesson, lessons, overheard
-from duologue.evaluation.cost_tables import draw, growth, short, tables
+from duologue.evaluation.cost_report import draw, growth, short, tables
 from duologue.models.adapters import prompted
 from duologue.models.model import Model
 from duologue.types import InputState

@@ -8,7 +8,8 @@ import pytest
 from duologue.cli.main import main
 from duologue.core.config import SessionConfig
 from duologue.evaluation.people import Listener
-from duologue.evaluation.scale import Outcome, Setting, largest, measure, percentile
+from duologue.evaluation.quantiles import percentile
+from duologue.evaluation.scale import Outcome, Setting, largest, measure
 from duologue.models.adapters import prompted
 from duologue.models.model import Model
 from scripted import PROBE, Talk

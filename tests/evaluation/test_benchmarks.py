@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, and notice when it is not so."""
 
 import itertools
+import json
 import random
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from duologue.core.backend import Extend, Step
+from duologue.evaluation import results
+from duologue.evaluation.quantiles import percentile
 from scripted import PROBE, Talk
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -77,16 +80,12 @@ def test_words_grow_to_the_whole_text():
 
 
 def test_percentiles():
-    import measuring
-
-    assert measuring.percentile(range(1, 101), 0.95) == 95
-    assert measuring.percentile([3.0, 1.0, 2.0], 0.5) == 2.0
-    assert measuring.percentile([7.0], 0.95) == 7.0
+    assert percentile(range(1, 101), 95) == 95
+    assert percentile([3.0, 1.0, 2.0], 50) == 2.0
+    assert percentile([7.0], 95) == 7.0
 
 
 def test_tables_are_rendered_between_their_markers(tmp_path: Path):
-    import json
-
     import tables
 
     case = {"adds_s": 0.05, "heavy_libraries": []}
@@ -119,12 +118,8 @@ def test_a_cut_word_is_drawn_within_noise_only_near_the_edge_of_its_share():
 
 
 def test_result_files_are_json_with_a_line_for_each_fact():
-    import json
-
-    import measuring
-
     result = {"seed": 0, "kinds": {"é": 1}, "differences": [{"turn": 1}, {"turn": 2}], "empty": [], "range": [1, 2]}
-    text = measuring.laid_out(result)
+    text = results.to_text(result)
     assert json.loads(text) == result
     assert len(text.splitlines()) == 2 + len(result) + 3
 

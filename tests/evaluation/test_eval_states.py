@@ -19,11 +19,10 @@ from duologue.core.prompt import Probe
 from duologue.data.samples import Sample, write_samples
 from duologue.errors import BadData, MissingDependency
 from duologue.evaluation import baselines
-from duologue.evaluation.pictures import draw
 from duologue.evaluation.rows import Rows, lay_out, read
 from duologue.evaluation.scoring import latencies, score
 from duologue.evaluation.states import Judged, compare, details, judge_model, report
-from duologue.evaluation.tables import tables
+from duologue.evaluation.states_report import draw, tables
 from duologue.models.adapters import Adapter, prompted
 from duologue.models.model import Model
 from duologue.text.template import Template

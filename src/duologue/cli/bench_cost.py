@@ -51,7 +51,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and draw."""
     from duologue.evaluation.cost import measure
-    from duologue.evaluation.cost_tables import draw, tables
+    from duologue.evaluation.cost_report import draw, tables
 
     if args.picture is not None and not args.picture.parent.is_dir():
         raise UsageError(f"--picture {args.picture}: there is no folder {args.picture.parent}; make it first")

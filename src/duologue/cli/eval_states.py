@@ -73,7 +73,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write."""
     from duologue.evaluation.rows import read
-    from duologue.evaluation.tables import tables
+    from duologue.evaluation.states_report import tables
 
     rows = read(args.file)
     train = None if args.train is None else read(args.train)
@@ -183,7 +183,7 @@ def _make(folder: Path) -> None:
 
 def _write(result: dict[str, Any], folder: Path) -> None:
     """Write the result and, where matplotlib is installed, its pictures."""
-    from duologue.evaluation.pictures import draw
+    from duologue.evaluation.states_report import draw
 
     text = json.dumps(result, indent=2, ensure_ascii=False)
     try:

@@ -19,7 +19,8 @@ from duologue.client import Talk, connect
 from duologue.core.events import Committed, Decided, Finished, Heard, Refused, Released
 from duologue.errors import RemoteError
 from duologue.evaluation.people import words
-from duologue.evaluation.scale import MAX_P95_MS, percentile
+from duologue.evaluation.quantiles import percentile
+from duologue.evaluation.scale import MAX_P95_MS
 from duologue.types import SLICE_PERIOD_S
 
 STARVED_S = 1.0
@@ -65,11 +66,11 @@ class LoadOutcome:
     @property
     def realtime(self) -> bool:
         """Whether everybody was served in time."""
-        return percentile(tuple(self.decisions), 95) < MAX_P95_MS and not self.starved and not self.failures
+        return percentile(self.decisions, 95) < MAX_P95_MS and not self.starved and not self.failures
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values."""
-        decisions = tuple(self.decisions)
+        decisions = self.decisions
         half = len(self.memory) // 2
         return {
             "clients": self.setting.clients,

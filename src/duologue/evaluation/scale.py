@@ -26,6 +26,7 @@ from duologue.core.trace import Pass
 from duologue.core.transitions import Floor
 from duologue.engine.engine import BatchEngine, Handle
 from duologue.evaluation.people import Listener, Taught, Verdict, history, words
+from duologue.evaluation.quantiles import percentile
 from duologue.text.template import Template
 from duologue.types import SLICE_PERIOD_S, InputState
 
@@ -89,12 +90,6 @@ class Outcome:
             "passes": self.passes,
             "seconds": self.setting.seconds,
         }
-
-
-def percentile(values: tuple[float, ...], percent: int) -> float:
-    """The smallest value that so many percent do not exceed; infinity if there are none."""
-    ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else float("inf")
 
 
 class _Person:

@@ -1,13 +1,13 @@
-"""What `duologue bench cost` measured as tables in Markdown and as a picture, for people."""
+"""The result of `duologue bench cost` for people: Markdown tables, and a picture."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from duologue.errors import MissingDependency
-from duologue.evaluation.tables import markdown
+from duologue import pictures
+from duologue.evaluation.markdown import MISSING, table
 
-_NONE = "–"
 _TITLES = {
     "cdm": "channel division (ours)",
     "sequential": "sequential",
@@ -20,32 +20,32 @@ Sessions = Mapping[str, Mapping[str, Any]]
 
 
 def tables(sessions: Sessions) -> str:
-    """All tables, with what they say."""
+    """All tables, with what they show."""
     kinds = ", ".join(f"{_TITLES[name]}: {one['decider']}" for name, one in sessions.items() if name.startswith("tdm"))
     return "\n\n".join(
         [
             summary(sessions),
-            "ms are of computing; in brackets what had to be waited for beside it, on the conversation's clock. "
-            f"Decider of {kinds}.",
+            "Times in ms are compute time; further waiting on the conversation's clock is in brackets. "
+            f"Who decides in {kinds}.",
             growth(sessions),
         ]
     )
 
 
 def growth(sessions: Sessions) -> str:
-    """How passes and KV grow with the conversation, and with what is heard over an answer."""
+    """How passes and KV entries grow with the conversation, and with the slices heard over an answer."""
     return "\n\n".join(
         [
-            "After each exchange of the first conversation, passes / KV entries:",
+            "Passes / KV entries after each exchange of the first conversation:",
             _growth(sessions, "by_exchange", "exchanges", "kv_entries"),
-            "One answer over which more and more slices are heard, passes / peak of KV entries:",
+            "Passes / peak KV entries of one answer, by the number of slices heard over it:",
             _growth(sessions, "by_slices", "slices", "kv_entries_peak"),
         ]
     )
 
 
 def summary(sessions: Sessions) -> str:
-    """One row a kind of session."""
+    """One row per kind of session."""
     header = [
         "",
         "said",
@@ -78,18 +78,18 @@ def summary(sessions: Sessions) -> str:
                 _reaction(one, "interruption"),
             ]
         )
-    return markdown(header, rows)
+    return table(header, rows)
 
 
 def short(sessions: Sessions) -> str:
-    """What it comes to, one row a kind of session."""
+    """The figures that matter, one row per kind of session."""
     header = [
         "",
-        "passes a token said",
-        "… more a slice heard over it",
+        "passes per token said",
+        "extra passes per slice overheard",
         "first word",
         "cut",
-        "KV entries of 1 h silence",
+        "KV entries per hour of silence",
     ]
     rows = []
     for name, one in sessions.items():
@@ -100,13 +100,13 @@ def short(sessions: Sessions) -> str:
             [
                 _TITLES[name],
                 f"{one['passes'] / max(1, one['spoken_tokens']):.2f}",
-                f"{more:.0f}" if is_heard else _NONE,
+                f"{more:.0f}" if is_heard else MISSING,
                 _reaction(one, "first_word"),
                 _reaction(one, "interruption"),
                 f"{one['kv_entries_of_hour']:,}",
             ]
         )
-    return markdown(header, rows)
+    return table(header, rows)
 
 
 def _growth(sessions: Sessions, name: str, count: str, entries: str) -> str:
@@ -115,7 +115,7 @@ def _growth(sessions: Sessions, name: str, count: str, entries: str) -> str:
         [_TITLES[kind], *(f"{row['passes']:,} / {row[entries]:,}" for row in one[name])]
         for kind, one in sessions.items()
     ]
-    return markdown([count, *counts], rows)
+    return table([count, *counts], rows)
 
 
 def _held(entries: int, num_bytes: int) -> str:
@@ -125,27 +125,21 @@ def _held(entries: int, num_bytes: int) -> str:
 def _reaction(one: Mapping[str, Any], name: str) -> str:
     passes = one[f"{name}_passes"]
     if passes is None:
-        return _NONE
+        return MISSING
     waited = one[f"{name}_wait_ms"]
     words = f"{passes} pass{'' if passes == 1 else 'es'}, {one[f'{name}_ms']:.0f} ms"
     return f"{words} (+{waited:.0f})" if waited else words
 
 
 def draw(sessions: Sessions, path: Path) -> None:
-    """Passes per phase, and KV entries as the conversation grows, into the picture `path` (PNG).
+    """Write a PNG file: passes per phase, KV entries by exchange, and passes by slices heard over an answer.
 
     Raises:
         MissingDependency: matplotlib is not installed.
+        OSError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure  # without pyplot: no window, no state
-    except ImportError as error:
-        raise MissingDependency("pictures need matplotlib: pip install 'duologue[train]'") from error
-    figure = Figure(figsize=(11.0, 4.0), layout="constrained")
-    panels: tuple[Callable[[Any, Sessions], None], ...] = (_draw_passes, _draw_growth, _draw_slices)
-    for axes, fill in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        fill(axes, sessions)
-    figure.savefig(path, dpi=150, format="png")
+    panels = [partial(fill, sessions=sessions) for fill in (_draw_passes, _draw_growth, _draw_slices)]
+    pictures.draw(path, panels, width=11.0)
 
 
 def _draw_passes(axes: Any, sessions: Sessions) -> None:
@@ -171,7 +165,7 @@ def _draw_slices(axes: Any, sessions: Sessions) -> None:
 
 
 def _draw_lines(axes: Any, sessions: Sessions, name: str, x: str, y: str) -> None:
-    styles = ("o-", "s--", "^-", "v--", "x:", "+:")  # some lie on each other
+    styles = ("o-", "s--", "^-", "v--", "x:", "+:")  # distinct, because some lines coincide
     for (kind, one), style in zip(sessions.items(), styles, strict=False):
         axes.plot([row[x] for row in one[name]], [row[y] for row in one[name]], style, markersize=4, label=kind)
     axes.locator_params(axis="x", integer=True)

@@ -1,0 +1,35 @@
+"""Pictures of measurements and conversations, as PNG files. Needs matplotlib, which is optional."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from duologue.errors import MissingDependency
+
+_DPI = 150
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib `Figure` of `width` by `height` inches. It opens no window and keeps no global state.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # not pyplot, which keeps every figure that it makes
+    except ImportError as error:
+        raise MissingDependency("pictures need matplotlib: pip install 'duologue[train]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw(path: Path, panels: Sequence[Callable[[Any], None]], *, width: float = 5.0, height: float = 4.0) -> None:
+    """Write a PNG file with `panels` side by side; each is called with its matplotlib `Axes` and fills it.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    figure = new_figure(width, height)
+    for axes, fill in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        fill(axes)
+    figure.savefig(path, dpi=_DPI, format="png")
