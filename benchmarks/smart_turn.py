@@ -25,9 +25,9 @@ import measuring
 import numpy as np
 
 from duologue.data.samples import Sample
-from duologue.decisions.outcome import outcome
+from duologue.decisions.metrics import DecisionMetrics
+from duologue.evaluation.labelled_rows import LabelledRows, read
 from duologue.evaluation.results import describe_model
-from duologue.evaluation.rows import Rows, read
 from duologue.evaluation.states import judge_model
 from duologue.types import InputState
 from duologue.voice.engines.piper import PiperSynthesiser
@@ -87,7 +87,7 @@ def main() -> None:
     detector, chance = SmartTurn(), random.Random(args.seed)
     rows = read(args.file)
     orders = recordings(args.audio, chance, args.orders)
-    cut = Rows(args.audio, tuple(sample for sample, _ in orders), tuple(range(1, len(orders) + 1)))
+    cut = LabelledRows(args.audio, tuple(sample for sample, _ in orders), tuple(range(1, len(orders) + 1)))
     model = measuring.load_model(args)
     try:
         by_words = {"rows": judge_model(rows, model)[0].decisions, "orders": judge_model(cut, model)[0].decisions}
@@ -102,7 +102,9 @@ def main() -> None:
     table = []
     for name, judged in (("rows", rows), ("orders", cut)):
         found = {"smart turn": by_sound[name], "adapter": by_words[name]}
-        result[name] = {who: outcome(judged.samples, decisions).to_json() for who, decisions in found.items()}
+        result[name] = {
+            who: DecisionMetrics.of(judged.samples, decisions).to_json() for who, decisions in found.items()
+        }
         for who, values in result[name].items():
             table.append((f"{name}, {who}", values["n"], values["answer"]["f1"], json.dumps(values["recall"])))
     measuring.finish(args, measurement, result, ("", "n", "answer F1", "recall"), table)

@@ -28,9 +28,8 @@ import measuring
 from duologue.backends.torch.backend import read_model
 from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.samples import Sample, read_samples
-from duologue.decisions.choice import Probabilities, decide
-from duologue.decisions.outcome import outcome
-from duologue.decisions.thresholds import calibrate
+from duologue.decisions.metrics import DecisionMetrics
+from duologue.decisions.thresholds import Probabilities, calibrate, decide
 from duologue.evaluation import markdown, results
 from duologue.models.catalogue import DEFAULT, find
 from duologue.text.template import Template
@@ -352,14 +351,14 @@ def _judged(lab: Lab, dev: Probabilities, test: Probabilities) -> dict[str, Any]
     found: dict[str, Any] = {}
     for name, speaking in (("idle", False), ("over_an_answer", True)):
         rows = [i for i, sample in enumerate(lab.test) if sample.speaking is speaking]
-        result = outcome([lab.test[i] for i in rows], [decisions[i] for i in rows])
+        result = DecisionMetrics.of([lab.test[i] for i in rows], [decisions[i] for i in rows])
         found[name] = {
             "n": result.num,
             "answer_f1": _rounded(result.answer.f1),
             "false_answers": _rounded(result.false_answers),
             "recall": {state: _rounded(value) for state, value in result.recall.items()},
         }
-    whole = outcome(lab.test, decisions)
+    whole = DecisionMetrics.of(lab.test, decisions)
     found["all"] = {
         "n": whole.num,
         "accuracy": _rounded(whole.accuracy),

@@ -5,12 +5,16 @@ import pytest
 
 from duologue.core.policy import Policy, Thresholds
 from duologue.data.samples import Sample
-from duologue.decisions.calibration import Bin, expected_error, reliability
-from duologue.decisions.choice import decide
-from duologue.decisions.curve import Tradeoff, tradeoffs
-from duologue.decisions.outcome import Detection, groups, outcome, outcomes_by
-from duologue.decisions.temperature import fit_temperature, tempered
-from duologue.decisions.thresholds import calibrate
+from duologue.decisions.calibration import (
+    Bin,
+    apply_temperature,
+    expected_calibration_error,
+    fit_temperature,
+    reliability,
+)
+from duologue.decisions.metrics import DecisionMetrics, Detection, adapter_facts, metrics_by
+from duologue.decisions.thresholds import calibrate, decide
+from duologue.decisions.tradeoff import Tradeoff, tradeoffs
 from duologue.types import InputState
 
 STATES = tuple(InputState)
@@ -31,7 +35,7 @@ DECIDED = [PROCESS, INCOMPLETE, IGNORE, INCOMPLETE, PROCESS, IGNORE, STOP, PROCE
 
 
 def test_outcomes_count_as_the_paper_does() -> None:
-    result = outcome(SAMPLES, DECIDED)
+    result = DecisionMetrics.of(SAMPLES, DECIDED)
     # on the seven process and ignore rows: one of three found, one false
     assert result.answer == Detection(precision=1 / 2, recall=1 / 3, f1=2 / 5)
     # not-ignore: a and b of a, b, c; false are d, e and g
@@ -44,17 +48,17 @@ def test_outcomes_count_as_the_paper_does() -> None:
 
 
 def test_shares_of_nothing_are_none() -> None:
-    result = outcome([], [])
+    result = DecisionMetrics.of([], [])
     assert result.accuracy is None
     assert result.false_answers is None
     assert result.answer == Detection(None, None, None)
-    silent = outcome([Sample("a", PROCESS, "own")], [IGNORE])
+    silent = DecisionMetrics.of([Sample("a", PROCESS, "own")], [IGNORE])
     assert silent.answer == Detection(precision=None, recall=0.0, f1=0.0)
     assert silent.recall["stop"] is None
 
 
 def test_outcomes_as_json_have_the_agreed_names() -> None:
-    result = outcome(SAMPLES, DECIDED).to_json()
+    result = DecisionMetrics.of(SAMPLES, DECIDED).to_json()
     assert list(result) == [
         *("n", "accuracy", "answer", "respond"),
         *("false_answer_rate", "false_wait_rate", "recall", "confusion"),
@@ -63,10 +67,10 @@ def test_outcomes_as_json_have_the_agreed_names() -> None:
 
 
 def test_groups_are_judged_apart() -> None:
-    by_source = outcomes_by(lambda sample: sample.source, SAMPLES, DECIDED)
+    by_source = metrics_by(lambda sample: sample.source, SAMPLES, DECIDED)
     assert {name: result.num for name, result in by_source.items()} == {"own": 5, "radio": 4}
     assert by_source["radio"].false_answers == 1 / 4
-    facts = groups(SAMPLES, DECIDED)
+    facts = adapter_facts(SAMPLES, DECIDED)
     assert facts["all"]["answer_f1"] == 0.4
     assert facts["over_an_answer"]["recall"] == {"process": 0.0}
     assert facts["cases"]["incomplete / own / cut / idle"] == {"n": 1, "right": 0.0, "process": 1.0}
@@ -90,12 +94,12 @@ def test_calibration_error_is_the_gap_weighted_by_samples() -> None:
     samples = [Sample("…", state, "own") for state in (PROCESS, PROCESS, PROCESS, INCOMPLETE)]
     bins = reliability(samples, p, STATES, num_bins=2)
     assert bins == [Bin(2, pytest.approx(0.55), 0.5), Bin(2, pytest.approx(0.85), 1.0)]
-    assert expected_error(bins) == pytest.approx((2 * 0.05 + 2 * 0.15) / 4)
+    assert expected_calibration_error(bins) == pytest.approx((2 * 0.05 + 2 * 0.15) / 4)
     assert [each.num for each in reliability(samples[:3], p[:3], STATES)] == [1, 1, 1]
     assert reliability([], p[:0], STATES) == []
     either = [Sample("…", IGNORE, "own", accept=(INCOMPLETE,))] * 4
     assert reliability(either, p, STATES) == [], "nobody can be too unsure between two that are right"
-    assert expected_error([]) is None
+    assert expected_calibration_error([]) is None
 
 
 def test_the_curve_trades_false_actions_for_delay() -> None:
@@ -131,9 +135,9 @@ def test_calibration_trades_false_answers_and_sets_the_two_cases_apart() -> None
         samples.append(Sample("…", state, "own", speaking=speaking))
         p.append([0.98 * answer, 0.01, 0.98 * (1 - answer), 0.01])
     table = np.array(p, dtype=np.float32)
-    before = outcome(samples, decide(table, samples, STATES))
+    before = DecisionMetrics.of(samples, decide(table, samples, STATES))
     idle, speaking = calibrate(samples, table, STATES)
-    after = outcome(samples, decide(table, samples, STATES, (idle, speaking)))
+    after = DecisionMetrics.of(samples, decide(table, samples, STATES, (idle, speaking)))
     assert speaking.process > idle.process
     assert before.false_answers is not None
     assert after.false_answers is not None
@@ -155,9 +159,9 @@ def test_a_temperature_makes_an_oversure_model_as_sure_as_it_is_right() -> None:
         samples.append(Sample(f"text {i}", states[label], "made"))
     p = np.array(rows, dtype=np.float32)
     temperature = fit_temperature(samples, p, states)
-    cooled = tempered(p, temperature)
+    cooled = apply_temperature(p, temperature)
     assert temperature > 1.5
     assert (cooled.argmax(1) == p.argmax(1)).all()
     accuracy = float(np.mean([states[i] is sample.state for i, sample in zip(p.argmax(1), samples, strict=True)]))
     assert cooled.max(1).mean() == pytest.approx(accuracy, abs=0.03)
-    np.testing.assert_allclose(tempered(p, 1.0), p, atol=1e-4)
+    np.testing.assert_allclose(apply_temperature(p, 1.0), p, atol=1e-4)

@@ -19,9 +19,9 @@ from duologue.core.prompt import Probe
 from duologue.data.samples import Sample, write_samples
 from duologue.errors import BadData, MissingDependency
 from duologue.evaluation import baselines
-from duologue.evaluation.rows import Rows, lay_out, read
+from duologue.evaluation.labelled_rows import LabelledRows, lay_out, read
 from duologue.evaluation.scoring import latencies, score
-from duologue.evaluation.states import Judged, compare, details, judge_model, report
+from duologue.evaluation.states import Judgement, compare, details, judge_model, report
 from duologue.evaluation.states_report import draw, tables
 from duologue.models.adapters import Adapter, prompted
 from duologue.models.model import Model
@@ -74,8 +74,8 @@ def scripted_model(
     return Model("a script", backend, template or talk.template, prompted(), PROBE, length)
 
 
-def rows_of(samples: Sequence[Sample]) -> Rows:
-    return Rows(Path("rows.jsonl"), tuple(samples), tuple(range(1, len(samples) + 1)))
+def rows_of(samples: Sequence[Sample]) -> LabelledRows:
+    return LabelledRows(Path("rows.jsonl"), tuple(samples), tuple(range(1, len(samples) + 1)))
 
 
 ROWS = rows_of(SAMPLES)
@@ -294,7 +294,7 @@ def test_a_report_has_what_was_agreed_for_all_idle_and_speaking() -> None:
 
 def test_a_part_keeps_what_belongs_to_its_rows() -> None:
     p = np.arange(32, dtype=np.float32).reshape(8, 4)
-    part = Judged(SAMPLES, DECIDED, STATES, p, {2: 5.0, 4: 7.0}).part([1, 4])
+    part = Judgement(SAMPLES, DECIDED, STATES, p, {2: 5.0, 4: 7.0}).part([1, 4])
     assert part.decisions == [PROCESS, IGNORE]
     assert [sample.text for sample in part.samples] == ["what is a cat", "mhm"]
     assert part.p is not None
@@ -317,8 +317,8 @@ def test_comparison_counts_equal_decisions() -> None:
     p = np.full((4, 4), 0.25, np.float32)
     other = p.copy()
     other[2] = (0.05, 0.45, 0.25, 0.25)
-    one = Judged(samples, [PROCESS] * 4, STATES, p)
-    two = Judged(samples, [PROCESS, PROCESS, INCOMPLETE, PROCESS], STATES, other)
+    one = Judgement(samples, [PROCESS] * 4, STATES, p)
+    two = Judgement(samples, [PROCESS, PROCESS, INCOMPLETE, PROCESS], STATES, other)
     assert compare(rows_of(samples), one, two) == {
         "n": 4,
         "equal_decisions": 0.75,
@@ -346,7 +346,7 @@ def test_rules_know_the_text_alone(text: str, expected: tuple[InputState, ...]) 
     assert [judged.decisions[0] for _, judged in baselines.by_rules([sample])] == list(expected)
 
 
-def test_the_base_is_asked_in_words() -> None:
+def test_the_base_is_asked_by_prompting() -> None:
     seen = []
 
     def judge(ids: list[int]) -> list[float]:
@@ -354,16 +354,16 @@ def test_the_base_is_asked_in_words() -> None:
         seen.append(text)
         return [0.1, 0.1, 0.7, 0.1] if "(radio)" in text else [0.7, 0.1, 0.1, 0.1]
 
-    found = dict(baselines.in_words(ROWS, scripted_model(judge)))
+    found = dict(baselines.by_prompting(ROWS, scripted_model(judge)))
     assert list(found) == ["prompted", "prompted-5"]
     for judged in found.values():
-        assert isinstance(judged, Judged)
+        assert isinstance(judged, Judgement)
         assert [state is IGNORE for state in judged.decisions] == ["(radio)" in s.text for s in SAMPLES]
     assert sum("Example:" in text for text in seen) == len(SAMPLES)
 
 
 def test_a_model_that_cannot_be_asked_says_why(tiny: Model) -> None:
-    found = dict(baselines.in_words(rows_of(SAMPLES[:2]), tiny))
+    found = dict(baselines.by_prompting(rows_of(SAMPLES[:2]), tiny))
     assert all("the context holds 128" in str(reason) for reason in found.values())
 
 
@@ -431,7 +431,7 @@ def test_the_command_runs_every_baseline_on_a_model_in_a_folder(
     assert result["baselines"]["always process"]["ece"] is None
     # the model under test asks in words too
     assert result["baselines"]["prompted"]["confusion"] == result["confusion"]
-    assert "own, radio: the linear probe is trained on this too" in captured.err
+    assert "the linear probe is trained on sources of the test: own, radio" in captured.err
 
 
 def test_a_linear_probe_learns_what_is_linear() -> None:
@@ -531,7 +531,7 @@ def test_fields_that_are_not_read_are_named(
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a", "state": "process", "source": "x", "accepts": ["ignore"], "id": 7}\n')
     assert main(["eval", "states", str(path)]) == 0
-    assert f"nothing is made of accepts, id in {path}" in capsys.readouterr().err
+    assert f"{path}: unknown fields are ignored: accepts, id" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -540,7 +540,7 @@ def test_fields_that_are_not_read_are_named(
         (["none.jsonl"], "none.jsonl"),
         (["{file}", "--compare", "abacus"], "abacus"),
         (["{file}", "--train", "none.jsonl"], "none.jsonl"),
-        (["{file}", "--out", "{file}/below"], "cannot be made"),
+        (["{file}", "--out", "{file}/below"], "cannot be created"),
     ],
 )
 def test_bad_arguments_are_explained_before_a_model_is_loaded(

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("torch")
 
 from demo import demo_samples
-from duologue.decisions.choice import decide
+from duologue.decisions.thresholds import decide
 from duologue.errors import ModelNotFound
-from duologue.evaluation.rows import Rows, lay_out
+from duologue.evaluation.labelled_rows import LabelledRows, lay_out
 from duologue.evaluation.scoring import score
 from duologue.models.model import load
 from duologue.types import InputState
@@ -25,7 +25,7 @@ def test_a_first_conversation_is_understood() -> None:
         pytest.skip(str(error))
     assert model.adapter.kind != "prompted"
     samples = demo_samples()
-    p = score(model, lay_out(Rows(Path("demo"), tuple(samples), tuple(range(len(samples)))), model))
+    p = score(model, lay_out(LabelledRows(Path("demo"), tuple(samples), tuple(range(len(samples)))), model))
     decisions = decide(p, samples, model.adapter.states, model.adapter.thresholds_for("bf16"))
     wrong = [(s.text, s.state.value, d.value) for s, d in zip(samples, decisions, strict=True) if d not in s.right]
     assert len(wrong) <= 0.15 * len(samples), wrong

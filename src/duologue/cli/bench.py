@@ -26,6 +26,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    measurements = parser.add_subparsers(title="what is measured", metavar="WHAT", required=True)
+    measurements = parser.add_subparsers(prog="duologue bench", title="what is measured", metavar="WHAT", required=True)
     for name in MEASUREMENTS:
         importlib.import_module(f"duologue.cli.bench_{name}").add_parser(measurements)

@@ -1,4 +1,4 @@
-"""`duologue eval states`: how well a model tells what it should answer from what it should not."""
+"""`duologue eval states`: how well a model tells apart what to answer and what not to."""
 
 import argparse
 import json
@@ -13,18 +13,18 @@ from duologue.models.catalogue import find
 
 if TYPE_CHECKING:
     from duologue.core.policy import Thresholds
-    from duologue.evaluation.rows import Rows
-    from duologue.evaluation.states import Judged
+    from duologue.evaluation.labelled_rows import LabelledRows
+    from duologue.evaluation.states import Judgement
     from duologue.models.model import Model, Progress
 
 _EPILOG = """\
-FILE has one JSON object a line, plain or gzipped:
-  {"text": "what is the", "state": "incomplete", "source": "mine"}     the words so far, the right state, where from
-  … "accept": ["ignore"]                                 states that would be right too
-  … "context": [{"role": "user", "text": "hi"}, …]       what was said before, user and assistant in turn
-  … "speaking": true                                     the last turn of context is an answer that is still running
-  … "kind": "cut"                                        for a table of its own
-  … "system": "You are terse."                           in place of the model's own system prompt
+FILE has one JSON object per line, plain or gzipped:
+  {"text": "what is the", "state": "incomplete", "source": "mine"}     the words so far, the right state, the origin
+  … "accept": ["ignore"]                                 other states that are right
+  … "context": [{"role": "user", "text": "hi"}, …]       earlier turns, user and assistant alternating
+  … "speaking": true                                     the last turn of context is a running answer
+  … "kind": "cut"                                        adds a table by kind
+  … "system": "You are terse."                           instead of the model's own system prompt
 States are process, incomplete, ignore and stop.
 
 examples:
@@ -40,31 +40,33 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "states",
         usage="duologue eval states FILE [options]",
-        help="decisions on labelled rows",
-        description="Decide on labelled rows as a conversation would, and count what was right.",
+        help="accuracy of the decisions on labelled rows",
+        description="Decide on labelled rows as in a conversation, and compare the decisions with the labels.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the rows")
+    parser.add_argument("file", type=Path, metavar="FILE", help="labelled rows")
     parser.add_argument("--json", action="store_true", help="one JSON object; the tables go to standard error")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write result.json, reliability.png and curve.png there"
+        "--out", type=Path, metavar="DIR", help="write result.json, reliability.png and curve.png to this folder"
     )
     parser.add_argument(
-        "--baselines", action="store_true", help="rules, and the model asked in words, on the same rows"
+        "--baselines", action="store_true", help="also run rules and the prompted model on the same rows"
     )
-    parser.add_argument("--train", type=Path, metavar="FILE", help="rows to train a linear probe on, as a baseline")
+    parser.add_argument(
+        "--train", type=Path, metavar="FILE", help="also train a linear probe on these rows, as a baseline"
+    )
     parser.add_argument(
         "--compare",
         metavar="BACKEND[:WEIGHTS]",
-        help="decide on another backend too, and say how often both agree; for instance torch or torch:f32",
+        help="decide on another backend too, and report how often both agree; for example torch or torch:f32",
     )
     parser.add_argument(
         "--latencies",
         type=whole(least=0),
         default=50,
         metavar="N",
-        help="rows on which the time of a decision is measured, one at a time (default 50; 0: none)",
+        help="measure the time of a decision on N rows, one at a time (default 50; 0: none)",
     )
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -72,14 +74,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write."""
-    from duologue.evaluation.rows import read
+    from duologue.evaluation.labelled_rows import read
     from duologue.evaluation.states_report import tables
 
     rows = read(args.file)
     train = None if args.train is None else read(args.train)
     for each in (rows, train):
         if each is not None and each.unread:
-            print(f"note: nothing is made of {', '.join(each.unread)} in {each.path}", file=sys.stderr)
+            print(f"note: {each.path}: unknown fields are ignored: {', '.join(each.unread)}", file=sys.stderr)
     other = None if args.compare is None else _other(args)
     if args.out is not None:
         _make(args.out)
@@ -93,14 +95,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(
-    args: argparse.Namespace, rows: "Rows", train: "Rows | None", other: argparse.Namespace | None
+    args: argparse.Namespace, rows: "LabelledRows", train: "LabelledRows | None", other: argparse.Namespace | None
 ) -> dict[str, Any]:
     from duologue.evaluation.states import compare, details, judge_model, report
 
     model = load_model(args)
     try:
         with progress("Deciding") as stage:
-            # first, since it looks at a second file, which may have errors of its own
+            # first, because the second file may have errors too
             probed = None if train is None else _linear_probe(args, rows, train, model, stage)
             judged, thresholds = judge_model(rows, model, num_latencies=args.latencies, progress=stage)
             baselines = _baselines(args, rows, model, stage)
@@ -108,7 +110,7 @@ def _measure(
         model.close()
     if probed is not None:
         baselines["linear probe"] = probed
-    result = {**_what(args, model, thresholds), **report(judged), **details(judged)}
+    result = {**_facts(args, model, thresholds), **report(judged), **details(judged)}
     if baselines:
         result["baselines"] = {
             name: {"unavailable": one} if isinstance(one, str) else report(one) for name, one in baselines.items()
@@ -119,24 +121,28 @@ def _measure(
     return result
 
 
-def _linear_probe(args: argparse.Namespace, rows: "Rows", train: "Rows", model: "Model", stage: "Progress") -> "Judged":
+def _linear_probe(
+    args: argparse.Namespace, rows: "LabelledRows", train: "LabelledRows", model: "Model", stage: "Progress"
+) -> "Judgement":
     from duologue.evaluation.baselines import linear_probe
 
     if shared := {sample.source for sample in rows.samples} & {sample.source for sample in train.samples}:
-        print(f"note: {', '.join(sorted(shared))}: the linear probe is trained on this too", file=sys.stderr)
+        print(f"note: the linear probe is trained on sources of the test: {', '.join(sorted(shared))}", file=sys.stderr)
     return linear_probe(rows, train, model, find(args.model), progress=stage)
 
 
-def _baselines(args: argparse.Namespace, rows: "Rows", model: "Model", stage: "Progress") -> "dict[str, Judged | str]":
+def _baselines(
+    args: argparse.Namespace, rows: "LabelledRows", model: "Model", stage: "Progress"
+) -> "dict[str, Judgement | str]":
     from duologue.evaluation import baselines
 
     if not args.baselines:
         return {}
-    return {**dict(baselines.by_rules(rows.samples)), **dict(baselines.in_words(rows, model, progress=stage))}
+    return {**dict(baselines.by_rules(rows.samples)), **dict(baselines.by_prompting(rows, model, progress=stage))}
 
 
-def _judge_again(args: argparse.Namespace, rows: "Rows") -> "tuple[Judged, dict[str, str]]":
-    """On another backend: what it decides, and what it is."""
+def _judge_again(args: argparse.Namespace, rows: "LabelledRows") -> "tuple[Judgement, dict[str, str]]":
+    """The decisions of another backend, and which one it is."""
     from duologue.evaluation.states import judge_model
 
     model = load_model(args)
@@ -148,8 +154,8 @@ def _judge_again(args: argparse.Namespace, rows: "Rows") -> "tuple[Judged, dict[
     return judged, {"backend": model.backend.info.name, "weights": model.backend.info.weights}
 
 
-def _what(args: argparse.Namespace, model: "Model", thresholds: "tuple[Thresholds, Thresholds]") -> dict[str, Any]:
-    """What was measured."""
+def _facts(args: argparse.Namespace, model: "Model", thresholds: "tuple[Thresholds, Thresholds]") -> dict[str, Any]:
+    """The facts of what was measured."""
     info = model.backend.info
     return {
         "file": args.file.name,
@@ -178,11 +184,11 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {folder} cannot be made: {error.strerror}") from error
+        raise UsageError(f"--out {folder} cannot be created: {error.strerror}") from error
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:
-    """Write the result and, where matplotlib is installed, its pictures."""
+    """Write the result and, if matplotlib is installed, its pictures."""
     from duologue.evaluation.states_report import draw
 
     text = json.dumps(result, indent=2, ensure_ascii=False)

@@ -1,4 +1,5 @@
-"""From probabilities to decisions, and what these come to: counts, thresholds, calibration.
+"""From probabilities to decisions, and how good these are: metrics, calibration, thresholds.
 
-Numbers and numpy only. Training, evaluation and adapters share it, so that all of them count alike.
+Samples, numbers and numpy only. Training, evaluation and adapters share it, so that all of them count alike. No model
+is run here, and no file is read.
 """

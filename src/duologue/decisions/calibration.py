@@ -1,19 +1,23 @@
-"""How far probabilities can be believed: bins of equal mass over the probability of the most probable state.
+"""Calibration: how far probabilities can be believed, and the temperature that makes them believable.
 
-Of samples with one right state: where two are right, a model that halves its probability between them is not wrong.
+N samples, S states. Reliability counts samples with one right state only: where two are right, a model that splits its
+probability between them is not wrong.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from duologue.data.samples import Sample
-from duologue.decisions.choice import Probabilities
+from duologue.decisions.metrics import rounded
+from duologue.decisions.thresholds import Probabilities, accepted
 from duologue.types import InputState
 
 NUM_BINS = 15
+TEMPERATURES = np.exp(np.linspace(np.log(0.5), np.log(5.0), 47))
+"""The temperatures that `fit_temperature` tries."""
+_MIN_P = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +28,15 @@ class Bin:
     confidence: float  # mean probability of the most probable state
     accuracy: float  # share in which that state is right
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, float | None]:
         """Rounded, for files."""
-        return {name: round(value, 4) for name, value in asdict(self).items()}
+        return {name: rounded(value) for name, value in asdict(self).items()}
 
 
 def reliability(
     samples: Sequence[Sample], p: Probabilities, states: Sequence[InputState], *, num_bins: int = NUM_BINS
 ) -> list[Bin]:
-    """Samples ordered by the probability [N, S] of their most probable state, in `num_bins` bins of equal mass."""
+    """Samples in `num_bins` bins of equal size, ordered by the probability of their most probable state. p: [N, S]."""
     clear = [i for i, sample in enumerate(samples) if len(sample.right) == 1]
     if not clear:
         return []
@@ -42,7 +46,20 @@ def reliability(
     return [Bin(len(part), float(confidence[part].mean()), float(right[part].mean())) for part in parts]
 
 
-def expected_error(bins: Sequence[Bin]) -> float | None:
-    """Expected calibration error: the mean gap of confidence and accuracy, weighted by samples; None of none."""
+def expected_calibration_error(bins: Sequence[Bin]) -> float | None:
+    """The mean gap between confidence and accuracy, weighted by samples; None without bins."""
     num = sum(each.num for each in bins)
     return sum(each.num * abs(each.confidence - each.accuracy) for each in bins) / num if num else None
+
+
+def apply_temperature(p: Probabilities, temperature: float) -> Probabilities:
+    """Probabilities as if their logits had been divided by `temperature`. p and result: [N, S]."""
+    raised = np.power(np.maximum(p, _MIN_P), 1 / temperature)
+    return np.asarray(raised / raised.sum(1, keepdims=True), dtype=np.float32)
+
+
+def fit_temperature(samples: Sequence[Sample], p: Probabilities, states: Sequence[InputState]) -> float:
+    """The temperature at which the right states, label and accepted together, are most likely. p: [N, S]."""
+    right = accepted(samples, states)
+    losses = [-np.log(np.maximum((apply_temperature(p, t) * right).sum(1), _MIN_P)).mean() for t in TEMPERATURES]
+    return float(TEMPERATURES[int(np.argmin(losses))])

@@ -1,18 +1,45 @@
-"""Thresholds calibrated on judged samples. N samples, S states."""
+"""Decisions by thresholds, and thresholds calibrated on labelled samples. N samples, S states."""
 
 import itertools
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from duologue.core.policy import Thresholds
 from duologue.data.samples import Sample
-from duologue.decisions.choice import Probabilities, Thresholds2
 from duologue.types import InputState
 
+Probabilities: TypeAlias = npt.NDArray[np.float32]
+"""[N, S], rows summing to 1, columns in the order of the states."""
+
+ThresholdPair: TypeAlias = tuple[Thresholds, Thresholds]
+"""For a silent and for a speaking assistant."""
+
+EQUAL: ThresholdPair = (Thresholds(), Thresholds())
+"""The most probable state is chosen."""
+
 _PROCESS, _IGNORE = InputState.PROCESS, InputState.IGNORE
-_BASE = 0.3  # threshold of ignore in a calibrated set; the others are found relative to it
+_BASE = 0.3  # threshold of ignore in a calibrated set; the others are searched relative to it
 _FACTORS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8)
+
+
+def decide(
+    p: Probabilities,
+    samples: Sequence[Sample],
+    states: Sequence[InputState],
+    thresholds: ThresholdPair = EQUAL,
+) -> list[InputState]:
+    """The state with the largest p / threshold of each sample, as `Policy.decide` chooses it. p: [N, S]."""
+    limits = np.array([[one.of(state) for state in states] for one in thresholds])  # [2, S]
+    speaking = np.array([sample.speaking for sample in samples], dtype=int)  # [N]
+    return [states[i] for i in (p / limits[speaking]).argmax(1)]
+
+
+def accepted(samples: Sequence[Sample], states: Sequence[InputState]) -> npt.NDArray[np.bool_]:
+    """Which states are right for which sample, the label and those accepted beside it. [N, S]"""
+    return np.array([[state in sample.right for state in states] for sample in samples], dtype=bool)
 
 
 def calibrate(
@@ -21,12 +48,12 @@ def calibrate(
     states: Sequence[InputState],
     *,
     max_false_answers: float = 0.04,
-) -> Thresholds2:
-    """Thresholds for an idle and a speaking assistant: mean recall of the states and F1 of answering, together.
+) -> ThresholdPair:
+    """Thresholds that maximise the mean recall of the states plus the F1 of answering. p: [N, S].
 
-    False answers beyond the share `max_false_answers` cost twice as much again: enough to be wary, not so much that a
-    weak classifier keeps to it by silence. A state without samples has the threshold of ignore; where nothing is to be
-    answered or nothing to be ignored, thresholds are equal.
+    False answers beyond the share `max_false_answers` cost twice their share: enough to be cautious, not so much that a
+    weak classifier never answers. A state without samples gets the threshold of ignore. Without samples to answer, or
+    without samples to ignore, all thresholds are equal.
     """
     found = []
     for speaking in (False, True):
@@ -38,10 +65,11 @@ def calibrate(
 def _calibrate(
     samples: list[Sample], p: Probabilities, states: Sequence[InputState], max_false_answers: float
 ) -> Thresholds:
+    """Exhaustive search over the factors of the states. p: [N, S]."""
     present = [state for state in states if any(sample.state is state for sample in samples)]
     if _IGNORE not in present or _PROCESS not in present:
         return Thresholds()
-    right = np.array([[state in sample.right for state in states] for sample in samples])  # [N, S]
+    right = accepted(samples, states)
     labels = np.array([states.index(sample.state) for sample in samples])
     ignored, asked = labels == states.index(_IGNORE), labels == states.index(_PROCESS)
     best, chosen = -np.inf, Thresholds()
@@ -56,7 +84,7 @@ def _calibrate(
         false, found = int((answered & ignored).sum()), int((answered & asked).sum())
         value += 2 * found / (found + false + int(asked.sum()))  # F1
         value -= 2 * max(0.0, false / int(ignored.sum()) - max_false_answers)
-        value -= 0.02 * float(np.abs(np.log(factors)).sum())  # no extreme set for a few samples more
+        value -= 0.02 * float(np.abs(np.log(factors)).sum())  # no extreme thresholds for the sake of a few samples
         if value > best:
             best, chosen = value, Thresholds.from_mapping(values)
     return chosen

@@ -1,15 +1,15 @@
-"""What must be beaten: rules that know no model, the model asked in words, and a linear probe on its hidden state."""
+"""Baselines on labelled rows: rules without a model, the base model prompted, and a linear probe on hidden states."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from duologue.data.forms import FUNCTION_WORDS, spoken
 from duologue.data.samples import Sample
-from duologue.decisions.choice import decide
+from duologue.decisions.thresholds import decide
 from duologue.errors import MissingDependency, UsageError
-from duologue.evaluation.rows import Rows, check_labels, lay_out
+from duologue.evaluation.labelled_rows import LabelledRows, check_labels, lay_out
 from duologue.evaluation.scoring import score
-from duologue.evaluation.states import Judged
+from duologue.evaluation.states import Judgement
 from duologue.models.adapters import prompted
 from duologue.models.catalogue import Source
 from duologue.models.model import PROMPTED, Model, Progress
@@ -24,49 +24,51 @@ def majority(sample: Sample) -> InputState:
 
 
 def last_word(sample: Sample) -> InputState:
-    """A text that ends in a function word is unfinished, any other is answered."""
+    """A text that ends in a function word is unfinished; any other is answered."""
     words = spoken(sample.text).split()
     return _INCOMPLETE if words and words[-1] in FUNCTION_WORDS else _PROCESS
 
 
 def punctuation(sample: Sample) -> InputState:
-    """A text that ends in a full stop, a question or an exclamation mark is answered, any other is unfinished."""
+    """A text that ends in a full stop, question mark or exclamation mark is answered; any other is unfinished."""
     return _PROCESS if sample.text.rstrip().rstrip("\"')”’").endswith((".", "?", "!")) else _INCOMPLETE
 
 
 RULES = {"always process": majority, "last word is a function word": last_word, "punctuation": punctuation}
-"""Name for people to rule; they know the text alone."""
+"""Display name → rule. Rules see the text alone."""
 
 
-def by_rules(samples: Sequence[Sample]) -> Iterator[tuple[str, Judged]]:
-    """The rules, each with what it makes of `samples`."""
+def by_rules(samples: Sequence[Sample]) -> Iterator[tuple[str, Judgement]]:
+    """The rules by name, each with its decisions on `samples`."""
     for name, rule in RULES.items():
-        yield name, Judged(samples, [rule(sample) for sample in samples])
+        yield name, Judgement(samples, [rule(sample) for sample in samples])
 
 
-def in_words(rows: Rows, model: Model, *, progress: Progress | None = None) -> Iterator[tuple[str, Judged | str]]:
-    """The base of `model` asked without and with examples; in place of a judgement, why it cannot be asked."""
+def by_prompting(
+    rows: LabelledRows, model: Model, *, progress: Progress | None = None
+) -> Iterator[tuple[str, Judgement | str]]:
+    """The base of `model`, prompted without and with examples; where it cannot be prompted, the reason instead."""
     for name, shots in PROMPTED.items():
         try:
             adapter = prompted(states=model.probe.states, shots=shots)
-            asked = replace(
-                model, adapter=adapter, probe=adapter.probe_for(model.backend.info.vocab_size, model.template)
-            )
+            probe = adapter.probe_for(model.backend.info.vocab_size, model.template)
+            asked = replace(model, adapter=adapter, probe=probe)
             p = score(asked, lay_out(rows, asked), progress=progress)
         except UsageError as error:
             yield name, str(error)
         else:
-            states = asked.probe.states
-            yield name, Judged(rows.samples, decide(p, rows.samples, states), states, p)
+            yield name, Judgement(rows.samples, decide(p, rows.samples, probe.states), probe.states, p)
 
 
-def linear_probe(rows: Rows, train: Rows, model: Model, source: Source, *, progress: Progress | None = None) -> Judged:
-    """A linear probe on the hidden state of `model`'s base, trained on `train`.
+def linear_probe(
+    rows: LabelledRows, train: LabelledRows, model: Model, source: Source, *, progress: Progress | None = None
+) -> Judgement:
+    """A linear probe on the hidden states of `model`'s base, trained on `train`.
 
-    The base is read anew from `source`, where `model` came from, with PyTorch.
+    PyTorch reads the base again from `source`, which `model` was loaded from.
 
     Raises:
-        BadData: a row that does not fit, or has a label that the adapter lacks.
+        BadData: a row does not fit into the context, or has a label that the adapter lacks.
         MissingDependency: PyTorch or transformers are not installed.
     """
     try:
@@ -86,8 +88,8 @@ def linear_probe(rows: Rows, train: Rows, model: Model, source: Source, *, progr
         if progress is not None:
             progress("hidden states for the linear probe", share)
 
-    hidden = hidden_states(base, layouts, progress=show)
+    hidden = hidden_states(base, layouts, progress=show)  # [train + N, width]
     num = len(train.samples)
     labels = torch.tensor([states.index(sample.state) for sample in train.samples])
     p = fit(hidden[:num], labels, len(states))(hidden[num:])
-    return Judged(rows.samples, decide(p, rows.samples, states), states, p)
+    return Judgement(rows.samples, decide(p, rows.samples, states), states, p)

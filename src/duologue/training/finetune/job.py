@@ -13,9 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.samples import Sample
-from duologue.decisions.choice import decide
-from duologue.decisions.outcome import groups
-from duologue.decisions.thresholds import calibrate
+from duologue.decisions.metrics import adapter_facts
+from duologue.decisions.thresholds import calibrate, decide
 from duologue.errors import BadData, UsageError
 from duologue.models.adapters import ANY_WEIGHTS, Adapter
 from duologue.text.template import Template
@@ -91,7 +90,7 @@ def run_finetune(
         "base": name,
         "shortened": asdict(shortened),
         "seconds": round(before + run.seconds),
-        "dev": groups(dev_samples, decide(p, dev_samples, states, thresholds)),
+        "dev": adapter_facts(dev_samples, decide(p, dev_samples, states, thresholds)),
     }
     adapter = Adapter(
         kind="rows",

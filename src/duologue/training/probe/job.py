@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 
 from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.samples import Sample, read_samples
-from duologue.decisions.choice import Probabilities, decide
-from duologue.decisions.outcome import groups
-from duologue.decisions.temperature import fit_temperature, tempered
-from duologue.decisions.thresholds import calibrate
+from duologue.decisions.calibration import apply_temperature, fit_temperature
+from duologue.decisions.metrics import adapter_facts
+from duologue.decisions.thresholds import Probabilities, calibrate, decide
 from duologue.errors import AdapterMismatch, BadData, UsageError
 from duologue.models.adapters import ANY_WEIGHTS, Adapter, Fingerprint
 from duologue.text.template import Template
@@ -162,9 +161,9 @@ def _calibrated(
     """The adapter, as sure as it is right on the held-out `samples`, with the thresholds that suit them best."""
     temperature = fit_temperature(samples, p, states)
     model.cool(temperature)
-    p = tempered(p, temperature)
+    p = apply_temperature(p, temperature)
     thresholds = calibrate(samples, p, states)
-    decided = groups(samples, decide(p, samples, states, thresholds))
+    decided = adapter_facts(samples, decide(p, samples, states, thresholds))
     return Adapter(
         kind=job.recipe.kind,
         states=states,

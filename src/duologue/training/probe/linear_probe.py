@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from duologue.backends.torch.huggingface import PreTrainedModel
-from duologue.decisions.choice import Probabilities
+from duologue.decisions.thresholds import Probabilities
 from duologue.training.layout import Layout
 
 _TOKENS_PER_PASS = 2048

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from duologue.data.samples import Sample
-from duologue.decisions.choice import Probabilities
-from duologue.decisions.temperature import GRID, tempered
+from duologue.decisions.calibration import TEMPERATURES, apply_temperature
+from duologue.decisions.thresholds import Probabilities
 from duologue.errors import BadData, UsageError
 from duologue.training import checkpoints
 from duologue.training.layout import Layout
@@ -218,8 +218,8 @@ def _loss(logits: Tensor, data: Labelled, rows: list[int], taught: Tensor | None
 def _judge(model: ProbeModel, dev: Labelled, prefixes: Prefixes) -> tuple[float, float]:
     found = score_prefixes(model, prefixes)
     losses = []
-    for temperature in GRID:
-        p = torch.from_numpy(tempered(found, temperature))
+    for temperature in TEMPERATURES:
+        p = torch.from_numpy(apply_temperature(found, temperature))
         losses.append(float(-((p * dev.targets).sum(-1).clamp_min(1e-6).log() * dev.weights).mean()))
     right = dev.targets.gather(1, torch.from_numpy(found.argmax(1))[:, None])[:, 0] > 0
     return min(losses), float(right.float().mean())

@@ -1,4 +1,4 @@
-"""The rows of a test file: samples with the lines they stand on, refused with that line where they cannot be used."""
+"""The labelled rows of a test file: samples with their line numbers, so that an error can name the line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -15,8 +15,8 @@ _FIELDS = {field.name for field in fields(Sample)}
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Samples of a file. `lines[i]` is where `samples[i]` stands; `unread` are names of fields that no sample has."""
+class LabelledRows:
+    """Samples of a file. `lines[i]` is the line of `samples[i]`; `unread` names fields that samples do not have."""
 
     path: Path
     samples: tuple[Sample, ...]
@@ -24,12 +24,16 @@ class Rows:
     unread: tuple[str, ...] = ()
 
     def error(self, index: int, reason: str) -> BadData:
-        """What is wrong with row `index`."""
+        """An error that names the line of row `index`."""
         return BadData(f"{self.path}, line {self.lines[index]}: {reason}")
 
 
-def read(path: Path) -> Rows:
-    """All rows of a JSONL file. Raises `BadData` that names the line, or says that there is none."""
+def read(path: Path) -> LabelledRows:
+    """All rows of a JSONL file.
+
+    Raises:
+        BadData: a line cannot be used, or there is none.
+    """
     samples, lines, names = [], [], set[str]()
     for line, row in read_rows(path):
         try:
@@ -42,34 +46,34 @@ def read(path: Path) -> Rows:
         names |= row.keys()
     if not samples:
         raise BadData(f'{path} has no rows; each line is an object such as {{"text", "state", "source"}}')
-    return Rows(path, tuple(samples), tuple(lines), tuple(sorted(names - _FIELDS)))
+    return LabelledRows(path, tuple(samples), tuple(lines), tuple(sorted(names - _FIELDS)))
 
 
 def _check(sample: Sample) -> None:
     if not sample.text.strip():
-        raise BadData("the text is empty; there is nothing to decide on before words came")
+        raise BadData("the text is empty; there is nothing to decide on before the first word")
     if sample.speaking and (not sample.context or sample.context[-1].role is not Role.ASSISTANT):
-        raise BadData("speaking says that the last turn of context is a running answer, and there is none")
+        raise BadData("speaking says that the last turn of context is a running answer, but it is no answer")
     if any(turn.role is Role.SYSTEM for turn in sample.context):
         raise BadData('context has a system turn; write its text as "system": "…" beside it')
 
 
-def check_labels(rows: Rows, states: Sequence[InputState]) -> None:
-    """Raise `BadData` for a row whose label is none of `states`, those of the adapter."""
+def check_labels(rows: LabelledRows, states: Sequence[InputState]) -> None:
+    """Raise `BadData` for a row whose label is none of `states`, the adapter's."""
     for index, sample in enumerate(rows.samples):
         if sample.state not in states:
             raise rows.error(
                 index,
-                f"labelled {sample.state}, which this adapter does not know ({', '.join(states)}); leave such rows "
-                "out, or use an adapter with that state",
+                f"labelled {sample.state}, which this adapter does not know ({', '.join(states)}); remove such rows "
+                "or use an adapter with that state",
             )
 
 
-def lay_out(rows: Rows, model: Model) -> list[Layout]:
-    """The rows in tokens, as a session feeds them.
+def lay_out(rows: LabelledRows, model: Model) -> list[Layout]:
+    """The rows as tokens, as a session feeds them.
 
     Raises:
-        BadData: a row does not fit into the model's context with the probe, or has turns that the template refuses.
+        BadData: a row with the probe does not fit into the model's context, or the template refuses its turns.
     """
     layouts = Layouts(model.template)
     found = []
@@ -82,7 +86,7 @@ def lay_out(rows: Rows, model: Model) -> list[Layout]:
         if length > model.max_length:
             raise rows.error(
                 index,
-                f"{length} tokens with the probe, and the context holds {model.max_length}; allow more with --context "
+                f"{length} tokens with the probe, but the context holds {model.max_length}; allow more with --context "
                 "or shorten the row",
             )
         found.append(layout)
