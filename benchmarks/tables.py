@@ -1,8 +1,9 @@
-"""Tables of the documents, from the result files.
+"""Render the tables of the documents from the result files.
 
-Between `<!-- table:NAME -->` and `<!-- end -->` in README.md, docs/*.md and benchmarks/README.md stands what the
-function of that name below makes of `benchmarks/results/*.json`. Without flags the documents are rewritten; with
-`--check` nothing is written, and the exit status is 1 if a document is out of date.
+A table stands between `<!-- table:NAME -->` and `<!-- end -->` in README.md, docs/*.md or benchmarks/README.md; the
+function of that name below renders it from `benchmarks/results/*.json`. Without flags the script rewrites the
+documents. With `--check` it writes nothing, and exits with status 1 if a document is out of date. Times that were
+measured while other programs used the cores are marked with †.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 import measuring
 import server_tables
 import voice_tables
+from measuring import mark
 
 from duologue.evaluation import cost_report
 from duologue.evaluation.markdown import table
@@ -75,7 +77,7 @@ def latency(results: Results) -> str:
     )
     rows = [
         (
-            _latency_name(result),
+            _name(result) + mark(result),
             _pair(result["decision_ms"]["speaking, live"]),
             _pair(result["decision_ms"]["speaking, direct"]),
             _pair(result["decision_ms"]["silent, direct"]),
@@ -91,7 +93,7 @@ def import_time(results: Results) -> str:
     """What starting costs."""
     header = ("", "adds (s)", "heavy libraries loaded")
     rows = [
-        (f"`{name}`", f"{case['adds_s']:.3f}", ", ".join(case["heavy_libraries"]) or "none")
+        (f"`{name}`{mark(result)}", f"{case['adds_s']:.3f}", ", ".join(case["heavy_libraries"]) or "none")
         for _, result in results.of("import_time")
         for name, case in result["cases"].items()
     ]
@@ -102,7 +104,8 @@ def cost(results: Results) -> str:
     """The kinds of sessions side by side, for every run of the cost benchmark."""
     parts = []
     for name, result in results.of("cost"):
-        parts.append(f"{_engine(result)}, {result['model']['name']} ([{name}](../benchmarks/results/{name})):")
+        where = f"{_name(result)}, {result['model']['name']}{mark(result)}"
+        parts.append(f"{where} ([{name}](../benchmarks/results/{name})):")
         parts.append(cost_report.summary(result["sessions"]))
     return "\n\n".join(parts) or "No run has been committed yet."
 
@@ -115,36 +118,32 @@ def cost_growth(results: Results) -> str:
 
 
 def cost_short(results: Results) -> str:
-    """What it comes to, from the first run of the cost benchmark."""
+    """The figures that matter, from the first run of the cost benchmark."""
     for _, result in results.of("cost"):
-        return cost_report.short(result["sessions"])
+        return f"{_name(result)}{mark(result)}:\n\n{cost_report.short(result['sessions'])}"
     return "No run has been committed yet."
 
 
 def readme(results: Results) -> str:
-    """One row a claim, each with the file it comes from."""
-    rows: list[tuple[str, str, str]] = []
+    """One row per claim and run, each with the file it comes from."""
+    rows: list[tuple[str, str, str, str]] = []
     for name, result in results.of("exactness"):
         what = f"{result['tokens_identical']:,} tokens of {result['conversations']} disturbed conversations identical"
-        odd = f"{result['exceptions']} rounding ties" if result["exceptions"] else "no exception"
-        rows.append((f"Exactness, {_engine(result)}", f"{what}, {odd}, {_failures(result)}", _link(name)))
+        odd = f"{result['exceptions']} rounding ties" if result["exceptions"] else "no rounding ties"
+        rows.append(("disturbances leave no trace", _name(result), f"{what}, {odd}, {_failures(result)}", _link(name)))
     for name, result in results.of("latency"):
         live, direct = (result["decision_ms"][f"speaking, {how}"] for how in ("live", "direct"))
         what = f"p50 {live['p50']:.0f} ms, p95 {live['p95']:.0f} ms (between two passes: p95 {direct['p95']:.0f} ms)"
-        rows.append((f"Words to decision while speaking, {_latency_name(result)}", what, _link(name)))
+        rows.append(("words to decision while speaking", _name(result) + mark(result), what, _link(name)))
         added, most = result["passes_added_while_answering"], result["passes_per_decision_in_silence"]
-        rows.append(
-            (
-                f"Passes that listening adds, {_latency_name(result)}",
-                f"{added} in {direct['n']} decisions; in silence {most} a decision",
-                _link(name),
-            )
-        )
+        what = f"{added} in {direct['n']} decisions (in silence: {most} per decision)"
+        rows.append(("passes added by listening", _name(result), what, _link(name)))
     for name, result in results.of("import_time"):
         case = result["cases"]["import duologue"]
-        heavy = ", ".join(case["heavy_libraries"]) or "no heavy library"
-        rows.append(("`import duologue`", f"{case['adds_s']:.2f} s, {heavy}", _link(name)))
-    return "\n".join(["| what | measured | file |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+        heavy = ", ".join(case["heavy_libraries"]) or "no heavy library loaded"
+        rows.append(("`import duologue`", "–", f"{case['adds_s']:.2f} s, {heavy}{mark(result)}", _link(name)))
+    header = ("claim", "engine, adapter", "measured", "file")
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * 4, *rows))
 
 
 _STATES = ("process", "incomplete", "ignore", "stop")
@@ -195,7 +194,7 @@ def state_sources(results: Results) -> str:
 
 
 def state_baselines(results: Results) -> str:
-    """What else could decide, on the same rows."""
+    """Other ways to decide, on the same rows."""
     header = ("decided by", "n", "answer F1", "false answers", "respond F1", *_STATES)
     rows = []
     for _, result in results.of("states"):
@@ -283,7 +282,7 @@ def unchanged(results: Results) -> str:
     )
     rows = [
         (
-            f"{result['model']['adapter']['kind']}, {_engine(result)}",
+            f"{_kind(result)}, {_engine(result)}",
             result["prompts"],
             f"{result['tokens']:,}",
             f"{result['decisions']:,}",
@@ -309,7 +308,7 @@ def scale(results: Results) -> str:
     )
     rows = [
         (
-            _latency_name(result),
+            _name(result) + mark(result),
             f"{outcome['context_tokens']:,}",
             outcome["sessions"],
             f"{outcome['decision_ms']['p50']:.0f} / {outcome['decision_ms']['p95']:.0f}",
@@ -331,7 +330,7 @@ def scale_largest(results: Results) -> str:
     header = ("most sessions in real time", *(f"{context:,} tokens of history" for context in contexts), "file")
     rows = [
         (
-            _latency_name(result),
+            _name(result) + mark(result),
             *(result["largest"].get(str(context), "–") for context in contexts),
             f"[{name}](../benchmarks/results/{name})",
         )
@@ -342,14 +341,14 @@ def scale_largest(results: Results) -> str:
 
 def plain_loop(results: Results) -> str:
     """One session beside the loops of the same library."""
-    header = ("engine", "loop", "tokens/s (median)", "least … most", "ours, of it")
+    header = ("engine", "loop", "tokens/s (median)", "least … most", "Duologue / this loop")
     rows = [
         (
-            _engine(result),
-            name,
+            _engine(result) + mark(result),
+            name if name in result["ratio"] else "Duologue",
             f"{rate['median']:.1f}",
             f"{rate['min']:.1f} … {rate['max']:.1f}",
-            "" if name == "BatchEngine" else f"{result['ratio'][name]:.2f}",
+            f"{result['ratio'][name]:.2f}" if name in result["ratio"] else "",
         )
         for _, result in results.of("plain_loop")
         for name, rate in result["tokens_per_second"].items()
@@ -370,7 +369,7 @@ def attention(results: Results) -> str:
     )
     rows = [
         (
-            _engine(result),
+            _engine(result) + mark(result),
             f"{row['context_tokens']:,}",
             row["sessions"],
             *(f"{row[what][how]:.1f}" for what in ("speaking_ms", "listening_ms") for how in ("flash", "stored")),
@@ -392,7 +391,7 @@ def caches(results: Results) -> str:
     )
     rows = [
         (
-            _engine(result),
+            _engine(result) + mark(result),
             row["sessions"],
             f"{row['context_tokens']:,}",
             *(
@@ -411,7 +410,7 @@ def lora_shapes(results: Results) -> str:
     """What a LoRA of each shape costs at the probe."""
     header = ("engine", "LoRA", "decision (ms, p50 / p95)", "of rows")
     rows = [
-        (_engine(result), shape, _pair(row), f"{row['ratio']:.2f}")
+        (_engine(result) + mark(result), shape, _pair(row), f"{row['ratio']:.2f}")
         for _, result in results.of("lora_shapes")
         for shape, row in result["decision_ms"].items()
     ]
@@ -470,7 +469,8 @@ def experiments(_: Results) -> str:
 
 
 def _kind(result: Result) -> str:
-    return str(result["model"]["adapter"]).partition(" ")[0]
+    adapter = result["model"]["adapter"]
+    return str(adapter["kind"] if isinstance(adapter, dict) else adapter).partition(" ")[0]
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -538,8 +538,9 @@ def _engine(result: Result) -> str:
     return f"{name} {result['model']['weights']}"
 
 
-def _latency_name(result: Result) -> str:
-    return f"{_engine(result)}, {result['model']['adapter']['kind']}"
+def _name(result: Result) -> str:
+    """Engine, weights and adapter."""
+    return f"{_engine(result)}, {_kind(result)}"
 
 
 def _pair(row: dict[str, float]) -> str:
