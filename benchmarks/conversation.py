@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import spoken
 from forced import Forced
 
-from duologue import DirectEngine, Session, SessionConfig, Template, Turn
+from duologue import Engine, Session, SessionConfig, Template, Turn
 from duologue.core.answer import Answer
 from duologue.core.events import Decided, Event, Resumed, Suspended
 from duologue.core.prompt import Probe
@@ -49,7 +49,8 @@ class Talk:
     ) -> None:
         self.backend = backend
         self.session = Session(template, probe, config=config, history=history)
-        self.engine = DirectEngine(backend, self.session)
+        self.engine = Engine(backend, max_tokens_per_pass=None, clock=lambda: self.session.now)
+        self.handle = self.engine.open(self.session)
         self.drawn: dict[int, list[Drawn]] = {}
         self.passes: Counter[int] = Counter()
         self.probe_passes = 0  # that the backend says it needs besides, for probes alone
@@ -60,15 +61,16 @@ class Talk:
         """One pass. Returns whether there was anything to run."""
         answer = self.session.running
         is_generating = answer is not None and answer.finished is None
-        job = self.engine.prepare()
-        if job is None:
+        forward_pass = self.engine.plan()
+        if forward_pass is None:
             return False
-        job.run()
-        self.told(self.engine.finish(job))
-        self.probe_passes += job.num_passes - 1
+        forward_pass.run()
+        self.engine.take(forward_pass)
+        self.told(list(self.handle.new_events()))
+        self.probe_passes += forward_pass.num_passes - 1
         if answer is not None and is_generating:
             self.passes[answer.id] += 1
-            for step in job.steps:
+            for step in forward_pass.portions[0].steps:
                 self.drawn.setdefault(answer.id, []).extend(Drawn(token, step.margin) for token in step.tokens)
         return True
 

@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import random
 import statistics
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ import measuring
 import spoken
 from forced import Forced
 
-from duologue import DirectEngine, Live, Session, SessionConfig, Turn
+from duologue import Engine, Session, SessionConfig, Turn
 from duologue.core.events import Decided, Event, Heard
 from duologue.core.trace import Pass
 from duologue.evaluation.quantiles import percentile, summary
@@ -105,15 +104,15 @@ class Direct:
         self._measured = measured
         self._recorder = Recorder()
         self._session = rig.session()
-        self._engine = DirectEngine(rig.backend, self._session, sink=self._recorder)
-        self._began = time.perf_counter()
+        self._engine = Engine(rig.backend, max_tokens_per_pass=None)
+        self._talk = self._engine.open(self._session, sink=self._recorder)
 
     def speaking(self) -> None:
         """One answer, talked over until it ends."""
         self._rig.backend.verdict = InputState.PROCESS
         self._hear(spoken.question(self._rig.chance), "question", final=True)
         while self._is_generating() or not self._session.running:
-            if not self._tick() or self._num_heard():
+            if not self._engine.tick() or self._num_heard():
                 break
         first = len(self._recorder.passes)
         number = 0
@@ -126,7 +125,7 @@ class Direct:
 
     def silent(self) -> None:
         """One utterance while nobody speaks."""
-        while self._tick():
+        while self._engine.tick():
             pass
         self._utterance("u", needs_answer=False)
         self._engine.close()
@@ -141,7 +140,7 @@ class Direct:
             passes, judged = len(self._recorder.passes), len(self._recorder.decided)
             self._hear(text, name)
             while len(self._recorder.decided) == judged:
-                self._tick()
+                self._engine.tick()
             decided = self._recorder.decided[-1]
             self._measured.decisions.append((decided.at - decided.heard_at) * 1000)
             self._measured.contexts.append(self._recorder.passes[-1].kv_entries)
@@ -168,31 +167,19 @@ class Direct:
     def _num_heard(self) -> int:
         return self._session.running.num_heard if self._session.running else 0
 
-    def _now(self) -> float:
-        return time.perf_counter() - self._began
-
     def _hear(self, text: str, name: str, *, final: bool = False) -> None:
-        self._session.advance(self._now())
-        self._session.hear(text, utterance=name, final=final)
-
-    def _tick(self) -> bool:
-        job = self._engine.prepare()
-        if job is None:
-            return False
-        job.run()
-        self._session.advance(self._now())
-        self._engine.finish(job)
-        return True
+        self._talk.hear(text, utterance=name, final=final)
 
     def _ticks(self, count: int) -> None:
         for _ in range(count):
-            self._tick()
+            self._engine.tick()
 
 
 async def live(rig: Rig, measured: Measured) -> None:
     """One answer in real time, talked over until it ends: words arrive when they do."""
     chance, recorder = rig.chance, Recorder()
-    async with Live(rig.backend, rig.session(reported=True), words_per_second=8.0, sink=recorder) as talk:
+    async with Engine(rig.backend) as engine:
+        talk = engine.open(rig.session(reported=True), words_per_second=8.0, sink=recorder)
         events = talk.events()
         rig.backend.verdict = InputState.PROCESS
         talk.hear(spoken.question(chance), utterance="question", final=True)
@@ -234,7 +221,7 @@ def main() -> int:
     measurement = measuring.begin(args)
     rig = Rig(measuring.load_model(args), args.seed)
     direct, in_silence, in_real_time = Measured(), Measured(), Measured()
-    # Live first, and the rest in a thread that ends: a library's threads, left over in ours, would slow down Live's.
+    # Real time first, and the rest in a thread that ends: a library's threads, left over here, would slow the worker.
     asyncio.run(live(rig, Measured()))  # to warm up
     while len(in_real_time.decisions) < args.decisions:
         asyncio.run(live(rig, in_real_time))

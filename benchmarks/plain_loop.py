@@ -1,6 +1,6 @@
 """What a session costs beside the plain decoding loop of the same library: tokens a second, in one run.
 
-Claim: one session that speaks through `BatchEngine` keeps 90 per cent of the tokens a second of llama.cpp's own loop,
+Claim: one session that speaks through `Engine` keeps 90 per cent of the tokens a second of llama.cpp's own loop,
 and is no slower than `generate` of Transformers.
 
 Why: a pass of one session is the pass that the plain loop makes; beside it there are the session, the cache's books and
@@ -149,7 +149,7 @@ class Generate:
 
 
 class Speaking:
-    """A session of ours on a `BatchEngine`, its events read as they come."""
+    """A session of ours on a `Engine`, its events read as they come."""
 
     def __init__(self, model: Any, turn: Any) -> None:
         self._model = model
@@ -161,7 +161,7 @@ class Speaking:
         return [], asyncio.run(self._run(number))
 
     async def _run(self, number: int) -> list[float]:
-        from duologue import BatchEngine, Session, SessionConfig
+        from duologue import Engine, Session, SessionConfig
         from duologue.core.events import Committed
         from duologue.core.trace import Pass
 
@@ -177,7 +177,7 @@ class Speaking:
             if isinstance(record, Pass) and record.output_tokens:
                 times.append(time.perf_counter())
 
-        async with BatchEngine(self._model.backend) as engine:
+        async with Engine(self._model.backend) as engine:
             talk = engine.open(session, sink=sink)
             talk.respond()
             async for event in talk.events():
@@ -228,11 +228,11 @@ def main() -> int:
     prompt = [*model.template.render([turn]), *model.template.header]
     ours = Speaking(model, turn)
     others = _others(args, model, threads)
-    rates: dict[str, list[float]] = {name: [] for name in ("BatchEngine", *others)}
+    rates: dict[str, list[float]] = {name: [] for name in ("Engine", *others)}
     different, is_other = 0, False
     for number in range(args.rounds + 1):  # the first warms up
         texts = {}
-        found = {"BatchEngine": rate(ours.run(prompt, args.tokens)[1])}
+        found = {"Engine": rate(ours.run(prompt, args.tokens)[1])}
         for name, other in others.items():
             tokens, times = in_thread(other.run, prompt, args.tokens)
             found[name], texts[name] = rate(times), model.template.decode(tokens)
@@ -242,7 +242,7 @@ def main() -> int:
         for name, value in found.items() if number else ():
             rates[name].append(value)
     ratios = {
-        name: round(statistics.median(a / b for a, b in zip(rates["BatchEngine"], rates[name], strict=True)), 3)
+        name: round(statistics.median(a / b for a, b in zip(rates["Engine"], rates[name], strict=True)), 3)
         for name in others
     }
     target = TARGETS[model.backend.info.name]
@@ -253,8 +253,7 @@ def main() -> int:
         "ratio": ratios, "target": target, "meets_target": min(ratios.values()) >= target,
     }  # fmt: skip
     rows = [
-        (name, *_spread(values).values(), "" if name == "BatchEngine" else ratios[name])
-        for name, values in rates.items()
+        (name, *_spread(values).values(), "" if name == "Engine" else ratios[name]) for name, values in rates.items()
     ]
     measuring.finish(args, measurement, result, ("tokens a second", "median", "least", "most", "ours, of it"), rows)
     model.close()

@@ -34,7 +34,7 @@ import numpy as np
 
 from duologue.core.config import SessionConfig
 from duologue.core.trace import Pass
-from duologue.engine.live import Live
+from duologue.engine.engine import Engine
 from duologue.evaluation.quantiles import summary
 from duologue.evaluation.results import describe_model
 from duologue.voice.engines.defaults import Engines, load_engines
@@ -144,14 +144,13 @@ async def talk(bench: Bench, sound: heard.Sound, *, asked: str | None) -> Trial:
         if isinstance(record, Pass):
             bench.passes.append(record)
 
-    async with (
-        Live(bench.model.backend, session, sink=sink) as live,
-        Voice(live, SileroDetector(), recogniser, bench.engines.synthesiser) as voice,
-    ):
+    engine = Engine(bench.model.backend)
+    handle = engine.open(session, sink=sink)
+    async with engine, Voice(handle, SileroDetector(), recogniser, bench.engines.synthesiser) as voice:
         nows.append(lambda: voice.now)
-        voice.follow(live.events())
+        voice.follow(handle.events())
         if asked is not None:
-            live.hear(asked, utterance="written", final=True)
+            handle.hear(asked, utterance="written", final=True)
         recording = await converse(voice, user, is_over=lambda: True, longest_s=0.0)
         rows = voice.timeline.rows
     about = {"trial": len(bench.late_s), "kind": sound.kind, "level": sound.level, "began": lead + sound.begins}

@@ -2,9 +2,9 @@
 
     import duologue
 
-    model = duologue.load()                       # the default model, with its adapter
-    session = model.session()                     # the method: a pure state machine
-    engine = duologue.DirectEngine(model.backend, session)
+    model = duologue.load()                 # the default model with its adapter
+    engine = duologue.Engine(model.backend)
+    talk = engine.open(model.session())     # a session is a pure state machine; the engine drives it
 
 Names are imported when they are first used: `import duologue` loads no heavy library.
 """
@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BatchEngine": "duologue.engine.engine",
-    "DirectEngine": "duologue.engine.direct",
+    "Engine": "duologue.engine.engine",
     "InputState": "duologue.types",
     "Interruptible": "duologue.core.transitions",
-    "Live": "duologue.engine.live",
     "Model": "duologue.models.model",
     "Policy": "duologue.core.policy",
     "Sampling": "duologue.core.backend",
@@ -40,9 +38,7 @@ if TYPE_CHECKING:
     from duologue.core.session import Session as Session
     from duologue.core.trace import Trace as Trace
     from duologue.core.transitions import Interruptible as Interruptible
-    from duologue.engine.direct import DirectEngine as DirectEngine
-    from duologue.engine.engine import BatchEngine as BatchEngine
-    from duologue.engine.live import Live as Live
+    from duologue.engine.engine import Engine as Engine
     from duologue.models.model import Model as Model
     from duologue.models.model import load as load
     from duologue.text.template import Template as Template

@@ -191,9 +191,9 @@ def test_sessions_in_several_caches_say_what_they_say_in_one() -> None:
     for single, other in zip(*alike, strict=True):
         assert other.events == single.events
         assert [p.num_passes for p in other.passes] == [p.num_passes for p in single.passes], "those of its own cache"
-    assert several.scheduler.totals.tokens == one.scheduler.totals.tokens
-    assert 2 * one.scheduler.totals.passes < several.scheduler.totals.passes <= 3 * one.scheduler.totals.passes
-    several.scheduler.close()
+    assert several.engine.totals.tokens == one.engine.totals.tokens
+    assert 2 * one.engine.totals.passes < several.engine.totals.passes <= 3 * one.engine.totals.passes
+    several.engine.close()
     assert several.backend.usage() == Usage(0, 0, 0)
 
 
@@ -208,13 +208,13 @@ def neighbours(**options: object) -> tuple[Crowd, Guest, Guest]:
 
 def home(crowd: Crowd, guest: Guest) -> int:
     """The cache in which a guest's sequences lie."""
-    (found,) = {cache_of(crowd.backend, seq) for seq in guest.member.carrier.seqs.values()}
+    (found,) = {cache_of(crowd.backend, seq) for seq in guest.handle.sequences.seqs.values()}
     return found
 
 
 def fill(crowd: Crowd, guest: Guest) -> None:
     """The cache in which `guest` lies has no room from now on."""
-    seq = crowd.backend.fork(next(iter(guest.member.carrier.seqs.values())))
+    seq = crowd.backend.fork(next(iter(guest.handle.sequences.seqs.values())))
     cache = crowd.backend._caches[home(crowd, guest)]  # type: ignore[attr-defined]
     crowd.backend.forward([Extend(seq, (5,) * (400 - cache.usage().kv_entries))])
 
@@ -241,7 +241,7 @@ def test_what_was_cut_is_given_up_only_for_those_in_its_cache(is_near: bool) -> 
     assert other.session.num_suspended == 1
     needy = one
     if is_near:
-        crowd.scheduler.remove(one.member)
+        one.handle.close()
         silent = [crowd.guest(), crowd.guest()]  # where the first was
         (needy,) = asked(crowd, 1)
         while not needy.first(Said):
@@ -250,13 +250,13 @@ def test_what_was_cut_is_given_up_only_for_those_in_its_cache(is_near: bool) -> 
     fill(crowd, needy)
     needy.told(needy.session.heard(needy.session.running.num_said))  # type: ignore[union-attr]
     crowd.tick(4)
-    assert crowd.scheduler.totals.evicted == is_near
+    assert crowd.engine.totals.evicted == is_near
     assert (needy.first(Finished) is None) == is_near
 
 
 def test_nobody_waits_for_room_that_others_cannot_make(monkeypatch: pytest.MonkeyPatch) -> None:
     crowd, one, other = neighbours()
-    crowd.scheduler.remove(other.member)
+    other.handle.close()
     late = crowd.guest(history=[Turn(Role.USER, "well " * 40)])
     crowd.tick()
     assert home(crowd, late) != home(crowd, one)
@@ -264,4 +264,4 @@ def test_nobody_waits_for_room_that_others_cannot_make(monkeypatch: pytest.Monke
     monkeypatch.setattr(late.session, "make_room", lambda: False)
     crowd.tick(4)
     assert isinstance(late.failure, CacheFull)
-    assert crowd.scheduler.members == (one.member,)
+    assert crowd.engine.handles == (one.handle,)

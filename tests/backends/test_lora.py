@@ -15,7 +15,7 @@ from duologue.backends.lora import Factors, Lora
 from duologue.core.backend import Extend
 from duologue.core.config import SessionConfig
 from duologue.core.trace import Trace
-from duologue.engine.direct import DirectEngine
+from duologue.engine.engine import Engine
 from duologue.errors import AdapterMismatch, UnsupportedModel, UsageError
 from duologue.models.adapters import Adapter, shipped
 from duologue.models.catalogue import DEFAULT
@@ -206,12 +206,13 @@ def test_the_trace_counts_the_passes_of_probes(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(llama_cpp, "llama_decode", lambda *args: calls.append(1) or decode(*args))
     trace = Trace()
     session = model.session(config=SessionConfig(max_answer=12))
-    engine = DirectEngine(model.backend, session, sink=trace)
-    session.hear("tell me a story", utterance="a", final=True)
-    session.respond()
+    engine = Engine(model.backend)
+    talk = engine.open(session, sink=trace)
+    talk.hear("tell me a story", utterance="a", final=True)
+    talk.respond()
     for step in range(12):
         if step in (4, 7):
-            session.hear("and then " * step, utterance="b")
+            talk.hear("and then " * step, utterance="b")
         engine.tick()
     engine.close()
     model.close()

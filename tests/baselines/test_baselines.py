@@ -372,7 +372,7 @@ def test_every_kind_runs_on_the_same_replay_and_frees_all_it_held(name):
     replay = Replay(Script(cues), talk.backend, talk.template, PROBE, make=make, end=20.0)
     events = list(replay)
     assert any(isinstance(event, Promoted) for event in events)
-    assert replay.outcome.history[0] == Turn(Role.USER, "what is it")
+    assert replay.result.history[0] == Turn(Role.USER, "what is it")
     assert replay.session.now <= 20.5
     replay.close()
     assert talk.backend.usage().num_seqs == 0
@@ -424,6 +424,6 @@ def test_kinds_of_sessions_run_side_by_side_on_one_backend():
     for name, guest in guests.items():
         assert guest.failure is None
         assert guest.said.startswith("It is a ca"), name  # what comes in the first slice of time division
-        crowd.scheduler.remove(guest.member)
+        guest.handle.close()
     crowd.tick()
     assert crowd.backend.usage().num_seqs == 0

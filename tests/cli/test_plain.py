@@ -12,7 +12,7 @@ import pytest
 from duologue.cli.terminal import plain
 from duologue.cli.terminal.plain import Plain
 from duologue.core.config import SessionConfig
-from duologue.engine.live import Live
+from duologue.engine.engine import Engine
 from duologue.errors import EngineError
 from scripted import Talk
 
@@ -48,7 +48,8 @@ def talk_over(source: TextIO | None, talk: Talk, *, rate: float | None = None, o
     printed = io.StringIO() if out is None else out
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session, words_per_second=rate) as live:
+        async with Engine(talk.backend) as engine:
+            live = engine.open(talk.session, words_per_second=rate)
             await asyncio.wait_for(
                 Plain(live, is_paced=live.session.config.heard == "reported").run(source, printed), 20
             )
@@ -141,7 +142,8 @@ def test_closed_streams_are_an_empty_conversation(pipe: Pipe) -> None:
 
     async def nobody_listens(source: TextIO) -> None:
         talk = Talk(ANSWERS)
-        async with Live(talk.backend, talk.session) as live:
+        async with Engine(talk.backend) as engine:
+            live = engine.open(talk.session)
             await Plain(live, is_paced=live.session.config.heard == "reported").run(source, None)
         assert talk.turns == [("user", "hello"), ("assistant", ANSWERS["hello"])]
 

@@ -18,7 +18,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from duologue.cli.terminal import screen as terminal
 from duologue.cli.terminal.screen import KEYS, Terminal
 from duologue.core.config import SessionConfig
-from duologue.engine.live import Live
+from duologue.engine.engine import Engine
 from duologue.errors import EngineError
 
 ESC, CTRL_C, CTRL_D, CTRL_G, CTRL_R, ENTER, PAGE_UP, PAGE_DOWN = (
@@ -41,7 +41,8 @@ class Screen:
         self.talk = talk
         self.keys = keys
         self.drawn = StringIO()
-        self.live = Live(talk.backend, talk.session)
+        self.engine = Engine(talk.backend)
+        self.live = self.engine.open(talk.session)
         output = Vt100_Output(self.drawn, lambda: Size(rows=rows, columns=columns), term="xterm")
         self.terminal = Terminal(self.live, "a model", input=keys, output=output)
 
@@ -78,7 +79,7 @@ def play(
     async def main() -> Screen:
         with create_pipe_input() as keys:
             screen = Screen(talk, keys, columns, rows)
-            async with screen.live:
+            async with screen.engine:
                 running = asyncio.create_task(screen.terminal.run())
                 await screen.until(lambda: screen.terminal._application.is_running)
                 try:
@@ -294,8 +295,7 @@ def test_the_keys_are_shown_as_far_as_they_fit() -> None:
                 return Size(rows=20, columns=columns)
 
         async def status() -> str:
-            live = Live(talk.backend, talk.session)
-            screen = Terminal(live, "a model", output=Output())
+            screen = Terminal(Engine(talk.backend).open(talk.session), "a model", output=Output())
             return "".join(part[1] for part in screen._status()).split("\n")[1].strip()
 
         shown.append(asyncio.run(status()))

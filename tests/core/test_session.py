@@ -487,8 +487,8 @@ def test_a_result_that_nobody_wants_any_more_is_discarded():
     talk.hear("tell me a story")
     talk.tick(20)
     plan = talk.session.plan()
-    talk.engine.carrier.carry_out(plan.ops)
-    seqs = talk.engine.carrier.seqs
+    talk.handle.sequences.apply(plan.ops)
+    seqs = talk.handle.sequences.seqs
     steps = talk.backend.forward([type(e)(seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in plan.batch])
     talk.session.stop()
     said = talk.said
@@ -506,8 +506,8 @@ def test_only_the_newest_words_are_decided():
     talk.tick(5)
     talk.hear("what is it", final=False)
     plan = talk.session.plan()
-    talk.engine.carrier.carry_out(plan.ops)
-    seqs = talk.engine.carrier.seqs
+    talk.handle.sequences.apply(plan.ops)
+    seqs = talk.handle.sequences.seqs
     steps = talk.backend.forward([type(e)(seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in plan.batch])
     talk.hear("what is it that the", final=False)
     assert talk.session.take(steps) == []

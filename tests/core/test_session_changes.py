@@ -7,7 +7,8 @@ import pytest
 from duologue.baselines.tdm import Tdm
 from duologue.core.config import SessionConfig
 from duologue.core.events import Committed, Event, Finished
-from duologue.engine.engine import BatchEngine, Handle
+from duologue.engine.engine import Engine
+from duologue.engine.handle import Handle
 from duologue.errors import ContextOverflow, UsageError
 from duologue.types import Role, Turn
 from scripted import Talk
@@ -69,11 +70,11 @@ async def until(handle: Handle, kind: type[Event]) -> Event:
 def test_reports_take_the_place_of_the_clock():
     async def run() -> None:
         model = scripted_model(ANSWERS)
-        async with BatchEngine(model.backend) as engine:
+        async with Engine(model.backend) as engine:
             handle = engine.open(model.session(config=SessionConfig(heard="reported")), words_per_second=0.01)
             handle.hear("hello", final=True)
             await until(handle, Finished)
-            with pytest.raises(UsageError, match="by the clock"):
+            with pytest.raises(UsageError, match="the clock decides"):
                 handle.heard(7)
             handle.hear_out(9)
             assert handle.session.running is not None
@@ -94,7 +95,7 @@ def test_only_a_duplex_session_can_be_limited():
     async def run() -> None:
         talk = Talk(ANSWERS, make=Tdm)
         talk.engine.close()
-        async with BatchEngine(talk.backend) as engine:
+        async with Engine(talk.backend) as engine:
             handle = engine.open(talk.session)
             for command in (lambda: handle.limit(3), lambda: handle.edit((), template=talk.template)):
                 with pytest.raises(UsageError, match="a session of kind"):

@@ -39,10 +39,10 @@ def step(talk: Talk, chance: random.Random, names: list[str]) -> None:
         session.protect(chance.choice(list(Interruptible)))
     elif what == "late":  # a pass is under way while something is said
         plan = session.plan()
-        talk.engine.carrier.carry_out(plan.ops)
+        talk.handle.sequences.apply(plan.ops)
         step(talk, chance, names) if not plan.batch else None
         if plan.batch:
-            batch = [Extend(talk.engine.carrier.seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in plan.batch]
+            batch = [Extend(talk.handle.sequences.seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in plan.batch]
             steps = talk.backend.forward(batch)
             if chance.random() < 0.1:
                 for extend in batch:  # the pass failed after all

@@ -52,7 +52,7 @@ def check_lengths(talk: Talk, count: int) -> None:
     """So many passes, none of which feeds more than the context holds."""
     for _ in range(count):
         talk.tick()
-        for seq in talk.engine.carrier.seqs.values():
+        for seq in talk.handle.sequences.seqs.values():
             assert talk.backend.length(seq) <= talk.session.config.max_length
 
 

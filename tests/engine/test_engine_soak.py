@@ -4,6 +4,7 @@
 """
 
 import gc
+import math
 import random
 import tracemalloc
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ from duologue.core.config import SessionConfig
 from duologue.core.events import Decided, Event, Trimmed
 from duologue.core.policy import Policy
 from duologue.core.session import Session
-from duologue.engine.scheduler import Scheduler
-from duologue.errors import DuologueError, EngineFull
+from duologue.engine.engine import Engine
+from duologue.engine.handle import Handle
+from duologue.errors import EngineFull
 from duologue.testing.tiny_models import tiny_model, tiny_rows
 from duologue.text.template import Template
 from duologue.types import Role, Turn
@@ -72,28 +74,31 @@ def plain(events: Sequence[Event]) -> list[Event]:
 
 
 class World:
-    """A scheduler on a backend, and the sessions in it."""
+    """An engine on a backend, and the sessions in it."""
 
     def __init__(self, backend: Backend, template: Template) -> None:
-        self.scheduler = Scheduler(backend, max_tokens_per_pass=1 << 20)
+        self.now = 0.0
+        self.engine = Engine(
+            backend, max_tokens_per_pass=1 << 20, max_seconds_per_pass=math.inf, clock=lambda: self.now
+        )
         self.template = template
-        self.members: dict[int, Any] = {}
+        self.handles: dict[int, Handle] = {}
         self.events: dict[int, list[Event]] = {}
 
-    def open(self, number: int, config: SessionConfig, now: float) -> None:
+    def open(self, number: int, config: SessionConfig) -> None:
         session = Session(self.template, TINY_PROBE, policy=Policy(p_sure=0.4), config=config)
         told = self.events[number] = []
-
-        def failed(error: DuologueError) -> None:
-            raise AssertionError(error)
-
-        self.members[number] = self.scheduler.admit(
-            session, sink=lambda record: told.append(record) if isinstance(record, Event) else None, failed=failed,
-            now=now,
-        )  # fmt: skip
+        self.handles[number] = self.engine.open(
+            session, sink=lambda record: told.append(record) if isinstance(record, Event) else None
+        )
 
     def close(self, number: int) -> None:
-        self.scheduler.remove(self.members.pop(number))
+        self.handles.pop(number).close()
+
+    def check(self) -> None:
+        """Nobody has failed."""
+        for handle in self.handles.values():
+            list(handle.new_events())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -114,29 +119,33 @@ def test_random_operations_on_many_sessions_are_those_on_each_alone_on_the_refer
     for number, world in enumerate(alone):
         settings = config()
         for each in (together, world):
-            each.open(number, settings, 0.0)
+            each.open(number, settings)
     for step in range(size(250, 25_000)):
         number = chance.randrange(4)
         kind, value = operation(chance)
         now = step * 0.3
         settings = config()
+        for world in (together, *alone):
+            world.now = now
         for world in (together, alone[number]):
             if kind == "renew":
                 world.close(number)
-                world.open(number, settings, now)
-            member = world.members[number]
-            member.advance(now)
-            member.report(happen(member.session, kind, value))
+                world.open(number, settings)
+            handle = world.handles[number]
+            handle.advance(now)
+            handle.report(happen(handle.session, kind, value))
         for _ in range(chance.randint(0, 8)):
             for world in (together, *alone):
-                world.scheduler.tick(now)
+                world.engine.tick()
+        for world in (together, *alone):
+            world.check()
         for i, world in enumerate(alone):
             assert plain(together.events[i]) == plain(world.events[i])
             together.events[i].clear()
             world.events[i].clear()
-            assert together.members[i].session.history == world.members[i].session.history
+            assert together.handles[i].session.history == world.handles[i].session.history
     for world in (together, *alone):
-        world.scheduler.close()
+        world.engine.close()
     assert fast.usage().kv_entries == fast.usage().num_seqs == slow.usage().num_seqs == 0
 
 
@@ -147,8 +156,8 @@ def check_cache(crowd: Crowd, guest: Guest) -> None:
     if listening is not None and listening.sequence is not None:
         channels.append(listening.sequence)
     for channel in channels:
-        seq = guest.member.carrier.seqs.get(channel.seq)
-        if seq is not None and not guest.member.carrier.is_behind:
+        seq = guest.handle.sequences.seqs.get(channel.seq)
+        if seq is not None and not guest.handle.sequences.is_behind:
             held = crowd.script.backend.tokens(seq)
             assert held[: channel.cached] == channel.items[: channel.cached]
             assert len(held) >= channel.cached
@@ -171,19 +180,19 @@ def test_random_operations_where_there_is_little_room(seed: int) -> None:
             try:
                 guests.append(crowd.guest(config=config))
             except EngineFull:
-                crowd.scheduler.remove(guests.pop(chance.randrange(len(guests))).member)
+                guests.pop(chance.randrange(len(guests))).handle.close()
         guests = guests or [crowd.guest(config=config)]
         guest = chance.choice(guests)
-        job = crowd.scheduler.prepare(crowd.now) if chance.random() < 0.5 else None
+        forward_pass = crowd.engine.plan() if chance.random() < 0.5 else None
         kind, value = operation(chance)
         if kind == "renew":  # also while a pass is under way
-            crowd.scheduler.remove(guest.member)
+            guest.handle.close()
             guests.remove(guest)
         else:
             guest.told(happen(guest.session, kind, value))
-        if job is not None:
-            job.run()
-            crowd.scheduler.finish(job, crowd.now)
+        if forward_pass is not None:
+            forward_pass.run()
+            crowd.engine.take(forward_pass)
         crowd.now += 0.1
         crowd.tick(chance.randint(0, 6))
         crowd.batches.clear()
@@ -195,7 +204,7 @@ def test_random_operations_where_there_is_little_room(seed: int) -> None:
         for each in lost:
             assert "no room" in str(each.failure) or "free" in str(each.failure) or "limit" in str(each.failure)
             guests.remove(each)
-    crowd.scheduler.close()
+    crowd.engine.close()
     assert crowd.backend.usage().kv_entries == crowd.backend.usage().num_seqs == 0
 
 
@@ -208,6 +217,7 @@ def test_a_long_conversation_needs_no_more_memory_than_a_short_one() -> None:
         for turn in range(num_turns):
             guest.hear("tell me more" if turn % 5 else "mhm", f"u{turn}")
             crowd.run()
+            assert guest.failure is None
             num_trimmed += sum(isinstance(event, Trimmed) for event in guest.events)
             for record in (guest.events, guest.passes, crowd.batches):
                 record.clear()

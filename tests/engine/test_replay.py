@@ -43,7 +43,7 @@ def happened(name: str) -> list[dict[str, Any]]:
     """Events but the text that came out bit by bit, and then the outcome."""
     replay = replay_of(read_script(GOLDEN / f"{name}.jsonl"))
     events = [as_dict(event) for event in replay]
-    return [e for e in events if e["type"] not in ("said", "heard")] + [replay.outcome.as_dict()]
+    return [e for e in events if e["type"] not in ("said", "heard")] + [replay.result.as_dict()]
 
 
 def write(tmp_path: Path, *lines: str) -> Path:
@@ -65,7 +65,7 @@ def test_there_are_golden_conversations() -> None:
 def test_the_same_script_gives_the_same_bytes() -> None:
     def once() -> str:
         replay = replay_of(read_script(GOLDEN / "interruption.jsonl"), seed=3)
-        return "\n".join(json.dumps(as_dict(event)) for event in replay) + json.dumps(replay.outcome.as_dict())
+        return "\n".join(json.dumps(as_dict(event)) for event in replay) + json.dumps(replay.result.as_dict())
 
     assert once() == once()
 
@@ -104,13 +104,13 @@ def test_nothing_to_do_costs_nothing() -> None:
     replay = replay_of(script)
     events = list(replay)
     assert [event.at >= 100_000 for event in events if isinstance(event, Committed)] == [False, True]
-    assert replay.outcome.trace.num_passes < 200
+    assert replay.result.trace.num_passes < 200
 
 
 def test_the_outcome_holds_what_was_said_and_heard() -> None:
     replay = replay_of(read_script(GOLDEN / "interruption.jsonl"))
     list(replay)
-    outcome = replay.outcome.as_dict()
+    outcome = replay.result.as_dict()
     assert list(outcome) == ["said", "heard", "history", "passes"]
     heard = [turn["text"] for turn in outcome["history"] if turn["role"] == "assistant"]
     assert outcome["heard"] == "\n".join(heard)
@@ -121,8 +121,8 @@ def test_heard_counts_what_was_heard_in_this_replay_only() -> None:
     history = (Turn(Role.USER, "hi"), Turn(Role.ASSISTANT, "An answer of yesterday."))
     replay = replay_of(Script((Cue(0.0, "hello", final=True),), history=history))
     list(replay)
-    assert replay.outcome.heard == "Hello to you."
-    assert replay.outcome.history[:2] == history
+    assert replay.result.heard == "Hello to you."
+    assert replay.result.history[:2] == history
 
 
 def test_closing_frees_everything_and_the_sink_gets_all() -> None:
@@ -131,7 +131,7 @@ def test_closing_frees_everything_and_the_sink_gets_all() -> None:
     replay = Replay(script, talk.backend, talk.template, PROBE, passes=60, sink=records.append)
     events = list(replay)
     assert [record for record in records if isinstance(record, Event)] == events
-    assert sum(isinstance(record, Pass) for record in records) == replay.outcome.trace.num_passes
+    assert sum(isinstance(record, Pass) for record in records) == replay.result.trace.num_passes
     replay.close()
     assert talk.backend.usage().num_seqs == 0
 
@@ -245,7 +245,7 @@ def test_absurd_words_leave_the_conversation_as_it_was() -> None:
     replay = replay_of(script)
     events = list(replay)
     assert [as_dict(event)["type"] for event in events].count("refused") == 1
-    assert [turn.text for turn in replay.outcome.history] == ["hello", "Hello to you."] * 2
+    assert [turn.text for turn in replay.result.history] == ["hello", "Hello to you."] * 2
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from duologue.core.events import Committed, Decided, Event, Released, Resumed, S
 from duologue.core.policy import Policy
 from duologue.core.session import Session
 from duologue.core.trace import Pass
-from duologue.engine.scheduler import LEISURE_S, Scheduler
+from duologue.engine.engine import Engine
+from duologue.engine.scheduler import MAX_WAIT_S
 from duologue.errors import CacheFull, ContextOverflow, EngineError, EngineFull, UsageError
 from duologue.types import Role, Turn
 from soak import size
@@ -63,7 +64,7 @@ def test_no_pass_feeds_more_than_the_limit(budget: int) -> None:
     crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=budget)
     guests = asked(crowd, 3, history=LONG)
     crowd.run()
-    assert max(map(fed, crowd.batches)) == crowd.scheduler.budget == budget
+    assert max(map(fed, crowd.batches)) == crowd.engine.scheduler.max_tokens == budget
     assert {guest.said for guest in guests} == {STORY}
 
 
@@ -72,7 +73,7 @@ def test_a_probe_that_is_longer_than_the_limit_raises_it(monkeypatch: pytest.Mon
     crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=16)
     guests = asked(crowd, 3)
     crowd.run()
-    assert crowd.scheduler.budget == 100
+    assert crowd.engine.scheduler.max_tokens == 100
     assert {guest.said for guest in guests} == {STORY}
 
 
@@ -296,7 +297,7 @@ def test_what_is_cut_by_the_limit_changes_no_answer() -> None:
             for guest in guests:
                 guest.hear(f"and then {i}", f"v{i}")
         crowd.run()
-    turns = [[member.session.history for member in crowd.scheduler.members] for crowd in (wide, narrow)]
+    turns = [[handle.session.history for handle in crowd.engine.handles] for crowd in (wide, narrow)]
     assert turns[0] == turns[1]
     assert len(turns[0][0]) == len(LONG) + 8
 
@@ -311,7 +312,7 @@ def test_waits_go_by_the_clock_that_is_handed_in() -> None:
     guest.hear("what is a duck", final=False)
     crowd.run()
     assert guest.first(Released) is None
-    due = crowd.scheduler.due(crowd.now)
+    due = crowd.engine.due()
     assert due == pytest.approx(1000.6)
     crowd.now = due
     crowd.run()
@@ -339,8 +340,8 @@ def test_sessions_are_refused_when_their_contexts_would_not_fit() -> None:
     first, _ = crowd.guest(config=config), crowd.guest(config=config)
     with pytest.raises(EngineFull, match=r"2 sessions are open.*1024 of 1100 KV entries.*needs 512"):
         crowd.guest(config=config)
-    assert crowd.scheduler.totals.refused == 1
-    crowd.scheduler.remove(first.member)
+    assert crowd.engine.totals.refused == 1
+    first.handle.close()
     crowd.guest(config=config)
 
 
@@ -371,12 +372,12 @@ def test_what_cannot_be_let_in_says_why() -> None:
     crowd = Crowd()
     guest = crowd.guest()
     with pytest.raises(UsageError, match="open already"):
-        crowd.scheduler.admit(guest.session, sink=guest.take, failed=print)
+        crowd.engine.open(guest.session)
     with pytest.raises(ContextOverflow, match="max_length=65536"):
         crowd.guest(config=SessionConfig(max_length=1 << 17))
     for options in ({"max_tokens_per_pass": 0}, {"overcommit": 0.0}):
         with pytest.raises(UsageError):
-            Scheduler(crowd.backend, **options)  # type: ignore[arg-type]
+            Engine(crowd.backend, **options)  # type: ignore[arg-type]
 
 
 REPORTED = SessionConfig(heard="reported")
@@ -416,10 +417,10 @@ def test_a_suspended_answer_gives_way_to_a_live_one_and_is_resumed_all_the_same(
     peak = roomy.backend.usage().kv_entries
     expected = listen(roomy, first, first.session.resume())
     crowd, first, _ = crowded(peak - 10, talks_on=talks_on)
-    assert crowd.scheduler.totals.evicted == 1
-    assert roomy.scheduler.totals.evicted == 0
+    assert crowd.engine.totals.evicted == 1
+    assert roomy.engine.totals.evicted == 0
     assert first.session.num_suspended == 1
-    crowd.scheduler.remove(crowd.scheduler.members[1])
+    crowd.engine.handles[1].close()
     assert listen(crowd, first, first.session.resume()) == expected
     assert first.first(Resumed).exact != talks_on
     if not talks_on:
@@ -438,9 +439,9 @@ def test_evicted_answers_are_those_of_the_session_that_was_quiet_longest() -> No
     crowd.run()
     suspended = [guest.session._output.suspended[0] for guest in guests]
     for expected in ([False, True, False], [False, True, True], [True, True, True]):
-        assert crowd.scheduler._evict(CacheFull("full"))
+        assert crowd.engine._evict(CacheFull("full"))
         assert [cut.is_evicted for cut in suspended] == expected
-    assert not crowd.scheduler._evict(CacheFull("full"))
+    assert not crowd.engine._evict(CacheFull("full"))
 
 
 def test_a_session_that_needs_more_than_there_is_gives_way_itself() -> None:
@@ -466,7 +467,7 @@ def test_a_fork_for_which_there_is_no_sequence_takes_that_of_a_suspended_answer(
     crowd.backend.free(extra.pop())
     crowd.run()
     assert others[0].said == STORY
-    assert crowd.scheduler.totals.evicted == 1
+    assert crowd.engine.totals.evicted == 1
 
 
 def test_while_there_is_no_room_for_a_long_text_the_others_go_on() -> None:
@@ -489,7 +490,7 @@ def test_an_answer_that_is_ahead_of_its_listener_does_not_count_as_waiting() -> 
     crowd.run()
     assert not guest.session.running.finished  # type: ignore[union-attr]
     assert guest.session.backlog == 0
-    assert guest.member.waiting_since is None
+    assert guest.handle.waiting_since is None
 
 
 def test_answers_that_are_ahead_of_their_listeners_share_passes() -> None:
@@ -504,8 +505,8 @@ def test_answers_that_are_ahead_of_their_listeners_share_passes() -> None:
     assert {len(batch) for batch in crowd.batches} == {2}, "the second has gone along"
     second.told(second.session.heard(10))
     assert crowd.run() == 0, "it is well ahead still"
-    assert crowd.scheduler.due(crowd.now) == pytest.approx(crowd.now - crowd.tick_s + LEISURE_S)
-    while (due := crowd.scheduler.due(crowd.now)) is not None:
+    assert crowd.engine.due() == pytest.approx(crowd.now - crowd.tick_s + MAX_WAIT_S)
+    while (due := crowd.engine.due()) is not None:
         crowd.now = due
         assert crowd.run() == 1
     made = [guest.session.running.num_tokens for guest in (first, second)]  # type: ignore[union-attr]
@@ -513,7 +514,7 @@ def test_answers_that_are_ahead_of_their_listeners_share_passes() -> None:
 
 
 def test_answers_that_are_ahead_of_their_listeners_leave_passes_with_words_alone() -> None:
-    crowd = Crowd({"tell me a story": STORY}, tick_s=LEISURE_S / 7.5)
+    crowd = Crowd({"tell me a story": STORY}, tick_s=MAX_WAIT_S / 7.5)
     speaker, listener = asked(crowd, 1, config=REPORTED)[0], crowd.guest()
     crowd.run()
     speaker.told(speaker.session.heard(1))
@@ -537,13 +538,13 @@ def test_a_sink_that_raises_is_the_end_of_its_session_alone() -> None:
     def broken(record: Pass | Event) -> None:
         raise OSError("the disk is full")
 
-    bad.member.sink = broken
+    bad.handle._sink = broken
     crowd.run()
     assert good.said == STORY
     assert isinstance(bad.failure, EngineError)
     assert "the disk is full" in str(bad.failure)
-    assert crowd.scheduler.members == (good.member,)
-    crowd.scheduler.remove(good.member)
+    assert crowd.engine.handles == (good.handle,)
+    good.handle.close()
     assert crowd.backend.usage().num_seqs == 0
 
 
@@ -561,7 +562,7 @@ def test_a_session_that_raises_ends_alone(method: str, monkeypatch: pytest.Monke
     assert good.said == STORY
     assert isinstance(bad.failure, EngineError)
     assert isinstance(bad.failure.__cause__, KeyError)
-    crowd.scheduler.close()
+    crowd.engine.close()
     assert crowd.backend.usage().num_seqs == 0
 
 
@@ -582,7 +583,7 @@ def test_a_pass_that_fails_is_made_without_the_one_it_fails_for(error: Exception
     crowd = Crowd({"tell me a story": STORY})
     guests = asked(crowd, 4)
     crowd.tick(40)
-    offender = set(guests[1].member.carrier.seqs.values())
+    offender = set(guests[1].handle.sequences.seqs.values())
     failing(crowd, lambda extend: extend.seq in offender, error)
     crowd.run()
     assert [guest.said == STORY for guest in guests] == [True, False, True, True]
@@ -597,7 +598,7 @@ def test_when_the_backend_is_broken_everybody_is_told() -> None:
     failing(crowd, lambda extend: True, RuntimeError("out of order"))
     crowd.run()
     assert all("out of order" in str(guest.failure) for guest in guests)
-    assert crowd.scheduler.members == ()
+    assert crowd.engine.handles == ()
     assert crowd.backend.usage().num_seqs == 0
 
 
@@ -609,20 +610,20 @@ def test_a_session_can_go_at_any_moment_and_leaves_nothing() -> None:
         if moment % 7 == 3:
             leaving.hear("and why is that", "v", final=False)
         if moment % 2:
-            job = crowd.scheduler.prepare(crowd.now)
-            assert job is not None
-            crowd.scheduler.remove(leaving.member)
-            assert leaving.member.carrier.seqs or not moment // 2, "the pass still needs them"
-            job.run()
-            crowd.scheduler.finish(job, crowd.now)
+            forward_pass = crowd.engine.plan()
+            assert forward_pass is not None
+            leaving.handle.close()
+            assert leaving.handle.sequences.seqs or not moment // 2, "the pass still needs them"
+            forward_pass.run()
+            crowd.engine.take(forward_pass)
         else:
-            crowd.scheduler.remove(leaving.member)
-        assert not leaving.member.carrier.seqs
+            leaving.handle.close()
+        assert not leaving.handle.sequences.seqs
         num_events = len(leaving.events)
         crowd.run()
         assert len(leaving.events) == num_events
         assert staying.said == STORY
-        crowd.scheduler.remove(staying.member)
+        staying.handle.close()
         assert crowd.backend.usage().kv_entries == crowd.backend.usage().num_seqs == 0
 
 
@@ -635,7 +636,7 @@ def test_sessions_that_come_and_go_leave_nothing() -> None:
         other = crowd.guest(policy=SURE)
         other.hear("tell me a story")
         crowd.tick(number % 23)
-        crowd.scheduler.remove(other.member)
+        other.handle.close()
         crowd.batches.clear()
     assert crowd.backend.usage() == held
-    assert len(crowd.scheduler.members) == 1
+    assert len(crowd.engine.handles) == 1

@@ -16,7 +16,7 @@ import tiny_tokenizers
 from duologue.backends.rows import Rows
 from duologue.core.config import SessionConfig
 from duologue.core.policy import Thresholds
-from duologue.engine.direct import DirectEngine
+from duologue.engine.engine import Engine
 from duologue.errors import AdapterMismatch, BrokenModel, DuologueError, MissingDependency, ModelNotFound, UsageError
 from duologue.models.adapters import Adapter, Fingerprint
 from duologue.models.model import Model, load, sessions_of_a_cache
@@ -74,13 +74,14 @@ def rows_for(model: Model, **changes: Any) -> Adapter:
 def converse(model: Model, text: str, **config: Any) -> list[Any]:
     """The events of one question, answered at once."""
     session = model.session(config=SessionConfig(**{"max_answer": 8, **config}))
-    engine = DirectEngine(model.backend, session)
-    events = [*session.hear(text, final=True), *session.respond()]
+    engine = Engine(model.backend)
+    talk = engine.open(session)
+    talk.hear(text, final=True)
+    talk.respond()
     for _ in range(300):
-        more = engine.tick()
-        if more is None:
+        if not engine.tick():
             break
-        events += more
+    events = list(talk.new_events())
     engine.close()
     return events
 
@@ -257,14 +258,15 @@ def test_a_small_context_is_enough_for_a_long_conversation(folder: Path, model: 
     small = load(str(folder), context_length=256, adapter=rows_for(model))
     session = small.session(config=SessionConfig(max_answer=8))
     assert session.config.max_length == 256
-    engine = DirectEngine(small.backend, session)
+    engine = Engine(small.backend)
+    talk = engine.open(session)
     kinds = []
     for i in range(12):
-        events = [*session.hear(f"question {i} about the weather in the north", utterance=f"u{i}", final=True)]
-        events += session.respond()
-        while (more := engine.tick()) is not None:
-            events += more
-        kinds += [type(event).__name__ for event in events]
+        talk.hear(f"question {i} about the weather in the north", utterance=f"u{i}", final=True)
+        talk.respond()
+        while engine.tick():
+            pass
+        kinds += [type(event).__name__ for event in talk.new_events()]
     assert kinds.count("Committed") == 12
     assert "Trimmed" in kinds
     assert session.history[-2].text.startswith("question 11")
@@ -273,7 +275,9 @@ def test_a_small_context_is_enough_for_a_long_conversation(folder: Path, model: 
 
 def test_a_history_of_lone_surrogates(folder: Path, model: Model) -> None:
     session = model.session(history=[Turn(Role.USER, "\ud800")])
-    assert DirectEngine(model.backend, session).tick() is not None
+    engine = Engine(model.backend)
+    engine.open(session)
+    assert engine.tick()
     assert load(str(folder), system="\ud800", context_length=1024).template.system == "\ufffd"
 
 

@@ -955,7 +955,7 @@ def test_clients_that_vanish_leave_nothing():
                 peer.socket.transport.abort()
                 while server.talks._open:
                     await asyncio.sleep(0.002)
-            totals = server.talks.engine.scheduler.totals
+            totals = server.talks.engine.totals
             assert (totals.admitted, totals.failed, len(server.talks.engine.handles)) == (30, 0, 0)
 
     run(talk())

@@ -341,7 +341,7 @@ def test_who_does_not_come_back_is_forgotten():
             peer.socket.transport.abort()
             while len(server.talks):
                 await asyncio.sleep(0.05)
-            assert server.talks.engine.scheduler.members == ()
+            assert server.talks.engine.handles == ()
             assert server.talks.model.backend.usage().num_seqs == 0
 
     run(talk())

@@ -1,5 +1,6 @@
-"""Several scripted conversations on one scheduler, with a clock that goes on by one tick a pass."""
+"""Several scripted conversations on one engine, with a clock that goes on by one tick a pass."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,7 @@ from duologue.core.events import Event, Said
 from duologue.core.policy import Policy
 from duologue.core.session import Session
 from duologue.core.trace import Pass
-from duologue.engine.playback_clock import Pace
-from duologue.engine.scheduler import Scheduler
+from duologue.engine.engine import Engine
 from duologue.errors import DuologueError
 from duologue.types import Turn
 from scripted import Talk
@@ -25,20 +25,26 @@ class Guest:
         self.session = session
         self.events: list[Event] = []
         self.passes: list[Pass] = []
-        self.failure: DuologueError | None = None
-        pace = None if rate is None else Pace(session, rate)
-        self.member = crowd.scheduler.admit(
-            session, sink=self.take, failed=lambda error: setattr(self, "failure", error), pace=pace, now=crowd.now
-        )
+        self.handle = crowd.engine.open(session, words_per_second=rate, sink=self.take)
+
+    @property
+    def failure(self) -> DuologueError | None:
+        """Why the session could not go on."""
+        try:
+            for _ in self.handle.new_events():
+                pass
+        except DuologueError as error:
+            return error
+        return None
 
     def take(self, record: Pass | Event) -> None:
         (self.passes if isinstance(record, Pass) else self.events).append(record)  # type: ignore[arg-type]
 
     def hear(self, text: str, utterance: str = "u", *, final: bool = True) -> None:
-        self.member.report(self.session.hear(text, utterance=utterance, final=final))
+        self.handle.report(self.session.hear(text, utterance=utterance, final=final))
 
     def told(self, events: list[Event]) -> None:
-        self.member.report(events)
+        self.handle.report(events)
 
     @property
     def said(self) -> str:
@@ -50,7 +56,7 @@ class Guest:
 
 
 class Crowd:
-    """A scheduler with guests. `batches` has the passes of the backend, as they were asked for.
+    """An engine with guests. `batches` has the passes of the backend, as they were asked for.
 
     With several `caches`, each has `capacity` and `max_seqs`.
     """
@@ -69,8 +75,8 @@ class Crowd:
         self.backend: Backend = self.script.backend
         if caches > 1:
             self.backend = Caches([Talk(answers, max_seqs=max_seqs, capacity=capacity).backend for _ in range(caches)])
-        self.scheduler = Scheduler(self.backend, **options)
         self.now = 0.0
+        self.engine = Engine(self.backend, **{"max_seconds_per_pass": math.inf, **options}, clock=lambda: self.now)
         self.tick_s = tick_s
         self.batches: list[Sequence[Extend]] = []
         self._forward = self.backend.forward
@@ -94,7 +100,7 @@ class Crowd:
     def tick(self, count: int = 1) -> int:
         """So many passes, or fewer when there is nothing left to do. Returns how many."""
         for number in range(count):
-            if not self.scheduler.tick(self.now):
+            if not self.engine.tick():
                 return number
             self.now += self.tick_s
         return count

@@ -10,7 +10,7 @@ from duologue.core.policy import Policy
 from duologue.core.prompt import Probe
 from duologue.core.session import Session, SessionFactory
 from duologue.core.trace import Trace
-from duologue.engine.direct import DirectEngine
+from duologue.engine.engine import Engine
 from duologue.text.template import Template
 from duologue.types import InputState, Token, Turn
 
@@ -91,7 +91,8 @@ class Talk:
         )
         self.session = make(self.template, PROBE, policy=policy, config=config, history=history)
         self.trace = Trace()
-        self.engine = DirectEngine(self.backend, self.session, sink=self.trace)
+        self.engine = Engine(self.backend, max_tokens_per_pass=None, clock=lambda: self.session.now)
+        self.handle = self.engine.open(self.session, sink=self.trace)
         self.events: list[Event] = []
 
     def _turns(self, ids: list[Token]) -> list[tuple[str, str]]:
@@ -127,7 +128,14 @@ class Talk:
         return tuple(0.91 if state is verdict else 0.03 for state in STATES)
 
     def told(self, events: list[Event]) -> list[Event]:
-        self.events += self.engine.report(events)
+        self.handle.report(events)
+        self._collect()
+        return events
+
+    def _collect(self) -> list[Event]:
+        """What has happened since the last call."""
+        events = list(self.handle.new_events())
+        self.events += events
         return events
 
     def hear(self, text: str, utterance: str = "u", *, final: bool = True) -> list[Event]:
@@ -137,11 +145,10 @@ class Talk:
         """So many passes, or fewer when there is nothing left to do."""
         out: list[Event] = []
         for _ in range(count):
-            events = self.engine.tick()
-            if events is None:
+            fed_something = self.engine.tick()
+            out += self._collect()
+            if not fed_something:
                 break
-            out += events
-        self.events += out
         return out
 
     def run(self) -> list[Event]:
@@ -172,7 +179,7 @@ class Talk:
         if session._input and session._input.sequence:
             channels.append(session._input.sequence)
         for channel in channels:
-            seq = self.engine.carrier.seqs.get(channel.seq)
+            seq = self.handle.sequences.seqs.get(channel.seq)
             if seq is not None and channel.fed is None:
                 held = self.backend.tokens(seq)
                 assert held[: channel.cached] == channel.items[: channel.cached]

@@ -10,7 +10,8 @@ from duologue.cli.options import add_model_options, add_talk_options, load_model
 from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
-    from duologue.cli.terminal.conversation import Talking
+    from duologue.client import Talk
+    from duologue.engine.handle import Handle
     from duologue.models.model import Model
 
 _EPILOG = """\
@@ -100,7 +101,7 @@ def _need_terminal() -> None:
 
 async def _talk(args: argparse.Namespace, model: "Model", rate: float, is_plain: bool) -> None:
     from duologue.core.config import SessionConfig
-    from duologue.engine.live import Live
+    from duologue.engine.engine import Engine
 
     config = SessionConfig(
         max_length=model.max_length,
@@ -112,8 +113,9 @@ async def _talk(args: argparse.Namespace, model: "Model", rate: float, is_plain:
     session = model.session(policy=policy(args, model), config=config)
     info = model.backend.info
     title = f"{model.name} {info.weights} on {info.name}, {model.adapter.kind}"
-    async with Live(model.backend, session, words_per_second=rate or None) as live:
-        await _converse(live, title, is_plain=is_plain, is_paced=bool(rate))
+    async with Engine(model.backend) as engine:
+        talk = engine.open(session, words_per_second=rate or None)
+        await _converse(talk, title, is_plain=is_plain, is_paced=bool(rate))
 
 
 async def _talk_to_server(args: argparse.Namespace, rate: float, is_plain: bool) -> None:
@@ -130,7 +132,7 @@ async def _talk_to_server(args: argparse.Namespace, rate: float, is_plain: bool)
         await _converse(talk, f"{talk.model} on {args.url}", is_plain=is_plain, is_paced=bool(rate))
 
 
-async def _converse(talk: "Talking", title: str, *, is_plain: bool, is_paced: bool) -> None:
+async def _converse(talk: "Handle | Talk", title: str, *, is_plain: bool, is_paced: bool) -> None:
     if is_plain:
         from duologue.cli.terminal.plain import Plain
 
@@ -139,7 +141,7 @@ async def _converse(talk: "Talking", title: str, *, is_plain: bool, is_paced: bo
         await _on_screen(talk, title)
 
 
-async def _on_screen(talk: "Talking", title: str) -> None:
+async def _on_screen(talk: "Handle | Talk", title: str) -> None:
     from duologue.cli.terminal.screen import Terminal
 
     terminal = Terminal(talk, title)

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
                 print(json.dumps(e.as_dict(event), ensure_ascii=False), flush=True)
             else:
                 teller.tell(event)
-        outcome = replay.outcome
+        outcome = replay.result
         if args.json:
             print(json.dumps(outcome.as_dict(), ensure_ascii=False))
         else:

@@ -12,7 +12,7 @@ from duologue.cli.progress import progress
 from duologue.errors import UsageError
 
 if TYPE_CHECKING:
-    from duologue.engine.live import Live
+    from duologue.engine.handle import Handle
     from duologue.models.model import Model
     from duologue.voice.engines.defaults import Engines
     from duologue.voice.timeline import Row
@@ -101,7 +101,7 @@ async def _run(args: argparse.Namespace) -> int:
 
 async def _talk(args: argparse.Namespace, model: "Model", engines: "Engines") -> None:
     from duologue.core.config import SessionConfig
-    from duologue.engine.live import Live
+    from duologue.engine.engine import Engine
     from duologue.voice.policy import by_voice
     from duologue.voice.timeline import Timeline
     from duologue.voice.voice import Voice
@@ -115,13 +115,13 @@ async def _talk(args: argparse.Namespace, model: "Model", engines: "Engines") ->
     )
     session = model.session(policy=by_voice(policy(args, model)), config=config)
     timeline = Timeline(_Printer(), keeps=args.out is not None)
-    async with (
-        Live(model.backend, session) as live,
-        Voice(live, engines.detector(), engines.recogniser, engines.synthesiser, timeline=timeline) as voice,
-    ):
-        voice.follow(live.events())
+    engine = Engine(model.backend)
+    handle = engine.open(session)
+    parts = engines.detector(), engines.recogniser, engines.synthesiser
+    async with engine, Voice(handle, *parts, timeline=timeline) as voice:
+        voice.follow(handle.events())
         if args.source is not None:
-            await _from_file(args, live, voice)
+            await _from_file(args, handle, voice)
         else:
             from duologue.voice.engines.microphone import Microphone
 
@@ -131,12 +131,12 @@ async def _talk(args: argparse.Namespace, model: "Model", engines: "Engines") ->
                 write_conversation(args.out, recording.user, recording.assistant, voice.config.rate, timeline.rows)
 
 
-async def _from_file(args: argparse.Namespace, live: "Live", voice: "Voice") -> None:
+async def _from_file(args: argparse.Namespace, handle: "Handle", voice: "Voice") -> None:
     from duologue.voice.pump import converse
     from duologue.voice.sound import read_sound
 
     def is_over() -> bool:
-        return live.session.running is None and live.session.input_text is None
+        return handle.session.running is None and handle.session.input_text is None
 
     recording = await converse(voice, read_sound(args.source), is_over=is_over)
     rows = voice.timeline.rows

@@ -1,4 +1,6 @@
-"""Runs many sessions on one backend: one forward pass after another, with all that they have to feed.
+"""Runs many sessions on one backend, each pass with the pending work of all of them.
 
-The only place that drives sessions, and the only clock. It never decides anything about a conversation.
+`Engine` is the only driver of sessions: a synchronous core (`tick`) and an asynchronous front (`async with`) around it.
+`Handle` is one open session. `Scheduler` divides a pass among sessions and knows neither backend nor clock. `replay`
+runs a scripted conversation on a virtual clock. Nothing here decides anything about a conversation; `core/` does.
 """

@@ -1,296 +1,355 @@
-"""Many conversations in real time on one backend: the only clock, and the only asyncio, around their sessions.
+"""Runs many sessions on one backend: a synchronous core, and an asynchronous front around it.
 
-The event loop's thread owns the sessions, so a command is carried out, and what it leads to is told, at once, also
-while a pass runs. One worker thread owns the backend and does nothing but passes. Neither needs a lock: they meet when
-a pass is handed over, and when it comes back.
+Each round of the core is the same, whoever drives it:
+
+    plan (what all sessions feed) ─▶ ForwardPass.run (one pass on the backend) ─▶ take (results to their sessions)
+
+Between `plan` and `take` sessions may be given commands; tickets tell which results are still wanted. `tick` does all
+three in the caller's thread. In asynchronous use the event loop's thread owns the sessions, so that commands are
+carried out at once even while a pass runs, and one worker thread owns the backend. Neither needs a lock: they meet when
+a pass is handed over and when it returns.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from duologue.core.backend import Backend
-from duologue.core.events import Event
-from duologue.core.policy import Policy
-from duologue.core.session import BaseSession, Session
+from duologue.core.session import BaseSession
 from duologue.core.trace import Pass, Sink
-from duologue.core.transitions import Interruptible
-from duologue.engine.playback_clock import Pace
-from duologue.engine.scheduler import MAX_SECONDS_PER_PASS, MAX_TOKENS_PER_PASS, Scheduler
-from duologue.errors import DuologueError, EngineError, UsageError
-from duologue.text.template import Template
-from duologue.types import Turn
+from duologue.engine.forward_pass import ForwardPass, Portion
+from duologue.engine.handle import Handle, Host
+from duologue.engine.playback_clock import PlaybackClock
+from duologue.engine.scheduler import MAX_TOKENS_PER_PASS, MAX_WAIT_S, Scheduler
+from duologue.engine.sequence_map import SequenceMap
+from duologue.errors import CacheFull, ContextOverflow, DuologueError, EngineError, EngineFull, UsageError
+
+SEQS_PER_SESSION = 2  # the output channel and an input channel
+SPARE_SEQS = 2  # shared by suspended answers and compactions
 
 
-class BatchEngine:
-    """Runs sessions until they are closed, each through its `Handle`.
+@dataclass(slots=True)
+class Totals:
+    """What an engine has done so far."""
 
-        async with BatchEngine(model.backend) as engine:
+    passes: int = 0  # forward passes; where probes have one of their own, both count
+    tokens: int = 0  # fed
+    seconds: float = 0.0  # in passes
+    admitted: int = 0  # sessions
+    refused: int = 0
+    failed: int = 0
+    evicted: int = 0  # suspended answers whose KV was given up for others
+
+
+class Engine:
+    """Drives sessions until they are closed, each through its `Handle`.
+
+    In the caller's thread:
+
+        engine = Engine(model.backend)
+        talk = engine.open(model.session())
+        talk.hear("what is a cat", final=True)
+        while engine.tick():
+            for event in talk.new_events():
+                ...
+
+    In real time, inside an event loop:
+
+        async with Engine(model.backend) as engine:
             talk = engine.open(model.session())
             talk.hear("what is a cat", final=True)
             async for event in talk.events():
                 ...
 
     Args:
-        max_tokens_per_pass, max_seconds_per_pass, overcommit: see `Scheduler`.
-        clock: gives seconds that never go back; by default the event loop's.
+        max_tokens_per_pass: the most tokens of a pass, which bounds how long words can wait for it to end; None: every
+            session feeds all it has in each pass (see `Scheduler`).
+        max_seconds_per_pass: how long a pass should take; wider ones are narrowed.
+        overcommit: sessions are admitted while all of them together could fill the KV cache this many times. At 1 every
+            session can always have its whole `SessionConfig.max_length`.
+        clock: returns seconds and never goes back. All time comes from it; a virtual one makes runs reproducible.
 
-    `scheduler` says who is in, and has the totals of what was done; it is to be read only. `handles` are those of the
-    sessions that are open.
+    Raises:
+        UsageError: a number is not positive.
     """
 
     def __init__(
         self,
         backend: Backend,
         *,
-        max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
-        max_seconds_per_pass: float = MAX_SECONDS_PER_PASS,
+        max_tokens_per_pass: int | None = MAX_TOKENS_PER_PASS,
+        max_seconds_per_pass: float = MAX_WAIT_S,
         overcommit: float = 1.0,
-        clock: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.scheduler = Scheduler(
-            backend,
-            max_tokens_per_pass=max_tokens_per_pass,
-            max_seconds_per_pass=max_seconds_per_pass,
-            overcommit=overcommit,
-        )
-        self._clock = clock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="duologue-backend")
+        if not overcommit > 0:
+            raise UsageError(f"overcommit is {overcommit} and must be positive")
+        self.backend = backend
+        self.scheduler = Scheduler(max_tokens_per_pass, max_seconds_per_pass)
+        self.totals = Totals()
+        self.now = clock
+        self._overcommit = overcommit
+        self._handles: list[Handle] = []
+        self._leaving: list[SequenceMap] = []  # of sessions that were closed and are still to be freed
+        self._free_failure: DuologueError | None = None  # the first
+        self._running: ForwardPass | None = None
+        self._is_closed = False
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self.handles: set[Handle] = set()
+        self._driver: asyncio.Task[None] | None = None
+        self._worker: ThreadPoolExecutor | None = None
 
-    async def __aenter__(self) -> "BatchEngine":
-        if self._clock is None:
-            self._clock = asyncio.get_running_loop().time
-        self._task = asyncio.create_task(self._drive(), name="duologue-engine")
+    @property
+    def handles(self) -> tuple[Handle, ...]:
+        """The open sessions, oldest first."""
+        return tuple(self._handles)
+
+    # ------------------------------------------------------------------ opening and closing
+
+    def open(self, session: BaseSession, *, words_per_second: float | None = None, sink: Sink | None = None) -> Handle:
+        """Admit a session.
+
+        What the user has heard depends on `SessionConfig.heard`. With "shown", it is what is said, at once. With
+        "reported", it is what `Handle.heard` reports, or, with `words_per_second`, what can be spoken at that rate,
+        however fast it is generated. `sink` receives the events and a record of every pass; if it raises, this session
+        is closed.
+
+        Raises:
+            EngineFull: there is no room for it beside the others.
+            ContextOverflow: it may grow longer than the backend's sequences.
+            UsageError: the engine is closed, the session is open already, or the rate is not possible with it.
+        """
+        if self._is_closed:
+            raise UsageError("the engine is closed; make another one")
+        playback = None if words_per_second is None else PlaybackClock(session, words_per_second)
+        self._check_room(session)
+        self.scheduler.make_room_for_probe(len(session.probe.tokens))
+        handle = Handle(Host(self.backend, self.now, self._wake.set, self._leave), session, playback, sink)
+        self._handles.append(handle)
+        self.totals.admitted += 1
+        self._wake.set()
+        return handle
+
+    def close(self) -> None:
+        """Close all sessions and free what they hold. Call it in the thread that drives the engine.
+
+        Raises:
+            EngineError: the backend could not free what the sessions held, and no session had failed before.
+        """
+        self._is_closed = True
+        self._running = None
+        for handle in self.handles:
+            handle.close()
+        self._free_leaving()
+        failure, self._free_failure = self._free_failure, None
+        if failure is not None and not self.totals.failed:  # else it follows from a failure that was reported
+            raise failure
+
+    def _leave(self, handle: Handle) -> None:
+        self._handles.remove(handle)
+        self._leaving.append(handle.sequences)
+        if self._running is None:
+            self._free_leaving()
+
+    def _free_leaving(self) -> None:
+        while self._leaving:
+            try:
+                self._leaving.pop().free_all()
+            except DuologueError as error:
+                self._free_failure = self._free_failure or error
+
+    def _check_room(self, session: BaseSession) -> None:
+        info, wanted = self.backend.info, session.config.max_length
+        if any(handle.session is session for handle in self._handles):
+            raise UsageError("this session is open already; make another one")
+        if wanted > info.context_length:
+            raise ContextOverflow(
+                f"the session may grow to {wanted} tokens, and sequences of this backend hold {info.context_length}; "
+                f"make it with SessionConfig(max_length={info.context_length}), or with Model.session, which does so"
+            )
+        if not self._handles:
+            return  # a single session makes do with whatever there is
+        promised = sum(handle.session.config.max_length for handle in self._handles)
+        num_seqs = (len(self._handles) + 1) * SEQS_PER_SESSION + SPARE_SEQS
+        if promised + wanted <= info.capacity * self._overcommit and num_seqs <= info.max_seqs:
+            return
+        self.totals.refused += 1
+        raise EngineFull(
+            f"{len(self._handles)} sessions are open and may use {promised} of {info.capacity} KV entries "
+            f"(overcommit {self._overcommit:g}); one more needs {wanted}, and {num_seqs} sequences of {info.max_seqs}. "
+            "Close a session, give sessions a smaller SessionConfig.max_length, or load the model for more sessions: "
+            "load(sessions=…)"
+        )
+
+    # ------------------------------------------------------------------ the synchronous core
+
+    def tick(self) -> bool:
+        """One round in the caller's thread. Returns whether there was anything to feed."""
+        forward_pass = self.plan()
+        if forward_pass is not None:
+            forward_pass.run()
+            self.take(forward_pass)
+        return forward_pass is not None
+
+    def plan(self) -> ForwardPass | None:
+        """The next pass, or None when there is nothing to feed. Cache operations alone are carried out at once."""
+        assert self._running is None, "the previous pass has not been taken"
+        now = self.now()
+        for handle in self.handles:
+            with self._guarded(handle):
+                handle.advance(now)
+        while portions := self._portions(now):
+            forward_pass = ForwardPass(self.backend, portions)
+            if any(portion.plan.batch for portion in portions):
+                self._running = forward_pass
+                return forward_pass
+            forward_pass.run()
+            self._hand_out(forward_pass)
+        return None
+
+    def take(self, forward_pass: ForwardPass) -> None:
+        """Give the results of a pass that has run to its sessions, and free what was closed meanwhile."""
+        self._running = None
+        self.scheduler.count(forward_pass.num_tokens, forward_pass.seconds)
+        self._hand_out(forward_pass)
+        self._free_leaving()
+
+    def due(self) -> float | None:
+        """When there will be something to do without words or commands; None if there will not."""
+        now = self.now()
+        dues = [handle.due(now) for handle in self._handles]
+        return min((due for due in (*dues, self.scheduler.due(self._handles)) if due is not None), default=None)
+
+    def _portions(self, now: float) -> list[Portion]:
+        portions: list[Portion] = []
+
+        def feed(handle: Handle, limit: int | None, compaction_limit: int | None) -> int:
+            session = handle.session
+            with self._guarded(handle):
+                phase, plan = session.phase, session.plan(limit, compaction_limit)
+                if plan.batch:
+                    handle.last_fed = self.totals.passes
+                if plan.batch or plan.ops or handle.sequences.is_behind:
+                    portions.append(Portion(handle, plan, phase, session.now))
+                return max(0, sum(len(extend.tokens) for extend in plan.batch) - (compaction_limit or 0))
+            return 0
+
+        self.scheduler.divide(self.handles, now, feed)
+        return portions
+
+    def _hand_out(self, forward_pass: ForwardPass) -> None:
+        now, usage = self.now(), self.backend.usage()
+        self.totals.tokens += forward_pass.num_tokens
+        self.totals.passes += forward_pass.num_passes
+        self.totals.seconds += forward_pass.seconds
+        for portion in forward_pass.portions:
+            handle, batch = portion.handle, portion.plan.batch
+            if not handle.is_open:
+                continue
+            with self._guarded(handle):
+                handle.advance(now)
+                if portion.error is not None:
+                    self._recover(portion, portion.error, forward_pass)
+                elif batch:
+                    events = handle.session.take(portion.steps)
+                    seconds, num_passes = forward_pass.seconds, portion.num_passes
+                    handle.record(Pass.of(portion.at, portion.phase, batch, seconds, usage, num_passes))
+                    handle.report(events)
+
+    def _recover(self, portion: Portion, error: DuologueError, forward_pass: ForwardPass) -> None:
+        """A session's portion of a pass did not take place. If the cache was full, make room and plan it again.
+
+        If the session has nothing to give up, it waits until the others hold less: what all were promised fits.
+        """
+        session = portion.handle.session
+        session.lose(portion.plan.batch)
+        if not isinstance(error, CacheFull):
+            raise error
+        others_fed = any(other.error is None and other.num_tokens_in(error) for other in forward_pass.portions)
+        if not (self._evict(error) or session.make_room() or others_fed):
+            raise error
+
+    def _evict(self, full: CacheFull) -> bool:
+        """Give up one suspended answer, of the session that was fed least recently. Returns whether there was one.
+
+        A running answer is never given up for another session, and neither is anything outside of the full cache.
+        """
+        for handle in sorted(self._handles, key=lambda handle: handle.last_fed):
+            if full.is_about(handle.sequences.seqs.values()) and handle.session.evict():
+                self.totals.evicted += 1
+                return True
+        return False
+
+    @contextmanager
+    def _guarded(self, handle: Handle) -> Iterator[None]:
+        """Confine a failure to the session that caused it."""
+        try:
+            yield
+        except Exception as error:
+            if handle.is_open:
+                self.totals.failed += 1
+                handle.fail(error if isinstance(error, DuologueError) else _failure("the conversation failed", error))
+
+    # ------------------------------------------------------------------ the asynchronous front
+
+    async def __aenter__(self) -> "Engine":
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="duologue-backend")
+        self._driver = asyncio.create_task(self._drive(), name="duologue-engine")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close all sessions, let the pass under way end, stop the worker. Can be called more than once.
+        """As `close`, in asynchronous use: let the running pass end first, and stop the worker. Can be repeated.
 
         Raises:
-            EngineError: the backend could not free what the sessions held, and had not failed before.
+            EngineError: see `close`.
         """
-        if self._task is None:
+        if self._driver is None or self._worker is None:
             return
-        task, self._task = self._task, None
-        for handle in tuple(self.handles):
-            handle.end()
-        task.cancel()
+        driver, self._driver, self._is_closed = self._driver, None, True
+        for handle in self.handles:
+            handle.close()
+        driver.cancel()
         try:
-            await asyncio.gather(task, return_exceptions=True)
-            # In the same worker, so behind the pass under way.
-            await asyncio.get_running_loop().run_in_executor(self._thread, self.scheduler.close)
+            await asyncio.gather(driver, return_exceptions=True)
+            await asyncio.get_running_loop().run_in_executor(self._worker, self.close)  # after the running pass
         finally:
-            self._thread.shutdown()
-        if (
-            self.scheduler.trouble is not None and not self.scheduler.totals.failed
-        ):  # else it follows from what was told already
-            raise self.scheduler.trouble
-
-    def open(
-        self, session: BaseSession, *, words_per_second: float | None = None, sink: Sink | None = None
-    ) -> "Handle":
-        """Let a session in.
-
-        What the user has heard: with `SessionConfig(heard="shown")`, what is said, at once. With "reported", what
-        `Handle.heard` is told (a player knows how far it got); or, with `words_per_second`, what can be said at that
-        rate, however fast it is generated. `sink` takes the events and a record of every pass; if it raises in a pass,
-        this session is over.
-
-        Raises:
-            EngineFull: there is no room for it beside the others.
-            UsageError: the engine is not open, the session is open already, or the rate does not go with it.
-        """
-        if self._task is None:
-            raise UsageError("the engine is not open; use it inside `async with BatchEngine(...) as engine:`")
-        return Handle(self, session, None if words_per_second is None else Pace(session, words_per_second), sink)
-
-    def now(self) -> float:
-        """Seconds on the engine's clock."""
-        assert self._clock is not None, "it is set when the engine opens"
-        return self._clock()
-
-    def wake(self) -> None:
-        """There may be something to do."""
-        self._wake.set()
+            self._worker.shutdown()
 
     async def _drive(self) -> None:
-        loop, scheduler = asyncio.get_running_loop(), self.scheduler
         try:
-            while self._task is not None:  # not for ever: `wait_for` may swallow being cancelled when it is woken too
+            while self._driver is not None:  # `wait_for` may swallow a cancellation that comes with a wake-up
                 self._wake.clear()
-                job = scheduler.prepare(self.now())
-                if job is None:
+                if not await self._tick_in_worker():
                     await self._rest()
-                    continue
-                # Shielded: a pass that was planned must take place. `aclose` waits for it, in the same worker.
-                await asyncio.shield(loop.run_in_executor(self._thread, job.run))
-                scheduler.finish(job, self.now())
-        except Exception as error:  # a defect of ours: nobody is left waiting for ever
-            failure = EngineError(f"the engine failed: {type(error).__name__}: {error}; please report it")
-            failure.__cause__ = error
-            self.scheduler.totals.failed += 1
-            for handle in tuple(self.handles):
-                handle.fail(failure)
+        except Exception as error:  # a defect of the engine: nobody may be left waiting
+            self.totals.failed += 1
+            for handle in self.handles:
+                handle.fail(_failure("the engine failed", error, "; please report it"))
+
+    async def _tick_in_worker(self) -> bool:
+        forward_pass = self.plan()
+        if forward_pass is None:
+            return False
+        # Shielded: a pass that was planned must take place. `aclose` waits for it in the same worker.
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._worker, forward_pass.run))
+        self.take(forward_pass)
+        return True
 
     async def _rest(self) -> None:
-        """Until somebody says something, or a wait of a session is over."""
-        due = self.scheduler.due(self.now())
+        """Wait for a command, or until a session has something to do."""
+        due = self.due()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), None if due is None else max(0.0, due - self.now()))
 
 
-class Handle:
-    """A session that is open on an engine. Commands are the session's own, and return at once; what comes of them is
-    told by `events`. To be used in the event loop's thread.
-    """
-
-    def __init__(self, engine: BatchEngine, session: BaseSession, pace: Pace | None, sink: Sink | None) -> None:
-        self.session = session  # to be read
-        self.num_told = 0  # events so far
-        self._engine = engine
-        self._pace = pace
-        self._sink = sink
-        self._told: asyncio.Queue[Event | DuologueError | None] = asyncio.Queue()
-        self._failure: DuologueError | None = None
-        self._is_open = True
-        self._member = engine.scheduler.admit(session, sink=self._tell, failed=self.fail, pace=pace, now=engine.now())
-        engine.handles.add(self)
-        engine.wake()
-
-    async def events(self) -> AsyncIterator[Event]:
-        """What happens, as it happens, until the session is closed. Each event is given out once.
-
-        Raises:
-            EngineError: the session could not go on; it is over.
-        """
-        while (event := await self._told.get()) is not None:
-            if isinstance(event, DuologueError):
-                self._told.put_nowait(event)  # whoever asks again is told again
-                raise event
-            yield event
-        self._told.put_nowait(None)
-
-    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> None:
-        """See `Session.hear`. Like all commands, it raises `UsageError` when the session is closed.
-
-        Raises:
-            EngineError: the session could not go on; it is over.
-        """
-        self._command(lambda: self.session.hear(text, utterance=utterance, final=final))
-
-    @property
-    def is_protected(self) -> bool:
-        """Whether words may not cut the running answer."""
-        running = self.session.running
-        return running is not None and running.interruptible is not Interruptible.YES
-
-    def retract(self, utterance: str) -> None:
-        """See `Session.retract`. Raises `UsageError` for another kind of session."""
-        session = self._duplex
-        self._command(lambda: session.retract(utterance))
-
-    def heard(self, position: int, *, answer: int | None = None) -> None:
-        """See `Session.heard`; for who plays the answers. Not together with `words_per_second`."""
-        if self._pace is not None:
-            raise UsageError("with words_per_second, what has been heard goes by the clock; leave one of them out")
-        self._command(lambda: self.session.heard(position, answer=answer))
-
-    def take_reports(self) -> None:
-        """From now on what has been heard is what `heard` is told, also where it went by the clock."""
-        if self._pace is not None:
-            self._pace.is_paused, self._pace = True, None
-
-    def hear_out(self, position: int | None = None) -> None:
-        """The running answer has been heard up to `position` (None: all that was said), whatever the clock says."""
-        running = self.session.running
-        if running is not None:
-            until = running.num_said if position is None else min(position, running.num_said)
-            self._command(lambda: self.session.heard(until, answer=running.id))
-
-    def edit(self, history: Sequence[Turn], *, template: Template | None = None) -> None:
-        """See `Session.edit`. Raises `UsageError` when another kind of session is given a template."""
-        if template is None:
-            self._command(lambda: self.session.edit(history))
-        else:
-            session = self._duplex
-            self._command(lambda: session.edit(history, template=template))
-
-    def respond(self) -> None:
-        """See `Session.respond`."""
-        self._command(self.session.respond)
-
-    def stop(self) -> None:
-        """See `Session.stop`."""
-        self._command(self.session.stop)
-
-    def resume(self) -> None:
-        """See `Session.resume`."""
-        self._command(self.session.resume)
-
-    def protect(self, interruptible: Interruptible) -> None:
-        """See `Session.protect`. Raises `UsageError` for another kind of session."""
-        session = self._duplex
-        self._command(lambda: session.protect(interruptible))
-
-    def limit(self, max_answer: int) -> None:
-        """See `Session.limit`. Raises `UsageError` for another kind of session."""
-        session = self._duplex
-        self._command(lambda: session.limit(max_answer))
-
-    def adjust(self, policy: Policy) -> None:
-        """See `Session.adjust`. Raises `UsageError` for another kind of session."""
-        session = self._duplex
-        self._command(lambda: session.adjust(policy))
-
-    def pause(self, is_paused: bool) -> None:
-        """Nobody hears for the time being, or somebody does again. Without `words_per_second` it changes nothing."""
-        if self._pace is not None:
-            self._pace.is_paused = is_paused
-            self._engine.wake()
-
-    def close(self) -> None:
-        """End the session at once; what it holds is freed as soon as the pass under way has ended."""
-        self.end()
-        self._engine.scheduler.remove(self._member)
-
-    def end(self) -> None:
-        """Take no more commands, and tell no more events."""
-        if self._is_open:
-            self._is_open = False
-            self._engine.handles.discard(self)
-            self._told.put_nowait(self._failure)
-
-    def fail(self, failure: DuologueError) -> None:
-        """The session cannot go on; whoever waits for events or gives a command is told why."""
-        if self._is_open:
-            self._failure = failure
-            self.end()
-
-    def _tell(self, record: Pass | Event) -> None:
-        if self._sink is not None:
-            self._sink(record)
-        if self._is_open and not isinstance(record, Pass):
-            self.num_told += 1
-            self._told.put_nowait(record)
-
-    @property
-    def _duplex(self) -> Session:
-        if not isinstance(self.session, Session):
-            raise UsageError(f"a session of kind {type(self.session).__name__} has no policy to change")
-        return self.session
-
-    def _command(self, command: Callable[[], list[Event] | None]) -> None:
-        if self._failure is not None:
-            raise self._failure
-        if not self._is_open:
-            raise UsageError("the session is not open any more; open another one with BatchEngine.open")
-        self._member.advance(self._engine.now())
-        self._member.report(command() or ())
-        self._engine.wake()
+def _failure(what: str, error: Exception, advice: str = "") -> EngineError:
+    """An `EngineError` for an unexpected exception, which becomes its cause."""
+    failure = EngineError(f"{what}: {type(error).__name__}: {error}{advice}")
+    failure.__cause__ = error
+    return failure

@@ -1,4 +1,4 @@
-"""One forward pass for several sessions, as it is carried out in the thread that owns the backend."""
+"""One forward pass for several sessions. `ForwardPass.run` is the only code that runs in the backend's thread."""
 
 import time
 from collections.abc import Sequence
@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from duologue.core.backend import Backend, Extend, Step
 from duologue.core.cache import Plan
 from duologue.core.session import Phase
-from duologue.engine.scheduled_session import Member
-from duologue.engine.sequence_map import failure
+from duologue.engine.handle import Handle
+from duologue.engine.sequence_map import backend_failure
 from duologue.errors import CacheFull, DuologueError
 
 
 @dataclass(slots=True, eq=False)
-class Part:
-    """What one session has in a pass, and what came of it."""
+class Portion:
+    """What one session feeds in a pass, and the result."""
 
-    member: Member
+    handle: Handle
     plan: Plan
     phase: Phase
-    at: float  # session time when it was planned
+    at: float  # session time at planning
     steps: list[Step] = field(default_factory=list)
-    num_passes: int = 0  # that it takes
+    num_passes: int = 0  # that this portion requires
     error: DuologueError | None = None
 
     @property
@@ -31,73 +31,72 @@ class Part:
 
     def num_tokens_in(self, full: CacheFull) -> int:
         """Tokens to feed to the cache that is full."""
-        seqs = self.member.carrier.seqs  # nothing, if it has been closed since
+        seqs = self.handle.sequences.seqs  # empty if the session was closed since
         return sum(len(e.tokens) for e in self.plan.batch if full.seqs is None or seqs.get(e.seq) in full.seqs)
 
 
-class Job:
-    """Cache changes of several sessions and one forward pass over all they feed.
+class ForwardPass:
+    """Cache operations of several sessions, and one forward pass over everything they feed.
 
-    What goes wrong is kept for the part it belongs to; the others go on.
+    An error is kept in the portion that caused it; the other portions proceed.
     """
 
-    def __init__(self, backend: Backend, parts: Sequence[Part]) -> None:
-        self.parts = parts
-        self.seconds = 0.0
-        self.num_passes = 0  # that were made
+    def __init__(self, backend: Backend, portions: Sequence[Portion]) -> None:
+        self.portions = portions
+        self.seconds = 0.0  # taken, cache operations included
+        self.num_passes = 0  # executed
         self._backend = backend
 
     @property
     def num_tokens(self) -> int:
         """Tokens that were fed."""
-        return sum(part.num_tokens for part in self.parts if part.error is None)
+        return sum(portion.num_tokens for portion in self.portions if portion.error is None)
 
     def run(self) -> None:
-        """Do it."""
+        """Execute the pass."""
         began = time.perf_counter()
         ready = []
-        for part in self.parts:
+        for portion in self.portions:
             try:
-                part.member.carrier.carry_out(part.plan.ops)
+                portion.handle.sequences.apply(portion.plan.ops)
             except DuologueError as error:
-                part.error = error
+                portion.error = error
             else:
-                if part.plan.batch:
-                    ready.append(part)
+                if portion.plan.batch:
+                    ready.append(portion)
         self._forward(ready)
         self.seconds = time.perf_counter() - began
 
-    def _forward(self, parts: list[Part]) -> None:
-        """Feed `parts`. Where the cache is too full, those with most to feed wait; if it fails, each is tried alone."""
-        while parts:
+    def _forward(self, portions: list[Portion]) -> None:
+        """Feed `portions`. If the cache is full, the largest is left out; if the pass fails, each is tried alone."""
+        while portions:
             batch: list[Extend] = []
             try:
-                for part in parts:
-                    own = part.member.carrier.renamed(part.plan.batch)
-                    part.num_passes = self._backend.num_passes(own)
+                for portion in portions:
+                    own = portion.handle.sequences.renamed(portion.plan.batch)
+                    portion.num_passes = self._backend.num_passes(own)
                     batch += own
                 num_passes = self._backend.num_passes(batch)
                 steps = iter(self._backend.forward(batch))
             except CacheFull as error:
-                greediest = max(parts, key=lambda part, full=error: part.num_tokens_in(full))  # type: ignore[misc]
-                greediest.error = error
-                parts.remove(greediest)
+                sizes = [portion.num_tokens_in(error) for portion in portions]
+                portions.pop(sizes.index(max(sizes))).error = error
             except Exception as error:
-                if len(parts) == 1:
-                    parts[0].error = self._translated(error)
+                if len(portions) == 1:
+                    portions[0].error = self._translated(error)
                     return
-                for part in parts:
-                    self._forward([part])
+                for portion in portions:
+                    self._forward([portion])
                 return
             else:
                 self.num_passes += num_passes
-                for part in parts:
-                    part.steps = [next(steps) for _ in part.plan.batch]
+                for portion in portions:
+                    portion.steps = [next(steps) for _ in portion.plan.batch]
                 return
 
     def _translated(self, error: Exception) -> DuologueError:
         if isinstance(error, DuologueError):
             return error
-        translated = failure(self._backend, error)
+        translated = backend_failure(self._backend, error)
         translated.__cause__ = error
         return translated

@@ -1,8 +1,8 @@
-"""A conversation from a file on a virtual clock: the same input gives the same events, however fast the machine.
+"""Replays a scripted conversation on a virtual clock: the same script gives the same events on any machine.
 
-Time passes in two ways only: a forward pass takes `period / passes` seconds, in which cues may come as in real time,
-and when there is nothing to run, the clock jumps to the next cue or deadline. The paper's cycle is a period of two
-seconds with K = 4 passes (section 3.1); ten passes, the default here, make five tokens a second, the pace of speech.
+Time passes in two ways only. A forward pass takes `period / passes` seconds, during which cues may occur as in real
+time; and when there is nothing to run, the clock jumps to the next cue or deadline. The paper's cycle is a period of
+two seconds with K = 4 passes (section 3.1). The default of ten passes gives five tokens a second, the rate of speech.
 """
 
 import json
@@ -18,8 +18,8 @@ from duologue.core.events import Event, Heard, Said
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe
 from duologue.core.session import BaseSession, Session, SessionFactory
-from duologue.core.trace import Sink, Trace
-from duologue.engine.direct import DirectEngine
+from duologue.core.trace import Pass, Sink, Trace
+from duologue.engine.engine import Engine
 from duologue.errors import BadData, DuologueError, UsageError
 from duologue.text.slicing import partials
 from duologue.text.template import Template
@@ -27,25 +27,25 @@ from duologue.text.tokenizer import well_formed
 from duologue.types import SLICE_PERIOD_S, Role, Turn
 
 _COMMANDS = ("stop", "resume", "respond")
-_LATEST_S = 1e9  # a time after this is a mistake
+_LATEST_S = 1e9  # later times are taken for mistakes
 
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """Something that happens to the session at a time."""
+    """Something that happens to the session at a given time."""
 
-    at: float
-    text: str | None = None  # words of `utterance` so far
+    at: float  # seconds from the start
+    text: str | None = None  # the words of `utterance` so far
     utterance: str = "user"
     final: bool = False
     command: str | None = None  # stop, resume, respond
     history: tuple[Turn, ...] | None = None  # edit
-    line: int = 0  # of the script, for messages
+    line: int = 0  # of the script, for error messages
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A conversation to be: what the system prompt is, and the cues in order of time."""
+    """A scripted conversation: system prompt, history, and the cues in order of time."""
 
     cues: tuple[Cue, ...]
     system: str | None = None
@@ -53,17 +53,17 @@ class Script:
 
 
 def read_script(path: Path, *, period_s: float = SLICE_PERIOD_S, seed: int = 0) -> Script:
-    """Read a JSONL script. `docs/replay.md` has the format.
+    """Read a JSONL script. `docs/replay.md` describes the format.
 
-    `say` lines are cut into slices of four to six words, one a period, as the papers do.
+    As in the papers, `say` lines are cut into slices of four to six words, one per period.
 
     Raises:
-        BadData: the file cannot be read, or a line of it cannot be used; the message names the line.
+        BadData: the file cannot be read, or a line is invalid; the message names the line.
         UsageError: `period_s` is not positive.
     """
     _check_pace(period_s, 1)
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON may hold other separators
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON strings may contain other separators
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise BadData(f"cannot read the script {path}: {error}") from error
     cues: list[Cue] = []
@@ -78,7 +78,7 @@ def read_script(path: Path, *, period_s: float = SLICE_PERIOD_S, seed: int = 0) 
                 cues += _cues(row, number, period_s, seed + number)
                 continue
             if not row.keys() <= {"system", "history"}:
-                raise BadData(f'{sorted(row.keys() - {"system", "history"})} needs a time: add "at", in seconds')
+                raise BadData(f'{sorted(row.keys() - {"system", "history"})} needs a time; add "at", in seconds')
             system = _text(row, "system") if "system" in row else system
             history = _turns(row["history"]) if "history" in row else history
         except DuologueError as error:
@@ -128,7 +128,7 @@ _FIELDS = {
     "edit": set[str](),
     "command": set[str](),
 }
-"""What a cue can be, and what can stand beside it."""
+"""The kinds of cues, and the fields that each of them allows."""
 
 
 def _cues(row: dict[str, Any], line: int, period_s: float, seed: int) -> list[Cue]:
@@ -156,7 +156,7 @@ def _cues(row: dict[str, Any], line: int, period_s: float, seed: int) -> list[Cu
     spoken = partials(text, seed=seed)
     if not spoken:
         raise BadData('"say" has no words')
-    # Speech begins; a slice is there when its period is over.
+    # Speech begins with an empty text; each slice arrives when its period is over.
     return [Cue(at, "", utterance, line=line)] + [
         Cue(at + i * period_s, words, utterance, final=i == len(spoken), line=line) for i, words in enumerate(spoken, 1)
     ]
@@ -168,11 +168,11 @@ def _check_pace(period_s: float, passes: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a replay. Texts of several answers are joined by line breaks."""
+class ReplayResult:
+    """What a replay led to. Texts of several answers are joined by line breaks."""
 
-    said: str  # all that was let out
-    heard: str  # what was heard of it
+    said: str  # everything that was released
+    heard: str  # the part of it that was heard
     history: tuple[Turn, ...]
     trace: Trace
 
@@ -183,7 +183,7 @@ class Outcome:
 
 
 class Replay:
-    """Runs a script; iterate over it for the events, then read `outcome`."""
+    """Runs a script. Iterate over it for the events, then read `result`."""
 
     def __init__(
         self,
@@ -203,88 +203,85 @@ class Replay:
         make: SessionFactory = Session,
         end: float | None = None,
     ) -> None:
-        """Set it up on `backend`.
+        """Open the session on `backend`.
 
         Args:
-            make: what makes the session; those of `duologue.baselines` are alternatives.
-            end: time in seconds at which it is over. By default it is when nothing more would happen, which is never
-                in sessions that go on by the clock, as time division does.
+            make: constructs the session; `duologue.baselines` has alternatives.
+            end: time in seconds at which the replay ends. By default it ends when nothing more would happen, which is
+                never for sessions that act by the clock, as in time-division multiplexing.
         """
         _check_pace(period_s, passes)
         self._script = script
         self._pass_s = period_s / passes
         self._trace = Trace()
         self._sink = sink
+        self._end = end
+        self._now = 0.0
+        self._said: dict[int, str] = {}  # by answer
+        self._heard: dict[int, int] = {}  # position, by answer
         if script.system is not None:
             template = template.with_system(script.system)
         config = SessionConfig(max_length=max_length, max_answer=max_answer, sampling=sampling or Sampling(), seed=seed)
-        self._end = end
         self.session: BaseSession = make(template, probe, policy=policy, config=config, history=script.history)
-        self._engine = DirectEngine(backend, self.session, sink=self._record)
-        self._said: dict[int, str] = {}
-        self._heard: dict[int, int] = {}
+        self._engine = Engine(backend, max_tokens_per_pass=None, clock=lambda: self._now)
+        self._talk = self._engine.open(self.session, sink=self._record)
 
     def __iter__(self) -> Iterator[Event]:
         cues = deque(sorted(self._script.cues, key=lambda cue: cue.at))
         now = 0.0
-        while True:
-            yield from self._until(now, cues)
-            job = None if self._end is not None and now > self._end else self._engine.prepare()
-            if job is not None:
-                job.run()
+        while self._end is None or now <= self._end:
+            yield from self._cues_until(now, cues)
+            forward_pass = self._engine.plan()
+            yield from self._talk.new_events()
+            if forward_pass is not None:
+                forward_pass.run()
                 now += self._pass_s
-                yield from self._until(now, cues)  # what came in while the pass was running
-                yield from self._keep(self._engine.finish(job))
+                yield from self._cues_until(now, cues)  # those that occur during the pass
+                self._engine.take(forward_pass)
+                yield from self._talk.new_events()
                 continue
-            waits = [cues[0].at] if cues else []
-            if self.session.next_deadline is not None:
-                waits.append(self.session.next_deadline)
+            waits = [time for time in (cues[0].at if cues else None, self._engine.due()) if time is not None]
             if not waits or (self._end is not None and min(waits) > self._end):
                 return
             now = max(now, min(waits))
 
     @property
-    def outcome(self) -> Outcome:
-        """What came of it so far."""
+    def result(self) -> ReplayResult:
+        """The result so far."""
         heard = (self._said[answer][:position] for answer, position in self._heard.items())
-        return Outcome("\n".join(self._said.values()), "\n".join(heard), tuple(self.session.history), self._trace)
+        return ReplayResult("\n".join(self._said.values()), "\n".join(heard), tuple(self.session.history), self._trace)
 
     def close(self) -> None:
         """Free what the session holds on the backend."""
         self._engine.close()
 
-    def _until(self, now: float, cues: deque[Cue]) -> Iterator[Event]:
-        """Time passes until `now`, and the cues on the way are told."""
+    def _cues_until(self, now: float, cues: deque[Cue]) -> Iterator[Event]:
+        """Let time pass until `now`, and carry out the cues on the way."""
         while cues and cues[0].at <= now:
             cue = cues.popleft()
-            yield from self._report(self.session.advance(max(cue.at, self.session.now)))
-            yield from self._report(self._tell(cue))
-        yield from self._report(self.session.advance(now))
+            self._now = max(cue.at, self.session.now)
+            self._carry_out(cue)
+            yield from self._talk.new_events()
+        self._now = now
 
-    def _tell(self, cue: Cue) -> list[Event]:
+    def _carry_out(self, cue: Cue) -> None:
         if cue.text is not None:
-            return self.session.hear(cue.text, utterance=cue.utterance, final=cue.final)
-        if cue.history is not None:
+            self._talk.hear(cue.text, utterance=cue.utterance, final=cue.final)
+        elif cue.history is not None:
             try:
-                return self.session.edit(cue.history)
+                self._talk.edit(cue.history)
             except UsageError as error:
                 raise BadData(f"line {cue.line} of the script: {error}") from error
-        commands = {"stop": self.session.stop, "resume": self.session.resume, "respond": self.session.respond}
-        assert cue.command is not None
-        return commands[cue.command]()
+        else:
+            commands = {"stop": self._talk.stop, "resume": self._talk.resume, "respond": self._talk.respond}
+            assert cue.command is not None
+            commands[cue.command]()
 
-    def _report(self, events: list[Event]) -> list[Event]:
-        return self._keep(self._engine.report(events))
-
-    def _keep(self, events: list[Event]) -> list[Event]:
-        for event in events:
-            if isinstance(event, Said):
-                self._said[event.answer] = self._said.get(event.answer, "")[: event.start] + event.text
-            elif isinstance(event, Heard):
-                self._heard[event.answer] = event.position
-        return events
-
-    def _record(self, record: Any) -> None:
+    def _record(self, record: Pass | Event) -> None:
         self._trace(record)
+        if isinstance(record, Said):
+            self._said[record.answer] = self._said.get(record.answer, "")[: record.start] + record.text
+        elif isinstance(record, Heard):
+            self._heard[record.answer] = record.position
         if self._sink is not None:
             self._sink(record)

@@ -1,4 +1,4 @@
-"""What one session holds on a backend: its sequence numbers to the backend's names. Knows nothing of other sessions."""
+"""Maps one session's sequence numbers to the backend's."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -9,25 +9,28 @@ from duologue.errors import CacheFull, DuologueError, EngineError
 from duologue.types import Seq
 
 
-class Carrier:
-    """Carries out the cache changes of a session's plans, each of them exactly once and in order."""
+class SequenceMap:
+    """Applies the cache operations of a session's plans, each exactly once and in order.
+
+    `seqs` maps the session's numbers to the backend's.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self.seqs: dict[Seq, Seq] = {}
         self._backend = backend
-        self._waiting: deque[Op] = deque()  # planned and not carried out yet
+        self._waiting: deque[Op] = deque()  # planned, not yet applied
 
     @property
     def is_behind(self) -> bool:
-        """Whether something that was planned waits for room."""
+        """Whether planned operations still wait for room in the cache."""
         return bool(self._waiting)
 
-    def carry_out(self, ops: Iterable[Op]) -> None:
-        """Change the cache as planned.
+    def apply(self, ops: Iterable[Op]) -> None:
+        """Apply `ops` after those that still wait.
 
         Raises:
-            CacheFull: no further sequence can be opened. What is left waits, and is tried again with the next call.
-            EngineError: the backend failed; what its library raised is the cause.
+            CacheFull: no further sequence can be opened. The remaining operations wait for the next call.
+            EngineError: the backend failed; the library's exception is the cause.
         """
         self._waiting.extend(ops)
         while self._waiting:
@@ -40,15 +43,15 @@ class Carrier:
             except DuologueError:
                 raise
             except Exception as error:
-                raise failure(self._backend, error) from error
+                raise backend_failure(self._backend, error) from error
             self._waiting.popleft()
 
     def renamed(self, batch: Iterable[Extend]) -> list[Extend]:
-        """The same work in the backend's names."""
+        """`batch` with the backend's sequence numbers."""
         return [Extend(self.seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in batch]
 
     def free_all(self) -> None:
-        """Forget everything, what is planned included.
+        """Free every sequence and discard waiting operations.
 
         Raises:
             EngineError: the backend failed.
@@ -60,7 +63,7 @@ class Carrier:
         except DuologueError:
             raise
         except Exception as error:
-            raise failure(self._backend, error) from error
+            raise backend_failure(self._backend, error) from error
 
     def _apply(self, op: Op) -> None:
         match op:
@@ -72,7 +75,7 @@ class Carrier:
                 self._backend.free(self.seqs.pop(seq))
 
     def _free_ahead(self) -> bool:
-        """Carry out one `Free` that nothing planned before it depends on. Returns whether there was one."""
+        """Apply one waiting `Free` on which no earlier operation depends. Returns whether there was one."""
         needed: set[Seq | None] = set()
         for op in self._waiting:
             if isinstance(op, Free) and op.seq in self.seqs and op.seq not in needed:
@@ -83,7 +86,7 @@ class Carrier:
         return False
 
 
-def failure(backend: Backend, error: Exception) -> EngineError:
-    """What a backend's library raised, as an error of ours; to be raised from it."""
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return EngineError(f"the {backend.info.name} backend failed: {said}")
+def backend_failure(backend: Backend, error: Exception) -> EngineError:
+    """An `EngineError` that describes an exception of the backend's library, to be raised from it."""
+    description = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return EngineError(f"the {backend.info.name} backend failed: {description}")

@@ -24,7 +24,8 @@ from duologue.core.prompt import Probe
 from duologue.core.session import Session
 from duologue.core.trace import Pass
 from duologue.core.transitions import Floor
-from duologue.engine.engine import BatchEngine, Handle
+from duologue.engine.engine import Engine
+from duologue.engine.handle import Handle
 from duologue.evaluation.people import Listener, Taught, Verdict, history, words
 from duologue.evaluation.quantiles import percentile
 from duologue.text.template import Template
@@ -151,7 +152,7 @@ class _Person:
 class _Room:
     """Everybody on one engine."""
 
-    def __init__(self, engine: BatchEngine, people: list[_Person]) -> None:
+    def __init__(self, engine: Engine, people: list[_Person]) -> None:
         self._engine = engine
         self._people = [(person, engine.open(person.session, sink=person.take)) for person in people]
         self._ready_at: float | None = None
@@ -190,11 +191,11 @@ async def measure(backend: Backend, template: Template, probe: Probe, setting: S
         EngineError: a session failed.
     """
     people = [_Person(number, setting, template, probe) for number in range(setting.sessions)]
-    async with BatchEngine(backend) as engine:
+    async with Engine(backend) as engine:
         room = _Room(engine, people)
         await room.get_ready()
         warm_up = await room.talk(_WARM_UP_S)
-        passes = engine.scheduler.totals.passes
+        passes = engine.totals.passes
         for person in people:
             person.decisions.clear()
             person.listener.reset()
@@ -206,7 +207,7 @@ async def measure(backend: Backend, template: Template, probe: Probe, setting: S
             decisions=tuple(1000 * wait for person in people for wait in person.decisions),
             rates=tuple(person.listener.position / seconds for person in people),
             missed_deadlines=sum(person.listener.missed for person in people),
-            passes=engine.scheduler.totals.passes - passes,
+            passes=engine.totals.passes - passes,
             kv_bytes=max(person.kv_bytes for person in people),
         )
 

@@ -112,7 +112,7 @@ def load(
         threads: of the CPU; by default one a core.
         device: for torch.
         system: system prompt; None leaves it to the model's template.
-        sessions: conversations at the same time (see `BatchEngine`): there is KV for so many whole contexts, half
+        sessions: conversations at the same time (see `Engine`): there is KV for so many whole contexts, half
             as many again and one more, where answers that were cut and contexts in the making are kept.
         progress: called with what is being done and, where that is known, which share of it is done (0 … 1).
 

@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket
 
 from duologue.core.events import Event, Received, Said, as_dict
 from duologue.core.trace import Pass, Sink
-from duologue.engine.engine import BatchEngine
+from duologue.engine.engine import Engine
 from duologue.models.model import Model, load
 from duologue.server import assets, chat
 from duologue.server.authentication import refusal, subprotocols
@@ -68,9 +68,9 @@ class Server:
                     self.failure = error
                     log.error("the voice cannot be loaded", extra={"error": str(error)})
                     return
-                engine = await stack.enter_async_context(BatchEngine(model.backend))
+                engine = await stack.enter_async_context(Engine(model.backend))
                 talks = Conversations(model, engine, self.config, sink=self._sink(), voices=voices)
-                self.metrics.watch(engine.scheduler.totals, lambda: len(talks), lambda: talks.num_refused)
+                self.metrics.watch(engine.totals, lambda: len(talks), lambda: talks.num_refused)
                 sweeping = asyncio.create_task(talks.sweep(), name="duologue-sweep")
                 self.conversations = talks
                 log.info("ready", extra={"model": model.name, "backend": model.backend.info.name})

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from duologue.core.events import Event
-from duologue.engine.engine import Handle
+from duologue.engine.handle import Handle
 from duologue.errors import DuologueError, EngineError
 from duologue.server.duplex.settings import Settings
 from duologue.server.record import Recorder

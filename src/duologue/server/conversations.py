@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duologue.core.trace import Sink
-from duologue.engine.engine import BatchEngine, Handle
+from duologue.engine.engine import Engine
+from duologue.engine.handle import Handle
 from duologue.errors import ContextOverflow, EngineFull, TemplateError
 from duologue.models.model import Model
 from duologue.server.config import ServerConfig
@@ -32,7 +33,7 @@ class Conversations:
     """
 
     def __init__(
-        self, model: Model, engine: BatchEngine, config: ServerConfig, *, sink: Sink, voices: "Voices | None" = None
+        self, model: Model, engine: Engine, config: ServerConfig, *, sink: Sink, voices: "Voices | None" = None
     ) -> None:
         self.model = model
         self.voices = voices  # None: no conversation has a voice

@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from duologue.core.events import Decided, Event
 from duologue.core.trace import Pass
-from duologue.engine.scheduler import Totals
+from duologue.engine.engine import Totals
 
 _DECISION_S = (0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 

@@ -48,7 +48,7 @@ class VoiceConfig:
 
 
 class Commands(Protocol):
-    """What is asked of a conversation; `Handle` and `Live` have it."""
+    """What is asked of a conversation; `Handle` has it."""
 
     def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> None: ...
     def heard(self, position: int, *, answer: int | None = None) -> None: ...

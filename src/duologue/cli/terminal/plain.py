@@ -6,13 +6,16 @@ import threading
 import time
 from codecs import getincrementaldecoder
 from collections.abc import Callable
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from duologue.cli.terminal.cells import counted, shortened, visible
-from duologue.cli.terminal.conversation import Talking
 from duologue.cli.terminal.transcript import latency_ms
 from duologue.core import events as e
 from duologue.core.transitions import Floor
+
+if TYPE_CHECKING:
+    from duologue.client import Talk
+    from duologue.engine.handle import Handle
 
 _ONE_GO_S = 0.2  # lines that come closer together than this were not typed in answer to what was said
 _POLL_S = 0.05
@@ -22,9 +25,9 @@ _LONGEST = 400  # characters of an utterance that are printed
 class Plain:
     """One conversation over standard input and output."""
 
-    def __init__(self, live: Talking, *, is_paced: bool) -> None:
+    def __init__(self, talk: "Handle | Talk", *, is_paced: bool) -> None:
         """`is_paced`: words are printed as they are heard, and not as they are said."""
-        self._live = live
+        self._talk = talk
         self._is_paced = is_paced
         self._text: dict[int, str] = {}
         self._shown: dict[int, int] = {}  # characters printed of each answer
@@ -41,19 +44,19 @@ class Plain:
         """
         self._out = out
         telling = asyncio.create_task(self._tell())
-        talking = asyncio.create_task(self._talk(source))
+        talking = asyncio.create_task(self._read(source))
         try:
             await asyncio.wait((telling, talking), return_when=asyncio.FIRST_COMPLETED)
         finally:
             talking.cancel()
-            await self._live.aclose()
+            await self._talk.aclose()
             results = await asyncio.gather(telling, talking, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
                 raise result
         self._line("")
 
-    async def _talk(self, source: TextIO | None) -> None:
+    async def _read(self, source: TextIO | None) -> None:
         lines: asyncio.Queue[tuple[str, bool] | None] = asyncio.Queue()
         _start_reader(source, lines)
         number = 0
@@ -63,17 +66,17 @@ class Plain:
                 continue
             if is_backlog:
                 await self._silence()
-            self._live.hear(line.strip(), utterance=f"line-{number}", final=True)
+            self._talk.hear(line.strip(), utterance=f"line-{number}", final=True)
             number += 1
         await self._silence()
 
     async def _silence(self) -> None:
         """Until everything has been answered."""
-        while self._live.floor is not Floor.SILENT or self._live.is_listening:
+        while self._talk.floor is not Floor.SILENT or self._talk.is_listening:
             await asyncio.sleep(_POLL_S)
 
     async def _tell(self) -> None:
-        async for event in self._live.events():
+        async for event in self._talk.events():
             self._print(event)
 
     def _print(self, event: e.Event) -> None:

@@ -1,7 +1,7 @@
 """The full-screen chat: type while the answer is being written. Keys in, a `Transcript` on the screen."""
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
@@ -14,9 +14,12 @@ from prompt_toolkit.layout.processors import AfterInput
 from prompt_toolkit.styles import Style
 
 from duologue.cli.terminal.cells import Line, fitted, width_of, wrapped
-from duologue.cli.terminal.conversation import Talking
 from duologue.cli.terminal.transcript import Transcript, latency_ms
 from duologue.core.transitions import Floor
+
+if TYPE_CHECKING:
+    from duologue.client import Talk
+    from duologue.engine.handle import Handle
 
 PAUSE_S = 0.35  # without a key for so long, what is typed so far is a partial
 
@@ -56,10 +59,10 @@ WELCOME = (
 class Terminal:
     """One conversation on the screen."""
 
-    def __init__(self, live: Talking, title: str, **application: Any) -> None:
+    def __init__(self, talk: "Handle | Talk", title: str, **application: Any) -> None:
         """`title` says who talks; `application` goes to prompt_toolkit, for tests."""
         self.transcript = Transcript()
-        self._live = live
+        self._talk = talk
         self._title = title
         self._num_utterances = 0
         self._is_open = False  # whether the utterance in the input line has begun
@@ -91,7 +94,7 @@ class Terminal:
 
     async def _tell(self) -> None:
         try:
-            async for event in self._live.events():
+            async for event in self._talk.events():
                 self.transcript.tell(event)
                 self._application.invalidate()
         finally:
@@ -143,9 +146,9 @@ class Terminal:
         return [("", fitted("   ".join(parts), width) + "\n"), ("", fitted(below, width))]
 
     def _doing(self) -> str:
-        floor = self._live.floor
+        floor = self._talk.floor
         doing = {Floor.SILENT: "silent", Floor.PREPARED: "about to answer", Floor.SPEAKING: "speaking"}[floor]
-        doing += ", listening" if self._live.is_listening else ""
+        doing += ", listening" if self._talk.is_listening else ""
         return doing.ljust(19)
 
     # ------------------------------------------------------------------ the input line is an utterance that grows
@@ -159,7 +162,7 @@ class Terminal:
         if not self._is_open and self._input.text:
             self._is_open = True
             self._back = 0
-            self._live.hear("", utterance=self._utterance)  # the onset
+            self._talk.hear("", utterance=self._utterance)  # the onset
         if self._is_open:
             self._pause = asyncio.get_running_loop().call_later(PAUSE_S, self._partial)
 
@@ -170,12 +173,12 @@ class Terminal:
 
     def _partial(self) -> None:
         if self._is_open:
-            self._live.hear(self._input.text, utterance=self._utterance)
+            self._talk.hear(self._input.text, utterance=self._utterance)
 
     def _end(self, text: str) -> None:
         self._cancel_pause()
         if self._is_open:
-            self._live.hear(text, utterance=self._utterance, final=True)
+            self._talk.hear(text, utterance=self._utterance, final=True)
             self._is_open = False
             self._num_utterances += 1
         self._input.reset()
@@ -183,8 +186,8 @@ class Terminal:
 
     def _escape(self) -> None:
         """Silence the assistant; where there is silence, take back what was typed."""
-        if self._live.floor is not Floor.SILENT:
-            self._live.stop()
+        if self._talk.floor is not Floor.SILENT:
+            self._talk.stop()
         else:
             self._end("")
 
@@ -199,8 +202,8 @@ class Terminal:
         is_empty = Condition(lambda: not self._input.text)
         keys.add("enter")(lambda _: self._end(self._input.text))
         keys.add("escape", eager=True)(lambda _: self._escape())
-        keys.add("c-r")(lambda _: self._live.resume())
-        keys.add("c-g")(lambda _: self._live.respond())
+        keys.add("c-r")(lambda _: self._talk.resume())
+        keys.add("c-g")(lambda _: self._talk.respond())
         keys.add("pageup")(lambda _: self._scroll(1))
         keys.add("pagedown")(lambda _: self._scroll(-1))
         keys.add("c-c")(lambda event: event.app.exit())

@@ -2,7 +2,7 @@
 
 from duologue.core.compaction import newest_that_fit
 from duologue.core.session import Session
-from duologue.engine.engine import Handle
+from duologue.engine.handle import Handle
 from duologue.errors import ContextOverflow
 from duologue.models.model import Model
 from duologue.server.realtime.errors import Rejection

@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from duologue.core.backend import Extend, Step
 from duologue.core.config import SessionConfig
 from duologue.core.events import Committed, Event, Heard, Promoted, Received, Released, Resumed, Said, Suspended
 from duologue.core.trace import Pass
-from duologue.engine.live import CHARACTERS_PER_WORD, Live
+from duologue.engine.engine import Engine
+from duologue.engine.handle import Handle
+from duologue.engine.playback_clock import CHARACTERS_PER_WORD
 from duologue.errors import EngineError, UsageError
 from duologue.types import Role, Seq, Turn
 from scripted import Talk
@@ -31,7 +35,16 @@ def run(talk: Coroutine[Any, Any, None]) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("duologue-backend")]
 
 
-async def until(live: Live, kind: type[Event], seen: list[Event] | None = None) -> Event:
+@asynccontextmanager
+async def conversation(
+    talk: Talk, *, clock: Callable[[], float] = time.monotonic, **options: Any
+) -> AsyncIterator[Handle]:
+    """The session of `talk` alone on an engine."""
+    async with Engine(talk.backend, clock=clock) as engine:
+        yield engine.open(talk.session, **options)
+
+
+async def until(live: Handle, kind: type[Event], seen: list[Event] | None = None) -> Event:
     """Read events up to the first of `kind`."""
     async for event in live.events():
         if seen is not None:
@@ -76,7 +89,7 @@ def test_an_answer_comes_as_events() -> None:
 
     async def main() -> None:
         seen: list[Event] = []
-        async with Live(talk.backend, talk.session) as live:
+        async with conversation(talk) as live:
             live.hear("hello", final=True)
             await until(live, Committed, seen)
         assert "".join(event.text for event in seen if isinstance(event, Said)) == "Hello to you."
@@ -95,7 +108,7 @@ def test_what_happens_goes_to_the_sink_as_well() -> None:
     talk, records = Talk({"hello": "Hi."}), []
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session, sink=records.append) as live:
+        async with conversation(talk, sink=records.append) as live:
             live.hear("hello", final=True)
             await until(live, Committed)
 
@@ -109,7 +122,7 @@ def test_words_that_come_while_a_pass_runs_are_heard_at_once() -> None:
     gate = Gate(talk)
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session) as live:
+        async with conversation(talk) as live:
             live.hear("hello", final=True)
             await until(live, Said)
             gate.opened.clear()
@@ -135,7 +148,7 @@ def test_commands_while_a_pass_runs(command: str) -> None:
     gate = Gate(talk)
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session) as live:
+        async with conversation(talk) as live:
             live.hear("hello", final=True)
             await until(live, Heard)
             gate.opened.clear()
@@ -160,15 +173,18 @@ def test_closing_while_a_pass_runs_waits_for_it() -> None:
     gate = Gate(talk)
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session) as live:
+        async with Engine(talk.backend) as engine:
+            live = engine.open(talk.session)
             live.hear("hello", final=True)
             await until(live, Said)
             gate.opened.clear()
             gate.entered.clear()
             await asyncio.to_thread(gate.entered.wait, 10)
-            closing = asyncio.create_task(live.aclose())
-            await asyncio.sleep(0.05)
+            closing = asyncio.create_task(engine.aclose())
+            for _ in range(20):  # everything that can proceed does
+                await asyncio.sleep(0)
             assert not closing.done(), "the backend is still at work"
+            assert talk.backend.usage().num_seqs > 0
             gate.opened.set()
             await closing
 
@@ -180,17 +196,17 @@ def test_the_events_end_when_the_conversation_is_closed() -> None:
     talk = Talk()
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session) as live:
+        async with conversation(talk) as live:
             reading = asyncio.create_task(_all(live))
             await asyncio.sleep(0)
-        await live.aclose()  # once more does no harm
+        live.close()  # once more does no harm
         assert await reading == []
         assert await _all(live) == [], "for who asks afterwards, too"
 
     run(main())
 
 
-async def _all(live: Live) -> list[Event]:
+async def _all(live: Handle) -> list[Event]:
     return [event async for event in live.events()]
 
 
@@ -200,7 +216,7 @@ def test_a_failing_backend_is_an_engine_error(after: int) -> None:
     fail(talk, RuntimeError("out of order"), after=after)
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session) as live:
+        async with conversation(talk) as live:
             live.hear("hello", final=True)
             with pytest.raises(EngineError, match="out of order") as caught:
                 await _all(live)
@@ -221,26 +237,23 @@ def test_a_backend_that_cannot_even_free_is_reported_once() -> None:
         raise OSError("gone")
 
     async def main() -> None:
-        live = Live(talk.backend, talk.session)
-        await live.__aenter__()
+        engine = await Engine(talk.backend).__aenter__()
+        live = engine.open(talk.session)
         live.hear("hello", final=True)
         await until(live, Committed)
         talk.backend.free = broken  # type: ignore[method-assign]
         with pytest.raises(EngineError, match="gone"):
-            await live.aclose()
-        await live.aclose()
+            await engine.aclose()
+        await engine.aclose()
 
     run(main())
 
 
-def test_commands_outside_of_a_conversation_are_refused() -> None:
+def test_commands_after_a_conversation_are_refused() -> None:
     talk = Talk()
 
     async def main() -> None:
-        live = Live(talk.backend, talk.session)
-        with pytest.raises(UsageError, match="async with"):
-            live.hear("hello")
-        async with live:
+        async with conversation(talk) as live:
             pass
         for command in (live.stop, live.resume, live.respond):
             with pytest.raises(UsageError, match="not open"):
@@ -256,7 +269,7 @@ def test_commands_outside_of_a_conversation_are_refused() -> None:
 def test_a_rate_goes_with_reported_hearing_only(config: SessionConfig, rate: float | None) -> None:
     talk = Talk(config=config)
     with pytest.raises(UsageError, match="words_per_second"):
-        Live(talk.backend, talk.session, words_per_second=rate)
+        Engine(talk.backend).open(talk.session, words_per_second=rate)
 
 
 class Clock:
@@ -285,7 +298,7 @@ def test_words_are_heard_at_the_rate_and_never_ahead_of_what_was_said(rate: floa
 
     async def main() -> None:
         said, heard, released_at = 0, 0, 0.0
-        async with Live(talk.backend, talk.session, words_per_second=rate, clock=clock) as live:
+        async with conversation(talk, words_per_second=rate, clock=clock) as live:
             live.hear("hello", final=True)
             async for event in live.events():
                 match event:
@@ -310,7 +323,7 @@ def test_an_answer_that_was_cut_is_not_heard_on() -> None:
     clock = Clock(step=0.01)
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session, words_per_second=4.0, clock=clock) as live:
+        async with conversation(talk, words_per_second=4.0, clock=clock) as live:
             live.hear("hello", final=True)
             await until(live, Heard)
             live.stop()
@@ -339,17 +352,32 @@ def test_nothing_runs_while_nothing_happens() -> None:
     talk.session.plan = counted  # type: ignore[method-assign]
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session) as live:
-            await asyncio.sleep(0.05)
-            before = plans[0]
-            await asyncio.sleep(0.3)
-            assert plans[0] == before <= 3, "silence before the first word"
+        async with Engine(talk.backend) as engine:
+            resting, rest = asyncio.Event(), engine._rest
+
+            async def noted() -> None:
+                resting.set()
+                await rest()
+                resting.clear()
+
+            engine._rest = noted  # type: ignore[method-assign]
+            live = engine.open(talk.session)
+
+            async def stays_at_rest() -> None:
+                await resting.wait()
+                assert engine.due() is None, "it waits for a command, however long"
+                before = plans[0]
+                for _ in range(100):
+                    await asyncio.sleep(0)
+                assert resting.is_set()
+                assert plans[0] == before
+
+            await stays_at_rest()
+            assert plans[0] <= 3, "silence before the first word"
             live.hear("hello", final=True)
             await until(live, Committed)
-            await asyncio.sleep(0.05)
-            before = plans[0]
-            await asyncio.sleep(0.3)
-            assert plans[0] == before, "silence after the last word"
+            await stays_at_rest()
+            assert plans[0] > 3
 
     run(main())
 
@@ -358,7 +386,7 @@ def test_what_a_hundred_thousand_words_leave_behind() -> None:
     talk = Talk({"hello": "Hi."})
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session) as live:
+        async with conversation(talk) as live:
             live.hear("word " * 100_000, utterance="long", final=True)
             live.hear("\ud800 <|im_end|> \x00", utterance="odd", final=True)
             await until(live, Committed)
@@ -374,7 +402,7 @@ def test_a_player_reports_what_was_heard() -> None:
     talk = Talk({"hello": "Hello to you."}, config=REPORTED)
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session) as live:
+        async with conversation(talk) as live:
             live.hear("hello", final=True)
             said = ""
             async for event in live.events():
@@ -396,8 +424,8 @@ def test_hearing_by_the_clock_takes_no_reports() -> None:
     talk = Talk(config=REPORTED)
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session, words_per_second=4.0) as live:
-            with pytest.raises(UsageError, match="by the clock"):
+        async with conversation(talk, words_per_second=4.0) as live:
+            with pytest.raises(UsageError, match="the clock decides"):
                 live.heard(3)
 
     run(main())
@@ -407,7 +435,7 @@ def test_the_history_can_be_replaced() -> None:
     talk = Talk({"hi": "Hello."}, config=SHOWN)
 
     async def main() -> None:
-        async with Live(talk.backend, talk.session) as live:
+        async with conversation(talk) as live:
             live.edit([Turn(Role.USER, "hi")])
             live.respond()
             await until(live, Committed)
