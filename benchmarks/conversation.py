@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import spoken
-from forced import Forced
 
 from duologue import Engine, Session, SessionConfig, Template, Turn
 from duologue.core.answer import Answer
+from duologue.core.backend import Backend
 from duologue.core.events import Decided, Event, Resumed, Suspended
 from duologue.core.prompt import Probe
+from duologue.evaluation.forced_policy import ForcedPolicy, NextDecision
 from duologue.types import InputState, Token
 
 ARRIVALS = ("at once", "held", "aside first", "taken back", "joined")
@@ -42,13 +43,14 @@ class TurnRecord:
 
 
 class Talk:
-    """A session, driven pass by pass; the model's verdicts are set before the words are told."""
+    """A session, driven pass by pass; each decision is set before the words are heard."""
 
     def __init__(
-        self, backend: Forced, template: Template, probe: Probe, config: SessionConfig, history: Sequence[Turn] = ()
+        self, backend: Backend, template: Template, probe: Probe, config: SessionConfig, history: Sequence[Turn] = ()
     ) -> None:
-        self.backend = backend
-        self.session = Session(template, probe, config=config, history=history)
+        self.forced = NextDecision(p=0.9)  # below `Policy.p_sure`: an answer to growing words is prepared, not released
+        policy = ForcedPolicy(forced=self.forced)
+        self.session = Session(template, probe, policy=policy, config=config, history=history)
         self.engine = Engine(backend, max_tokens_per_pass=None, clock=lambda: self.session.now)
         self.handle = self.engine.open(self.session)
         self.drawn: dict[int, list[Drawn]] = {}
@@ -82,9 +84,9 @@ class Talk:
                 self.cut.pop(event.suspended, None)
             self.num_judged += isinstance(event, Decided)
 
-    def hear(self, text: str, verdict: InputState, *, utterance: str, final: bool = False) -> None:
-        """Words, and passes until the model has judged them as `verdict`."""
-        self.backend.verdict = verdict
+    def hear(self, text: str, decision: InputState, *, utterance: str, final: bool = False) -> None:
+        """Hear words, and run passes until `decision` has been made on them."""
+        self.forced.state = decision
         judged = self.num_judged
         self.told(self.session.hear(text, utterance=utterance, final=final))
         while self.num_judged == judged and self.session.input_text and self.tick():

@@ -28,7 +28,6 @@ from dataclasses import asdict, dataclass, field, replace
 
 import measuring
 from conversation import Disturbed, Drawn, Talk, TurnRecord
-from forced import Forced
 from noise import could_draw, measure
 
 from duologue import Sampling, SessionConfig, Template, Turn
@@ -75,8 +74,7 @@ class Comparison:
 
     def __init__(self, backend: Backend, twin: Backend, template: Template, probe: Probe, *, noise: float) -> None:
         self._twin = twin
-        self._disturbed = Forced(backend, probe)
-        self._calm = Forced(twin, probe)
+        self._backend = backend
         self._template = template
         self._probe = probe
         self._noise = noise
@@ -88,7 +86,7 @@ class Comparison:
         sampling = Sampling(temperature=0.8) if number % 2 else Sampling()
         limit = chance.randint(12, 48)
         calm = SessionConfig(max_length=MAX_LENGTH, max_answer=limit, sampling=sampling, seed=seed + number)
-        talk = Talk(self._disturbed, self._template, self._probe, replace(calm, heard="reported"))
+        talk = Talk(self._backend, self._template, self._probe, replace(calm, heard="reported"))
         turns = Disturbed(talk, chance, num_turns or chance.randint(2, 4)).run()
         talk.close()
         self.count.probe_passes += talk.probe_passes
@@ -97,7 +95,7 @@ class Comparison:
 
     def _compare(self, number: int, turns: Sequence[TurnRecord], config: SessionConfig) -> None:
         history: list[Turn] = []
-        calm = Talk(self._calm, self._template, self._probe, config)
+        calm = Talk(self._twin, self._template, self._probe, config)
         for index, turn in enumerate(turns):
             drawn, passes = self._undisturbed(calm, turn)
             difference = self._first_difference(turn.drawn, drawn)
@@ -113,7 +111,7 @@ class Comparison:
             # What was not heard has never been: a fresh session, with what was heard for its history.
             history = [*history, Turn(Role.USER, turn.question), Turn(Role.ASSISTANT, turn.heard)]
             calm.close()
-            calm = Talk(self._calm, self._template, self._probe, config, history)
+            calm = Talk(self._twin, self._template, self._probe, config, history)
         calm.close()
 
     def _undisturbed(self, calm: Talk, turn: TurnRecord) -> tuple[list[Drawn], int]:

@@ -26,11 +26,11 @@ from typing import Any
 
 import measuring
 import spoken
-from forced import Forced
 
 from duologue import Engine, Session, SessionConfig, Turn
 from duologue.core.events import Decided, Event, Heard
 from duologue.core.trace import Pass
+from duologue.evaluation.forced_policy import ForcedPolicy, NextDecision
 from duologue.evaluation.quantiles import percentile, summary
 from duologue.evaluation.results import describe_model
 from duologue.types import InputState, Role
@@ -59,13 +59,15 @@ class Rig:
 
     def __init__(self, model: Any, seed: int) -> None:
         self.model = model
-        self.backend = Forced(model.backend, model.probe)
+        self.backend = model.backend
+        self.forced = NextDecision(p=0.9)  # below `Policy.p_sure`: an answer to growing words is prepared, not released
         self.chance = random.Random(seed)
 
     def session(self, *, reported: bool = False) -> Session:
         """A conversation with some history."""
         config = SessionConfig(max_length=2048, max_answer=160, heard="reported" if reported else "shown")
-        return Session(self.model.template, self.model.probe, config=config, history=self._history())
+        policy = ForcedPolicy(forced=self.forced)
+        return Session(self.model.template, self.model.probe, policy=policy, config=config, history=self._history())
 
     def _history(self) -> list[Turn]:
         turns: list[Turn] = []
@@ -109,7 +111,7 @@ class Direct:
 
     def speaking(self) -> None:
         """One answer, talked over until it ends."""
-        self._rig.backend.verdict = InputState.PROCESS
+        self._rig.forced.state = InputState.PROCESS
         self._hear(spoken.question(self._rig.chance), "question", final=True)
         while self._is_generating() or not self._session.running:
             if not self._engine.tick() or self._num_heard():
@@ -136,7 +138,7 @@ class Direct:
         for i, text in enumerate(self._rig.words(), 1):
             if needs_answer and not self._is_generating():
                 return
-            self._rig.backend.verdict = InputState.INCOMPLETE if i < _PARTIALS else InputState.IGNORE
+            self._rig.forced.state = InputState.INCOMPLETE if i < _PARTIALS else InputState.IGNORE
             passes, judged = len(self._recorder.passes), len(self._recorder.decided)
             self._hear(text, name)
             while len(self._recorder.decided) == judged:
@@ -181,7 +183,7 @@ async def live(rig: Rig, measured: Measured) -> None:
     async with Engine(rig.backend) as engine:
         talk = engine.open(rig.session(reported=True), words_per_second=8.0, sink=recorder)
         events = talk.events()
-        rig.backend.verdict = InputState.PROCESS
+        rig.forced.state = InputState.PROCESS
         talk.hear(spoken.question(chance), utterance="question", final=True)
         await _until(events, Heard)
         number = 0
@@ -193,7 +195,7 @@ async def live(rig: Rig, measured: Measured) -> None:
                 running = talk.session.running
                 if running is None or running.finished is not None:
                     return
-                rig.backend.verdict = InputState.INCOMPLETE if i < _PARTIALS else InputState.IGNORE
+                rig.forced.state = InputState.INCOMPLETE if i < _PARTIALS else InputState.IGNORE
                 talk.hear(text, utterance=f"u{number}")
                 decided = await _until(events, Decided)
                 measured.decisions.append((decided.at - decided.heard_at) * 1000)

@@ -19,7 +19,7 @@ from typing import Any
 import measuring
 
 from duologue.evaluation.results import describe_model
-from duologue.evaluation.scale import Outcome, Setting, largest, measure
+from duologue.evaluation.scale import ScaleResult, ScaleSetting, largest, measure
 
 _HEADER = ("context", "sessions", "decision p50 (ms)", "p95", "tokens/s each, least", "missed", "passes", "real time")
 
@@ -29,12 +29,12 @@ class Hall:
 
     def __init__(self, args: argparse.Namespace, context: int, most: int) -> None:
         self.outcomes: list[dict[str, Any]] = []
-        self._setting = Setting(1, context, args.seconds, seed=args.seed)
+        self._setting = ScaleSetting(1, context, args.seconds, seed=args.seed)
         self.model = measuring.load_model(args, context=self._setting.max_length, sessions=most)
 
-    def measured(self, sessions: int) -> Outcome:
+    def measured(self, sessions: int) -> ScaleResult:
         """Measure with so many, and say what came of it."""
-        setting = Setting(sessions, self._setting.context_tokens, self._setting.seconds, seed=self._setting.seed)
+        setting = ScaleSetting(sessions, self._setting.context_tokens, self._setting.seconds, seed=self._setting.seed)
         model = self.model
         outcome = asyncio.run(measure(model.backend, model.template, model.probe, setting))
         self.outcomes.append(outcome.as_dict())

@@ -13,9 +13,9 @@ from duologue.cli.main import main
 from duologue.core.events import Received, Said, Suspended
 from duologue.core.session import Phase
 from duologue.core.trace import Pass
-from duologue.evaluation.cost import Counted, Meter, Runner, measure
-from duologue.evaluation.cost_lessons import Lesson, lesson, lessons, overheard
+from duologue.evaluation.cost import CountingBackend, Meter, Runner, measure
 from duologue.evaluation.cost_report import draw, growth, short, tables
+from duologue.evaluation.oracle_script import OracleScript, oracle_script, oracle_scripts, overheard
 from duologue.models.adapters import prompted
 from duologue.models.model import Model
 from duologue.types import InputState
@@ -70,7 +70,7 @@ def test_in_overlap_channel_division_makes_the_passes_of_speaking_alone(talk: Ta
 
 
 def test_the_passes_of_probes_are_counted_where_they_are_made_apart(talk: Talk):
-    counted = Counted(talk.backend)
+    counted = CountingBackend(talk.backend)
     counted._info = dataclasses.replace(counted.info, probe_passes=1)
     apart = Runner(counted, talk.template, PROBE, 1 << 14)
     cdm, sequential = (apart.run(name, overheard(talk.template, 3)) for name in ("cdm", "sequential"))
@@ -126,7 +126,7 @@ def test_phases_add_up_to_the_whole(result: dict):
 
 
 def test_what_is_counted_on_ids_is_what_the_backend_counts(talk: Talk, runner: Runner):
-    told = lessons(talk.template, conversations=1, exchanges=3, seed=1)[0]
+    told = oracle_scripts(talk.template, conversations=1, exchanges=3, seed=1)[0]
     for name in NAMES:
         real, counted = (runner.run(name, told, counted=counted) for counted in (False, True))
         assert real.trace.passes == counted.trace.passes
@@ -148,23 +148,23 @@ def test_nothing_is_left_on_the_backend(talk: Talk, runner: Runner):
 def test_every_kind_of_session_says_the_answer_of_the_lesson(talk: Talk, runner: Runner, name: str):
     row = {"say": "what do owls eat at night", "answer": "Mice for the most part."}
     said: list[str] = []
-    told = lesson(talk.template, [row], random.Random(3))
+    told = oracle_script(talk.template, [row], random.Random(3))
     runner.run(name, told, sink=lambda record: said.append(record.text) if isinstance(record, Said) else None)
     assert "".join(said) == row["answer"]
 
 
 def test_a_lesson_judges_words_as_they_grow(talk: Talk):
-    told = lessons(talk.template, conversations=1, exchanges=6)[0]
-    assert told.judge("why do people run") is InputState.INCOMPLETE
-    assert told.judge("why do people run a marathon at all") is InputState.PROCESS
-    assert told.judge("yes I will be there") is InputState.IGNORE
-    assert told.judge("okay that is") is InputState.INCOMPLETE
-    assert told.judge("okay that is enough stop") is InputState.STOP
+    told = oracle_scripts(talk.template, conversations=1, exchanges=6)[0]
+    assert told.decide("why do people run") is InputState.INCOMPLETE
+    assert told.decide("why do people run a marathon at all") is InputState.PROCESS
+    assert told.decide("yes I will be there") is InputState.IGNORE
+    assert told.decide("okay that is") is InputState.INCOMPLETE
+    assert told.decide("okay that is enough stop") is InputState.STOP
 
 
 def test_the_same_seed_gives_the_same_conversations(talk: Talk):
-    def made(seed: int) -> list[Lesson]:
-        return lessons(talk.template, conversations=2, exchanges=8, seed=seed)
+    def made(seed: int) -> list[OracleScript]:
+        return oracle_scripts(talk.template, conversations=2, exchanges=8, seed=seed)
 
     assert made(4) == made(4)
     assert made(4) != made(5)
@@ -248,4 +248,4 @@ def test_a_picture_without_a_folder_is_refused_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["bench", "cost", "--picture", str(tmp_path / "no" / "cost.png")]) == 2
-    assert "make it first" in capsys.readouterr().err
+    assert "create it first" in capsys.readouterr().err

@@ -7,24 +7,24 @@ import pytest
 
 from duologue.cli.main import main
 from duologue.core.config import SessionConfig
-from duologue.evaluation.people import Listener
 from duologue.evaluation.quantiles import percentile
-from duologue.evaluation.scale import Outcome, Setting, largest, measure
+from duologue.evaluation.scale import ScaleResult, ScaleSetting, largest, measure
+from duologue.evaluation.simulated_user import Listener
 from duologue.models.adapters import prompted
 from duologue.models.model import Model
 from scripted import PROBE, Talk
 
 
-def outcome(number: int, *, most: int) -> Outcome:
+def outcome(number: int, *, most: int) -> ScaleResult:
     wait = 100.0 if number <= most else 400.0
-    return Outcome(Setting(number, 128), (wait,) * 10, (5.0,) * number, 0, 10, 0)
+    return ScaleResult(ScaleSetting(number, 128), (wait,) * 10, (5.0,) * number, 0, 10, 0)
 
 
 @pytest.mark.parametrize("most", [0, 1, 3, 4, 5, 11, 12, 31, 32])
 def test_the_search_finds_the_largest_number(most: int) -> None:
     tried: list[int] = []
 
-    def measured(number: int) -> Outcome:
+    def measured(number: int) -> ScaleResult:
         tried.append(number)
         return outcome(number, most=most)
 
@@ -39,7 +39,7 @@ def test_the_search_finds_the_largest_number(most: int) -> None:
     ("decision_ms", "rate", "expected"), [(299.0, 5.0, True), (301.0, 5.0, False), (299.0, 4.9, False)]
 )
 def test_what_real_time_means(decision_ms: float, rate: float, expected: bool) -> None:
-    measured = Outcome(Setting(2, 128), (decision_ms,) * 20, (5.0, rate), 0, 10, 0)
+    measured = ScaleResult(ScaleSetting(2, 128), (decision_ms,) * 20, (5.0, rate), 0, 10, 0)
     assert measured.realtime is expected
 
 
@@ -77,7 +77,7 @@ def stand() -> Model:
 
 def test_a_measurement() -> None:
     model = stand()
-    setting = Setting(3, 128, seconds=2.5)
+    setting = ScaleSetting(3, 128, seconds=2.5)
     measured = asyncio.run(measure(model.backend, model.template, model.probe, setting))
     assert 3 <= len(measured.decisions) <= 6, "three sessions, a slice every two seconds"
     assert max(measured.decisions) < 2000

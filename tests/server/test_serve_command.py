@@ -17,8 +17,8 @@ from test_server_duplex import ANSWERS, run
 from duologue.client import connect
 from duologue.core.events import Committed, Promoted, Said
 from duologue.errors import EngineError, RemoteError, UsageError
-from duologue.evaluation.callers import LoadSetting, begins_s, load
-from duologue.evaluation.own_server import own_server
+from duologue.evaluation.load import LoadSetting, measure, starts_after_s
+from duologue.evaluation.server_process import server_process
 from duologue.server.app import create_app
 from duologue.server.config import ServerConfig
 from serving import scripted_model, serving
@@ -39,13 +39,15 @@ def test_a_real_model_is_served():
         raise AssertionError("the answer did not end")
 
     # Torch, which is always there, and few tokens: it is slow.
-    with own_server(["--backend", "torch", "--max-sessions", "1", "--context", "512", "--max-answer", "12"]) as server:
+    with server_process(
+        ["--backend", "torch", "--max-sessions", "1", "--context", "512", "--max-answer", "12"]
+    ) as server:
         assert server.memory() is None or server.memory() > 1e8
         assert asyncio.run(talk(server.url))
 
 
 def test_a_server_that_cannot_start_says_why(capfd):
-    with pytest.raises(EngineError, match="no model 'nosuchmodel'"), own_server(["nosuchmodel"]):
+    with pytest.raises(EngineError, match="no model 'nosuchmodel'"), server_process(["nosuchmodel"]):
         pass
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -129,7 +131,7 @@ def test_the_application_can_be_mounted():
 
 @pytest.mark.parametrize("clients", [1, 12, 13, 26, 40])
 def test_the_clients_of_a_load_say_nothing_in_chorus(clients):
-    begins = [begins_s(number, clients) for number in range(clients)]
+    begins = [starts_after_s(number, clients) for number in range(clients)]
     within = sorted(begin % 2.0 for begin in begins)
     assert within == pytest.approx([2.0 * number / clients for number in range(clients)], abs=1e-6)
     assert all(0.0 <= begin < 24.0 for begin in begins)
@@ -140,7 +142,7 @@ def test_load():
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS)) as server:
             sizes = iter(range(10, 1000))
-            outcome = await load(server.http, LoadSetting(3, 10.0), memory=lambda: next(sizes))
+            outcome = await measure(server.http, LoadSetting(3, 10.0), memory=lambda: next(sizes))
             row = outcome.as_dict()
             assert row["decisions"] > 3
             assert row["decision_ms"]["p95"] > 0
@@ -148,9 +150,9 @@ def test_load():
             assert row["memory_growth"] > 1
         async with serving(max_sessions=1) as small, await connect(small.http):
             with pytest.raises(RemoteError, match="places are taken"):
-                await load(small.http, LoadSetting(1, 1.0))
+                await measure(small.http, LoadSetting(1, 1.0))
         with pytest.raises(RemoteError, match="cannot be reached"):
-            await load(server.http, LoadSetting(1, 1.0))
+            await measure(server.http, LoadSetting(1, 1.0))
         with pytest.raises(UsageError, match="no address"):
             await connect("ftp://127.0.0.1")
 

@@ -1,4 +1,4 @@
-"""`duologue bench`: the group of commands that measure what conversations cost on this machine."""
+"""`duologue bench`: the group of commands that measure the cost of conversations on this machine."""
 
 import argparse
 import importlib
@@ -8,11 +8,11 @@ MEASUREMENTS = ("scale", "serve", "cost")
 
 _EPILOG = """\
 examples:
-  duologue bench scale --sessions 8                    do eight live sessions run in real time
-  duologue bench scale --find --context 512            how many do
-  duologue bench serve --clients 8                     the same over WebSockets
+  duologue bench scale --sessions 8                    do eight live sessions run in real time?
+  duologue bench scale --find --context 512            how many live sessions run in real time?
+  duologue bench serve --clients 8                     the load of eight clients on WebSockets
   duologue bench cost                                  duplex decoding beside five other kinds of sessions
-  duologue bench cost --help                           what is counted, and every option
+  duologue bench cost --help                           what is counted, and all options
 """
 
 
@@ -21,8 +21,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "bench",
         usage="duologue bench WHAT [options]",
-        help="measure what conversations cost on this machine",
-        description="Measure what conversations cost on this machine, with the model's own passes.",
+        help="measure the cost of conversations on this machine",
+        description="Measure the cost of conversations on this machine, by real passes of the model.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""`duologue bench cost`: the kinds of sessions on the same weights, saying the same words."""
+"""`duologue bench cost`: every kind of session on the same weights, saying the same words."""
 
 import argparse
 import json
@@ -10,14 +10,14 @@ from duologue.cli.progress import progress
 from duologue.errors import UsageError
 
 _EPILOG = """\
-cdm            channel division, ours: what is heard goes into the pass of the answer's next token
+cdm            channel division (ours): the words heard go into the pass of the answer's next token
 sequential     both channels, one after the other
 tdm            time division: every two seconds a slice of the user, then up to ten tokens or <idle>, in one channel
-tdm_skip_idle  the same; pairs in which neither side said anything are taken out again
-turns          waits for the end of the user's turn, and is deaf while it answers
+tdm_skip_idle  the same, but pairs in which neither side spoke are removed
+turns          waits for the end of the user's turn, and does not listen while it answers
 vad            any sound stops it, and silence starts it
 
-Every pass is computed; what is drawn and decided is then replaced by the script's words and decisions.
+Every pass is computed; its tokens and decisions are then replaced by those of the script.
 
 examples:
   duologue bench cost
@@ -30,18 +30,28 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the subcommand."""
     parser = commands.add_parser(
         "cost",
-        help="passes, time and memory beside other ways to hold a conversation",
+        help="passes, time and memory of six kinds of sessions",
         description="Hold the same scripted conversations in six kinds of sessions, and count what each costs.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="one JSON object; the tables go to standard error")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it, too (PNG; needs matplotlib)")
     parser.add_argument(
-        "--conversations", type=whole(least=1, most=1000), default=2, metavar="N", help="how many (default 2)"
+        "--picture", type=Path, metavar="FILE", help="also draw the figures into FILE (PNG; needs matplotlib)"
     )
     parser.add_argument(
-        "--exchanges", type=whole(least=1, most=1000), default=6, metavar="N", help="questions in each (default 6)"
+        "--conversations",
+        type=whole(least=1, most=1000),
+        default=2,
+        metavar="N",
+        help="number of conversations (default 2)",
+    )
+    parser.add_argument(
+        "--exchanges",
+        type=whole(least=1, most=1000),
+        default=6,
+        metavar="N",
+        help="questions per conversation (default 6)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of their order and timing (default 0)")
     add_model_options(parser)
@@ -54,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     from duologue.evaluation.cost_report import draw, tables
 
     if args.picture is not None and not args.picture.parent.is_dir():
-        raise UsageError(f"--picture {args.picture}: there is no folder {args.picture.parent}; make it first")
+        raise UsageError(f"--picture {args.picture}: the folder {args.picture.parent} does not exist; create it first")
     model = load_model(args)
     try:
-        with progress("Holding conversations") as stage:
+        with progress("Running conversations") as stage:
             result = measure(
                 model, conversations=args.conversations, exchanges=args.exchanges, seed=args.seed, progress=stage
             )

@@ -1,20 +1,20 @@
-"""`duologue bench serve`: load on a server, by many clients at a time."""
+"""`duologue bench serve`: the load of many clients on a server."""
 
 import argparse
 import asyncio
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duologue.cli.options import add_model_options, number, whole
 from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
-    from duologue.evaluation.callers import LoadOutcome
+    from duologue.evaluation.load import LoadResult
 
 _EPILOG = """\
-Without --url, a server is started for it on this machine, with the model that the options name, and ended afterwards.
-Clients and server share the machine then.
+Without --url, a server is started on this machine with the model that the options name, and stopped afterwards; clients
+and server then share the machine.
 
 examples:
   duologue bench serve --clients 8 --minutes 1
@@ -28,54 +28,71 @@ def add_parser(measurements: "argparse._SubParsersAction[argparse.ArgumentParser
     parser = measurements.add_parser(
         "serve",
         usage="duologue bench serve [options]",
-        help="load on a server by many clients at a time",
-        description="Talk to a server with many clients at a time, and measure whether each is served in real time: 95 "
-        "of 100 decisions within 300 ms from words sent to decision received, and nobody waits a second for words.",
+        help="the load of many clients on a server",
+        description="Talk to a server with many clients at the same time, and measure whether all are served in real "
+        "time: 95 of 100 decisions within 300 ms from words sent to decision received, and no client waits a second "
+        "for words.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--url", metavar="URL", help="a server that runs; a token is taken from DUOLOGUE_TOKEN")
-    parser.add_argument(
-        "--clients", type=whole(least=1, most=1000), default=8, metavar="N", help="at a time (default 8)"
-    )
-    parser.add_argument(
-        "--minutes", type=number(least=0, above=True), default=1.0, metavar="T", help="how long (default 1)"
-    )
-    parser.add_argument(
-        "--answer", type=whole(least=1, most=1 << 20), default=128, metavar="N", help="most tokens of an answer (128)"
-    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the words (default 0)")
-    parser.add_argument("--json", action="store_true", help="a last line of JSON for programs")
+    parser.add_argument("--json", action="store_true", help="print the result as a last line of JSON")
+    add_options(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the load."""
+    parser.add_argument("--url", metavar="URL", help="a running server; its token is read from DUOLOGUE_TOKEN")
+    parser.add_argument(
+        "--clients", type=whole(least=1, most=1000), default=8, metavar="N", help="simultaneous clients (default 8)"
+    )
+    parser.add_argument(
+        "--minutes", type=number(least=0, above=True), default=1.0, metavar="T", help="duration (default 1)"
+    )
+    parser.add_argument(
+        "--answer",
+        type=whole(least=1, most=1 << 20),
+        default=128,
+        metavar="N",
+        help="most tokens of an answer (default 128)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
-    """Measure, and print how it goes."""
-    try:
-        from duologue.evaluation.callers import LoadSetting, load
-        from duologue.evaluation.own_server import own_server
-    except ImportError as error:
-        raise MissingDependency('servers are talked to by websockets: pip install "duologue[server]"') from error
-    setting = LoadSetting(args.clients, args.minutes * 60, answer=args.answer, seed=args.seed)
-    print(_HEADER)
-    if args.url is not None:
-        outcome = asyncio.run(load(args.url, setting, token=os.environ.get("DUOLOGUE_TOKEN"), told=_tell))
-    else:
-        with own_server(_flags(args)) as server:
-            outcome = asyncio.run(load(server.url, setting, memory=server.memory, told=_tell))
-    result = outcome.as_dict()
+    """Measure, and print the progress and the result."""
+    result = measured(args)
     print(f"in real time: {'yes' if result['realtime'] else 'no'}")
     if args.json:
         print(json.dumps(result))
     return 0
 
 
-_HEADER = "decisions   p50      p95      answers   lost   server MB"
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """The load that the options describe; a line of progress is printed from time to time.
+
+    Raises:
+        MissingDependency: websockets is not installed.
+        EngineError: the server does not start.
+        RemoteError: no client could connect.
+    """
+    try:
+        from duologue.evaluation.load import LoadSetting, measure
+        from duologue.evaluation.server_process import server_process
+    except ImportError as error:
+        raise MissingDependency('clients need websockets: pip install "duologue[server]"') from error
+    setting = LoadSetting(args.clients, args.minutes * 60, answer=args.answer, seed=args.seed)
+    print("decisions   p50      p95      answers   lost   server MB")
+    if args.url is not None:
+        token = os.environ.get("DUOLOGUE_TOKEN")
+        return asyncio.run(measure(args.url, setting, token=token, report=_report)).as_dict()
+    with server_process(_flags(args)) as server:
+        return asyncio.run(measure(server.url, setting, memory=server.memory, report=_report)).as_dict()
 
 
-def _tell(outcome: "LoadOutcome") -> None:
-    row = outcome.as_dict()
+def _report(result: "LoadResult") -> None:
+    row = result.as_dict()
     size = f"{row['memory_mb'][-1]:9.0f}" if row["memory_mb"] else "        –"
     p50, p95 = row["decision_ms"]["p50"], row["decision_ms"]["p95"]
     print(
@@ -84,7 +101,7 @@ def _tell(outcome: "LoadOutcome") -> None:
 
 
 def _flags(args: argparse.Namespace) -> list[str]:
-    """Of `duologue serve`, as those of this command."""
+    """The same model, as flags of `duologue serve`."""
     return [
         args.model, "--adapter", args.adapter, "--backend", args.backend, "--context", str(args.context),
         "--max-sessions", str(args.clients), "--weights", args.weights or "", "--threads", str(args.threads or 0),

@@ -1,4 +1,5 @@
-"""Everything that measures: states, cost, scale, load; and how results become tables and pictures.
+"""Measurements: states, cost, scale, load; and how figures become result files, tables, pictures and pages.
 
-Reads traces and events; it runs the same inference path as conversations do.
+Whatever is measured runs the inference path of conversations; figures come from its traces and events. Nothing here is
+imported by sessions, engines or servers. Benchmark scripts hold claims and flags; what two of them need belongs here.
 """

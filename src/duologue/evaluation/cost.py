@@ -1,12 +1,12 @@
-"""What listening while speaking costs: the same words and decisions in every kind of session, on the same weights.
+"""The cost of listening while speaking: the same words and decisions in every kind of session, on the same weights.
 
-Passes, tokens, seconds and KV are read from the trace. Two things do not depend on the weights and are counted on the
-ids alone, so that nobody has to wait for them: an hour of silence, and answers over which ever more is heard.
+Passes, tokens, seconds and KV come from the trace. Two measurements do not depend on the weights and are counted on ids
+alone, which takes no time: an hour of silence, and answers over which more and more is heard.
 """
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from duologue.backends.ids import IdBackend
@@ -18,50 +18,51 @@ from duologue.core.prompt import Probe
 from duologue.core.session import BaseSession, Phase
 from duologue.core.trace import Pass, Sink, Trace
 from duologue.engine.replay import Replay
-from duologue.evaluation.cost_lessons import Lesson, Teacher, lessons, overheard
+from duologue.evaluation.oracle_script import OracleBackend, OracleScript, oracle_scripts, overheard
+from duologue.evaluation.quantiles import percentile
 from duologue.models.model import Model, Progress
 from duologue.text.template import Template
 from duologue.types import SLICE_PERIOD_S, Seq, Token
 
 SILENCE_S = 3600.0
 NUM_SLICES = (0, 1, 2, 4, 8)
-_PASSES_A_PERIOD = 10  # five tokens a second, the pace of speech
+_PASSES_PER_PERIOD = 10  # five tokens a second, the rate of speech
 _NO_LIMIT = 1 << 24
 
 
 def measure(
     model: Model, *, conversations: int = 2, exchanges: int = 6, seed: int = 0, progress: Progress
 ) -> dict[str, Any]:
-    """Run every kind of session on `model`; figures by name of the kind, as `duologue bench cost --json` has them."""
-    taught = lessons(model.template, conversations=conversations, exchanges=exchanges, seed=seed)
+    """Run every kind of session on `model`. Returns figures by kind, as `duologue bench cost --json` prints them."""
+    scripts = oracle_scripts(model.template, conversations=conversations, exchanges=exchanges, seed=seed)
     runner = Runner(model.backend, model.template, model.probe, model.max_length)
     out = {}
     for number, name in enumerate(NAMES):
         progress(f"running {name}", number / len(NAMES))
-        out[name] = runner.figures(name, taught)
+        out[name] = runner.figures(name, scripts)
     return {"sessions": out}
 
 
 class Runner:
-    """Drives sessions through lessons on one backend."""
+    """Runs sessions through oracle scripts on one backend."""
 
     def __init__(self, backend: Backend, template: Template, probe: Probe, max_length: int) -> None:
         self._backend = backend
         self._template = template
         self._probe = probe
         self._max_length = max_length
-        # One id, as a model has that was trained for it; which one makes no difference to what a pass costs.
+        # One token, as a model trained for time division has; which one does not change the cost of a pass.
         self._idle = template.encode(".")[-1:]
 
-    def figures(self, name: str, taught: Sequence[Lesson]) -> dict[str, Any]:
-        """Everything about sessions of kind `name`."""
-        meters = [self.run(name, lesson) for lesson in taught]
+    def figures(self, name: str, scripts: Sequence[OracleScript]) -> dict[str, Any]:
+        """All figures of sessions of kind `name`."""
+        meters = [self.run(name, script) for script in scripts]
         is_sliced = name.startswith("tdm")
         return {
             "decider": "forced" if name in ("cdm", "sequential") or is_sliced else "none: end of turn or silence",
             **_totals(meters),
             **_reactions(meters),
-            **self._after_silence(name, taught[0]),
+            **self._after_silence(name, scripts[0]),
             "by_exchange": meters[0].by_exchange,
             "by_slices": [self._heard_over(name, count) for count in NUM_SLICES],
         }
@@ -69,27 +70,27 @@ class Runner:
     def run(
         self,
         name: str,
-        lesson: Lesson,
+        script: OracleScript,
         *,
         counted: bool = False,
         silence_s: float = 0.0,
         limit: int | None = None,
         sink: Sink | None = None,
     ) -> "Meter":
-        """Teach a session of kind `name` a lesson, `silence_s` seconds of silence behind it.
+        """Run a session of kind `name` through `script`, followed by `silence_s` seconds of silence.
 
         `counted`: on ids alone, without weights. `limit` is the longest context, by default the model's. `sink` gets
-        all that the meter gets.
+        everything that the meter gets.
         """
-        backend = Counted(self._backend) if counted else self._backend
-        teacher = Teacher(backend, self._probe, self._template, lesson)
-        make = factory(name, judge=lesson.judge, idle=self._idle)
+        backend = CountingBackend(self._backend) if counted else self._backend
+        oracle = OracleBackend(backend, self._probe, self._template, script)
+        make = factory(name, judge=script.decide, idle=self._idle)
 
-        def taught(*args: Any, **options: Any) -> BaseSession:
-            teacher.session = make(*args, **options)
-            return teacher.session
+        def followed(*args: Any, **options: Any) -> BaseSession:
+            oracle.session = make(*args, **options)
+            return oracle.session
 
-        meter = Meter(lesson.ends)
+        meter = Meter(script.ends)
 
         def record(one: Pass | Event) -> None:
             meter(one)
@@ -97,28 +98,28 @@ class Runner:
                 sink(one)
 
         replay = Replay(
-            lesson.script,
-            teacher,
+            script.script,
+            oracle,
             self._template,
             self._probe,
-            policy=Policy(),  # the verdicts are given: no thresholds
-            passes=_PASSES_A_PERIOD,
+            policy=Policy(),  # the oracle decides: no thresholds
+            passes=_PASSES_PER_PERIOD,
             max_length=limit or self._max_length,
             sink=record,
-            make=taught,
-            end=lesson.ends[-1] + silence_s,
+            make=followed,
+            end=script.ends[-1] + silence_s,
         )
         try:
             for _ in replay:
                 pass
-            meter.end(backend.usage().kv_entries, teacher.num_spoken)
+            meter.end(backend.usage().kv_entries, oracle.num_spoken)
         finally:
             replay.close()
         return meter
 
-    def _after_silence(self, name: str, lesson: Lesson) -> dict[str, Any]:
+    def _after_silence(self, name: str, script: OracleScript) -> dict[str, Any]:
         before, after = (
-            self.run(name, lesson, counted=True, silence_s=silence_s, limit=_NO_LIMIT) for silence_s in (0.0, SILENCE_S)
+            self.run(name, script, counted=True, silence_s=silence_s, limit=_NO_LIMIT) for silence_s in (0.0, SILENCE_S)
         )
         per_token = self._backend.info.kv_bytes_per_token
         return {
@@ -142,7 +143,7 @@ class Runner:
 
 @dataclasses.dataclass(slots=True)
 class _Reaction:
-    """From words to what comes of them."""
+    """What passes between words and the reaction to them."""
 
     at: float
     passes: int = 0
@@ -152,7 +153,7 @@ class _Reaction:
 
 
 class Meter:
-    """A sink that adds up one conversation, and times how it reacts."""
+    """A sink that sums up one conversation, and times its reactions."""
 
     def __init__(self, ends: Sequence[float]) -> None:
         self.trace = Trace()
@@ -169,7 +170,7 @@ class Meter:
         self._last_entries = 0
 
     def __call__(self, record: Pass | Event) -> None:
-        """Take a record."""
+        """Count a record."""
         self._close_exchanges(record.at)
         self.trace(record)
         match record:
@@ -179,7 +180,7 @@ class Meter:
                 for reaction in filter(None, (self._asked, self._cut)):
                     reaction.passes += record.num_passes
                     reaction.seconds += record.seconds
-                    reaction.run_s += SLICE_PERIOD_S / _PASSES_A_PERIOD
+                    reaction.run_s += SLICE_PERIOD_S / _PASSES_PER_PERIOD
             case Received(at, utterance, _, final) if utterance.startswith("ask"):
                 self._asked, self._cut = (_Reaction(at) if final else None), None
             case Received(at, utterance, _, final) if utterance.startswith("cut"):
@@ -194,12 +195,12 @@ class Meter:
                 pass
 
     def end(self, kv_entries: int, num_spoken: int) -> None:
-        """It is over, and so much is still held."""
+        """The conversation is over and still holds `kv_entries`."""
         self._close_exchanges(float("inf"))
         self.kv_entries, self.num_spoken = kv_entries, num_spoken
 
     def _interrupted(self, at: float, utterance: str, *, final: bool) -> None:
-        """Time runs from the last words of an interruption; whoever stops before them is timed from the first."""
+        """An interruption is timed from its last words, unless the session stops before them: then from its first."""
         if utterance != self._interruption:
             self._interruption = utterance
             self._cut = _Reaction(at)
@@ -224,7 +225,7 @@ def _end(reaction: _Reaction, at: float, into: list[_Reaction]) -> None:
 
 
 def _totals(meters: Sequence[Meter]) -> dict[str, Any]:
-    """Sums over conversations, and the largest of what is held."""
+    """Sums over conversations, and peaks of what is held."""
     passes, tokens = Counter[Phase](), Counter[Phase]()
     for meter in meters:
         passes += meter.trace.passes
@@ -245,27 +246,26 @@ def _totals(meters: Sequence[Meter]) -> dict[str, Any]:
 
 
 def _reactions(meters: Sequence[Meter]) -> dict[str, Any]:
-    """Medians; None where it never happened."""
+    """Medians; None for what never happened."""
     out: dict[str, Any] = {}
     by_name = {
         "first_word": [reaction for meter in meters for reaction in meter.first_words],
         "interruption": [reaction for meter in meters for reaction in meter.interruptions],
     }
     for name, found in by_name.items():
-        out[f"{name}_passes"] = _median(reaction.passes for reaction in found)
-        out[f"{name}_ms"] = _median(round(1000 * reaction.seconds, 1) for reaction in found)
-        out[f"{name}_wait_ms"] = _median(round(1000 * reaction.wait_s) for reaction in found)
+        out[f"{name}_passes"] = _median([reaction.passes for reaction in found])
+        out[f"{name}_ms"] = _median([round(1000 * reaction.seconds, 1) for reaction in found])
+        out[f"{name}_wait_ms"] = _median([round(1000 * reaction.wait_s) for reaction in found])
         out[f"{name}s"] = len(found)
     return out
 
 
-def _median(values: Iterable[float]) -> float | None:
-    ordered = sorted(values)
-    return ordered[(len(ordered) - 1) // 2] if ordered else None
+def _median(values: Sequence[float]) -> float | None:
+    return percentile(values, 50) if values else None
 
 
-class Counted(IdBackend):
-    """Entries and passes of `backend` without its weights: it holds ids, and its results are to be replaced."""
+class CountingBackend(IdBackend):
+    """Counts entries and passes as `backend` would, without its weights. Its results mean nothing."""
 
     def __init__(self, backend: Backend) -> None:
         info = dataclasses.replace(backend.info, capacity=_NO_LIMIT, context_length=_NO_LIMIT, max_seqs=64)
@@ -275,7 +275,7 @@ class Counted(IdBackend):
         check_batch(self.info, batch)  # there is room for everything
 
     def tokens(self, seq: Seq) -> list[Token]:
-        return []  # the ids before make no difference, and an hour of them is long
+        return []  # earlier ids do not matter here, and an hour of them is long
 
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
         num_watched = len(extend.watch)

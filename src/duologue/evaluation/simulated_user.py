@@ -1,14 +1,16 @@
-"""Who takes part in `scale`: words to be heard, a history, and a listener who hears an answer token by token."""
+"""Simulated users for measurements of load: the words they say, a history, and how they hear an answer."""
 
+import itertools
 import random
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
-from duologue.core.events import Decision
-from duologue.core.policy import Policy
 from duologue.core.session import Session
 from duologue.text.template import Template
-from duologue.types import InputState, Role, Turn
+from duologue.types import Role, Turn
 
+SLICES = 4
+"""Slices of an utterance."""
+_WORDS_PER_SLICE = 5
 _TEXT = (
     "the old harbour was quiet when we came back from a long walk and she asked whether anybody had seen her keys on "
     "that table by some window near our kitchen because this train leaves early every morning before most people wake "
@@ -17,31 +19,28 @@ _TEXT = (
 _STOCK = _TEXT.split()
 
 
-@dataclass(slots=True)
-class Verdict:
-    """What is to be thought of the words that come next."""
-
-    state: InputState = InputState.PROCESS
-
-
-@dataclass(frozen=True)
-class Taught(Policy):
-    """Runs the probe like every other policy, and then decides as it is told."""
-
-    verdict: Verdict = field(default_factory=Verdict)
-
-    def decide(self, states: tuple[InputState, ...], p: tuple[float, ...], *, speaking: bool) -> Decision:
-        decision = super().decide(states, p, speaking=speaking)
-        return Decision(self.verdict.state, 1.0, decision.probabilities)
-
-
 def words(chance: random.Random, number: int) -> str:
     """So many words that mean nothing in particular."""
     return " ".join(chance.choices(_STOCK, k=number))
 
 
+def growing(chance: random.Random) -> Iterator[tuple[str, bool]]:
+    """One utterance: its text after each slice, and whether it is complete then."""
+    text = ""
+    for number in range(1, SLICES + 1):
+        text = f"{text} {words(chance, _WORDS_PER_SLICE)}".lstrip()
+        yield text, number == SLICES
+
+
+def utterances(chance: random.Random) -> Iterator[tuple[str, str, bool]]:
+    """Utterances without end: the name of the utterance, its text after each slice, and whether it is complete then."""
+    for number in itertools.count():
+        for text, is_whole in growing(chance):
+            yield f"u{number}", text, is_whole
+
+
 def history(template: Template, chance: random.Random, num_tokens: int) -> list[Turn]:
-    """Whole exchanges of `num_tokens` tokens at least, and only a few more."""
+    """Whole exchanges of at least `num_tokens` tokens, and only a few more."""
     turns: list[Turn] = []
     while (missing := num_tokens - len(template.lay_out(turns))) > 0:
         length = max(4, min(40, missing // 3))
@@ -50,9 +49,9 @@ def history(template: Template, chance: random.Random, num_tokens: int) -> list[
 
 
 class Listener:
-    """Hears an answer at `rate` tokens a second and waits where there is none yet.
+    """Hears an answer at `rate` tokens a second, and waits when the next token is not there yet.
 
-    Each wait is a missed deadline: the token should have been there and was not.
+    Each wait counts as one missed deadline.
     """
 
     def __init__(self, session: Session, rate: float) -> None:
@@ -61,7 +60,7 @@ class Listener:
         self._counted_from = 0.0
         self._session = session
         self._rate = rate
-        self._ends: list[tuple[int, int]] = [(0, 0)]  # tokens, and characters of their text
+        self._ends: list[tuple[int, int]] = [(0, 0)]  # number of tokens, and characters of their text
         self._is_waiting = True
         self._now = 0.0
 
@@ -75,7 +74,7 @@ class Listener:
         self.missed, self._counted_from = 0, self._position
 
     def listen(self, now: float) -> int | None:
-        """It is `now`. Returns the character up to which the answer has been heard; None before it begins."""
+        """Advance to `now`. Returns the character up to which the answer has been heard; None before it begins."""
         elapsed, self._now = now - self._now, now
         answer = self._session.running
         if answer is not None and answer.num_tokens > self._ends[-1][0]:
@@ -94,5 +93,5 @@ class Listener:
         if self._position == 0:
             return None
         (tokens, characters), (more_tokens, more_characters) = self._ends[0], self._ends[min(1, len(self._ends) - 1)]
-        share = (self._position - tokens) / max(1, more_tokens - tokens)  # what came in one go is heard evenly
+        share = (self._position - tokens) / max(1, more_tokens - tokens)  # tokens that came together are heard evenly
         return characters + int(share * (more_characters - characters))

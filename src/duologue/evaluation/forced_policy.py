@@ -1,0 +1,26 @@
+"""A policy that decides what it is told, so that measurements do not depend on what the model makes of the words."""
+
+from dataclasses import dataclass, field
+
+from duologue.core.events import Decision
+from duologue.core.policy import Policy
+from duologue.types import InputState
+
+
+@dataclass(slots=True)
+class NextDecision:
+    """What is decided next: `state`, with probability `p`."""
+
+    state: InputState = InputState.PROCESS
+    p: float = 1.0
+
+
+@dataclass(frozen=True)
+class ForcedPolicy(Policy):
+    """The probe runs as with any other policy; only its probabilities are replaced."""
+
+    forced: NextDecision = field(default_factory=NextDecision)
+
+    def decide(self, states: tuple[InputState, ...], p: tuple[float, ...], *, speaking: bool) -> Decision:
+        decision = super().decide(states, p, speaking=speaking)
+        return Decision(self.forced.state, self.forced.p, decision.probabilities)
