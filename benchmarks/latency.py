@@ -59,7 +59,6 @@ class Rig:
 
     def __init__(self, model: Any, seed: int) -> None:
         self.model = model
-        self.backend = model.backend
         self.forced = NextDecision(p=0.9)  # below `Policy.p_sure`: an answer to growing words is prepared, not released
         self.chance = random.Random(seed)
 
@@ -106,7 +105,7 @@ class Direct:
         self._measured = measured
         self._recorder = Recorder()
         self._session = rig.session()
-        self._engine = Engine(rig.backend, max_tokens_per_pass=None)
+        self._engine = Engine(rig.model.backend, max_tokens_per_pass=None)
         self._talk = self._engine.open(self._session, sink=self._recorder)
 
     def speaking(self) -> None:
@@ -180,7 +179,7 @@ class Direct:
 async def live(rig: Rig, measured: Measured) -> None:
     """One answer in real time, talked over until it ends: words arrive when they do."""
     chance, recorder = rig.chance, Recorder()
-    async with Engine(rig.backend) as engine:
+    async with Engine(rig.model.backend) as engine:
         talk = engine.open(rig.session(reported=True), words_per_second=8.0, sink=recorder)
         events = talk.events()
         rig.forced.state = InputState.PROCESS
@@ -251,7 +250,7 @@ def main() -> int:
     timed = {**result["decision_ms"], **{f"pass: {name}": row for name, row in result["pass_ms"].items()}}
     rows = [(name, row["n"], row["p50"], row["p95"], row["max"]) for name, row in timed.items()]
     measuring.finish(args, measurement, result, ("ms", "n", "p50", "p95", "max"), rows)
-    probe_passes = rig.backend.info.probe_passes
+    probe_passes = rig.model.backend.info.probe_passes
     too_many = direct.added_passes > probe_passes * direct.num_judged or in_silence.most_passes > 1 + probe_passes
     return int(too_many)
 

@@ -69,14 +69,6 @@ def finish(
         results.write(result, args.out)
 
 
-def mark(result: dict[str, Any]) -> str:
-    """`" †"` if other programs used the cores during the run. If that is unknown: if the load average was above 1."""
-    hardware = result.get("hardware", {})
-    others, load = hardware.get("others_used_cores"), hardware.get("load_average")
-    is_busy = (load or 0) > 1 if others is None else others > 0.1
-    return " †" if is_busy else ""
-
-
 def progress(text: str) -> None:
     """Report progress on standard error, apart from the result."""
     print(text, file=sys.stderr, flush=True)

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from measuring import mark
-
 from duologue.evaluation.markdown import table
+from duologue.evaluation.results import busy_mark
 
 
 class Found(Protocol):
@@ -33,7 +32,7 @@ def serve(results: Found) -> str:
         model, decision, memory = result["model"], result["decision_ms"], result["memory_mb"]
         rows.append(
             (
-                f"{model['backend']} {model['weights']}, {model['adapter']}{mark(result)}",
+                f"{model['backend']} {model['weights']}, {model['adapter']}{busy_mark(result)}",
                 result["clients"],
                 f"{result['seconds'] / 60:g}",
                 f"{result['decisions']:,}",

@@ -10,33 +10,18 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import measuring
 import server_tables
 import voice_tables
-from measuring import mark
 
 from duologue.evaluation import cost_report
 from duologue.evaluation.markdown import table
+from duologue.evaluation.results import Result, Results, busy_mark
 
 _MARKED = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
-Result = dict[str, Any]
-
-
-class Results:
-    """The result files of a folder, by benchmark."""
-
-    def __init__(self, folder: Path) -> None:
-        self._found: list[tuple[str, Result]] = [
-            (path.name, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))
-        ]
-
-    def of(self, benchmark: str) -> Iterator[tuple[str, Result]]:
-        """File names and contents, in the order of the names."""
-        return ((name, result) for name, result in self._found if result["benchmark"] == benchmark)
 
 
 def exactness(results: Results) -> str:
@@ -77,7 +62,7 @@ def latency(results: Results) -> str:
     )
     rows = [
         (
-            _name(result) + mark(result),
+            _name(result) + busy_mark(result),
             _pair(result["decision_ms"]["speaking, live"]),
             _pair(result["decision_ms"]["speaking, direct"]),
             _pair(result["decision_ms"]["silent, direct"]),
@@ -93,7 +78,7 @@ def import_time(results: Results) -> str:
     """What starting costs."""
     header = ("", "adds (s)", "heavy libraries loaded")
     rows = [
-        (f"`{name}`{mark(result)}", f"{case['adds_s']:.3f}", ", ".join(case["heavy_libraries"]) or "none")
+        (f"`{name}`{busy_mark(result)}", f"{case['adds_s']:.3f}", ", ".join(case["heavy_libraries"]) or "none")
         for _, result in results.of("import_time")
         for name, case in result["cases"].items()
     ]
@@ -104,7 +89,7 @@ def cost(results: Results) -> str:
     """The kinds of sessions side by side, for every run of the cost benchmark."""
     parts = []
     for name, result in results.of("cost"):
-        where = f"{_name(result)}, {result['model']['name']}{mark(result)}"
+        where = f"{_name(result)}, {result['model']['name']}{busy_mark(result)}"
         parts.append(f"{where} ([{name}](../benchmarks/results/{name})):")
         parts.append(cost_report.summary(result["sessions"]))
     return "\n\n".join(parts) or "No run has been committed yet."
@@ -120,7 +105,7 @@ def cost_growth(results: Results) -> str:
 def cost_short(results: Results) -> str:
     """The figures that matter, from the first run of the cost benchmark."""
     for _, result in results.of("cost"):
-        return f"{_name(result)}{mark(result)}:\n\n{cost_report.short(result['sessions'])}"
+        return f"{_name(result)}{busy_mark(result)}:\n\n{cost_report.short(result['sessions'])}"
     return "No run has been committed yet."
 
 
@@ -134,14 +119,14 @@ def readme(results: Results) -> str:
     for name, result in results.of("latency"):
         live, direct = (result["decision_ms"][f"speaking, {how}"] for how in ("live", "direct"))
         what = f"p50 {live['p50']:.0f} ms, p95 {live['p95']:.0f} ms (between two passes: p95 {direct['p95']:.0f} ms)"
-        rows.append(("words to decision while speaking", _name(result) + mark(result), what, _link(name)))
+        rows.append(("words to decision while speaking", _name(result) + busy_mark(result), what, _link(name)))
         added, most = result["passes_added_while_answering"], result["passes_per_decision_in_silence"]
         what = f"{added} in {direct['n']} decisions (in silence: {most} per decision)"
         rows.append(("passes added by listening", _name(result), what, _link(name)))
     for name, result in results.of("import_time"):
         case = result["cases"]["import duologue"]
         heavy = ", ".join(case["heavy_libraries"]) or "no heavy library loaded"
-        rows.append(("`import duologue`", "–", f"{case['adds_s']:.2f} s, {heavy}{mark(result)}", _link(name)))
+        rows.append(("`import duologue`", "–", f"{case['adds_s']:.2f} s, {heavy}{busy_mark(result)}", _link(name)))
     header = ("claim", "engine, adapter", "measured", "file")
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * 4, *rows))
 
@@ -308,7 +293,7 @@ def scale(results: Results) -> str:
     )
     rows = [
         (
-            _name(result) + mark(result),
+            _name(result) + busy_mark(result),
             f"{outcome['context_tokens']:,}",
             outcome["sessions"],
             f"{outcome['decision_ms']['p50']:.0f} / {outcome['decision_ms']['p95']:.0f}",
@@ -330,7 +315,7 @@ def scale_largest(results: Results) -> str:
     header = ("most sessions in real time", *(f"{context:,} tokens of history" for context in contexts), "file")
     rows = [
         (
-            _name(result) + mark(result),
+            _name(result) + busy_mark(result),
             *(result["largest"].get(str(context), "–") for context in contexts),
             f"[{name}](../benchmarks/results/{name})",
         )
@@ -344,7 +329,7 @@ def plain_loop(results: Results) -> str:
     header = ("engine", "loop", "tokens/s (median)", "least … most", "Duologue / this loop")
     rows = [
         (
-            _engine(result) + mark(result),
+            _engine(result) + busy_mark(result),
             name if name in result["ratio"] else "Duologue",
             f"{rate['median']:.1f}",
             f"{rate['min']:.1f} … {rate['max']:.1f}",
@@ -369,7 +354,7 @@ def attention(results: Results) -> str:
     )
     rows = [
         (
-            _engine(result) + mark(result),
+            _engine(result) + busy_mark(result),
             f"{row['context_tokens']:,}",
             row["sessions"],
             *(f"{row[what][how]:.1f}" for what in ("speaking_ms", "listening_ms") for how in ("flash", "stored")),
@@ -391,7 +376,7 @@ def caches(results: Results) -> str:
     )
     rows = [
         (
-            _engine(result) + mark(result),
+            _engine(result) + busy_mark(result),
             row["sessions"],
             f"{row['context_tokens']:,}",
             *(
@@ -410,7 +395,7 @@ def lora_shapes(results: Results) -> str:
     """What a LoRA of each shape costs at the probe."""
     header = ("engine", "LoRA", "decision (ms, p50 / p95)", "of rows")
     rows = [
-        (_engine(result) + mark(result), shape, _pair(row), f"{row['ratio']:.2f}")
+        (_engine(result) + busy_mark(result), shape, _pair(row), f"{row['ratio']:.2f}")
         for _, result in results.of("lora_shapes")
         for shape, row in result["decision_ms"].items()
     ]

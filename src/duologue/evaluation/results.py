@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 Result: TypeAlias = dict[str, Any]
 
-MAX_OTHER_CORES = 0.25
+MAX_OTHER_CORES = 0.1
 """Cores that other processes may keep busy on a machine that counts as quiet."""
-_MAX_LOAD = 1.5  # load average per core at the start, for files that do not say what others used
+_MAX_LOAD = 1.0  # load average at the start, for files that do not say what others used
 _SOURCE = Path(__file__).parents[1]
 _PACKAGES = (
     *("duologue", "torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
@@ -88,11 +88,16 @@ def was_quiet(result: Result) -> bool:
 
     Where the file does not say how many cores they used, the load average at the start decides.
     """
-    hardware = result["hardware"]
+    hardware = result.get("hardware", {})
     others, load = hardware.get("others_used_cores"), hardware.get("load_average")
     if others is not None:
         return bool(others <= MAX_OTHER_CORES)
-    return load is None or bool(load <= _MAX_LOAD * hardware["cores"])
+    return load is None or bool(load <= _MAX_LOAD)
+
+
+def busy_mark(result: Result) -> str:
+    """`" †"` for the tables if the measurement had to share the cores."""
+    return "" if was_quiet(result) else " †"
 
 
 def describe_model(model: "Model") -> dict[str, Any]:
