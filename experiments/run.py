@@ -34,16 +34,17 @@ from duologue.evaluation import markdown, results
 from duologue.models.catalogue import DEFAULT, find
 from duologue.text.template import Template
 from duologue.training.finetune.duplex_model import DuplexModel
+from duologue.training.finetune.examples import lay_out
 from duologue.training.finetune.loop import Finetuning
+from duologue.training.finetune.recipes import FINETUNE_RECIPES
 from duologue.training.layout import Layout, Layouts
-from duologue.training.probe.job import start_tokens
 from duologue.training.probe.linear_probe import fit, hidden_states
-from duologue.training.probe.loop import Settings, label, score_prefixes, train
+from duologue.training.probe.loop import ProbeTraining, label, score_prefixes
 from duologue.training.probe.prefix_attention import Past, PrefixModel
 from duologue.training.probe.prefixes import Prefixes
-from duologue.training.probe.probe_model import LoraShape, ProbeModel
-from duologue.training.recipes import FINETUNE_RECIPES
-from duologue.training.sequences import lay_out
+from duologue.training.probe.probe_model import ProbeModel
+from duologue.training.probe.recipes import LoraShape, ProbeSettings
+from duologue.training.runs import start_tokens
 from duologue.types import InputState
 
 STATES = tuple(InputState)
@@ -57,7 +58,7 @@ class Variant:
 
     name: str
     lora: LoraShape | None = None
-    settings: Settings = field(default_factory=lambda: Settings(epochs=6, patience=6, lr=1.6e-2))
+    settings: ProbeSettings = field(default_factory=lambda: ProbeSettings(epochs=6, patience=6, lr=1.6e-2))
     num_probes: int = 1
     start: str = (
         "words"  # the mean of a few words, the embeddings of an "instruction", or those of an "answer"'s opener
@@ -69,7 +70,7 @@ class Variant:
     rows_per_state: int = 1  # of output; a state is as probable as its rows together
 
 
-ALORA = Variant("alora, rank 8", lora=LoraShape(), settings=Settings(epochs=3, patience=3, lora_lr=3e-3))
+ALORA = Variant("alora, rank 8", lora=LoraShape(), settings=ProbeSettings(epochs=3, patience=3, lora_lr=3e-3))
 ROWS = Variant("rows")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -170,11 +171,11 @@ EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
             ALORA,
             replace(ROWS, name="rows, taught by alora", teacher=True),
             replace(ROWS, name="rows, 4 probes, taught by alora", num_probes=4, teacher=True),
-            replace(ROWS, name="rows, 16 epochs", settings=Settings(epochs=16, patience=16, lr=1.6e-2)),
+            replace(ROWS, name="rows, 16 epochs", settings=ProbeSettings(epochs=16, patience=16, lr=1.6e-2)),
             replace(
                 ROWS,
                 name="rows, 16 epochs, taught by alora",
-                settings=Settings(epochs=16, patience=16, lr=1.6e-2),
+                settings=ProbeSettings(epochs=16, patience=16, lr=1.6e-2),
                 teacher=True,
             ),
         ],
@@ -274,11 +275,12 @@ def run_variant(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
     data = label(samples, lab.laid(samples), STATES, settings)
     dev = label(lab.dev, lab.laid(lab.dev), STATES, settings)
     began = time.monotonic()
-    history = train(
-        model, data, dev, settings, max_tokens=1 << 40, compute=lab.prefixes,
-        teacher=lab.teacher if variant.teacher else None,
-        report=lambda epoch: measuring.progress(f"{variant.name}: {epoch}"),
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        training = ProbeTraining(
+            model, data, dev, settings, Path(folder), max_tokens=1 << 40, compute=lab.prefixes,
+            teacher=lab.teacher if variant.teacher else None,
+        )  # fmt: skip
+        history = training.run(report=lambda epoch: measuring.progress(f"{variant.name}: {epoch}"))
     seconds = time.monotonic() - began
     if variant.lora is not None:
         lab.teacher = model

@@ -27,12 +27,13 @@ from duologue.models.adapters import Adapter
 from duologue.models.model import load
 from duologue.testing.tiny_models import tiny_model
 from duologue.text.template import Template
-from duologue.training.curves import plot
-from duologue.training.finetune.duplex_model import Batch, DuplexModel, state_losses
-from duologue.training.finetune.job import FinetuneJob, run_finetune
-from duologue.training.finetune.loop import Finetuning, Look
-from duologue.training.recipes import FINETUNE_RECIPES, FinetuneSettings
-from duologue.training.sequences import Example, lay_out
+from duologue.training.finetune.duplex_model import DuplexModel
+from duologue.training.finetune.examples import Batch, Example, lay_out
+from duologue.training.finetune.loop import Finetuning, Validation
+from duologue.training.finetune.recipes import FINETUNE_RECIPES, FinetuneSettings
+from duologue.training.finetune.run import FinetuneRun, finetune
+from duologue.training.run_folder import plot
+from duologue.training.targets import state_losses
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
 from tiny_tokenizers import bytelevel
@@ -174,7 +175,7 @@ def test_lora_is_held_to_the_base() -> None:
 
 def finetuned(
     folder: Path, settings: FinetuneSettings, *, architecture: str = "llama", stop_at: int | None = None
-) -> tuple[Finetuning, list[Look]]:
+) -> tuple[Finetuning, list[Validation]]:
     folder.mkdir(exist_ok=True)
     run = Finetuning(
         duplex(architecture, settings), STATES, examples(240, seed=0), examples(40, seed=1), settings, folder
@@ -250,10 +251,10 @@ def test_gradient_checkpointing_changes_nothing(settings: FinetuneSettings, tmp_
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])  # with a matrix for the output of its own, and without
 @pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])
 def test_it_learns(architecture: str, settings: FinetuneSettings, tmp_path: Path) -> None:
-    run, looks = finetuned(tmp_path, settings, architecture=architecture)
-    assert [look.step for look in looks] == [20, 40, 60]
-    assert looks[-1].dev_loss < looks[0].dev_loss
-    assert looks[-1].dev_accuracy > 0.8, "a quarter is chance"
+    run, validations = finetuned(tmp_path, settings, architecture=architecture)
+    assert [validation.step for validation in validations] == [20, 40, 60]
+    assert validations[-1].dev_loss < validations[0].dev_loss
+    assert validations[-1].dev_accuracy > 0.8, "a quarter is chance"
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(lines) == 60 + 3
     assert lines[0]["lr"] == settings.lr
@@ -270,11 +271,13 @@ def _is_in(run: Finetuning, name: str, value: torch.Tensor) -> bool:
 def test_a_killed_run_goes_on_to_the_same_bits(settings: FinetuneSettings, tmp_path: Path) -> None:
     settings = replace(settings, schedule="linear", warmup=0.1, steps=30, eval_every=10)
     # with dropout: random numbers go on as well
-    whole, looks = finetuned(tmp_path / "whole", settings, architecture="gpt2" if settings.kind == "full" else "llama")
+    whole, validations = finetuned(
+        tmp_path / "whole", settings, architecture="gpt2" if settings.kind == "full" else "llama"
+    )
     with pytest.raises(KeyboardInterrupt):
         finetuned(tmp_path / "cut", settings, architecture=_same(whole), stop_at=17)
     resumed, again = finetuned(tmp_path / "cut", settings, architecture=_same(whole))
-    assert again == looks
+    assert again == validations
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
     logs = [
         [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
@@ -291,13 +294,13 @@ def _same(run: Finetuning) -> str:
 
 def test_patience_ends_a_run_with_its_best_weights(tmp_path: Path) -> None:
     settings = replace(FULL, lr=0.05, steps=400, eval_every=5, patience=2)  # so large a rate that it gets worse
-    run, looks = finetuned(tmp_path, settings)
-    losses = [look.dev_loss for look in looks]
+    run, validations = finetuned(tmp_path, settings)
+    losses = [validation.dev_loss for validation in validations]
     assert len(losses) < 80
     assert losses.index(min(losses)) == len(losses) - 3
     p = run.score(examples(40, seed=1))
     right = np.mean([STATES[c] is e.sample.state for c, e in zip(p.argmax(1), examples(40, seed=1), strict=True)])
-    assert right == pytest.approx(looks[-3].dev_accuracy)
+    assert right == pytest.approx(validations[-3].dev_accuracy)
 
 
 def test_a_loss_that_explodes_is_said(tmp_path: Path) -> None:
@@ -311,7 +314,7 @@ def test_a_loss_that_explodes_is_said(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.partial").mkdir()
-    with pytest.raises(UsageError, match="make room"):
+    with pytest.raises(UsageError, match="free some space"):
         finetuned(tmp_path, replace(FULL, steps=1))
 
 
@@ -378,15 +381,15 @@ def test_what_is_written_loads_and_decides_as_in_training(
 ) -> None:
     said: list[str] = []
     model, tokenizer = tiny_chat(is_tied=is_tied)
-    job = FinetuneJob(write_data(tmp_path), tmp_path / "out", replace(settings, steps=30, eval_every=15))
-    adapter = run_finetune(job, model, tokenizer, name="tiny", say=said.append)  # type: ignore[arg-type]
+    spec = FinetuneRun(write_data(tmp_path), tmp_path / "out", replace(settings, steps=30, eval_every=15))
+    adapter = finetune(spec, model, tokenizer, name="tiny", say=said.append)  # type: ignore[arg-type]
     assert "48 samples to train on" in said[0]
     assert adapter.facts["steps"] == 30
-    written = {path.name for path in job.out.iterdir()}
+    written = {path.name for path in spec.out.iterdir()}
     assert written - {"lora", "curve.png"} == {"adapter.json", "adapter.safetensors", "model", "log.jsonl"}
     assert ("lora" in written) == (settings.kind == "lora")
 
-    loaded = load(str(job.out / "model"), backend="torch", adapter=job.out, weights="f32")
+    loaded = load(str(spec.out / "model"), backend="torch", adapter=spec.out, weights="f32")
     torch.manual_seed(0)
     plain, _ = tiny_chat(is_tied=is_tied)
     samples = [Sample("where is the tent now", PROCESS, "own"), Sample("the lamp of", IGNORE, "own", context=TALK)]
@@ -396,15 +399,15 @@ def test_what_is_written_loads_and_decides_as_in_training(
             p = loaded.backend.forward(
                 [Extend(loaded.backend.fork(None), (*ids, *loaded.probe.tokens), watch=loaded.probe.watch)]
             )[0].p
-            assert p == pytest.approx(_by_hand(job.out, ids), abs=1e-4)
+            assert p == pytest.approx(_by_hand(spec.out, ids), abs=1e-4)
     finally:
         loaded.close()
-    changed = transformers.AutoModelForCausalLM.from_pretrained(job.out / "model", dtype=torch.float32).eval()
+    changed = transformers.AutoModelForCausalLM.from_pretrained(spec.out / "model", dtype=torch.float32).eval()
     assert (changed.lm_head.weight is changed.model.embed_tokens.weight) == is_tied
     if settings.kind == "lora":
         from peft import PeftModel
 
-        unmerged = PeftModel.from_pretrained(plain.eval(), job.out / "lora")
+        unmerged = PeftModel.from_pretrained(plain.eval(), spec.out / "lora")
         ids = torch.tensor([[5, 6, 7, 8, 9]])
         torch.testing.assert_close(unmerged(ids).logits, changed(ids).logits, atol=1e-4, rtol=1e-3)
 
@@ -434,7 +437,7 @@ def test_bad_data_is_explained(change: Callable[[Path], object], message: str, t
     change(write_data(tmp_path))
     model, tokenizer = tiny_chat(is_tied=True)
     with pytest.raises(UsageError, match=message):
-        run_finetune(FinetuneJob(tmp_path, tmp_path / "out", FULL), model, tokenizer, name="tiny")  # type: ignore
+        finetune(FinetuneRun(tmp_path, tmp_path / "out", FULL), model, tokenizer, name="tiny")  # type: ignore
 
 
 def test_a_set_without_stop_makes_an_adapter_without_it(tmp_path: Path) -> None:
@@ -443,35 +446,35 @@ def test_a_set_without_stop_makes_an_adapter_without_it(tmp_path: Path) -> None:
     for path in (tmp_path / "train.jsonl", tmp_path / "dev.jsonl"):
         write_samples(path, [sample for sample in list(read_samples(path)) if sample.state is not STOP])
     model, tokenizer = tiny_chat(is_tied=True)
-    job = FinetuneJob(tmp_path, tmp_path / "out", replace(FULL, steps=1))
-    adapter = run_finetune(job, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
+    spec = FinetuneRun(tmp_path, tmp_path / "out", replace(FULL, steps=1))
+    adapter = finetune(spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
     assert adapter.states == (PROCESS, INCOMPLETE, IGNORE)
 
 
 def test_sequences_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
     model, tokenizer = tiny_chat(is_tied=True)
-    job = FinetuneJob(write_data(tmp_path), tmp_path / "out", replace(FULL, max_length=2049))
+    spec = FinetuneRun(write_data(tmp_path), tmp_path / "out", replace(FULL, max_length=2049))
     with pytest.raises(UsageError, match="2048"):
-        run_finetune(job, model, tokenizer, name="tiny")  # type: ignore[arg-type]
+        finetune(spec, model, tokenizer, name="tiny")  # type: ignore[arg-type]
 
 
 def test_states_can_be_trained_alone(tmp_path: Path) -> None:
     model, tokenizer = tiny_chat(is_tied=True)
-    job = FinetuneJob(write_data(tmp_path, response=""), tmp_path / "out", replace(FULL, steps=2, response_weight=0.0))
-    adapter = run_finetune(job, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
+    spec = FinetuneRun(write_data(tmp_path, response=""), tmp_path / "out", replace(FULL, steps=2, response_weight=0.0))
+    adapter = finetune(spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
     assert adapter.facts["responses"] == 0
 
 
 @pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])
 def test_bf16_computes_in_it_and_is_written_so(settings: FinetuneSettings, tmp_path: Path) -> None:
     model, tokenizer = tiny_chat(is_tied=True)
-    job = FinetuneJob(write_data(tmp_path), tmp_path / "out", replace(settings, steps=2, precision="bf16"))
-    run_finetune(job, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
-    assert json.loads((job.out / "model" / "config.json").read_text())["dtype"] == "bfloat16"
-    logs = [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
+    spec = FinetuneRun(write_data(tmp_path), tmp_path / "out", replace(settings, steps=2, precision="bf16"))
+    finetune(spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
+    assert json.loads((spec.out / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+    logs = [json.loads(line) for line in (spec.out / "log.jsonl").read_text().splitlines()]
     model, tokenizer = tiny_chat(is_tied=True)
-    precise = FinetuneJob(tmp_path, tmp_path / "f32", replace(settings, steps=2))
-    run_finetune(precise, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
+    precise = FinetuneRun(tmp_path, tmp_path / "f32", replace(settings, steps=2))
+    finetune(precise, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
     expected = [json.loads(line) for line in (precise.out / "log.jsonl").read_text().splitlines()]
     assert logs[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.05)
     assert logs[0]["loss"] != expected[0]["loss"]

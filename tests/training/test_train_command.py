@@ -120,8 +120,9 @@ def test_what_is_longer_than_the_model_takes_is_shortened(
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     out = tmp_path / "out"
     assert run("train", "rows", "--model", model_folder, "--data", tmp_path, "--out", out, *SMALL) == 0
-    assert "to train on, too long for the 2048 tokens of this model: shortened: 0 lost old turns, 1 the beginning" in (
-        capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        "longer than the 2048 tokens of this model: in training 0 lost their oldest turns, 1 their first words" in said
     )
 
 
@@ -132,7 +133,7 @@ def test_held_out_samples_keep_to_the_memory(
     command = ("train", "rows", "--model", model_folder, "--data", data, "--out", tmp_path, *SMALL)
     assert run(*command, "--memory-gb", 0.0012) == 0
     said = capsys.readouterr().out
-    first = re.search(r"the first (\d+) held-out samples judge it", said)
+    first = re.search(r"only the first (\d+) held-out samples are used", said)
     assert first is not None
     assert 4 < int(first[1]) < 50
     places = Adapter.load(tmp_path).facts["dev"]
@@ -144,7 +145,7 @@ def test_bad_input_is_explained(model_folder: Path, data: Path, tmp_path: Path) 
         run("train", "rows", "--model", model_folder, "--data", tmp_path / "nowhere", "--out", tmp_path)
     with pytest.raises(UsageError, match=r"train\.jsonl"):
         run("train", "rows", "--model", model_folder, "--data", tmp_path, "--out", tmp_path / "out")
-    with pytest.raises(UsageError, match="--rank mean nothing"):
+    with pytest.raises(UsageError, match="rows does not take --rank"):
         run("train", "rows", "--model", model_folder, "--data", data, "--out", tmp_path, "--rank", 4)
     with pytest.raises(UsageError, match="--memory-gb"):
         run("train", "rows", "--model", model_folder, "--data", data, "--out", tmp_path, "--memory-gb", 1e-7)

@@ -22,13 +22,13 @@ from duologue.errors import BadData, UnsupportedModel, UsageError
 from duologue.models.adapters import Adapter
 from duologue.testing.tiny_models import tiny_model
 from duologue.text.template import Template
-from duologue.training.ends import ModelEnds
+from duologue.training.end_of_turn import EndOfTurnModel
 from duologue.training.layout import Layout, Layouts
-from duologue.training.probe.loop import Epoch, Labelled, Settings, _judge, _loss, label, score, train
+from duologue.training.probe.loop import Epoch, LabelledLayouts, ProbeTraining, _evaluate, _loss, label, score
 from duologue.training.probe.prefix_attention import Past, PrefixModel
 from duologue.training.probe.prefixes import Prefixes, even_shards, kv_bytes_per_token, num_tokens, shards
-from duologue.training.probe.probe_model import LoraShape, ProbeModel
-from duologue.training.recipes import ProbeRecipe
+from duologue.training.probe.probe_model import ProbeModel
+from duologue.training.probe.recipes import LoraShape, ProbeRecipe, ProbeSettings
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
 from tiny_tokenizers import bytelevel
@@ -76,7 +76,7 @@ def test_what_training_scores_is_what_a_backend_reads(architecture: str, num_pro
         step = backend.forward([Extend(seq, (*layout.context, *layout.text, *probe), watch=watch)])[0]
         assert row == pytest.approx(step.p, abs=1e-4)
     if has_lora:
-        with model.base_alone():
+        with model.lora_disabled():
             assert np.abs(score_alone(model, layouts) - p).max() > 0.05, "the LoRA must matter here"
 
 
@@ -174,21 +174,20 @@ def toy_set(num: int, seed: int) -> tuple[list[Sample], list[Layout]]:
     return samples, layouts
 
 
-SETTINGS = Settings(epochs=12, batch=16, lr=0.4, lora_lr=0.02, patience=4)
+SETTINGS = ProbeSettings(epochs=12, batch=16, lr=0.4, lora_lr=0.02, patience=4)
 
 
-def toy_labelled(num: int, seed: int) -> Labelled:
+def toy_labelled(num: int, seed: int) -> LabelledLayouts:
     samples, layouts = toy_set(num, seed)
     return label(samples, layouts, STATES, SETTINGS)
 
 
 def trained(
-    settings: Settings,
+    settings: ProbeSettings,
+    folder: Path,
     *,
     lora: LoraShape | None = None,
     max_tokens: int = MANY,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
     break_after: int | None = None,
     computed: list[int] | None = None,
     data_seed: int = 0,
@@ -209,68 +208,68 @@ def trained(
             computed.append(len(layouts))
         return Prefixes(model.prefix_model, layouts)
 
-    history = train(
+    folder.mkdir(exist_ok=True)
+    training = ProbeTraining(
         model,
         toy_labelled(240, data_seed),
         toy_labelled(80, 1),
         settings,
+        folder,
         max_tokens=max_tokens,
-        checkpoint=checkpoint,
-        log=log,
         progress=progress,
-        report=stop_early,
         compute=compute,
         origin={"teacher": "one"} if origin is None else origin,
     )
-    return model, history
+    return model, training.run(report=stop_early)
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_training_learns_changes_no_weight_and_is_the_same_again(lora: LoraShape | None) -> None:
-    model, history = trained(SETTINGS, lora=lora)
+def test_training_learns_changes_no_weight_and_is_the_same_again(lora: LoraShape | None, tmp_path: Path) -> None:
+    model, history = trained(SETTINGS, tmp_path / "once", lora=lora)
     assert history[-1].dev_accuracy > 0.7, "a quarter is chance"
     fresh = tiny_model("llama").state_dict()
     weights = {name.replace(".base_layer", ""): value for name, value in model.base.state_dict().items()}
     assert all(torch.equal(value, weights[name]) for name, value in fresh.items())
-    again, _ = trained(SETTINGS, lora=lora)
+    again, _ = trained(SETTINGS, tmp_path / "again", lora=lora)
     assert all(torch.equal(one, other) for one, other in zip(model.trained(), again.trained(), strict=True))
 
 
 @pytest.mark.parametrize("max_tokens", [MANY, 500])
 def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, max_tokens: int) -> None:
     settings, lora = replace(SETTINGS, epochs=3), replace(LORA, dropout=0.3)
-    whole, history = trained(settings, lora=lora, max_tokens=max_tokens, log=tmp_path / "whole.jsonl")
-    path, log = tmp_path / "checkpoint.pt", tmp_path / "log.jsonl"
+    whole, history = trained(settings, tmp_path / "whole", lora=lora, max_tokens=max_tokens)
+    killed = tmp_path / "killed"
+    log = killed / "training.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        trained(settings, lora=lora, max_tokens=max_tokens, checkpoint=path, log=log, break_after=2)
+        trained(settings, killed, lora=lora, max_tokens=max_tokens, break_after=2)
     with log.open("a") as file:
         file.write('{"step": 100000, "loss": 1.0}\n{"step": 10')  # behind the checkpoint, which will be taken again
-    resumed, again = trained(settings, lora=lora, max_tokens=max_tokens, checkpoint=path, log=log)
+    resumed, again = trained(settings, killed, lora=lora, max_tokens=max_tokens)
     assert len(again) == len(history)
-    assert log.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert log.read_text() == (tmp_path / "whole" / "training.jsonl").read_text()
     assert all(torch.equal(one, other) for one, other in zip(whole.trained(), resumed.trained(), strict=True))
     assert again[-1].seconds > again[1].seconds, "counted on from what the killed run had taken"
 
 
 def test_a_run_does_not_go_on_from_that_of_another(tmp_path: Path) -> None:
-    settings, path = replace(SETTINGS, epochs=2), tmp_path / "checkpoint.pt"
-    trained(settings, checkpoint=path)
-    trained(settings, checkpoint=path)
+    settings = replace(SETTINGS, epochs=2)
+    trained(settings, tmp_path)
+    trained(settings, tmp_path)
     with pytest.raises(UsageError, match="another lr"):
-        trained(replace(settings, lr=1e-3), checkpoint=path)
+        trained(replace(settings, lr=1e-3), tmp_path)
     with pytest.raises(UsageError, match="another memory for prefixes"):
-        trained(settings, max_tokens=200, checkpoint=path)
+        trained(settings, tmp_path, max_tokens=200)
     with pytest.raises(UsageError, match="another size of what is trained"):
-        trained(settings, lora=LORA, checkpoint=path)
+        trained(settings, tmp_path, lora=LORA)
     with pytest.raises(UsageError, match="another set of samples"):
-        trained(settings, checkpoint=path, data_seed=5)
+        trained(settings, tmp_path, data_seed=5)
     with pytest.raises(UsageError, match="another teacher"):
-        trained(settings, checkpoint=path, origin={"teacher": "other"})
+        trained(settings, tmp_path, origin={"teacher": "other"})
 
 
-def test_what_drops_out_of_a_lora_does_so_in_steps_alone() -> None:
-    plain, _ = trained(SETTINGS, lora=LORA)
-    model, history = trained(SETTINGS, lora=replace(LORA, dropout=0.3))
+def test_what_drops_out_of_a_lora_does_so_in_steps_alone(tmp_path: Path) -> None:
+    plain, _ = trained(SETTINGS, tmp_path / "plain", lora=LORA)
+    model, history = trained(SETTINGS, tmp_path / "dropout", lora=replace(LORA, dropout=0.3))
     assert history[-1].dev_accuracy > 0.7, "a quarter is chance"
     assert not all(torch.equal(one, other) for one, other in zip(plain.trained(), model.trained(), strict=True))
     layouts = random_layouts(8)
@@ -279,9 +278,9 @@ def test_what_drops_out_of_a_lora_does_so_in_steps_alone() -> None:
         replace(LORA, dropout=1.0)
 
 
-def test_more_samples_than_fit_are_trained_on_in_shards() -> None:
+def test_more_samples_than_fit_are_trained_on_in_shards(tmp_path: Path) -> None:
     computed: list[int] = []
-    _, history = trained(replace(SETTINGS, epochs=2), max_tokens=500, computed=computed)
+    _, history = trained(replace(SETTINGS, epochs=2), tmp_path, max_tokens=500, computed=computed)
     assert computed[0] == 80, "the held-out samples"
     assert sum(computed[1:]) == 240, "every prefix is computed once"
     assert len(history) == 2 * len(computed[1:])
@@ -303,7 +302,7 @@ def test_what_a_teacher_thinks_and_the_labels_share_the_loss() -> None:
     assert float(both) == pytest.approx(0.75 * float(by_labels) + 0.25 * float(by_teacher), abs=1e-6)
 
 
-def test_a_teacher_may_stand_around_the_same_base() -> None:
+def test_a_teacher_may_stand_around_the_same_base(tmp_path: Path) -> None:
     """Its LoRA is switched off for the prefixes and for the student, and the student is what it is without it."""
     torch.manual_seed(0)
     base = tiny_model("llama")
@@ -311,38 +310,38 @@ def test_a_teacher_may_stand_around_the_same_base() -> None:
     layouts = toy_labelled(30, 2).layouts
     before = score(alone, layouts, max_tokens=MANY)
     adapter = Adapter("alora", STATES, rows=probe_model("llama").rows(), lora=probe_model("llama", lora=LORA).lora())
-    teacher = ProbeModel.of(adapter, base)
-    with teacher.base_alone():
+    teacher = ProbeModel.from_adapter(adapter, base)
+    with teacher.lora_disabled():
         assert np.array_equal(score(alone, layouts, max_tokens=MANY), before)
     assert not np.array_equal(score(alone, layouts, max_tokens=MANY), before), "switched on it would be seen"
-    train(
-        alone, toy_labelled(30, 2), toy_labelled(30, 3), replace(SETTINGS, epochs=1), max_tokens=MANY, teacher=teacher
-    )
-    teacher.give_back()
+    data, dev, settings = toy_labelled(30, 2), toy_labelled(30, 3), replace(SETTINGS, epochs=1)
+    ProbeTraining(alone, data, dev, settings, tmp_path, max_tokens=MANY, teacher=teacher).run()
+    teacher.unload()
     fresh = tiny_model("llama").state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in base.state_dict().items())
 
 
-def test_training_ends_when_it_no_longer_gets_better() -> None:
-    _, history = trained(replace(SETTINGS, epochs=40, patience=1))
+def test_training_ends_when_it_no_longer_gets_better(tmp_path: Path) -> None:
+    _, history = trained(replace(SETTINGS, epochs=40, patience=1), tmp_path)
     assert len(history) < 40
 
 
-def test_what_is_kept_had_the_least_loss_on_held_out_samples() -> None:
+def test_what_is_kept_had_the_least_loss_on_held_out_samples(tmp_path: Path) -> None:
     dev = toy_labelled(80, 1)
-    model, history = trained(replace(SETTINGS, epochs=10, patience=10, lr=3.0))
+    model, history = trained(replace(SETTINGS, epochs=10, patience=10, lr=3.0), tmp_path)
     losses = [epoch.dev_loss for epoch in history]
     assert losses[-1] > min(losses), "the last epoch was not the best here"
-    kept, _ = _judge(model, dev, Prefixes(model.prefix_model, dev.layouts))
+    kept, _ = _evaluate(model, dev, Prefixes(model.prefix_model, dev.layouts))
     assert kept == pytest.approx(min(losses), abs=1e-5)
 
 
-def test_few_held_out_samples_judge_though_they_have_not_every_state() -> None:
+def test_few_held_out_samples_judge_though_they_have_not_every_state(tmp_path: Path) -> None:
     """As where no more of them fit into the memory."""
-    few = toy_labelled(80, 1).first(3)
+    few = toy_labelled(80, 1).part(range(3))
     assert [len(few.layouts), *few.targets.shape, *few.weights.shape] == [3, 3, 4, 3]
     model = probe_model("llama")
-    history = train(model, toy_labelled(64, 0), few, replace(SETTINGS, epochs=1), max_tokens=MANY)
+    settings = replace(SETTINGS, epochs=1)
+    history = ProbeTraining(model, toy_labelled(64, 0), few, settings, tmp_path, max_tokens=MANY).run()
     assert 0 < history[0].dev_loss < 10
 
 
@@ -356,7 +355,7 @@ def test_a_state_without_samples_is_refused_and_so_is_one_that_is_unknown() -> N
 
 def test_accepted_states_count_less_than_the_label_and_rare_states_more() -> None:
     samples = [Sample("a", IGNORE, "own", accept=(PROCESS,)), *[Sample("b", PROCESS, "own")] * 3]
-    found = label(samples, random_layouts(4), (PROCESS, IGNORE), Settings(accepted_weight=0.4, balance=1.0))
+    found = label(samples, random_layouts(4), (PROCESS, IGNORE), ProbeSettings(accepted_weight=0.4, balance=1.0))
     assert found.targets[0].tolist() == pytest.approx([0.4, 1.0])
     assert float(found.weights[0] / found.weights[1]) == pytest.approx(3.0)
     assert float(found.weights.mean()) == pytest.approx(1.0)
@@ -392,7 +391,7 @@ def test_where_requests_end_is_read_from_plain_passes_whatever_is_judged_togethe
         num_key_value_heads=1,
     )
     model = transformers.LlamaForCausalLM(config).eval()
-    ends = ModelEnds(model, tokenizer)
+    ends = EndOfTurnModel(model, tokenizer)
     texts = ["what is the time", "", "stop", "tell me a story about the sea"]
     together = ends(texts)
     assert [len(p) for p in together] == [4, 0, 1, 7]
@@ -408,9 +407,9 @@ def test_where_requests_end_is_read_from_plain_passes_whatever_is_judged_togethe
 
 @pytest.mark.parametrize(("num_samples", "epochs"), [(50, 3), (1000, 2), (2000, 1), (9000, 1)])
 def test_many_samples_are_seen_less_often(num_samples: int, epochs: int) -> None:
-    recipe = ProbeRecipe(settings=Settings(epochs=3), looks=2000)
+    recipe = ProbeRecipe(settings=ProbeSettings(epochs=3), presentations=2000)
     assert recipe.settings_for(num_samples).epochs == epochs
-    assert replace(recipe, looks=None).settings_for(num_samples).epochs == 3
+    assert replace(recipe, presentations=None).settings_for(num_samples).epochs == 3
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
@@ -422,7 +421,7 @@ def test_all_of_a_step_is_where_the_model_is(lora: LoraShape | None) -> None:
     _, cache = model.prefix_model.run(None, keep=True, input_ids=tokens)
     kv = torch.stack([torch.stack([keys, values]) for keys, values in cache.kept]).detach()
     logits = model(Past(kv, torch.full((3,), layout.length, device="meta")))
-    data = Labelled([layout] * 3, torch.zeros(3, 4), torch.ones(3))
+    data = LabelledLayouts([layout] * 3, torch.zeros(3, 4), torch.ones(3))
     _loss(logits, data, [0, 1, 2], torch.zeros(3, 4), SETTINGS).backward()
     parts = [model.probes, model.states, *model.lora_parameters]
     assert all(part.grad is not None and part.grad.device.type == "meta" for part in parts)

@@ -1,11 +1,10 @@
 """Progress bars of long work: one per stage, on standard error, gone when it ends."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much is done and of how much. Figures may follow a colon: "epoch 2: loss 0.41"."""
+from duologue.data.progress import Progress, silent
 
 
 @contextmanager
@@ -14,10 +13,10 @@ def bars() -> Iterator[Progress]:
     try:
         from rich.progress import Progress as Bar
     except ImportError:
-        yield _silent
+        yield silent
         return
     if sys.stderr is None or not sys.stderr.isatty():
-        yield _silent
+        yield silent
         return
     from rich.console import Console
 
@@ -31,7 +30,3 @@ def bars() -> Iterator[Progress]:
             bar.update(tasks[stage], completed=done, total=total, description=what)  # type: ignore[arg-type]
 
         yield show
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Progress for nobody."""

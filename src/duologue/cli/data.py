@@ -154,11 +154,11 @@ def _model_ends(name: str) -> Any:
     try:
         from duologue.backends.torch.backend import read_model
         from duologue.backends.torch.tokenizer import HfTokenizer
-        from duologue.training.ends import ModelEnds
+        from duologue.training.end_of_turn import EndOfTurnModel
     except ImportError as error:
         raise MissingDependency(
             f"a model that judges cuts needs {error.name}; install it with: pip install 'duologue[train]', or give "
             "--cuts-by rules"
         ) from error
     model, tokenizer = read_model(source.path if source.path is not None else source.name)
-    return ModelEnds(model, HfTokenizer(tokenizer))
+    return EndOfTurnModel(model, HfTokenizer(tokenizer))

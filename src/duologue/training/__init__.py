@@ -1,4 +1,5 @@
-"""Training adapters from a folder of samples. Imports torch; loaded lazily.
+"""Training adapters from a folder of samples. Imports torch, so it is loaded only when needed.
 
-Here is what both ways share; `probe/` trains around a frozen base (rows, alora), `finetune/` changes it (lora, full).
+The modules here serve both ways of training. `probe/` trains around a frozen base (rows, alora); `finetune/` changes
+the base (lora, full). The two folders never import from each other.
 """

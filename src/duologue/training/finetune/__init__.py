@@ -1,1 +1,4 @@
-"""Training that changes the base: the papers' `full` and `lora` recipes, on states and responses."""
+"""Fine-tuning the base itself with the DUO paper's recipes: every weight (full), or a LoRA on every position (lora).
+
+The result is another model, and rows that fit it.
+"""

@@ -1,14 +1,13 @@
-"""The loop of `full` and `lora`: steps, looks at held-out samples, checkpoints. Knows no files of data and no adapters.
+"""The fine-tuning loop: steps, validation on held-out samples, checkpoints. Reads no data files, writes no adapters.
 
-`accelerate` chooses the device and the precision and joins the gradients of several processes; each holds the whole
-model. This is tested on CPUs, in one process and in two; on CUDA it is not.
+`accelerate` chooses the device and the precision and combines the gradients of several processes, each of which holds
+the whole model. This is tested on CPUs with one process and with two, and untested on CUDA.
 
-What a step does is a function of its number: which samples it takes, its rate and its random numbers. So a checkpoint
-needs nothing but weights and optimiser to go on exactly, and a step of accumulated passes is one large batch: losses
-are divided by the samples and response tokens of the whole step, on all processes.
+A step depends only on its number: its samples, its learning rate and its random seed follow from it. A checkpoint
+therefore needs only weights and optimiser state to continue exactly. Accumulated passes equal one large batch: losses
+are divided by the number of samples and response tokens of the whole step, over all processes. N samples, S states.
 """
 
-import json
 import math
 import random
 import time
@@ -18,42 +17,41 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from duologue.data.progress import Progress, silent
+from duologue.decisions.thresholds import Probabilities
 from duologue.errors import EngineError
-from duologue.training import checkpoints
-from duologue.training.finetune.duplex_model import Batch, DuplexModel, state_losses
-from duologue.training.probe.prefixes import Progress, silent
-from duologue.training.recipes import FinetuneSettings
-from duologue.training.sequences import Example
+from duologue.training.finetune.duplex_model import DuplexModel
+from duologue.training.finetune.examples import Batch, Example
+from duologue.training.finetune.recipes import FinetuneSettings
+from duologue.training.run_folder import RunFolder, num_stale, write_state
+from duologue.training.targets import state_losses
 from duologue.types import InputState
-
-Probabilities = npt.NDArray[np.float32]
-"""[N, S], rows summing to 1, columns in the order of the states."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What the held-out samples said at a step."""
+class Validation:
+    """The result on the held-out samples after a step."""
 
     step: int
     dev_loss: float  # of states and responses, weighted as in training
     dev_state_loss: float
-    dev_response_loss: float  # of a token
+    dev_response_loss: float  # per token
     dev_accuracy: float  # accepted states count as right
 
 
+@final
 class Finetuning:
-    """One run over `train` and `dev`, in a folder that it may be taken up again from after a kill.
+    """One training run. `log.jsonl` in its folder has a line for each step and validation.
 
-    Into `folder` go `log.jsonl`, a line for each step and look, and `checkpoint.pt`; with `patience` also `best.pt`.
+    The folder also gets `checkpoint.pt`, and with `patience` the best weights in `best.pt`.
     """
 
     def __init__(
@@ -65,18 +63,16 @@ class Finetuning:
         settings: FinetuneSettings,
         folder: Path,
     ) -> None:
-        """Put the model on its device, and go on from the checkpoint in `folder` if there is one.
+        """Move the model to its device, and continue from the checkpoint in `folder` if there is one.
 
         Raises:
-            UsageError: the checkpoint is of a run with other settings or samples.
+            UsageError: the checkpoint belongs to a run with other settings or samples.
         """
         self.model = model
         self._states, self._train, self._dev, self._settings = tuple(states), train, dev, settings
-        self._log, self._checkpoint, self._best = (folder / n for n in ("log.jsonl", "checkpoint.pt", "best.pt"))
         self._accelerator = _accelerator(settings)
-        per_step = settings.batch * settings.accumulation * self._accelerator.num_processes
-        self._per_step = per_step
-        self.num_steps = settings.steps or max(1, round((settings.epochs or 0) * len(train) / per_step))
+        self._per_step = settings.batch * settings.accumulation * self._accelerator.num_processes
+        self.num_steps = settings.steps or max(1, round((settings.epochs or 0) * len(train) / self._per_step))
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         added = [model.probes, model.states]
         base = [p for p in self._trained.values() if not any(p is row for row in added)]
@@ -86,85 +82,84 @@ class Finetuning:
             weight_decay=settings.weight_decay,
         )
         self._prepared, self._optimizer = self._accelerator.prepare(model, optimizer)
-        self._data = sha256(repr([(e.heard, e.reply, e.sample.state) for e in (*train, *dev)]).encode()).hexdigest()
-        self.looks: list[Look] = []
+        self.validations: list[Validation] = []
         self.step = 0
-        self._began, self._seconds_before = time.monotonic(), 0.0
-        if self._checkpoint.exists():
-            self._load()
-        elif self.is_main:
-            self._log.unlink(missing_ok=True)
+        self._began = time.monotonic()
+        self._best = folder / "best.pt"
+        self.files = RunFolder(folder, "log.jsonl", is_writer=self.is_main)
+        samples = repr([(e.heard, e.reply, e.sample.state) for e in (*train, *dev)])
+        self._made_with = {
+            **asdict(settings),
+            "samples": sha256(samples.encode()).hexdigest(),
+            "samples per step": self._per_step,
+        }
+        if (state := self.files.resume(self._made_with)) is not None:
+            self._restore(state["weights"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self.validations = [Validation(**row) for row in state["looks"]]
+            self.step = state["step"]
+            self._began -= state["seconds"]
+            self.files.rewind_log(self.step)
 
     @property
     def seconds(self) -> float:
-        """Since it began, in all processes that have worked on it one after the other."""
-        return self._seconds_before + time.monotonic() - self._began
+        """Duration of the run so far, including the processes that it continues."""
+        return time.monotonic() - self._began
 
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes files."""
         return bool(self._accelerator.is_main_process)
 
-    def run(self, *, progress: Progress = silent, report: Callable[[Look], None] = lambda look: None) -> list[Look]:
-        """Train to the end: all steps and the last weights, or with `patience` the best ones.
+    def run(
+        self, *, progress: Progress = silent, report: Callable[[Validation], None] = lambda validation: None
+    ) -> list[Validation]:
+        """Train to the end: all steps and the last weights, or with `patience` the best weights.
 
         Raises:
-            EngineError: the loss is no longer a number.
+            EngineError: the loss is no longer finite.
             UsageError: a checkpoint cannot be written.
         """
         patience = self._settings.patience
-        while self.step < self.num_steps and (patience is None or self._stale < patience):
+        while self.step < self.num_steps and (patience is None or num_stale(self.validations) < patience):
             loss = self._take_step()
-            right = f", {100 * self.looks[-1].dev_accuracy:.1f} % right" if self.looks else ""
+            right = f", {100 * self.validations[-1].dev_accuracy:.1f} % right" if self.validations else ""
             progress(f"{self._settings.kind}: loss {loss:.3f}{right}", self.step, self.num_steps)
             if self.step % self._settings.eval_every == 0 or self.step == self.num_steps:
-                self._look()
-                report(self.looks[-1])
+                self._validate()
+                report(self.validations[-1])
         if patience is not None and self._best.exists():
-            self._put(torch.load(self._best, weights_only=True, map_location="cpu"))
-        return self.looks
+            self._restore(torch.load(self._best, weights_only=True, map_location="cpu"))
+        return self.validations
 
     def score(self, examples: Sequence[Example]) -> Probabilities:
-        """Probabilities of the states for every example."""
-        return self._judge(examples)[0]
+        """Probabilities [N, S] of the states for all examples."""
+        return self._evaluate(examples)[0]
 
-    def clean(self) -> None:
+    def remove_checkpoints(self) -> None:
         """Remove what only an unfinished run needs."""
-        for path in (self._checkpoint, self._best):
+        for path in (self.files.checkpoint, self._best):
             path.unlink(missing_ok=True)
 
     def _take_step(self) -> float:
-        """One step; returns its loss."""
-        settings, processes = self._settings, self._accelerator.num_processes
+        """Take one step; returns its loss."""
+        settings, accelerator = self._settings, self._accelerator
         began = time.monotonic()
-        seeds = random.Random(f"{settings.seed} {self.step} {self._accelerator.process_index}")
+        seeds = random.Random(f"{settings.seed} {self.step} {accelerator.process_index}")
         torch.manual_seed(seeds.getrandbits(62))  # dropout
-        examples = sorted(self._samples(self.step), key=lambda example: example.length)
-        num_tokens = max(1, sum(example.num_response for example in examples))
         share = settings.rate(self.step, self.num_steps)
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * share
-        self._prepared.train()
-        batches = [examples[i : i + settings.batch] for i in range(0, len(examples), settings.batch)]
-        own = batches[self._accelerator.process_index :: processes]
-        sums = torch.zeros(2, device=self._accelerator.device)
-        for number, chosen in enumerate(own):
-            is_last = number == len(own) - 1
-            with nullcontext() if is_last else self._accelerator.no_sync(self._prepared):
-                states, responses = self._losses(self._prepared, self._batch(chosen))
-                losses = torch.stack([states.sum() / len(examples), responses / num_tokens])
-                # gradients are averaged over processes; what is wanted is their sum
-                self._accelerator.backward((losses[0] + settings.response_weight * losses[1]) * processes)
-            sums += losses.detach()
-        norm = float(self._accelerator.clip_grad_norm_(list(self._trained.values()), settings.max_grad_norm))
+        sums = self._backward(sorted(self._samples(self.step), key=lambda example: example.length))
+        norm = float(accelerator.clip_grad_norm_(list(self._trained.values()), settings.max_grad_norm))
         if not math.isfinite(norm):
             raise EngineError(f"the gradient of step {self.step + 1} is no longer finite; try a smaller lr, or f32")
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.step += 1
-        state_loss, response_loss = self._accelerator.reduce(sums, "sum").tolist()
+        state_loss, response_loss = accelerator.reduce(sums, "sum").tolist()
         loss: float = state_loss + settings.response_weight * response_loss
-        self._note(
+        self.files.log(
             step=self.step,
             loss=loss,
             state_loss=state_loss,
@@ -175,8 +170,27 @@ class Finetuning:
         )
         return loss
 
+    def _backward(self, examples: Sequence[Example]) -> Tensor:
+        """Accumulate the gradients of one step; returns this process's share of the two losses [2]."""
+        settings, accelerator = self._settings, self._accelerator
+        num_tokens = max(1, sum(example.num_response for example in examples))
+        self._prepared.train()
+        batches = [examples[i : i + settings.batch] for i in range(0, len(examples), settings.batch)]
+        own = batches[accelerator.process_index :: accelerator.num_processes]
+        sums = torch.zeros(2, device=accelerator.device)
+        for number, chosen in enumerate(own, 1):
+            with nullcontext() if number == len(own) else accelerator.no_sync(self._prepared):
+                batch = self._batch(chosen)
+                logits, responses = self._prepared(batch)
+                state_loss = state_losses(logits, batch.targets).sum()
+                losses = torch.stack([state_loss / len(examples), responses / num_tokens])
+                # gradients are averaged over processes; what is wanted is their sum
+                accelerator.backward((losses[0] + settings.response_weight * losses[1]) * accelerator.num_processes)
+            sums += losses.detach()
+        return sums
+
     def _samples(self, step: int) -> list[Example]:
-        """Those of one step on all processes: passes over the samples, each in its own order, one behind the other."""
+        """The samples of one step on all processes; each pass over the samples has its own order."""
         num, per_step = len(self._train), self._per_step
         return [
             self._train[_order(num, f"{self._settings.seed} {place // num}")[place % num]]
@@ -184,16 +198,12 @@ class Finetuning:
         ]
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
-        kept = self._settings.accepted_weight
-        return Batch.of(examples, self.model.vocab_size, self._states, kept).to(self._accelerator.device)
-
-    def _losses(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, responses = model(batch)
-        return state_losses(logits, batch.targets), responses
+        accepted_weight = self._settings.accepted_weight
+        return Batch.of(examples, self.model.vocab_size, self._states, accepted_weight).to(self._accelerator.device)
 
     @torch.no_grad()
-    def _judge(self, examples: Sequence[Example]) -> tuple[Probabilities, float, float]:
-        """Probabilities, mean loss of a state and of a response token; the same on every process."""
+    def _evaluate(self, examples: Sequence[Example]) -> tuple[Probabilities, float, float]:
+        """Probabilities [N, S], mean loss per state and per response token; the same on every process."""
         self.model.eval()
         p = np.zeros((len(examples), len(self._states)), dtype=np.float32)
         order = sorted(range(len(examples)), key=lambda i: examples[i].length)
@@ -209,70 +219,39 @@ class Finetuning:
         num_tokens = max(1, sum(example.num_response for example in examples))
         return p, state_loss / len(examples), response_loss / num_tokens
 
-    def _look(self) -> None:
-        p, state_loss, response_loss = self._judge(self._dev)
-        decided = [self._states[column] for column in p.argmax(1)]
-        right = [state in example.sample.right for state, example in zip(decided, self._dev, strict=True)]
+    def _validate(self) -> None:
+        """Evaluate on the held-out samples, and write the log and the checkpoint."""
+        p, state_loss, response_loss = self._evaluate(self._dev)
+        right = [self._states[i] in example.sample.right for i, example in zip(p.argmax(1), self._dev, strict=True)]
         loss = state_loss + self._settings.response_weight * response_loss
-        look = Look(self.step, loss, state_loss, response_loss, sum(right) / len(right))
-        self.looks.append(look)
-        self._note(**asdict(look))
+        validation = Validation(self.step, loss, state_loss, response_loss, sum(right) / len(right))
+        self.validations.append(validation)
+        self.files.log(**asdict(validation))
         if self.is_main:
-            if self._settings.patience is not None and self._stale == 0:
-                checkpoints.write(self._best, self._weights())
-            self._save()
+            weights = {name: parameter.detach() for name, parameter in self._trained.items()}
+            if self._settings.patience is not None and num_stale(self.validations) == 0:
+                write_state(self._best, weights)
+            state = {
+                "step": self.step,
+                "weights": weights,
+                "optimizer": self._optimizer.state_dict(),
+                "looks": [asdict(past) for past in self.validations],  # their name in checkpoints
+                "seconds": self.seconds,
+            }
+            self.files.save(state, self._made_with)
         self._accelerator.wait_for_everyone()
 
-    @property
-    def _stale(self) -> int:
-        """Looks since the best one."""
-        losses = [look.dev_loss for look in self.looks]
-        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
-
-    def _note(self, **values: float) -> None:
-        if self.is_main:
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self._trained.items()}
-
     @torch.no_grad()
-    def _put(self, weights: dict[str, Tensor]) -> None:
+    def _restore(self, weights: dict[str, Tensor]) -> None:
         for name, parameter in self._trained.items():
             parameter.copy_(weights[name])
 
-    def _made_with(self) -> dict[str, Any]:
-        """What a checkpoint must agree in."""
-        return {**asdict(self._settings), "samples": self._data, "samples per step": self._per_step}
-
-    def _save(self) -> None:
-        state = {
-            "made_with": self._made_with(),
-            "step": self.step,
-            "weights": self._weights(),
-            "optimizer": self._optimizer.state_dict(),
-            "looks": [asdict(look) for look in self.looks],
-            "seconds": self.seconds,
-        }
-        checkpoints.write(self._checkpoint, state)
-
-    def _load(self) -> None:
-        state = checkpoints.read(self._checkpoint, self._made_with())
-        self._put(state["weights"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.looks = [Look(**look) for look in state["looks"]]
-        self.step = state["step"]
-        self._seconds_before = state["seconds"]
-        if self.is_main:
-            checkpoints.forget_log_behind(self._log, self.step)
-
 
 def _accelerator(settings: FinetuneSettings) -> Accelerator:
-    # Its state is the process's; an earlier run may have had another precision.
+    # accelerate keeps its state per process; an earlier run may have had another precision
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # without being told, it sees one process on a CPU
+        cpu=not torch.accelerator.is_available(),  # otherwise it assumes a single process on a CPU
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a batch without responses
     )

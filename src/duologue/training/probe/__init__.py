@@ -1,1 +1,4 @@
-"""Training around a frozen base: the prefix of a sample is computed once, and an epoch feeds one token per sample."""
+"""Training around a frozen base: rows, and for `alora` a LoRA that is active at the probe only.
+
+The base's weights are never updated. That is why prefixes are computed once, and why its outputs do not change.
+"""

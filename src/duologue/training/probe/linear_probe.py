@@ -1,6 +1,6 @@
-"""A linear probe: multinomial logistic regression on the base's hidden state at the last word, no token added.
+"""A linear probe: multinomial logistic regression on the base's hidden state at the last word, with no added token.
 
-It says how much of the states a model knows without any adapter. N samples, D hidden size, S states, T tokens.
+It measures how much a model knows about the states without any adapter. N samples, D hidden size, S states.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from duologue.backends.torch.huggingface import PreTrainedModel
 from duologue.decisions.thresholds import Probabilities
+from duologue.training.batching import batches_by_tokens, padded
 from duologue.training.layout import Layout
 
 _TOKENS_PER_PASS = 2048
@@ -23,34 +24,30 @@ def hidden_states(
 ) -> Tensor:
     """Final hidden states [N, D] at the last token of each sample, in float32."""
     decoder = model.get_decoder()
-    found: list[Tensor | None] = [None] * len(layouts)
-    done = 0
-    for batch in _batches(layouts):
-        lengths = torch.tensor([layouts[i].length for i in batch])
-        ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)  # [B, T], filled up behind the words
-        for row, i in enumerate(batch):
-            ids[row, : layouts[i].length] = torch.tensor([*layouts[i].context, *layouts[i].text])
-        mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
+    found: dict[int, Tensor] = {}
+    order = sorted(range(len(layouts)), key=lambda i: layouts[i].length)
+    for batch in batches_by_tokens(order, lambda i: layouts[i].length, _TOKENS_PER_PASS):
+        ids, mask = padded([layouts[i].tokens for i in batch])  # [B, T]
         with torch.inference_mode():
             output = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         for row, i in enumerate(batch):
-            found[i] = output[row, lengths[row] - 1].float().clone()
-        done += len(batch)
-        progress(done / len(layouts))
-    return torch.stack([state for state in found if state is not None])
+            found[i] = output[row, layouts[i].length - 1].float().clone()
+        progress(len(found) / len(layouts))
+    return torch.stack([found[i] for i in range(len(layouts))])
 
 
 def fit(features: Tensor, labels: Tensor, num_states: int) -> Callable[[Tensor], Probabilities]:
-    """Train on features [N, D] and labels [N]; returns what gives probabilities [N, S] of other features."""
+    """Fit to features [N, D] and labels [N]; the result maps other features [N, D] to probabilities [N, S]."""
     mean, spread = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     weights = torch.zeros(num_states, features.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
     def logits(inputs: Tensor) -> Tensor:
-        scaled = (inputs - mean) / spread
-        return functional.linear(scaled, weights[:, :-1], weights[:, -1])
+        """Features [N, D] to logits [N, S]."""
+        return functional.linear((inputs - mean) / spread, weights[:, :-1], weights[:, -1])
 
     def loss() -> Tensor:
+        """The regularised loss [], with its gradient."""
         optimizer.zero_grad()
         value = functional.cross_entropy(logits(features), labels) + _PENALTY * weights[:, :-1].square().sum()
         value.backward()  # type: ignore[no-untyped-call]
@@ -59,17 +56,8 @@ def fit(features: Tensor, labels: Tensor, num_states: int) -> Callable[[Tensor],
     optimizer.step(loss)  # type: ignore[no-untyped-call]
 
     def predict(inputs: Tensor) -> Probabilities:
+        """Features [N, D] to probabilities [N, S]."""
         with torch.inference_mode():
             return functional.softmax(logits(inputs), -1).numpy().astype(np.float32)
 
     return predict
-
-
-def _batches(layouts: Sequence[Layout]) -> list[list[int]]:
-    """Indices of samples of similar length, together at most so many tokens with what fills them up."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(layouts)), key=lambda i: layouts[i].length):
-        if not batches or (len(batches[-1]) + 1) * layouts[i].length > _TOKENS_PER_PASS:
-            batches.append([])
-        batches[-1].append(i)
-    return batches

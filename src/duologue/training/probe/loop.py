@@ -1,9 +1,10 @@
-"""The loop: shards of samples whose prefixes fit into memory, batches by length, one probe per sample and step.
+"""The training loop around a frozen base: one probe per sample and step, in batches of samples of similar length.
 
-N samples, B of a batch, S states.
+If the prefixes of all samples fit into memory, every epoch sees all samples. Otherwise samples are split into shards;
+each shard is presented `epochs` times while it is in memory, so that no prefix is computed twice. N samples, B samples
+in a batch, S states.
 """
 
-import json
 import math
 import random
 import time
@@ -12,331 +13,288 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from duologue.data.progress import Progress, silent
 from duologue.data.samples import Sample
 from duologue.decisions.calibration import TEMPERATURES, apply_temperature
 from duologue.decisions.thresholds import Probabilities
-from duologue.errors import BadData, UsageError
-from duologue.training import checkpoints
+from duologue.errors import BadData
 from duologue.training.layout import Layout
-from duologue.training.probe.prefixes import Prefixes, Progress, even_shards, shards, silent
+from duologue.training.probe.prefixes import Prefixes, even_shards, shards
 from duologue.training.probe.probe_model import ProbeModel
+from duologue.training.probe.recipes import ProbeSettings
+from duologue.training.run_folder import RunFolder, num_stale
+from duologue.training.targets import state_losses, target_losses, target_rows
 from duologue.types import InputState
 
-Compute = Callable[[Sequence[Layout]], Prefixes]
-"""From samples in tokens to their prefixes, by the base alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How rows, and a LoRA with them, are trained."""
-
-    epochs: int = 8  # times that every sample is seen, at most
-    batch: int = 64
-    lr: float = 4e-3  # of the probe's rows, in units of the embeddings' own size; the states' rows take half of it
-    lora_lr: float = 1e-3
-    warmup: float = 0.05  # share of the steps; then a cosine down to a twentieth
-    weight_decay: float = 0.0
-    accepted_weight: float = 0.4  # what the probability of a state that would be right too counts
-    balance: float = 0.5  # 0: samples count alike; 1: states count alike
-    teacher_weight: float = 0.7  # of a teacher's probabilities, where there is one; the labels have the rest
-    patience: int = 3  # epochs without a lower loss on held-out samples before it ends
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.batch, self.patience) < 1 or min(self.lr, self.lora_lr) <= 0:
-            raise UsageError("epochs, batch, patience and learning rates must be positive")
+ComputePrefixes = Callable[[Sequence[Layout]], Prefixes]
+"""From layouts to their prefixes, with the base alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What the samples of one shard, seen once, came to."""
+    """The result of one pass over the samples of a shard."""
 
     number: int
     step: int
     train_loss: float
-    dev_loss: float  # at the temperature that suits the held-out samples best: how sure it is, is put right afterwards
+    dev_loss: float  # at the temperature that suits the held-out samples best; confidence is calibrated afterwards
     dev_accuracy: float
-    seconds: float = field(compare=False)  # since the run began, prefixes and all
+    seconds: float = field(compare=False)  # since the run began, prefixes included
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """Samples in tokens, with what should come out. targets: [N, S], weights: [N]."""
+class LabelledLayouts:
+    """Samples as token ids, with their targets and weights."""
 
-    layouts: Sequence[Layout]
-    targets: Tensor
-    weights: Tensor
+    layouts: Sequence[Layout]  # N of them
+    targets: Tensor  # [N, S]
+    weights: Tensor  # [N]
 
-    def first(self, number: int) -> "Labelled":
-        """So many of them; they need not have every state."""
-        return Labelled(self.layouts[:number], self.targets[:number], self.weights[:number])
+    def part(self, indices: range) -> "LabelledLayouts":
+        """The samples of a range; they need not have every state."""
+        chosen = slice(indices.start, indices.stop)
+        return LabelledLayouts(self.layouts[chosen], self.targets[chosen], self.weights[chosen])
 
     @property
     def digest(self) -> str:
-        """The same for the same samples with the same labels."""
+        """Equal for equal samples with equal targets."""
         tokens = repr([(layout.context, layout.text) for layout in self.layouts])
         return sha256(f"{tokens} {self.targets.tolist()}".encode()).hexdigest()
 
 
-def train(
-    model: ProbeModel,
-    data: Labelled,
-    dev: Labelled,
-    settings: Settings,
-    *,
-    max_tokens: int,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
-    progress: Progress = silent,
-    report: Callable[[Epoch], None] = lambda epoch: None,
-    compute: Compute | None = None,
-    teacher: ProbeModel | None = None,
-    origin: Mapping[str, str] | None = None,
-) -> list[Epoch]:
-    """Train `model` in place; it ends with what was best on `dev`.
-
-    At most `max_tokens` tokens of prefixes are in memory beside those of `dev`. If all fit, every epoch sees all
-    samples; otherwise each shard is seen `epochs` times while it is there, so that no prefix is computed twice.
-    With `checkpoint`, every epoch is written there, and a run that was killed goes on from the last one, exactly, if it
-    is of the same `origin` (what else decides how it comes out: the model, where it began, who teaches it). `log`
-    gets a line of JSON for every step and epoch. `compute` gives the prefixes, for runs that share them. `model` learns
-    from the probabilities of a `teacher`, too; both may stand around the same base, if `model` has no LoRA.
+def label(
+    samples: Sequence[Sample], layouts: Sequence[Layout], states: Sequence[InputState], settings: ProbeSettings
+) -> LabelledLayouts:
+    """Samples with targets [N, S] and weights [N] of mean 1.
 
     Raises:
-        UsageError: the checkpoint is of another run, or cannot be written; a sample is too long for the memory.
+        BadData: a state has no sample, or a sample has a state that is not among `states`.
     """
-    began = time.monotonic()
-    compute = compute or (lambda layouts: Prefixes(model.prefix_model, layouts, progress=progress))
-    parts = even_shards(data.layouts, max_tokens)
-    with _base_alone(model, teacher):
-        dev_prefixes = compute(dev.layouts)
-    made_with = {
-        **(origin or {}),
-        **asdict(settings),
-        "set of samples": f"{data.digest} {dev.digest}",
-        "memory for prefixes": [len(part) for part in parts],
-        "size of what is trained": [list(value.shape) for value in model.trained()],
-    }
-    run = _Run(model, settings, [len(part) for part in parts], made_with, began, checkpoint, log)
-    first = run.next_epoch
-    prefixes: Prefixes | None = None
-    taught: Tensor | None = None
-    for number in range(first, len(parts) * settings.epochs):
-        part, is_new = parts[number // settings.epochs], number % settings.epochs == 0
-        if run.stale >= settings.patience and len(parts) == 1:
-            break
-        if is_new or number == first:
-            prefixes = None  # the old ones make room before there are new ones
-            with _base_alone(model, teacher):
-                prefixes = compute([data.layouts[i] for i in part])
-            taught = None if teacher is None else torch.from_numpy(score_prefixes(teacher, prefixes))
-        assert prefixes is not None
-        run.begin()
-        torch.manual_seed(settings.seed + number)  # what drops out is the same after a kill
-        model.train()
-        batches = list(prefixes.batches(range(len(part)), settings.batch))
-        random.Random(f"{settings.seed} {number}").shuffle(batches)
-        with nullcontext() if teacher is None else teacher.base_alone():
-            for done, batch in enumerate(batches):
-                logits = model(prefixes.past(batch))
-                rows = [part[i] for i in batch]
-                loss = _loss(logits, data, rows, None if taught is None else taught[batch], settings)
-                run.step(loss, len(batch))
-                progress(f"epoch {number + 1}: {run.figures}", done + 1, len(batches))
-            model.eval()
-            report(run.finish(number, _judge(model, dev, dev_prefixes)))
-    model.restore(run.best)
-    return run.history
-
-
-def label(samples: Sequence[Sample], layouts: Sequence[Layout], states: Sequence[InputState], s: Settings) -> Labelled:
-    """Right states (1 the label, `accepted_weight` those accepted) and each sample's weight, mean 1.
-
-    Raises:
-        BadData: a state without a single sample, or a sample with a state that is not among `states`.
-    """
-    targets = torch.zeros(len(samples), len(states))
-    column = {state: number for number, state in enumerate(states)}
-    for row, sample in enumerate(samples):
-        if sample.state not in column:
-            raise BadData(f"sample {row + 1} is {sample.state}; this adapter knows {[state.value for state in states]}")
-        for state in sample.accept:
-            if state in column:
-                targets[row, column[state]] = s.accepted_weight
-        targets[row, column[sample.state]] = 1.0
+    for number, sample in enumerate(samples, 1):
+        if sample.state not in states:
+            raise BadData(f"sample {number} is {sample.state}; this adapter knows {[state.value for state in states]}")
+    targets = target_rows(samples, states, settings.accepted_weight)
     labels = targets.argmax(1)
     counts = torch.bincount(labels, minlength=len(states))
     if missing := [state.value for state, count in zip(states, counts, strict=True) if not count]:
         raise BadData(f"no sample of {', '.join(missing)}; every state needs some")
-    weights = (len(samples) / (len(states) * counts[labels])) ** s.balance
-    return Labelled(layouts, targets, weights / weights.mean())
+    weights = (len(samples) / (len(states) * counts[labels])) ** settings.balance
+    return LabelledLayouts(layouts, targets, weights / weights.mean())
+
+
+@final
+class ProbeTraining:
+    """One training run. `training.jsonl` in its folder has a line for each step and epoch."""
+
+    def __init__(
+        self,
+        model: ProbeModel,
+        data: LabelledLayouts,
+        dev: LabelledLayouts,
+        settings: ProbeSettings,
+        folder: Path,
+        *,
+        max_tokens: int,
+        teacher: ProbeModel | None = None,
+        origin: Mapping[str, Any] | None = None,
+        compute: ComputePrefixes | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        """Continue from the checkpoint in `folder`, if there is one.
+
+        Args:
+            max_tokens: tokens of training prefixes in memory; those of `dev` come on top.
+            teacher: a model to learn from besides the labels. It may share the base if `model` has no LoRA.
+            origin: what else determines the result (base, start, teacher); a checkpoint must agree in it.
+            compute: computes prefixes, for runs that share them.
+
+        Raises:
+            UsageError: the checkpoint belongs to another run; a sample is too long for the memory.
+        """
+        self._model, self._data, self._dev, self._settings = model, data, dev, settings
+        self._teacher, self._progress = teacher, progress
+        self._compute = compute or (lambda layouts: Prefixes(model.prefix_model, layouts, progress=progress))
+        self._shards = even_shards(data.layouts, max_tokens)
+        self._optimizer, self._schedule = self._make_optimizer()
+        self.history: list[Epoch] = []
+        self._best = model.trained()
+        self._steps = 0
+        self._began = time.monotonic()
+        self._made_with = {
+            **(origin or {}),
+            **asdict(settings),
+            "set of samples": f"{data.digest} {dev.digest}",
+            "memory for prefixes": [len(part) for part in self._shards],
+            "size of what is trained": [list(value.shape) for value in model.trained_parameters],
+        }
+        self.files = RunFolder(folder, "training.jsonl")
+        if (state := self.files.resume(self._made_with)) is not None:
+            self._restore(state)
+
+    def run(self, *, report: Callable[[Epoch], None] = lambda epoch: None) -> list[Epoch]:
+        """Train to the end, and leave the weights with the lowest held-out loss in the model.
+
+        Raises:
+            UsageError: a checkpoint cannot be written.
+        """
+        epochs = self._settings.epochs
+        with self._lora_disabled():
+            dev_prefixes = self._compute(self._dev.layouts)
+        prefixes, teacher_p, data = None, None, self._data
+        for number in range(len(self.history), len(self._shards) * epochs):
+            if num_stale(self.history) >= self._settings.patience and len(self._shards) == 1:
+                break
+            if prefixes is None or number % epochs == 0:
+                prefixes = None  # frees the memory before the next shard needs it
+                data = self._data.part(self._shards[number // epochs])
+                with self._lora_disabled():
+                    prefixes = self._compute(data.layouts)
+                if self._teacher is not None:
+                    teacher_p = torch.from_numpy(score_prefixes(self._teacher, prefixes))
+            with nullcontext() if self._teacher is None else self._teacher.lora_disabled():
+                loss = self._train_epoch(number, data, prefixes, teacher_p)
+                report(self._finish_epoch(number, loss, dev_prefixes))
+        self._model.restore(self._best)
+        return self.history
+
+    def _train_epoch(self, number: int, data: LabelledLayouts, prefixes: Prefixes, teacher_p: Tensor | None) -> float:
+        """Train on every sample of a shard once; returns the mean loss. teacher_p: [N, S]."""
+        torch.manual_seed(self._settings.seed + number)  # dropout is the same after a kill
+        self._model.train()
+        batches = list(prefixes.batches(self._settings.batch))
+        random.Random(f"{self._settings.seed} {number}").shuffle(batches)
+        accuracy = f", {100 * self.history[-1].dev_accuracy:.1f} % right" if self.history else ""
+        total = seen = 0.0
+        for done, batch in enumerate(batches, 1):
+            logits = self._model(prefixes.past(batch))
+            taught = None if teacher_p is None else teacher_p[batch]
+            value = self._step(_loss(logits, data, batch, taught, self._settings))
+            total, seen = total + value * len(batch), seen + len(batch)
+            self._progress(f"epoch {number + 1}: loss {total / seen:.3f}{accuracy}", done, len(batches))
+        self._model.eval()
+        return total / seen
+
+    def _step(self, loss: Tensor) -> float:
+        """One optimiser step on the loss []; returns its value."""
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._model.trained_parameters, 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+        self._steps += 1
+        value = float(loss.detach())
+        self.files.log(step=self._steps, loss=round(value, 5), lr=self._schedule.get_last_lr()[0])
+        return value
+
+    def _finish_epoch(self, number: int, train_loss: float, dev_prefixes: Prefixes) -> Epoch:
+        """Evaluate on the held-out samples, and write the log and the checkpoint."""
+        dev_loss, dev_accuracy = _evaluate(self._model, self._dev, dev_prefixes)
+        seconds = round(time.monotonic() - self._began, 1)
+        epoch = Epoch(number + 1, self._steps, train_loss, dev_loss, dev_accuracy, seconds)
+        self.history.append(epoch)
+        if num_stale(self.history) == 0:
+            self._best = self._model.trained()
+        figures = asdict(epoch)
+        del figures["seconds"]  # so that equal runs write equal logs
+        self.files.log(**figures)
+        state = {
+            "trained": self._model.trained(),
+            "best": self._best,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "history": [asdict(epoch) for epoch in self.history],
+            "stale": num_stale(self.history),
+            "steps": self._steps,
+        }
+        self.files.save(state, self._made_with)
+        return epoch
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self._model.restore(state["trained"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self._best, self._steps = state["best"], state["steps"]
+        self._began -= self.history[-1].seconds
+        self.files.rewind_log(self._steps)
+
+    def _make_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        """AdamW with linear warm-up and a cosine down to a twentieth of each rate."""
+        model, settings = self._model, self._settings
+        groups = [{"params": [model.probes], "lr": settings.lr}, {"params": [model.states], "lr": settings.lr / 2}]
+        if model.lora_parameters:
+            groups.append({"params": model.lora_parameters, "lr": settings.lora_lr})
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
+        num_steps = settings.epochs * sum(math.ceil(len(part) / settings.batch) for part in self._shards)
+        warmup = max(1, int(num_steps * settings.warmup))
+
+        def rate(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            done = min(1.0, (step - warmup) / max(1, num_steps - warmup))
+            return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
+
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+    @contextmanager
+    def _lora_disabled(self) -> Iterator[None]:
+        """Run the base as it is, for prefixes."""
+        with self._model.lora_disabled(), nullcontext() if self._teacher is None else self._teacher.lora_disabled():
+            yield
 
 
 def score(
     model: ProbeModel, layouts: Sequence[Layout], *, max_tokens: int, progress: Progress = silent
 ) -> Probabilities:
-    """Probabilities of the states for every sample; at most `max_tokens` tokens of prefixes at a time."""
+    """Probabilities [N, S] of the states for all samples, with at most `max_tokens` tokens of prefixes in memory."""
     found = np.zeros((len(layouts), len(model.states)), dtype=np.float32)
     for part in shards(layouts, max_tokens):
-        with model.base_alone():
-            prefixes = Prefixes(model.prefix_model, [layouts[i] for i in part])
+        with model.lora_disabled():
+            prefixes = Prefixes(model.prefix_model, layouts[part.start : part.stop])
         found[part.start : part.stop] = score_prefixes(model, prefixes)
-        progress("judging", part.stop, len(layouts))
+        progress("scoring", part.stop, len(layouts))
     return found
 
 
 def score_prefixes(model: ProbeModel, prefixes: Prefixes, batch: int = 64) -> Probabilities:
-    """Probabilities of the states for every sample of `prefixes`."""
+    """Probabilities [N, S] of the states for all samples of `prefixes`."""
     found = np.zeros((len(prefixes), len(model.states)), dtype=np.float32)
     with torch.no_grad():
-        for indices in prefixes.batches(range(len(prefixes)), batch):
+        for indices in prefixes.batches(batch):
             found[indices] = functional.softmax(model(prefixes.past(indices)), -1).cpu().numpy()
     return found
 
 
-def _loss(logits: Tensor, data: Labelled, rows: list[int], taught: Tensor | None, settings: Settings) -> Tensor:
-    """Mean negative log of the probability that right states get together, accepted ones counting less.
+def _loss(
+    logits: Tensor, data: LabelledLayouts, rows: list[int], teacher_p: Tensor | None, settings: ProbeSettings
+) -> Tensor:
+    """The mean loss [] of a batch: cross-entropy with the targets, and with a teacher's probabilities if given.
 
-    logits: [B, S]; rows: which samples they are of; taught: [B, S], a teacher's probabilities.
+    logits: [B, S]; rows: indices of the samples in `data`; teacher_p: [B, S].
     """
     weights, targets = data.weights[rows].to(logits.device), data.targets[rows].to(logits.device)
-    right = (functional.softmax(logits, -1) * targets).sum(-1).clamp_min(1e-6)
-    loss = -(right.log() * weights).mean()
-    if taught is None:
+    loss = (state_losses(logits, targets) * weights).mean()
+    if teacher_p is None:
         return loss
-    learnt = -(functional.log_softmax(logits, -1) * taught.to(logits.device)).sum(-1)
-    return (1 - settings.teacher_weight) * loss + settings.teacher_weight * (learnt * weights).mean()
+    distilled = -(functional.log_softmax(logits, -1) * teacher_p.to(logits.device)).sum(-1)  # [B]
+    return (1 - settings.teacher_weight) * loss + settings.teacher_weight * (distilled * weights).mean()
 
 
-def _judge(model: ProbeModel, dev: Labelled, prefixes: Prefixes) -> tuple[float, float]:
+def _evaluate(model: ProbeModel, dev: LabelledLayouts, prefixes: Prefixes) -> tuple[float, float]:
+    """Loss at the best temperature, and accuracy, where accepted states count as right."""
     found = score_prefixes(model, prefixes)
-    losses = []
-    for temperature in TEMPERATURES:
-        p = torch.from_numpy(apply_temperature(found, temperature))
-        losses.append(float(-((p * dev.targets).sum(-1).clamp_min(1e-6).log() * dev.weights).mean()))
+    losses = [
+        float(
+            (target_losses(torch.from_numpy(apply_temperature(found, temperature)), dev.targets) * dev.weights).mean()
+        )
+        for temperature in TEMPERATURES
+    ]
     right = dev.targets.gather(1, torch.from_numpy(found.argmax(1))[:, None])[:, 0] > 0
     return min(losses), float(right.float().mean())
-
-
-@contextmanager
-def _base_alone(model: ProbeModel, teacher: ProbeModel | None) -> Iterator[None]:
-    """The base as it is, for prefixes."""
-    with model.base_alone(), nullcontext() if teacher is None else teacher.base_alone():
-        yield
-
-
-class _Run:
-    """Optimiser, schedule, the best so far, and the file they can be taken up again from."""
-
-    def __init__(
-        self,
-        model: ProbeModel,
-        settings: Settings,
-        parts: Sequence[int],
-        made_with: Mapping[str, Any],
-        began: float,
-        checkpoint: Path | None,
-        log: Path | None,
-    ) -> None:
-        """`parts` has the number of samples of each shard, `made_with` what a checkpoint must agree in."""
-        self._made_with, self._began = dict(made_with), began
-        steps = settings.epochs * sum(math.ceil(num / settings.batch) for num in parts)
-        self._model, self._checkpoint, self._log = model, checkpoint, log
-        self._parameters = [model.probes, model.states, *model.lora_parameters]
-        groups = [{"params": [model.probes], "lr": settings.lr}, {"params": [model.states], "lr": settings.lr / 2}]
-        if model.lora_parameters:
-            groups.append({"params": model.lora_parameters, "lr": settings.lora_lr})
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
-        warmup = max(1, int(steps * settings.warmup))
-
-        def scale(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, scale)
-        self._steps = 0
-        self._total, self._seen = 0.0, 0
-        self.history: list[Epoch] = []
-        self.best = model.trained()
-        self.stale = 0
-        self.next_epoch = 0
-        if checkpoint is not None and checkpoint.exists():
-            self._load(checkpoint)
-
-    @property
-    def figures(self) -> str:
-        """Of the epoch that runs, and of the held-out samples after the last one."""
-        loss = f"loss {self._total / self._seen:.3f}"
-        return f"{loss}, {100 * self.history[-1].dev_accuracy:.1f} % right" if self.history else loss
-
-    def begin(self) -> None:
-        """An epoch begins."""
-        self._total, self._seen = 0.0, 0
-
-    def step(self, loss: Tensor, count: int) -> None:
-        """One step down `loss`, the mean over `count` samples."""
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        self._optimizer.step()
-        self._schedule.step()
-        self._steps += 1
-        value = float(loss.detach())
-        self._total, self._seen = self._total + value * count, self._seen + count
-        self._write({"step": self._steps, "loss": round(value, 5), "lr": self._schedule.get_last_lr()[0]})
-
-    def finish(self, number: int, judged: tuple[float, float]) -> Epoch:
-        """An epoch ends."""
-        seconds = round(time.monotonic() - self._began, 1)
-        epoch = Epoch(number + 1, self._steps, self._total / self._seen, *judged, seconds)
-        if epoch.dev_loss < min((past.dev_loss for past in self.history), default=math.inf):
-            self.best, self.stale = self._model.trained(), 0
-        else:
-            self.stale += 1
-        self.history.append(epoch)
-        self.next_epoch = epoch.number
-        row = asdict(epoch)
-        del row["seconds"]  # the same run writes the same log
-        self._write(row)
-        if self._checkpoint is not None:
-            self._save(self._checkpoint)
-        return epoch
-
-    def _write(self, row: dict[str, Any]) -> None:
-        if self._log is not None:
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def _save(self, path: Path) -> None:
-        state = {
-            "made_with": self._made_with,
-            "trained": self._model.trained(),
-            "best": self.best,
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
-            "history": [asdict(epoch) for epoch in self.history],
-            "stale": self.stale,
-            "steps": self._steps,
-        }
-        checkpoints.write(path, state)
-
-    def _load(self, path: Path) -> None:
-        state = checkpoints.read(path, self._made_with)
-        self._model.restore(state["trained"])
-        self.best = state["best"]
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
-        self.history = [Epoch(**epoch) for epoch in state["history"]]
-        self.stale, self._steps = state["stale"], state["steps"]
-        self.next_epoch = len(self.history)
-        self._began -= self.history[-1].seconds
-        if self._log is not None:
-            checkpoints.forget_log_behind(self._log, self._steps)

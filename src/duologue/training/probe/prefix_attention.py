@@ -1,7 +1,7 @@
-"""Attention of new tokens over cached prefixes, with gradients for the new ones alone.
+"""Attention of new tokens over cached prefixes, with gradients for the new tokens only.
 
-Knows a model's layers by way of the transformers attention interface. Letters of shapes: B samples, N new tokens of
-each, T tokens of the longest prefix, L layers, H query heads, G key/value heads, E width of a head.
+Reaches a model's layers through the transformers attention interface. B samples, N new tokens of each, T tokens of the
+longest prefix, L layers, H query heads, G key-value heads, E entries per head, D hidden size.
 """
 
 import threading
@@ -23,27 +23,24 @@ _MASKED = -1e30  # added to a score; finite, so that nothing becomes NaN
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What comes before the new tokens of a batch: padded on the left, so that the new ones follow directly."""
+    """The prefixes of a batch, padded on the left, so that the new tokens follow directly."""
 
     kv: Tensor  # [L, 2, B, G, T, E]
     lengths: Tensor  # [B], tokens of each prefix
 
 
 class PrefixCache(Cache):  # type: ignore[misc]  # transformers has no types
-    """What the layers of one pass read from; it keeps what they compute for the new tokens."""
+    """What the layers read in one forward pass; it can keep what they compute for the new tokens."""
 
     def __init__(self, past: Past | None, windows: Sequence[Window], *, keep: bool) -> None:
         super().__init__(layers=[])
-        self.kept: list[tuple[Tensor, Tensor]] = []  # of each layer, [B, G, N, E], if `keep`
-        self._past = past
-        self._windows = windows
-        self._keep = keep
+        self.kept: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer, [B, G, N, E], if `keep`
+        self._past, self._windows, self._keep = past, windows, keep
         self._layer = -1  # the layer that attends next
-        self._num_updates = 0
-        self._num_reads = 0
+        self._num_updates = self._num_reads = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Note which layer attends next."""
+        """Note which layer attends next; key_states and value_states: [B, G, N, E], returned unchanged."""
         self._layer = layer_idx
         self._num_updates += 1
         return key_states, value_states
@@ -55,54 +52,52 @@ class PrefixCache(Cache):  # type: ignore[misc]  # transformers has no types
             self.kept.append((key, value))
         batch, heads, new, width = query.shape
         groups = key.shape[1]
-        query = query.reshape(batch, groups, heads // groups * new, width)  # heads that share keys, as more queries
-        scale = width**-0.5 if scale is None else scale
+        query = query.reshape(batch, groups, heads // groups * new, width)  # heads that share keys become more queries
         scores = query @ key.transpose(2, 3)
-        values = value
+        length = 0
         if self._past is not None:
-            keys, before = self._past.kv[self._layer, 0], self._past.kv[self._layer, 1]
-            # Never joined with the new keys: the prefix takes no gradient, and is not copied.
-            scores = torch.cat([query @ keys.transpose(2, 3), scores], -1)
-        scores = scores.float() * scale
+            # Prefix keys and values are not joined with the new ones: they take no gradient and are not copied.
+            past_keys, past_values = self._past.kv[self._layer]
+            length = past_keys.shape[2]
+            scores = torch.cat([query @ past_keys.transpose(2, 3), scores], -1)
+        scores = scores.float() * (width**-0.5 if scale is None else scale)
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        length = 0 if self._past is None else self._past.kv.shape[4]
-        scores = scores.view(batch, groups, -1, new, length + new) + self._mask(
-            new, self._windows[self._layer], query.device
-        )
+        mask = self._mask(new, self._windows[self._layer], query.device)
+        scores = scores.view(batch, groups, -1, new, length + new) + mask
         weights = torch.softmax(scores, -1).to(value.dtype).view(batch, groups, -1, length + new)
-        out = weights[..., length:] @ values
+        out = weights[..., length:] @ value
         if self._past is not None:
-            out = out + weights[..., :length] @ before
+            out = out + weights[..., :length] @ past_values
         return out.reshape(batch, heads, new, width).transpose(1, 2)
 
     def check(self) -> None:
         """Raise `UnsupportedModel` unless every layer that caches also attended here, once."""
         if not self._num_updates or self._num_reads != self._num_updates:
             raise UnsupportedModel(
-                f"{self._num_updates} of its layers cache keys and {self._num_reads} attend through the library's "
-                "attention interface; the prefixes of such a model cannot be cached, so it cannot be trained so"
+                f"{self._num_updates} layers of this model cache keys and {self._num_reads} attend through the "
+                "attention interface of transformers, so its prefixes cannot be cached and it cannot be trained "
+                "around its frozen weights"
             )
 
     def _mask(self, new: int, window: Window, device: torch.device) -> Tensor:
-        """[B or 1, 1, 1, N, T + N]: nothing before the prefix, nothing after a token, nothing outside of the window."""
+        """[B or 1, 1, 1, N, T + N], added to scores: hides padding, later tokens, and tokens outside the window."""
         at = torch.arange(new, device=device)
-        behind = at[:, None] - at[None]
-        if self._past is None:
-            hidden = ~_visible(behind, window)[None, None, None]
-        else:
-            length = self._past.kv.shape[4]
-            columns = torch.arange(length, device=device)
-            distance = torch.cat([length + at[:, None] - columns[None], behind], 1)
-            padded = columns[None] < length - self._past.lengths[:, None]  # [B, T]
-            padded = torch.cat([padded, padded.new_zeros(len(padded), new)], 1)
-            hidden = ~_visible(distance, window)[None, None, None] | padded[:, None, None, None]
+        length = 0 if self._past is None else self._past.kv.shape[4]
+        columns = torch.arange(length + new, device=device)
+        distance = length + at[:, None] - columns[None]  # [N, T + N]
+        visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        hidden = ~visible[None]
+        if self._past is not None:
+            padding = columns[None] < length - self._past.lengths[:, None]  # [B, T + N]
+            hidden = hidden | padding[:, None]
+        hidden = hidden[:, None, None]
         return torch.zeros(hidden.shape, device=device).masked_fill_(hidden, _MASKED)
 
 
 @dataclass(slots=True)
 class PrefixModel:
-    """A model whose layers can be run over cached prefixes."""
+    """A model whose layers can run over cached prefixes."""
 
     model: PreTrainedModel
     windows: list[Window] = field(init=False)
@@ -115,18 +110,17 @@ class PrefixModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return torch.device(self.model.device)
 
     def run(self, past: Past | None, *, keep: bool = False, **inputs: Tensor) -> tuple[Tensor, PrefixCache]:
-        """New tokens (`input_ids` [B, N] or `inputs_embeds` [B, N, D]) after `past`: final hidden states [B, N, D].
+        """Feed `input_ids` [B, N] or `inputs_embeds` [B, N, D] after `past`; returns final hidden states [B, N, D].
 
-        Tokens may be anywhere; `past` is on the model's device, as what comes out is.
+        Inputs may be on any device; `past` and the result are on the model's.
         """
         cache = PrefixCache(past, self.windows, keep=keep)
         fed = {name: value.to(self.device) for name, value in inputs.items()}
-        new = next(iter(inputs.values())).shape[1]
-        positions = torch.arange(new, device=self.device)[None]
+        positions = torch.arange(next(iter(inputs.values())).shape[1], device=self.device)[None]
         if past is not None:
             positions = positions + past.lengths[:, None]
         with _attending(self.model, cache):
@@ -134,11 +128,6 @@ class PrefixModel:
         cache.check()
         hidden: Tensor = output.last_hidden_state
         return hidden, cache
-
-
-def _visible(behind: Tensor, window: Window) -> Tensor:
-    seen = behind >= 0
-    return seen if window is None else seen & (behind < window)
 
 
 _running = threading.local()  # the cache of the pass that runs in this thread
@@ -153,14 +142,15 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Stands in for the model's attention."""
+    """Replaces the model's attention; shapes as in `PrefixCache.attend`."""
     if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
-        raise UnsupportedModel("the model adds a bias or a sink to its attention scores, which training lacks")
+        raise UnsupportedModel("the model adds a bias or a sink to its attention scores and cannot be trained")
     return _running.cache.attend(query, key, value, scaling, kwargs.get("softcap")), None
 
 
 @contextmanager
 def _attending(model: PreTrainedModel, cache: PrefixCache) -> Iterator[None]:
+    """Let the layers of `model` attend through `cache`."""
     _running.cache = cache
     try:
         with attention_by(configs_of(model), _ATTENTION, _attend):

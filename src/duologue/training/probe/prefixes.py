@@ -1,121 +1,104 @@
-"""The KV of what comes before the probe, computed once: the base is frozen, so an epoch feeds one token per sample.
+"""The KV of everything before the probe, computed once: the base is frozen, so an epoch only feeds the probe.
 
-B samples, L layers, G key-value heads, T tokens, E entries per head. A segment's KV is one tensor [L, 2, G, T, E]; a
-sample's prefix is the segment of its context, shared with the other samples in that context, and its own.
+B samples, L layers, G key-value heads, T tokens, E entries per head. The KV of a segment is one tensor
+[L, 2, G, T, E]; the prefix of a sample is the segment of its context, which samples in the same context share, and the
+segment of its own text.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from duologue.data.progress import Progress, silent
 from duologue.errors import UnsupportedModel, UsageError
+from duologue.training.batching import batches_by_tokens, padded
 from duologue.training.layout import Layout
 from duologue.training.probe.prefix_attention import Past, PrefixCache, PrefixModel
 from duologue.types import Token
 
-T = TypeVar("T")
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much is done and of how much."""
-
 _TOKENS_PER_PASS = 4096
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Progress for nobody."""
 
 
 class Prefixes:
     """The prefixes of many samples, in memory."""
 
-    def __init__(
-        self,
-        model: PrefixModel,
-        layouts: Sequence[Layout],
-        *,
-        progress: Progress = silent,
-    ) -> None:
-        """Compute and keep the KV of `layouts` with `model`, in the model's own precision; it is kept on the CPU.
+    def __init__(self, model: PrefixModel, layouts: Sequence[Layout], *, progress: Progress = silent) -> None:
+        """Compute the KV of `layouts` in the model's own precision and keep it on the CPU.
 
         Raises:
-            UnsupportedModel: the model keeps something else than one key and value per token and layer.
+            UnsupportedModel: the model caches something other than one key and value per token and layer.
         """
         self._layouts, self._device = list(layouts), model.device
-        contexts = sorted({layout.context for layout in layouts if layout.context}, key=len)
         self.num_tokens = num_tokens(layouts)
         self._contexts: dict[tuple[Token, ...], Tensor] = {}
-        self._texts: list[Tensor | None] = [None] * len(layouts)
-        self._room = torch.empty(0)  # reused by every batch: fresh memory would cost more than what is copied into it
+        self._texts: dict[int, Tensor] = {}
+        self._buffer = torch.empty(0)  # reused by every batch: allocating would cost more than copying
         self._done = 0  # tokens, for the progress
-        with torch.no_grad():  # not inference mode: what a gradient flows past may not be made in it
-            self._compute_contexts(model, contexts, progress)
+        with torch.no_grad():  # not inference mode: its tensors cannot take part in a backward pass
+            self._compute_contexts(model, progress)
             self._compute_texts(model, progress)
 
     def __len__(self) -> int:
         return len(self._layouts)
 
-    def length(self, index: int) -> int:
-        """Tokens before the probe of sample `index`."""
-        return self._layouts[index].length
-
     def past(self, indices: Sequence[int]) -> Past:
-        """What comes before the probes of these samples, on the model's device. It holds until the next call."""
+        """The prefixes of these samples, kv [L, 2, B, G, T, E], on the model's device; valid until the next call."""
         return self._joined([self._segments(index) for index in indices])
 
-    def batches(self, indices: Sequence[int], size: int) -> Iterator[list[int]]:
-        """`indices` in batches of `size`, samples of similar length together."""
-        ordered = sorted(indices, key=self.length)
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """The indices of all samples in batches of `size`, samples of similar length together."""
+        ordered = sorted(range(len(self._layouts)), key=lambda i: self._layouts[i].length)
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
 
     def _segments(self, index: int) -> tuple[Tensor, ...]:
-        context = self._contexts.get(self._layouts[index].context)  # none before the first turn of some templates
-        text = self._texts[index]
+        """The segments of a sample, each [L, 2, G, T, E]; some templates have no context before the first turn."""
+        context, text = self._contexts.get(self._layouts[index].context), self._texts.get(index)
         return tuple(part for part in (context, text) if part is not None)
 
     def _joined(self, segments: Sequence[tuple[Tensor, ...]]) -> Past:
+        """Segments of each sample, each [L, 2, G, T, E], as one tensor [L, 2, B, G, T, E] padded on the left."""
         lengths = torch.tensor([sum(part.shape[3] for part in parts) for parts in segments])
         layers, _, groups, _, entries = segments[0][0].shape
         longest = int(lengths.max())
         shape = (layers, 2, len(segments), groups, longest, entries)
         size = layers * 2 * len(segments) * groups * longest * entries
-        if self._room.numel() < size or self._room.dtype != segments[0][0].dtype:
-            self._room = torch.zeros(size, dtype=segments[0][0].dtype)
-        kv = self._room[:size].view(shape)
+        if self._buffer.numel() < size or self._buffer.dtype != segments[0][0].dtype:
+            self._buffer = torch.zeros(size, dtype=segments[0][0].dtype)
+        kv = self._buffer[:size].view(shape)
         for row, parts in enumerate(segments):
             end = longest
             for part in reversed(parts):
                 kv[:, :, row, :, end - part.shape[3] : end] = part
                 end -= part.shape[3]
-            kv[:, :, row, :, :end] = 0  # masked, but what is left there from another batch could be no number
+            kv[:, :, row, :, :end] = 0  # masked, but an earlier batch may have left NaN there
         return Past(kv.to(self._device), lengths.to(self._device))
 
-    def _compute_contexts(self, model: PrefixModel, contexts: list[tuple[Token, ...]], progress: Progress) -> None:
-        for batch in _by_tokens(contexts, len):
-            for tokens, segment in zip(batch, _extend(model, None, batch), strict=True):
-                self._contexts[tokens] = segment
-            self._done += sum(map(len, batch))
-            progress("prefixes", self._done, self.num_tokens)
+    def _compute_contexts(self, model: PrefixModel, progress: Progress) -> None:
+        contexts = sorted({layout.context for layout in self._layouts if layout.context}, key=len)
+        for batch in batches_by_tokens(contexts, len, _TOKENS_PER_PASS):
+            self._contexts |= zip(batch, _extend(model, None, batch), strict=True)
+            self._report(batch, progress)
 
     def _compute_texts(self, model: PrefixModel, progress: Progress) -> None:
-        order = sorted(
-            range(len(self._layouts)), key=lambda i: (len(self._layouts[i].text), len(self._layouts[i].context))
-        )
+        layouts = self._layouts
+        order = sorted(range(len(layouts)), key=lambda i: (len(layouts[i].text), len(layouts[i].context)))
         for with_context in (False, True):
-            chosen = [i for i in order if bool(self._layouts[i].context) is with_context]
-            for batch in _by_tokens(chosen, lambda i: self._layouts[i].length):
+            chosen = [i for i in order if bool(layouts[i].context) is with_context]
+            for batch in batches_by_tokens(chosen, lambda i: layouts[i].length, _TOKENS_PER_PASS):
+                texts = [layouts[i].text for i in batch]
                 past = self.past(batch) if with_context else None
-                texts = [self._layouts[i].text for i in batch]
-                for index, segment in zip(batch, _extend(model, past, texts), strict=True):
-                    self._texts[index] = segment
-                self._done += sum(map(len, texts))
-                progress("prefixes", self._done, self.num_tokens)
+                self._texts |= zip(batch, _extend(model, past, texts), strict=True)
+                self._report(texts, progress)
+
+    def _report(self, computed: Sequence[tuple[Token, ...]], progress: Progress) -> None:
+        self._done += sum(map(len, computed))
+        progress("prefixes", self._done, self.num_tokens)
 
 
 def num_tokens(layouts: Sequence[Layout]) -> int:
-    """Tokens whose KV is kept: a context counts once."""
+    """Number of tokens whose KV is kept: a shared context counts once."""
     contexts = {layout.context for layout in layouts}
     return sum(map(len, contexts)) + sum(len(layout.text) for layout in layouts)
 
@@ -124,7 +107,7 @@ def shards(layouts: Sequence[Layout], max_tokens: int) -> list[range]:
     """Neighbouring samples in shards whose prefixes have at most `max_tokens` tokens.
 
     Raises:
-        UsageError: one sample alone has more.
+        UsageError: a single sample has more.
     """
     found, start, size = [], 0, 0
     contexts: set[tuple[Token, ...]] = set()
@@ -136,7 +119,7 @@ def shards(layouts: Sequence[Layout], max_tokens: int) -> list[range]:
             new = layout.length
         if new > max_tokens:
             raise UsageError(
-                f"a sample of {new} tokens alone needs more than the memory that is allowed ({max_tokens} tokens); "
+                f"a single sample of {new} tokens does not fit into the memory for prefixes ({max_tokens} tokens); "
                 "allow more with --memory-gb"
             )
         size += new
@@ -145,7 +128,7 @@ def shards(layouts: Sequence[Layout], max_tokens: int) -> list[range]:
 
 
 def even_shards(layouts: Sequence[Layout], max_tokens: int) -> list[range]:
-    """As many shards as `shards` makes, of about the same size: what is trained on last is not a small rest.
+    """As few shards as `shards` makes, but of similar size, so that training does not end with a small remainder.
 
     Raises:
         UsageError: see `shards`.
@@ -168,35 +151,18 @@ def kv_bytes_per_token(model: PrefixModel) -> int:
 
 
 def _extend(model: PrefixModel, past: Past | None, texts: Sequence[tuple[Token, ...]]) -> list[Tensor]:
-    """Feed `texts` after `past` and return the KV of each text [L, 2, G, T, E], padding left out."""
-    longest = max(map(len, texts))
-    tokens = torch.zeros(len(texts), longest, dtype=torch.long)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text)] = torch.tensor(text)  # padding on the right: no real token looks at it
-    _, cache = model.run(past, keep=True, input_ids=tokens)
+    """Feed `texts` after `past` and return the KV of each text [L, 2, G, T, E] without padding."""
+    _, cache = model.run(past, keep=True, input_ids=padded(texts)[0])
     return [_segment(cache, row, len(text)) for row, text in enumerate(texts)]
 
 
 def _segment(cache: PrefixCache, row: int, length: int) -> Tensor:
+    """The KV [L, 2, G, T, E] of the first `length` new tokens in one row of a batch."""
     if len({part.shape for pair in cache.kept for part in pair}) > 1:
         raise UnsupportedModel(
-            "the layers of this model keep keys and values of different shapes; its prefixes cannot be cached, so it "
-            "cannot be trained with `duologue train rows` or `alora`"
+            "the layers of this model cache keys and values of different shapes, so its prefixes cannot be cached and "
+            "`duologue train rows` and `alora` cannot train it"
         )
-    # stack copies, so the whole batch's cache is not kept alive
+    # stack copies, so the cache of the whole batch is not kept alive
     kept = [torch.stack([keys[row, :, :length], values[row, :, :length]]) for keys, values in cache.kept]
     return torch.stack(kept).cpu()
-
-
-def _by_tokens(items: Sequence[T], length: Callable[[T], int]) -> Iterator[list[T]]:
-    """Neighbouring `items` in batches whose padded size stays bounded."""
-    batch: list[T] = []
-    longest = 0
-    for item in items:
-        longest = max(longest, length(item))
-        if batch and longest * (len(batch) + 1) > _TOKENS_PER_PASS:
-            yield batch
-            batch, longest = [], length(item)
-        batch.append(item)
-    if batch:
-        yield batch

@@ -1,13 +1,12 @@
-"""What is trained around a frozen base: rows of the probe and the states, and for `alora` a LoRA at the probe alone.
+"""What is trained around a frozen base: rows of the probe and the states, and for `alora` a LoRA at the probe only.
 
-B samples, P probe tokens, D hidden size, S states. What comes before the probe is cached (`prefixes`), so that only the
-probe's tokens pass through the model: a LoRA that is switched on for them is an activated LoRA, and the KV of
-everything else stays the base's.
+B samples, P probe tokens, D hidden size, S states. Everything before the probe is cached (`prefixes`), so only the
+probe's tokens pass through the model. A LoRA that is active for them alone is an activated LoRA: the KV of all other
+tokens stays the base's.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -22,31 +21,13 @@ from duologue.backends.rows import Rows
 from duologue.errors import UsageError
 from duologue.models.adapters import Adapter
 from duologue.training.probe.prefix_attention import Past, PrefixModel
+from duologue.training.probe.recipes import LoraShape
+from duologue.training.runs import adapter_rows
 from duologue.types import InputState
-
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Names of the linear layers that most architectures have."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoraShape:
-    """Which linear layers get how much."""
-
-    rank: int = 8
-    alpha: int = 16
-    targets: tuple[str, ...] = LINEAR
-    first_layer: int = 0  # layers below stay without
-    dropout: float = 0.0  # share of what goes into a LoRA layer that a step leaves out
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not self.targets or self.first_layer < 0:
-            raise UsageError("a LoRA needs a rank of at least 1, a positive alpha, and layers to put it in")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout is a share from 0 to less than 1, got {self.dropout}")
 
 
 class ProbeModel(nn.Module):
-    """A frozen base with trainable rows and perhaps a LoRA: prefixes in, logits of the states out."""
+    """A frozen base with trainable rows and perhaps a LoRA: from prefixes to logits of the states."""
 
     def __init__(
         self,
@@ -57,12 +38,12 @@ class ProbeModel(nn.Module):
         num_probes: int = 1,
         lora: LoraShape | None = None,
     ) -> None:
-        """`start` are ids whose mean embedding the probe starts from; several probes start from one id each."""
+        """A single probe token starts from the mean embedding of the ids `start`; several start from one id each."""
         super().__init__()
         self.base = base.requires_grad_(False).eval()
         embedding = base.get_input_embeddings().weight.detach().float()
         chosen = embedding[list(start)]
-        self.unit = float(embedding.std())  # the probe is kept in this unit, so that one learning rate fits all models
+        self.unit = float(embedding.std())  # probes are stored in this unit, so that one learning rate fits all models
         rows = chosen.mean(0, keepdim=True) if num_probes == 1 else chosen[torch.arange(num_probes) % len(chosen)]
         self.probes = nn.Parameter(rows / self.unit)  # [P, D]
         first = torch.randn(len(states), embedding.shape[1]) * 0.01  # drawn on the CPU: the same on every device
@@ -72,13 +53,33 @@ class ProbeModel(nn.Module):
             self._inject(lora)
         self.prefix_model = PrefixModel(base)
 
+    @classmethod
+    def from_adapter(cls, adapter: Adapter, base: PreTrainedModel) -> "ProbeModel":
+        """The model that `adapter` was trained as. Raises `UsageError` if it was not trained."""
+        rows, lora = adapter.rows, adapter.lora
+        if rows is None:
+            raise UsageError(f"an adapter of kind {adapter.kind} has no trained rows to learn from")
+        shape = None
+        if lora is not None:
+            names = tuple(sorted({path.rpartition(".")[2] for path in lora.layers}))
+            first = min(int(part) for path in lora.layers for part in path.split(".") if part.isdigit())
+            shape = LoraShape(lora.rank, round(lora.scale * lora.rank), names, first)
+        model = cls(base, adapter.states, [0], num_probes=int(rows.probes.shape[0]), lora=shape)
+        model.set_adapter(rows, lora)
+        return model
+
     @property
     def lora_parameters(self) -> list[nn.Parameter]:
-        """Of the LoRA, in a fixed order; empty without one."""
-        return [cast(nn.Parameter, part.weight) for layer in self._layers.values() for part in _parts(layer)]
+        """Parameters of the LoRA in a fixed order; empty without one."""
+        return [cast(nn.Parameter, part.weight) for layer in self._layers.values() for part in _factors(layer)]
+
+    @property
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Everything that is trained, in a fixed order: probes [P, D], states [S, D], LoRA."""
+        return [self.probes, self.states, *self.lora_parameters]
 
     def train(self, mode: bool = True) -> "ProbeModel":
-        """Whether the LoRA drops out what it is to drop out. The base never does."""
+        """Switch the LoRA's dropout on or off. The base always stays in evaluation mode."""
         for layer in self._layers.values():
             layer.lora_dropout.train(mode)
         self.training = mode
@@ -95,8 +96,8 @@ class ProbeModel(nn.Module):
         return hidden
 
     @contextmanager
-    def base_alone(self) -> Iterator[None]:
-        """The base as it is, for what comes before a probe."""
+    def lora_disabled(self) -> Iterator[None]:
+        """Run the base as it is, for everything before a probe."""
         for layer in self._layers.values():
             layer.enable_adapters(False)
         try:
@@ -108,77 +109,56 @@ class ProbeModel(nn.Module):
                 parameter.requires_grad_(True)
 
     def rows(self) -> Rows:
-        """The rows as the backends take them."""
-        return Rows(
-            probes=(self.probes * self.unit).detach().cpu().numpy().astype(np.float32),
-            states=self.states.detach().cpu().numpy().astype(np.float32),
-        )
+        """The rows as the backends take them: probes [P, D], states [S, D]."""
+        return adapter_rows(self.probes * self.unit, self.states)
 
     def lora(self) -> Lora | None:
         """The LoRA as the backends take it."""
         if not self._layers:
             return None
         layers = {
-            path: Factors(*(part.weight.detach().cpu().numpy().astype(np.float16) for part in _parts(layer)))
+            path: Factors(*(part.weight.detach().cpu().numpy().astype(np.float16) for part in _factors(layer)))
             for path, layer in self._layers.items()
         }
         return Lora(layers, float(next(iter(self._layers.values())).scaling["default"]))
 
-    def cool(self, temperature: float) -> None:
-        """Divide the logits of the states by `temperature`, for good."""
+    def apply_temperature(self, temperature: float) -> None:
+        """Divide the logits of the states by `temperature` from now on."""
         with torch.no_grad():
             self.states.div_(temperature)
 
     def set_adapter(self, rows: Rows, lora: Lora | None) -> None:
-        """Take over what was trained before.
+        """Continue from what was trained before.
 
         Raises:
             UsageError: the LoRA has other layers or another rank.
         """
-        ours = self._layers
         theirs = {} if lora is None else dict(lora.layers)
-        if ours.keys() != theirs.keys():
-            raise UsageError("the adapter to begin from has a LoRA in other layers than this run")
+        if self._layers.keys() != theirs.keys():
+            raise UsageError("the adapter to start from has a LoRA in other layers than this run")
+        factors = [part for path in self._layers for part in (theirs[path].a, theirs[path].b)]
         values = [torch.from_numpy(rows.probes) / self.unit, torch.from_numpy(rows.states)]
-        for path in ours:
-            values += [
-                torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in (theirs[path].a, theirs[path].b)
-            ]
-        if [v.shape for v in values] != [v.shape for v in self.trained()]:
-            raise UsageError("the adapter to begin from has a LoRA of another rank than this run")
+        values += [torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in factors]
+        if [value.shape for value in values] != [parameter.shape for parameter in self.trained_parameters]:
+            raise UsageError("the adapter to start from has a LoRA of another rank than this run")
         self.restore(values)
 
-    @classmethod
-    def of(cls, adapter: Adapter, base: PreTrainedModel) -> "ProbeModel":
-        """With what an adapter has learnt. Raises `UsageError` for one without rows."""
-        rows, lora = adapter.rows, adapter.lora
-        if rows is None:
-            raise UsageError(f"an adapter of kind {adapter.kind} has learnt nothing that training could use")
-        shape = None
-        if lora is not None:
-            names = tuple(sorted({path.rpartition(".")[2] for path in lora.layers}))
-            first = min(int(part) for path in lora.layers for part in path.split(".") if part.isdigit())
-            shape = LoraShape(lora.rank, round(lora.scale * lora.rank), names, first)
-        model = cls(base, adapter.states, [0], num_probes=int(rows.probes.shape[0]), lora=shape)
-        model.set_adapter(rows, lora)
-        return model
+    def trained(self) -> list[Tensor]:
+        """Copies of `trained_parameters`."""
+        return [parameter.detach().clone() for parameter in self.trained_parameters]
 
-    def give_back(self) -> PreTrainedModel:
-        """The base without the LoRA; this object is of no use afterwards."""
+    def restore(self, values: Sequence[Tensor]) -> None:
+        """Set `trained_parameters` to what `trained` returned."""
+        with torch.no_grad():
+            for parameter, value in zip(self.trained_parameters, values, strict=True):
+                parameter.copy_(value)
+
+    def unload(self) -> PreTrainedModel:
+        """Remove the LoRA and return the base; this object must not be used afterwards."""
         for path, layer in self._layers.items():
             self.base.base_model.set_submodule(path, layer.base_layer)
         self._layers = {}
         return self.base
-
-    def trained(self) -> list[Tensor]:
-        """Copies of everything that is trained, in a fixed order."""
-        return [p.detach().clone() for p in (self.probes, self.states, *self.lora_parameters)]
-
-    def restore(self, values: Sequence[Tensor]) -> None:
-        """Take over what `trained` gave."""
-        with torch.no_grad():
-            for parameter, value in zip((self.probes, self.states, *self.lora_parameters), values, strict=True):
-                parameter.copy_(value)
 
     def _inject(self, shape: LoraShape) -> None:
         config = LoraConfig(
@@ -196,11 +176,11 @@ class ProbeModel(nn.Module):
             ) from error
         modules = self.base.base_model.named_modules()
         self._layers = dict(sorted((name, module) for name, module in modules if isinstance(module, LoraLayer)))
-        for layer in self._layers.values():
-            for part in _parts(layer):
-                part.float()  # small steps would be lost in half precision
+        for parameter in self.lora_parameters:
+            parameter.data = parameter.data.float()  # half precision would lose small steps
         self.eval()
 
 
-def _parts(layer: LoraLayer) -> tuple[nn.Linear, nn.Linear]:
+def _factors(layer: LoraLayer) -> tuple[nn.Linear, nn.Linear]:
+    """The two factors of a LoRA layer, weights [R, in] and [out, R] for rank R."""
     return layer.lora_A["default"], layer.lora_B["default"]

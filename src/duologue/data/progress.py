@@ -1,0 +1,10 @@
+"""How long work reports its progress."""
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]
+"""Receives the stage, what is done of it, and its total. Figures may follow a colon: "epoch 2: loss 0.41"."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""

@@ -1,0 +1,53 @@
+"""How probable it is, according to the base model itself, that a request ends after each of its words.
+
+A cut request is often a complete request; a language model knows which.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from duologue.backends.torch.tokenizer import HfTokenizer
+from duologue.text.template import Template
+from duologue.training.batching import padded
+
+_BATCH = 32
+_MARKS = ("?", ".", "!", "\n", "?\n", ".\n")
+
+
+class EndOfTurnModel:
+    """A `duologue.data.forms.EndOfTurn`: after each word, the probability of a final mark or the end of the turn."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: HfTokenizer) -> None:
+        template = Template.from_tokenizer(tokenizer)
+        self._model, self._tokenizer = model, tokenizer
+        self._opener = [*template.begin, *template.user("", first=True)]
+        marks = {tokens[0] for mark in _MARKS if (tokens := tokenizer.encode(mark))}
+        self._ends = sorted(marks | set(template.user_close[:1]))
+
+    def __call__(self, texts: Sequence[str]) -> list[Sequence[float]]:
+        """One probability per word of each text; empty for a text without words."""
+        found: list[Sequence[float]] = [()] * len(texts)
+        order = sorted((i for i, text in enumerate(texts) if text), key=lambda i: len(texts[i]))
+        for start in range(0, len(order), _BATCH):
+            batch = order[start : start + _BATCH]
+            for i, p in zip(batch, self._score([texts[i].split(" ") for i in batch]), strict=True):
+                found[i] = p
+        return found
+
+    def _score(self, texts: list[list[str]]) -> list[list[float]]:
+        """The same for texts that are split into words, in one forward pass of ids [B, T]."""
+        rows, word_ends = [], []
+        for words in texts:
+            tokens, ends = list(self._opener), []
+            for number, word in enumerate(words):
+                tokens += self._tokenizer.encode(word if number == 0 else f" {word}")
+                ends.append(len(tokens) - 1)
+            rows.append(tokens)
+            word_ends.append(ends)
+        with torch.inference_mode():
+            hidden = self._model.get_decoder()(padded(rows)[0], use_cache=False).last_hidden_state  # [B, T, D]
+            head = self._model.get_output_embeddings()
+            logits = [head(hidden[row, ends]).float() for row, ends in enumerate(word_ends)]  # each [words, V]
+            return [torch.softmax(each, -1)[:, self._ends].sum(-1).tolist() for each in logits]
