@@ -159,13 +159,25 @@ def exists(reference: str) -> bool:
     if not file.is_file():
         return False
     body: list[ast.stmt] | None = ast.parse(file.read_text(encoding="utf-8")).body
+    top = body
     for name in path.split("."):
         body = None if body is None else defined(body, name)
+        body = body and with_bases(top, name, body)
     return body is not None
 
 
+def with_bases(module: list[ast.stmt], name: str, body: list[ast.stmt]) -> list[ast.stmt]:
+    """`body` of the class `name`, and what it inherits from classes of the same module."""
+    for node in module:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+            return body + [inherited for base in bases for inherited in defined(module, base) or []]
+    return body
+
+
 def test_what_exists_is_told_from_what_does_not():
-    assert exists("core.session:Session.hear")
+    assert exists("core.session:Session.hear"), "inherited"
+    assert exists("core.session:Session._promote")
     assert exists("core.prompt:Probe.tokens")
     assert exists("core.trace:Trace.passes")
     assert not exists("core.session:Session.listen")

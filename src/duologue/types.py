@@ -42,3 +42,15 @@ class Turn:
 
     role: Role
     text: str
+
+
+def well_formed(text: str) -> str:
+    """`text` as it can be written in UTF-8: pairs of surrogates joined, each lone surrogate replaced by U+FFFD.
+
+    A Python string from a careless JSON reader may hold surrogates; no tokenizer takes them.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

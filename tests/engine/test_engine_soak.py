@@ -151,7 +151,7 @@ def test_random_operations_on_many_sessions_are_those_on_each_alone_on_the_refer
 
 def check_cache(crowd: Crowd, guest: Guest) -> None:
     """The KV of a session is what it claims to be."""
-    branch, listening = guest.session._output, guest.session._input
+    branch, listening = guest.session._output, guest.session._input.current
     channels = [branch.sequence, *(answer.sequence for answer in branch.suspended)]
     if listening is not None and listening.sequence is not None:
         channels.append(listening.sequence)

@@ -176,8 +176,8 @@ class Talk:
         """The live branch's KV is what it claims to be."""
         session = self.session
         channels = [session._output.sequence, *(a.sequence for a in session._output.suspended)]
-        if session._input and session._input.sequence:
-            channels.append(session._input.sequence)
+        if session._input.current and session._input.current.sequence:
+            channels.append(session._input.current.sequence)
         for channel in channels:
             seq = self.handle.sequences.seqs.get(channel.seq)
             if seq is not None and channel.fed is None:

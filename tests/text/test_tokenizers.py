@@ -12,8 +12,8 @@ from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.errors import BrokenModel, ModelNotFound
 from duologue.text.detokenizer import Detokenizer
 from duologue.text.template import Template
-from duologue.text.tokenizer import Tokenizer, well_formed
-from duologue.types import Role, Turn
+from duologue.text.tokenizer import Tokenizer
+from duologue.types import Role, Turn, well_formed
 
 HOSTILE = [
     "",

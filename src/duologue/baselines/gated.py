@@ -1,82 +1,86 @@
-"""Sessions that take turns: the model reads the words when the user's turn has ended, and is never asked about them."""
+"""Sessions that take turns: the words are read when the user's turn has ended, and their state is never asked for."""
 
 from collections.abc import Iterator
+from typing import final
 
-from duologue.core.answer import Utterance
 from duologue.core.cache import Plan
-from duologue.core.events import Dropped, Event, Received
+from duologue.core.events import Dropped, Received
+from duologue.core.input_channel import Utterance
 from duologue.core.session import Phase, Session
 from duologue.core.transitions import Floor
-from duologue.text.tokenizer import well_formed
 
 
 class _Gated(Session):
-    """Words are gathered; a whole turn goes with the assistant's header into the pass that draws the first token."""
+    """Gathers words; a whole turn is fed with the assistant's header, in the pass that draws the first token."""
 
     @property
     def phase(self) -> Phase:
-        """The pass that reads the turn is listening, though its answer is on the way."""
+        """The pass that reads the turn counts as listening, though its answer has begun."""
         answer = self.running
         return Phase.LISTENING if answer is not None and not answer.num_tokens else super().phase
 
     def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
         self._cache.room = limit
-        self._output.plan_answer()
+        self._output.plan(self._lookahead)
         self._output.plan_compaction(compaction_limit)
         return self._cache.flush()
 
     def _answer_gathered(self) -> None:
-        """Answer what has been gathered, unless it waits for room already."""
-        if self._input is not None and self._input.text and not self._input.deferred:
-            self._answer_now(self._input)
+        """Answer the gathered words, unless they wait for room already."""
+        gathered = self._input.current
+        if gathered is not None and gathered.text and not gathered.deferred:
+            self._answer_now()
 
 
+@final
 class Turns(_Gated):
     """Waits for the end of the user's turn (`final`), and is deaf while it answers."""
 
-    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]:
+    def _hear(self, utterance: str, text: str, *, final: bool) -> None:
         if self.running is not None:
-            return self._miss(Utterance(utterance, well_formed(text).strip(), final=final))
-        events = super().hear(text, utterance=utterance, final=final)
-        if self._input is not None and all(one.final for one in self._input.utterances):
+            self._miss(Utterance(utterance, text, final=final))
+            return
+        super()._hear(utterance, text, final=final)
+        self._follow_up()
+        gathered = self._input.current
+        if gathered is not None and all(one.final for one in gathered.utterances):
             self._answer_gathered()
-        return events + self._settle()
 
-    def _miss(self, utterance: Utterance) -> list[Event]:
-        """Words that are said over an answer are lost; what the same utterance says behind them is not."""
+    def _miss(self, utterance: Utterance) -> None:
+        """Words over an answer are lost; what the same utterance says after them is not."""
         self._log.add(Received(self.now, utterance.id, utterance.text, utterance.final))
         self._log.add(Dropped(self.now, utterance.id, utterance.text, "deaf"))
-        self._memory.answer([utterance])
+        self._input.memory.answer([utterance])
         if utterance.final:
-            self._memory.end(utterance.id)
-        return self._settle()
+            self._input.memory.end(utterance.id)
 
 
+@final
 class Vad(_Gated):
-    """Any sound stops it, and silence starts it: `Policy.settle_ms` after the end of what was said.
+    """Any sound stops it, and silence starts it: `Policy.settle_ms` after the end of the words.
 
-    Without a word about the end (`final`), the words have to stay as they are for `Policy.patience_s`.
+    If their end (`final`) is not reported, the words have to stay the same for `Policy.patience_s`.
     """
 
-    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]:
-        events = super().hear(text, utterance=utterance, final=final)
-        if self._input is not None and self.floor is Floor.SPEAKING:
+    def _hear(self, utterance: str, text: str, *, final: bool) -> None:
+        super()._hear(utterance, text, final=final)
+        self._follow_up()
+        if self._input.current is not None and self.floor is Floor.SPEAKING:
             self._output.silence()
             self._output.forget_suspended()  # such systems forget what they were about to say
-        elif self._input is not None and self.floor is Floor.PREPARED:
-            self._join(self._input)
-        return events + self._settle()
+        elif self._input.current is not None and self.floor is Floor.PREPARED:
+            self._take_back()
 
-    def advance(self, now: float) -> list[Event]:
-        events = super().advance(now)
-        if self._silent_at is not None and self._silent_at <= now:
+    def _act_on_time(self) -> None:
+        super()._act_on_time()
+        self._follow_up()
+        if self._silent_at is not None and self._silent_at <= self.now:
             self._answer_gathered()
-        return events + self._settle()
 
     @property
     def _silent_at(self) -> float | None:
-        """When what was said counts as ended."""
-        said = self._input
+        """When the words count as ended."""
+        said = self._input.current
         if said is None or not said.text or said.deferred:
             return None
         ended = all(one.final for one in said.utterances)

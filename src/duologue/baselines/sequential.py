@@ -1,22 +1,23 @@
-"""Both channels, one after the other: as the method's prototype computes them."""
+"""Both channels, one after the other, as the paper's prototype computes them."""
 
 from collections import deque
 from collections.abc import Sequence
+from typing import final
 
 from duologue.core.backend import Extend
 from duologue.core.cache import Plan
 from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
-from duologue.core.prompt import Probe
+from duologue.core.prompt import Probe, Template
 from duologue.core.session import Session
-from duologue.text.template import Template
 from duologue.types import Turn
 
 
+@final
 class Sequential(Session):
     """Decides and says what `Session` does, but each channel takes a forward pass of its own.
 
-    Its two channels share the KV of their prefix all the same; the prototype keeps a cache for each.
+    The two channels share the KV of their prefix; the prototype keeps a separate cache for each.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class Sequential(Session):
         history: Sequence[Turn] = (),
     ) -> None:
         super().__init__(template, probe, policy=policy, config=config, history=history)
-        self._rest: deque[Extend] = deque()  # planned together with what was fed, and to be fed before anything else
+        self._rest: deque[Extend] = deque()  # planned with what was fed, to be fed next
 
     @property
     def backlog(self) -> int:

@@ -10,7 +10,7 @@ from duologue.core.session import Session, SessionFactory
 from duologue.types import SLICE_PERIOD_S, InputState, Token
 
 NAMES = ("cdm", "sequential", "tdm", "tdm_skip_idle", "turns", "vad")
-"""`cdm` is ours, channel-division multiplexing; the others are what it is compared with."""
+"""`cdm` is the method, channel-division multiplexing; it is compared with the others."""
 
 
 def factory(
@@ -20,7 +20,7 @@ def factory(
     idle: tuple[Token, ...] = (),
     period_s: float = SLICE_PERIOD_S,
 ) -> SessionFactory:
-    """What makes sessions of kind `name` (one of `NAMES`); the rest is for time division alone, see `Tdm`."""
+    """The factory of sessions of kind `name` (one of `NAMES`). The other arguments are for time division: see `Tdm`."""
     plain: dict[str, SessionFactory] = {"cdm": Session, "sequential": Sequential, "turns": Turns, "vad": Vad}
     if name in plain:
         return plain[name]

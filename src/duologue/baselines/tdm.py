@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from duologue.core.answer import Answer, Utterance
-from duologue.core.backend import Draw, Extend, Step, uniform
-from duologue.core.cache import CacheOperations, Plan
+from duologue.core.answer import Answer
+from duologue.core.backend import Draw, Step, uniform
+from duologue.core.cache import Plan
 from duologue.core.config import SessionConfig
 from duologue.core.events import (
     Committed,
@@ -23,7 +23,6 @@ from duologue.core.events import (
     Finished,
     Heard,
     Held,
-    Log,
     Promoted,
     Received,
     Refused,
@@ -32,14 +31,12 @@ from duologue.core.events import (
     Suspended,
     Trimmed,
 )
-from duologue.core.input_channel import Memory
+from duologue.core.input_channel import Memory, Utterance, find_open
 from duologue.core.policy import Policy
-from duologue.core.prompt import Probe
-from duologue.core.session import Phase
+from duologue.core.prompt import Probe, Template
+from duologue.core.session import BaseSession, Phase
 from duologue.core.transitions import Interruptible
 from duologue.errors import ContextOverflow, UsageError
-from duologue.text.template import Template
-from duologue.text.tokenizer import well_formed
 from duologue.types import SLICE_PERIOD_S, InputState, Role, Token, Turn
 
 SLICE_TOKENS = 10
@@ -69,7 +66,7 @@ class _Slice:
 
 
 @final
-class Tdm:
+class Tdm(BaseSession):
     """One conversation in one channel. Takes the arguments of `Session`, whose probe it has no use for, and:
 
     Args:
@@ -97,17 +94,13 @@ class Tdm:
     ) -> None:
         if period_s <= 0 or slice_tokens < 1:
             raise UsageError(f"slices of {period_s} s with {slice_tokens} tokens cannot be; both must be positive")
-        self.template = template
-        self.probe = probe
-        self.config = config or SessionConfig()
+        super().__init__(template, probe, config)
         self.decider = "prompted" if judge is None else "forced"
         self._judge = judge
         self._idle = idle or template.encode("<idle>")
         self._skip_idle = skip_idle
         self._period_s = period_s
         self._slice_tokens = slice_tokens
-        self._log = Log()
-        self._cache = CacheOperations(self.config.chunk)
         self._memory = Memory()
         self._waiting: list[Utterance] = []  # with words that came since the last slice
         self._changed_at = 0.0
@@ -122,11 +115,6 @@ class Tdm:
         self._is_first = not history
 
     # ------------------------------------------------------------------ what one can see
-
-    @property
-    def now(self) -> float:
-        """The session's time in seconds."""
-        return self._log.now
 
     @property
     def phase(self) -> Phase:
@@ -147,6 +135,10 @@ class Tdm:
     def running(self) -> Answer | None:
         """The running answer: consecutive slices in which the assistant speaks. Its positions mean nothing here."""
         return self._answer
+
+    @property
+    def num_answers(self) -> int:
+        return self._num_answers
 
     @property
     def input_text(self) -> str | None:
@@ -173,38 +165,19 @@ class Tdm:
         return self._channel.num_waiting if self._slice is not None else 0
 
     @property
-    def compaction_backlog(self) -> int:
-        """None: what is left out of a channel that is full is left out at once."""
-        return 0
-
-    @property
-    def deferrable_backlog(self) -> int:
-        """None: nothing is said ahead of its time."""
-        return 0
-
-    @property
     def next_deadline(self) -> float | None:
         """When the next slice begins; None while the assistant is saying something."""
         return self._next_at if self._slice is None else None
 
     # ------------------------------------------------------------------ what one can tell it
 
-    def advance(self, now: float) -> list[Event]:
-        """It is `now` (seconds, never going back). When a period is over, a slice begins.
-
-        Raises:
-            UsageError: `now` is earlier than before.
-        """
-        if now < self.now:
-            raise UsageError(f"time goes forward only: {now} is before {self.now}")
-        self._log.now = now
+    def _act_on_time(self) -> None:
+        """When a period is over, a slice begins."""
         self._open_slice()
-        return self._log.drain()
 
-    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]:
-        """The words of `utterance` are now `text`; what is new of them goes into the next slice."""
-        text = well_formed(text).strip()
-        known = next((one for one in self._waiting if one.id == utterance and not one.final), None)
+    def _hear(self, utterance: str, text: str, *, final: bool) -> None:
+        """What is new of the words goes into the next slice."""
+        known = find_open(self._waiting, utterance)
         if known is None:
             known = Utterance(utterance)
             self._waiting.append(known)
@@ -214,28 +187,24 @@ class Tdm:
             self._memory.end(utterance)
         self._changed_at = self.now
         self._log.add(Received(self.now, utterance, text, final))
-        return self._log.drain()
 
-    def heard(self, position: int, *, answer: int | None = None) -> list[Event]:
-        """The user has heard the answer up to character `position`. It is known; the channel stays as it is.
+    def _refuse(self, utterance: str, excerpt: str, *, final: bool) -> None:
+        self._log.add(Dropped(self.now, utterance, excerpt, "too long"))
+        known = find_open(self._waiting, utterance)
+        if known is not None:
+            self._waiting.remove(known)
+        if final:
+            self._memory.end(utterance)
 
-        Raises:
-            UsageError: there has never been such an answer, or the position is beyond what was said.
-        """
-        if answer is not None and not 0 <= answer < self._num_answers:
-            raise UsageError(f"there is no answer {answer}; the newest is {self._num_answers - 1}")
-        running = self._answer
-        if running is not None and answer in (None, running.id):
-            if not 0 <= position <= running.num_said:
-                raise UsageError(f"position {position} is not within the {running.num_said} characters said so far")
-            self._hear(running, position)
-        return self._log.drain()
+    def _heard(self, answer: Answer, position: int) -> None:
+        """It is noted; the channel stays as it is."""
+        self._hear_answer(answer, position)
 
     def respond(self) -> list[Event]:
         """The next slice begins as soon as this one has ended."""
         self._next_at = self.now
         self._open_slice()
-        return self._log.drain()
+        return self._settle()
 
     def stop(self) -> list[Event]:
         """End the assistant's speech; what it drew stays in the channel."""
@@ -244,12 +213,12 @@ class Tdm:
         else:
             self._cut(self._answer)
             self._slice = None
-        return self._log.drain()
+        return self._settle()
 
     def resume(self) -> list[Event]:
         """One channel keeps no answer aside."""
         self._log.add(Refused(self.now, "resume", "with one channel, an answer that was cut is not kept"))
-        return self._log.drain()
+        return self._settle()
 
     def edit(self, history: Sequence[Turn]) -> list[Event]:
         """Replace the history.
@@ -264,7 +233,7 @@ class Tdm:
         self._slice = self._answer = None
         self._starts, self._turn, self._waiting = [], [], []
         self._log.add(Edited(self.now, tuple(history)))
-        return self._log.drain()
+        return self._settle()
 
     # ------------------------------------------------------------------ plan and take
 
@@ -292,24 +261,14 @@ class Tdm:
             for token in step.tokens[: self._slice_tokens - len(piece.tokens)]:
                 self._drew(piece, token)
         self._open_slice()
-        return self._log.drain()
-
-    def lose(self, batch: Sequence[Extend]) -> None:
-        """The pass over `batch` did not take place; its work is planned again."""
-        self._cache.lose(batch)
+        return self._settle()
 
     def make_room(self) -> bool:
         """The cache is full: leave out the older half of the slices. Returns whether there were any."""
         return self._trim(len(self._channel.items) // 2)
 
-    def evict(self) -> bool:
-        """There is nothing beside the one channel."""
-        return False
-
-    def close(self) -> Plan:
-        """End the conversation: the returned plan frees everything it holds."""
+    def _free(self) -> None:
         self._cache.free(self._channel)
-        return self._cache.flush()
 
     # ------------------------------------------------------------------ slices
 
@@ -446,7 +405,7 @@ class Tdm:
             answer.num_said = len(answer.text)
             self._log.add(Said(self.now, answer.id, start, answer.text[start:]))
             if self.config.heard == "shown":
-                self._hear(answer, answer.num_said)
+                self._hear_answer(answer, answer.num_said)
         if has_ended:
             self._finish(answer)
 
@@ -457,10 +416,10 @@ class Tdm:
             if len(answer.text) > answer.num_said:
                 self._log.add(Said(self.now, answer.id, answer.num_said, answer.text[answer.num_said :]))
                 answer.num_said = len(answer.text)
-        self._hear(answer, answer.num_said if self.config.heard == "shown" else answer.num_reported)
+        self._hear_answer(answer, answer.num_said if self.config.heard == "shown" else answer.num_reported)
 
-    def _hear(self, answer: Answer, position: int) -> None:
-        answer.num_reported = max(answer.num_reported, position)
+    def _hear_answer(self, answer: Answer, position: int) -> None:
+        answer.report(position)
         if answer.hear(position):
             self._log.add(Heard(self.now, answer.id, answer.num_heard))
         if answer.is_heard_to_the_end and self._answer is answer:

@@ -1,33 +1,19 @@
-"""One answer: its place in its channel, its text, and the ledger of what the user has heard of it."""
+"""One answer: its place in its sequence, its text, and how far the user has heard it."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import final
 
 from duologue.core.cache import TokenSequence
+from duologue.core.input_channel import Utterance, find_open
+from duologue.core.prompt import Detokenizer
 from duologue.core.transitions import Interruptible
-from duologue.text.detokenizer import Detokenizer
 from duologue.types import Role, Token, Turn
 
-_CJK = 0x2E80  # from here on scripts are written without spaces: every character is a word
+_CJK = 0x2E80  # from here on, scripts are written without spaces: every character counts as a word
 
 
-class Utterance:
-    """One utterance as it stands. `skip` characters of its text belong to an earlier turn and are not counted again."""
-
-    __slots__ = ("final", "id", "skip", "text")
-
-    def __init__(self, name: str, text: str = "", *, final: bool = False, skip: int = 0) -> None:
-        self.id = name
-        self.text = text
-        self.final = final
-        self.skip = skip
-
-    @property
-    def words(self) -> str:
-        """The part of the text that belongs to the turn in hand."""
-        return self.text[self.skip :].strip()
-
-
+@final
 class Answer:
     """generating → draining (finished, not yet heard to the end) → committed; or suspended on the way.
 
@@ -47,29 +33,30 @@ class Answer:
         utterances: Sequence[Utterance],
         interruptible: Interruptible,
         begun_at: float,
+        interrupted: int | None = None,
         max_tokens: int = 1 << 30,
     ) -> None:
         self.id = number
         self.sequence = sequence
-        self.turn_at = turn_at  # where the user's turn begins, with the closer of what was before: rollback of the turn
-        self.mark = mark  # end of the user's text: rollback of the answer
+        self.turn_at = turn_at  # start of the user's turn, the closer before it included: the turn rolls back to it
+        self.mark = mark  # end of the user's text: the answer rolls back to it
         self.answer_at = len(sequence.items)  # first token of the answer
         self.num_turns = num_turns  # turns of the history before the user's turn
         self.user_text = user_text  # None: the assistant spoke without being asked
-        self.utterances = list(utterances)
+        self.utterances = list(utterances)  # of the user's turn
         self.interruptible = interruptible
-        self.begun_at = begun_at  # session time at which the words of its turn last changed
-        self.max_tokens = max_tokens  # it ends with `length` at so many
-        self.interrupted: Answer | None = None  # the answer that was suspended for this one
+        self.begun_at = begun_at  # session time when the words of its turn last changed
+        self.interrupted = interrupted  # id of the answer that was suspended for this one
+        self.max_tokens = max_tokens  # with so many tokens, it ends with `length`
         self.text = ""
-        self.num_said = 0  # characters released to the outside
-        self.num_heard = 0  # characters heard, whole words
-        self.num_reported = 0  # characters that were reported as heard, as they came
-        self.finished: str | None = None
+        self.num_said = 0  # characters that were told to the outside
+        self.num_heard = 0  # characters heard, rounded down to whole words
+        self.num_reported = 0  # characters reported as heard, not rounded
+        self.finished: str | None = None  # `stop` or `length`
         self.is_released = False
-        self.is_evicted = False  # suspended, and its KV was given up: what was not heard has to be fed again
+        self.is_evicted = False  # suspended without KV: what was not heard has to be fed again
         self._detokenizer = detokenizer
-        self._ends: list[int] = []  # characters of text after each token
+        self._ends: list[int] = []  # characters of the text after each token
 
     @property
     def num_tokens(self) -> int:
@@ -78,25 +65,20 @@ class Answer:
 
     @property
     def end_at(self) -> int:
-        """Where the answer ends in its channel."""
+        """Where the answer ends in its sequence."""
         return self.answer_at + self.num_tokens
 
     @property
-    def heard_tokens(self) -> int:
-        """Number of tokens that have been heard."""
-        return bisect_right(self._ends, self.num_heard)
-
-    @property
     def num_waiting_tokens(self) -> int:
-        """Tokens whose text has not been reported as heard; none while there is no such text."""
-        if len(self.text) <= self.num_reported:  # a long word, or bytes of a character to come: only more will end it
+        """Tokens whose text has not been reported as heard; 0 while there is no such text."""
+        if len(self.text) <= self.num_reported:  # an unfinished word or character: only more tokens can end it
             return 0
         return self.num_tokens - bisect_right(self._ends, self.num_reported)
 
     @property
     def heard_at(self) -> int:
-        """Where what has been heard ends in the channel."""
-        return self.answer_at + self.heard_tokens
+        """Where what has been heard ends in the sequence."""
+        return self.answer_at + bisect_right(self._ends, self.num_heard)
 
     @property
     def heard_text(self) -> str:
@@ -116,20 +98,20 @@ class Answer:
 
     @property
     def is_heard_to_the_end(self) -> bool:
-        """Whether it is finished, and nothing of it is left to be heard."""
+        """Whether it is finished and nothing of it is left to be heard."""
         return self.finished is not None and self.is_released and not self.unheard_text.strip()
 
     def find(self, utterance: str) -> Utterance | None:
         """The utterance of that id, if it is part of this turn and still growing."""
-        return next((u for u in self.utterances if u.id == utterance and not u.final), None)
+        return find_open(self.utterances, utterance)
 
     def rewind(self) -> None:
-        """It goes on after it was cut: what was not heard will be said again."""
+        """It resumes after a cut: what was not heard is said again."""
         self.is_released = True
         self.num_said = self.num_reported = self.num_heard
 
     def push(self, token: Token) -> None:
-        """The next token; it is already an item of the channel, or about to be."""
+        """Add the next token, which its caller appends to the sequence."""
         before = len(self.text)
         self.text += self._detokenizer.push(token)
         # Without new text the token is part of a character to come: it ends where that character will.
@@ -147,12 +129,16 @@ class Answer:
             if self._ends:
                 self._ends[-1] = len(self.text)
 
+    def report(self, position: int) -> None:
+        """The user is said to have heard up to `position`, which need not be the end of a word."""
+        self.num_reported = max(self.num_reported, position)
+
     def hear(self, position: int) -> bool:
-        """The user has heard up to `position`, which is rounded down to a whole word. Returns whether it moved."""
+        """The user has heard up to `position`, rounded down to a whole word. Returns whether that is new."""
         position = min(position, self.num_said)
         if self.finished is not None and not self.text[position:].strip():
-            self.num_heard, moved = len(self.text), self.num_heard < len(self.text)
-            return moved
+            has_moved, self.num_heard = self.num_heard < len(self.text), len(self.text)
+            return has_moved
         count = bisect_right(self._ends, position)
         while count and not self._is_word_end(self._ends[count - 1]):
             count -= 1

@@ -1,12 +1,12 @@
-"""What a session does to its KV cache: token sequences, operations on them, tickets, and the plan of the next pass.
+"""What a session does to its KV cache: token sequences, the operations on them, and the plan of the next pass.
 
-Sequences are numbered by the session itself; whoever drives it maps them to the backend's. Knows ids and lengths; not
-what they mean.
+A session numbers its own sequences; the engine maps them to those of the backend. Knows ids and lengths, not what the
+sequences mean.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, final
 
 from duologue.core.backend import Draw, Extend
 from duologue.types import Seq, Token
@@ -31,7 +31,7 @@ class Truncate:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Forget `seq`."""
+    """Release `seq`."""
 
     seq: Seq
 
@@ -41,18 +41,25 @@ Op: TypeAlias = Fork | Truncate | Free
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """First `ops` in order, then one pass over `batch` (none if it is empty). Every plan must be carried out."""
+    """One cycle: `ops` in order, then one forward pass over `batch` (no pass if it is empty).
+
+    Every plan must be carried out.
+    """
 
     ops: tuple[Op, ...]
     batch: tuple[Extend, ...]
 
 
+@final
 class TokenSequence:
-    """What a sequence should hold (`items`), and what the cache holds of it.
+    """The tokens that one sequence should hold (`items`), and what the KV cache holds of them.
 
-    `items[:cached]` is in the KV cache; the rest is *pending*. `kv_length` may be larger than `cached`: a probe, or
-    words that have been revised since. Those are rolled back before the next pass. Between a plan and its result `fed`
-    are under way, and `items` may change meanwhile: `land` sorts out what of them is still wanted.
+    `items[:cached]` is in the cache; the rest is *pending*. `fed` are the tokens in flight, between a plan and its
+    result; `items` may change meanwhile, and `land` finds out which of them still count.
+
+    Rollback is lazy. When a probe has been read, or words are revised, `items` and `cached` change at once, but the
+    cache keeps the surplus (`kv_length` exceeds `cached`) until something is fed next. A rollback that nothing follows
+    so costs nothing, and several are carried out as one truncation.
     """
 
     __slots__ = ("cached", "fed", "items", "kv_length", "seq")
@@ -71,7 +78,7 @@ class TokenSequence:
 
     @property
     def num_waiting(self) -> int:
-        """Pending tokens that are not under way."""
+        """Pending tokens that are not in flight."""
         return max(0, self.num_pending - len(self.fed or ()))
 
     @property
@@ -80,7 +87,7 @@ class TokenSequence:
         return self.kv_length - self.cached
 
     def fork(self, seq: Seq, length: int) -> "TokenSequence":
-        """A channel that starts as the first `length` items; what is cached of these is shared, the rest is pending."""
+        """A sequence of the first `length` items: those that are cached are shared, the rest is pending."""
         return TokenSequence(seq, self.items[:length], min(self.cached, length))
 
     def shorten(self, length: int) -> None:
@@ -89,11 +96,11 @@ class TokenSequence:
         self.cached = min(self.cached, length)
 
     def forget_last(self) -> None:
-        """Take the last item out of the cache, to feed it again."""
+        """Roll the last item back, so that it is fed again."""
         self.cached = min(self.cached, len(self.items) - 1)
 
     def replace_tail(self, start: int, tail: Sequence[Token]) -> None:
-        """Make the items from `start` on `tail`, keeping what is cached up to the first id that differs."""
+        """Make the items from `start` on `tail`. Cached tokens are kept up to the first id that differs."""
         same = start
         for old, new in zip(self.items[start:], tail, strict=False):
             if old != new:
@@ -103,14 +110,14 @@ class TokenSequence:
         self.cached = min(self.cached, same)
 
     def feed(self, tokens: tuple[Token, ...]) -> None:
-        """`tokens` are on their way, to land behind the cached items."""
-        assert self.fed is None, "a sequence has one forward pass under way at most"
+        """`tokens` are in flight, to be appended to the cached items."""
+        assert self.fed is None, "a sequence has one forward pass in flight at most"
         assert self.num_surplus == 0, "surplus is rolled back before anything is fed"
         self.fed = tokens
 
     def land(self) -> None:
-        """The tokens on their way are in the cache; those that `items` no longer has become surplus."""
-        assert self.fed is not None, "nothing was under way"
+        """The tokens in flight are in the cache; those that `items` no longer holds become surplus."""
+        assert self.fed is not None, "nothing was in flight"
         start, fed, self.fed = self.kv_length, self.fed, None
         self.kv_length = start + len(fed)
         if self.cached < start:  # rolled back meanwhile to before what was fed
@@ -121,20 +128,21 @@ class TokenSequence:
             self.cached += 1
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Work:
-    """What a ticket stands for: tokens of a sequence, and for whom the result is."""
+    """What a ticket stands for: the tokens in flight of one sequence, and who waits for the result."""
 
     sequence: TokenSequence
     owner: object = None  # the answer or the input that waits for the result
-    version: int = 0  # what the owner was at when it asked; the result counts only if it still is
+    version: int = 0  # of the owner when it asked; the result counts only if the owner has not changed since
 
 
+@final
 class CacheOperations:
-    """Collects changes to the cache and tokens to feed, until `flush` turns them into a plan."""
+    """Collects operations on the cache and tokens to feed, until `flush` makes a plan of them."""
 
     def __init__(self, chunk: int) -> None:
-        self.room: int | None = None  # tokens that may still be fed in the plan being made; None: any number
+        self.room: int | None = None  # tokens that the plan in the making can still take; None: no limit
         self._chunk = chunk  # most tokens of one sequence in a pass
         self._num_seqs = 0
         self._num_tickets = 0
@@ -143,33 +151,33 @@ class CacheOperations:
         self._work: dict[int, Work] = {}
 
     def open(self, items: Sequence[Token]) -> TokenSequence:
-        """A new sequence with nothing in the cache yet."""
+        """A new sequence of which nothing is cached yet."""
         sequence = TokenSequence(self._next_seq(), items)
         self._ops.append(Fork(sequence.seq, None, 0))
         return sequence
 
     def fork(self, parent: TokenSequence, length: int) -> TokenSequence:
-        """A sequence that shares the first `length` items of `parent`."""
+        """A new sequence that shares the first `length` items of `parent`."""
         child = parent.fork(self._next_seq(), length)
         self._ops.append(Fork(child.seq, parent.seq, child.cached))
         return child
 
     def free(self, sequence: TokenSequence) -> None:
-        """Forget `sequence`. A result that is still under way for it changes nothing."""
+        """Release `sequence`. A result that is still in flight for it is discarded."""
         self._ops.append(Free(sequence.seq))
 
     def roll_back(self, sequence: TokenSequence) -> None:
-        """Take what the sequence no longer wants out of the cache."""
+        """Carry out the rollbacks of `sequence`: remove its surplus from the cache."""
         if sequence.fed is None and sequence.num_surplus:
             self._ops.append(Truncate(sequence.seq, sequence.cached))
             sequence.kv_length = sequence.cached
 
     def portion(self, sequence: TokenSequence) -> int:
-        """How many of the pending items of `sequence` this plan can take."""
+        """How many pending items of `sequence` this plan can take."""
         return min(sequence.num_pending, self._chunk, sequence.num_pending if self.room is None else self.room)
 
     def has_room(self, num_tokens: int) -> bool:
-        """Whether this plan can take so many."""
+        """Whether this plan can take so many tokens."""
         return self.room is None or num_tokens <= self.room
 
     def feed(
@@ -183,7 +191,7 @@ class CacheOperations:
         owner: object = None,
         version: int = 0,
     ) -> None:
-        """Feed the next `num_tokens` pending items of `sequence`, and `probe` behind them."""
+        """Feed the next `num_tokens` pending items of `sequence`, then `probe`."""
         self.roll_back(sequence)
         tokens = (*sequence.items[sequence.cached : sequence.cached + num_tokens], *probe)
         sequence.feed(tokens)
@@ -194,20 +202,20 @@ class CacheOperations:
         self._batch.append(Extend(sequence.seq, tokens, draw=draw, watch=watch, ticket=self._num_tickets))
 
     def flush(self) -> Plan:
-        """Everything collected since the last time."""
+        """The plan of everything collected since the last call."""
         plan = Plan(tuple(self._ops), tuple(self._batch))
         self._ops, self._batch, self.room = [], [], None
         return plan
 
     def land(self, ticket: int) -> Work | None:
-        """The pass of `ticket` took place. None if there is no such work."""
+        """The pass with `ticket` took place. None if there is no such work."""
         work = self._work.pop(ticket, None)
         if work is not None:
             work.sequence.land()
         return work
 
     def lose(self, batch: Iterable[Extend]) -> None:
-        """The pass of `batch` did not take place."""
+        """The pass over `batch` did not take place."""
         for extend in batch:
             work = self._work.pop(extend.ticket, None)
             if work is not None:

@@ -1,25 +1,45 @@
-"""A shorter context in the making, while the old one serves (design rule 10). Positions are never shifted."""
+"""Context compaction: a shorter context is built beside the old one, which serves until the new one is cached.
+
+Positions are never shifted: shifted KV is not what the model would compute (design rule 10).
+"""
 
 from collections.abc import Sequence
+from typing import final
 
-from duologue.core.cache import CacheOperations, TokenSequence
-from duologue.text.template import Template
+from duologue.core.cache import CacheOperations
+from duologue.core.prompt import Template
 from duologue.types import Role, Turn
 
 
+@final
 class Compaction:
-    """System prompt and the newest turns of `history` that fit into `budget` tokens, on a channel of their own."""
+    """System prompt and the newest turns of `history` that fit into `budget` tokens, on a sequence of their own."""
 
     def __init__(self, template: Template, history: Sequence[Turn], budget: int, cache: CacheOperations) -> None:
         kept = newest_that_fit(template, history, budget - len(template.begin))
         self.num_dropped = len(history) - kept  # turns that are left out
-        self.is_awaited = False  # whether words or an answer wait for it
         self.num_laid = len(history)  # turns that are accounted for, those left out included
+        self.is_awaited = False  # whether words or an answer wait for it
+        self.sequence = cache.open([*template.begin, *template.lay_out(history[self.num_dropped :])])
         self._template = template
-        self.sequence: TokenSequence = cache.open([*template.begin, *template.lay_out(history[self.num_dropped :])])
+        self._cache = cache
+
+    @property
+    def backlog(self) -> int:
+        """Tokens that wait to be fed."""
+        return self.sequence.num_waiting
+
+    def plan(self, limit: int | None) -> None:
+        """Feed a part of it. If nothing waits for it, `limit` tokens (None: what the pass has left)."""
+        if self.sequence.fed is not None:
+            return
+        if limit is not None and not self.is_awaited:
+            self._cache.room = limit
+        if size := self._cache.portion(self.sequence):
+            self._cache.feed(self.sequence, size)
 
     def catch_up(self, history: Sequence[Turn]) -> bool:
-        """Lay the turns that were committed meanwhile. Returns whether everything is in the cache."""
+        """Append the turns that were committed meanwhile. Returns whether everything is cached."""
         if self.num_laid < len(history):
             last = history[self.num_laid - 1].role if self.num_laid > self.num_dropped else None
             self.sequence.items.extend(self._template.lay_out(history[self.num_laid :], last))
@@ -28,7 +48,7 @@ class Compaction:
 
 
 def newest_that_fit(template: Template, turns: Sequence[Turn], budget: int) -> int:
-    """How many of the newest `turns` fit into `budget` tokens, counted in whole exchanges that a user begins."""
+    """How many of the newest `turns` fit into `budget` tokens, in whole exchanges that a user's turn begins."""
     fitting, used = 0, 0
     for i in range(len(turns) - 1, -1, -1):
         used += len(template.encode(turns[i].text)) + len(template.header) + len(template.close)

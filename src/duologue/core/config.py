@@ -6,19 +6,22 @@ from typing import Literal
 from duologue.core.backend import Sampling
 from duologue.errors import UsageError
 
+MAX_CHARACTERS_PER_TOKEN = 32
+"""No text has more characters per token, on average; what is longer is refused before it is tokenised."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
     """Limits and chance of one session. Lengths are in tokens."""
 
-    max_length: int = 4096  # of the live branch; the backend's capacity should be about twice that
+    max_length: int = 4096  # of the output channel; the backend's capacity should be about twice that
     max_answer: int = 1024
-    chunk: int = 256  # most tokens of one channel in a pass, so that a long text cannot stall the answer
+    chunk: int = 256  # most tokens of one sequence in a pass, so that a long text cannot stall the answer
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     heard: Literal["shown", "reported"] = "shown"  # what `Said` tells is heard at once, or when `heard` is called
-    lookahead: int = 48  # most tokens of an answer that nobody has heard yet, where that is reported
-    lookahead_listening: int = 16  # the same while words are being heard, which may cut it: they find the backend idle
+    lookahead: int = 48  # most unheard tokens of an answer, where hearing is reported
+    lookahead_listening: int = 16  # the same while words are being heard: less is lost if they cut the answer
 
     def __post_init__(self) -> None:
         if self.max_length < 128 or min(self.max_answer, self.chunk, self.lookahead, self.lookahead_listening) < 1:
@@ -28,6 +31,21 @@ class SessionConfig:
     def max_user_text(self) -> int:
         """Tokens that the user's turn may have."""
         return self.max_length // 4
+
+    @property
+    def max_user_characters(self) -> int:
+        """Characters that the user's turn may have: more are certainly too many tokens, and are not tokenised."""
+        return MAX_CHARACTERS_PER_TOKEN * self.max_user_text
+
+    @property
+    def too_long(self) -> str:
+        """Why a longer turn is refused."""
+        return f"a turn of more than {self.max_user_text} tokens; say it in parts"
+
+    @property
+    def max_history(self) -> int:
+        """Tokens that system prompt and history may have, so that there is room for a turn."""
+        return self.max_length - self.max_user_text - self.min_room
 
     @property
     def min_room(self) -> int:

@@ -224,18 +224,18 @@ EVENT_TYPES: dict[str, type[Event]] = {_type_name(kind): kind for kind in Event.
 """Every kind of event by the name that it has in JSON."""
 
 
-class Log:
-    """Collects events; `now` is the session's time in seconds."""
+class EventLog:
+    """Collects what happens in a session, for all its parts. `now` is the session's time in seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self._events: list[Event] = []
 
     def add(self, event: Event) -> None:
-        """It happened."""
+        """`event` has happened."""
         self._events.append(event)
 
     def drain(self) -> list[Event]:
-        """All since the last call, in order."""
+        """All events since the last call, in order."""
         events, self._events = self._events, []
         return events

@@ -1,92 +1,110 @@
-"""What is being heard: the open utterances, the sequence they are fed to, and what was last thought of them."""
+"""The listening side: the words being heard, on a fork of the output channel, and what became of earlier words.
+
+Knows utterances and their place in the cache. Knows no answers: the session says what is made of a state.
+"""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol, final
 
-from duologue.core.answer import Answer, Utterance
-from duologue.core.cache import TokenSequence
-from duologue.core.events import Decision
-from duologue.types import Token
+from duologue.core.cache import CacheOperations, TokenSequence, Work
+from duologue.core.config import SessionConfig
+from duologue.core.events import Decision, Dropped, EventLog, Held, Refused
+from duologue.core.prompt import Probe, Template
+from duologue.types import InputState, Token
 
-_SIZE = 32  # utterances remembered of each kind
+_CHARACTERS_PER_TOKEN = 4  # about
+_MAX_REMEMBERED = 32  # utterances that were dropped, and as many that were answered
+
+
+@final
+class Utterance:
+    """Words of one speaker that grow and end. The first `skip` characters of `text` belong to an earlier turn."""
+
+    __slots__ = ("final", "id", "skip", "text")
+
+    def __init__(self, name: str, text: str = "", *, final: bool = False, skip: int = 0) -> None:
+        self.id = name
+        self.text = text
+        self.final = final
+        self.skip = skip
+
+    @property
+    def words(self) -> str:
+        """The part of the text that belongs to the current turn."""
+        return self.text[self.skip :].strip()
+
+
+def find_open(utterances: Iterable[Utterance], name: str) -> Utterance | None:
+    """The utterance with the id `name`, if it is still growing."""
+    return next((one for one in utterances if one.id == name and not one.final), None)
+
+
+def join_words(utterances: Iterable[Utterance]) -> str:
+    """The words of a turn that consists of `utterances`."""
+    return " ".join(words for one in utterances if (words := one.words))
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """An input as it was when it was last told to wait."""
+class ForkPoint:
+    """Where the next user turn continues the output channel: after what the user has heard of it.
 
-    count: int  # utterances
+    Two fork points are equal if a turn at one of them is the same, token by token, as at the other.
+    """
+
+    sequence: TokenSequence = field(compare=False)  # that of the output channel
+    at: int  # the fork shares so many of its items
+    opening: tuple[Token, ...]  # closes what came before, in front of the user's opener
+    is_first: bool  # whether nothing came before
+    epoch: int  # of the output channel
+
+
+class Prefix(Protocol):
+    """What an input channel needs of the output channel that it forks from."""
+
+    @property
+    def epoch(self) -> int:
+        """Counts rollbacks and replacements: forks of an earlier epoch are out of date."""
+
+    def fork_point(self) -> ForkPoint:
+        """Where the next user turn begins."""
+
+    def has_room(self, point: ForkPoint, words: Sequence[Token], *, to_answer: bool) -> bool:
+        """Whether a user turn of `words` at `point` can be judged, or, with `to_answer`, answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """An input as it was when it was last held (incomplete or deferred)."""
+
+    num_utterances: int
     text: str
     decision: Decision
     deferred: bool
     changed_at: float
 
 
+@final
 class Input:
-    """One user turn in the making: one or more utterances on one input channel.
+    """One user turn in the making: one or more utterances, and the sequence that they are fed to.
 
-    The channel is forked when it can be (`None` until then); its items from `at` on are the closer of what came before,
-    the opener of the user's turn and the words.
+    The sequence is forked when there is something to fork from (None until then). Its items from `fork.at` on are
+    `fork.opening`, the opener of the user's turn and the words.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], now: float, *, interrupted: Answer | None = None) -> None:
+    def __init__(self, utterances: Sequence[Utterance], now: float, *, interrupted: int | None = None) -> None:
         self.utterances = list(utterances)
         self.sequence: TokenSequence | None = None
-        self.at = -1  # where the fork was taken
-        self.opening: tuple[Token, ...] = ()  # what closes what came before it
-        self.is_first = False  # whether nothing came before it
-        self.epoch = -1  # of the branch when the fork was taken
-        self.changed_at = now  # when words last came
+        self.fork: ForkPoint | None = None
+        self.changed_at = now  # session time when the words last changed
         self.version = 0  # counts changes of the words
         self.scored = -1  # the version that was last judged
         self.decision: Decision | None = None
         self.deferred = False  # decided process, waiting for the floor or for room
         self.interrupted = interrupted  # the answer that an earlier part of this turn cut
-        self._held: _Held | None = None
-
-    def attach(self, channel: TokenSequence, at: int, opening: tuple[Token, ...], is_first: bool, epoch: int) -> None:
-        """It is fed to `channel`, which was forked at `at`; `opening` goes before the words there."""
-        self.sequence, self.at, self.opening, self.is_first, self.epoch = channel, at, opening, is_first, epoch
-
-    def is_attached(self, at: int, opening: tuple[Token, ...], epoch: int) -> bool:
-        """Whether its channel is what a turn at `at` would be."""
-        return (self.at, self.opening, self.epoch) == (at, opening, epoch)
-
-    def find(self, utterance: str) -> Utterance | None:
-        """The utterance of that id, if it is still growing."""
-        return next((u for u in self.utterances if u.id == utterance and not u.final), None)
-
-    def hold(self) -> None:
-        """The words as they stand were judged, and wait."""
-        assert self.decision is not None, "what waits was judged"
-        self._held = _Held(len(self.utterances), self.text, self.decision, self.deferred, self.changed_at)
-
-    def drop_newest(self) -> "Input | None":
-        """Give up the utterances that came after those that were held, which wait as before.
-
-        Returns what was given up; None if there is nothing to go back to.
-        """
-        held = self._held
-        if held is None or len(self.utterances) <= held.count:
-            return None
-        newest = Input(self.utterances[held.count :], self.changed_at)
-        if " ".join(words for u in self.utterances[: held.count] if (words := u.words)) != held.text:
-            return None  # the held ones have grown as well: the verdict is on them, too
-        del self.utterances[held.count :]
-        self.version += 1
-        self.scored, self.decision, self.deferred = self.version, held.decision, held.deferred
-        self.changed_at = held.changed_at
-        return newest
-
-    @property
-    def may_come_back(self) -> bool:
-        """Whether more words may show that it was not to be ignored after all."""
-        return len(self.utterances) == 1 and not self.utterances[0].final
-
-    def come_back(self) -> None:
-        """It was ignored, and there are more words."""
-        self.interrupted = self._held = None
+        self._hold: _Hold | None = None
+        self._ids: tuple[str, bool, tuple[Token, ...]] | None = None  # of which words, whether first, as ids
 
     @property
     def id(self) -> str:
@@ -96,38 +114,85 @@ class Input:
     @property
     def text(self) -> str:
         """The words of the turn so far."""
-        return " ".join(words for u in self.utterances if (words := u.words))
+        return join_words(self.utterances)
 
     @property
     def needs_score(self) -> bool:
         """Whether there are words that have not been judged."""
         return self.scored != self.version and not self.deferred and bool(self.text)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether patience runs: the words were judged incomplete, or there are none yet."""
+        return not self.deferred and (self.decision is not None or not self.text)
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether more words can show that the turn should not have been ignored."""
+        return len(self.utterances) == 1 and not self.utterances[0].final
+
+    def ids(self, template: Template, *, first: bool) -> tuple[Token, ...]:
+        """The user's opener and the words as ids. Tokenised once for each change of the words."""
+        text = self.text
+        if self._ids is None or self._ids[:2] != (text, first):
+            self._ids = (text, first, template.user(text, first=first))
+        return self._ids[2]
+
     def grow(self, now: float) -> None:
-        """The words changed."""
+        """The words have changed: they have to be judged again."""
         self.changed_at = now
         self.version += 1
         self.decision = None
         self.deferred = False
 
+    def hold(self) -> None:
+        """The words were judged as they are, and wait."""
+        assert self.decision is not None, "what waits was judged"
+        self._hold = _Hold(len(self.utterances), self.text, self.decision, self.deferred, self.changed_at)
 
+    def forget_cut(self) -> None:
+        """It was ignored, and more words came: it starts over, and has cut no answer."""
+        self.interrupted = self._hold = None
+
+    def drop_newest(self) -> list[Utterance]:
+        """Give up the utterances that came after those that are held, which go on waiting.
+
+        Returns what was given up; nothing if no words are held, or if these have grown as well.
+        """
+        hold = self._hold
+        if hold is None or len(self.utterances) <= hold.num_utterances:
+            return []
+        held, newest = self.utterances[: hold.num_utterances], self.utterances[hold.num_utterances :]
+        if join_words(held) != hold.text:
+            return []  # the decision is about the held words, too
+        self.utterances = held
+        self.version += 1
+        self.scored, self.decision, self.deferred = self.version, hold.decision, hold.deferred
+        self.changed_at = hold.changed_at
+        return newest
+
+
+@final
 class Memory:
-    """Recognises late words of utterances. One that has ended is not remembered: its id may name a new one."""
+    """Recognises late words of utterances that were dropped or answered before their end.
+
+    An utterance that has ended is forgotten: its id may name a new one.
+    """
 
     def __init__(self) -> None:
         self._dropped: OrderedDict[str, str] = OrderedDict()  # id to the text that was judged
         self._answered: OrderedDict[str, str] = OrderedDict()  # id to the text that became part of a turn
 
     def drop(self, utterances: Iterable[Utterance]) -> None:
-        """These were dropped: more words bring them back whole (design rule 1)."""
+        """These were dropped: if they grow, they are judged whole (design rule 1)."""
         _remember(self._dropped, utterances)
 
     def answer(self, utterances: Iterable[Utterance]) -> None:
-        """These are part of a turn that is being answered: more words are a turn of their own."""
+        """These are part of a turn that is being answered: if they grow, only the new words are a turn."""
         _remember(self._answered, utterances)
 
-    def take_back(self, utterances: Iterable[Utterance]) -> None:
-        """The turn of these is open again."""
+    def reopen(self, utterances: Iterable[Utterance]) -> None:
+        """The turn of these was taken back."""
         for utterance in utterances:
             if utterance.skip and not utterance.final:
                 self._answered[utterance.id] = utterance.text[: utterance.skip]
@@ -135,7 +200,7 @@ class Memory:
                 self._answered.pop(utterance.id, None)
 
     def was_dropped(self, utterance: str, text: str, *, final: bool) -> bool:
-        """Whether exactly these words were judged and dropped, so that only their end can be new."""
+        """Whether exactly these words were judged and dropped, so that at most their end is new."""
         if self._dropped.get(utterance) != text:
             return False
         if final:
@@ -154,7 +219,7 @@ class Memory:
         return len(text) - len(rest[num_words]) if len(rest) > num_words else len(text)
 
     def end(self, utterance: str) -> None:
-        """It has ended: its id may be used anew."""
+        """The utterance has ended: its id may be used again."""
         self._answered.pop(utterance, None)
         self._dropped.pop(utterance, None)
 
@@ -163,5 +228,274 @@ def _remember(where: OrderedDict[str, str], utterances: Iterable[Utterance]) -> 
     for utterance in utterances:
         if not utterance.final:
             where[utterance.id] = utterance.text
-    while len(where) > _SIZE:
+    while len(where) > _MAX_REMEMBERED:
         where.popitem(last=False)
+
+
+@final
+class InputChannel:
+    """At most one input, which is fed and judged, and what is remembered of earlier ones.
+
+    **Kept channels.** The KV of an input that was ignored is given up as soon as its utterance ends, other words are
+    heard, the output channel is rolled back, or room is wanted. Until then it is kept aside, since its words may grow
+    and turn out to be meant for the assistant; then only the new words have to be fed.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        probe: Probe,
+        config: SessionConfig,
+        prefix: Prefix,
+        cache: CacheOperations,
+        log: EventLog,
+    ) -> None:
+        self.current: Input | None = None
+        self.memory = Memory()
+        self._template = template
+        self._probe = probe
+        self._config = config
+        self._prefix = prefix
+        self._cache = cache
+        self._log = log
+        self._kept: Input | None = None  # ignored, with its KV, since its words may grow
+        self._stop: Input | None = None  # what was last taken for a request to stop; its words may grow, too
+
+    # ------------------------------------------------------------------ what is being heard
+
+    @property
+    def text(self) -> str | None:
+        """The words being heard; None while there is no input."""
+        return self.current.text if self.current else None
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether there are words that have not been judged."""
+        return self.current is not None and self.current.needs_score
+
+    @property
+    def backlog(self) -> int:
+        """About how many tokens wait to be fed, the probe included and those in flight excluded."""
+        heard = self.current
+        if heard is None or (heard.sequence is None and not heard.needs_score):
+            return 0
+        num_probes = len(self._probe.tokens)
+        if heard.sequence is None:  # not tokenised yet
+            return len(heard.text) // _CHARACTERS_PER_TOKEN + num_probes
+        is_asking = heard.needs_score and heard.sequence.fed is None
+        return heard.sequence.num_waiting + (num_probes if is_asking else 0)
+
+    def find(self, utterance: str) -> Utterance | None:
+        """The utterance of that id, if it is being heard and still growing."""
+        return find_open(self.current.utterances, utterance) if self.current else None
+
+    def was_dropped(self, utterance: str, text: str, *, final: bool) -> bool:
+        """Whether exactly these words were judged and dropped. If they end with it, nothing is kept for them."""
+        if not self.memory.was_dropped(utterance, text, final=final):
+            return False
+        if final:
+            self.forget_kept()
+            self._stop = None
+        return True
+
+    def hear(self, utterance: str, text: str, *, final: bool) -> bool:
+        """The words of `utterance` are now `text`. Returns whether they say anything that has not been answered."""
+        num_answered = self.memory.num_answered(utterance, text)
+        if final:
+            self.memory.end(utterance)
+        known = self.find(utterance)
+        if known is None:
+            if not text[num_answered:].strip() and (final or num_answered):
+                return False
+            if self.current is None:
+                self.current = self._bring_back(utterance)
+            known = self.find(utterance)
+            if known is None:
+                known = Utterance(utterance)
+                self.current.utterances.append(known)
+        has_grown, known.text, known.final, known.skip = known.text != text, text, final, num_answered
+        if has_grown:
+            self.words_changed()
+        return True
+
+    def retract(self, utterance: str) -> bool:
+        """Take `utterance` out of what is being heard. Returns whether anything else is left of it."""
+        heard = self.heard
+        rest = [one for one in heard.utterances if one.id != utterance]
+        if rest:
+            heard.utterances = rest
+            self.words_changed()
+        return bool(rest)
+
+    def words_changed(self) -> None:
+        """Judge the words anew: the sequence is rolled back to the first id that differs."""
+        heard = self.heard
+        heard.grow(self._log.now)
+        point = heard.fork or self._prefix.fork_point()
+        is_too_long = len(heard.text) > self._config.max_user_characters  # not even tokenised
+        ids = () if is_too_long else heard.ids(self._template, first=point.is_first)
+        if is_too_long or len(ids) > self._longest(first=point.is_first):
+            self._log.add(Refused(self._log.now, heard.id, self._config.too_long))
+            self.drop("too long")
+        elif heard.sequence is not None and self._prefix.has_room(point, ids, to_answer=False):
+            heard.sequence.replace_tail(point.at, (*point.opening, *ids))
+        else:
+            self.detach()  # there was room for the earlier words, but not for these
+
+    def _longest(self, *, first: bool) -> int:
+        """Ids that the user's turn may have. A system prompt that the template folds into the first is not counted."""
+        openers = [len(self._template.user("", first=each)) for each in (True, False)] if first else [0, 0]
+        return self._config.max_user_text + openers[0] - openers[1]
+
+    # ------------------------------------------------------------------ in the cache
+
+    def attach(self) -> bool:
+        """Fork from the output channel as soon as the prefix is cached. Returns False where there is no room."""
+        heard = self.current
+        if heard is None or heard.sequence is not None or heard.deferred:
+            return True
+        point = self._prefix.fork_point()
+        if point.at - point.sequence.cached > 1:
+            return True  # the prefix is still being fed: after a fork it would be fed twice
+        ids = heard.ids(self._template, first=point.is_first)
+        if not self._prefix.has_room(point, ids, to_answer=False):
+            return False
+        self.forget_kept()
+        heard.sequence, heard.fork = self._cache.fork(point.sequence, point.at), point
+        heard.sequence.items.extend((*point.opening, *ids))
+        return True
+
+    def detach(self) -> None:
+        """Give up the sequence of what is being heard; it is forked again from where the output channel is then."""
+        self._free(self.current)
+
+    def plan(self) -> None:
+        """Feed the pending words, and after the last of them the probe, at which the state is forecast."""
+        heard, probe = self.current, self._probe
+        if heard is None or heard.sequence is None:
+            return
+        sequence = heard.sequence
+        self._cache.roll_back(sequence)  # the probe of the last forecast, and words that were revised
+        if sequence.fed is not None:
+            return
+        size = self._cache.portion(sequence)
+        is_all = size == sequence.num_pending
+        if is_all and heard.needs_score and self._cache.has_room(size + len(probe.tokens)):
+            self._cache.feed(sequence, size, probe=probe.tokens, watch=probe.watch, owner=heard, version=heard.version)
+        elif size:
+            self._cache.feed(sequence, size)
+
+    def is_forecast_by(self, work: Work) -> bool:
+        """Whether `work` tells the state of the words as they are now."""
+        return self.current is not None and work.owner is self.current and work.version == self.current.version
+
+    def discard_stale(self) -> None:
+        """Give up forks of the output channel that are out of date."""
+        epoch = self._prefix.epoch
+        if self._kept is not None and self._kept.fork is not None and self._kept.fork.epoch != epoch:
+            self.forget_kept()
+        if self.current is not None and self.current.fork is not None and self.current.fork.epoch != epoch:
+            self.detach()
+
+    def forget_kept(self) -> bool:
+        """Free the words that were ignored last. Returns whether there were any."""
+        kept, self._kept = self._kept, None
+        self._free(kept)
+        return kept is not None
+
+    def free(self) -> None:
+        """Give up everything that is being heard, and what is kept."""
+        self.forget_kept()
+        self.detach()
+        self.current = None
+
+    # ------------------------------------------------------------------ what becomes of it
+
+    def score(self, decision: Decision) -> None:
+        """The words as they are were judged."""
+        self.heard.scored, self.heard.decision = self.heard.version, decision
+
+    def hold(self, *, deferred: bool = False) -> None:
+        """The words wait for more words or, if `deferred`, until they can be answered. Their KV is kept."""
+        heard = self.heard
+        heard.deferred = heard.deferred or deferred
+        if heard.decision is not None:
+            heard.hold()
+        self._log.add(Held(self._log.now, heard.id, deferred=deferred))
+
+    def interrupts(self, answer: int) -> None:
+        """What is being heard cuts the answer of that id."""
+        self.heard.interrupted = answer
+
+    def drop(self, reason: str) -> Input:
+        """Give up what is being heard. Returns it."""
+        heard = self.heard
+        self.forget_kept()
+        if reason == InputState.IGNORE and heard.sequence is not None and heard.may_grow:
+            self._kept = heard
+        else:
+            self.detach()
+        self.current = None
+        if reason == InputState.STOP:
+            self._stop = heard
+        self.memory.drop(heard.utterances)
+        self._log.add(Dropped(self._log.now, heard.id, heard.text, reason))
+        return heard
+
+    def drop_newest(self, reason: str) -> bool:
+        """Give up the words that came after held ones. Returns False if that would be all of them or none."""
+        heard = self.heard
+        newest = heard.drop_newest()
+        if not newest:
+            return False
+        self.memory.drop(newest)
+        self._log.add(Dropped(self._log.now, newest[-1].id, join_words(newest), reason))
+        if heard.sequence is not None and heard.fork is not None:
+            ids = heard.ids(self._template, first=heard.fork.is_first)
+            heard.sequence.replace_tail(heard.fork.at, (*heard.fork.opening, *ids))
+        return True
+
+    def hand_over(self, point: ForkPoint) -> TokenSequence | None:
+        """What is being heard becomes a turn at `point`. Returns its sequence, unless it was forked elsewhere."""
+        heard = self.heard
+        self.current = None
+        if heard.sequence is not None and heard.fork == point:
+            return heard.sequence
+        self._free(heard)
+        return None
+
+    def reopen(self, utterances: Sequence[Utterance], sequence: TokenSequence, *, interrupted: int | None) -> None:
+        """The turn of `utterances` was taken back: it is heard again, with its words cached in `sequence`."""
+        others = self.current.utterances if self.current else []
+        self.current = Input([*utterances, *others], self._log.now, interrupted=interrupted)
+        self.current.sequence, self.current.fork = sequence, self._prefix.fork_point()
+        self.memory.reopen(utterances)
+
+    def use(self, template: Template) -> None:
+        """Lay words out by `template` from now on. Nothing may be heard meanwhile."""
+        self._template = template
+
+    @property
+    def heard(self) -> Input:
+        """The input, where there is one."""
+        assert self.current is not None, "there is an input"
+        return self.current
+
+    def _bring_back(self, utterance: str) -> Input:
+        """A new input; or the kept one, if its utterance is what is growing.
+
+        If what grows has stopped an answer, the new input counts as what interrupted it.
+        """
+        kept, stop = self._kept, self._stop
+        is_current = kept is not None and kept.fork is not None and kept.fork.epoch == self._prefix.epoch
+        if kept is not None and is_current and find_open(kept.utterances, utterance):
+            self._kept = None
+            kept.forget_cut()
+            return kept
+        has_stopped = stop is not None and find_open(stop.utterances, utterance)
+        return Input([], self._log.now, interrupted=stop.interrupted if stop and has_stopped else None)
+
+    def _free(self, heard: Input | None) -> None:
+        if heard is not None and heard.sequence is not None:
+            self._cache.free(heard.sequence)
+            heard.sequence = heard.fork = None

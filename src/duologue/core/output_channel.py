@@ -1,20 +1,21 @@
-"""The speaking side: the live branch, the running answer at its end, and the answers that were cut.
+"""The speaking side: everything that was committed, the running answer, and the answers that were suspended.
 
-Knows turns and answers; not what is being heard, nor why an answer begins or ends.
+Knows turns and answers. Knows neither what is being heard nor why an answer begins or ends.
 """
 
 from collections.abc import Sequence
+from typing import final
 
-from duologue.core.answer import Answer, Utterance
+from duologue.core.answer import Answer
 from duologue.core.backend import Draw, uniform
-from duologue.core.cache import CacheOperations, TokenSequence
+from duologue.core.cache import CacheOperations, TokenSequence, Work
 from duologue.core.compaction import Compaction
 from duologue.core.config import SessionConfig
 from duologue.core.events import (
     Committed,
+    EventLog,
     Finished,
     Heard,
-    Log,
     Promoted,
     Refused,
     Released,
@@ -24,18 +25,22 @@ from duologue.core.events import (
     Trimmed,
     Withdrawn,
 )
+from duologue.core.input_channel import ForkPoint, Input, Utterance
 from duologue.core.policy import Policy
+from duologue.core.prompt import Template
+from duologue.core.transitions import Interruptible
 from duologue.errors import ContextOverflow, TemplateError, UsageError
-from duologue.text.template import Template
 from duologue.types import Role, Token, Turn
 
-MAX_SUSPENDED = 2  # answers that can be resumed; older ones are released
+MAX_SUSPENDED = 2  # answers that can be resumed; older ones are given up
 
 
+@final
 class OutputChannel:
-    """Everything that was committed, in one channel (`sequence`), with the running answer behind it.
+    """The live conversation in one token sequence: what was committed, and at its end the running answer.
 
-    `epoch` counts how often the sequence was replaced or rolled back: what was forked before that is out of date.
+    `epoch` counts how often the sequence was rolled back or replaced: what was forked before that is out of date. A
+    turn that is appended leaves earlier forks valid.
     """
 
     def __init__(
@@ -44,104 +49,154 @@ class OutputChannel:
         policy: Policy,
         config: SessionConfig,
         cache: CacheOperations,
-        log: Log,
+        log: EventLog,
         history: Sequence[Turn],
         *,
         probe_length: int,
     ) -> None:
-        self.history: list[Turn] = []
-        self.answer: Answer | None = None
-        self.suspended: list[Answer] = []
-        self.interruptible = policy.interruptible  # of the answers to come
-        self.max_answer = config.max_answer  # tokens of the answers to come
-        self.is_talked_over = False  # words are being heard, which may cut the answer
-        self.num_answers = 0
+        self.history: list[Turn] = []  # committed turns
+        self.answer: Answer | None = None  # the running one
+        self.suspended: list[Answer] = []  # oldest first
         self.epoch = 0
-        self._num_trimmed = 0  # turns left out so far: chance counts them, too
+        self.num_answers = 0
+        self._policy = policy
+        self._interruptible = policy.interruptible  # of answers to come
+        self._max_answer = config.max_answer  # tokens of answers to come
         self._template = template
-        self.policy = policy
         self._config = config
         self._cache = cache
         self._log = log
         self._was_cut = False  # whether the last turn of the history was
+        self._num_trimmed = 0  # turns left out so far: chance counts them, too
         self._compaction: Compaction | None = None
-        self._crowded: Answer | None = None  # while it runs, the cache has no place for a compaction
+        self._crowded: Answer | None = None  # while it runs, the cache has no room for a compaction
         self._probe_length = probe_length
-        self._room = max(len(template.header) + config.min_room, probe_length)  # tokens wanted for an answer
+        self._min_room = max(len(template.header) + config.min_room, probe_length)  # tokens wanted for an answer
         self.sequence = cache.open(self._lay_out(history))
         self.history.extend(history)
 
+    # ------------------------------------------------------------------ what it holds
+
     @property
     def is_making_room(self) -> bool:
-        """Whether a shorter context is being built."""
+        """Whether a compaction is in progress."""
         return self._compaction is not None
 
     @property
-    def backlog(self) -> int:
-        """Tokens that wait to be fed, without those of `compaction_backlog` and `deferrable_backlog`."""
-        is_well_ahead = self.answer is not None and self._is_ahead(self.answer, self._lookahead // 2 + 1)
-        sequence, compaction = 0 if is_well_ahead else self.sequence.num_waiting, self._compaction
-        return sequence + (compaction.sequence.num_waiting if compaction is not None and compaction.is_awaited else 0)
+    def last_role(self) -> Role | None:
+        """Whose turn ends the history."""
+        return self.history[-1].role if self.history else None
 
     @property
     def compaction_backlog(self) -> int:
-        """Tokens of a compaction that nobody waits for."""
+        """Tokens of a compaction that nothing waits for."""
         compaction = self._compaction
-        return 0 if compaction is None or compaction.is_awaited else compaction.sequence.num_waiting
+        return 0 if compaction is None or compaction.is_awaited else compaction.backlog
 
-    @property
-    def deferrable_backlog(self) -> int:
+    def backlog(self, lookahead: int) -> int:
+        """Tokens that wait to be fed, without those of the other two backlogs."""
+        own = 0 if self._is_ahead(lookahead // 2 + 1) else self.sequence.num_waiting
+        compaction = self._compaction
+        return own + (compaction.backlog if compaction is not None and compaction.is_awaited else 0)
+
+    def deferrable_backlog(self, lookahead: int) -> int:
         """Tokens with which an answer that is well ahead of its listener can go on."""
+        is_well_ahead = self._is_ahead(lookahead // 2 + 1) and not self._is_ahead(lookahead)
+        return self.sequence.num_waiting if is_well_ahead else 0
+
+    def _is_ahead(self, least: int) -> bool:
+        """Whether the running answer is unfinished, and at least so many tokens ahead of what has been heard."""
         answer = self.answer
-        if answer is None or not self._is_ahead(answer, self._lookahead // 2 + 1):
-            return 0
-        return 0 if self._is_ahead(answer, self._lookahead) else self.sequence.num_waiting
+        if answer is None or answer.finished or self._config.heard != "reported":
+            return False
+        return answer.num_waiting_tokens >= least
 
-    @property
-    def last_role(self) -> Role | None:
-        """Who had the last turn of the history."""
-        return self.history[-1].role if self.history else None
-
-    def end(self) -> tuple[int, tuple[Token, ...], bool]:
-        """Where the next user turn forks from the sequence, what opens it there, and whether it is the first."""
+    def fork_point(self) -> ForkPoint:
+        """Where the next user turn begins: at what the user has heard, not at what has been generated (choice 2)."""
         answer, was_cut = self.answer, self._was_cut
         at, last = len(self.sequence.items), self.last_role
         if answer is not None and answer.num_heard:
             at, last, was_cut = answer.heard_at, Role.ASSISTANT, True
         elif answer is not None:
             at, last = answer.mark, last if answer.user_text is None else Role.USER
-        note = self.policy.cut_note if was_cut else ""
-        return at, _opening(self._template, last, cut_note=note), last is None
+        opening = self._template.joint(last, Role.USER)
+        if was_cut and self._policy.cut_note and last is Role.ASSISTANT:
+            opening = (*self._template.encode(self._policy.cut_note), *opening)
+        return ForkPoint(self.sequence, at, opening, last is None, self.epoch)
 
-    def has_room(self, at: int, ids: tuple[Token, ...], *, to_answer: bool) -> bool:
-        """Whether behind a turn of `ids` at `at` there is room for an answer, or, without `to_answer`, to judge it.
+    def has_room(self, point: ForkPoint, words: Sequence[Token], *, to_answer: bool) -> bool:
+        """Whether a user turn of `words` at `point` can be judged, or, with `to_answer`, answered.
 
-        If no answer would fit, room is being made; where it is wanted at once, the turn waits for that.
+        If no answer to it would fit, a compaction is begun; where the room is wanted at once, the turn waits for it.
         """
-        left = self._config.max_length - at - len(ids)
-        if left < self._room:
-            self._start_compaction()
-        is_enough = left >= (self._room if to_answer or self._is_crowded else self._probe_length)
+        left = self._config.max_length - point.at - len(point.opening) - len(words)
+        if left < self._min_room:
+            self._begin_compaction()
+        is_enough = left >= (self._min_room if to_answer or self._is_crowded else self._probe_length)
         if not is_enough and self._compaction is not None:
             self._compaction.is_awaited = True
         return is_enough
 
+    def can_resume_exactly(self, answer: int | None) -> bool:
+        """Whether that answer is suspended and no turn was committed since, so that its KV still fits."""
+        cut = next((cut for cut in self.suspended if cut.id == answer), None)
+        return cut is not None and len(self.history) == cut.num_turns + len(cut.turns)
+
+    # ------------------------------------------------------------------ settings
+
+    def adjust(self, policy: Policy) -> None:
+        """Act by `policy` from now on."""
+        self._policy = policy
+
+    def protect(self, interruptible: Interruptible) -> None:
+        """Say what may cut the running answer, and those that follow."""
+        self._interruptible = interruptible
+        if self.answer is not None:
+            self.answer.interruptible = interruptible
+
+    def limit(self, max_answer: int) -> None:
+        """Answers to come have at most so many tokens."""
+        self._max_answer = max_answer
+
     # ------------------------------------------------------------------ answering
 
-    def adopt(self, channel: TokenSequence) -> None:
-        """`channel`, which continues the sequence, is the sequence from now on."""
-        self._cache.free(self.sequence)
-        self.sequence = channel
+    def promote(self, turn: Input, point: ForkPoint, words: Sequence[Token], sequence: TokenSequence | None) -> Answer:
+        """Begin an answer to the user's turn `turn` at `point`.
 
-    def begin_answer(self, turn_at: int, user_text: str | None, utterances: Sequence[Utterance]) -> Answer:
-        """The assistant's turn opens behind the sequence; the user's turn began at `turn_at`.
+        `sequence` is the input channel's, which becomes the output channel's: its words are cached. Without it, more
+        was heard since the fork; then `words` are appended to what was heard, and fed in one pass with the header.
+        """
+        if sequence is not None:
+            self._adopt(sequence)
+        else:
+            self.sequence.items.extend((*point.opening, *words))
+        answer = self._begin_answer(point.at, turn.text, turn.utterances)
+        answer.interrupted = turn.interrupted
+        return answer
+
+    def speak_up(self) -> None:
+        """Answer without new words: the user's turn that ends the history, or of the assistant's own accord."""
+        if self.last_role is Role.USER:
+            text = self.history[-1].text
+            self._reopen(len(self.history) - 1)
+            size = len(self._template.lay_out([Turn(Role.USER, text)], self.last_role))
+            self._begin_answer(len(self.sequence.items) - size, text, [Utterance("history", text, final=True)])
+        else:
+            try:
+                self._begin_answer(len(self.sequence.items), None, ())
+            except TemplateError as error:
+                self._log.add(Refused(self._log.now, "respond", str(error)))
+        self.release()
+
+    def _begin_answer(self, turn_at: int, user_text: str | None, utterances: Sequence[Utterance]) -> Answer:
+        """Open the assistant's turn; the user's turn began at `turn_at`.
 
         Raises:
-            TemplateError: nobody asked (`user_text` is None), and the template wants that somebody does.
+            TemplateError: nobody asked (`user_text` is None), and the template allows no answer without a question.
         """
-        opener = self._template.joint(Role.USER if user_text is not None else self.last_role, Role.ASSISTANT)
+        header = self._template.joint(Role.USER if user_text is not None else self.last_role, Role.ASSISTANT)
         mark = len(self.sequence.items)
-        self.sequence.items.extend(opener)
+        self.sequence.items.extend(header)
         self.answer = Answer(
             self.num_answers,
             self.sequence,
@@ -151,44 +206,18 @@ class OutputChannel:
             num_turns=len(self.history),
             user_text=user_text,
             utterances=utterances,
-            interruptible=self.interruptible,
+            interruptible=self._interruptible,
             begun_at=self._log.now,
-            max_tokens=self.max_answer,
+            max_tokens=self._max_answer,
         )
         self.num_answers += 1
         return self.answer
 
-    def speak_up(self) -> None:
-        """An answer without new words: to the user's turn that ends the history, or of the assistant's own accord."""
-        if self.last_role is Role.USER:
-            text = self.history[-1].text
-            self._reopen(len(self.history) - 1)
-            size = len(self._template.lay_out([Turn(Role.USER, text)], self.last_role))
-            self.begin_answer(len(self.sequence.items) - size, text, [Utterance("history", text, final=True)])
-        else:
-            try:
-                self.begin_answer(len(self.sequence.items), None, ())
-            except TemplateError as error:
-                self._log.add(Refused(self._log.now, "respond", str(error)))
-        self.release()
-
-    def plan_compaction(self, compaction_limit: int | None) -> None:
-        """Feed part of a compaction: `compaction_limit` tokens (None: the rest of the pass) if nothing waits for it."""
-        compaction = self._compaction
-        if compaction is None or compaction.sequence.fed is not None:
-            return
-        if compaction_limit is not None and not compaction.is_awaited:
-            self._cache.room = compaction_limit
-        if size := self._cache.portion(compaction.sequence):
-            self._cache.feed(compaction.sequence, size)
-
-    def plan_answer(self) -> None:
-        """Feed what is pending there: what the answer follows, or its last token, to draw the next."""
+    def plan(self, lookahead: int) -> None:
+        """Feed what is pending and draw the next token, unless `lookahead` tokens of the answer are unheard."""
         sequence, answer = self.sequence, self.answer
         self._cache.roll_back(sequence)
-        if sequence.fed is not None:
-            return
-        if answer is not None and self._is_ahead(answer, self._lookahead):
+        if sequence.fed is not None or self._is_ahead(lookahead):
             return
         if answer is not None and not answer.finished and not sequence.num_pending:
             sequence.forget_last()  # its result was discarded: the token has to be fed again to draw the next
@@ -202,21 +231,19 @@ class OutputChannel:
         draw = Draw(self._config.sampling, uniform(self._config.seed, self._num_trimmed + answer.num_turns, index))
         self._cache.feed(sequence, size, draw=draw, owner=answer, version=index)
 
-    @property
-    def _lookahead(self) -> int:
-        """Tokens of an answer that may be unheard.
+    def plan_compaction(self, limit: int | None) -> None:
+        """Feed a part of the compaction in progress, if any; see `Compaction.plan`."""
+        if self._compaction is not None:
+            self._compaction.plan(limit)
 
-        What is cut will not have been computed in vain, and when words come, the backend is hardly ever busy.
-        """
-        config = self._config
-        return min(config.lookahead, config.lookahead_listening) if self.is_talked_over else config.lookahead
+    def is_continued_by(self, work: Work) -> bool:
+        """Whether `work` drew the next token of the running answer."""
+        answer = self.answer
+        return answer is not None and work.owner is answer and work.version == answer.num_tokens
 
-    def _is_ahead(self, answer: Answer, least: int) -> bool:
-        """Whether so many tokens of a running answer are unheard."""
-        return self._config.heard == "reported" and not answer.finished and answer.num_waiting_tokens >= least
-
-    def go_on(self, answer: Answer, tokens: Sequence[Token]) -> None:
+    def go_on(self, tokens: Sequence[Token]) -> None:
         """The model drew `tokens` for the running answer."""
+        answer = self._running
         for token in tokens:
             if token in self._template.stop_tokens:
                 self._finish(answer, "stop")
@@ -227,7 +254,7 @@ class OutputChannel:
         self._say(answer)
 
     def cut_short(self) -> bool:
-        """End the running answer here, for want of room. Returns whether there was one that had not ended."""
+        """End the running answer here, for want of room. Returns whether there was an unfinished one."""
         answer = self.answer
         if answer is None or answer.finished:
             return False
@@ -235,25 +262,52 @@ class OutputChannel:
         self._say(answer)
         return True
 
+    def hold_back(self) -> None:
+        """Somebody speaks: a prepared answer waits for what the words will be."""
+        if self.answer is not None:
+            self.answer.begun_at = self._log.now
+
+    def end_words(self, utterance: str) -> None:
+        """`utterance`, which the running answer answers, has ended without further words."""
+        ended = self._running.find(utterance)
+        if ended is not None:
+            ended.final = True
+        self.release_if_sure()
+
+    def release_if_sure(self, is_sure: bool = False) -> None:
+        """Let the running answer be heard if its words are final, or `is_sure`."""
+        if is_sure or all(utterance.final for utterance in self._running.utterances):
+            self.release()
+
     def release(self) -> None:
-        """Let the running answer be heard. If it answers words that mean "go on", what was cut goes on instead."""
+        """Let the running answer be heard. If it answers words that mean "go on", the suspended one resumes instead."""
         answer = self.answer
         if answer is None or answer.is_released:
             return
         answer.is_released = True
-        if self.suspended and answer.user_text and self.policy.asks_to_resume(answer.user_text):
+        if self.suspended and answer.user_text and self._policy.asks_to_resume(answer.user_text):
             self._resume_as_asked(self.suspended[-1], answer)
             return
         self._log.add(Released(self._log.now, answer.id))
         self._say(answer)
 
-    def hear(self, answer: Answer, position: int) -> None:
-        """The user has heard the running answer up to `position`."""
+    def hear(self, position: int) -> None:
+        """The user has heard the running answer up to character `position`."""
+        answer = self._running
+        answer.report(position)
+        self._hear(answer, position)
+
+    def _hear(self, answer: Answer, position: int) -> None:
         if answer.hear(position):
             self._log.add(Heard(self._log.now, answer.id, answer.num_heard))
         if answer.is_heard_to_the_end:
             self._log.add(Committed(self._log.now, answer.id, answer.text))
             self._close_turn(answer, was_cut=False)
+
+    @property
+    def _running(self) -> Answer:
+        assert self.answer is not None, "an answer is running"
+        return self.answer
 
     def _push(self, answer: Answer, token: Token) -> None:
         answer.sequence.items.append(token)
@@ -266,44 +320,52 @@ class OutputChannel:
         self._log.add(Finished(self._log.now, answer.id, reason))
 
     def _say(self, answer: Answer) -> None:
-        """Let out what there is of a released answer."""
+        """Tell the new text of a released answer."""
         if not answer.is_released:
             return
         start = answer.num_said
         if len(answer.text) > start:
             answer.num_said = len(answer.text)
             self._log.add(Said(self._log.now, answer.id, start, answer.text[start:]))
-        self.hear(answer, answer.num_said if self._config.heard == "shown" else answer.num_reported)
+        self._hear(answer, answer.num_said if self._config.heard == "shown" else answer.num_reported)
 
     def _close_turn(self, answer: Answer, *, was_cut: bool) -> None:
         self.history += answer.turns
         self._was_cut = was_cut
         self.answer = None
         if len(self.sequence.items) > self._config.max_length * 3 // 4:
-            self._start_compaction()
+            self._begin_compaction()
+
+    def _adopt(self, sequence: TokenSequence) -> None:
+        """Go over to `sequence`, which continues the present one."""
+        self._cache.free(self.sequence)
+        self.sequence = sequence
 
     # ------------------------------------------------------------------ cutting and resuming
 
     def silence(self) -> None:
-        """End the running answer: it can be resumed if something of it was heard, and is withdrawn otherwise."""
+        """End the running answer: it is suspended if something of it was heard, and withdrawn otherwise."""
         answer = self.answer
         if answer is not None and answer.num_heard:
-            self.suspend(answer)
+            self.suspend()
         elif answer is not None:
             self._roll_back_turn(answer)
             self._log.add(Withdrawn(self._log.now, answer.id))
 
-    def suspend(self, answer: Answer) -> None:
-        """Cut the running answer where it has been heard; the live branch goes on from there."""
+    def suspend(self) -> Answer:
+        """Cut the running answer where it has been heard, and return it. Its KV is kept; the channel goes on there."""
+        answer = self._running
         self.sequence = self._cache.fork(answer.sequence, answer.heard_at)
         self.suspended.append(answer)
         if len(self.suspended) > MAX_SUSPENDED:
             self._forget_oldest()
         self._log.add(Suspended(self._log.now, answer.id, answer.heard_text, answer.unheard_text))
         self._close_turn(answer, was_cut=True)
+        return answer
 
-    def take_back(self, answer: Answer) -> TokenSequence:
-        """Undo the running answer, of which nothing was heard. Returns a channel that still has the user's words."""
+    def take_back(self) -> TokenSequence:
+        """Undo the running answer, of which nothing was heard. Returns a sequence in which the user's words are."""
+        answer = self._running
         words = self._cache.fork(self.sequence, answer.mark)
         self._roll_back_turn(answer)
         return words
@@ -313,31 +375,30 @@ class OutputChannel:
         self.answer = None
         self.epoch += 1
 
-    def can_resume_exactly(self, cut: Answer | None) -> bool:
-        """Whether `cut` is suspended and no turn was committed since, so that its KV still continues the branch."""
-        return cut is not None and cut in self.suspended and len(self.history) == cut.num_turns + len(cut.turns)
-
     def resume(self) -> None:
-        """Let the answer that was cut last go on (design rule 6)."""
+        """Let the answer that was cut last go on (choice 6)."""
         cut = self.suspended[-1]
         self.silence()
-        if self.can_resume_exactly(cut):
-            self.resume_exactly(cut)
+        if self.can_resume_exactly(cut.id):
+            self._resume_exactly(cut)
         elif cut not in self.suspended:  # cutting the running answer left no place for it
             self._log.add(Refused(self._log.now, "resume", "the suspended answer had to be released"))
         else:
             self.epoch += 1
-            self._replay(cut, self._answer_nobody_asked_for())
+            self._replay(cut, self._answer_unasked())
 
-    def resume_exactly(self, cut: Answer) -> None:
-        """`cut` goes on, with its own KV if that was not given up."""
+    def resume_exactly(self, answer: int) -> None:
+        """The suspended answer of that id goes on; see `can_resume_exactly`."""
+        self._resume_exactly(next(cut for cut in self.suspended if cut.id == answer))
+
+    def _resume_exactly(self, cut: Answer) -> None:
+        """`cut` goes on, with its own KV if that was not evicted."""
         self.suspended.remove(cut)
-        if cut.is_evicted:  # the live branch ends where the answer was cut
+        if cut.is_evicted:  # the sequence ends where the answer was cut
             self.sequence.replace_tail(cut.heard_at, cut.sequence.items[cut.heard_at :])
             cut.sequence, cut.is_evicted = self.sequence, False
         else:
-            self._cache.free(self.sequence)
-            self.sequence = cut.sequence
+            self._adopt(cut.sequence)
         self._reopen(cut.num_turns)
         self.answer = cut
         self.epoch += 1
@@ -347,26 +408,26 @@ class OutputChannel:
 
     def _resume_as_asked(self, cut: Answer, asked: Answer) -> None:
         """`asked` answers words that mean "go on"."""
-        if self.can_resume_exactly(cut):
+        if self.can_resume_exactly(cut.id):
             self.resume()
         else:
             self.sequence.shorten(asked.mark)
-            self._replay(cut, self.begin_answer(asked.turn_at, asked.user_text, asked.utterances))
+            self._replay(cut, self._begin_answer(asked.turn_at, asked.user_text, asked.utterances))
 
-    def _answer_nobody_asked_for(self) -> Answer:
+    def _answer_unasked(self) -> Answer:
         try:
-            return self.begin_answer(len(self.sequence.items), None, ())
-        except TemplateError:  # strict alternation: somebody has to ask
-            text = next(iter(self.policy.resume_phrases), "go on")
-            at, opening, is_first = self.end()
-            self.sequence.items.extend((*opening, *self._template.user(text, first=is_first)))
+            return self._begin_answer(len(self.sequence.items), None, ())
+        except TemplateError:  # turns have to alternate: somebody has to ask
+            text = next(iter(self._policy.resume_phrases), "go on")
+            point = self.fork_point()
+            self.sequence.items.extend((*point.opening, *self._template.user(text, first=point.is_first)))
             self._log.add(Promoted(self._log.now, "resume", text, self.num_answers))
-            return self.begin_answer(at, text, [Utterance("resume", text, final=True)])
+            return self._begin_answer(point.at, text, [Utterance("resume", text, final=True)])
 
     def _replay(self, cut: Answer, answer: Answer) -> None:
-        """What was not heard of `cut` is forced into `answer`, which goes on from there."""
+        """Feed what was not heard of `cut` as the beginning of `answer`."""
         self.suspended.remove(cut)
-        self._release_kv(cut)
+        self._evict(cut)
         answer.is_released = True
         self._log.add(Resumed(self._log.now, answer.id, cut.id, exact=False))
         for token in cut.sequence.items[cut.heard_at : cut.end_at]:
@@ -381,26 +442,26 @@ class OutputChannel:
         cut = next((cut for cut in self.suspended if not cut.is_evicted), None)
         if cut is None:
             return False
-        self._release_kv(cut)
+        self._evict(cut)
         return True
 
     def forget_suspended(self) -> None:
-        """No answer that was cut can be resumed any more."""
+        """Give up every suspended answer."""
         while self.suspended:
             self._forget_oldest()
 
-    def _release_kv(self, cut: Answer) -> None:
+    def _evict(self, cut: Answer) -> None:
         if not cut.is_evicted:
             self._cache.free(cut.sequence)
             cut.is_evicted = True
 
     def _forget_oldest(self) -> None:
-        self._release_kv(self.suspended.pop(0))
+        self._evict(self.suspended.pop(0))
 
     # ------------------------------------------------------------------ long and edited conversations
 
     def replace(self, history: Sequence[Turn], template: Template) -> None:
-        """Begin anew with `history` in `template`; the running answer and the suspended ones are given up.
+        """Begin anew with `history` in `template`. The running answer and the suspended ones are given up.
 
         Raises:
             ContextOverflow, TemplateError: see `Session.edit`.
@@ -417,14 +478,14 @@ class OutputChannel:
         self.epoch += 1
 
     def free(self) -> None:
-        """Free every channel."""
+        """Free every sequence."""
         self.forget_suspended()
-        self.abandon_compaction()
+        self._abandon_compaction()
         self.answer = None
         self._cache.free(self.sequence)
 
     def swap_if_compacted(self) -> bool:
-        """Go over to the rebuilt context, if it is ready and no answer is running. Returns whether that was so."""
+        """Go over to the compacted context if it is cached and no answer is running. Returns whether that was so."""
         compaction = self._compaction
         if compaction is None or self.answer is not None or not compaction.catch_up(self.history):
             return False
@@ -444,19 +505,18 @@ class OutputChannel:
         return False
 
     def give_up_compaction(self) -> bool:
-        """There is no room for the compaction under way. Returns whether there was one.
+        """There is no room for the compaction in progress. Returns whether there was one.
 
-        It is not begun again while the same answer runs, since it would fail again; without one, the context is
+        While the same answer runs, it is not begun again, since it would fail again. Without an answer, the context is
         trimmed at once instead.
         """
-        if not self.abandon_compaction():
+        if not self._abandon_compaction():
             return False
         self._crowded = self.answer
         self.trim_at_once()
         return True
 
-    def abandon_compaction(self) -> bool:
-        """Forget a compaction under way. Returns whether there was one."""
+    def _abandon_compaction(self) -> bool:
         if self._compaction is None:
             return False
         self._cache.free(self._compaction.sequence)
@@ -467,47 +527,38 @@ class OutputChannel:
     def _is_crowded(self) -> bool:
         return self._crowded is not None and self._crowded is self.answer
 
-    def _start_compaction(self) -> None:
+    def _begin_compaction(self) -> None:
         if self._compaction is None and not self._is_crowded:
-            # What the running answer and its question take will be in it, too, by the time it is put to use.
+            # By the time it is put to use, it also holds the running answer and its question.
             running = 0 if self.answer is None else len(self.sequence.items) - self.answer.turn_at
             budget = max(0, self._config.max_length // 2 - running)
             self._compaction = Compaction(self._template, self.history, budget, self._cache)
 
     def _swap(self, compaction: Compaction) -> None:
         self.forget_suspended()
-        self.adopt(compaction.sequence)
+        self._adopt(compaction.sequence)
         self.epoch += 1
         del self.history[: compaction.num_dropped]
         self._num_trimmed += compaction.num_dropped
         self._log.add(Trimmed(self._log.now, compaction.num_dropped, len(self.sequence.items)))
 
     def _reopen(self, num_kept: int) -> None:
-        """Turns behind the first `num_kept` are open again."""
+        """Turns after the first `num_kept` are open again."""
         del self.history[num_kept:]
         if self._compaction is not None and self._compaction.num_laid > num_kept:
-            self.abandon_compaction()  # it has them as they were; it is begun anew when a turn ends
+            self._abandon_compaction()  # it has them as they were; it is begun again when a turn ends
 
     def _lay_out(self, turns: Sequence[Turn]) -> list[Token]:
-        if len(self._template.begin) > self._config.max_length // 2:  # no compaction could ever make room
+        config = self._config
+        if len(self._template.begin) > config.max_length // 2:  # no compaction could ever make room
             raise ContextOverflow(
-                f"the system prompt takes {len(self._template.begin)} tokens of a context of "
-                f"{self._config.max_length}; shorten it to half of that, or raise max_length"
+                f"the system prompt takes {len(self._template.begin)} tokens of a context of {config.max_length}; "
+                "shorten it to half of that, or raise max_length"
             )
         items = [*self._template.begin, *self._template.lay_out(turns)]
-        limit = self._config.max_length - self._config.max_user_text - self._config.min_room
-        if len(items) > limit:
+        if len(items) > config.max_history:
             raise ContextOverflow(
-                f"system prompt and history take {len(items)} tokens; at most {limit} of the context of "
-                f"{self._config.max_length} leave room for a turn: shorten them, or raise max_length"
+                f"system prompt and history take {len(items)} tokens; at most {config.max_history} of the context of "
+                f"{config.max_length} leave room for a turn: shorten them, or raise max_length"
             )
         return items
-
-
-def _opening(template: Template, last: Role | None, *, cut_note: str = "") -> tuple[Token, ...]:
-    """What stands between the live branch, on which `last` spoke last, and the opener of a user's turn.
-
-    `cut_note` is written behind an assistant's turn that was cut.
-    """
-    joint = template.joint(last, Role.USER)
-    return (*template.encode(cut_note), *joint) if cut_note and last is Role.ASSISTANT else joint

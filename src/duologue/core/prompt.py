@@ -1,18 +1,79 @@
-"""The question that is put to the model after the words it has heard."""
+"""What is fed around the words: the segments of the model's chat format, and the probe that asks for the state.
 
+The core knows the chat format only as the two protocols below; `duologue.text.template.Template` implements them.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from duologue.errors import UsageError
-from duologue.types import InputState, Token
+from duologue.types import InputState, Role, Token, Turn
+
+
+class Detokenizer(Protocol):
+    """Turns the tokens of one answer into text as they arrive."""
+
+    def push(self, token: Token) -> str:
+        """The text that `token` completes; empty while a character is unfinished."""
+
+    def flush(self) -> str:
+        """The text that is still held back, at the end of the answer."""
+
+
+class Template(Protocol):
+    """A chat format with one system prompt bound to it, as segments of ids.
+
+    A dialogue is begin + user(u1, first=True) + header + a1 + close + user(u2, first=False) + header + a2 + close …
+    """
+
+    @property
+    def begin(self) -> tuple[Token, ...]:
+        """Ids before the opener of the first user turn: BOS and the system turn; may be empty."""
+
+    @property
+    def header(self) -> tuple[Token, ...]:
+        """Closes the user's turn and opens the assistant's."""
+
+    @property
+    def close(self) -> tuple[Token, ...]:
+        """Closes an answer; may be empty."""
+
+    @property
+    def stop_tokens(self) -> frozenset[Token]:
+        """An answer ends before one of these."""
+
+    def user(self, text: str, *, first: bool) -> tuple[Token, ...]:
+        """The user's opener and `text`, without a closer. `first`: the turn directly follows `begin`."""
+
+    def encode(self, text: str) -> tuple[Token, ...]:
+        """Ids of plain text in the middle of a turn."""
+
+    def joint(self, previous: Role | None, role: Role) -> tuple[Token, ...]:
+        """Ids between a turn of `previous` (None: `begin`) and one of `role`, without the user's opener.
+
+        Raises:
+            TemplateError: `role` may not speak there.
+        """
+
+    def lay_out(self, turns: Iterable[Turn], previous: Role | None = None) -> list[Token]:
+        """Ids of `turns` after a turn of `previous` (None: after `begin`), up to the last word.
+
+        Raises:
+            TemplateError: see `joint`.
+        """
+
+    def detokenizer(self) -> Detokenizer:
+        """A new detokenizer for an answer that follows `header`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What is fed after the words, and where the answer is read (DUO, section 2.2).
+    """What is fed after the words to ask for their state, and where the state is read (DUO, section 2.2).
 
-    `tokens` are appended, the probabilities of `watch` are read at the last of them, and they are rolled back again.
-    For the `rows` adapter it is the one token `<|prediction|>`; for a prompted model it is an instruction in words.
-    `watch[i]` is the id that stands for `states[i]`. A set without `STOP`, as the paper's, works too.
+    `tokens` follow the words, the probabilities of `watch` are read at the last of them, and they are rolled back. For
+    the `rows` adapter the probe is the one token `<|prediction|>`; for a prompted model it is an instruction in words.
+    `watch[i]` is the id that stands for `states[i]`. `STOP` is optional: the paper's three states work, too.
     """
 
     tokens: tuple[Token, ...]

@@ -2,35 +2,33 @@
 
     hear · heard · advance · respond · stop · resume · edit ─▶ Session ─▶ plan ─▶ (a forward pass) ─▶ take ─▶ events
 
-Here is the listening side, the decisions, and all that can be told and asked; the speaking side is its `OutputChannel`.
-Commands change only what is wanted; what that means for the KV cache is worked out in `plan`, where every piece of work
-gets a ticket, and a result that nobody waits for any more is discarded (design rule 9).
+A cycle is one `plan`, its forward pass, and `take`. Commands change only what is wanted; `plan` works out what that
+means for the KV cache. Every piece of work has a ticket, and a result that nothing waits for is discarded.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import TypeAlias
 
-from duologue.core.answer import Answer, Utterance
+from duologue.core.answer import Answer
 from duologue.core.backend import Extend, Step
 from duologue.core.cache import CacheOperations, Plan
 from duologue.core.config import SessionConfig
-from duologue.core.events import Decided, Dropped, Edited, Event, Held, Log, Promoted, Received, Refused, TakenBack
-from duologue.core.input_channel import Input, Memory
+from duologue.core.events import Decided, Dropped, Edited, Event, EventLog, Promoted, Received, Refused, TakenBack
+from duologue.core.input_channel import Input, InputChannel
 from duologue.core.output_channel import OutputChannel
 from duologue.core.policy import Policy
-from duologue.core.prompt import Probe
+from duologue.core.prompt import Probe, Template
 from duologue.core.transitions import Floor, Interruptible, Transition, transition
 from duologue.errors import ContextOverflow, UsageError
-from duologue.text.template import Template
-from duologue.text.tokenizer import well_formed
-from duologue.types import InputState, Token, Turn
+from duologue.types import InputState, Turn, well_formed
 
-_CHARACTERS_PER_TOKEN = 4  # about
+_EXCERPT = 80  # characters of a refused text that an event carries
 
 
 class Phase(StrEnum):
-    """What is going on, for the accounts of `trace`."""
+    """What is going on; `trace` adds up costs by phase."""
 
     SILENCE = "silence"
     LISTENING = "listening"
@@ -38,64 +36,202 @@ class Phase(StrEnum):
     OVERLAP = "overlap"
 
 
-class BaseSession(Protocol):
-    """One conversation as a state machine; see `Session` for what each name means."""
+class BaseSession(ABC):
+    """What an engine drives and a replay can run: `Session`, and the baselines that it is compared with."""
+
+    def __init__(self, template: Template, probe: Probe, config: SessionConfig | None) -> None:
+        self.template = template
+        self.probe = probe
+        self.config = config or SessionConfig()
+        self._log = EventLog()
+        self._cache = CacheOperations(self.config.chunk)
+
+    # ------------------------------------------------------------------ what can be seen
 
     @property
-    def probe(self) -> Probe: ...
-    @property
-    def config(self) -> SessionConfig: ...
-    @property
-    def now(self) -> float: ...
-    @property
-    def phase(self) -> Phase: ...
-    @property
-    def history(self) -> list[Turn]: ...
-    @property
-    def running(self) -> Answer | None: ...
-    @property
-    def input_text(self) -> str | None: ...
-    @property
-    def backlog(self) -> int: ...
-    @property
-    def compaction_backlog(self) -> int: ...
-    @property
-    def deferrable_backlog(self) -> int: ...
-    @property
-    def next_deadline(self) -> float | None: ...
+    def now(self) -> float:
+        """The session's time in seconds."""
+        return self._log.now
 
-    def advance(self, now: float) -> list[Event]: ...
-    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]: ...
-    def heard(self, position: int, *, answer: int | None = None) -> list[Event]: ...
-    def respond(self) -> list[Event]: ...
-    def stop(self) -> list[Event]: ...
-    def resume(self) -> list[Event]: ...
-    def edit(self, history: Sequence[Turn]) -> list[Event]: ...
+    @property
+    @abstractmethod
+    def phase(self) -> Phase:
+        """What the next pass is for."""
 
-    def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan: ...
-    def take(self, steps: Sequence[Step]) -> list[Event]: ...
-    def lose(self, batch: Sequence[Extend]) -> None: ...
-    def evict(self) -> bool: ...
-    def make_room(self) -> bool: ...
-    def close(self) -> Plan: ...
+    @property
+    @abstractmethod
+    def history(self) -> list[Turn]:
+        """What was said to the assistant, and what was heard of it, as far back as the context reaches."""
+
+    @property
+    @abstractmethod
+    def running(self) -> Answer | None:
+        """The running answer, to be read: its id, its text, what has been heard of it."""
+
+    @property
+    @abstractmethod
+    def num_answers(self) -> int:
+        """Answers that have begun so far; their ids count from 0."""
+
+    @property
+    @abstractmethod
+    def input_text(self) -> str | None:
+        """The words that have been neither answered nor dropped; None while there are none."""
+
+    @property
+    @abstractmethod
+    def backlog(self) -> int:
+        """About how many tokens wait to be fed, without those in flight and those of the other two backlogs."""
+
+    @property
+    def compaction_backlog(self) -> int:
+        """Tokens of a shorter context in the making. Nothing waits for them while there is room in the old one."""
+        return 0
+
+    @property
+    def deferrable_backlog(self) -> int:
+        """Tokens of an answer that is well ahead of its listener: they can wait for a pass that is run anyway."""
+        return 0
+
+    @property
+    @abstractmethod
+    def next_deadline(self) -> float | None:
+        """Session time at which `advance` will change something, if nothing else happens before."""
+
+    # ------------------------------------------------------------------ what it can be told
+
+    def advance(self, now: float) -> list[Event]:
+        """The time is `now` (seconds, never going back). Waits that are over take effect.
+
+        Raises:
+            UsageError: `now` is earlier than before.
+        """
+        if now < self.now:
+            raise UsageError(f"time goes forward only: {now} is before {self.now}")
+        self._log.now = now
+        self._act_on_time()
+        return self._settle()
+
+    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]:
+        """The words of `utterance` are now `text`: all of it so far, which may also revise earlier words.
+
+        Empty text is the onset of speech. `final` ends the utterance; afterwards, the same id names a new one. A text
+        of more than `SessionConfig.max_user_characters` is refused, and nothing of it is kept.
+        """
+        if len(text) > self.config.max_user_characters:
+            self._log.add(Refused(self.now, utterance, self.config.too_long))
+            self._refuse(utterance, well_formed(text[:_EXCERPT]).strip(), final=final)
+        else:
+            self._hear(utterance, well_formed(text).strip(), final=final)
+        return self._settle()
+
+    def heard(self, position: int, *, answer: int | None = None) -> list[Event]:
+        """The user has heard the answer (the running one, or the one of that id) up to character `position`.
+
+        It is rounded down to a whole word. Late reports, for an answer that was cut, change nothing.
+
+        Raises:
+            UsageError: there has never been such an answer, or the position is beyond what was said.
+        """
+        if answer is not None and not 0 <= answer < self.num_answers:
+            raise UsageError(f"there is no answer {answer}; the newest is {self.num_answers - 1}")
+        running = self.running
+        if running is not None and answer in (None, running.id):
+            if not 0 <= position <= running.num_said:
+                raise UsageError(f"position {position} is not within the {running.num_said} characters said so far")
+            self._heard(running, position)
+        return self._settle()
+
+    @abstractmethod
+    def respond(self) -> list[Event]:
+        """Answer now: what is being heard, whatever its state; without words, let the assistant speak."""
+
+    @abstractmethod
+    def stop(self) -> list[Event]:
+        """End the assistant's speech. What is being heard stays."""
+
+    @abstractmethod
+    def resume(self) -> list[Event]:
+        """Let the answer that was cut last go on."""
+
+    @abstractmethod
+    def edit(self, history: Sequence[Turn]) -> list[Event]:
+        """Replace the history. A running answer, suspended ones and the words being heard are given up.
+
+        Raises:
+            ContextOverflow: the turns do not fit.
+            TemplateError: the model's template does not allow these turns.
+        """
+
+    # ------------------------------------------------------------------ plan and take
+
+    @abstractmethod
+    def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
+        """What to run next: operations on the cache, then one pass over everything that is pending.
+
+        The pass feeds at most `limit` tokens: those of the answer first, then the words being heard, then those of a
+        compaction. The rest stays pending. The probe is never split: a limit below its length postpones the decision.
+        `compaction_limit` is a separate budget, on top of `limit`, for a compaction that nothing waits for.
+        """
+
+    @abstractmethod
+    def take(self, steps: Sequence[Step]) -> list[Event]:
+        """The results of a pass. What nothing waits for any more is discarded."""
+
+    def lose(self, batch: Sequence[Extend]) -> None:
+        """The pass over `batch` did not take place; its work is planned again."""
+        self._cache.lose(batch)
+
+    @abstractmethod
+    def make_room(self) -> bool:
+        """The cache is full: give up what is missed least. Returns whether anything was left to give up."""
+
+    def evict(self) -> bool:
+        """Give up KV that can be computed again later. Returns whether there was any."""
+        return False
+
+    def close(self) -> Plan:
+        """End the conversation: the returned plan frees everything it holds."""
+        self._free()
+        return self._cache.flush()
+
+    # ------------------------------------------------------------------ what each kind does in its own way
+
+    @abstractmethod
+    def _act_on_time(self) -> None:
+        """Time has passed."""
+
+    @abstractmethod
+    def _hear(self, utterance: str, text: str, *, final: bool) -> None:
+        """See `hear`; `text` is well-formed, stripped and not too long."""
+
+    @abstractmethod
+    def _refuse(self, utterance: str, excerpt: str, *, final: bool) -> None:
+        """Words of `utterance`, of which `excerpt` is the beginning, were refused."""
+
+    @abstractmethod
+    def _heard(self, answer: Answer, position: int) -> None:
+        """See `heard`; `answer` is the running one."""
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Free all sequences."""
+
+    def _follow_up(self) -> None:  # noqa: B027 - not every kind has something to do
+        """Do what follows from the last change."""
+
+    def _settle(self) -> list[Event]:
+        """Do what follows from the last change. Returns the events since the last call."""
+        self._follow_up()
+        return self._log.drain()
 
 
-class SessionFactory(Protocol):
-    """Makes a session, as the class `Session` does."""
-
-    def __call__(
-        self,
-        template: Template,
-        probe: Probe,
-        *,
-        policy: Policy | None = None,
-        config: SessionConfig | None = None,
-        history: Sequence[Turn] = (),
-    ) -> BaseSession: ...
+SessionFactory: TypeAlias = Callable[..., BaseSession]
+"""Makes a session of some kind, from the arguments that `Session` takes."""
 
 
-class Session:
-    """One conversation: at most one input and one running answer."""
+class Session(BaseSession):
+    """The method: an input channel and an output channel, and the transitions between them."""
 
     def __init__(
         self,
@@ -106,22 +242,14 @@ class Session:
         config: SessionConfig | None = None,
         history: Sequence[Turn] = (),
     ) -> None:
-        """Start a conversation, with `history` if it is taken up.
+        """Start a conversation, or continue one that has the turns `history`.
 
         Raises:
             ContextOverflow: the system prompt, the history or the probe leaves too little room.
             TemplateError: the model's template does not allow these turns.
         """
-        self.template = template
-        self.probe = probe
+        super().__init__(template, probe, config)
         self.policy = policy or Policy()
-        self.config = config or SessionConfig()
-        self._log = Log()
-        self._cache = CacheOperations(self.config.chunk)
-        self._memory = Memory()
-        self._input: Input | None = None
-        self._kept: Input | None = None  # dropped with its words in the cache, since they may grow
-        self._stop: Input | None = None  # the words that were last taken for a request to stop; they may grow, too
         probe_length = len(probe.tokens)
         if probe_length > self.config.max_length // 4:
             raise ContextOverflow(
@@ -131,23 +259,19 @@ class Session:
         self._output = OutputChannel(
             template, self.policy, self.config, self._cache, self._log, history, probe_length=probe_length
         )
-        self._apply: dict[Transition, Callable[[Input], None]] = {
+        self._input = InputChannel(template, probe, self.config, self._output, self._cache, self._log)
+        self._apply: dict[Transition, Callable[[], None]] = {
             Transition.HOLD: self._hold,
-            Transition.DROP: self._drop_unwanted,
+            Transition.DROP: self._drop,
             Transition.PROMOTE: self._promote,
-            Transition.INTERRUPT: self._promote,
+            Transition.INTERRUPT: self._interrupt,
             Transition.HALT: self._halt,
-            Transition.TAKE_BACK: self._join,
+            Transition.TAKE_BACK: self._take_back,
             Transition.WITHDRAW: self._halt,
             Transition.DEFER: self._defer,
         }
 
-    # ------------------------------------------------------------------ what one can see
-
-    @property
-    def now(self) -> float:
-        """The session's time in seconds."""
-        return self._log.now
+    # ------------------------------------------------------------------ what can be seen
 
     @property
     def floor(self) -> Floor:
@@ -158,27 +282,26 @@ class Session:
 
     @property
     def phase(self) -> Phase:
-        """What is going on."""
-        listening = self._input is not None and self._input.needs_score
         if self.running is not None:
-            return Phase.OVERLAP if listening else Phase.SPEAKING
-        return Phase.LISTENING if listening else Phase.SILENCE
+            return Phase.OVERLAP if self._input.needs_score else Phase.SPEAKING
+        return Phase.LISTENING if self._input.needs_score else Phase.SILENCE
 
     @property
     def history(self) -> list[Turn]:
-        """What was said to the assistant, and what was heard of it, as far back as the context reaches."""
         answer = self.running
         return self._output.history + (answer.turns if answer is not None and answer.num_heard else [])
 
     @property
     def running(self) -> Answer | None:
-        """The running answer, to be read: its id, its text, what has been heard of it."""
         return self._output.answer
 
     @property
+    def num_answers(self) -> int:
+        return self._output.num_answers
+
+    @property
     def input_text(self) -> str | None:
-        """The words that are being heard and have not been answered or dropped; None while there are none."""
-        return self._input.text if self._input else None
+        return self._input.text
 
     @property
     def num_suspended(self) -> int:
@@ -187,150 +310,221 @@ class Session:
 
     @property
     def backlog(self) -> int:
-        """About how many tokens wait to be fed, without those in flight and those of the other two backlogs."""
-        listening = self._input
-        if listening is None or (listening.sequence is None and not listening.needs_score):
-            return self._output.backlog
-        if listening.sequence is None:  # not in tokens yet
-            return self._output.backlog + len(listening.text) // _CHARACTERS_PER_TOKEN + len(self.probe.tokens)
-        num_probes = len(self.probe.tokens) if listening.needs_score and listening.sequence.fed is None else 0
-        return self._output.backlog + listening.sequence.num_waiting + num_probes
+        return self._output.backlog(self._lookahead) + self._input.backlog
 
     @property
     def compaction_backlog(self) -> int:
-        """Tokens of a shorter context in the making, which nobody waits for while there is room in the old one."""
         return self._output.compaction_backlog
 
     @property
     def deferrable_backlog(self) -> int:
-        """Tokens of an answer that is well ahead of its listener: they can wait for a pass that is made anyway."""
-        return self._output.deferrable_backlog
+        return self._output.deferrable_backlog(self._lookahead)
 
     @property
     def next_deadline(self) -> float | None:
-        """Session time at which `advance` will change something if nothing else happens before."""
         return min(self._deadlines(), default=None)
 
-    # ------------------------------------------------------------------ what one can tell it
+    @property
+    def _lookahead(self) -> int:
+        """How many tokens of an answer may be unheard.
 
-    def advance(self, now: float) -> list[Event]:
-        """It is `now` (seconds, never going back). Waits that are over are acted on.
-
-        Raises:
-            UsageError: `now` is earlier than before.
+        While words are heard, fewer: if they cut the answer, less was computed in vain, and the backend is likely to
+        be idle when the next words come.
         """
-        if now < self.now:
-            raise UsageError(f"time goes forward only: {now} is before {self.now}")
-        self._log.now = now
-        answer, waiting = self.running, self._input
-        if answer and not answer.is_released and answer.begun_at + self.policy.settle_s <= now:
-            self._output.release()
-        elif waiting and self._is_waiting(waiting) and waiting.changed_at + self.policy.patience_s <= now:
-            self._lose_patience(waiting)
+        config = self.config
+        return min(config.lookahead, config.lookahead_listening) if self._input.current else config.lookahead
+
+    # ------------------------------------------------------------------ a cycle
+
+    def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
+        self._cache.room = limit
+        while not self._input.attach() and self._output.swap_if_compacted():
+            pass  # the shorter context was cached already: there is room in it
+        self._output.plan(self._lookahead)
+        self._input.plan()
+        self._output.plan_compaction(compaction_limit)
+        return self._cache.flush()
+
+    def take(self, steps: Sequence[Step]) -> list[Event]:
+        forecast: tuple[Input, tuple[float, ...]] | None = None
+        for step in steps:
+            work = self._cache.land(step.ticket)
+            if work is None or work.owner is None:
+                continue
+            if self._output.is_continued_by(work):
+                self._output.go_on(step.tokens)
+            elif self._input.is_forecast_by(work) and self._input.current is not None:
+                forecast = self._input.current, step.p
+        if forecast is not None and forecast[0] is self._input.current:  # after the answer's token: they share the pass
+            self._judge(*forecast)
         return self._settle()
 
-    def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]:
-        """The words of `utterance` are now `text`: all of it so far, which may also take back what was heard before.
+    # ------------------------------------------------------------------ listening
 
-        Empty text is the onset of speech. `final` ends the utterance: the same id names a new one afterwards.
-        """
-        text = well_formed(text).strip()
-        answer, listening = self.running, self._input
-        known = listening.find(utterance) if listening else None
+    def _hear(self, utterance: str, text: str, *, final: bool) -> None:
+        answer = self.running
         answered = answer.find(utterance) if answer else None
-        grown = known or answered
-        if grown is not None and grown.text == text and not final:
-            return self._settle()
-        if grown is None and self._memory.was_dropped(utterance, text, final=final):
-            if final:
-                self._forget_kept()
-                self._stop = None
-            return self._settle()
+        known = self._input.find(utterance) or answered
+        if known is not None and known.text == text and not final:
+            return
+        if known is None and self._input.was_dropped(utterance, text, final=final):
+            return
         self._log.add(Received(self.now, utterance, text, final))
-        if answer and answered and answered.text == text:
-            answered.final = True  # only the end is new
-            self._memory.end(utterance)
-            self._release_if_sure(answer)
-            return self._settle()
-        if answer and answered and not answer.num_heard:
-            listening, known = self._take_back(answer), answered
-        num_answered = self._memory.num_answered(utterance, text)
+        if answered is not None and answered.text == text:  # only the end is new
+            self._input.memory.end(utterance)
+            self._output.end_words(utterance)
+            return
+        if answer is not None and answered is not None and not answer.num_heard:
+            self._reopen_turn(answer)
+        is_new = self._input.find(utterance) is None
+        if not self._input.hear(utterance, text, final=final):
+            return
+        if is_new:
+            self._output.hold_back()
+        if final and self._input.text == "":
+            self._give_up("retracted")
+
+    def _refuse(self, utterance: str, excerpt: str, *, final: bool) -> None:
+        if self._input.find(utterance) is not None:
+            self._give_up("too long")
+        else:
+            self._log.add(Dropped(self.now, utterance, excerpt, "too long"))
         if final:
-            self._memory.end(utterance)
-        if known is None:
-            if not text[num_answered:].strip() and (final or num_answered):
-                return self._settle()  # nothing was said, or nothing more
-            if listening is None:
-                listening = self._input = self._brought_back(utterance)
-            known = listening.find(utterance)
-            if known is None:
-                known = Utterance(utterance)
-                listening.utterances.append(known)
-            if answer is not None:
-                answer.begun_at = self.now  # somebody speaks: what is prepared waits for what it will be
-        assert listening is not None, "a known utterance is part of an input"
-        grew, known.text, known.final, known.skip = known.text != text, text, final, num_answered
-        if grew:
-            self._words_changed(listening)
-        if known.final and not listening.text and self._input is listening:
-            self._drop(listening, "retracted")
-        return self._settle()
+            self._input.memory.end(utterance)
+            if self.running is not None and self.running.find(utterance):
+                self._output.end_words(utterance)
 
     def retract(self, utterance: str) -> list[Event]:
-        """Take back the words of `utterance` that are being heard, also if it has ended."""
-        listening = self._input
-        found = [one for one in listening.utterances if one.id == utterance] if listening else []
-        if listening is None or not found:
+        """Take back the words of `utterance` that are being heard, even if it has ended."""
+        heard = self._input.current
+        if heard is None or all(one.id != utterance for one in heard.utterances):
             self._log.add(Refused(self.now, "retract", f"nothing of {utterance!r} is being heard"))
             return self._settle()
         self._log.add(Received(self.now, utterance, "", True))
-        self._memory.end(utterance)
-        if len(found) == len(listening.utterances):
-            self._drop(listening, "retracted")
-            self._memory.end(utterance)
-        else:
-            listening.utterances = [one for one in listening.utterances if one.id != utterance]
-            self._words_changed(listening)
+        self._input.memory.end(utterance)
+        if not self._input.retract(utterance):
+            self._give_up("retracted")
+            self._input.memory.end(utterance)
         return self._settle()
 
-    def heard(self, position: int, *, answer: int | None = None) -> list[Event]:
-        """The user has heard the answer (the running one, or the one of that id) up to character `position`.
+    def _judge(self, heard: Input, p: tuple[float, ...]) -> None:
+        """The state of the words was forecast: decide, and apply one transition (see `transitions`)."""
+        speaking = self.floor is Floor.SPEAKING
+        decision = self.policy.decide(self.probe.states, p, speaking=speaking)
+        self._input.score(decision)
+        self._log.add(Decided(self.now, heard.id, heard.text, decision, speaking, heard.changed_at))
+        self._apply_state(decision.state)
 
-        It is rounded down to a whole word. Reports that come late, for an answer that was cut, change nothing.
+    def _apply_state(self, state: InputState) -> None:
+        interruptible = self.running.interruptible if self.running else Interruptible.YES
+        self._apply[transition(self.floor, state, interruptible)]()
 
-        Raises:
-            UsageError: there has never been such an answer, or the position is beyond what was said.
+    # ------------------------------------------------------------------ transitions, in the order of their table
+
+    def _hold(self) -> None:
+        """incomplete: the words wait for more, with their KV.
+
+        The probe is rolled back lazily: in the cache it is surplus from now on, and is truncated when more is fed.
         """
-        if answer is not None and not 0 <= answer < self._output.num_answers:
-            raise UsageError(f"there is no answer {answer}; the newest is {self._output.num_answers - 1}")
-        running = self.running
-        if running is None or (answer is not None and answer != running.id):
-            return self._settle()
-        if not 0 <= position <= running.num_said:
-            raise UsageError(f"position {position} is not within the {running.num_said} characters said so far")
-        running.num_reported = max(running.num_reported, position)
-        self._output.hear(running, position)
-        return self._settle()
+        self._input.hold()
+
+    def _drop(self) -> None:
+        """ignore, or stop while nothing is said: the words are given up, and an answer goes on undisturbed.
+
+        If other words are held, the newest are dropped alone. The KV is released at once, unless the words may still
+        grow: then the channel is kept for a while (see `InputChannel`).
+        """
+        decision = self._input.heard.decision
+        assert decision is not None, "it was judged"
+        state = decision.state
+        if state is not InputState.IGNORE or not self._input.drop_newest(state.value):
+            self._give_up(state.value)
+
+    def _promote(self) -> None:
+        """process: the input channel becomes the output channel, and the assistant's header is appended.
+
+        Where no answer would fit, the words wait for a shorter context.
+        """
+        heard, point = self._input.heard, self._output.fork_point()
+        words = heard.ids(self.template, first=point.is_first)
+        if not self._output.has_room(point, words, to_answer=True):
+            self._input.detach()
+            self._defer()
+            return
+        answer = self._output.promote(heard, point, words, self._input.hand_over(point))
+        self._input.memory.answer(heard.utterances)
+        self._log.add(Promoted(self.now, heard.id, heard.text, answer.id))
+        decision = heard.decision
+        is_sure = decision is not None and decision.state is InputState.PROCESS and decision.p >= self.policy.p_sure
+        self._output.release_if_sure(is_sure)
+
+    def _interrupt(self) -> None:
+        """process over an answer: the answer is suspended with its KV, and the words are promoted."""
+        self._input.interrupts(self._output.suspend().id)
+        self._promote()
+
+    def _halt(self) -> None:
+        """stop: the answer is suspended, or withdrawn if nothing of it was heard; the words are dropped."""
+        assert self.running is not None, "there is an answer to halt"
+        self._input.interrupts(self.running.id)
+        self._give_up(InputState.STOP.value)
+        self._output.silence()
+
+    def _take_back(self) -> None:
+        """process or incomplete before anything was heard: the words continue the turn that is being answered."""
+        assert self.running is not None, "there is an answer to take back"
+        self._reopen_turn(self.running)
+        self._input.words_changed()
+
+    def _defer(self) -> None:
+        """process over an answer that may not be interrupted, or without room: the words wait until it is possible."""
+        self._input.hold(deferred=True)
+
+    def _reopen_turn(self, answer: Answer) -> None:
+        """Roll the unheard answer back to the mark: its turn is heard again, on a fork that has the words cached."""
+        self._input.forget_kept()
+        self._input.detach()
+        self._input.reopen(answer.utterances, self._output.take_back(), interrupted=answer.interrupted)
+        self._log.add(TakenBack(self.now, answer.id))
+
+    def _give_up(self, reason: str) -> None:
+        """Drop what is being heard. If it had seemed to interrupt an answer and did not, the answer resumes."""
+        cut = self._input.drop(reason).interrupted
+        is_aside = reason in (InputState.IGNORE, "patience", "retracted")
+        if cut is not None and is_aside and self.running is None and self._output.can_resume_exactly(cut):
+            self._output.resume_exactly(cut)
+
+    # ------------------------------------------------------------------ commands
+
+    def _heard(self, answer: Answer, position: int) -> None:
+        self._output.hear(position)
 
     def respond(self) -> list[Event]:
-        """Answer now: what is being heard, whatever the model thinks of it; without words, let the assistant speak."""
-        if self._input and self._input.text:
-            self._answer_now(self._input)
+        if self._input.text:
+            self._answer_now()
         elif self.running:
             self._output.release()
         else:
             self._output.speak_up()
         return self._settle()
 
+    def _answer_now(self) -> None:
+        if self.floor is Floor.PREPARED:
+            self._take_back()
+        if self._input.current is not None:
+            if self.running is not None:
+                self._interrupt()
+            else:
+                self._promote()
+        self._output.release()
+
     def stop(self) -> list[Event]:
-        """End the assistant's speech. What is being heard meanwhile stays."""
         if self.running is None:
             self._log.add(Refused(self.now, "stop", "no answer is running"))
         self._output.silence()
         return self._settle()
 
     def resume(self) -> list[Event]:
-        """Let the answer that was cut last go on from the word that was heard last (design rule 6)."""
         if self._output.suspended:
             self._output.resume()
         else:
@@ -350,16 +544,15 @@ class Session:
         template = template or self.template
         self._output.replace(history, template)
         self.template = template
-        if self._input:
-            self._drop(self._input, "edit")
+        if self._input.current:
+            self._give_up("edit")
+        self._input.use(template)
         self._log.add(Edited(self.now, tuple(history)))
         return self._settle()
 
     def protect(self, interruptible: Interruptible) -> None:
         """Say what may cut the running answer, and those that follow until said otherwise."""
-        self._output.interruptible = interruptible
-        if self.running:
-            self.running.interruptible = interruptible
+        self._output.protect(interruptible)
 
     def limit(self, max_answer: int) -> None:
         """Answers that begin from now on have at most `max_answer` tokens.
@@ -369,11 +562,14 @@ class Session:
         """
         if max_answer < 1:
             raise UsageError(f"an answer of {max_answer} tokens says nothing; allow at least 1")
-        self._output.max_answer = max_answer
+        self._output.limit(max_answer)
 
     def adjust(self, policy: Policy) -> None:
         """Decide by `policy` from now on. What may cut an answer is not changed by it; see `protect`."""
-        self.policy = self._output.policy = policy
+        self.policy = policy
+        self._output.adjust(policy)
+
+    # ------------------------------------------------------------------ room
 
     def make_room(self) -> bool:
         """The cache is full: give up what is missed least. Returns whether anything was left to give up.
@@ -381,291 +577,61 @@ class Session:
         Words that were ignored and suspended answers (see `evict`) go first, then a compaction in progress, then the
         words being heard; then the answer ends here, and last the older half of the conversation is left out at once.
         """
-        branch, listening = self._output, self._input
-        if self._forget_kept() or branch.evict():
+        output, heard = self._output, self._input.current
+        if self._input.forget_kept() or output.evict():
             return True
-        if branch.give_up_compaction():
-            self._detach(listening)  # it is forked again, or waits, as there is room then
+        if output.give_up_compaction():
+            self._input.detach()  # it is forked again, or waits, as there is room then
             return True
-        if listening is not None and listening.sequence is not None:
-            self._log.add(Refused(self.now, listening.id, "no room in the cache"))
-            self._drop(listening, "no room")
+        if heard is not None and heard.sequence is not None:
+            self._log.add(Refused(self.now, heard.id, "no room in the cache"))
+            self._give_up("no room")
             return True
-        return branch.cut_short() or branch.trim_at_once()
+        return output.cut_short() or output.trim_at_once()
 
     def evict(self) -> bool:
         """Give up the KV of a suspended answer. Returns whether there was any.
 
-        It can still be resumed: what was not heard of it is fed again then.
+        The answer can still be resumed: what was not heard of it is fed again then.
         """
         return self._output.evict()
 
-    def close(self) -> Plan:
-        """End the conversation: the returned plan frees everything it holds."""
-        self._forget_kept()
-        self._detach(self._input)
-        self._input = None
+    def _free(self) -> None:
+        self._input.free()
         self._output.free()
-        return self._cache.flush()
 
-    # ------------------------------------------------------------------ plan and take
+    # ------------------------------------------------------------------ time
 
-    def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
-        """What to run next: changes to the cache, then one pass with all that is pending, listening included.
-
-        The pass feeds at most `limit` tokens: those of the answer first, then the words being heard, then those of a
-        compaction. The rest stays pending. The probe is never split: a limit below its length postpones the decision.
-        `compaction_limit` is a separate budget, on top of `limit`, for a compaction that nothing waits for.
-        """
-        self._cache.room = limit
-        self._attach_input()  # first: where there is no room for it, a compaction begins, and that is to be fed
-        self._output.plan_answer()
-        self._plan_input()
-        self._output.plan_compaction(compaction_limit)
-        return self._cache.flush()
-
-    def take(self, steps: Sequence[Step]) -> list[Event]:
-        """The results of a pass. What nobody waits for any more is discarded."""
-        judged: tuple[Input, tuple[float, ...]] | None = None
-        for step in steps:
-            work = self._cache.land(step.ticket)
-            if work is None or work.owner is None:
-                continue
-            answer, listening = self.running, self._input
-            if answer is not None and work.owner is answer and work.version == answer.num_tokens:
-                self._output.go_on(answer, step.tokens)
-            elif listening is not None and work.owner is listening and work.version == listening.version:
-                judged = listening, step.p
-        if judged is not None and judged[0] is self._input:  # after the answer's token: they share the pass
-            self._judge(*judged)
-        return self._settle()
-
-    def lose(self, batch: Sequence[Extend]) -> None:
-        """The pass over `batch` did not take place; its work is planned again."""
-        self._cache.lose(batch)
-
-    def _attach_input(self) -> None:
-        """Fork the input channel as soon as what it forks from is in the cache."""
-        listening, branch = self._input, self._output
-        if listening is None or listening.sequence is not None or listening.deferred:
-            return
-        at, opening, is_first = branch.end()
-        if at - branch.sequence.cached > 1:
-            return  # what it would share is still being fed: forking now would feed it twice
-        ids = (*opening, *self.template.user(listening.text, first=is_first))
-        if branch.has_room(at, ids, to_answer=False):
-            self._forget_kept()
-            channel = self._cache.fork(branch.sequence, at)
-            channel.items.extend(ids)
-            listening.attach(channel, at, opening, is_first, branch.epoch)
-        elif branch.swap_if_compacted():
-            self._attach_input()  # there was nothing to be fed for it
-
-    def _plan_input(self) -> None:
-        listening = self._input
-        if listening is None or listening.sequence is None:
-            return
-        channel = listening.sequence
-        self._cache.roll_back(channel)
-        if channel.fed is not None:
-            return
-        size, probe = self._cache.portion(channel), self.probe
-        is_all = size == channel.num_pending
-        if is_all and listening.needs_score and self._cache.has_room(size + len(probe.tokens)):
-            version = listening.version
-            self._cache.feed(channel, size, probe=probe.tokens, watch=probe.watch, owner=listening, version=version)
-        elif size:
-            self._cache.feed(channel, size)
-
-    # ------------------------------------------------------------------ listening
-
-    def _words_changed(self, listening: Input) -> None:
-        listening.grow(self.now)
-        limit = self.config.max_user_text
-        ids: tuple[Token, ...] = ()
-        is_too_long = len(listening.text) > 32 * limit  # hopeless, so it is not even tokenised
-        if not is_too_long:
-            ids = self.template.user(listening.text, first=listening.is_first)
-            is_too_long = len(ids) > limit
-        if is_too_long:
-            self._log.add(Refused(self.now, listening.id, f"a turn of more than {limit} tokens; say it in parts"))
-            self._drop(listening, "too long")
-        elif listening.sequence is not None and self._output.has_room(
-            listening.at, (*listening.opening, *ids), to_answer=False
-        ):
-            listening.sequence.replace_tail(listening.at, (*listening.opening, *ids))
-        else:
-            self._detach(listening)  # there was room for the words that had come before, but not for these
-
-    def _judge(self, listening: Input, p: tuple[float, ...]) -> None:
-        answer, speaking = self.running, self.floor is Floor.SPEAKING
-        decision = self.policy.decide(self.probe.states, p, speaking=speaking)
-        listening.scored, listening.decision = listening.version, decision
-        self._log.add(Decided(self.now, listening.id, listening.text, decision, speaking, listening.changed_at))
-        interruptible = answer.interruptible if answer else Interruptible.YES
-        self._apply[transition(self.floor, decision.state, interruptible)](listening)
-
-    def _hold(self, listening: Input) -> None:
-        listening.hold()
-        self._log.add(Held(self.now, listening.id, deferred=False))
-
-    def _defer(self, listening: Input) -> None:
-        listening.deferred = True
-        if listening.decision is not None:
-            listening.hold()
-        self._log.add(Held(self.now, listening.id, deferred=True))
-
-    def _drop_unwanted(self, listening: Input) -> None:
-        assert listening.decision is not None, "it was judged"
-        state = listening.decision.state
-        newest = listening.drop_newest() if state is InputState.IGNORE else None
-        if newest is None:
-            self._drop(listening, state.value)
-            return
-        self._memory.drop(newest.utterances)  # an aside beside words that wait: they go on waiting
-        self._log.add(Dropped(self.now, newest.id, newest.text, state.value))
-        if listening.sequence is not None:
-            ids = self.template.user(listening.text, first=listening.is_first)
-            listening.sequence.replace_tail(listening.at, (*listening.opening, *ids))
-
-    def _drop(self, listening: Input, reason: str) -> None:
-        self._forget_kept()
-        if reason == InputState.IGNORE and listening.sequence is not None and listening.may_come_back:
-            self._kept = listening
-        else:
-            self._detach(listening)
-        self._input = None
-        if reason == InputState.STOP:
-            self._stop = listening
-        self._memory.drop(listening.utterances)
-        self._log.add(Dropped(self.now, listening.id, listening.text, reason))
-        cut = listening.interrupted
-        was_an_aside = reason in (InputState.IGNORE, "patience", "retracted")
-        if cut is not None and was_an_aside and self.running is None and self._output.can_resume_exactly(cut):
-            self._output.resume_exactly(cut)  # what had seemed to interrupt it did not
-
-    def _brought_back(self, utterance: str) -> Input:
-        """A new input; or the one that was ignored last, whose words are in the cache, if they are what is growing.
-
-        If what is growing has stopped an answer, the new input is what interrupted it.
-        """
-        kept, stop = self._kept, self._stop
-        if kept is None or kept.find(utterance) is None or kept.epoch != self._output.epoch:
-            return Input([], self.now, interrupted=stop.interrupted if stop and stop.find(utterance) else None)
-        self._kept = None
-        kept.come_back()
-        return kept
-
-    def _forget_kept(self) -> bool:
-        """Free the words that were ignored last. Returns whether there were any."""
-        kept, self._kept = self._kept, None
-        self._detach(kept)
-        return kept is not None
-
-    def _detach(self, listening: Input | None) -> None:
-        """Take the channel away; it is forked again from where the live branch ends then."""
-        if listening is not None and listening.sequence is not None:
-            self._cache.free(listening.sequence)
-            listening.sequence = None
-
-    def _halt(self, listening: Input) -> None:
-        listening.interrupted = self.running
-        self._drop(listening, InputState.STOP.value)
-        self._output.silence()
-
-    def _join(self, listening: Input) -> None:
-        """A new utterance continues the turn whose answer has not been heard."""
-        assert self.running is not None, "there is an answer to take back"
-        self._detach(listening)
-        self._input = None
-        turn = self._take_back(self.running)
-        turn.utterances += listening.utterances
-        self._words_changed(turn)
-
-    def _take_back(self, answer: Answer) -> Input:
-        """Roll the unheard answer back to the mark: its turn is an input again, on a fork that has the words cached."""
-        others = self._input.utterances if self._input else []
-        self._forget_kept()
-        self._detach(self._input)
-        turn = self._input = Input([*answer.utterances, *others], self.now, interrupted=answer.interrupted)
-        words = self._output.take_back(answer)
-        at, opening, is_first = self._output.end()
-        turn.attach(words, at, opening, is_first, self._output.epoch)
-        self._memory.take_back(answer.utterances)
-        self._log.add(TakenBack(self.now, answer.id))
-        return turn
-
-    # ------------------------------------------------------------------ answering
-
-    def _promote(self, listening: Input) -> None:
-        branch = self._output
-        if self.running is not None:
-            listening.interrupted = self.running
-            branch.suspend(self.running)
-        at, opening, is_first = branch.end()
-        ids = (*opening, *self.template.user(listening.text, first=is_first))
-        if not branch.has_room(at, ids, to_answer=True):
-            self._detach(listening)
-            self._defer(listening)
-            return
-        if listening.sequence is not None and listening.is_attached(at, opening, branch.epoch):
-            branch.adopt(listening.sequence)
-        else:  # more has been heard since the fork: the words go behind that, with the header, in one pass
-            self._detach(listening)
-            branch.sequence.items.extend(ids)
-        self._input = None
-        answer = branch.begin_answer(at, listening.text, listening.utterances)
-        answer.interrupted = listening.interrupted
-        self._memory.answer(listening.utterances)
-        self._log.add(Promoted(self.now, listening.id, listening.text, answer.id))
-        decision = listening.decision
-        is_sure = decision is not None and decision.state is InputState.PROCESS and decision.p >= self.policy.p_sure
-        self._release_if_sure(answer, is_sure)
-
-    def _answer_now(self, listening: Input) -> None:
-        if self.floor is Floor.PREPARED:
-            self._join(listening)
-        if self._input is not None:
-            self._promote(self._input)
-        self._output.release()
-
-    def _lose_patience(self, listening: Input) -> None:
-        """Nothing has come of words that were incomplete, or of an onset without any (design rule 7)."""
-        answer, decision = self.running, listening.decision
-        if decision is None:
-            self._drop(listening, "patience")
-        elif answer is None or self.floor is not Floor.SPEAKING:
-            self._answer_now(listening)
-        elif (state := self.policy.decide_unfinished(decision)) is InputState.IGNORE:
-            self._drop(listening, "patience")
-        else:
-            self._apply[transition(self.floor, state, answer.interruptible)](listening)
-
-    def _release_if_sure(self, answer: Answer, is_sure: bool = False) -> None:
-        if is_sure or all(utterance.final for utterance in answer.utterances):
+    def _act_on_time(self) -> None:
+        answer, heard = self.running, self._input.current
+        if answer and not answer.is_released and answer.begun_at + self.policy.settle_s <= self.now:
             self._output.release()
+        elif heard and heard.is_waiting and heard.changed_at + self.policy.patience_s <= self.now:
+            self._lose_patience(heard)
 
-    # ------------------------------------------------------------------ time and events
-
-    def _is_waiting(self, listening: Input) -> bool:
-        """Whether patience runs: the words were judged incomplete, or there are none."""
-        return not listening.deferred and (listening.decision is not None or not listening.text)
+    def _lose_patience(self, heard: Input) -> None:
+        """Nothing came after words that were incomplete, or after an onset without any (choice 7)."""
+        decision = heard.decision
+        if decision is None:
+            self._give_up("patience")
+        elif self.floor is not Floor.SPEAKING:
+            self._answer_now()
+        elif (state := self.policy.decide_unfinished(decision)) is InputState.IGNORE:
+            self._give_up("patience")
+        else:
+            self._apply_state(state)
 
     def _deadlines(self) -> Iterator[float]:
-        if self.running and not self.running.is_released:
-            yield self.running.begun_at + self.policy.settle_s
-        if self._input and self._is_waiting(self._input):
-            yield self._input.changed_at + self.policy.patience_s
+        answer, heard = self.running, self._input.current
+        if answer and not answer.is_released:
+            yield answer.begun_at + self.policy.settle_s
+        if heard and heard.is_waiting:
+            yield heard.changed_at + self.policy.patience_s
 
-    def _settle(self) -> list[Event]:
-        """What follows from it: a rebuilt context is put to use, and words that had to wait get their turn."""
+    def _follow_up(self) -> None:
+        """A compacted context is put to use, and deferred words get their turn."""
         self._output.swap_if_compacted()
-        listening = self._input
-        self._output.is_talked_over = listening is not None
-        if self._kept is not None and self._kept.epoch != self._output.epoch:
-            self._forget_kept()
-        if listening is not None and listening.epoch != self._output.epoch:
-            self._detach(listening)
-        if listening is not None and listening.deferred and self.running is None and not self._output.is_making_room:
-            self._promote(listening)
-        return self._log.drain()
+        self._input.discard_stale()
+        heard = self._input.current
+        if heard is not None and heard.deferred and self.running is None and not self._output.is_making_room:
+            self._promote()

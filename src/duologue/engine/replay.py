@@ -23,8 +23,7 @@ from duologue.engine.engine import Engine
 from duologue.errors import BadData, DuologueError, UsageError
 from duologue.text.slicing import partials
 from duologue.text.template import Template
-from duologue.text.tokenizer import well_formed
-from duologue.types import SLICE_PERIOD_S, Role, Turn
+from duologue.types import SLICE_PERIOD_S, Role, Turn, well_formed
 
 _COMMANDS = ("stop", "resume", "respond")
 _LATEST_S = 1e9  # later times are taken for mistakes

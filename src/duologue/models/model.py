@@ -19,7 +19,7 @@ from duologue.errors import AdapterMismatch, MissingDependency, UsageError
 from duologue.models.adapters import Adapter, Fingerprint, prompted, shipped_for
 from duologue.models.catalogue import DEFAULT, Source, expanded, find
 from duologue.text.template import Template, Tokenizer
-from duologue.text.tokenizer import well_formed
+from duologue.types import well_formed
 
 TORCH_WEIGHTS = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 GGUF_WEIGHTS = ("BF16", "F16", "Q8_0", "Q4_0")

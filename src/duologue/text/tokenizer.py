@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
         """Ids of `text`, with nothing put before or after it.
 
         With `special`, the text of special tokens stands for them; without, they are ordinary characters. Never
-        raises for a text, whatever it holds: see `well_formed`.
+        raises for a text, whatever it holds: see `duologue.types.well_formed`.
         """
 
     def decode(self, tokens: Sequence[Token]) -> str:
@@ -48,18 +48,6 @@ class Tokenizer(Protocol):
 
         Ids outside the vocabulary (rows an adapter added, padding of the output matrix) have no text.
         """
-
-
-def well_formed(text: str) -> str:
-    """`text` as it can be written in UTF-8: pairs of surrogates joined, each lone surrogate replaced by U+FFFD.
-
-    A Python string from a careless JSON reader may hold surrogates; no tokenizer takes them.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def is_mark(text: str) -> bool:

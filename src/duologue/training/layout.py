@@ -11,8 +11,7 @@ from enum import IntEnum
 from duologue.data.samples import Sample
 from duologue.errors import UsageError
 from duologue.text.template import Template
-from duologue.text.tokenizer import well_formed
-from duologue.types import Role, Token
+from duologue.types import Role, Token, well_formed
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from duologue.backends.llamacpp.library import LoadedModel  # before llama_cpp: 
 import llama_cpp
 
 from duologue.errors import UsageError
-from duologue.text.tokenizer import is_mark, well_formed
-from duologue.types import Token
+from duologue.text.tokenizer import is_mark
+from duologue.types import Token, well_formed
 
 _NO_TOKEN = -1  # llama.cpp's id of a token the vocabulary does not have
 

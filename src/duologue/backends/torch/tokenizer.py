@@ -7,8 +7,8 @@ from typing import Any, final
 
 from transformers import PreTrainedTokenizerBase
 
-from duologue.text.tokenizer import is_mark, well_formed
-from duologue.types import Token
+from duologue.text.tokenizer import is_mark
+from duologue.types import Token, well_formed
 
 _DEFAULT_TEMPLATE = "default"  # the name transformers gives the chat template among several
 

@@ -13,7 +13,7 @@ from duologue.server.realtime.listening import label
 from duologue.server.realtime.messages import event_id, read
 from duologue.server.realtime.request import Request
 from duologue.server.realtime.response import Response, whole_words
-from duologue.text.tokenizer import well_formed
+from duologue.types import well_formed
 from duologue.voice.policy import by_voice
 
 _MOST_DRAFTS = 64

@@ -8,8 +8,7 @@ from duologue.models.model import Model
 from duologue.server.realtime.errors import Rejection
 from duologue.server.realtime.items import Item, merged, turns
 from duologue.text.template import Template
-from duologue.text.tokenizer import well_formed
-from duologue.types import Turn
+from duologue.types import Turn, well_formed
 
 
 class History:

@@ -7,8 +7,7 @@ from typing import Any
 
 from duologue.server.realtime.errors import Rejection
 from duologue.server.realtime.messages import MOST_ID
-from duologue.text.tokenizer import well_formed
-from duologue.types import Role, Turn
+from duologue.types import Role, Turn, well_formed
 
 MOST_ITEMS = 1000  # of a conversation; beyond, the oldest is deleted
 _ROLES = ("user", "assistant", "system")
