@@ -1,0 +1,530 @@
+"""The tables of the documents: one function per table, from result files to Markdown.
+
+Times that were measured while other programs used the cores are marked with †.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from duologue.decisions.metrics import Detection
+from duologue.evaluation import cost_report
+from duologue.evaluation.markdown import MISSING, percent, table
+from duologue.evaluation.results import Result, Results, busy_mark
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+TABLES: dict[str, Callable[[Results], str]] = {}
+"""Name of a table → what renders it."""
+
+Row: TypeAlias = tuple[object, ...]
+_NOTHING = "No run has been committed yet."
+_STATES = ("process", "incomplete", "ignore", "stop")
+
+
+def whole(name: str) -> Callable[[Callable[[Results], str]], Callable[[Results], str]]:
+    """Register a function that renders the table `name` from all result files."""
+
+    def register(render: Callable[[Results], str]) -> Callable[[Results], str]:
+        TABLES[name] = render
+        return render
+
+    return register
+
+
+def by_result(name: str, *header: str, of: str | None = None) -> Callable[[Callable[[Result], Iterator[Row]]], None]:
+    """Register a function that yields the rows of one result; the table `name` holds those of all results `of` a
+    benchmark, by default the one that is named like the table.
+    """
+
+    def register(rows_of: Callable[[Result], Iterator[Row]]) -> None:
+        def render(results: Results) -> str:
+            rows = [row for _, result in results.of(of or name) for row in rows_of(result)]
+            return table(header, rows) if rows else _NOTHING
+
+        TABLES[name] = render
+
+    return register
+
+
+# ------------------------------------------------------------------------------------------------- names and figures
+
+
+def _kind(result: Result) -> str:
+    """Of the adapter."""
+    adapter = result["model"]["adapter"]
+    return str(adapter["kind"] if isinstance(adapter, dict) else adapter).partition(" ")[0]
+
+
+def _engine(result: Result) -> str:
+    """Engine and weights."""
+    model = result["model"]
+    return f"{'llama.cpp' if model['backend'] == 'llamacpp' else model['backend']} {model['weights']}"
+
+
+def _name(result: Result) -> str:
+    """Engine, weights and adapter."""
+    return f"{_engine(result)}, {_kind(result)}"
+
+
+def _pair(row: dict[str, float] | None, digits: int = 1) -> str:
+    """Median and 95th percentile."""
+    return MISSING if row is None else f"{row['p50']:.{digits}f} / {row['p95']:.{digits}f}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _link(name: str) -> str:
+    """From a document in `docs`."""
+    return f"[{name}](../benchmarks/results/{name})"
+
+
+# --------------------------------------------------------------------------------------------------------- the README
+
+
+@whole("readme")
+def readme(results: Results) -> str:
+    """One row per claim and run, each with the file it comes from."""
+    rows: list[tuple[str, str, str, str]] = []
+    for name, result in results.of("exactness"):
+        what = f"{result['tokens_identical']:,} tokens of {result['conversations']} disturbed conversations identical"
+        odd = f"{result['exceptions']} rounding ties" if result["exceptions"] else "no rounding ties"
+        failures = f"**{result['failures']} failures**" if result["failures"] else "no failure"
+        rows.append(("disturbances leave no trace", _name(result), f"{what}, {odd}, {failures}", name))
+    for name, result in results.of("latency"):
+        live, direct = (result["decision_ms"][f"speaking, {how}"] for how in ("live", "direct"))
+        what = f"p50 {live['p50']:.0f} ms, p95 {live['p95']:.0f} ms (between two passes: p95 {direct['p95']:.0f} ms)"
+        rows.append(("words to decision while speaking", _name(result) + busy_mark(result), what, name))
+        added, most = result["passes_added_while_answering"], result["passes_per_decision_in_silence"]
+        what = f"{added} in {direct['n']} decisions (in silence: {most} per decision)"
+        rows.append(("passes added by listening", _name(result), what, name))
+    for name, result in results.of("import_time"):
+        case = result["cases"]["import duologue"]
+        heavy = ", ".join(case["heavy_libraries"]) or "no heavy library loaded"
+        rows.append(("`import duologue`", MISSING, f"{case['adds_s']:.2f} s, {heavy}{busy_mark(result)}", name))
+    linked = [(*row[:3], f"[{row[3].removesuffix('.json')}](benchmarks/results/{row[3]})") for row in rows]
+    header = ("claim", "engine, adapter", "measured", "file")
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * 4, *linked))
+
+
+# ------------------------------------------------------------------------------------------------ the method's claims
+
+
+@by_result(
+    "exactness",
+    *("backend, weights", "conversations", "tokens identical", "exceptions", "failures", "passes added", "noise"),
+)
+def exactness(result: Result) -> Iterator[Row]:
+    """Disturbed conversations beside undisturbed ones."""
+    against = "" if result["against"] == result["model"]["backend"] else f", against {result['against']}"
+    yield (
+        _engine(result) + against,
+        result["conversations"],
+        f"{result['tokens_identical']:,}",
+        result["exceptions"],
+        result["failures"],
+        result["passes_added_by_listening"],
+        f"{result['noise']['max']:.2g}",
+    )
+
+
+@by_result(
+    "latency",
+    *("ms (p50 / p95)", "decision, live", "decision, direct", "decision in silence", "speech alone", "× listening"),
+)
+def latency(result: Result) -> Iterator[Row]:
+    """From words to a decision."""
+    decisions = (result["decision_ms"][name] for name in ("speaking, live", "speaking, direct", "silent, direct"))
+    alone = _pair(result["pass_ms"]["speech alone"])
+    yield (_name(result) + busy_mark(result), *map(_pair, decisions), alone, f"{result['ratio']:.2f}")
+
+
+@by_result("import", "", "adds (s)", "heavy libraries loaded", of="import_time")
+def import_time(result: Result) -> Iterator[Row]:
+    """The cost of starting."""
+    for name, case in result["cases"].items():
+        heavy = ", ".join(case["heavy_libraries"]) or "none"
+        yield f"`{name}`{busy_mark(result)}", f"{case['adds_s']:.3f}", heavy
+
+
+@by_result(
+    "unchanged",
+    *("adapter, engine", "prompts", "tokens", "decisions on the way", "answers that differ", "margins that differ"),
+)
+def unchanged(result: Result) -> Iterator[Row]:
+    """The base model with an adapter and without."""
+    yield (
+        f"{_kind(result)}, {_engine(result)}",
+        result["prompts"],
+        f"{result['tokens']:,}",
+        f"{result['decisions']:,}",
+        result["answers_that_differ"],
+        result["margins_that_differ"],
+    )
+
+
+@by_result(
+    "exports",
+    *("weights, adapter", "tokens looked at", "an added token won", "smallest lead (logits)"),
+    *("greedy tokens as the base", "decision error"),
+    of="export",
+)
+def exports(result: Result) -> Iterator[Row]:
+    """Whether an added token ever wins in an exported file."""
+    yield (
+        f"{result['model']['weights']}, {_kind(result)}",
+        f"{result['tokens']:,}",
+        result["won"],
+        f"{result['smallest_lead']:.2f}",
+        result["greedy_tokens_as_the_base"],
+        f"{result['decision_error']:.4f}",
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- cost
+
+
+@whole("cost")
+def cost(results: Results) -> str:
+    """The kinds of sessions side by side, for every run."""
+    parts = []
+    for name, result in results.of("cost"):
+        parts.append(f"{_name(result)}, {result['model']['name']}{busy_mark(result)} ({_link(name)}):")
+        parts.append(cost_report.summary(result["sessions"]))
+    return "\n\n".join(parts) or _NOTHING
+
+
+@whole("cost-growth")
+def cost_growth(results: Results) -> str:
+    """Growth with the conversation, of the first run; it does not depend on the backend."""
+    return next((cost_report.growth(result["sessions"]) for _, result in results.of("cost")), _NOTHING)
+
+
+@whole("cost-short")
+def cost_short(results: Results) -> str:
+    """The figures that matter, of the first run."""
+    for _, result in results.of("cost"):
+        return f"{_name(result)}{busy_mark(result)}:\n\n{cost_report.short(result['sessions'])}"
+    return _NOTHING
+
+
+@by_result(
+    "scale",
+    *("engine, adapter", "history", "sessions", "decision (ms, p50 / p95)", "tokens/s each, least", "missed"),
+    *("KV (MiB)", "in real time"),
+)
+def scale(result: Result) -> Iterator[Row]:
+    """Live sessions at the same time."""
+    for one in result["outcomes"]:
+        yield (
+            _name(result) + busy_mark(result),
+            f"{one['context_tokens']:,}",
+            one["sessions"],
+            _pair(one["decision_ms"], 0),
+            f"{one['tokens_per_second']['min']:.2f}",
+            one["missed_deadlines"],
+            f"{one['kv_bytes'] / 2**20:,.0f}",
+            _yes(one["realtime"]),
+        )
+
+
+@whole("scale-largest")
+def scale_largest(results: Results) -> str:
+    """The most live sessions in real time."""
+    contexts = sorted({int(context) for _, result in results.of("scale") for context in result["largest"]})
+    header = ("most sessions in real time", *(f"{context:,} tokens of history" for context in contexts), "file")
+    rows = [
+        (
+            _name(result) + busy_mark(result),
+            *(result["largest"].get(str(context), MISSING) for context in contexts),
+            _link(name),
+        )
+        for name, result in results.of("scale")
+    ]
+    return table(header, rows)
+
+
+@whole("serve")
+def serve(results: Results) -> str:
+    """The load of many clients on a server."""
+    header = (
+        *("engine", "clients", "minutes", "decisions", "words → decision (ms, p50 / p95)"),
+        *("longest wait for words (s)", "lost", "server (MB, first / last twentieth)", "in real time", "file"),
+    )
+    rows = []
+    for name, result in results.of("serve"):
+        model, memory = result["model"], result["memory_mb"]
+        rows.append(
+            (
+                f"{model['backend']} {model['weights']}, {model['adapter']}{busy_mark(result)}",
+                result["clients"],
+                f"{result['seconds'] / 60:g}",
+                f"{result['decisions']:,}",
+                _pair(result["decision_ms"], 0),
+                f"{result['longest_wait_s']:.2f}",
+                result["lost"],
+                f"{memory[0]:.0f} / {memory[-1]:.0f}" if memory else MISSING,
+                _yes(result["realtime"]),
+                _link(name),
+            )
+        )
+    return table(header, rows) if rows else _NOTHING
+
+
+@by_result(
+    "plain-loop",
+    *("engine", "loop", "tokens/s (median)", "least … most", "Duologue / this loop"),
+    of="plain_loop",
+)
+def plain_loop(result: Result) -> Iterator[Row]:
+    """One session beside the loops of the same library."""
+    for name, rate in result["tokens_per_second"].items():
+        ratio = result["ratio"].get(name)
+        yield (
+            _engine(result) + busy_mark(result),
+            "Duologue" if ratio is None else name,
+            f"{rate['median']:.1f}",
+            f"{rate['min']:.1f} … {rate['max']:.1f}",
+            "" if ratio is None else f"{ratio:.2f}",
+        )
+
+
+@by_result(
+    "attention",
+    *("engine", "history", "sessions", "speaking: flash (ms)", "stored", "with listening: flash", "stored"),
+)
+def attention(result: Result) -> Iterator[Row]:
+    """llama.cpp's two ways to compute attention."""
+    for row in result["passes"]:
+        yield (
+            _engine(result) + busy_mark(result),
+            f"{row['context_tokens']:,}",
+            row["sessions"],
+            *(f"{row[what][how]:.1f}" for what in ("speaking_ms", "listening_ms") for how in ("flash", "stored")),
+        )
+
+
+@by_result(
+    "caches",
+    *("engine", "sessions", "history", "speaking: one cache (ms)", "contexts of four", "one each"),
+    *("overlap: one cache (ms)", "contexts of four", "one each"),
+)
+def caches(result: Result) -> Iterator[Row]:
+    """llama.cpp's cache, shared by all sessions or by a few."""
+    for row in result["passes"]:
+        yield (
+            _engine(result) + busy_mark(result),
+            row["sessions"],
+            f"{row['context_tokens']:,}",
+            *(
+                f"{row[what][per]:.1f}" if per in row[what] else MISSING
+                for what in ("speaking_ms", "overlap_ms")
+                for per in (str(row["sessions"]), "4", "1")
+            ),
+        )
+
+
+@by_result("lora-shapes", "engine", "LoRA", "decision (ms, p50 / p95)", "of rows", of="lora_shapes")
+def lora_shapes(result: Result) -> Iterator[Row]:
+    """The cost of a LoRA at the probe, by its shape."""
+    for shape, row in result["decision_ms"].items():
+        yield _engine(result) + busy_mark(result), shape, _pair(row), f"{row['ratio']:.2f}"
+
+
+# ------------------------------------------------------------------------------------------------------------- states
+
+
+@by_result(
+    "states", "adapter, engine", "where", "n", *_STATES, "answer F1", "false answers", "false waits", "ECE", of="states"
+)
+def states(result: Result) -> Iterator[Row]:
+    """The shipped adapters on sources that they were not trained on."""
+    for place, where in () if "baselines" in result else (("idle", "assistant silent"), ("speaking", "over an answer")):
+        found = result[place]
+        shares = [found["recall"][state] for state in _STATES]
+        shares += [found["answer"]["f1"], found["false_answer_rate"], found["false_wait_rate"], found["ece"]]
+        yield (f"{_kind(result)}, {_engine(result)}", where, found["n"], *map(percent, shares))
+
+
+@whole("state-kinds")
+def state_kinds(results: Results) -> str:
+    """By kind of row, over an answer and outside of one."""
+    chosen = _on_torch(results)
+    rows = []
+    for place, where in (("idle", "silent"), ("speaking", "over an answer")):
+        for kind, group in chosen[0][place]["per_kind"].items() if chosen else ():
+            right = [percent(result[place]["per_kind"][kind]["accuracy"]) for result in chosen]
+            rows.append((kind, where, group["n"], *right))
+    return table(("kind of row", "where", "n", *(f"{_kind(result)}: right" for result in chosen)), rows)
+
+
+@whole("state-sources")
+def state_sources(results: Results) -> str:
+    """By source."""
+    chosen = _on_torch(results)
+    rows = [
+        (source, group["n"], *(percent(result["per_source"][source]["accuracy"]) for result in chosen))
+        for source, group in (chosen[0]["per_source"].items() if chosen else ())
+    ]
+    return table(("source", "n", *(f"{_kind(result)}: right" for result in chosen)), rows)
+
+
+def _on_torch(results: Results) -> list[Result]:
+    return [result for _, result in results.of("states") if result["model"]["backend"] == "torch"]
+
+
+@whole("state-baselines")
+def state_baselines(results: Results) -> str:
+    """Other ways to decide, on the same rows."""
+    header = ("decided by", "n", "answer F1", "false answers", "respond F1", *_STATES)
+    rows = []
+    for _, result in results.of("states"):
+        if "baselines" in result:
+            rows += [(name, result["n"], *_decided(found)) for name, found in result["baselines"].items()]
+            rows.append((f"**{_kind(result)}**", result["n"], *_decided(result)))
+    for _, result in results.of("smart_turn"):
+        found = result["rows"]["smart turn"]
+        rows.insert(-1, ("Smart Turn 3.2, spoken by Piper", found["n"], *_decided(found)))
+    return table(header, rows)
+
+
+def _decided(found: Result) -> tuple[str, ...]:
+    if "unavailable" in found:
+        return ("not available", *[""] * (2 + len(_STATES)))
+    shares = [found["answer"]["f1"], found["false_answer_rate"], found["respond"]["f1"]]
+    return tuple(map(percent, shares + [found["recall"][state] for state in _STATES]))
+
+
+@by_result("smart-turn", "decided by", "n", "whole orders: right", "cut orders: right", of="smart_turn")
+def smart_turn(result: Result) -> Iterator[Row]:
+    """Recorded orders, whole and cut."""
+    names = {"Smart Turn 3.2, by sound": "smart turn", f"{_kind(result)}, by words": "adapter"}
+    for name, who in names.items():
+        found = result["orders"][who]
+        yield (name, found["n"], *(percent(found["recall"][state]) for state in ("process", "incomplete")))
+
+
+@whole("paper")
+def paper(results: Results) -> str:
+    """Answer or ignore, beside the published figures (DUO, table 3; false answers follow from its counts)."""
+    header = ("answer or ignore", "F1", "ignored rows answered or waited for", "trained", "rows")
+    rows: list[Row] = [
+        ("always answering, on the paper's mix", "87.07", 100, "nothing", "1,683 answer, 500 ignore"),
+        ("MiniCPM-Duo 2.4 B (DUO)", "92.68", 53.2, "all weights, 10,000 samples", "the same"),
+        ("MiniCPM 2.4 B, 5 examples (DUO)", "81.99", 95, "nothing", "the same"),
+    ]
+    unseen = {source for _, build in results.of("build") for source in build["recipe"]["unseen"]}
+    for result in _on_torch(results):
+        confusions = [each["confusion"] for name, each in result["idle"]["per_source"].items() if name in unseen]
+        asked, ignored = (
+            sum((Counter(each.get(label, {})) for each in confusions), Counter[str]())
+            for label in ("process", "ignore")
+        )
+        kept, dropped = ignored.total() - ignored["ignore"], asked["ignore"]
+        respond = Detection.of(hits=asked.total() - dropped, false=kept, missed=dropped)
+        trained = "rows and a LoRA at one position" if _kind(result) == "alora" else "rows"
+        n = f"{asked.total():,} answer, {ignored.total()} ignore, unseen sources"
+        share = percent(kept / ignored.total())
+        rows.append((f"{_kind(result)}, SmolLM2 135 M", percent(respond.f1), share, trained, n))
+    return table(header, rows)
+
+
+@by_result("agreement", "adapter, engines", "rows", "equal decisions, %", of="states")
+def agreement(result: Result) -> Iterator[Row]:
+    """Whether backends decide alike."""
+    if "compare" in result:
+        other = result["compare"]
+        engines = f"{_engine(result)} and {other['backend']} {other['weights']}"
+        yield f"{_kind(result)}, {engines}", result["n"], percent(other["equal_decisions"], digits=2)
+
+
+@whole("experiments")
+def experiments(_: Results) -> str:
+    """All experiments, one table each."""
+    header = ("variant", "samples", "numbers trained", "s", *_STATES, "F1", "false", "F1 over", "false over")
+    parts = []
+    for path in sorted(EXPERIMENTS.glob("*/result.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        rows: list[Row] = []
+        for row in result["results"]:
+            idle, over = row["idle"], row["over_an_answer"]
+            shares = [*(idle["recall"][state] for state in _STATES), idle["answer_f1"], idle["false_answers"]]
+            shares += [over["answer_f1"], over["false_answers"]]
+            trained = f"{row['trained_numbers']:,}"
+            rows.append((row["variant"], row["samples"], trained, row["training_s"], *map(percent, shares)))
+        name = path.parent.name
+        about = f"**{name}** – {result['question']} ([result](../experiments/{name}/result.json))"
+        parts.append(f"{about}\n\n{table(header, rows)}")
+    return "\n\n".join(parts) or _NOTHING
+
+
+# -------------------------------------------------------------------------------------------------------------- voice
+
+_SOUNDS = {
+    "questions": "synthetic questions, in silence",
+    "commands": "recorded orders of coffee, in silence",
+    "interruptions": "synthetic interruptions",
+    "command_interruptions": "recorded orders over an answer about coffee",
+    "command_interruptions_of_stories": "recorded orders over a story",
+    "backchannels": "backchannels",
+    "asides": "words to somebody else",
+    "coughs": "coughs",
+    "noise": "noises",
+    "background": "background talk",
+}
+
+
+@whole("voice")
+def voice(results: Results) -> str:
+    """Delays of a conversation by voice, and what interrupts it."""
+    header = (
+        *("seconds, p50 / p95", "n", "outcome", "yielded"),
+        *("onset → ducked", "onset → silence", "end of speech → first sound"),
+    )
+    parts = []
+    for name, result in results.of("voice"):
+        rows: list[Row] = []
+        for key, found in result.items():
+            if not isinstance(found, dict) or "trials" not in found:
+                continue
+            kind, _, level = key.partition("_") if key.startswith(("noise", "background")) else (key, "", "")
+            what = _SOUNDS[kind] + (f", {level.replace('dB', ' dB')}" if level else "")
+            rows.append((what, found["trials"], *_voice_row(found)))
+        how = "a recogniser that knows and takes no time" if result["oracle"] else "Whisper base"
+        loads, cores = result["load_averages"], result["hardware"]["cores"]
+        parts.append(f"With {how}, load average {min(loads)} to {max(loads)} on {cores} cores ({_link(name)}):")
+        parts.append(table(header, rows))
+    return "\n\n".join(parts) or _NOTHING
+
+
+def _voice_row(found: Result) -> tuple[str, ...]:
+    yielded = str(found.get("yielded", ""))
+    if "got_through" in found:
+        outcome = f"{found['got_through']} got through"
+        return outcome, yielded, _pair(found["onset_to_duck_s"], 2), _pair(found["onset_to_silence_s"], 2), ""
+    if "survived" in found:
+        return f"{found['survived']} survived, {found['untouched']} untouched", yielded, "", "", ""
+    return f"{found['answered']} answered", "", "", "", _pair(found["end_of_speech_to_first_sound_s"], 2)
+
+
+@whole("voice-stages")
+def voice_stages(results: Results) -> str:
+    """Seconds of work of each stage per second of sound."""
+    header = ("stage", "real-time factor", "one piece takes (s, p50 / p95)")
+    for _, result in results.of("voice"):
+        if result["oracle"] or "interruptions" not in result:
+            continue
+        found = result["stages"]
+        frame = f"{found['detector']['frame_ms'] / 1000:.4f} (a frame)"
+        rows = [
+            ("detector", found["detector"]["real_time_factor"], frame),
+            ("recogniser", found["recogniser"]["real_time_factor"], _pair(found["recogniser"]["one_decoding_s"], 2)),
+            ("words → decision", "", _pair(result["words_to_decision_s"], 2)),
+            ("model, while it speaks", found["model"]["seconds_of_passes_per_second_spoken"], ""),
+            ("synthesiser", found["synthesiser"]["real_time_factor"], _pair(found["synthesiser"]["one_clause_s"], 2)),
+        ]
+        return table(header, rows)
+    return _NOTHING
