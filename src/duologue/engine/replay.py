@@ -201,6 +201,7 @@ class Replay:
         sink: Sink | None = None,
         make: SessionFactory = Session,
         end: float | None = None,
+        words_per_second: float | None = None,
     ) -> None:
         """Open the session on `backend`.
 
@@ -208,6 +209,7 @@ class Replay:
             make: constructs the session; `duologue.baselines` has alternatives.
             end: time in seconds at which the replay ends. By default it ends when nothing more would happen, which is
                 never for sessions that act by the clock, as in time-division multiplexing.
+            words_per_second: the rate at which answers are heard. By default, what is said counts as heard at once.
         """
         _check_pace(period_s, passes)
         self._script = script
@@ -220,10 +222,16 @@ class Replay:
         self._heard: dict[int, int] = {}  # position, by answer
         if script.system is not None:
             template = template.with_system(script.system)
-        config = SessionConfig(max_length=max_length, max_answer=max_answer, sampling=sampling or Sampling(), seed=seed)
+        config = SessionConfig(
+            max_length=max_length,
+            max_answer=max_answer,
+            sampling=sampling or Sampling(),
+            seed=seed,
+            heard="shown" if words_per_second is None else "reported",
+        )
         self.session: BaseSession = make(template, probe, policy=policy, config=config, history=script.history)
         self._engine = Engine(backend, max_tokens_per_pass=None, clock=lambda: self._now)
-        self._talk = self._engine.open(self.session, sink=self._record)
+        self._talk = self._engine.open(self.session, words_per_second=words_per_second, sink=self._record)
 
     def __iter__(self) -> Iterator[Event]:
         cues = deque(sorted(self._script.cues, key=lambda cue: cue.at))

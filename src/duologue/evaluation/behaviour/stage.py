@@ -1,0 +1,212 @@
+"""Plays a case to a session of any kind, on the virtual clock. What the assistant says is given; decisions are its own.
+
+Every pass is real. Tokens of answers are replaced by those of the case, so that the user hears the same words whatever
+the model; a few at a time, since nobody needs to wait for what is known. States are the model's.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, final
+
+from duologue.baselines.gated import Turns, Vad
+from duologue.baselines.tdm import PROMPT, Tdm
+from duologue.core.answer import Answer
+from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage
+from duologue.core.events import Event
+from duologue.core.policy import Policy
+from duologue.core.prompt import Probe
+from duologue.core.session import BaseSession, Phase, Session, SessionFactory
+from duologue.engine.replay import Cue, Replay, Script
+from duologue.errors import UsageError
+from duologue.evaluation.behaviour.cases import WORDS_PER_S, Case
+from duologue.models.model import Model
+from duologue.models.prompting import prompted_probe
+from duologue.text.template import Template
+from duologue.types import SLICE_PERIOD_S, InputState, Seq, Token, Turn
+
+PASS_S = 0.05
+"""What a forward pass costs, in seconds of the virtual clock."""
+_TOKENS_AT_ONCE = 8  # of a given answer, in one pass
+_SURE = 0.98
+
+SESSIONS = ("duplex", "prompted", "slices", "turns", "vad", "tdm")
+"""Kinds of sessions: channel division with the model's adapter; the same asked in words; the untrained base, which
+takes every slice for a turn; and the baselines: turns, voice activity, time division."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How sessions of a kind are made, and what decides in them."""
+
+    make: SessionFactory
+    probe: Probe
+    policy: Policy
+    system: str | None = None
+    always: InputState | None = None  # the decision, in place of the model's
+
+
+@dataclass(slots=True)
+class Played:
+    """What happened in a case."""
+
+    case: Case
+    events: list[Event] = field(default_factory=list)
+    history: list[Turn] = field(default_factory=list)  # of the session, at the end
+    contexts: dict[int, str] = field(
+        default_factory=dict
+    )  # answer → what the cache held when its first token was drawn
+    num_passes: int = 0
+    num_drawn: int = 0  # tokens of answers
+    num_wasted: int = 0  # of those, what was never heard of answers that were cut or taken back
+
+
+def kind_of(name: str, model: Model) -> Kind:
+    """The kind of session `name`, with `model`.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    plain = Policy()
+    match name:
+        case "duplex":
+            return Kind(Session, model.probe, model.policy())
+        case "prompted":
+            return Kind(Session, prompted_probe(model.template, tuple(InputState)), plain)
+        case "slices":
+            return Kind(Session, model.probe, plain, always=InputState.PROCESS)
+        case "turns":
+            return Kind(Turns, model.probe, plain)
+        case "vad":
+            return Kind(Vad, model.probe, plain)
+        case "tdm":
+            return Kind(partial(Tdm, skip_idle=True), model.probe, plain, system=PROMPT)
+        case _:
+            raise UsageError(f"no kind of session {name!r}; there are {', '.join(SESSIONS)}")
+
+
+def play(case: Case, kind: Kind, backend: Backend, template: Template, *, max_length: int = 2048) -> Played:
+    """Play `case` to a new session on `backend`."""
+    history, cues = list(case.history), case.cues()
+    if case.answer is not None:
+        asked = history.pop()
+        cues = [Cue(0.0, asked.text, "opening", final=True), Cue(0.0, command="respond"), *cues]
+    stage = _Stage(case, backend, template, kind)
+    replay = Replay(
+        Script(tuple(cues), kind.system, tuple(history)),
+        stage,
+        template,
+        kind.probe,
+        policy=kind.policy,
+        period_s=SLICE_PERIOD_S,
+        passes=round(SLICE_PERIOD_S / PASS_S),
+        max_length=max_length,
+        make=stage.make,
+        end=case.end,
+        words_per_second=WORDS_PER_S,
+    )
+    try:
+        stage.played.events += list(replay)
+        return stage.finish(replay.result.trace.num_passes)
+    finally:
+        replay.close()
+
+
+@final
+class _Stage(Backend):
+    """The backend that a session sees: it knows what every sequence holds, and gives answers the words of the case."""
+
+    def __init__(self, case: Case, backend: Backend, template: Template, kind: Kind) -> None:
+        self._backend = backend
+        self.played = Played(case)
+        self._kind = kind
+        self._template = template
+        self._asked = case.history[-1].text if case.answer is not None else None
+        self._answer = template.answer(case.answer or "")
+        self._reply = template.answer(case.reply)
+        self._held: dict[Seq, list[Token]] = {}
+        self._answers: dict[int, Answer] = {}
+        self._session: BaseSession | None = None
+
+    def make(self, *args: Any, **options: Any) -> BaseSession:
+        """Make the session that is played to."""
+        self._session = self._kind.make(*args, **options)
+        return self._session
+
+    def finish(self, num_passes: int) -> Played:
+        """Add up what is known at the end."""
+        assert self._session is not None, "it was made"
+        played, running = self.played, self._session.running
+        played.history = list(self._session.history)
+        played.num_passes = num_passes
+        for answer in self._answers.values():
+            played.num_drawn += answer.num_tokens
+            if answer is not running and not answer.is_heard_to_the_end:
+                played.num_wasted += answer.num_tokens - answer.heard_tokens
+        return played
+
+    @property
+    def info(self) -> BackendInfo:
+        return self._backend.info
+
+    def num_passes(self, batch: Sequence[Extend]) -> int:
+        return self._backend.num_passes(batch)
+
+    def length(self, seq: Seq) -> int:
+        return self._backend.length(seq)
+
+    def usage(self) -> Usage:
+        return self._backend.usage()
+
+    def fork(self, parent: Seq | None, length: int = 0) -> Seq:
+        seq = self._backend.fork(parent, length)
+        self._held[seq] = [] if parent is None else self._held[parent][:length]
+        return seq
+
+    def truncate(self, seq: Seq, length: int) -> None:
+        self._backend.truncate(seq, length)
+        del self._held[seq][length:]
+
+    def free(self, seq: Seq) -> None:
+        self._backend.free(seq)
+        del self._held[seq]
+
+    def forward(self, batch: Sequence[Extend]) -> list[Step]:
+        steps = self._backend.forward(batch)
+        for extend in batch:
+            self._held[extend.seq] += extend.tokens
+        return [self._directed(extend, step) for extend, step in zip(batch, steps, strict=True)]
+
+    def _directed(self, extend: Extend, step: Step) -> Step:
+        session = self._session
+        assert session is not None, "it was made"
+        if step.p and self._kind.always is not None:
+            states = self._kind.probe.states
+            rest = (1.0 - _SURE) / (len(states) - 1)
+            return dataclasses.replace(step, p=tuple(_SURE if one is self._kind.always else rest for one in states))
+        if not step.tokens:
+            return step
+        answer = session.running
+        if answer is not None:
+            self._answers[answer.id] = answer
+        if isinstance(session, Tdm):
+            return self._sliced(session, step)
+        if answer is None:
+            return step
+        if not answer.num_tokens:
+            self.played.contexts[answer.id] = self._template.tokenizer.decode(self._held[extend.seq])
+        given = self._answer if answer.user_text == self._asked else self._reply
+        tokens = (*given, min(self._template.stop_tokens))[answer.num_tokens :][:_TOKENS_AT_ONCE]
+        return dataclasses.replace(step, tokens=tokens or (min(self._template.stop_tokens),))
+
+    def _sliced(self, session: Tdm, step: Step) -> Step:
+        """With one channel, to speak is to decide: only the opening is given, up to the slice that has new words."""
+        answer = session.running
+        is_listening = session.phase in (Phase.LISTENING, Phase.OVERLAP)
+        if answer is None and is_listening and not self._answers and session.input_text == self._asked:
+            return dataclasses.replace(step, tokens=self._answer[:1])
+        if answer is not None and answer.id == 0 and self._asked is not None and not is_listening:
+            tokens = self._answer[answer.num_tokens :][:1]
+            return dataclasses.replace(step, tokens=tokens or (min(self._template.stop_tokens),))
+        return step
