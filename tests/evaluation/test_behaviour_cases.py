@@ -1,4 +1,4 @@
-"""The conversations of `duologue eval behaviour`: frozen, labelled without contradiction, and not to be told by words."""
+"""The conversations of the behaviour benchmark: frozen, free of contradictions, and not decided by words alone."""
 
 import json
 from collections import Counter, defaultdict
