@@ -143,7 +143,7 @@ class _Stage(Backend):
         for answer in self._answers.values():
             played.num_drawn += answer.num_tokens
             if answer is not running and not answer.is_heard_to_the_end:
-                played.num_wasted += answer.num_tokens - answer.heard_tokens
+                played.num_wasted += answer.end_at - answer.heard_at
         return played
 
     @property
