@@ -10,9 +10,9 @@ from websockets.asyncio.client import connect
 
 from browsing import Browsing, browsing, run
 from duologue.server.conversation import Conversation
-from duologue.server.duplex.settings import VoiceSettings
-from duologue.server.duplex.voice import Voices
 from duologue.server.record import read_record
+from duologue.server.settings import VoiceSettings
+from duologue.server.voice import Voices
 from duologue.voice.engines.defaults import Engines
 from duologue.voice.engines.interfaces import Speech
 from duologue.voice.sound import Samples, silence, write_wav

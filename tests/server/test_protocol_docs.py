@@ -8,7 +8,7 @@ from pathlib import Path
 from duologue.core.events import EVENT_TYPES, Decision
 from duologue.server.config import ServerConfig
 from duologue.server.duplex.connection import MESSAGES
-from duologue.server.duplex.settings import Settings, read_turns
+from duologue.server.settings import ConversationSettings, read_turns
 from duologue.voice.timeline import KINDS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ def test_messages():
 
 
 def test_settings():
-    assert [names(name)[0] for name, *_ in rows("settings")] == [item.name for item in fields(Settings)]
+    assert [names(name)[0] for name, *_ in rows("settings")] == [item.name for item in fields(ConversationSettings)]
 
 
 def test_events():

@@ -978,7 +978,7 @@ def test_a_session_that_fails_ends_its_connection(monkeypatch):
     async def talk() -> None:
         async with answering() as server:
             peer = await join(server)
-            monkeypatch.setattr("duologue.server.realtime.dialogue.Dialogue._begin", lambda *_: 1 / 0)
+            monkeypatch.setattr("duologue.server.realtime.session.RealtimeSession._begin", lambda *_: 1 / 0)
             await peer.ask("hello")
             assert await peer.closed() == 1011
 
@@ -986,8 +986,8 @@ def test_a_session_that_fails_ends_its_connection(monkeypatch):
 
 
 def test_who_does_not_read_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("duologue.server.realtime.outbox.MOST_WAITING", 30)
-    monkeypatch.setattr("duologue.server.realtime.outbox._ROOM", 20)
+    monkeypatch.setattr("duologue.server.realtime.connection.MOST_WAITING", 30)
+    monkeypatch.setattr("duologue.server.realtime.connection._ROOM", 20)
 
     async def talk() -> None:
         async with answering(messages_per_second=1000, **FAST) as server:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from test_realtime import ANSWERS, configured, run
 
 from duologue.server.realtime.connection import Realtime
-from duologue.server.realtime.dialogue import Dialogue
-from duologue.server.realtime.items import merged, turns
+from duologue.server.realtime.history import merged, turns
 from duologue.server.realtime.messages import EVENTS, EXTENSIONS
+from duologue.server.realtime.session import RealtimeSession
 from realtime_peer import RealtimePeer, join
 from serving import Running, scripted_model, serving
 
@@ -105,11 +105,11 @@ def named(peer: RealtimePeer, message: Any) -> Any:
     return json.loads(text.replace('"RESPONSE"', json.dumps(responses[-1] if responses else "gone")))
 
 
-def dialogue_of(server: Running) -> Dialogue:
+def session_of(server: Running) -> RealtimeSession:
     (talk,) = server.talks._open.values()
     assert isinstance(talk.owner, Realtime)
-    assert talk.owner.dialogue is not None
-    return talk.owner.dialogue
+    assert talk.owner.session is not None
+    return talk.owner.session
 
 
 async def read_all(peer: RealtimePeer) -> None:
@@ -128,22 +128,22 @@ async def quiet(peer: RealtimePeer, reading: asyncio.Task[None]) -> None:
 
 async def end_well(server: Running, peer: RealtimePeer, reading: asyncio.Task[None]) -> None:
     """An ordinary turn is possible, and leaves session and client with the same history."""
-    dialogue = dialogue_of(server)
+    session = session_of(server)
     await peer.say("session.update", session={**configured(), "instructions": "", "max_output_tokens": "inf"})
     await peer.say("response.cancel")
     await quiet(peer, reading)
-    assert dialogue.session.running is None
+    assert session.handle.session.running is None
     done = sum(m["type"] == "response.done" for m in peer.seen)
     await peer.type("hello")
     await peer.say("response.create", event_id="last")
     await quiet(peer, reading)
-    while sum(m["type"] == "response.done" for m in peer.seen) == done or dialogue.session.running is not None:
+    while sum(m["type"] == "response.done" for m in peer.seen) == done or session.handle.session.running is not None:
         assert not reading.done(), reading.exception()
-        dialogue.handle.hear_out()
+        session.handle.hear_out()
         await asyncio.sleep(0.005)
     await quiet(peer, reading)
-    assert [(item.role, item.text) for item in dialogue.items] == peer.mirror.said
-    assert turns(dialogue.items) == merged(dialogue.session.history)
+    assert [(item.role, item.text) for item in session.items] == peer.mirror.said
+    assert turns(session.items) == merged(session.handle.session.history)
 
 
 @settings(

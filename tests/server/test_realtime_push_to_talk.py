@@ -11,8 +11,8 @@ import pytest
 from test_realtime import history, run
 from test_realtime_openai import connected
 
-from duologue.server import pacing
-from duologue.server.pacing import Pacer
+from duologue.server import voice
+from duologue.server.voice import Pacer
 from duologue.voice.engines.defaults import Engines
 from duologue.voice.sound import from_pcm16, to_pcm16
 from duologue.voice.voice import Voice
@@ -43,7 +43,7 @@ TOLD = ["input_audio_buffer.committed", "conversation.item.added", "conversation
 @pytest.fixture(autouse=True)
 def _only_what_is_appended_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long a client takes, no silence is made up in between."""
-    monkeypatch.setattr(pacing, "_MOST_LATE_S", float("inf"))
+    monkeypatch.setattr(voice, "_MOST_LATE_S", float("inf"))
 
 
 def sound(*seconds: float) -> str:

@@ -8,9 +8,9 @@ from test_server_duplex import join, run
 
 from duologue.baselines.gated import Turns, Vad
 from duologue.core.session import Session
-from duologue.errors import BadData
 from duologue.server.assets import FOLDER
-from duologue.server.duplex.settings import KINDS, Settings
+from duologue.server.fields import Rejection
+from duologue.server.settings import KINDS, ConversationSettings
 from serving import Running, scripted_model, serving
 
 
@@ -86,22 +86,24 @@ def test_a_conversation_in_turns_is_deaf_while_it_answers():
 
 @pytest.mark.parametrize("kind", ["tdm", "", None, 3, ["duplex"]])
 def test_a_kind_that_there_is_not_is_refused(kind):
-    with pytest.raises(BadData, match=r"kind is .*: it must be one of duplex, turns, vad"):
-        Settings.from_json({"kind": kind})
+    with pytest.raises(Rejection, match=r"kind is .*: it must be one of duplex, turns, vad"):
+        ConversationSettings.from_json({"kind": kind})
 
 
 def test_a_kind_is_kept_in_a_record():
     for kind in KINDS:
-        settings = Settings.from_json({"kind": kind})
-        assert Settings.from_json(settings.as_json()) == settings
-    assert Settings.from_json({}).kind == "duplex"
+        settings = ConversationSettings.from_json({"kind": kind})
+        assert ConversationSettings.from_json(settings.as_json()) == settings
+    assert ConversationSettings.from_json({}).kind == "duplex"
 
 
 def test_a_session_of_another_kind_has_what_the_settings_say():
     async def talk() -> None:
         model = scripted_model()
         async with serving(model) as server:
-            settings = Settings.from_json({"kind": "vad", "eagerness": 1.0, "system": "Be terse.", "seed": 7})
+            settings = ConversationSettings.from_json(
+                {"kind": "vad", "eagerness": 1.0, "system": "Be terse.", "seed": 7}
+            )
             session = settings.session(model, server.server.config)
             assert isinstance(session, Vad)
             assert (session.policy.eagerness, session.config.seed) == (1.0, 7)

@@ -14,8 +14,8 @@ from websockets.exceptions import ConnectionClosedError
 from duologue.errors import EngineError, UsageError
 from duologue.server.app import create_app
 from duologue.server.config import ServerConfig
-from duologue.server.duplex.settings import Settings, VoiceSettings
-from duologue.server.duplex.voice import VoiceLine
+from duologue.server.duplex.voice import DuplexVoice
+from duologue.server.settings import ConversationSettings, VoiceSettings
 from duologue.server.wire import Wire
 from duologue.voice.engines.defaults import Engines
 from duologue.voice.engines.interfaces import Speech
@@ -304,14 +304,14 @@ class Deaf(Wire):
 async def test_who_speaks_and_does_not_read_is_too_slow_and_no_mistake_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("duologue.server.duplex.voice._MOST_WAITING", 1)
     async with serving(scripted_model(), engines=engines(QUESTION)) as server:
-        talk = server.talks.open(Settings(voice=VoiceSettings(RATE)))
+        talk = server.talks.open(ConversationSettings(voice=VoiceSettings(RATE)))
         wire = Deaf()
         assert server.talks.voices is not None
 
         async def fail(error: Exception) -> None:
             raise error
 
-        line = VoiceLine(talk, VoiceSettings(RATE), server.talks.voices, wire, failed=fail)
+        line = DuplexVoice(talk, VoiceSettings(RATE), server.talks.voices, wire, failed=fail)
         line.start()
         for loud in (1, 0):  # somebody speaks, and ends: more is to be told than may wait
             await line.hear(to_pcm16(np.full(RATE, 0.5 * loud, np.float32)))

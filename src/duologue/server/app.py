@@ -22,9 +22,9 @@ from duologue.server.authentication import refusal, subprotocols
 from duologue.server.config import ServerConfig
 from duologue.server.conversations import Conversations
 from duologue.server.duplex.connection import Duplex
-from duologue.server.duplex.voice import Voices
 from duologue.server.metrics import Metrics
 from duologue.server.realtime.connection import Realtime
+from duologue.server.voice import Voices
 from duologue.voice.engines.defaults import Engines, load_engines
 
 log = logging.getLogger("duologue.server")

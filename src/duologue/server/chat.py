@@ -16,22 +16,18 @@ from duologue.core.events import Committed, Finished, Said
 from duologue.errors import BadData, DuologueError, EngineError, EngineFull, UsageError
 from duologue.server.conversation import Conversation
 from duologue.server.conversations import Conversations
-from duologue.server.duplex.settings import Settings
+from duologue.server.fields import Field, Rejection, Table, read
+from duologue.server.settings import ConversationSettings
 from duologue.types import Role, Turn
-
-_IGNORED = {"model", "user", "metadata", "store", "frequency_penalty", "presence_penalty", "logit_bias", "service_tier"}
-"""Parameters without effect here where they are left at their defaults, or that do not change an answer."""
 
 
 async def complete(request: Request, conversations: Conversations) -> Response:
-    """Answer a chat request, as a stream if it asks for one."""
+    """Answer a chat request, as a stream if it asks for one. Parameters without a meaning here are ignored."""
     try:
         body = await _body(request, conversations.config.max_message)
         completion = _Completion(body, conversations)
     except ClientDisconnect:
         return Response(status_code=400)
-    except BadData as error:
-        return problem(400, "invalid_request_error", str(error))
     except EngineFull as error:
         return problem(503, "server_error", str(error), headers={"Retry-After": "1"})
     except UsageError as error:
@@ -53,7 +49,7 @@ async def complete(request: Request, conversations: Conversations) -> Response:
 
 
 def models(conversations: Conversations, started: int) -> Response:
-    """What there is to choose from."""
+    """The list of models: the one that is served."""
     row = {"id": conversations.model.name, "object": "model", "created": started, "owned_by": "duologue"}
     return JSONResponse({"object": "list", "data": [row]})
 
@@ -65,13 +61,13 @@ def problem(status: int, kind: str, message: str, *, headers: dict[str, str] | N
 
 
 class _Completion:
-    """One request that has been let in."""
+    """One request that has been admitted."""
 
     def __init__(self, body: dict[str, Any], conversations: Conversations) -> None:
-        self.is_stream = _flag(body, "stream")
-        options = body.get("stream_options") or {}
-        self._with_usage = isinstance(options, dict) and _flag(options, "include_usage")
-        settings, history, words = _asked(body)
+        options = read(_BODY, body)
+        self.is_stream: bool = options["stream"]
+        self._with_usage: bool = options["stream_options"].get("include_usage", False)
+        settings, history, words = _conversation_of(body, options["messages"])
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._model = conversations.model.name
@@ -123,7 +119,7 @@ class _Completion:
                 if isinstance(event, Said):
                     yield event.text, None
                 elif isinstance(event, Finished):
-                    reason = event.reason  # the last words are told behind it
+                    reason = event.reason  # the last words come after it
                 elif isinstance(event, Committed):
                     yield "", reason
                     return
@@ -150,7 +146,7 @@ def _event(row: dict[str, Any]) -> str:
 
 
 async def _body(request: Request, most: int) -> dict[str, Any]:
-    data = b""
+    data = bytearray()
     async for part in request.stream():
         data += part
         if len(data) > most:
@@ -169,50 +165,48 @@ async def _until_gone(request: Request) -> None:
         await asyncio.sleep(0.2)
 
 
-def _flag(body: dict[str, Any], name: str) -> bool:
-    value = body.get(name)
-    if value not in (None, True, False):
-        raise BadData(f"{name} must be true or false")
-    return bool(value)
-
-
-def _asked(body: dict[str, Any]) -> tuple[Settings, tuple[Turn, ...], str]:
-    """Settings, the history and the newest words of a request. Raises `BadData`."""
-    for name in ("tools", "functions", "response_format", "logprobs", "stop", "audio"):
+def _conversation_of(body: dict[str, Any], messages: list[Any]) -> tuple[ConversationSettings, tuple[Turn, ...], str]:
+    """Settings, the history and the newest words of a request. Raises `Rejection`."""
+    for name in _UNSUPPORTED:
         if body.get(name):
-            raise BadData(f"{name} is not supported")
-    if body.get("n") not in (None, 1):
-        raise BadData("n other than 1 is not supported")
-    rows = body.get("messages")
-    if not isinstance(rows, list) or not rows:
-        raise BadData("messages must be a list of at least one message")
+            raise Rejection(f"{name} is not supported", param=name)
     system: list[str] = []
     turns: list[Turn] = []
-    for row in rows:
-        role, text = _message(row)
+    for number, row in enumerate(messages):
+        role, text = _message(row, f"messages[{number}]")
         if role in ("system", "developer"):
             system.append(text)
         else:
             turns.append(Turn(Role(role), text))
     if not turns or turns[-1].role is not Role.USER or not turns[-1].text.strip():
-        raise BadData("the last message must be one of the user, with text")
-    most = body.get("max_completion_tokens", body.get("max_tokens"))
-    chosen = {
-        "hearing": "shown", "max_answer": most,
-        **{name: body[name] for name in ("temperature", "top_p", "seed") if body.get(name) is not None},
-    }  # fmt: skip
-    return Settings.from_json({**chosen, "system": "\n\n".join(system) or None}), tuple(turns[:-1]), turns[-1].text
+        raise Rejection("the last message must be one of the user, with text", param="messages")
+    chosen = {name: body.get(name) for name in ("temperature", "top_p", "seed")}
+    chosen["max_answer"] = body.get("max_completion_tokens", body.get("max_tokens"))
+    settings = ConversationSettings.from_json({**chosen, "hearing": "shown", "system": "\n\n".join(system) or None})
+    return settings, tuple(turns[:-1]), turns[-1].text
 
 
-def _message(row: Any) -> tuple[str, str]:
-    if not isinstance(row, dict) or row.get("role") not in ("system", "developer", "user", "assistant"):
-        raise BadData("a message has a role (system, developer, user or assistant) and content")
-    content = row.get("content")
+def _message(row: Any, where: str) -> tuple[str, str]:
+    if not isinstance(row, dict):
+        raise Rejection(f"{where} must be an object", code="invalid_type", param=where)
+    role, content = read(_MESSAGE, row, f"{where}.").values()
     if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
-        ]
-        content = None if None in parts else "".join(str(part) for part in parts)
+        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        is_text = len(parts) == len(content) and all(isinstance(part, str) for part in parts)
+        content = "".join(map(str, parts)) if is_text else None
     if not isinstance(content, str):
-        raise BadData("content must be text, or a list of parts of type text")
-    return row["role"], content
+        raise Rejection(f"{where}.content must be text, or a list of parts of type text", param=where)
+    return role, content
+
+
+_UNSUPPORTED = ("tools", "functions", "response_format", "logprobs", "stop", "audio")
+_BODY: Table = {
+    "messages": Field(list, is_needed=True, least=1),
+    "n": Field(int, choices=(1,)),
+    "stream": Field(bool, False),
+    "stream_options": Field(dict, {}, fields={"include_usage": Field(bool, False)}),
+}
+_MESSAGE: Table = {
+    "role": Field(str, is_needed=True, choices=("system", "developer", "user", "assistant")),
+    "content": Field(object),
+}

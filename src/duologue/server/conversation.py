@@ -1,4 +1,4 @@
-"""One conversation on a server: it goes on, for a while, when the connection it came by is cut."""
+"""One conversation on a server: it outlives its connection for a while."""
 
 import asyncio
 import logging
@@ -9,21 +9,21 @@ from typing import Any, Protocol
 from duologue.core.events import Event
 from duologue.engine.handle import Handle
 from duologue.errors import DuologueError, EngineError
-from duologue.server.duplex.settings import Settings
 from duologue.server.record import Recorder
+from duologue.server.settings import ConversationSettings
 
-MOST_KEPT = 4096  # events for who comes back or reads slowly
+MOST_KEPT = 4096  # events for clients that come back or read slowly
 log = logging.getLogger("duologue.server")
 
 
 class EventsLost(EngineError):
-    """Events were asked for that are not kept any more: the reader was too slow, or away for too long."""
+    """Events were requested that are no longer kept: the reader was too slow, or away for too long."""
 
 
 class EventLog:
     """The newest events with their numbers, from 1, for any number of readers, each at its own speed.
 
-    `first` is the number of events before it.
+    `first` is the number of earlier events.
     """
 
     def __init__(self, first: int = 0, *, most: int = MOST_KEPT) -> None:
@@ -33,7 +33,7 @@ class EventLog:
         self._changed = asyncio.Event()
 
     def add(self, event: Event) -> None:
-        """It happened."""
+        """Append an event."""
         self._kept.append(event)
         self.newest += 1
         self._tell()
@@ -49,15 +49,15 @@ class EventLog:
         return self.newest - len(self._kept) <= number <= self.newest
 
     async def after(self, number: int) -> AsyncIterator[tuple[int, Event]]:
-        """Events after `number` with their numbers, as they come, until the end.
+        """Yield the events after `number` with their numbers, as they come, until the end.
 
         Raises:
-            EventsLost: some are not kept any more.
+            EventsLost: some are no longer kept.
         """
         while True:
             while number < self.newest:
                 if not self.has(number):
-                    raise EventsLost(f"events after {number} are not kept any more")
+                    raise EventsLost(f"events after {number} are no longer kept")
                 number += 1
                 yield number, self._kept[number - self.newest - 1]
             if self.ended is not None:
@@ -70,34 +70,34 @@ class EventLog:
 
 
 class Owner(Protocol):
-    """The connection that a conversation goes by."""
+    """The connection that has a conversation."""
 
     def replaced(self) -> None:
         """Another connection has the conversation now."""
 
 
 class Conversation:
-    """A session that is open on the engine, its events, and whether anybody is connected to it.
+    """A session that is open on the engine, its events, and the connection that has it.
 
-    `id` is a secret between the server and its client. Commands are those of `handle`.
+    `id` is a secret between the server and its client. Commands go to `handle`.
     """
 
     def __init__(
         self,
         name: str,
-        settings: Settings,
+        settings: ConversationSettings,
         handle: Handle,
         *,
         recorder: Recorder | None,
-        closed: Callable[["Conversation"], None],
+        closed: Callable[[], object],
     ) -> None:
         self.id = name
         self.settings = settings
         self.handle = handle
         self.events = EventLog(recorder.num_events if recorder is not None else 0)
         self.owner: Owner | None = None
-        self.taken = 0  # highest id of the messages that were taken: what is sent again is passed over
-        self.detached_at: float | None = None  # engine's time since which nobody has had it
+        self.taken = 0  # highest id of the messages that were carried out: repeated messages are ignored
+        self.detached_at: float | None = None  # engine's time at which its connection was cut
         self._recorder = recorder
         self._closed = closed
         self._task = asyncio.create_task(self._follow(), name=f"duologue-conversation-{name[:6]}")
@@ -107,21 +107,26 @@ class Conversation:
         """Whether it takes commands."""
         return self.events.ended is None
 
+    @property
+    def is_speaking(self) -> bool:
+        """Whether an answer is running."""
+        return self.is_open and self.handle.session.running is not None
+
     def attach(self, owner: Owner) -> None:
-        """`owner` has it from now on; whoever had it before does not."""
+        """Give the conversation to `owner`, and tell the previous owner."""
         before, self.owner, self.detached_at = self.owner, owner, None
         if before is not None and before is not owner:
             before.replaced()
         self.handle.pause(False)
 
     def detach(self, owner: Owner, now: float) -> None:
-        """`owner` was cut off: nothing is heard until somebody attaches again."""
+        """The connection of `owner` was cut: nothing is heard until another one attaches."""
         if self.owner is owner and self.is_open:
             self.owner, self.detached_at = None, now
             self.handle.pause(True)
 
     def snapshot(self) -> dict[str, Any]:
-        """How it stands, for a client that does not know its events."""
+        """The present state, for a client that does not know the events."""
         session = self.handle.session
         running = session.running
         answer = None
@@ -134,16 +139,14 @@ class Conversation:
         }
 
     def close(self, reason: str) -> None:
-        """End it: what it holds on the engine is freed, and readers are told why."""
+        """End the conversation: free what it holds on the engine, and tell readers why."""
         if not self.is_open:
             return
         self.events.end(reason)
         log.info("closed", extra={"session": self.id[:6], "reason": reason, "events": self.events.newest})
         self.handle.close()
-        if self._recorder is not None:
-            self._recorder.close()
-            self._recorder = None
-        self._closed(self)
+        self._end_record()
+        self._closed()
 
     async def _follow(self) -> None:
         try:
@@ -157,11 +160,14 @@ class Conversation:
             self.close("closed")
 
     def _record(self, event: Event) -> None:
-        if self._recorder is None:
-            return
         try:
-            self._recorder(event)
+            if self._recorder is not None:
+                self._recorder(event)
         except OSError as error:  # a full disk: the conversation is worth more than its record
             log.error("a record cannot be written; it ends here", extra={"session": self.id[:6], "error": str(error)})
+            self._end_record()
+
+    def _end_record(self) -> None:
+        if self._recorder is not None:
             self._recorder.close()
             self._recorder = None

@@ -1,8 +1,9 @@
-"""Messages over a WebSocket, JSON or sound, within the limits of the server."""
+"""JSON messages and sound over a WebSocket, within the limits of the server."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from enum import IntEnum
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -10,43 +11,55 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from duologue.errors import BadData
 from duologue.server.config import ServerConfig
 
-PING_S = 20.0  # how often a client has to show that it is there
+PING_S = 20.0  # how often a client has to show that it is alive
 _BURST_S = 2.0  # seconds' worth of messages that may come at once
 
 
+class CloseCode(IntEnum):
+    """Why the server ends a connection."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    POLICY = 1008
+    INTERNAL = 1011
+    RESTART = 1012
+    TRY_LATER = 1013
+    TAKEN_OVER = 4001
+
+
 class Wire:
-    """One client's socket. Sending waits until the client takes it, which holds up this client and nobody else.
+    """One client's socket. Sending waits until the client takes the message, which delays this client and no other.
 
     `is_busy` tells whether an answer is running: a connection without messages is idle only when none is. Binary
-    messages are taken once `takes_sound` is set; whoever takes them sees to it that they do not come too fast.
+    messages are accepted while `accepts_sound` is set; whoever accepts them limits their rate.
     """
 
     def __init__(self, socket: WebSocket, config: ServerConfig, *, is_busy: Callable[[], bool]) -> None:
         self._socket = socket
         self._config = config
         self._is_busy = is_busy
-        self.takes_sound = False
+        self.accepts_sound = False
         self._sending = asyncio.Lock()
         self._allowance = config.messages_per_second * _BURST_S
         self._counted_at = asyncio.get_running_loop().time()
 
     async def messages(self) -> AsyncIterator[dict[str, Any] | bytes | BadData]:
-        """What the client sends, or what is wrong with it, until it goes or has been idle for too long."""
+        """What the client sends, or what is wrong with it, until the client leaves or has been idle for too long."""
         while True:
             try:
-                async with asyncio.timeout(self._config.idle):  # `wait_for` may swallow being cancelled
+                async with asyncio.timeout(self._config.idle):  # `wait_for` may swallow a cancellation
                     data = await self._socket.receive()
             except TimeoutError:
                 if self._is_busy():
                     continue
-                await self.close(1001, "idle")
+                await self.close(CloseCode.GOING_AWAY, "idle")
                 return
             except WebSocketDisconnect:
                 return
             if data["type"] == "websocket.disconnect":
                 return
             sound = data.get("bytes")
-            if sound and self.takes_sound and len(sound) <= self._config.max_message:
+            if sound and self.accepts_sound and len(sound) <= self._config.max_message:
                 yield sound
                 continue
             await self._slow_down()
@@ -61,14 +74,10 @@ class Wire:
         """Send a binary message. Returns whether the client was still there."""
         return await self._send(self._socket.send_bytes, data)
 
-    async def close(self, code: int, reason: str) -> None:
+    async def close(self, code: CloseCode, reason: str) -> None:
         """End the connection, if it has not ended."""
         if self._socket.application_state is WebSocketState.CONNECTED:
-            try:
-                async with self._sending:
-                    await self._socket.close(code, reason[:120])
-            except (WebSocketDisconnect, RuntimeError, OSError):
-                pass
+            await self._send(lambda text: self._socket.close(code, text), reason[:120])
 
     async def _send(self, send: Callable[[Any], Awaitable[None]], message: str | bytes) -> bool:
         try:
@@ -81,7 +90,7 @@ class Wire:
     def _read(self, data: Any) -> dict[str, Any] | BadData:
         text = data.get("text")
         if text is None:
-            return BadData("messages are JSON text, and this one was binary: sound goes with settings that say voice")
+            return BadData("expected JSON text, got a binary message: sound needs settings with a voice")
         if len(text.encode("utf-8", "replace")) > self._config.max_message:
             return BadData(f"a message may have {self._config.max_message} bytes")
         try:

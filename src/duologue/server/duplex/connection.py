@@ -5,10 +5,9 @@ server: started · every event of `duologue.core.events` with its number · erro
 """
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -18,24 +17,13 @@ from duologue.errors import BadData, DuologueError, EngineError, EngineFull, Usa
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation, EventsLost
 from duologue.server.conversations import Conversations
-from duologue.server.duplex.settings import Settings, VoiceSettings, read_turns
-from duologue.server.duplex.voice import VoiceLine, needed
-from duologue.server.wire import Wire
+from duologue.server.duplex.voice import DuplexVoice
+from duologue.server.fields import Field, Table, read
+from duologue.server.settings import ConversationSettings, VoiceSettings, read_turns
+from duologue.server.voice import needed
+from duologue.server.wire import CloseCode, Wire
 
-GOING_AWAY, POLICY, TRY_LATER, TAKEN_OVER = 1001, 1008, 1013, 4001
-log = logging.getLogger("duologue.server")
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field of a message from a client."""
-
-    kind: type
-    default: Any = None
-    is_needed: bool = False
-
-
-MESSAGES: Mapping[str, Mapping[str, Field]] = {
+MESSAGES: Mapping[str, Table] = {
     "start": {"session": Field(str), "after": Field(int), "history": Field(list), "settings": Field(dict)},
     "hear": {
         "text": Field(str, is_needed=True),
@@ -51,7 +39,7 @@ MESSAGES: Mapping[str, Mapping[str, Field]] = {
     "ping": {},
     "end": {},
 }
-"""What a client may send; `id`, any text, may stand beside, and comes back in what answers the message."""
+"""What a client may send; each may also have an `id`, which comes back in what answers the message."""
 
 
 class Duplex:
@@ -61,25 +49,17 @@ class Duplex:
         self._conversations = conversations
         self._config = config
         self._wire = Wire(socket, config, is_busy=self._is_busy)
-        self._talk: Conversation | None = None
-        self._line: VoiceLine | None = None
+        self._conversation: Conversation | None = None
+        self._voice: DuplexVoice | None = None
         self._sender: asyncio.Task[None] | None = None
         self._is_over = False
-        self._commands: dict[str, Callable[[Conversation, dict[str, Any]], None]] = {
-            "hear": lambda talk, m: talk.handle.hear(m["text"], utterance=m["utterance"], final=m["final"]),
-            "heard": lambda talk, m: talk.handle.heard(m["position"], answer=m["answer"]),
-            "respond": lambda talk, m: talk.handle.respond(),
-            "stop": lambda talk, m: talk.handle.stop(),
-            "resume": lambda talk, m: talk.handle.resume(),
-            "edit": lambda talk, m: talk.handle.edit(read_turns(m["history"])),
-        }
 
     async def run(self) -> None:
-        """Until the client goes, or the conversation ends."""
+        """Until the client leaves, or the conversation ends."""
         try:
             async for message in self._wire.messages():
                 if isinstance(message, BadData):
-                    await self._say_error("bad_message", str(message), None)
+                    await self._say_error("bad_message", message, None)
                 elif isinstance(message, bytes):
                     await self._take_sound(message)
                 else:
@@ -87,203 +67,188 @@ class Duplex:
                 if self._is_over:
                     break
         finally:
-            await self._fall_silent()
+            await self._use_voice(None)
             if self._sender is not None:
                 self._sender.cancel()
                 with suppress(asyncio.CancelledError):
                     await self._sender
-            if self._talk is not None:
-                self._talk.detach(self, self._conversations.engine.now())
+            if self._conversation is not None:
+                self._conversation.detach(self, self._conversations.engine.now())
 
     def replaced(self) -> None:
         """Another connection has the conversation: this one ends."""
-        if self._line is not None:
-            self._line.leave()
+        if self._voice is not None:
+            self._voice.leave()
         if self._sender is not None:
             self._sender.cancel()
         self._sender = asyncio.create_task(self._give_way(), name="duologue-duplex-replaced")
 
     async def _give_way(self) -> None:
-        await self._fall_silent()
-        await self._wire.close(TAKEN_OVER, "another connection has this conversation")
+        await self._use_voice(None)
+        await self._wire.close(CloseCode.TAKEN_OVER, "another connection has this conversation")
 
     async def _take_sound(self, data: bytes) -> None:
-        assert self._line is not None, "the wire takes sound when there is somebody to hear it"
+        assert self._voice is not None, "the wire accepts sound only while there is a voice"
         try:
-            await self._line.hear(data)
+            await self._voice.hear(data)
         except BadData as error:
-            await self._say_error("bad_message", str(error), None)
+            await self._say_error("bad_message", error, None)
 
     async def _take(self, message: dict[str, Any]) -> None:
         kind, number = message["type"], message.get("id")
         number = number if isinstance(number, (str, int)) else None
         if kind not in MESSAGES:
-            return  # of a later version: what is not known is passed over
+            return  # of a later version of the protocol
         try:
-            fields = _read(kind, message)
-            if kind == "ping":
-                await self._wire.send({"type": "pong", **({} if number is None else {"id": number})})
-            elif kind == "start":
-                await self._start(fields)
-            else:
-                talk = self._talk if self._talk is not None else await self._start(_read("start", {}))
-                if isinstance(number, int):
-                    if number <= talk.taken:
-                        return  # it came before the connection was cut
-                    talk.taken = number
-                if kind == "end":
-                    talk.close("ended")
-                    self._is_over = True
-                    await self._wire.send({"type": "closing", "reason": "ended"})
-                    await self._wire.close(1000, "ended")
-                elif kind == "settings":
-                    await self._change(talk, fields)
-                else:
-                    self._commands[kind](talk, fields)
+            await self._carry_out(kind, read(MESSAGES[kind], message), number)
         except EngineFull as error:
-            await self._say_error("full", str(error), number)
-            if self._talk is None:
+            await self._say_error("full", error, number)
+            if self._conversation is None:
                 self._is_over = True
-                await self._wire.close(TRY_LATER, "full")
-        except (BadData, UsageError) as error:
-            await self._say_error("bad_request", str(error), number)
+                await self._wire.close(CloseCode.TRY_LATER, "full")
+        except UsageError as error:
+            await self._say_error("bad_request", error, number)
         except EngineError as error:
-            await self._say_error("failed", str(error), number)
+            await self._say_error("failed", error, number)
+
+    async def _carry_out(self, kind: str, fields: dict[str, Any], number: str | int | None) -> None:
+        if kind == "ping":
+            await self._wire.send({"type": "pong", **({} if number is None else {"id": number})})
+            return
+        if kind == "start":
+            await self._start(fields)
+            return
+        conversation = self._conversation or await self._start(read(MESSAGES["start"], {}))
+        if isinstance(number, int):
+            if number <= conversation.taken:
+                return  # it came before the connection was cut
+            conversation.taken = number
+        handle = conversation.handle
+        match kind:
+            case "hear":
+                handle.hear(fields["text"], utterance=fields["utterance"], final=fields["final"])
+            case "heard":
+                handle.heard(fields["position"], answer=fields["answer"])
+            case "respond":
+                handle.respond()
+            case "stop":
+                handle.stop()
+            case "resume":
+                handle.resume()
+            case "edit":
+                handle.edit(read_turns(fields["history"]))
+            case "settings":
+                await self._change(conversation, fields)
+            case "end":
+                conversation.close("ended")
+                self._is_over = True
+                await self._wire.send({"type": "closing", "reason": "ended"})
+                await self._wire.close(CloseCode.NORMAL, "ended")
 
     async def _start(self, fields: dict[str, Any]) -> Conversation:
-        if self._talk is not None:
+        if self._conversation is not None:
             raise UsageError("the conversation has begun; end it, or connect again for another one")
-        found: Conversation | None = None
-        if fields["session"] is not None:
-            found = self._conversations.find(fields["session"])
-            if found is None:
-                raise UsageError("there is no conversation of that name any more; start without one")
-        if found is None:
-            default = Settings(hearing=self._config.words_per_second)
-            settings = Settings.from_json(fields["settings"] or {}, before=default)
-            history = read_turns(fields["history"] or [])
-            talk = self._conversations.open(settings, history)
-        else:
-            talk = found
-        talk.attach(self)  # who had it before gives its voice back
+        is_new = fields["session"] is None
+        conversation = self._open(fields) if is_new else self._find(fields["session"])
+        conversation.attach(self)  # the previous owner gives its voice back
         try:
-            line = self._line_for(talk, talk.settings.voice)
+            voice = self._make_voice(conversation, conversation.settings.voice)
         except DuologueError:
-            if found is None:
-                talk.close("no voice")
-            talk.detach(self, self._conversations.engine.now())
+            if is_new:
+                conversation.close("no voice")
+            conversation.detach(self, self._conversations.engine.now())
             raise
-        self._talk = talk
+        self._conversation = conversation
         after = fields["after"]
-        is_whole = after is not None and found is not None and talk.events.has(after)
-        begin = after if is_whole else talk.events.newest
+        is_whole = after is not None and not is_new and conversation.events.has(after)
+        begin = after if is_whole else conversation.events.newest
         await self._wire.send(
             {
                 "type": "started",
-                "session": talk.id,
+                "session": conversation.id,
                 "number": begin,
                 "model": self._conversations.model.name,
-                "resumed": found is not None,
-                "missed": found is not None and not is_whole,
-                "taken": talk.taken,
-                "settings": talk.settings.as_json(),
+                "resumed": not is_new,
+                "missed": not is_new and not is_whole,
+                "taken": conversation.taken,
+                "settings": conversation.settings.as_json(),
                 "has_voice": self._conversations.voices is not None,
-                **talk.snapshot(),
+                **conversation.snapshot(),
             }
         )
-        self._sender = asyncio.create_task(self._send_events(talk, begin), name="duologue-duplex-sender")
-        self._talk_over(line)
-        return talk
+        self._sender = asyncio.create_task(self._send_events(conversation, begin), name="duologue-duplex-sender")
+        await self._use_voice(voice)
+        return conversation
 
-    def _line_for(self, talk: Conversation, settings: VoiceSettings | None) -> VoiceLine | None:
+    def _open(self, fields: dict[str, Any]) -> Conversation:
+        default = ConversationSettings(hearing=self._config.words_per_second)
+        settings = ConversationSettings.from_json(fields["settings"] or {}, before=default)
+        return self._conversations.open(settings, read_turns(fields["history"] or []))
+
+    def _find(self, session: str) -> Conversation:
+        found = self._conversations.find(session)
+        if found is None:
+            raise UsageError("no conversation has this name any more; start without one")
+        return found
+
+    def _make_voice(self, conversation: Conversation, settings: VoiceSettings | None) -> DuplexVoice | None:
         if settings is None:
             return None
-        return VoiceLine(talk, settings, needed(self._conversations.voices), self._wire, failed=self._lose_voice)
+        voices = needed(self._conversations.voices)
+        return DuplexVoice(conversation, settings, voices, self._wire, failed=self._lose_voice)
 
-    def _talk_over(self, line: VoiceLine | None) -> None:
-        self._line, self._wire.takes_sound = line, line is not None
-        if line is not None:
-            line.start()
-
-    async def _fall_silent(self) -> None:
-        line = self._line
-        self._talk_over(None)
-        if line is not None:
-            await line.aclose()
+    async def _use_voice(self, voice: DuplexVoice | None) -> None:
+        """Speak and listen with `voice` instead of the one that there was."""
+        before, self._voice = self._voice, voice
+        self._wire.accepts_sound = voice is not None
+        if before is not None:
+            await before.aclose()
+        if voice is not None:
+            voice.start()
 
     async def _lose_voice(self, error: Exception) -> None:
-        """It failed: the conversation goes on without."""
-        talk = self._talk
-        assert talk is not None, "a voice has a conversation"
-        self._talk_over(None)
-        if talk.is_open:
-            talk.settings = replace(talk.settings, voice=None)
-            talk.handle.adjust(talk.settings.policy(self._conversations.model))
+        """The voice failed: the conversation goes on without one. Its own task calls this, so it is not awaited."""
+        conversation = self._conversation
+        assert conversation is not None, "a voice has a conversation"
+        self._voice, self._wire.accepts_sound = None, False
+        if conversation.is_open:
+            conversation.settings = replace(conversation.settings, voice=None)
+            conversation.handle.adjust(conversation.settings.policy(self._conversations.model))
             await self._say_error("no_voice", f"the voice failed: {error}", None)
 
-    async def _send_events(self, talk: Conversation, begin: int) -> None:
+    async def _send_events(self, conversation: Conversation, begin: int) -> None:
         try:
-            async for number, event in talk.events.after(begin):
-                taken = {"taken": talk.taken} if talk.taken else {}
+            async for number, event in conversation.events.after(begin):
+                taken = {"taken": conversation.taken} if conversation.taken else {}
                 if not await self._wire.send({"number": number, **taken, **as_dict(event)}):
                     return
         except EventsLost as error:
-            await self._say_error("too_slow", str(error), None)
-            await self._wire.close(POLICY, "too slow; connect again")
+            await self._say_error("too_slow", error, None)
+            await self._wire.close(CloseCode.POLICY, "too slow; connect again")
             return
-        reason = talk.events.ended or "closed"
+        reason = conversation.events.ended or "closed"
         if reason != "ended":
             await self._wire.send({"type": "closing", "reason": reason})
-            await self._wire.close(1012 if reason == "shutdown" else GOING_AWAY, reason)
+            await self._wire.close(CloseCode.RESTART if reason == "shutdown" else CloseCode.GOING_AWAY, reason)
 
-    async def _change(self, talk: Conversation, message: dict[str, Any]) -> None:
-        given = {name: value for name, value in message.items() if value is not None}
-        settings = Settings.from_json(given, before=talk.settings)
-        if "voice" in given:
-            if settings.voice is not None and talk.settings.hearing != "reported":
+    async def _change(self, conversation: Conversation, fields: dict[str, Any]) -> None:
+        given = {name: value for name, value in fields.items() if value is not None}
+        settings = ConversationSettings.from_json(given, before=conversation.settings)
+        if fields["voice"] is not None:
+            if settings.voice is not None and conversation.settings.hearing != "reported":
                 raise UsageError('a conversation gets a voice only where "hearing" is "reported"')
-            if self._line is not None:
-                self._line.leave()
-            line = self._line_for(talk, settings.voice)  # at once: the place that it left is its own
-            await self._fall_silent()
-            self._talk_over(line)
-        if "eagerness" in given or "voice" in given:
-            talk.handle.adjust(settings.policy(self._conversations.model))
-        if "interruptible" in given:
-            talk.handle.protect(settings.interruptible)
-        talk.settings = settings
+            if self._voice is not None:
+                self._voice.leave()  # at once: the new voice may take its place
+            await self._use_voice(self._make_voice(conversation, settings.voice))
+        if fields["eagerness"] is not None or fields["voice"] is not None:
+            conversation.handle.adjust(settings.policy(self._conversations.model))
+        if fields["interruptible"] is not None:
+            conversation.handle.protect(settings.interruptible)
+        conversation.settings = settings
 
     def _is_busy(self) -> bool:
-        return self._talk is not None and self._talk.is_open and self._talk.handle.session.running is not None
+        return self._conversation is not None and self._conversation.is_speaking
 
-    async def _say_error(self, code: str, text: str, number: str | int | None) -> None:
-        await self._wire.send(
-            {"type": "error", "code": code, "message": text, **({} if number is None else {"id": number})}
-        )
-
-
-def _read(kind: str, message: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a message, checked. Raises `BadData`."""
-    found = {}
-    for name, item in MESSAGES[kind].items():
-        value = message.get(name)
-        if value is None:
-            if item.is_needed:
-                raise BadData(f'a message of type {kind} needs "{name}"')
-            value = item.default
-        elif item.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        elif not isinstance(value, item.kind) or (isinstance(value, bool) and item.kind not in (bool, object)):
-            raise BadData(f'"{name}" of {kind} is {value!r:.60}; it must be {_JSON[item.kind]}')
-        found[name] = value
-    return found
-
-
-_JSON = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    list: "a list",
-    dict: "an object",
-}
+    async def _say_error(self, code: str, error: object, number: str | int | None) -> None:
+        answered = {} if number is None else {"id": number}
+        await self._wire.send({"type": "error", "code": code, "message": str(error), **answered})

@@ -1,33 +1,75 @@
-"""`/v1/realtime`: OpenAI's Realtime protocol for text, with duplex behind it; docs/realtime.md says how."""
+"""`/v1/realtime`: OpenAI's Realtime protocol, with duplex behind it. docs/realtime.md is its specification."""
 
 import asyncio
-import logging
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from starlette.websockets import WebSocket
 
-from duologue.engine.playback_clock import CHARACTERS_PER_WORD
 from duologue.errors import BadData, EngineError, EngineFull, UsageError
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation, EventsLost
 from duologue.server.conversations import Conversations
-from duologue.server.duplex.settings import Settings
-from duologue.server.duplex.voice import Voices
+from duologue.server.fields import Rejection
 from duologue.server.realtime.commands import Commands
-from duologue.server.realtime.dialogue import Dialogue
-from duologue.server.realtime.errors import Rejection
-from duologue.server.realtime.messages import event_id, read
-from duologue.server.realtime.outbox import Outbox
+from duologue.server.realtime.items import new_id
+from duologue.server.realtime.messages import ServerFault, as_error, event_id, read_event
+from duologue.server.realtime.session import RealtimeSession
 from duologue.server.realtime.voice import RealtimeVoice
-from duologue.server.wire import Wire
+from duologue.server.settings import ConversationSettings
+from duologue.server.voice import needed
+from duologue.server.wire import CloseCode, Wire
 
-_GOING_AWAY, _POLICY, _RESTART, _TRY_LATER = 1001, 1008, 1012, 1013
-_MOST_WAITING = 64  # messages that are behind a commit; more wait in the network
-_ABOUT_SOUND = ("session.update", "input_audio_buffer.clear")  # what is appended behind these is not what was before
+MOST_WAITING = 4096  # events for a client that reads slowly
+_ROOM = 256  # while more wait, no more requests are carried out
+_MOST_ORDERS = 64  # messages that wait behind a commit; more wait in the network
+_ABOUT_SOUND = ("session.update", "input_audio_buffer.clear")  # they divide the sound that is appended
 _LAST_WORDS_S = 2.0  # for a client to take what is left
-log = logging.getLogger("duologue.server")
+
+
+class Outbox:
+    """Queues events, and sends them as fast as the client takes them."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.overflow = asyncio.Event()  # events were lost: the client no longer knows the conversation
+        self._wire = wire
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._changed = asyncio.Event()
+        self._is_over = False
+
+    def put(self, kind: str, /, **fields: Any) -> None:
+        """Queue an event of type `kind`."""
+        if len(self._waiting) >= MOST_WAITING:
+            self.overflow.set()
+        else:
+            self._waiting.append({"type": kind, "event_id": new_id("event"), **fields})
+        self._changed.set()
+
+    def finish(self) -> None:
+        """No more events will come."""
+        self._is_over = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Send until the client is gone, or everything was sent after `finish`."""
+        while True:
+            self._changed.clear()
+            if self._waiting:
+                if not await self._wire.send(self._waiting.popleft()):
+                    return
+                self._changed.set()
+            elif self._is_over:
+                return
+            else:
+                await self._changed.wait()
+
+    async def room(self) -> None:
+        """Wait until the client has taken most of what was sent: a client that does not read cannot ask for more."""
+        while len(self._waiting) > _ROOM:
+            self._changed.clear()
+            await self._changed.wait()
 
 
 class Realtime:
@@ -39,60 +81,55 @@ class Realtime:
         self._is_duplex = socket.query_params.get("duplex", "") in ("1", "true")
         self._wire = Wire(socket, config, is_busy=self._is_busy)
         self._outbox = Outbox(self._wire)
-        self.dialogue: Dialogue | None = None  # to be read
-        self._talk: Conversation | None = None
-        self._num_taken = 0  # events of the session that the dialogue has
+        self.session: RealtimeSession | None = None  # to be read
+        self._conversation: Conversation | None = None
+        self._num_taken = 0  # events of the conversation that the session has
         self._is_over = False
         self._voice: RealtimeVoice | None = None  # from the first sound on
-        self._orders: asyncio.Queue[dict[str, Any] | BadData] = asyncio.Queue(_MOST_WAITING)  # not carried out yet
+        self._orders: asyncio.Queue[dict[str, Any] | BadData] = asyncio.Queue(_MOST_ORDERS)  # not carried out yet
 
     async def run(self) -> None:
-        """Until the client goes, or the conversation ends."""
+        """Until the client leaves, or the conversation ends."""
         try:
-            talk = self._conversations.open(Settings(hearing=self._config.words_per_second))
+            settings = ConversationSettings(hearing=self._config.words_per_second)
+            talk = self._conversation = self._conversations.open(settings)
         except (EngineFull, UsageError) as error:
             await self._refuse(error)
             return
-        self._talk = talk
         talk.attach(self)
-        dialogue = self.dialogue = Dialogue(
+        session = self.session = RealtimeSession(
             talk,
             self._conversations.model,
+            self._config,
             self._outbox.put,
-            system=self._config.system,
-            rate=self._config.words_per_second * CHARACTERS_PER_WORD,
-            most_tokens=self._config.max_answer,
-            now=self._conversations.engine.now,
-            later=asyncio.get_running_loop().call_later,
             is_duplex=self._is_duplex,
             has_voice=self._conversations.voices is not None,
         )
-        self._outbox.put("session.created", session=dialogue.config.as_json(dialogue.id, dialogue.model.name))
+        session.tell_config("session.created")
         try:
-            await self._exchange(talk, dialogue)
+            await self._exchange(talk, session)
         finally:
             if self._voice is not None:
                 await self._voice.aclose()
-            dialogue.close()
+            session.close()
             talk.close("ended")
 
     def replaced(self) -> None:
         """Nobody else can have the conversation: its name is not told."""
 
-    async def _exchange(self, talk: Conversation, dialogue: Dialogue) -> None:
+    async def _exchange(self, talk: Conversation, session: RealtimeSession) -> None:
         """Both ways at once, until one of them ends; then the other does."""
+        commands = Commands(session, speak=lambda: self._speaking(session, commands))
+        telling = asyncio.create_task(self._tell(talk, session), name="duologue-realtime-teller")
         sending = asyncio.create_task(self._outbox.run(), name="duologue-realtime-sender")
-        telling = asyncio.create_task(self._tell(talk, dialogue), name="duologue-realtime-teller")
-        commands = Commands(dialogue, speak=lambda: self._speak(commands))
-        reading = asyncio.create_task(self._read(commands), name="duologue-realtime-reader")
-        taking = asyncio.create_task(self._take(commands), name="duologue-realtime-taker")
-        losing = asyncio.create_task(self._outbox.overflow.wait(), name="duologue-realtime-overflow")
-        tasks = (sending, telling, reading, taking, losing)
+        others = (self._read(session, commands), self._take(commands), self._outbox.overflow.wait())
+        tasks = (sending, telling, *(asyncio.create_task(other, name="duologue-realtime") for other in others))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if telling.done() and telling.exception() is None:
                 await asyncio.wait((sending,), timeout=_LAST_WORDS_S)
-                await self._wire.close(_RESTART if talk.events.ended == "shutdown" else _GOING_AWAY, "it is over")
+                is_restart = talk.events.ended == "shutdown"
+                await self._wire.close(CloseCode.RESTART if is_restart else CloseCode.GOING_AWAY, "it is over")
         finally:
             self._is_over = True
             for task in tasks:
@@ -104,53 +141,51 @@ class Realtime:
         if self._outbox.overflow.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_S):
-                    await self._wire.close(_POLICY, "too slow")
+                    await self._wire.close(CloseCode.POLICY, "too slow")
 
-    async def _tell(self, talk: Conversation, dialogue: Dialogue) -> None:
-        """What the session tells."""
+    async def _tell(self, talk: Conversation, session: RealtimeSession) -> None:
+        """Translate the conversation's events."""
         reason = ""
         try:
             async for number, event in talk.events.after(0):
-                dialogue.take(event)
+                session.take(event)
                 if self._voice is not None:
                     self._voice.take(event)
                 self._num_taken = number
                 if number == talk.events.newest:
-                    dialogue.settle()
+                    session.settle()
         except EventsLost as lost:
             reason = str(lost)
         reason = reason or talk.events.ended or "closed"
-        error = Rejection(f"the conversation is over: {reason}", code="session_ended", kind="server_error")
-        self._outbox.put("error", error=error.as_json(None))
+        session.tell_error(ServerFault(f"the conversation is over: {reason}", code="session_ended"))
         self._outbox.finish()
 
-    async def _read(self, commands: Commands) -> None:
-        """What the client sends. Sound goes to the voice as it comes. All else is carried out in its order, by
-        `_take`, so that what is behind a commit finds its words: a `response.create` answers them, a
-        `response.cancel` behind that is about that response, and so on, without a rule for each pair."""
+    async def _read(self, session: RealtimeSession, commands: Commands) -> None:
+        """Read what the client sends. Sound goes to the voice as it comes. Everything else is carried out in order by
+        `_take`, so that what follows a commit finds its words: a `response.create` answers them, a `response.cancel`
+        after that is about that response, and so on, without a rule for each pair."""
         async for message in self._wire.messages():
-            assert not isinstance(message, bytes), "binary messages are not taken here"
+            assert not isinstance(message, bytes), "binary messages are not accepted here"
             await self._outbox.room()
-            if await self._hear(message, commands):
+            if await self._hear(message, session, commands):
                 continue
             await self._orders.put(message)
             if not isinstance(message, BadData) and message["type"] in _ABOUT_SOUND:
                 await self._orders.join()
         await self._orders.join()
 
-    async def _hear(self, message: dict[str, Any] | BadData, commands: Commands) -> bool:
-        """Sound, and where it ends, on a server with a voice. Returns whether that was all about the message."""
-        voices = self._conversations.voices
-        if voices is None or isinstance(message, BadData):
+    async def _hear(self, message: dict[str, Any] | BadData, session: RealtimeSession, commands: Commands) -> bool:
+        """Take sound, and note where it ends, on a server with a voice. Returns whether the message is done with."""
+        if self._conversations.voices is None or isinstance(message, BadData):
             return False
         with self._refusing(message):
             if message["type"] == "input_audio_buffer.append":
-                fields = read(message, is_duplex=self._is_duplex)
-                await self._speaking(commands, voices).append(fields["audio"])
+                audio = read_event(message, is_duplex=self._is_duplex)["audio"]
+                await self._speaking(session, commands).append(audio)
                 return True
             if message["type"] == "input_audio_buffer.commit":
                 await self._orders.join()  # one at a time: what waits to be recognised stays small
-                self._speaking(commands, voices).commit()
+                self._speaking(session, commands).commit()
             return False
         return True  # it was refused
 
@@ -181,38 +216,30 @@ class Realtime:
 
     @contextmanager
     def _refusing(self, message: dict[str, Any] | BadData) -> Iterator[None]:
-        """What cannot be done is told, and the connection goes on."""
+        """Report what cannot be done; the connection goes on."""
         try:
             yield
         except (UsageError, EngineError) as error:
-            rejection = error if isinstance(error, Rejection) else Rejection(str(error))
-            if isinstance(error, EngineError):
-                rejection = Rejection(str(error), code="server_error", kind="server_error")
             name = None if isinstance(message, BadData) else event_id(message)
-            self._outbox.put("error", error=rejection.as_json(name))
+            self._outbox.put("error", error=as_error(error, name))
 
-    def _speak(self, commands: Commands) -> None:
-        assert self._conversations.voices is not None, "nothing else makes a session speak"
-        self._speaking(commands, self._conversations.voices)
-
-    def _speaking(self, commands: Commands, voices: Voices) -> RealtimeVoice:
+    def _speaking(self, session: RealtimeSession, commands: Commands) -> RealtimeVoice:
         if self._voice is None:
-            assert self.dialogue is not None, "it is there before anything is taken"
-            self._voice = RealtimeVoice(self.dialogue, commands, voices)
+            self._voice = RealtimeVoice(session, commands, needed(self._conversations.voices))
         return self._voice
 
     async def _catch_up(self) -> None:
-        """Until all that has happened was told: what the client asks for is judged by how things are."""
-        talk = self._talk
+        """Wait until all events have been translated: requests are judged by the present state."""
+        talk = self._conversation
         while talk is not None and talk.is_open and not self._is_over and self._num_taken < talk.handle.num_told:
             await asyncio.sleep(0)
 
-    async def _refuse(self, error: Exception) -> None:
+    async def _refuse(self, error: EngineFull | UsageError) -> None:
         is_full = isinstance(error, EngineFull)
-        code = "rate_limit_exceeded" if is_full else "server_error"
-        refusal = Rejection(str(error), code=code, kind="server_error").as_json(None)
-        await self._wire.send({"type": "error", "event_id": "event_0", "error": refusal})
-        await self._wire.close(_TRY_LATER if is_full else _GOING_AWAY, "full" if is_full else "not possible")
+        fault = ServerFault(str(error), code="rate_limit_exceeded" if is_full else "server_error")
+        await self._wire.send({"type": "error", "event_id": "event_0", "error": as_error(fault)})
+        code = CloseCode.TRY_LATER if is_full else CloseCode.GOING_AWAY
+        await self._wire.close(code, "full" if is_full else "not possible")
 
     def _is_busy(self) -> bool:
-        return self._talk is not None and self._talk.is_open and self._talk.handle.session.running is not None
+        return self._conversation is not None and self._conversation.is_speaking

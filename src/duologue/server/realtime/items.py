@@ -1,16 +1,19 @@
-"""The items of a Realtime conversation, in order: what the client sees of the history, and may change."""
+"""The items of a Realtime conversation: those that the client sees and may change, and those that are being heard."""
 
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from duologue.server.realtime.errors import Rejection
+from duologue.server.fields import Rejection
 from duologue.server.realtime.messages import MOST_ID
-from duologue.types import Role, Turn, well_formed
+from duologue.types import well_formed
 
 MOST_ITEMS = 1000  # of a conversation; beyond, the oldest is deleted
-_ROLES = ("user", "assistant", "system")
+
+
+_PREFIX = "text:"  # of an utterance's name in the session, which keeps it apart from the ids of items
+_MOST_KEPT = 64  # utterances that may go on
 
 
 def new_id(kind: str) -> str:
@@ -19,42 +22,63 @@ def new_id(kind: str) -> str:
 
 
 @dataclass(eq=False, slots=True)
+class Utterance:
+    """Words that grow: of `input.text.append`, or spoken."""
+
+    label: str  # the client's name for it
+    name: str  # the session's; used once
+    text: str = ""  # all of it so far
+    answered: str = ""  # what of it belongs to turns that are over
+    _before: str = ""  # the same without the newest turn
+
+    def answer(self) -> None:
+        """All of it so far is being answered."""
+        self._before, self.answered = self.answered, self.text
+
+    def take_back(self) -> None:
+        """The answer was taken back: its turn goes on."""
+        self.answered, self._before = self._before, ""
+
+    @property
+    def unanswered(self) -> str:
+        """The words of the turn that is open."""
+        return self.text.removeprefix(self.answered).strip()
+
+
+@dataclass(eq=False, slots=True)
 class Item:
     """A message. `text` is what counts of it: of the assistant's, what was said, and once it was cut, what was heard.
 
-    `utterance` is the name of words that grow (`input.text.append`): they become an item when they are answered.
+    An item with an `utterance` grows, and joins the conversation when it is answered.
     """
 
     role: str
     text: str
     id: str = field(default_factory=lambda: new_id("item"))
     status: str = "completed"
-    utterance: str | None = None
+    utterance: Utterance | None = None
     is_audio: bool = False  # spoken: `text` is its transcript
     played: list[tuple[float, int]] = field(default_factory=list)  # seconds of its sound, characters that end there
 
     def length_at(self, seconds: float, rate: float) -> int:
-        """Characters that are heard in so many seconds: by its sound, or at `rate` characters a second."""
+        """Characters that are heard within `seconds`: by its sound, or at `rate` characters per second."""
         if not self.is_audio:
             return int(seconds * rate)
         return max((length for at, length in self.played if at <= seconds), default=0)
 
     def seconds_at(self, length: int, rate: float) -> float:
-        """The reverse: when so many characters have been heard."""
+        """The reverse: when `length` characters have been heard."""
         if not self.is_audio:
             return length / rate
-        return next(
-            (at for at, position in self.played if position >= length), self.played[-1][0] if self.played else 0
-        )
+        last = self.played[-1][0] if self.played else 0.0
+        return next((at for at, position in self.played if position >= length), last)
 
     def as_json(self) -> dict[str, Any]:
         """As the protocol shows it."""
         kind = "output" if self.role == "assistant" else "input"
-        part = (
-            {"type": f"{kind}_audio", "transcript": self.text}
-            if self.is_audio
-            else {"type": f"{kind}_text", "text": self.text}
-        )
+        part = {"type": f"{kind}_text", "text": self.text}
+        if self.is_audio:
+            part = {"type": f"{kind}_audio", "transcript": self.text}
         content = [part] if self.text or self.status != "in_progress" else []
         return {
             "id": self.id, "object": "realtime.item", "type": "message", "role": self.role, "status": self.status,
@@ -64,40 +88,30 @@ class Item:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Item":
         """The item that a client describes. Raises `Rejection` for one that there cannot be."""
-        kind, role = row.get("type", "message"), row.get("role")
+        kind, role, name, content = row.get("type", "message"), row.get("role"), row.get("id"), row.get("content") or []
         if kind != "message":
             raise Rejection(f"items of type {kind!r:.40} are not supported: there are no tools", param="item.type")
-        if role not in _ROLES:
-            raise Rejection(f"role is {role!r:.40}; it must be user, assistant or system", param="item.role")
-        name = row.get("id")
-        if name is None:
-            name = new_id("item")
-        elif not isinstance(name, str) or not 1 <= len(name) <= MOST_ID or name == "root":
+        if role not in ("user", "assistant", "system"):
+            raise Rejection(f"role is {role!r:.40}; expected user, assistant or system", param="item.role")
+        if name is not None and (not isinstance(name, str) or not 1 <= len(name) <= MOST_ID or name == "root"):
             raise Rejection(f'an id has 1 to {MOST_ID} characters, and is not "root"', param="item.id")
-        content = row.get("content") or []
         if not isinstance(content, list):
             raise Rejection("content must be a list", param="item.content")
-        text = "".join(_part(part, role, number) for number, part in enumerate(content))
-        return cls(role, well_formed(text), name)
+        text = "".join(_part_text(part, role, f"item.content[{number}]") for number, part in enumerate(content))
+        return cls(role, well_formed(text), name or new_id("item"))
 
 
-def _part(part: Any, role: str, number: int) -> str:
-    param = f"item.content[{number}]"
+def _part_text(part: Any, role: str, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind in ("input_audio", "output_audio", "audio"):
-        raise Rejection(
-            "items are made of text: send text, or append sound on a server with a voice",
-            code="audio_not_supported",
-            param=f"{param}.type",
-        )
     wanted = ("output_text", "text") if role == "assistant" else ("input_text", "text")
+    if kind in ("input_audio", "output_audio", "audio"):
+        message = "items are made of text: send text, or append sound on a server with a voice"
+        raise Rejection(message, code="audio_not_supported", param=f"{where}.type")
     if kind not in wanted:
-        raise Rejection(
-            f"content of type {kind!r:.40} cannot be used; that of the {role} is {wanted[0]}", param=f"{param}.type"
-        )
+        raise Rejection(f"content of the {role} has type {wanted[0]}, not {kind!r:.40}", param=f"{where}.type")
     text = part.get("text")
     if not isinstance(text, str):
-        raise Rejection("text is missing", code="missing_required_parameter", param=f"{param}.text")
+        raise Rejection("text is missing", code="missing_required_parameter", param=f"{where}.text")
     return text
 
 
@@ -110,38 +124,29 @@ class Items:
     def __iter__(self) -> Iterator[Item]:
         return iter(self._items)
 
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __contains__(self, item: Item) -> bool:
-        return item in self._items
-
     def find(self, name: str) -> Item | None:
-        """The item of that id."""
+        """The item with that id."""
         return next((item for item in self._items if item.id == name), None)
 
     def add(self, item: Item, *, before: Item | None = None) -> None:
         """Put `item` at the end, or before another."""
-        self._items.insert(len(self._items) if before not in self._items else self._items.index(before), item)
+        self._items.insert(self._items.index(before) if before in self._items else len(self._items), item)
 
     def insert(self, item: Item, previous: str | None) -> bool:
         """Put `item` behind the one with the id `previous` ("root": first; None: last). Returns whether it is last.
 
         Raises:
-            Rejection: there is an item of its id, or none of that id.
+            Rejection: an item has its id already, or none has the id `previous`.
         """
         if self.find(item.id) is not None:
-            raise Rejection(
-                f"there is an item {item.id!r} already", code="item_create_duplicate_item_id", param="item.id"
-            )
-        at = len(self._items)
-        if previous == "root":
-            at = 0
-        elif previous is not None:
-            anchor = self.find(previous)
+            message = f"there is an item {item.id!r} already"
+            raise Rejection(message, code="item_create_duplicate_item_id", param="item.id")
+        at = 0 if previous == "root" else len(self._items)
+        if previous not in (None, "root"):
+            anchor = self.find(previous or "")
             if anchor is None:
                 raise Rejection(
-                    f"there is no item {previous!r} to come after",
+                    f"there is no item {previous!r} to follow",
                     code="item_create_invalid_previous_item_id",
                     param="previous_item_id",
                 )
@@ -150,22 +155,22 @@ class Items:
         return at == len(self._items) - 1
 
     def remove(self, item: Item) -> None:
-        """Take `item` out, if it is there."""
+        """Remove `item` if it is there."""
         if item in self._items:
             self._items.remove(item)
 
     def pop_surplus(self) -> Item | None:
-        """The oldest item, taken out, if there are too many."""
+        """Remove and return the oldest item if there are too many."""
         return self._items.pop(0) if len(self._items) > MOST_ITEMS else None
 
     def previous(self, item: Item) -> str | None:
-        """Id of the item before `item`."""
-        at = self._items.index(item)
+        """Id of the item before `item`; None if it is the first, or not there."""
+        at = self._items.index(item) if item in self._items else 0
         return self._items[at - 1].id if at else None
 
     @property
     def unanswered(self) -> list[Item]:
-        """The items of others that nothing of the assistant's follows."""
+        """The items behind the newest one of the assistant."""
         at = len(self._items)
         while at and self._items[at - 1].role != "assistant":
             at -= 1
@@ -182,24 +187,113 @@ def words(items: Iterable[Item]) -> str:
     return " ".join(text for item in items if (text := item.text.strip()))
 
 
-def turns(items: Iterable[Item]) -> list[Turn]:
-    """The history that `items` are. System items belong to the user's turn: a model's template has no place for more
-    than one system prompt."""
-    return merged(
-        Turn(Role.ASSISTANT, item.text) if item.role == "assistant" else Turn(Role.USER, item.text.strip())
-        for item in items
-    )
+@dataclass(eq=False, slots=True)
+class Listening:
+    """Items in the order in which they were said.
+
+    A client may use the label of an utterance again when it has ended; the session's names are used once.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    turn: list[Item] = field(default_factory=list)  # what the newest answer answers
+    _growing: dict[str, Utterance] = field(default_factory=dict)  # by label
+    _num_names: int = 0
+
+    @property
+    def newest(self) -> Item | None:
+        """What was said last."""
+        return self.items[-1] if self.items else None
+
+    @property
+    def typed(self) -> list[Item]:
+        """Those that are in the conversation already."""
+        return [item for item in self.items if item.utterance is None]
+
+    @property
+    def grown(self) -> list[tuple[Item, Utterance]]:
+        """Those that are not, and their utterances."""
+        return _grown(self.items)
+
+    def is_growing(self, label: str) -> bool:
+        """Whether the session hears the utterance that the client calls `label`."""
+        return label in self._growing
+
+    def utterance(self, label: str) -> Utterance:
+        """The utterance that the client calls `label`."""
+        if label not in self._growing:
+            self._growing[label] = Utterance(label, self._new_name(label))
+            if len(self._growing) > _MOST_KEPT:
+                del self._growing[next(iter(self._growing))]
+        return self._growing[label]
+
+    def rename(self, utterance: Utterance) -> None:
+        """Give it a new name, under which the session, which was made to forget its words, hears them anew."""
+        utterance.name = self._new_name(utterance.label)
+
+    def grow(self, utterance: Utterance, text: str, *, is_answered: bool, is_audio: bool = False) -> None:
+        """Set all words of an utterance. `is_answered`: they are part of the turn that is being answered."""
+        utterance.text = text
+        found = next((item for item in self.items if item.utterance is utterance), None)
+        if found is None and not is_answered:
+            found = Item("user", "", utterance=utterance, is_audio=is_audio)
+            self.items.append(found)
+        if found is not None:
+            found.text = utterance.unanswered
+
+    def end(self, label: str) -> None:
+        """The utterance has ended: the client may use the label again."""
+        self._growing.pop(label, None)
+
+    def forget(self, utterance: Utterance) -> None:
+        """Its words were taken back."""
+        self.items = [item for item in self.items if item.utterance is not utterance]
+        self.end(utterance.label)
+
+    def answer(self) -> list[Item]:
+        """All words became a turn that is being answered. Returns the items that are new to the conversation."""
+        self.turn, self.items = self.items, []
+        for _, utterance in (grown := _grown(self.turn)):
+            utterance.answer()
+        return [item for item, _ in grown]
+
+    def close_turn(self) -> None:
+        """The turn cannot be taken back any more: its items grow no more."""
+        for item in self.turn:
+            item.utterance = None
+        self.turn = []
+
+    def take_back(self) -> list[Item]:
+        """The turn is open again. Returns the items of it that leave the conversation, since they may grow.
+
+        If their words are answered, they come back with the new ids that `renew` gives.
+        """
+        grown = _grown(self.turn)
+        self.items, self.turn = [*self.turn, *self.items], []
+        return [item for item, _ in grown]
+
+    def renew(self, item: Item) -> None:
+        """Give `item`, which has left the conversation, a new id and its open words."""
+        assert item.utterance is not None, "it grows"
+        item.utterance.take_back()
+        item.id, item.text = new_id("item"), item.utterance.unanswered
+
+    def drop(self, text: str) -> list[Item]:
+        """The words `text`, the newest ones or all, were given up. Returns their items."""
+        at = len(self.items) if text else 0
+        while at and words(self.items[at:]) != text:
+            at -= 1
+        gone, self.items = self.items[at:], self.items[:at]
+        return gone
+
+    def _new_name(self, label: str) -> str:
+        self._num_names += 1
+        return f"{_PREFIX}{self._num_names}:{label}"
 
 
-def merged(history: Iterable[Turn]) -> list[Turn]:
-    """`history` without empty turns, and what one side said in several as one."""
-    out: list[Turn] = []
-    for turn in history:
-        if not turn.text.strip():
-            continue
-        if out and out[-1].role is turn.role:
-            before = out.pop().text
-            joint = "" if before[-1].isspace() or turn.text[0].isspace() else " "
-            turn = Turn(turn.role, before + joint + turn.text)
-        out.append(turn)
-    return out
+def label_of(name: str) -> str | None:
+    """The client's label of the utterance that the session calls `name`; None for the id of an item."""
+    return name.removeprefix(_PREFIX).partition(":")[2] if name.startswith(_PREFIX) else None
+
+
+def _grown(items: list[Item]) -> list[tuple[Item, Utterance]]:
+    return [(item, item.utterance) for item in items if item.utterance is not None]

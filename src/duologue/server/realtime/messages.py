@@ -1,95 +1,270 @@
-"""What a client may send to `/v1/realtime`: the fields of each event, read and checked."""
+"""What a client may send to `/v1/realtime`: its events, a session's configuration, and requests for a response."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from duologue.server.realtime.errors import Rejection
+from duologue.errors import DuologueError, EngineError
+from duologue.server.fields import Field, Rejection, Table, read
+
+ACTIVE = "conversation_already_has_active_response"
+EMPTY = "input_audio_buffer_commit_empty"
+NOT_ACTIVE = "response_cancel_not_active"
+EAGERNESS = {"low": -1.0, "medium": 0.0, "auto": 0.0, "high": 1.0}
+"""The policy's eagerness by that of `semantic_vad`."""
+MOST_ID = 128  # characters of an id that a client gives
+_MOST_TOKENS = 4096  # of `max_output_tokens`, by the protocol
+_AUDIO = {"type": "audio/pcm", "rate": 24000}
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field of an event from a client."""
+class ServerFault(EngineError):
+    """Something that is not the client's fault; `code` tells clients what."""
 
-    kind: type
-    default: Any = None
-    is_needed: bool = False
+    def __init__(self, message: str, *, code: str = "server_error") -> None:
+        super().__init__(message)
+        self.code = code
 
 
-EVENTS: Mapping[str, Mapping[str, Field]] = {
+def as_error(error: DuologueError, event_id: str | None = None) -> dict[str, Any]:
+    """The `error` of an error event; `event_id` is that of the client's event."""
+    is_ours = isinstance(error, EngineError)
+    code = error.code if isinstance(error, Rejection | ServerFault) else "server_error" if is_ours else "invalid_value"
+    return {
+        "type": "server_error" if is_ours else "invalid_request_error",
+        "code": code,
+        "message": str(error),
+        "param": error.param if isinstance(error, Rejection) else None,
+        "event_id": event_id,
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- events
+
+_ID = Field(str, least=1, most=MOST_ID)
+_NEEDED_ID = replace(_ID, is_needed=True)
+_COUNT = Field(int, least=0, most=(1 << 53) - 1)
+
+EVENTS: Mapping[str, Table] = {
     "session.update": {"session": Field(dict, is_needed=True)},
-    "conversation.item.create": {"item": Field(dict, is_needed=True), "previous_item_id": Field(str)},
-    "conversation.item.retrieve": {"item_id": Field(str, is_needed=True)},
-    "conversation.item.delete": {"item_id": Field(str, is_needed=True)},
+    "conversation.item.create": {"item": Field(dict, is_needed=True), "previous_item_id": _ID},
+    "conversation.item.retrieve": {"item_id": _NEEDED_ID},
+    "conversation.item.delete": {"item_id": _NEEDED_ID},
     "conversation.item.truncate": {
-        "item_id": Field(str, is_needed=True),
-        "content_index": Field(int, 0),
-        "audio_end_ms": Field(int, is_needed=True),
+        "item_id": _NEEDED_ID,
+        "content_index": replace(_COUNT, default=0),
+        "audio_end_ms": replace(_COUNT, is_needed=True),
     },
-    "response.create": {"response": Field(dict)},
-    "response.cancel": {"response_id": Field(str)},
+    "response.create": {"response": Field(dict, {})},
+    "response.cancel": {"response_id": _ID},
     "input_audio_buffer.append": {"audio": Field(str, is_needed=True)},
     "input_audio_buffer.commit": {},
     "input_audio_buffer.clear": {},
     "output_audio_buffer.clear": {},
 }
-"""The client events of the protocol; each may have an `event_id`, which comes back in an error."""
+"""The client events of the protocol. Each may have an `event_id`, which comes back in an error."""
 
-EXTENSIONS: Mapping[str, Mapping[str, Field]] = {
+EXTENSIONS: Mapping[str, Table] = {
     "input.text.append": {
         "text": Field(str, is_needed=True),
-        "utterance": Field(str, "user"),
+        "utterance": replace(_ID, default="user"),
         "final": Field(bool, False),
     },
-    "input.cancel": {"utterance": Field(str)},
-    "playback.ack": {
-        "item_id": Field(str),
-        "response_id": Field(str),
-        "played_chars": Field(int),
-        "played_ms": Field(int),
-    },
+    "input.cancel": {"utterance": _ID},
+    "playback.ack": {"item_id": _ID, "response_id": _ID, "played_chars": _COUNT, "played_ms": _COUNT},
 }
-"""What is added with `?duplex=1`."""
-
-_JSON = {str: "text", int: "a whole number", bool: "true or false", dict: "an object"}
-MOST_ID = 128  # characters of an id that a client gives
+"""The client events that `?duplex=1` adds."""
 
 
-def read(message: Mapping[str, Any], *, is_duplex: bool) -> dict[str, Any]:
-    """The fields of an event. What it does not have is passed over.
+def read_event(message: Mapping[str, Any], *, is_duplex: bool) -> dict[str, Any]:
+    """The fields of an event. Unknown fields are ignored.
 
     Raises:
-        Rejection: there is no such event, or a field is missing or of another type.
+        Rejection: there is no such event, or a field is missing or invalid.
     """
     kind = message["type"]
-    fields = EVENTS.get(kind)
-    if fields is None and kind in EXTENSIONS:
-        if not is_duplex:
-            raise Rejection(f"{kind} belongs to the duplex extension: connect to /v1/realtime?duplex=1", param="type")
-        fields = EXTENSIONS[kind]
-    if fields is None:
-        known = ", ".join((*EVENTS, *(EXTENSIONS if is_duplex else ())))
-        raise Rejection(f"there is no event {kind!r:.60}; there are {known}", param="type")
-    return {name: _value(kind, name, item, message.get(name)) for name, item in fields.items()}
-
-
-def _value(kind: str, name: str, item: Field, value: Any) -> Any:
-    if value is None:
-        if item.is_needed:
-            raise Rejection(f'{kind} needs "{name}"', code="missing_required_parameter", param=name)
-        return item.default
-    if item.kind is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, item.kind) or (isinstance(value, bool) and item.kind is not bool):
-        raise Rejection(f'"{name}" is {value!r:.60}; it must be {_JSON[item.kind]}', code="invalid_type", param=name)
-    if isinstance(value, str) and (name.endswith("_id") or name == "utterance") and not 1 <= len(value) <= MOST_ID:
-        raise Rejection(f'"{name}" must have 1 to {MOST_ID} characters', param=name)
-    if isinstance(value, int) and not isinstance(value, bool) and not 0 <= value < 1 << 53:
-        raise Rejection(f'"{name}" is {value:.6g}; it must not be negative', param=name)
-    return value
+    if kind in EXTENSIONS and not is_duplex:
+        raise Rejection(f"{kind} belongs to the duplex extension: connect to /v1/realtime?duplex=1", param="type")
+    known = {**EVENTS, **EXTENSIONS} if is_duplex else EVENTS
+    if kind not in known:
+        raise Rejection(f"unknown event {kind!r:.60}; known are {', '.join(known)}", param="type")
+    return read(known[kind], message)
 
 
 def event_id(message: Mapping[str, Any]) -> str | None:
     """The client's id of an event."""
     value = message.get("event_id")
     return value[:MOST_ID] if isinstance(value, str) else None
+
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+
+def _modalities(value: list[Any]) -> list[Any]:
+    if not all(one in ("text", "audio") for one in value):
+        raise ValueError('["text"] or ["audio"]')
+    return value
+
+
+def _tokens(value: Any) -> int | None:
+    if value == "inf":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_TOKENS:
+        raise ValueError(f'"inf" or a whole number from 1 to {_MOST_TOKENS}')
+    return value
+
+
+def _no_tools(value: Any) -> None:
+    if value:
+        raise ValueError("empty: tools are not supported")
+
+
+def _metadata(value: dict[str, Any]) -> dict[str, Any]:
+    if len(value) > 16 or not all(
+        isinstance(text, str) and len(key) <= 64 and len(text) <= 512 for key, text in value.items()
+    ):
+        raise ValueError("at most 16 texts (keys of 64, values of 512 characters)")
+    return value
+
+
+_DETECTION: Table = {
+    "type": Field(str, choices=("semantic_vad", "server_vad")),
+    "eagerness": Field(str, "auto", choices=tuple(EAGERNESS)),
+    "create_response": Field(bool),
+    "interrupt_response": Field(bool),
+}
+_COMMON: Table = {
+    "instructions": Field(str),
+    "output_modalities": Field(list, parse=_modalities),
+    "max_output_tokens": Field(object, parse=_tokens),
+    "tools": Field(object, parse=_no_tools),
+    "tool_choice": Field(str, choices=("auto", "none")),
+}
+_SESSION: Table = {
+    **_COMMON,
+    "type": Field(str, choices=("realtime",)),
+    "audio": Field(
+        dict,
+        fields={
+            "input": Field(dict, fields={"format": Field(object), "turn_detection": Field(object)}),
+            "output": Field(dict, fields={"format": Field(object)}),
+        },
+    ),
+}
+_RESPONSE: Table = {**_COMMON, "metadata": Field(dict, parse=_metadata)}
+
+
+@dataclass(frozen=True, slots=True)
+class TurnDetection:
+    """What happens to words that come while an answer is heard. Whatever type the client names, the model decides."""
+
+    eagerness: str = "auto"
+    create_response: bool = True  # words that are processed are answered without a request
+    interrupt_response: bool = True  # an answer may be cut
+
+    @classmethod
+    def from_json(cls, row: Any, before: "TurnDetection | None") -> "TurnDetection | None":
+        """What a client asks for. Raises `Rejection`."""
+        where = "session.audio.input.turn_detection"
+        if row is None or row is False:
+            return None
+        if not isinstance(row, Mapping):
+            raise Rejection("turn_detection is null, or of type semantic_vad or server_vad", param=where)
+        found = read(_DETECTION, row, f"{where}.")
+        del found["type"]
+        return replace(before or cls(), **{name: value for name, value in found.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class RealtimeConfig:
+    """Of one session. Without a voice, text is the only modality: a request for audio is answered in text."""
+
+    instructions: str = ""
+    turn_detection: TurnDetection | None = TurnDetection()
+    max_output_tokens: int | None = None  # None: as many as the server allows
+    has_voice: bool = False  # the server can speak
+    is_audio: bool = False  # answers are spoken
+
+    def changed(self, row: Mapping[str, Any]) -> "RealtimeConfig":
+        """This configuration with the changes in `row`, the `session` of a `session.update`.
+
+        Raises:
+            Rejection: a value cannot be used.
+        """
+        found = read(_SESSION, row, "session.", only_given=True)
+        changes = {"max_output_tokens": found["max_output_tokens"]} if "max_output_tokens" in found else {}
+        if found.get("instructions") is not None:
+            changes["instructions"] = found["instructions"]
+        if "output_modalities" in found:
+            changes["is_audio"] = self.has_voice and "audio" in (found["output_modalities"] or ["audio"])
+        audio = {side: wanted or {} for side, wanted in (found.get("audio") or {}).items()}
+        for side in ("input", "output") if self.has_voice else ():
+            wanted = audio.get(side, {}).get("format")
+            if wanted is not None and (not isinstance(wanted, Mapping) or {**_AUDIO, **wanted} != _AUDIO):
+                message = 'the only supported format is {"type": "audio/pcm", "rate": 24000}'
+                raise Rejection(message, param=f"session.audio.{side}.format")
+        if "turn_detection" in audio.get("input", {}):
+            changes["turn_detection"] = TurnDetection.from_json(audio["input"]["turn_detection"], self.turn_detection)
+        return replace(self, **changes)
+
+    def as_json(self, name: str, model: str) -> dict[str, Any]:
+        """The effective configuration as the protocol shows it; `name` is the session's."""
+        detection = self.turn_detection
+        return {
+            "id": name,
+            "object": "realtime.session",
+            "type": "realtime",
+            "model": model,
+            "output_modalities": ["audio" if self.is_audio else "text"],
+            "instructions": self.instructions,
+            "max_output_tokens": self.max_output_tokens or "inf",
+            "tools": [],
+            "tool_choice": "none",
+            "truncation": "auto",
+            "audio": {
+                "input": {
+                    "format": _AUDIO,
+                    "transcription": None,
+                    "noise_reduction": None,
+                    "turn_detection": None if detection is None else {"type": "semantic_vad", **asdict(detection)},
+                },
+                "output": {"format": _AUDIO, "speed": 1.0},
+            },
+        }
+
+
+# --------------------------------------------------------------------------------------------------------- responses
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseRequest:
+    """One `response.create`. `instructions` and `max_output_tokens` None: those of the session."""
+
+    event_id: str | None = None
+    metadata: dict[str, str] | None = None
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    is_started: bool = False  # the server has begun an answer to it
+
+    @property
+    def is_special(self) -> bool:
+        """Whether it wants something that an answer under way was not begun with."""
+        return self.instructions is not None or self.max_output_tokens is not None
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether the client waits for this very response. LiveKit marks its requests by this name, and abandons the
+        response when speech starts."""
+        return "client_event_id" in (self.metadata or {})
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any], event_id: str | None) -> "ResponseRequest":
+        """What a client asks for. Raises `Rejection` for what is not supported."""
+        for name in ("conversation", "input", "prompt"):
+            if row.get(name) is not None and (name, row[name]) != ("conversation", "auto"):
+                raise Rejection(
+                    f"response.{name} is not supported: create items, then a response in the conversation",
+                    code="unsupported_parameter",
+                    param=f"response.{name}",
+                )
+        found = read(_RESPONSE, row, "response.")
+        return cls(event_id, found["metadata"], found["instructions"], found["max_output_tokens"])

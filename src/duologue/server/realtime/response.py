@@ -4,10 +4,10 @@ from typing import Any, Protocol
 
 from duologue.core.answer import Answer
 from duologue.server.realtime.items import Item, new_id
-from duologue.server.realtime.request import Request
+from duologue.server.realtime.messages import ResponseRequest
 
 
-class Say(Protocol):
+class Send(Protocol):
     """Sends an event to the client."""
 
     def __call__(self, kind: str, /, **fields: Any) -> None: ...
@@ -23,11 +23,11 @@ class Response:
         self,
         number: int,
         base: int,
-        request: Request,
+        request: ResponseRequest,
         answer: Answer | None,
         *,
         conversation: str,
-        say: Say,
+        send: Send,
         is_audio: bool = False,
     ) -> None:
         self.number = number  # of the answer
@@ -38,47 +38,48 @@ class Response:
         self.num_heard = 0  # characters of `said`, whole words
         self.is_done = False
         self.cut_at: int | None = None  # where the client has truncated it
+        self.is_onset_told = False  # that words cut it
         self._answer = answer  # for its counts; None where it had gone before it was told
         self._request = request
         self._conversation = conversation
-        self._say = say
+        self._send = send
         self.is_audio = self.item.is_audio = is_audio
         self._place = {"response_id": self.id, "item_id": self.item.id, "output_index": 0, "content_index": 0}
 
     def begin(self, previous: str | None) -> None:
         """Tell that it begins; its item stands behind the one with the id `previous`."""
-        say = self._say
-        say("response.created", response=self._as_json("in_progress", None))
-        say("response.output_item.added", response_id=self.id, output_index=0, item=self.item.as_json())
-        say("conversation.item.added", previous_item_id=previous, item=self.item.as_json())
-        say("response.content_part.added", **self._place, part=self._part(""))
+        send = self._send
+        send("response.created", response=self._as_json("in_progress", None))
+        send("response.output_item.added", response_id=self.id, output_index=0, item=self.item.as_json())
+        send("conversation.item.added", previous_item_id=previous, item=self.item.as_json())
+        send("response.content_part.added", **self._place, part=self._part(""))
 
     def add(self, start: int, text: str) -> None:
         """Text of the answer, from character `start` of it on."""
         self.said = self.item.text = self.said[: start - self.base] + text
         kind = "output_audio_transcript" if self.is_audio else "output_text"
-        self._say(f"response.{kind}.delta", **self._place, delta=text)
+        self._send(f"response.{kind}.delta", **self._place, delta=text)
 
     def sound(self, audio: str) -> None:
         """Sound of the answer, in base64."""
         if not self.is_done:
-            self._say("response.output_audio.delta", **self._place, delta=audio)
+            self._send("response.output_audio.delta", **self._place, delta=audio)
 
     def end(self, status: str, reason: str | None, previous: str | None) -> None:
         """Tell that it is done. `status` as in the protocol; `reason` says more where it is not "completed"."""
         self.is_done = True
         self.item.status = "completed" if status == "completed" else "incomplete"
-        say, item = self._say, self.item.as_json()
+        send, item = self._send, self.item.as_json()
         if self.is_audio:
-            say("response.output_audio.done", **self._place)
-            say("response.output_audio_transcript.done", **self._place, transcript=self.said)
+            send("response.output_audio.done", **self._place)
+            send("response.output_audio_transcript.done", **self._place, transcript=self.said)
         else:
-            say("response.output_text.done", **self._place, text=self.said)
-        say("response.content_part.done", **self._place, part=self._part(self.said))
-        say("response.output_item.done", response_id=self.id, output_index=0, item=item)
-        say("conversation.item.done", previous_item_id=previous, item=item)
+            send("response.output_text.done", **self._place, text=self.said)
+        send("response.content_part.done", **self._place, part=self._part(self.said))
+        send("response.output_item.done", response_id=self.id, output_index=0, item=item)
+        send("conversation.item.done", previous_item_id=previous, item=item)
         details = None if reason is None else {"type": status, "reason": reason}
-        say("response.done", response=self._as_json(status, details))
+        send("response.done", response=self._as_json(status, details))
 
     def hear(self, position: int) -> None:
         """The answer has been heard up to character `position`."""

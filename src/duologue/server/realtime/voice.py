@@ -1,25 +1,23 @@
-"""Sound over `/v1/realtime`: what the client appends is recognised, and becomes words that grow; answers are spoken."""
+"""Sound over `/v1/realtime`: what the client appends is recognised as growing words, and answers are spoken."""
 
-import asyncio
 import base64
 import binascii
 import logging
-import secrets
 
 import numpy as np
 
 from duologue.core import events as e
 from duologue.errors import BadData, UsageError
-from duologue.server.duplex.voice import Voices
-from duologue.server.pacing import Pacer
+from duologue.server.fields import Rejection
 from duologue.server.realtime.commands import Commands
-from duologue.server.realtime.dialogue import Dialogue
-from duologue.server.realtime.errors import EMPTY, Rejection
+from duologue.server.realtime.messages import EMPTY, ServerFault
 from duologue.server.realtime.response import Response
+from duologue.server.realtime.session import RealtimeSession
+from duologue.server.voice import Voices, VoiceStream
 from duologue.voice.hearing import Hearing
 from duologue.voice.sound import Samples, from_pcm16, silence, to_pcm16
-from duologue.voice.timeline import Row, Timeline
-from duologue.voice.voice import Voice, VoiceConfig
+from duologue.voice.timeline import Row
+from duologue.voice.voice import VoiceConfig
 
 RATE = 24_000  # the protocol's
 _LEAST_S = 0.1  # of sound that may be committed, by the protocol
@@ -29,45 +27,35 @@ log = logging.getLogger("duologue.server")
 
 
 class RealtimeVoice:
-    """Of one session. It takes a place among the server's `voices` until it is closed.
+    """The voice of one session. It has one of the server's places until it is closed.
 
     Raises:
-        EngineFull: as many have a voice as may.
+        EngineFull: no place is free.
     """
 
-    def __init__(self, dialogue: Dialogue, commands: Commands, voices: Voices) -> None:
-        voices.enter()
-        self._voices = voices
-        self._dialogue = dialogue
+    def __init__(self, session: RealtimeSession, commands: Commands, voices: Voices) -> None:
+        self._session = session
         self._commands = commands
         self._waiting = silence(0)  # sound that has not been sent
-        self._is_manual = dialogue.config.turn_detection is None  # the client says when somebody has ended
+        self._is_manual = session.config.turn_detection is None  # the client says when somebody has ended
         self._num_appended = 0  # samples since the last commit
         self._said: dict[str, str] = {}  # words since then, by utterance
         self._committed: dict[str, str] = {}  # words that were committed last
-        self._ending: list[Hearing] = []  # which are not all known yet
-        self._onset: tuple[str, int] | None = None  # of an utterance that the client was told of
-        self._is_mute = False  # it failed
+        self._ending: list[Hearing] = []  # their utterances, some of which may still be in recognition
+        self._onset: str | None = None  # an utterance whose onset the client was told of
         self._why_deaf: str | None = None  # the recogniser failed, and there are no words since
         self._sounding: Response | None = None  # what was given out last
         self._num_given = 0  # samples of it
-        engines = voices.engines
-        self._voice = Voice(
-            self,
-            engines.detector(),
-            engines.recogniser,
-            engines.synthesiser,
-            config=VoiceConfig(rate=RATE, latency_s=_DELTA_S, fades=False),
-            timeline=Timeline(self._note, keeps=False),
-            name=f"voice-{secrets.token_hex(3)}",
-        )
+        config = VoiceConfig(rate=RATE, latency_s=_DELTA_S, fades=False)
+        self._stream = VoiceStream(self, voices, config, note=self._note, give=self._give, failed=self._mute)
+        self._voice = self._stream.voice
         self._voice.yields = not self._is_manual
-        self._pacer = Pacer(self._voice, self._give)
-        dialogue.handle.take_reports()
-        dialogue.go_on()
-        for event in dialogue.unheard:
+        session.handle.take_reports()
+        session.go_on()
+        for event in session.unheard:
             self._voice.take(event)
-        self._task = asyncio.create_task(self._run(), name="duologue-realtime-voice")
+        self.aclose = self._stream.aclose
+        self._stream.start()
 
     # ------------------------------------------------------------------ what the voice asks for
 
@@ -83,13 +71,12 @@ class RealtimeVoice:
     def _grow(self, utterance: str, text: str, final: bool) -> None:
         try:
             self._commands.grow(utterance, text, is_final=final, is_audio=True)
-        except UsageError as error:  # more words than a turn may have; whoever speaks goes on to
+        except UsageError as error:  # more words than a turn may have; the speaker goes on nevertheless
             if final:
                 self._commands.forget(utterance)
-                rejection = error if isinstance(error, Rejection) else Rejection(str(error))
-                self._dialogue.say("error", error=rejection.as_json(None))
+                self._session.tell_error(error)
         if final and (why := self.pop_failure(text)) is not None:
-            self._dialogue.tell_failed(utterance, why)
+            self._session.tell_failed(utterance, why)
 
     def pop_failure(self, words: str) -> str | None:
         """Why there are no words, if that is the recogniser's fault. It is told once."""
@@ -101,42 +88,46 @@ class RealtimeVoice:
         if (response := self._sounding) is not None and response.number == answer:
             seconds = max(0.0, self._num_given / RATE - _DELTA_S)
             response.item.played.append((seconds, position - response.base))
-        self._dialogue.handle.heard(position, answer=answer)
+        self._session.handle.heard(position, answer=answer)
 
     @property
     def is_protected(self) -> bool:
         """See `Handle.is_protected`."""
-        return self._dialogue.handle.is_protected
+        return self._session.handle.is_protected
 
     # ------------------------------------------------------------------ what is asked of it
 
     async def append(self, audio: str) -> None:
-        """Sound came, in base64. Raises `Rejection` for what is none, or if the voice has failed."""
+        """Take sound in base64.
+
+        Raises:
+            Rejection: this is not sound.
+            ServerFault: the voice has failed.
+        """
         self._check()
         try:
             samples = from_pcm16(base64.b64decode(audio, validate=True))
         except (binascii.Error, BadData) as error:
             raise Rejection(f"audio must be 16-bit samples in base64: {error}", param="audio") from error
         self._num_appended += len(samples)
-        if self._is_manual:
-            await self._pacer.hear(samples, most_early_s=_MOST_EARLY_S)
-        else:
-            await self._pacer.hear(samples)
+        early = {"most_early_s": _MOST_EARLY_S} if self._is_manual else {}
+        await self._stream.pacer.hear(samples, **early)
 
     def take(self, event: e.Event) -> None:
-        """An event of the session, after the dialogue took it."""
+        """Take an event of the session, after the session took it."""
         if isinstance(event, e.Suspended | e.Withdrawn | e.TakenBack | e.Edited):
             self._waiting = silence(0)
-        if not self._is_mute:
+        if self._stream.has_place:
             self._voice.take(event)
         elif isinstance(event, e.Said):
-            self._dialogue.handle.hear_out()  # it is read
+            self._session.handle.hear_out()  # it is read
 
     def commit(self) -> None:
-        """Who is speaking has ended. The commit before must have been waited for.
+        """End what is being said. The previous commit must have been waited for.
 
         Raises:
-            Rejection: nothing was said, or the voice has failed.
+            Rejection: nothing was said.
+            ServerFault: the voice has failed.
         """
         self._check()
         if self._is_manual and self._num_appended < _LEAST_S * RATE:
@@ -144,7 +135,7 @@ class RealtimeVoice:
             raise Rejection(f"there are {has_ms:.0f} ms of sound to commit, and at least 100 are needed", code=EMPTY)
         if not self._is_manual and not self._voice.is_hearing:
             raise Rejection("nobody is speaking: turn detection has committed what was said", code=EMPTY)
-        self._pacer.flush()
+        self._stream.pacer.flush()
         self._ending = self._voice.end()
         self._committed, self._said, self._num_appended = self._said, {}, 0
 
@@ -156,51 +147,37 @@ class RealtimeVoice:
 
     def clear(self) -> None:
         """Forget what was not committed. The last commit must have been waited for."""
-        self._pacer.flush()
+        self._stream.pacer.flush()
         self._voice.hang_up(forgets=True)
         self._said, self._num_appended = {}, 0
 
     def adjust(self) -> None:
         """The configuration may be another. What was said is forgotten where it changes who ends a turn."""
-        is_manual = self._dialogue.config.turn_detection is None
+        is_manual = self._session.config.turn_detection is None
         if is_manual != self._is_manual:
             self.clear()
             self._is_manual, self._voice.yields = is_manual, not is_manual
 
-    async def aclose(self) -> None:
-        """The connection has gone."""
-        if not self._is_mute:
-            self._voices.leave()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
     def _check(self) -> None:
-        if self._is_mute:
-            raise Rejection("the voice has failed; connect again", code="server_error", kind="server_error")
+        if not self._stream.has_place:
+            raise ServerFault("the voice has failed; connect again")
 
-    async def _run(self) -> None:
-        try:
-            async with self._voice:
-                await self._pacer.run()
-        except Exception as error:  # whatever it was, the session goes on in text
-            self._is_mute = True
-            self._voices.leave()
-            self._voice.hang_up()  # nobody waits for words that will not come
-            log.error("a voice failed", extra={"error": str(error)})
-            rejection = Rejection(f"the voice failed: {error}", code="server_error", kind="server_error")
-            self._dialogue.say("error", error=rejection.as_json(None))
-            self._commands.mute()
-            self._dialogue.handle.hear_out()
+    async def _mute(self, error: Exception) -> None:
+        """The voice failed: the session goes on in text."""
+        log.error("a voice failed", extra={"error": str(error)})
+        self._session.tell_error(ServerFault(f"the voice failed: {error}"))
+        self._commands.mute()
+        self._session.handle.hear_out()
 
     def _give(self, samples: Samples) -> None:
         if samples.any():
-            if self._sounding is not self._dialogue.response:
-                self._sounding, self._num_given = self._dialogue.response, 0
+            if self._sounding is not self._session.response:
+                self._sounding, self._num_given = self._session.response, 0
             self._waiting = np.concatenate([self._waiting, samples])
             self._num_given += len(samples)
         if len(self._waiting) and (len(self._waiting) >= _DELTA_S * RATE or not samples.any()):
             sound, self._waiting = self._waiting, silence(0)
-            if (response := self._dialogue.response) is not None and response.is_audio:
+            if (response := self._session.response) is not None and response.is_audio:
                 response.sound(base64.b64encode(to_pcm16(sound)).decode())
 
     def _note(self, row: Row) -> None:
@@ -210,12 +187,10 @@ class RealtimeVoice:
             self._why_deaf = row["message"]
         if self._is_manual:
             return
-        if row["type"] == "speech_started" and self._dialogue.response is None:
-            self._onset = row["utterance"], round(row["at"] * 1000)
-            self._dialogue.say(
-                "input_audio_buffer.speech_started", audio_start_ms=self._onset[1], item_id=row["utterance"]
-            )
-        elif row["type"] == "speech_ended" and self._onset is not None and self._onset[0] == row["utterance"]:
+        if row["type"] == "speech_started" and self._session.response is None:
+            self._onset, at_ms = row["utterance"], round(row["at"] * 1000)
+            self._session.send("input_audio_buffer.speech_started", audio_start_ms=at_ms, item_id=self._onset)
+        elif row["type"] == "speech_ended" and self._onset == row["utterance"]:
             at_ms = round(row["spoken_to"] * 1000)
-            self._dialogue.say("input_audio_buffer.speech_stopped", audio_end_ms=at_ms, item_id=row["utterance"])
+            self._session.send("input_audio_buffer.speech_stopped", audio_end_ms=at_ms, item_id=row["utterance"])
             self._onset = None
