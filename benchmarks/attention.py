@@ -19,7 +19,7 @@ from typing import Any
 import measuring
 
 from duologue.backends.llamacpp.backend import LlamaCppBackend
-from duologue.backends.llamacpp.gguf_files import cached_gguf
+from duologue.backends.llamacpp.gguf_convert import cached_gguf
 from duologue.core.backend import Draw, Extend
 from duologue.types import Seq
 

@@ -25,7 +25,7 @@ from typing import Any
 import measuring
 
 from duologue.backends.llamacpp.backend import LlamaCppBackend
-from duologue.backends.llamacpp.gguf_files import cached_gguf
+from duologue.backends.llamacpp.gguf_convert import cached_gguf
 from duologue.core.backend import Draw, Extend
 from duologue.types import Seq
 
@@ -44,7 +44,7 @@ class Caches:
             number = min(per_context, sessions - first)
             backend = LlamaCppBackend(
                 path, capacity=(number + 1) * (tokens + 64), max_seqs=2 * number + 1, threads=threads,
-                flash_attention=number > 1, micro_batch=_CHUNK, nursery=tokens + 64 if number > 1 else 0,
+                flash_attention=number > 1, micro_batch=_CHUNK, prefill_capacity=tokens + 64 if number > 1 else 0,
             )  # fmt: skip
             self._contexts.append((backend, [self._filled(backend) for _ in range(number)]))
 

@@ -118,14 +118,12 @@ class Generate:
     """`generate` of Transformers, with another copy of the weights."""
 
     def __init__(self, name: str, weights: str) -> None:
-        from duologue.backends.torch.backend import read_model
+        from duologue.backends.torch.loading import read_model
         from duologue.models.catalogue import find
-        from duologue.models.model import TORCH_WEIGHTS
+        from duologue.models.opening import TORCH_WEIGHTS
 
         source = find(name)
-        self._model, _ = read_model(
-            source.path if source.path is not None else source.name, dtype=TORCH_WEIGHTS[weights]
-        )
+        self._model, _ = read_model(source.location, dtype=TORCH_WEIGHTS[weights])
         self._model.eval().generation_config.eos_token_id = None  # answers do not end
 
     def run(self, prompt: list[int], number: int) -> Run:
@@ -201,7 +199,7 @@ def rate(times: list[float]) -> float:
 def _others(args: argparse.Namespace, model: Any, threads: int) -> dict[str, Any]:
     if model.backend.info.name == "torch":
         return {"generate": Generate(args.model, model.backend.info.weights)}
-    from duologue.backends.llamacpp.gguf_files import cached_gguf
+    from duologue.backends.llamacpp.gguf_convert import cached_gguf
     from duologue.models.catalogue import find
 
     weights = model.backend.info.weights.upper()

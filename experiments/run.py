@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import measuring
 
-from duologue.backends.torch.backend import read_model
+from duologue.backends.torch.loading import read_model
 from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.samples import Sample, read_samples
 from duologue.decisions.metrics import DecisionMetrics
@@ -218,7 +218,7 @@ class Lab:
 
     def __init__(self, args: argparse.Namespace) -> None:
         source = find(args.model)
-        self._where = source.path if source.path is not None else source.name
+        self._where = source.location
         base, tokenizer = read_model(self._where)
         self.tokenizer = HfTokenizer(tokenizer)
         self.template = Template.from_tokenizer(self.tokenizer)

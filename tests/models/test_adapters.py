@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 from duologue.core.policy import Thresholds
 from duologue.errors import AdapterMismatch, UsageError
 from duologue.models.adapters import Adapter, Fingerprint, prompted, shipped, shipped_for
@@ -20,7 +20,7 @@ PRINT = Fingerprint(vocab_size=300, hidden_size=8, num_layers=2, tokenizer="0123
 
 def an_adapter() -> Adapter:
     random = np.random.default_rng(0)
-    rows = Rows(random.normal(size=(2, 8)).astype(np.float32), random.normal(size=(4, 8)).astype(np.float32))
+    rows = AdapterRows(random.normal(size=(2, 8)).astype(np.float32), random.normal(size=(4, 8)).astype(np.float32))
     return Adapter(
         "rows",
         STATES,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from duologue.errors import ModelNotFound
-from duologue.models.catalogue import CATALOGUE, DEFAULT, Entry, expanded, find
+from duologue.models.catalogue import CATALOGUE, DEFAULT, CatalogueEntry, expanded, find
 
 
 @pytest.fixture
@@ -31,12 +31,12 @@ def test_a_short_name_is_the_file_in_its_package(carried: Path) -> None:
 
 
 def test_a_package_that_is_not_installed() -> None:
-    assert Entry("none", "None", "no_such_package_anywhere", "none", "pip install it").path is None
+    assert CatalogueEntry("none", "None", "no_such_package_anywhere", "none", "pip install it").path is None
 
 
 def test_a_file_that_is_put_together_from_parts(carried: Path, tmp_path: Path) -> None:
     (carried / "model.gguf.part00").write_bytes(b"")
-    entry = Entry("parts", "Parts", carried.name, "none", "pip install it", str(tmp_path / "put"))
+    entry = CatalogueEntry("parts", "Parts", carried.name, "none", "pip install it", str(tmp_path / "put"))
     assert entry.path is None
     (tmp_path / "put").mkdir()
     (tmp_path / "put" / "whole.gguf").write_bytes(b"")
@@ -72,9 +72,9 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest
         ("./none", "no file or folder"),
         ("none.gguf", "no file or folder"),
         ("a/b/c", "no model"),
-        ("/", "no model folder"),
+        ("/", "not a model folder"),
         ("owner/", "no model"),
-        ("a" * 5000, "no path"),
+        ("a" * 5000, "not a readable path"),
         ("a\0b", "no "),
     ],
 )

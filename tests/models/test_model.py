@@ -13,13 +13,14 @@ import transformers
 import duologue
 import tiny_gguf
 import tiny_tokenizers
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 from duologue.core.config import SessionConfig
 from duologue.core.policy import Thresholds
 from duologue.engine.engine import Engine
 from duologue.errors import AdapterMismatch, BrokenModel, DuologueError, MissingDependency, ModelNotFound, UsageError
 from duologue.models.adapters import Adapter, Fingerprint
-from duologue.models.model import Model, load, sessions_of_a_cache
+from duologue.models.cache_sizes import sessions_per_cache
+from duologue.models.model import Model, load
 from duologue.testing.tiny_models import tiny_model, tiny_rows
 from duologue.types import InputState, Role, Turn
 
@@ -64,7 +65,7 @@ def rows_for(model: Model, **changes: Any) -> Adapter:
     return Adapter(
         "rows",
         tuple(InputState),
-        rows=Rows(random.normal(size=(1, WIDTH)).astype("f4"), random.normal(size=(4, WIDTH)).astype("f4")),
+        rows=AdapterRows(random.normal(size=(1, WIDTH)).astype("f4"), random.normal(size=(4, WIDTH)).astype("f4")),
         fingerprint=Fingerprint.of(model.template.tokenizer, **fields),
         thresholds={"f32": (Thresholds(process=0.4), Thresholds(process=0.9))},
         name="random",
@@ -284,7 +285,7 @@ def test_a_history_of_lone_surrogates(folder: Path, model: Model) -> None:
 @pytest.mark.llamacpp
 def test_a_file_with_rows_in_it_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("llama_cpp")
-    from duologue.backends.llamacpp.gguf_files import convert
+    from duologue.backends.llamacpp.gguf_convert import convert
 
     monkeypatch.setenv("DUOLOGUE_CACHE", str(tmp_path / "cache"))
     rows = tiny_rows()
@@ -297,7 +298,7 @@ def test_a_file_with_rows_in_it_is_taken_as_it_is(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "cache").exists(), "nothing had to be written"
     loaded.close()
     other = tiny_rows(num_probes=2)
-    with pytest.raises(AdapterMismatch, match="5 rows of an adapter already, and this one has 6"):
+    with pytest.raises(AdapterMismatch, match="already has 5 rows of an adapter, and this one has 6"):
         load(str(tmp_path / "with.gguf"), adapter=Adapter("rows", tuple(InputState), rows=other))
 
 
@@ -311,9 +312,9 @@ def test_attention_goes_by_the_number_of_sessions(
 
     asked, open_context = list[bool](), library.open_context
 
-    def opened(*args: Any, flash_attention: bool, **options: Any) -> Any:
-        asked.append(flash_attention)
-        return open_context(*args, flash_attention=flash_attention, **options)
+    def opened(*args: Any, options: library.ContextOptions, **sizes: Any) -> Any:
+        asked.append(options.flash_attention)
+        return open_context(*args, options=options, **sizes)
 
     monkeypatch.setattr(library, "open_context", opened)
     tiny_gguf.write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "model.gguf")
@@ -336,7 +337,7 @@ def test_attention_goes_by_the_number_of_sessions(
     ],
 )
 def test_sessions_with_long_contexts_have_a_cache_each(sessions: int, length: int, together: int) -> None:
-    assert sessions_of_a_cache(sessions, length) == together
+    assert sessions_per_cache(sessions, length) == together
 
 
 @pytest.mark.llamacpp
@@ -349,12 +350,12 @@ def test_sessions_are_divided_among_caches(
 
     flash, open_context = list[bool](), library.open_context
 
-    def opened(*args: Any, flash_attention: bool, **options: Any) -> Any:
-        flash.append(flash_attention)
-        return open_context(*args, flash_attention=flash_attention, **options)
+    def opened(*args: Any, options: library.ContextOptions, **sizes: Any) -> Any:
+        flash.append(options.flash_attention)
+        return open_context(*args, options=options, **sizes)
 
     monkeypatch.setattr(library, "open_context", opened)
-    monkeypatch.setattr("duologue.models.model.sessions_of_a_cache", lambda sessions, length: together)
+    monkeypatch.setattr("duologue.models.opening.sessions_per_cache", lambda sessions, length: together)
     tiny_gguf.write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "model.gguf")
     model = load(str(tmp_path / "model.gguf"), adapter="prompted", weights="as-is", sessions=5)
     info = model.backend.info

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import scripted
-from duologue.backends.llamacpp.caches import Caches
+from duologue.backends.llamacpp.multi_cache import MultiCacheBackend
 from duologue.core.backend import Backend, Extend
 from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Said
@@ -74,7 +74,9 @@ class Crowd:
         self.script = Talk(answers, max_seqs=max_seqs, capacity=capacity)
         self.backend: Backend = self.script.backend
         if caches > 1:
-            self.backend = Caches([Talk(answers, max_seqs=max_seqs, capacity=capacity).backend for _ in range(caches)])
+            self.backend = MultiCacheBackend(
+                [Talk(answers, max_seqs=max_seqs, capacity=capacity).backend for _ in range(caches)]
+            )
         self.now = 0.0
         self.engine = Engine(self.backend, **{"max_seconds_per_pass": math.inf, **options}, clock=lambda: self.now)
         self.tick_s = tick_s

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from duologue.backends.reference import ReferenceBackend
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 from duologue.core.backend import Extend
 from duologue.data.samples import Sample
 from duologue.errors import BadData, UnsupportedModel, UsageError
@@ -367,7 +367,7 @@ def test_what_was_trained_becomes_an_adapter_and_can_be_gone_on_from(tmp_path: P
     kind = "rows" if lora is None else "alora"
     Adapter(kind, STATES, rows=model.rows(), lora=model.lora()).save(tmp_path)
     loaded = Adapter.load(tmp_path)
-    assert isinstance(loaded.rows, Rows)
+    assert isinstance(loaded.rows, AdapterRows)
     other = probe_model("llama", 2, lora, seed=1)
     other.set_adapter(loaded.rows, loaded.lora)
     for one, another in zip(model.trained(), other.trained(), strict=True):

@@ -1,4 +1,4 @@
-"""Backends that hold no KV: sequences are lists of ids, with the accounts of a cache that shares forks."""
+"""Backends without KV: a sequence is a list of ids, and usage is counted as in a cache whose forks share entries."""
 
 import itertools
 from abc import abstractmethod
@@ -11,9 +11,10 @@ from duologue.types import Seq, Token
 
 
 class IdBackend(Backend):
-    """Everything of a backend but what a pass says, which is worked out from the ids each time.
+    """A backend except for `step`, which computes the result of a pass from the ids of the sequence.
 
-    A token is kept with its *entry*: a number that only forks share, as they would share its place in a cache.
+    Each token is stored with an *entry*, a number that forks share as they would share a place in a KV cache. This
+    bookkeeping is deliberately separate from `SlotTable`, so that each checks the other in tests.
     """
 
     def __init__(self, info: BackendInfo) -> None:
@@ -27,14 +28,14 @@ class IdBackend(Backend):
 
     @abstractmethod
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
-        """What the model says to `extend`; `tokens` are all that its sequence holds then."""
+        """Result for `extend`. `tokens` is the whole sequence, including the tokens that are being fed."""
 
     @property
     def info(self) -> BackendInfo:
         return self._info
 
     def tokens(self, seq: Seq) -> list[Token]:
-        """Ids of `seq`. Raises `UnknownSeq`."""
+        """The ids in `seq`. Raises `UnknownSeq`."""
         return [token for token, _ in self._get(seq)]
 
     def fork(self, parent: Seq | None, length: int = 0) -> Seq:
@@ -58,7 +59,7 @@ class IdBackend(Backend):
         return steps
 
     def check(self, batch: Sequence[Extend]) -> None:
-        """Raise what `Backend.forward` raises for `batch`."""
+        """Raise the errors that `Backend.forward` documents for `batch`."""
         check_batch(self._info, batch)
         num_new = 0
         for extend in batch:

@@ -1,7 +1,8 @@
-"""Low-rank changes to a model's linear layers that hold at probe tokens alone (activated LoRA).
+"""Activated LoRA: low-rank changes to a model's linear layers that apply at probe tokens only.
 
-What the base computes for any other token, and the KV it keeps of it, stays as it is bit for bit: a probe token comes
-last in its sequence and is rolled back. Knows names and shapes; backends apply it, each in its own way.
+For every other token, the base model's results and KV stay identical bit for bit, because a probe token comes last in
+its sequence and is rolled back. This module knows names and shapes; each backend applies the LoRA in its own way.
+Shapes: R is the rank, in and out are the widths of a layer.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ _PREFIX = "lora."
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """The two matrices of one linear layer: its output y for an input x becomes y + scale · B A x."""
+    """The two matrices of one linear layer: for an input x, its output y becomes y + scale · B A x."""
 
     a: FloatArray  # [R, in]
     b: FloatArray  # [out, R]
@@ -27,14 +28,13 @@ class Factors:
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """Which linear layers are changed, and how.
+    """The linear layers that change, and their factors.
 
-    A layer goes by its Hugging Face path below the decoder, such as "layers.3.self_attn.q_proj", on every backend.
-    Matrices are float32, or float16 for a file of half the size; they are computed with in float32 where the backend
-    can.
+    On every backend, a layer is named by its Hugging Face path below the decoder, such as "layers.3.self_attn.q_proj".
+    Matrices are float32, or float16 to halve the file. Backends compute in float32 where they can.
 
     Raises:
-        AdapterMismatch: no layers, matrices that do not fit each other, or a scale that is no positive number.
+        AdapterMismatch: there are no layers, shapes do not match, or the scale is not a positive number.
     """
 
     layers: Mapping[str, Factors]
@@ -50,22 +50,23 @@ class Lora:
 
     @property
     def rank(self) -> int:
-        """R, the same for all layers."""
+        """R, which all layers share."""
         return int(next(iter(self.layers.values())).b.shape[-1])
 
     def tensors(self) -> dict[str, FloatArray]:
-        """The matrices by the names they have in a file: "lora.<path>.a" and "lora.<path>.b"."""
-        named: dict[str, FloatArray] = {}
-        for path, pair in self.layers.items():
-            named |= {f"{_PREFIX}{path}.a": pair.a, f"{_PREFIX}{path}.b": pair.b}
-        return named
+        """The matrices under their names in a file: "lora.<path>.a" [R, in] and "lora.<path>.b" [out, R]."""
+        return {
+            f"{_PREFIX}{path}.{side}": matrix
+            for path, pair in self.layers.items()
+            for side, matrix in (("a", pair.a), ("b", pair.b))
+        }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], scale: float) -> "Lora":
-        """The inverse of `tensors`; names that do not begin with "lora." are left alone.
+        """The inverse of `tensors`. Names that do not begin with "lora." are ignored.
 
         Raises:
-            AdapterMismatch: one of a pair is missing, or as the constructor.
+            AdapterMismatch: half of a pair is missing, or see the constructor.
         """
         ours = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)}
         layers = {}
@@ -73,13 +74,13 @@ class Lora:
             found = [ours.pop(f"{path}.{side}", None) for side in "ab"]
             if found[0] is None or found[1] is None:
                 raise AdapterMismatch(
-                    f"the LoRA of layer {path!r} is not whole: a pair {_PREFIX}{path}.a and {_PREFIX}{path}.b is "
-                    "needed; copy the whole adapter folder again"
+                    f"the LoRA of layer {path!r} is incomplete: both {_PREFIX}{path}.a and {_PREFIX}{path}.b are "
+                    "required; copy the whole adapter folder again"
                 )
             layers[path] = Factors(np.ascontiguousarray(found[0]), np.ascontiguousarray(found[1]))
         if ours:
             raise AdapterMismatch(
-                f"the LoRA has matrices of unknown names: {', '.join(sorted(ours))}; expected a and b"
+                f"the LoRA has matrices with unknown names: {', '.join(sorted(ours))}; names must end in a or b"
             )
         return cls(layers, scale)
 
@@ -87,10 +88,10 @@ class Lora:
 def _check(path: str, pair: Factors, rank: tuple[int, ...]) -> None:
     for matrix in (pair.a, pair.b):
         if matrix.dtype not in (np.float32, np.float16):
-            raise AdapterMismatch(f"the LoRA of layer {path!r} has numbers of type {matrix.dtype}; expected float32")
+            raise AdapterMismatch(f"the LoRA of layer {path!r} has type {matrix.dtype}; expected float32 or float16")
     a, b = pair.a.shape, pair.b.shape
     if len(a) != 2 or len(b) != 2 or not a[:1] == b[1:] == rank or rank == (0,):
         raise AdapterMismatch(
-            f"the LoRA of layer {path!r} has shapes {a} and {b}; expected A [R, in] and B [out, R] with the "
+            f"the LoRA of layer {path!r} has shapes {a} and {b}; expected A [R, in] and B [out, R], with the "
             "same R for all layers"
         )

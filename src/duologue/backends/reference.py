@@ -1,34 +1,34 @@
-"""The slow twin of every backend: it keeps ids, no KV, and computes each sequence anew in every pass."""
+"""The slow twin of every backend: it stores ids, not KV, and recomputes each sequence in every pass."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from duologue.backends.ids import IdBackend
 from duologue.backends.lora import Lora
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows, check_added_ids
 from duologue.backends.torch.huggingface import CausalModel
 from duologue.core.backend import BackendInfo, Extend, Step
 from duologue.types import Token
 
 
 class ReferenceBackend(IdBackend):
-    """Any Hugging Face causal language model, recurrent ones included, without a cache.
+    """Any Hugging Face causal language model without a cache, including recurrent models.
 
-    Each `Extend` is one plain forward of its whole sequence, so the cost of a pass grows with the square of what is
-    cached: use it to check other backends, and for models that cannot roll back. It holds no KV, but counts the
-    entries that a cache which shares forks would hold. The model is set to evaluation mode.
+    Each `Extend` runs one plain forward over its whole sequence, so a pass costs the square of the sequence length.
+    Use it to check other backends and to run models that cannot roll back. `usage` counts the entries that a KV cache
+    with shared forks would hold. The constructor sets the model to evaluation mode.
 
     Raises:
-        UnsupportedModel: an encoder-decoder model, or one without output embeddings.
-        AdapterMismatch: the rows have another width than the model, or the LoRA changes layers that it does not have.
-        UsageError: a limit that makes no sense.
+        UnsupportedModel: the model is an encoder-decoder or has no output embeddings.
+        AdapterMismatch: the rows have a different width from the model, or the LoRA names layers it does not have.
+        UsageError: a limit is out of range.
     """
 
     def __init__(
         self,
         model: Any,
         *,
-        rows: Rows | None = None,
+        rows: AdapterRows | None = None,
         lora: Lora | None = None,
         capacity: int = 1 << 20,
         max_seqs: int = 256,
@@ -52,7 +52,7 @@ class ReferenceBackend(IdBackend):
 
     def check(self, batch: Sequence[Extend]) -> None:
         super().check(batch)
-        self._causal.check_ids(batch)
+        check_added_ids(self._info.vocab_size, self._causal.num_probes, batch)
 
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
         logits, hidden = self._causal.run(tokens, [len(tokens) - 1], use_cache=False)

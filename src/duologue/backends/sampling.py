@@ -1,4 +1,7 @@
-"""Choosing a token and weighing watched ids, from logits. Knows numpy only, so that every backend does it alike."""
+"""Samples a token and computes probabilities of watched ids from logits. NumPy only, so all backends share it.
+
+Shapes: V is the size of the base vocabulary, W the number of watched ids.
+"""
 
 from collections.abc import Sequence
 
@@ -10,37 +13,38 @@ from duologue.errors import EngineError
 
 FloatArray = npt.NDArray[np.float32]
 
-_FIRST_LOOK = 512  # ids sorted at first; nearly every draw ends among them, and sorting a vocabulary costs milliseconds
+_FIRST_SORTED = 512  # nearly every draw ends among the top ids, and sorting a whole vocabulary takes milliseconds
+_NOT_FINITE = "the model produced logits that are not finite; its weights or their type may be broken"
 
 
 def choose(logits: FloatArray, draw: Draw) -> tuple[int, float]:
-    """The token that `draw` takes from `logits` (one per base id), and the margin between the best two logits.
+    """The token that `draw` selects, and the margin between the two largest logits. logits: [V].
 
-    Temperature first, then `top_k`, then `top_p` of what is left; what is kept is weighed anew. Tokens are ordered by
-    falling probability, ties by id, and the first whose cumulated probability exceeds `draw.uniform` is taken.
+    Applies the temperature, then `top_k`, then `top_p` to the rest, and renormalises. Tokens are ordered by descending
+    probability, ties by id; the first token whose cumulative probability exceeds `draw.uniform` is selected.
 
     Raises:
         EngineError: the logits are not finite.
     """
     best = int(np.argmax(logits))
     if not np.isfinite(logits[best]):
-        raise EngineError("the model produced logits that are not finite; its weights or their type may be broken")
+        raise EngineError(_NOT_FINITE)
     margin = _margin(logits, best)
     sampling = draw.sampling
     if sampling.temperature == 0.0 or sampling.top_k == 1:
         return best, margin
     with np.errstate(over="ignore"):
-        # A temperature near 0 overflows to -inf, which is the right limit: probability 0.
+        # A temperature near 0 overflows to -inf, the correct limit: probability 0.
         scaled = (logits - logits[best]) / np.float32(sampling.temperature)
     return _walk(scaled, sampling.top_k or len(logits), sampling.top_p, draw.uniform), margin
 
 
 def _walk(scaled: FloatArray, top_k: int, top_p: float, uniform: float) -> int:
-    """The token at `uniform` of the cumulated weights of the `top_k` largest, cut at `top_p`."""
+    """The token at `uniform` of the cumulative weights of the `top_k` largest, cut at `top_p`. scaled: [V]."""
     num_kept = min(top_k, len(scaled))
     is_cut = num_kept < len(scaled)
-    size = num_kept if is_cut else min(_FIRST_LOOK, num_kept)
-    # Sums are float64 so that their order does not show; the logits themselves are float32.
+    size = num_kept if is_cut else min(_FIRST_SORTED, num_kept)
+    # Sums are float64, so the order of addition does not matter; the logits are float32.
     whole = 0.0 if is_cut else float(np.exp(scaled, dtype=np.float64).sum())
     while True:
         ids = largest(scaled, size)
@@ -55,12 +59,12 @@ def _walk(scaled: FloatArray, top_k: int, top_p: float, uniform: float) -> int:
         target = uniform * total
         if is_enough or (top_p == 1.0 and target < cumulated[-1]):
             index = int(np.searchsorted(cumulated, target, side="right"))
-            return int(ids[min(index, len(cumulated) - 1)])  # rounding can push `uniform` next to 1 past the end
+            return int(ids[min(index, len(cumulated) - 1)])  # rounding can put a `uniform` near 1 past the end
         size = min(size * 8, num_kept)
 
 
 def largest(values: FloatArray, size: int) -> npt.NDArray[np.intp]:
-    """Ids of the `size` largest values, falling, ties by id."""
+    """Ids of the `size` largest values in descending order, ties by id. values: [V], result: [size]."""
     if size >= len(values):
         return np.argsort(-values, kind="stable")
     threshold = np.partition(values, len(values) - size)[len(values) - size]
@@ -69,19 +73,20 @@ def largest(values: FloatArray, size: int) -> npt.NDArray[np.intp]:
 
 
 def weigh(logits: Sequence[float] | FloatArray) -> tuple[float, ...]:
-    """Softmax in float32 over the logits of the watched ids alone.
+    """Softmax in float32 over the logits of the watched ids alone. logits: [W].
 
     Raises:
-        EngineError: they are not finite.
+        EngineError: the logits are not finite.
     """
     values = np.asarray(logits, dtype=np.float32)
     if not np.isfinite(values).all():
-        raise EngineError("the model produced logits that are not finite; its weights or their type may be broken")
+        raise EngineError(_NOT_FINITE)
     weights = np.exp(values - values.max())
     return tuple(float(p) for p in weights / weights.sum())
 
 
 def _margin(logits: FloatArray, best: int) -> float:
+    """The largest logit, at `best`, minus the second largest. logits: [V]."""
     if len(logits) < 2:
         return 0.0
     second = max(logits[:best].max(initial=-np.inf), logits[best + 1 :].max(initial=-np.inf))

@@ -1,6 +1,6 @@
-"""A backend without a model: two functions say what is drawn and how words are judged. For tests and dry runs.
+"""A backend without a model, for tests and dry runs: two functions draw tokens and judge words.
 
-It keeps ids and nothing else, so the functions see every sequence exactly as a model would.
+It stores ids and nothing else, so the functions see each sequence exactly as a model would.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from duologue.types import Token
 
 
 class ScriptedBackend(IdBackend):
-    """Draws `speak(ids)` and judges by `judge(ids)`, where `ids` is all that the sequence holds, the probe included."""
+    """Draws `speak(ids)` and returns the probabilities `judge(ids)`. `ids` is the whole sequence with its probe."""
 
     def __init__(
         self,

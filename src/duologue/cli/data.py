@@ -152,7 +152,7 @@ def run_fetch(args: argparse.Namespace) -> int:
 def _model_ends(name: str) -> Any:
     source = find(name)
     try:
-        from duologue.backends.torch.backend import read_model
+        from duologue.backends.torch.loading import read_model
         from duologue.backends.torch.tokenizer import HfTokenizer
         from duologue.training.end_of_turn import EndOfTurnModel
     except ImportError as error:
@@ -160,5 +160,5 @@ def _model_ends(name: str) -> Any:
             f"a model that judges cuts needs {error.name}; install it with: pip install 'duologue[train]', or give "
             "--cuts-by rules"
         ) from error
-    model, tokenizer = read_model(source.path if source.path is not None else source.name)
+    model, tokenizer = read_model(source.location)
     return EndOfTurnModel(model, HfTokenizer(tokenizer))

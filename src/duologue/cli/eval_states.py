@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from duologue.core.policy import Thresholds
     from duologue.evaluation.labelled_rows import LabelledRows
     from duologue.evaluation.states import Judgement
-    from duologue.models.model import Model, Progress
+    from duologue.models.model import Model
+    from duologue.models.opening import Progress
 
 _EPILOG = """\
 FILE has one JSON object per line, plain or gzipped:

@@ -11,7 +11,7 @@ from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import DEFAULT, find
 
 if TYPE_CHECKING:
-    from duologue.export.checks import ExportReport
+    from duologue.export.report import ExportReport
     from duologue.models.adapters import Adapter
 
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Write, check and report."""
     source = find(args.model)
     adapter = _adapter(args)
-    where = source.path if source.path is not None else source.name
+    where = source.location
     try:
         report = _with_lora(args, adapter, where)
     except ImportError as error:
@@ -63,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _adapter(args: argparse.Namespace) -> "Adapter":
+    from duologue.models.adapter_choice import PROMPTED, TRAINED
     from duologue.models.adapters import Adapter
-    from duologue.models.model import PROMPTED, TRAINED, load
+    from duologue.models.model import load
 
     if args.adapter in ("auto", *TRAINED, *PROMPTED):
         model = load(args.model, adapter=args.adapter)
@@ -83,7 +84,7 @@ def _adapter(args: argparse.Namespace) -> "Adapter":
 def _with_lora(args: argparse.Namespace, adapter: "Adapter", where: Path | str) -> "ExportReport":
     if adapter.lora is None:
         return _write(args, where, adapter)
-    from duologue.export.checks import check_out
+    from duologue.export.report import check_out
 
     suffix = ".gguf" if args.format == "gguf" else ""
     path = args.out.with_name(f"{args.out.name.removesuffix(suffix)}-lora{suffix}")

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import torch
 
-        from duologue.backends.torch.backend import read_model
+        from duologue.backends.torch.loading import read_model
         from duologue.backends.torch.tokenizer import HfTokenizer
         from duologue.training.runs import report_lines
     except ImportError as error:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     train = _probe_training(args) if is_probe else _finetuning(args)
     # weights that are trained themselves stay in float32 whatever the precision of the passes
     dtype = "bfloat16" if args.dtype == "bf16" and is_probe else "float32"
-    model, tokenizer = read_model(source.path if source.path is not None else source.name, dtype=dtype)
+    model, tokenizer = read_model(source.location, dtype=dtype)
     if is_probe and torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())  # accelerate places the others
     with bars() as progress:

@@ -10,9 +10,11 @@ from duologue.errors import MissingDependency, UsageError
 from duologue.evaluation.labelled_rows import LabelledRows, check_labels, lay_out
 from duologue.evaluation.scoring import score
 from duologue.evaluation.states import Judgement
+from duologue.models.adapter_choice import PROMPTED
 from duologue.models.adapters import prompted
-from duologue.models.catalogue import Source
-from duologue.models.model import PROMPTED, Model, Progress
+from duologue.models.catalogue import ModelSource
+from duologue.models.model import Model
+from duologue.models.opening import Progress
 from duologue.types import InputState
 
 _PROCESS, _INCOMPLETE = InputState.PROCESS, InputState.INCOMPLETE
@@ -61,7 +63,7 @@ def by_prompting(
 
 
 def linear_probe(
-    rows: LabelledRows, train: LabelledRows, model: Model, source: Source, *, progress: Progress | None = None
+    rows: LabelledRows, train: LabelledRows, model: Model, source: ModelSource, *, progress: Progress | None = None
 ) -> Judgement:
     """A linear probe on the hidden states of `model`'s base, trained on `train`.
 
@@ -74,7 +76,7 @@ def linear_probe(
     try:
         import torch
 
-        from duologue.backends.torch.backend import read_model
+        from duologue.backends.torch.loading import read_model
         from duologue.training.probe.linear_probe import fit, hidden_states
     except ImportError as error:
         raise MissingDependency(f"a linear probe needs {error.name}: pip install 'duologue[train]'") from error
@@ -82,7 +84,7 @@ def linear_probe(
     check_labels(train, states)
     check_labels(rows, states)
     layouts = [*lay_out(train, model), *lay_out(rows, model)]
-    base, _ = read_model(source.path if source.path is not None else source.name)
+    base, _ = read_model(source.location)
 
     def show(share: float) -> None:
         if progress is not None:

@@ -20,7 +20,8 @@ from duologue.core.trace import Pass, Sink, Trace
 from duologue.engine.replay import Replay
 from duologue.evaluation.oracle_script import OracleBackend, OracleScript, oracle_scripts, overheard
 from duologue.evaluation.quantiles import percentile
-from duologue.models.model import Model, Progress
+from duologue.models.model import Model
+from duologue.models.opening import Progress
 from duologue.text.template import Template
 from duologue.types import SLICE_PERIOD_S, Seq, Token
 

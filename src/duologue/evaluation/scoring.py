@@ -12,7 +12,8 @@ import numpy as np
 from duologue.core.backend import Backend, Extend
 from duologue.core.prompt import Probe
 from duologue.decisions.thresholds import Probabilities
-from duologue.models.model import Model, Progress
+from duologue.models.model import Model
+from duologue.models.opening import Progress
 from duologue.training.layout import Layout
 from duologue.types import Seq, Token
 

@@ -18,7 +18,8 @@ from duologue.decisions.tradeoff import operating_point, tradeoffs
 from duologue.evaluation.labelled_rows import LabelledRows, check_labels, lay_out
 from duologue.evaluation.quantiles import percentile
 from duologue.evaluation.scoring import latencies, score
-from duologue.models.model import Model, Progress
+from duologue.models.model import Model
+from duologue.models.opening import Progress
 from duologue.types import InputState
 
 

@@ -1,1 +1,1 @@
-"""An adapter written into a model's own files, for engines that know nothing of adapters, and checked there."""
+"""Writes an adapter into a model's own files, for engines that know nothing about adapters, and checks the result."""

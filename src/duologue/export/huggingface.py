@@ -1,10 +1,9 @@
-"""A Hugging Face folder with an adapter's rows in place, for vLLM, transformers and what reads their files.
+"""Writes a Hugging Face folder with an adapter's rows, for vLLM, transformers and other engines that read it.
 
-The LoRA of an adapter goes into a PEFT folder of its own.
+An adapter's LoRA is written to a PEFT folder of its own.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,40 +14,32 @@ import transformers
 from safetensors.numpy import save_file
 
 from duologue.backends.lora import Lora
-from duologue.backends.rows import Rows
-from duologue.backends.torch.backend import read_model
+from duologue.backends.rows import AdapterRows
+from duologue.backends.torch.loading import read_model
 from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.errors import BrokenModel, UsageError
-from duologue.export.checks import (
-    ExportReport,
-    FloatArray,
-    check_out,
-    check_report,
-    quiet_rows,
-    softmax,
-    starts,
-    state_names,
-)
-from duologue.export.suppression import Leads, Quiet, quieted
+from duologue.export.inspection import Inspection, prompts_of
+from duologue.export.report import ExportReport, check_out, check_report, token_names
+from duologue.export.suppression import FloatArray, SuppressedRows, suppress
 from duologue.text.template import Template
 from duologue.types import InputState, Token
 
 PAD_MULTIPLE = 64
-_NUM_GREEDY = 16
+_TEXT_LENGTH = 160  # tokens of one text to compute and check on
 
 
 def export_peft(lora: Lora, base: Path, out: Path, probe: Sequence[Token]) -> None:
-    """Write `lora` as a PEFT folder for the exported model in `base`, active from the `probe` tokens on (aLoRA).
+    """Write `lora` as a PEFT folder for the exported model in `base`, activated by the `probe` tokens (aLoRA).
 
     Raises:
-        BrokenModel: `base` is no model folder.
+        BrokenModel: `base` is not a model folder.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(base)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
-        raise BrokenModel(f"{base} is no model folder that transformers can read: {error}") from error
+        raise BrokenModel(f"{base} is not a model folder that transformers can read: {error}") from error
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     paths = {path: f"{prefix}.{path}" if prefix else path for path in lora.layers}
@@ -74,164 +65,121 @@ def export_peft(lora: Lora, base: Path, out: Path, probe: Sequence[Token]) -> No
 
 def export_hf(
     source: Path | str,
-    rows: Rows,
+    rows: AdapterRows,
     out: Path,
     *,
     states: Sequence[InputState] = tuple(InputState),
+    revision: str | None = None,
     dtype: str = "bfloat16",
     num_tokens: int = 2000,
     force: bool = False,
 ) -> ExportReport:
-    """Write the model of `source` (a folder, a GGUF file, a hub name) with `rows` to the folder `out`, and check it.
+    """Write the model of `source` (a folder, a GGUF file or a hub name) with `rows` to the folder `out`, and check it.
 
-    The added tokens are special tokens of the tokenizer, so that user text is not parsed for them; where the base has
-    rows without a token, these are used. Matrices stay tied unless a probe row would win as an output row.
+    The added tokens are special tokens, so the tokenizer does not parse them from user text. If the base has rows
+    without a token, these are used. Matrices stay tied unless a probe row would win as an output row.
 
     Raises:
-        UsageError: `out` exists (unless `force`), the tokenizer has such tokens already.
-        ModelNotFound, BrokenModel, UnsupportedModel: as `backends.torch.read_model`.
-        EngineError: what was written did not pass its checks; it is left there to be looked at.
+        UsageError: `out` exists (without `force`), or the tokenizer has such tokens already.
+        ModelNotFound, BrokenModel, UnsupportedModel: see `backends.torch.loading.read_model`.
+        EngineError: what was written failed its checks; it is left in place for inspection.
     """
-    names = state_names(rows, states)
+    names = token_names(rows, states)
     check_out(out, force=force)
-    model, tokenizer = read_model(source, dtype=dtype)
+    model, tokenizer = read_model(source, revision=revision, dtype=dtype)
     taken = [name for name in names if name in tokenizer.get_vocab()]
     if taken:
-        raise UsageError(f"the tokenizer has {', '.join(taken)} already; start from the base model")
-    base = _Base(model, starts(Template.from_tokenizer(HfTokenizer(tokenizer))))
-    text = base.own_text(num_tokens, seed=0)
-    quiet = quieted(rows, *base.look(text))
+        raise UsageError(f"the tokenizer already has {', '.join(taken)}; start from the base model")
+    prompts = prompts_of(Template.from_tokenizer(HfTokenizer(tokenizer)))
+    base = _inspection(model, prompts, [])
+    suppressed = suppress(rows, *base.hidden_states(base.sample(num_tokens, seed=0)))
     expected = base.greedy()
     tokenizer.add_tokens(names, special_tokens=True)
     added = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names}
-    is_untied = _place(model, rows, quiet, list(added.values()))
+    is_untied = _place(model, rows, suppressed, list(added.values()))
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    written, _ = read_model(out, dtype=dtype)
-    again = _Base(written, base.begins, own=set(added.values()))
-    said = again.greedy()
+    written = _inspection(read_model(out, dtype=dtype)[0], prompts, list(added.values()))
     report = ExportReport(
         path=out,
-        vocab_size=int(written.get_output_embeddings().weight.shape[0]),
+        vocab_size=len(written.is_added),
         added=added,
         is_untied=is_untied,
-        leads=again.leads(again.own_text(num_tokens, seed=1)),
-        num_same=int((said == expected).sum()),
-        decision_error=again.decision_error(rows, list(added.values())),
+        leads=written.leads(written.sample(num_tokens, seed=1)),
+        num_same=int((written.greedy() == expected).sum()),
+        decision_error=written.decision_error(rows, list(added.values())),
     )
-    return check_report(report, said.size)
+    return check_report(report, expected.size)
 
 
-class _Base:
-    """A model, looked at in plain forward passes. `own` are ids that count as added; the rest is its base."""
+def _inspection(model: Any, prompts: Sequence[Sequence[Token]], added: Sequence[Token]) -> Inspection:
+    size = int(model.get_output_embeddings().weight.shape[0])
+    return Inspection(_TorchReader(model), prompts, np.isin(np.arange(size), added))
 
-    def __init__(self, model: Any, begins: Sequence[Sequence[Token]], own: set[Token] | None = None) -> None:
-        self.model = model
-        self.begins = begins
-        size = int(model.get_output_embeddings().weight.shape[0])
-        self.is_added = torch.tensor([i in (own or ()) for i in range(size)])
 
-    @torch.inference_mode()
-    def run(self, ids: Sequence[Token]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [N, V] and hidden states [N, D] of one text."""
-        seen: list[torch.Tensor] = []
-        hook = self.model.get_decoder().register_forward_hook(lambda module, args, output: seen.append(output[0]))
-        try:
-            logits = self.model(torch.tensor([list(ids)])).logits[0]
-        finally:
-            hook.remove()
-        return logits.float(), seen[-1][0].float()
+class _TorchReader:
+    """A `TextReader` for a PyTorch model."""
 
-    def look(self, texts: Sequence[Sequence[Token]]) -> tuple[FloatArray, FloatArray]:
-        """Hidden states [N, D] of `texts` and the largest base logits [N]."""
-        looked = [self.run(text) for text in texts]
-        best = [logits.masked_fill(self.is_added, -math.inf).max(dim=-1).values for logits, _ in looked]
-        return torch.cat([hidden for _, hidden in looked]).numpy(), torch.cat(best).numpy()
+    def __init__(self, model: Any) -> None:
+        self.length = _TEXT_LENGTH
+        self._model = model.eval()
+        self._cache: Any = None
+
+    def read(self, tokens: Sequence[Token]) -> tuple[FloatArray, FloatArray]:
+        """See `TextReader.read`."""
+        self._cache = transformers.DynamicCache(config=self._model.config)
+        return self.extend(tokens)
 
     @torch.inference_mode()
-    def own_text(self, num_tokens: int, *, seed: int) -> list[list[Token]]:
-        """What the model writes by itself at temperature 1."""
-        state, texts, num = torch.random.get_rng_state(), list[list[Token]](), 0
-        torch.manual_seed(seed)
-        try:
-            while num < num_tokens:
-                ids = torch.tensor([list(self.begins[len(texts) % len(self.begins)])])
-                out = self._generate(ids, 128, do_sample=True, temperature=1.0, top_k=0)
-                texts.append(out[0].tolist())
-                num += len(texts[-1])
-        finally:
-            torch.random.set_rng_state(state)
-        return texts
+    def extend(self, tokens: Sequence[Token]) -> tuple[FloatArray, FloatArray]:
+        """See `TextReader.extend`."""
+        logits, hidden = _run(self._model, torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True)
+        return logits.numpy(), hidden.numpy()
 
-    @torch.inference_mode()
-    def greedy(self) -> Any:
-        """The most probable tokens after each beginning, [B, N]."""
-        rows = [self._generate(torch.tensor([list(b)]), _NUM_GREEDY, do_sample=False)[0, len(b) :] for b in self.begins]
-        return torch.stack(rows).numpy()
 
-    def leads(self, texts: Sequence[Sequence[Token]]) -> Leads:
-        """How far added rows stay below the base in `texts`."""
-        leads = []
-        for text in texts:
-            logits, _ = self.run(text)
-            base = logits.masked_fill(self.is_added, -math.inf).max(dim=-1).values
-            leads.append(base - logits[:, self.is_added].max(dim=-1).values)
-        all_leads = torch.cat(leads)
-        return Leads(len(all_leads), int((all_leads <= 0).sum()), float(all_leads.min()))
-
-    def decision_error(self, rows: Rows, ids: Sequence[Token]) -> float:
-        """The largest difference of a written state probability from that of the rows."""
-        num, worst = rows.probes.shape[0], 0.0
-        for begin in self.begins:
-            for cut in (len(begin), len(begin) // 2):
-                logits, hidden = self.run((*begin[:cut], *ids[:num]))
-                written = softmax(logits[-1, list(ids[num:])].numpy())
-                worst = max(worst, float(np.abs(written - softmax(rows.states @ hidden[-1].numpy())).max()))
-        return worst
-
-    def _generate(self, ids: torch.Tensor, num: int, **options: Any) -> Any:
-        # Exactly `num` tokens, whatever they are: what a model says when it should have ended is text, too.
-        options |= {"max_new_tokens": num, "min_new_tokens": None, "eos_token_id": None, "pad_token_id": 0}
-        return self.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+def _run(model: Any, ids: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [N, V] and final hidden states [N, D] of `ids` [1, N], in float32."""
+    seen: list[torch.Tensor] = []
+    hook = model.get_decoder().register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    try:
+        logits = model(ids, **options).logits[0]
+    finally:
+        hook.remove()
+    return logits.float(), seen[-1][0].float()
 
 
 @torch.no_grad()
-def _place(model: Any, rows: Rows, quiet: Quiet, ids: Sequence[Token]) -> bool:
-    """Write the rows into the model's matrices, made larger where needed. Returns whether they had to be untied."""
+def _place(model: Any, rows: AdapterRows, suppressed: SuppressedRows, ids: Sequence[Token]) -> bool:
+    """Write the rows into the model's matrices, enlarged if necessary. Returns whether they had to be untied."""
     size = int(model.get_output_embeddings().weight.shape[0])
     end = max(ids) + 1
     if end > size:
         model.resize_token_embeddings(-(-end // PAD_MULTIPLE) * PAD_MULTIPLE, mean_resizing=False)
     is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    if is_tied and quiet.untie:
+    if is_tied and suppressed.untie:
         head = torch.nn.Linear(1, 1, bias=False)
         head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.clone())
         head.out_features, head.in_features = head.weight.shape
         model.set_output_embeddings(head)
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    num, written = rows.probes.shape[0], quiet_rows(rows, quiet)
+    num = rows.num_probes
     input_scale, output_scale = _scales(model)
-    outputs.weight[size:] = torch.from_numpy(quiet.padding / output_scale).to(outputs.weight)
-    outputs.weight[ids[:num]] = torch.from_numpy(quiet.padding / output_scale).to(outputs.weight)
-    outputs.weight[ids[num:]] = torch.from_numpy(written.states / output_scale).to(outputs.weight)
-    inputs.weight[ids[:num]] = torch.from_numpy(written.probes / input_scale).to(inputs.weight)
-    return bool(is_tied and quiet.untie)
+    outputs.weight[size:] = torch.from_numpy(suppressed.padding / output_scale).to(outputs.weight)
+    outputs.weight[ids[:num]] = torch.from_numpy(suppressed.padding / output_scale).to(outputs.weight)
+    outputs.weight[ids[num:]] = torch.from_numpy(suppressed.states / output_scale).to(outputs.weight)
+    inputs.weight[ids[:num]] = torch.from_numpy(rows.probes / input_scale).to(inputs.weight)
+    return bool(is_tied and suppressed.untie)
 
 
 def _scales(model: Any) -> tuple[float, float]:
-    """By what the model multiplies its embeddings, and its logits, as it does it."""
+    """The factors by which the model multiplies its embeddings and its logits, measured on a pass."""
     ids = torch.arange(8, 40)
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     weight = embeddings.weight[ids].float()
     input_scale = (embeddings(ids).float() * weight).sum() / (weight * weight).sum()
-    seen: list[torch.Tensor] = []
-    hook = model.get_decoder().register_forward_hook(lambda module, args, output: seen.append(output[0]))
-    try:
-        logits = model(ids[None]).logits[0].float()
-    finally:
-        hook.remove()
-    plain = seen[-1][0].float() @ head.weight.float().T
+    logits, hidden = _run(model, ids[None])
+    plain = hidden @ head.weight.float().T
     output_scale = (logits * plain).sum() / (plain * plain).sum()
-    # Exactly 1 for most models; what differs from it by rounding is 1.
+    # Exactly 1 for most models; a value near 1 differs by rounding only.
     return tuple(1.0 if abs(float(s) - 1) < 0.01 else float(s) for s in (input_scale, output_scale))  # type: ignore[return-value]

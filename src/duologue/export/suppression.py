@@ -1,7 +1,8 @@
-"""Keeping added rows quiet: one vector, added to all of them, so that none is ever the most probable token of a text.
+"""Suppresses added rows: one vector, added to all of them, so that none is ever the most probable token of a text.
 
-Where only base ids are drawn, as in this package's own backends, added rows cannot be said. Other engines draw from the
-whole vocabulary. Numpy only; where hidden states come from is the caller's business.
+This package's own backends sample base ids only, so they never produce an added token. Other engines sample from the
+whole vocabulary. NumPy only; the caller provides hidden states. Shapes: M tokens of text, D the hidden width, P probe
+tokens, S states.
 """
 
 from dataclasses import dataclass
@@ -9,48 +10,53 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 from duologue.errors import UnsupportedModel, UsageError
 
 FloatArray = npt.NDArray[np.float32]
 
 LEAD = 10.0
-"""By how much, in logits, the best base token leads every added row on the text that the vector is computed from."""
+"""The lead, in logits, of the best base token over every added row on the text that the vector is computed from."""
 
 PROBE_LEAD = 3.0
-"""The same for probe rows of a tied matrix. They are inputs and cannot be shifted; below this the matrix is untied."""
+"""The same for probe rows of a tied matrix. They are inputs and cannot be shifted; below this, the matrix is untied."""
 
-_RIDGE = 1e-3  # share of the mean squared hidden state; keeps the vector short where directions hardly occur
+_RIDGE = 1e-3  # share of the mean squared hidden state; keeps the vector short along directions that hardly occur
 
 
 @dataclass(frozen=True, eq=False)
-class Quiet:
-    """Output rows that never win: what to write in place of an adapter's."""
+class SuppressedRows:
+    """Output rows that never win, to be written instead of an adapter's own."""
 
-    states: FloatArray  # [S, D] the state rows, shifted
-    padding: FloatArray  # [D] the row of the padding ids: the shift alone
+    states: FloatArray  # [S, D], the state rows, shifted
+    padding: FloatArray  # [D], the row of the padding ids: the shift alone
     untie: bool  # a probe row would win as an output row: write a separate output matrix
 
 
 @dataclass(frozen=True, slots=True)
 class Leads:
-    """What `check_never_wins` found."""
+    """By how much base tokens lead added rows in a text."""
 
     num_tokens: int
-    num_won: int  # positions where an added row would have been the most probable token
+    num_won: int  # positions at which an added row would have been the most probable token
     smallest: float  # the smallest lead of the best base token over the best added row, in logits
 
+    @classmethod
+    def of(cls, leads: FloatArray) -> "Leads":
+        """Summarise the lead [M] at each position."""
+        return cls(len(leads), int((leads <= 0).sum()), float(leads.min()))
 
-def quieted(rows: Rows, hidden: FloatArray, best: FloatArray, *, lead: float = LEAD) -> Quiet:
-    """Shift the state rows of `rows` so that they stay `lead` below the best base token.
 
-    hidden: [N, D] final, normed hidden states of ordinary text; best: [N] the largest base logit at each.
-    The shift c is the shortest vector with c · h ≈ -a for every h, a as small as the text allows. It is the same for
-    all states, so their softmax, which decisions are made by, does not change.
+def suppress(rows: AdapterRows, hidden: FloatArray, best: FloatArray, *, lead: float = LEAD) -> SuppressedRows:
+    """Shift the state rows so that they stay `lead` below the best base token.
+
+    hidden: [M, D], final, normed hidden states of ordinary text; best: [M], the largest base logit at each.
+    The shift c is the shortest vector with c · h ≈ -a for every h, with a as small as the text allows. It is the same
+    for all states, so it does not change their softmax, which decisions are based on.
 
     Raises:
-        UsageError: too little text.
-        UnsupportedModel: there is no such vector for this model.
+        UsageError: there is too little text.
+        UnsupportedModel: no such vector exists for this model.
     """
     num, width = hidden.shape
     if num < 64:
@@ -62,17 +68,11 @@ def quieted(rows: Rows, hidden: FloatArray, best: FloatArray, *, lead: float = L
     along = h @ direction
     if along.min() <= 0.05:
         raise UnsupportedModel(
-            f"hidden states of this model have no direction in common (smallest projection {along.min():.2f}), so "
-            "added rows cannot be kept quiet in engines that draw from the whole vocabulary; use duologue's backends"
+            f"the hidden states of this model have no common direction (smallest projection {along.min():.2f}), so "
+            "added rows cannot be suppressed for engines that sample the whole vocabulary; use duologue's backends"
         )
-    loudest = np.maximum((h @ rows.states.T.astype(np.float64)).max(axis=1), 0.0)  # 0: the padding rows
-    strength = max(0.0, float(((loudest - best + lead) / along).max()))
+    highest = np.maximum((h @ rows.states.T.astype(np.float64)).max(axis=1), 0.0)  # 0: the padding rows
+    strength = max(0.0, float(((highest - best + lead) / along).max()))
     shift = (-strength * direction).astype(np.float32)
     probes_win = bool(((h @ rows.probes.T.astype(np.float64)).max(axis=1) > best - PROBE_LEAD).any())
-    return Quiet(rows.states + shift, shift, untie=probes_win)
-
-
-def check_never_wins(hidden: FloatArray, best: FloatArray, added: FloatArray) -> Leads:
-    """How far added output rows stay below the base. hidden: [N, D], best: [N], added: [R, D]."""
-    leads = best - (hidden @ added.T).max(axis=1)
-    return Leads(len(leads), int((leads <= 0).sum()), float(leads.min()))
+    return SuppressedRows(rows.states + shift, shift, untie=probes_win)

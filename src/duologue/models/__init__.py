@@ -1,4 +1,5 @@
-"""From a name to a model that is ready to talk: weights, template and adapter, found and made to fit each other.
+"""From a name to a model that is ready to talk: weights, template and adapter are found and checked against each other.
 
-Looks at files and loads libraries lazily. `assets/` holds the adapters that are shipped with the package.
+This package inspects files and imports heavy libraries only when a model needs them. `assets/` holds the adapters that
+ship with the package.
 """

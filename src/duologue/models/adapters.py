@@ -1,7 +1,7 @@
-"""What makes a model duplex: how it is asked for the state of what it hears, and how its answer becomes a decision.
+"""Adapters make a model duplex: how it is asked for the state of what it hears, and how its reply becomes a decision.
 
-An adapter is a folder with `adapter.json` and, where something was trained, `adapter.safetensors`; or, without any
-training, a question in words (`prompted`). Numpy only: backends put the rows in place, each in its own way.
+A trained adapter is a folder with `adapter.json` and `adapter.safetensors`. Without training, an adapter is a question
+in words (`prompted`). NumPy only; each backend applies the rows in its own way.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from duologue.backends.lora import Lora
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 from duologue.core.policy import Thresholds
 from duologue.core.prompt import Probe
 from duologue.errors import AdapterMismatch, UsageError
 from duologue.models.prompting import prompted_probe
 from duologue.text.template import Template, Tokenizer
-from duologue.types import InputState, Token
+from duologue.types import InputState
 
 FORMAT = 1
 KINDS = ("alora", "rows", "prompted")
 ANY_WEIGHTS = "any"
-"""Key of the thresholds that hold for weight types that were not calibrated."""
+"""Key of the thresholds for weight types that were not calibrated."""
 
 _FINGERPRINT_TEXT = (
     "The quick question, at 10:45: isn't it 3,141.59 km away?\n\tNaïve café – 東京, Москва, Ελλάδα; "
@@ -38,19 +38,19 @@ _FINGERPRINT_TEXT = (
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What an adapter must find again in a model: sizes, and a tokenizer that cuts text in the same way.
+    """What an adapter requires of a model: its sizes, and a tokenizer that splits text in the same way.
 
-    Weight types do not count: an adapter of the bf16 model fits its quantised file.
+    Weight types do not matter: an adapter trained on the bf16 model fits its quantised file.
     """
 
     vocab_size: int  # of the base, without added rows
     hidden_size: int
     num_layers: int
-    tokenizer: str  # hash over the ids of a fixed text; the same whoever reads the vocabulary
+    tokenizer: str  # hash over the ids of a fixed text, the same for every tokenizer library
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, *, vocab_size: int, hidden_size: int, num_layers: int) -> "Fingerprint":
-        """Of a loaded model; `vocab_size` counts the rows of its embedding without those of an adapter."""
+        """The fingerprint of a loaded model. `vocab_size` excludes the rows of an adapter."""
         ids = tokenizer.encode(_FINGERPRINT_TEXT)
         digest = hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
         return cls(vocab_size, hidden_size, num_layers, digest[:16])
@@ -58,22 +58,22 @@ class Fingerprint:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """How one model is asked, and how probable its answers must be.
+    """How a model is asked, and how probable its replies must be.
 
-    Added ids follow the base vocabulary: first the probe's tokens, then the states in order (`backends.rows`).
+    Added ids follow the base vocabulary: first the probe tokens, then the states in order (see `AdapterRows`).
     """
 
-    kind: str  # "rows": trained vectors; "alora": these and a LoRA at the probe tokens; "prompted": asked in words
+    kind: str  # "rows": trained vectors; "alora": also a LoRA at the probe tokens; "prompted": asked in words
     states: tuple[InputState, ...]
-    rows: Rows | None = None  # None for "prompted"
-    lora: Lora | None = None  # of "alora" alone
+    rows: AdapterRows | None = None  # None for "prompted"
+    lora: Lora | None = None  # of "alora" only
     thresholds: Mapping[str, tuple[Thresholds, Thresholds]] = field(default_factory=dict)
-    """Weight type ("bf16", "q4_0", …, or "any") to the two sets: assistant idle, assistant speaking."""
-    fingerprint: Fingerprint | None = None  # None fits every model
-    name: str = ""  # for people
-    shots: int = 0  # examples in the question of a prompted one
+    """For each weight type ("bf16", "q4_0", …, or "any"), two sets: for an idle and for a speaking assistant."""
+    fingerprint: Fingerprint | None = None  # None: fits every model
+    name: str = ""  # for display
+    shots: int = 0  # examples in the question of a prompted adapter
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """How it was trained and what was measured."""
+    """How it was trained, and the results of its evaluation."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -87,42 +87,41 @@ class Adapter:
 
     @property
     def num_added(self) -> int:
-        """Ids that it adds to the vocabulary."""
+        """The number of ids it adds to the vocabulary."""
         return 0 if self.rows is None else self.rows.num_added
 
     def check(self, fingerprint: Fingerprint) -> None:
-        """Raise `AdapterMismatch` if it was made for another model."""
+        """Raise `AdapterMismatch` if the adapter was trained for another model."""
         if self.fingerprint is None or self.fingerprint == fingerprint:
             return
         ours, theirs = asdict(self.fingerprint), asdict(fingerprint)
         different = ", ".join(f"{key} {theirs[key]} (adapter: {ours[key]})" for key in ours if ours[key] != theirs[key])
         raise AdapterMismatch(
-            f"the adapter {self.name or '(unnamed)'} was made for another model; this one has {different}. "
+            f"the adapter {self.name or '(unnamed)'} was trained for another model; this one has {different}. "
             "Train one with `duologue train alora --model …`, or ask in words with --adapter prompted"
         )
 
     def probe_for(self, vocab_size: int, template: Template) -> Probe:
-        """What a session appends and watches on a model with `vocab_size` base ids.
+        """The tokens that a session appends and watches, on a model with `vocab_size` base ids.
 
         Raises:
-            UsageError: a prompted adapter, and the model has no single-token answers.
+            UsageError: the adapter is prompted, and no letters or digits are single tokens in this model.
         """
         if self.rows is None:
             return prompted_probe(template, self.states, shots=self.shots)
-        num_probes = int(self.rows.probes.shape[0])
-        tokens: tuple[Token, ...] = tuple(range(vocab_size, vocab_size + num_probes))
-        first = vocab_size + num_probes
-        return Probe(tokens, tuple(range(first, first + len(self.states))), self.states)
+        first_state = vocab_size + self.rows.num_probes
+        watch = range(first_state, first_state + len(self.states))
+        return Probe(tuple(range(vocab_size, first_state)), tuple(watch), self.states)
 
     def thresholds_for(self, weights: str) -> tuple[Thresholds, Thresholds]:
-        """The sets for an idle and a speaking assistant, for a weight type such as "bf16" or "Q4_0"."""
+        """The thresholds for an idle and for a speaking assistant, for a weight type such as "bf16" or "Q4_0"."""
         found = self.thresholds.get(weights.lower()) or self.thresholds.get(ANY_WEIGHTS)
         return found or (Thresholds(), Thresholds())
 
     def save(self, folder: Path) -> None:
-        """Write the folder, which is made if need be."""
+        """Write the adapter to `folder`, which is created if necessary."""
         folder.mkdir(parents=True, exist_ok=True)
-        num_probes = 0 if self.rows is None else int(self.rows.probes.shape[0])
+        num_probes = 0 if self.rows is None else self.rows.num_probes
         content: dict[str, Any] = {
             "format": FORMAT,
             "kind": self.kind,
@@ -146,17 +145,17 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Adapter":
-        """Read a folder that `save` wrote.
+        """Read a folder written by `save`.
 
         Raises:
-            AdapterMismatch: there is no adapter there, it is damaged, or a newer version wrote it.
+            AdapterMismatch: the folder holds no adapter, is damaged, or was written by a newer version.
         """
         folder = Path(folder)
         path = folder / "adapter.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise AdapterMismatch(f"{folder} is no adapter folder: {error.strerror} ({path.name})") from None
+            raise AdapterMismatch(f"{folder} is not an adapter folder: {error.strerror} ({path.name})") from None
         except ValueError as error:
             raise AdapterMismatch(f"{path} is damaged: {error}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -194,7 +193,8 @@ def prompted(
 ) -> Adapter:
     """An adapter without training: the model is asked in words, with `shots` examples (0 or 5).
 
-    Given a template, it is tried on it at once, so that an error comes here and not later.
+    It works with any chat model, but decides less reliably than a trained adapter, above all on small models. With a
+    `template`, the question is built at once, so that errors occur here rather than later.
     """
     adapter = Adapter("prompted", tuple(states), shots=shots, name=f"prompted, {shots} examples")
     if template is not None:
@@ -203,18 +203,18 @@ def prompted(
 
 
 def shipped() -> list[Adapter]:
-    """The adapters inside this package, MODEL/KIND each."""
+    """The adapters that ship with this package."""
     with resources.as_file(resources.files("duologue.models") / "assets" / "adapters") as folder:
         return [Adapter.load(path.parent) for path in sorted(folder.glob("*/*/adapter.json"))]
 
 
 def shipped_for(fingerprint: Fingerprint, kind: str) -> Adapter | None:
-    """The shipped adapter of that kind for a model, if there is one."""
+    """The shipped adapter of a kind for a model, if there is one."""
     return next((found for found in shipped() if found.fingerprint == fingerprint and found.kind == kind), None)
 
 
 def _put(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(".partial")  # on a full disk, an adapter that was there before stays whole
+    partial = path.with_suffix(".partial")  # if the disk is full, an existing adapter stays intact
     partial.write_bytes(content)
     partial.replace(path)
 
@@ -223,8 +223,8 @@ def _values(thresholds: Thresholds) -> dict[str, float]:
     return {state.value: round(thresholds.of(state), 4) for state in InputState}
 
 
-def _read_tensors(folder: Path, lora: Mapping[str, Any] | None) -> tuple[Rows, Lora | None]:
-    """The rows, and the LoRA if `adapter.json` speaks of one."""
+def _read_tensors(folder: Path, lora: Mapping[str, Any] | None) -> tuple[AdapterRows, Lora | None]:
+    """The rows, and the LoRA if `adapter.json` mentions one."""
     path = folder / "adapter.safetensors"
     try:
         tensors = load_file(path)
@@ -232,9 +232,9 @@ def _read_tensors(folder: Path, lora: Mapping[str, Any] | None) -> tuple[Rows, L
         raise AdapterMismatch(f"{path} cannot be read: {error}; copy the whole adapter folder again") from None
     named = {name for name in tensors if lora is None or not name.startswith("lora.")}
     if named != {"probes", "states"}:
-        raise AdapterMismatch(f"{path} holds {sorted(named)}; expected probes and states")
+        raise AdapterMismatch(f"{path} contains {sorted(named)}; expected probes and states")
     probes, states = (np.ascontiguousarray(tensors[name], dtype=np.float32) for name in ("probes", "states"))
     if probes.ndim != 2 or states.ndim != 2 or probes.shape[1] != states.shape[1]:
         raise AdapterMismatch(f"{path} has shapes {probes.shape} and {states.shape}; expected [P, D] and [S, D]")
-    rows = Rows(probes, states)
+    rows = AdapterRows(probes, states)
     return rows, None if lora is None else Lora.from_tensors(tensors, float(lora["scale"]))

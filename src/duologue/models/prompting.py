@@ -1,4 +1,4 @@
-"""The question in words that stands for a trained probe: no training, any chat model, less sure answers."""
+"""Asks in words instead of with a trained probe: it needs no training and any chat model, but decides less reliably."""
 
 from collections.abc import Sequence
 
@@ -26,10 +26,10 @@ _ANSWERS = (("A", "B", "C", "D"), ("a", "b", "c", "d"), ("1", "2", "3", "4"))
 
 
 def prompted_probe(template: Template, states: Sequence[InputState], *, shots: int = 0) -> Probe:
-    """Ends the user's turn, asks what it was, opens the answer, and watches the letters that may follow.
+    """A probe that closes the user's turn, asks what it was, opens the answer, and watches the letters that may follow.
 
     Raises:
-        UsageError: `shots` is neither 0 nor 5, or the model has no single-token letters or digits.
+        UsageError: `shots` is neither 0 nor 5, or no letters or digits are single tokens in this model.
     """
     if shots not in (0, len(_SHOTS)):
         raise UsageError(f"a prompted adapter has 0 or {len(_SHOTS)} examples, not {shots}")
@@ -44,11 +44,11 @@ def prompted_probe(template: Template, states: Sequence[InputState], *, shots: i
 
 
 def _answers(template: Template, num: int) -> tuple[tuple[str, ...], tuple[Token, ...]]:
-    """Names for the choices, each one token right after the header, and their ids."""
+    """Names for the choices, each a single token right after the header, and their ids."""
     for names in _ANSWERS:
         ids = [template.answer(name) for name in names[:num]]
         last = [tokens[-1] for tokens in ids if tokens]
-        # what stands before the letter must be the same for all, or the question would be asked at different places
+        # The tokens before the letter must be the same for all choices, or they would be read at different positions.
         if len({tokens[:-1] for tokens in ids}) == 1 and len(ids[0]) == 1 and len(set(last)) == num:
             return names[:num], tuple(last)
     raise UsageError(

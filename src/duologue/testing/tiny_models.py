@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from duologue.backends.lora import Factors, Lora
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 
 VOCAB_SIZE = 300
 CONTEXT_LENGTH = 128
@@ -48,10 +48,10 @@ def tiny_model(architecture: str, *, seed: int = 0) -> Any:
     return model.eval()
 
 
-def tiny_rows(*, num_probes: int = 1, num_states: int = 4, width: int = WIDTH, seed: int = 0) -> Rows:
+def tiny_rows(*, num_probes: int = 1, num_states: int = 4, width: int = WIDTH, seed: int = 0) -> AdapterRows:
     """Random rows that fit every tiny model."""
     random = np.random.default_rng(seed)
-    return Rows(
+    return AdapterRows(
         probes=random.normal(size=(num_probes, width)).astype(np.float32),
         states=random.normal(size=(num_states, width)).astype(np.float32) / np.float32(width**0.5),
     )

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.samples import Sample, read_samples
 from duologue.decisions.metrics import adapter_facts
@@ -83,9 +83,9 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return limit
 
 
-def adapter_rows(probes: Tensor, states: Tensor) -> Rows:
+def adapter_rows(probes: Tensor, states: Tensor) -> AdapterRows:
     """Trained rows, probes [P, D] and states [S, D], as the backends take them."""
-    return Rows(*(rows.detach().cpu().numpy().astype(np.float32) for rows in (probes, states)))
+    return AdapterRows(*(rows.detach().cpu().numpy().astype(np.float32) for rows in (probes, states)))
 
 
 def calibrated(adapter: Adapter, samples: Sequence[Sample], p: Probabilities) -> Adapter:

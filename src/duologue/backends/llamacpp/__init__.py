@@ -1,4 +1,4 @@
-"""Any GGUF file on llama.cpp: reading, converting and running it.
+"""GGUF files on llama.cpp: reading, converting and running them.
 
-An assertion in C ends the process, so ids, positions and ranges are checked before every call.
+A failed assertion in C ends the process, so ids, positions and ranges are checked before every call.
 """

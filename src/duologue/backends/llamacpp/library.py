@@ -1,31 +1,24 @@
-"""Opening a GGUF with llama.cpp: its log kept quiet, its failures put into our words, its facts as plain values."""
+"""Opens GGUF files with llama.cpp: silences its log, translates its failures, exposes its metadata as plain values."""
 
 import ctypes
 import os
 import threading
 from collections import deque
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-# Between the many short steps of a pass its threads spin for a while before they sleep. By default that while is long
-# enough to take the core from whoever else needs it, our own loop included; without any spinning a pass takes twice as
-# long. OpenMP reads this once, when it is loaded.
+# Between the many short steps of a pass, OpenMP threads spin for a while before they sleep. By default they spin long
+# enough to starve other threads, including our own event loop; without spinning, a pass takes twice as long. OpenMP
+# reads this once, when it is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import llama_cpp as ll
-from gguf import LlamaFileType
 
+from duologue.backends.llamacpp.gguf_facts import BASE_VOCAB_KEY, NUM_ADDED_KEY, NUM_PROBES_KEY, weights_label
 from duologue.errors import AdapterMismatch, BrokenModel, EngineError, ModelNotFound, UnsupportedModel
-
-BASE_VOCAB_KEY = "duologue.base_vocab_size"
-"""Metadata key: ids of the base model, in a file to which rows were added."""
-
-NUM_ADDED_KEY = "duologue.num_added"
-"""Metadata key: how many added ids follow them; what comes after is padding."""
-
-NUM_PROBES_KEY = "duologue.num_probes"
-"""Metadata key: how many of the added ids are probe tokens; they come first."""
 
 _messages: deque[str] = deque(maxlen=20)
 _lock = threading.Lock()
@@ -34,13 +27,13 @@ _is_ready = False
 
 @ll.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_message(level: int, text: bytes | None, _: object) -> None:
-    # ggml's levels: 3 is a warning, 4 an error; the rest is chatter.
+    # ggml's levels: 3 is a warning, 4 an error.
     if level in (3, 4) and text:
         _messages.append(text.decode("utf-8", "replace").strip())
 
 
 def last_messages() -> str:
-    """What llama.cpp complained of lately, for error messages."""
+    """llama.cpp's latest warnings and errors, for error messages."""
     return "; ".join(list(_messages)[-3:]) or "no reason was given"
 
 
@@ -55,22 +48,23 @@ def _prepare() -> None:
 
 
 def default_weights() -> str:
-    """The weight type that is fast here and loses nothing, or next to nothing, of a file's quality.
+    """The weight type that is fast on this CPU and loses little or nothing of a file's quality.
 
-    With bfloat16 instructions, BF16 is the fastest where several tokens share a pass, as they do while listening.
+    With bfloat16 instructions, BF16 is the fastest when several tokens share a pass, as they do while listening.
     """
     return "BF16" if b"AVX512_BF16 = 1" in ll.llama_print_system_info() else "Q8_0"
 
 
+@final
 class LoadedModel:
-    """Weights of one GGUF file and what it says of itself. Final.
+    """The weights and metadata of one GGUF file.
 
-    Several may use it: each who calls `shared` has to `close` it, as has who loaded it, and the last one releases it.
+    It counts its users: whoever loaded it and whoever called `shared` must call `close`, and the last call releases it.
 
     Raises:
-        ModelNotFound: no such file.
-        BrokenModel: not a GGUF file, or a damaged one.
-        UnsupportedModel: an architecture llama.cpp does not know, or one that cannot roll back.
+        ModelNotFound: there is no such file.
+        BrokenModel: the file is not GGUF, or is damaged.
+        UnsupportedModel: llama.cpp does not know the architecture, or the model cannot roll back.
     """
 
     def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
@@ -103,37 +97,33 @@ class LoadedModel:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The display name."""
         return self.text("general.name") or self.path.stem
 
     @property
     def weights(self) -> str:
         """The weight type, such as "bf16" or "Q4_0"."""
-        ftype = int(ll.llama_model_ftype(self._model)) & ~1024  # 1024: guessed by llama.cpp from the tensors
-        try:
-            label = LlamaFileType(ftype).name.removeprefix("ALL_").removeprefix("MOSTLY_")
-        except ValueError:
-            return "mixed"
-        return str(label.lower() if label in ("F32", "F16", "BF16") else label)
+        label = weights_label(int(ll.llama_model_ftype(self._model)) & ~1024)  # 1024: guessed from the tensors
+        return label.lower() if label in ("F32", "F16", "BF16") else label
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Rows of the output matrix: base, added and padding."""
+        """Rows of the output matrix: base, added and padding ids."""
         return int(ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self._model)))
 
     @property
     def base_vocab_size(self) -> int | None:
-        """Ids of the base model, when rows were added to this file."""
+        """The number of base ids, if rows were added to this file."""
         return self.number(BASE_VOCAB_KEY)
 
     @property
     def num_added(self) -> int:
-        """Adapter rows in this file."""
+        """The number of adapter rows in this file."""
         return self.number(NUM_ADDED_KEY) or 0
 
-    @property
+    @cached_property
     def num_probes(self) -> int | None:
-        """How many of the adapter rows are probe tokens."""
+        """The number of probe tokens among the adapter rows."""
         return self.number(NUM_PROBES_KEY)
 
     @property
@@ -143,17 +133,17 @@ class LoadedModel:
 
     @property
     def sliding_window(self) -> int:
-        """Width of the window of those layers that have one, in tokens; 0 for none."""
+        """The sliding window in tokens, of those layers that have one; 0 for none."""
         return int(ll.llama_model_n_swa(self._model))
 
-    @property
+    @cached_property
     def softcap(self) -> float:
-        """The model squashes its logits into ± this; 0 when it does not."""
+        """The model squashes its logits into ± this; 0 if it does not."""
         return float(self.text(f"{self.architecture}.final_logit_softcapping") or 0.0)
 
     @property
     def kv_numbers_per_token(self) -> int:
-        """Numbers in one KV entry, over all layers."""
+        """The numbers in one KV entry, over all layers."""
         width = int(ll.llama_model_n_embd(self._model)) // max(1, int(ll.llama_model_n_head(self._model)))
         key = self.number(f"{self.architecture}.attention.key_length") or width
         value = self.number(f"{self.architecture}.attention.value_length") or width
@@ -175,11 +165,11 @@ class LoadedModel:
         return int(text) if text is not None and text.isdigit() else None
 
     def lora(self, path: Path) -> Any:
-        """llama.cpp's pointer to a LoRA for this model, read once; before a context is opened. It goes with the model.
+        """llama.cpp's pointer to a LoRA for this model, which owns it. Load it before a context is opened.
 
         Raises:
-            ModelNotFound: no such file.
-            AdapterMismatch: it is not a LoRA, or not one for this model.
+            ModelNotFound: there is no such file.
+            AdapterMismatch: the file is not a LoRA, or not one for this model.
         """
         if path in self._loras:
             return self._loras[path]
@@ -189,19 +179,19 @@ class LoadedModel:
         lora = ll.llama_adapter_lora_init(self._model, os.fsencode(path))
         if not lora:
             raise AdapterMismatch(
-                f"llama.cpp cannot put the LoRA {path.name} on {self.path.name}: {last_messages()}; "
+                f"llama.cpp cannot apply the LoRA {path.name} to {self.path.name}: {last_messages()}; "
                 "write it for this model with duologue.backends.llamacpp.gguf_lora.write_lora"
             )
         self._loras[path] = lora
         return lora
 
     def shared(self) -> "LoadedModel":
-        """The same, for one more who uses it and will close it."""
+        """This model with one more user, who must close it."""
         self._num_users += 1
         return self
 
     def close(self) -> None:
-        """Release the weights if nobody else uses them; harmless when repeated then."""
+        """Release the weights if there are no other users. Closing again is harmless."""
         self._num_users -= 1
         if self._model and self._num_users <= 0:
             ll.llama_model_free(self._model)
@@ -210,18 +200,27 @@ class LoadedModel:
     def _check_kind(self) -> None:
         reason = None
         if ll.llama_model_is_recurrent(self._model):
-            reason = "is recurrent: it keeps a running state, not one entry per token, and cannot go back in it"
+            reason = "is recurrent: it keeps a running state instead of an entry per token, and cannot roll back"
         elif ll.llama_model_is_hybrid(self._model):
-            reason = "mixes attention with recurrent layers, whose running state cannot go back"
+            reason = "mixes attention with recurrent layers, whose running state cannot roll back"
         elif ll.llama_model_is_diffusion(self._model):
-            reason = "is a diffusion model: it does not write from left to right"
+            reason = "is a diffusion model: it does not generate from left to right"
         elif ll.llama_model_has_encoder(self._model) or not ll.llama_model_has_decoder(self._model):
-            reason = "has an encoder: it does not continue one sequence of tokens"
+            reason = "has an encoder: it is not a decoder-only model"
         if reason:
             raise UnsupportedModel(
-                f"{self.path.name} ({self.architecture}) {reason}; duplex decoding rolls back after every question, "
+                f"{self.path.name} ({self.architecture}) {reason}; duplex decoding rolls back after every probe, "
                 "so use a model with plain attention such as SmolLM2, Llama, Qwen or Gemma"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOptions:
+    """How a context computes and stores."""
+
+    threads: int
+    flash_attention: bool = True
+    kv_type: str = "f16"  # or "f32"
 
 
 def open_context(
@@ -229,37 +228,36 @@ def open_context(
     *,
     capacity: int,
     max_seqs: int,
-    threads: int,
-    flash_attention: bool,
     micro_batch: int,
-    kv_type: str,
+    options: ContextOptions,
     all_outputs: bool = False,
 ) -> Any:
     """A llama.cpp context whose sequences share one cache of `capacity` entries.
 
     Raises:
         EngineError: llama.cpp cannot allocate it.
-        UnsupportedModel: the model has no cache, as embedding models do.
+        UnsupportedModel: the model has no KV cache, as is the case for embedding models.
     """
     params = ll.llama_context_default_params()
     params.n_ctx = capacity
-    # A pass larger than n_batch is an assertion in llama.cpp, and so is room for fewer tokens than sequences.
+    # A pass larger than n_batch fails an assertion in llama.cpp, as does room for fewer tokens than sequences.
     params.n_batch = max(capacity, max_seqs)
     params.n_ubatch = min(micro_batch, params.n_batch)
     params.n_seq_max = max_seqs
     params.n_outputs_max = params.n_ubatch if all_outputs else max_seqs  # rows of logits
     params.n_outputs_max_per_seq = params.n_ubatch if all_outputs else 1
-    params.n_threads = params.n_threads_batch = threads
-    params.kv_unified = True  # one pool of cells: forking writes names into cells and copies nothing
-    params.swa_full = True  # layers with a window keep all entries, so that rolling back is exact
-    params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.type_k = params.type_v = ll.GGML_TYPE_F32 if kv_type == "f32" else ll.GGML_TYPE_F16
+    params.n_threads = params.n_threads_batch = options.threads
+    params.kv_unified = True  # one pool of cells: a fork adds its id to cells and copies nothing
+    params.swa_full = True  # layers with a window keep all entries, so that rollback is exact
+    has_flash = options.flash_attention
+    params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if has_flash else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.type_k = params.type_v = ll.GGML_TYPE_F32 if options.kv_type == "f32" else ll.GGML_TYPE_F16
     params.offload_kqv = True
     context = ll.llama_init_from_model(model.handle, params)
     if not context:
         raise EngineError(
             f"llama.cpp could not open {capacity} KV entries for {model.path.name}: {last_messages()}; "
-            "a smaller capacity needs less memory"
+            "use a smaller capacity"
         )
     if not ll.llama_get_memory(context):
         ll.llama_free(context)
@@ -267,8 +265,18 @@ def open_context(
     return context
 
 
+def remove_from_cache(context: Any, seq_id: int, start: int) -> None:
+    """Remove a sequence from the cache of `context`, from position `start` on.
+
+    Raises:
+        EngineError: llama.cpp refused.
+    """
+    if not ll.llama_memory_seq_rm(ll.llama_get_memory(context), seq_id, start, -1):
+        raise EngineError(f"llama.cpp could not roll a sequence back to {start}; this is a defect, please report it")
+
+
 def set_lora(context: Any, lora: Any | None) -> None:
-    """Let `lora` hold for the passes of `context` from now on; None takes it off.
+    """Apply `lora` to all further passes of `context`; None removes it.
 
     Raises:
         EngineError: llama.cpp refused.
@@ -277,7 +285,7 @@ def set_lora(context: Any, lora: Any | None) -> None:
     scales = None if lora is None else (ctypes.c_float * 1)(1.0)
     pointer = None if adapters is None else ctypes.cast(adapters, ctypes.POINTER(ll.llama_adapter_lora_p_ctypes))
     if ll.llama_set_adapters_lora(context, pointer, 0 if lora is None else 1, scales) != 0:
-        raise EngineError(f"llama.cpp did not switch the LoRA: {last_messages()}")
+        raise EngineError(f"llama.cpp did not set the LoRA: {last_messages()}")
 
 
 def _check_file(path: Path) -> None:

@@ -1,8 +1,9 @@
-"""A second cache of llama.cpp, in which long new texts are read apart from everybody's conversations.
+"""A second llama.cpp cache in which long new texts are read, apart from the cache of all conversations.
 
-All conversations lie in one cache, since forking is free there, and every token of a pass is shown all entries of it.
-For the few tokens of speech that costs little. For a history of hundreds of tokens it costs a multiple of what the
-model does: so that is read here, among little else, and moved over when something forks from it, draws or watches.
+All conversations share one cache because forking within it is free. In exchange, attention passes over all entries of
+that cache for every token. For the few tokens of speech this costs little; for a history of hundreds of tokens it costs
+several times the model itself. Such a text is read here, and moved to the shared cache when something forks from it,
+draws or watches.
 """
 
 import ctypes
@@ -14,61 +15,51 @@ import llama_cpp as ll
 from duologue.backends.llamacpp import library
 from duologue.errors import EngineError
 
-LEAST = 8  # tokens: fewer are fed where all others are
+MIN_PREFILL = 8
+"""Tokens. Shorter texts are fed to the shared cache directly."""
+
 _MAX_SEQS = 16
 
 
-class Nursery:
-    """Where sequences are that nobody has forked or looked at yet. Its slots are its own.
+class PrefillCache:
+    """Holds sequences that nothing has forked from or watched yet, under sequence ids of its own.
 
     Args:
-        open_context: opens a context of so many KV entries and sequences.
+        open_context: opens a llama.cpp context with a number of KV entries and of sequences.
     """
 
     def __init__(self, capacity: int, open_context: Callable[[int, int], Any]) -> None:
         self.context = open_context(capacity, _MAX_SEQS)
-        self._memory = ll.llama_get_memory(self.context)
-        self._slots = list(range(_MAX_SEQS))
-        self._free = capacity
+        self._free_ids = list(range(_MAX_SEQS))
+        self._num_free = capacity
 
     def has_room(self, num_tokens: int, num_new: int) -> bool:
-        """Whether so many can be fed, to sequences of which so many are new here."""
-        return num_tokens <= self._free and num_new <= len(self._slots)
+        """Whether so many tokens can be fed, to sequences of which so many are not here yet."""
+        return num_tokens <= self._num_free and num_new <= len(self._free_ids)
 
-    def enter(self) -> int:
-        """The slot of a new sequence."""
-        return self._slots.pop()
+    def open(self) -> int:
+        """The id of a new, empty sequence."""
+        return self._free_ids.pop()
 
-    def fed(self, num_tokens: int) -> None:
-        """So many more tokens are here; fewer, if it is negative."""
-        self._free -= num_tokens
+    def count(self, num_tokens: int) -> None:
+        """Record that so many tokens were fed, or rolled back if negative."""
+        self._num_free -= num_tokens
 
-    def leave(self, slot: int, length: int) -> None:
-        """Forget a sequence of `length` tokens."""
-        self.roll_back(slot, 0)
-        self._free += length
-        self._slots.append(slot)
+    def free(self, seq_id: int, length: int) -> None:
+        """Remove a sequence of `length` tokens."""
+        library.remove_from_cache(self.context, seq_id, 0)
+        self._num_free += length
+        self._free_ids.append(seq_id)
 
-    def roll_back(self, slot: int, start: int) -> None:
-        """Forget what is in the cache from position `start` on.
-
-        Raises:
-            EngineError: llama.cpp refused.
-        """
-        if not ll.llama_memory_seq_rm(self._memory, slot, start, -1):
-            raise EngineError(
-                f"llama.cpp could not roll a sequence back to {start}; this is a defect, please report it"
-            )
-
-    def move(self, slot: int, length: int, context: Any, target: int) -> None:
-        """A sequence of `length` tokens becomes sequence `target` of `context`, which is empty.
+    def move(self, seq_id: int, length: int, context: Any, target: int) -> None:
+        """Move a sequence of `length` tokens to `context`, where it becomes the empty sequence `target`.
 
         Raises:
             EngineError: llama.cpp refused; the sequence stays here.
         """
-        size = ll.llama_state_seq_get_size(self.context, slot)
+        size = ll.llama_state_seq_get_size(self.context, seq_id)
         data = (ctypes.c_uint8 * size)()
-        written = ll.llama_state_seq_get_data(self.context, data, size, slot)
+        written = ll.llama_state_seq_get_data(self.context, data, size, seq_id)
         if written == 0 or ll.llama_state_seq_set_data(context, data, written, target) == 0:
             raise EngineError(f"llama.cpp did not move a sequence of {length} tokens: {library.last_messages()}")
-        self.leave(slot, length)
+        self.free(seq_id, length)

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, by way of llama.cpp."""
+"""The tokenizer of a GGUF file, through llama.cpp."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
-from duologue.backends.llamacpp.library import LoadedModel  # before llama_cpp: it tells its threads to rest
+from duologue.backends.llamacpp.library import LoadedModel  # before llama_cpp: it configures OpenMP
 
 # isort: split
 import llama_cpp
@@ -15,12 +15,12 @@ from duologue.errors import UsageError
 from duologue.text.tokenizer import is_mark
 from duologue.types import Token, well_formed
 
-_NO_TOKEN = -1  # llama.cpp's id of a token the vocabulary does not have
+_NO_TOKEN = -1  # llama.cpp's id for a token that the vocabulary lacks
 
 
 @final
 class GgufTokenizer:
-    """Tokenizer over a model that llama.cpp has loaded. Owns nothing: the model must stay open meanwhile."""
+    """A `Tokenizer` over a model that llama.cpp has loaded. It owns nothing: the model must stay open."""
 
     def __init__(self, model: Any) -> None:
         """`model` is the `llama_model_p` of `llama_cpp.llama_model_load_from_file`.
@@ -33,34 +33,34 @@ class GgufTokenizer:
         self._vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
         self._pieces: dict[Token, bytes] = {}
         if self._vocab_size == 0:
-            raise UsageError("the GGUF file has no vocabulary; use one that was converted with its tokenizer")
+            raise UsageError("the GGUF file has no vocabulary; use a file that includes its tokenizer")
 
     @classmethod
     def from_file(cls, path: Path) -> "GgufTokenizer":
-        """Read the vocabulary alone; the little memory it takes is kept until the process ends.
+        """Read the vocabulary only. Its (little) memory is held until the process ends.
 
         Raises:
-            ModelNotFound: no such file.
-            BrokenModel: llama.cpp cannot read it.
-            UnsupportedModel: an architecture llama.cpp does not know.
+            ModelNotFound: there is no such file.
+            BrokenModel: llama.cpp cannot read the file.
+            UnsupportedModel: llama.cpp does not know the architecture.
         """
-        # it is never closed: the tokenizer reads from it as long as it lives
+        # The model is never closed, because the tokenizer reads from it.
         return cls(LoadedModel(path, vocab_only=True).handle)
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
+        """The number of ids."""
         return self._vocab_size
 
     @cached_property
     def chat_template(self) -> str | None:
-        """`tokenizer.chat_template` of the metadata."""
+        """The metadata's `tokenizer.chat_template`."""
         source: bytes | None = llama_cpp.llama_model_chat_template(self._model, None)
         return source.decode("utf-8", "replace") if source else None
 
     @cached_property
     def special_text(self) -> Mapping[str, str]:
-        """`bos_token` and its like, where the vocabulary has them."""
+        """`bos_token`, `eos_token`, `pad_token` and `sep_token`, as far as the vocabulary has them."""
         ids = {
             "bos_token": llama_cpp.llama_vocab_bos(self._vocab),
             "eos_token": llama_cpp.llama_vocab_eos(self._vocab),
@@ -71,7 +71,7 @@ class GgufTokenizer:
 
     @cached_property
     def special_tokens(self) -> Mapping[str, Token]:
-        """Control tokens, and user-defined ones that look like marks rather than words or white space."""
+        """Control tokens, and user-defined tokens that look like markup rather than words or white space."""
         control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
         marks: dict[str, Token] = {}
         for token in range(self._vocab_size):
@@ -84,29 +84,29 @@ class GgufTokenizer:
 
     @cached_property
     def bos(self) -> Token | None:
-        """BOS if the metadata say that a text begins with it."""
+        """BOS if the metadata declares that a text begins with it."""
         bos = int(llama_cpp.llama_vocab_bos(self._vocab))
         return bos if bos != _NO_TOKEN and llama_cpp.llama_vocab_get_add_bos(self._vocab) else None
 
     @cached_property
     def stop_tokens(self) -> frozenset[Token]:
-        """What llama.cpp takes for an end of generation."""
+        """The ids that llama.cpp considers an end of generation."""
         return frozenset(token for token in range(self._vocab_size) if llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def encode(self, text: str, *, special: bool = False) -> list[Token]:
         """See `Tokenizer.encode`."""
         data = well_formed(text).encode()
-        room = len(data) + 8  # a token has a byte at least, unless a space is put before the text
+        room = len(data) + 8  # a token has at least one byte, except for a space that is put before the text
         for _ in range(2):
             tokens = (llama_cpp.llama_token * room)()
             count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, False, special)
             if count >= 0:
                 return list(tokens[:count])
             room = -count
-        raise UsageError(f"llama.cpp cannot tokenise a text of {len(data)} bytes; give it in smaller parts")
+        raise UsageError(f"llama.cpp cannot tokenise a text of {len(data)} bytes; split it")
 
     def decode(self, tokens: Sequence[Token]) -> str:
-        """See `Tokenizer.decode`. The space put before a text is taken away again, as llama.cpp does."""
+        """See `Tokenizer.decode`. Removes the space that was put before the text, as llama.cpp does."""
         data = b"".join(self._bytes(token) for token in tokens if 0 <= token < self._vocab_size)
         if self._puts_space and tokens and data.startswith(b" "):
             data = data[1:]
@@ -114,14 +114,14 @@ class GgufTokenizer:
 
     @cached_property
     def _puts_space(self) -> bool:
-        """Whether a space is put before a text, seen from what comes back."""
+        """Whether a space is put before each text, detected by a round trip."""
         return b"".join(map(self._bytes, self.encode("x"))) == b" x"
 
     def _text(self, token: Token) -> str:
         return self._bytes(token).decode("utf-8", "replace")
 
     def _bytes(self, token: Token) -> bytes:
-        """The bytes of one token, remembered: asking llama.cpp takes longer than everything else in `decode`."""
+        """The bytes of one token, cached because asking llama.cpp takes longer than the rest of `decode`."""
         data = self._pieces.get(token)
         if data is None:
             data = self._pieces[token] = self._read_piece(token)
@@ -135,4 +135,4 @@ class GgufTokenizer:
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
-        raise UsageError(f"llama.cpp cannot give the text of token {token}")
+        raise UsageError(f"llama.cpp has no text for token {token}")

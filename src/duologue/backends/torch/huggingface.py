@@ -1,4 +1,7 @@
-"""A Hugging Face causal language model with an adapter around and in it. Knows its modules, not caches."""
+"""A Hugging Face causal language model with an adapter applied. Knows the model's modules, not caches.
+
+Shapes: N tokens of a pass, D the hidden width, V the base vocabulary, E positions whose logits are needed.
+"""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -10,30 +13,30 @@ import torch
 from transformers.modeling_utils import AttentionInterface
 
 from duologue.backends.lora import Lora
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 from duologue.backends.sampling import choose, weigh
 from duologue.backends.torch.lora_modules import LoraModules
 from duologue.core.backend import Extend, Step
-from duologue.errors import AdapterMismatch, UnsupportedModel, UsageError
+from duologue.errors import UnsupportedModel, UsageError
 from duologue.types import Token
 
 PreTrainedModel: TypeAlias = Any  # transformers ships no types
 Tensor: TypeAlias = torch.Tensor
 Window: TypeAlias = int | None
-"""Tokens a layer looks back, its own included; `None` for all."""
+"""The number of tokens a layer attends to, its own included; `None` for all."""
 
 _WEIGHTS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64"}
-_FALLBACK_CONTEXT = 4096  # for models that name no limit, such as Mamba
+_FALLBACK_CONTEXT = 4096  # for models that declare no limit, such as Mamba
 
 
 @contextmanager
 def attention_by(configs: Sequence[Any], name: str, attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
-    """Let layers with these configs attend by `attend`, registered as `name`, and give them back as they were."""
+    """Make layers with these configs use `attend`, registered as `name`; restore them afterwards."""
     AttentionInterface.register(name, attend)
     before = [config._attn_implementation_internal for config in configs]
     try:
         for config in configs:
-            # No mask function goes by this name, so the library makes no masks of its own.
+            # No mask function is registered under this name, so the library builds no masks of its own.
             config._attn_implementation_internal = name
         yield
     finally:
@@ -42,35 +45,35 @@ def attention_by(configs: Sequence[Any], name: str, attend: Callable[..., tuple[
 
 
 def configs_of(model: PreTrainedModel) -> list[Any]:
-    """Every configuration that a layer of the model looks at, once."""
+    """Every configuration object that a layer of the model reads, once."""
     return list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
 
 
 def layer_windows(config: Any) -> list[Window]:
-    """How far each layer looks back. Raises `UnsupportedModel` for layers that are not attention."""
+    """The attention window of each layer. Raises `UnsupportedModel` for layers that are not attention."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or []
     kinds = kinds or ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
     if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
-        raise UnsupportedModel(f"it has layers of kind {', '.join(unknown)}, which keep no keys and values")
+        raise UnsupportedModel(f"it has layers of kind {', '.join(unknown)}, which store no keys and values")
     return [int(window) if window and kind == "sliding_attention" else None for kind in kinds]
 
 
 class CausalModel:
-    """A model, its limits, and the rows and the LoRA that an adapter adds. The LoRA holds at probe tokens alone.
+    """A model, its limits, and the rows and LoRA that an adapter adds. The LoRA applies at probe tokens only.
 
-    The row of a probe token stands in place of what the embedding module returns, after any scaling that the module
-    itself does (Gemma, MiniCPM): it is the vector that enters the first layer. What the model does with *every*
-    embedding later (Granite's multiplier) is done with the row too. The row of a state is multiplied with the final,
-    normed hidden state, before any scaling or soft-capping of the model's own head.
+    The row of a probe token replaces the output of the embedding module, after any scaling by the module itself (Gemma,
+    MiniCPM): it is the vector that enters the first layer. Later operations on *every* embedding (Granite's
+    multiplier) also apply to the row. The logit of a state is the dot product of its row and the final, normed hidden
+    state, before any scaling or soft-capping by the model's own head.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: Rows | None, lora: Lora | None = None) -> None:
-        self.model = model.eval()  # dropout would make the same tokens give other answers
+    def __init__(self, model: PreTrainedModel, rows: AdapterRows | None, lora: Lora | None = None) -> None:
+        self.model = model.eval()  # dropout would make results random
         self.config = model.config.get_text_config()
         if model.config.is_encoder_decoder:
             raise UnsupportedModel(
-                f"{self.label} is an encoder-decoder model; duplex decoding needs a causal (decoder-only) one"
+                f"{self.label} is an encoder-decoder model; duplex decoding needs a causal (decoder-only) model"
             )
         head = model.get_output_embeddings()
         if head is None:
@@ -78,9 +81,10 @@ class CausalModel:
         embeddings = model.get_input_embeddings()
         self.vocab_size = min(int(head.weight.shape[0]), int(embeddings.weight.shape[0]))
         self.rows = rows
-        self._check_rows(int(embeddings.weight.shape[1]))
+        if rows is not None:
+            rows.check_width(int(embeddings.weight.shape[1]), self.label)
         self._lora = None if lora is None else LoraModules(model.get_decoder(), lora, self.label)
-        self.num_probes = 0 if rows is None else int(rows.probes.shape[0])
+        self.num_probes = 0 if rows is None else rows.num_probes
         self.num_added = 0 if rows is None else rows.num_added
         self._probes = None if rows is None else torch.from_numpy(rows.probes).to(self.device, self.dtype)
         self.configs = configs_of(model)
@@ -88,58 +92,47 @@ class CausalModel:
 
     @property
     def label(self) -> str:
-        """The model's name for people: its folder or its class."""
+        """The model's display name: its folder or its class."""
         path = str(getattr(self.model.config, "_name_or_path", "")).rstrip("/")
         return path.rsplit("/", 1)[-1] or type(self.model).__name__
 
     @property
     def device(self) -> torch.device:
-        """Where tokens are fed."""
+        """The device of the embeddings, to which tokens are fed."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the embeddings."""
+        """The type of the embeddings."""
         dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
         return dtype
 
     @property
     def weights(self) -> str:
-        """Weight type for people, such as "bf16"."""
+        """The weight type for display, such as "bf16"."""
         return _WEIGHTS.get(self.dtype, str(self.dtype).removeprefix("torch."))
 
     def context_length(self, wanted: int | None) -> int:
-        """`wanted`, or the longest the model takes. Raises `UsageError` if it takes less than `wanted`."""
+        """`wanted`, or by default the model's limit. Raises `UsageError` if `wanted` exceeds the limit."""
         limit = getattr(self.config, "max_position_embeddings", None)
         scaling = getattr(self.config, "rope_parameters", None) or {}
         if isinstance(scaling, dict) and scaling.get("rope_type") in ("dynamic", "longrope"):
-            # These change the rotation of every position with the longest sequence of a pass: cached keys would no
-            # longer fit, and one conversation would change another.
+            # These rescale the rotation of every position by the longest sequence of a pass. Cached keys would become
+            # invalid, and one conversation would change another.
             limit = scaling.get("original_max_position_embeddings") or limit
         if wanted is None:
             return int(limit or _FALLBACK_CONTEXT)
         if wanted < 1 or (limit is not None and wanted > limit):
-            raise UsageError(f"context_length {wanted} is not between 1 and {limit}, the most that {self.label} takes")
+            raise UsageError(f"context_length {wanted} is not between 1 and {limit}, the limit of {self.label}")
         return wanted
 
-    def check_ids(self, batch: Sequence[Extend]) -> None:
-        """Raise `UsageError` if a state is fed, or a probe watched: neither has the row for it."""
-        first_state = self.vocab_size + self.num_probes
-        for extend in batch:
-            for token in extend.tokens:
-                if token >= first_state:
-                    raise UsageError(f"id {token} is a state of the adapter; states are watched, never fed")
-            for token in extend.watch:
-                if self.vocab_size <= token < first_state:
-                    raise UsageError(f"id {token} is a probe token of the adapter; probes are fed, never watched")
+    def run(self, tokens: Sequence[Token], needed: Sequence[int], **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Run one forward pass over `tokens` as one row; `kwargs` go to the model.
 
-    def run(self, tokens: Sequence[Token], looked: Sequence[int], **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """One forward pass over `tokens` as one row; `kwargs` go to the model.
-
-        Returns the logits of the base ids [E, V] at the positions `looked`, and the final hidden state [N, D] of all.
+        Returns the logits of the base ids [E, V] at the positions `needed`, and all final hidden states [N, D].
         """
-        where = torch.tensor(looked, dtype=torch.long, device=self.device)
+        where = torch.tensor(needed, dtype=torch.long, device=self.device)
         if self._keeps_logits:
             kwargs["logits_to_keep"] = where
         with torch.inference_mode(), self._final_hidden() as hidden, self._lora_at_probes(tokens):
@@ -149,7 +142,7 @@ class CausalModel:
         return logits[:, : self.vocab_size], hidden[-1][0]
 
     def read(self, extend: Extend, logits: Tensor | None, hidden: Tensor) -> Step:
-        """What one `Extend` wants to know. logits: [V] (not needed to watch states alone), hidden: [D]."""
+        """The result of one `Extend`. logits: [V] (None if it only watches states), hidden: [D]."""
         base = None if logits is None else logits.float().cpu().numpy()
         if extend.draw is not None:
             assert base is not None
@@ -161,16 +154,18 @@ class CausalModel:
         return Step(extend.ticket, p=weigh([self._logit(token, base, state) for token in extend.watch]))
 
     def needs_logits(self, extend: Extend) -> bool:
-        """Whether base logits are looked at."""
+        """Whether the result of `extend` depends on base logits."""
         return extend.draw is not None or any(token < self.vocab_size for token in extend.watch)
 
     def _logit(self, token: Token, base: Any, state: Any) -> float:
+        """base: [V], state: [D]."""
         if token < self.vocab_size:
             return float(base[token])
         assert self.rows is not None
         return float(np.dot(self.rows.states[token - self.vocab_size - self.num_probes], state))
 
     def _inputs(self, tokens: Sequence[Token]) -> dict[str, Tensor]:
+        """Ids [1, N], or embeddings [1, N, D] where there are probe tokens among them."""
         ids = torch.tensor([list(tokens)], dtype=torch.long, device=self.device)
         if not self.num_probes or max(tokens) < self.vocab_size:
             return {"input_ids": ids}
@@ -186,20 +181,10 @@ class CausalModel:
 
     @contextmanager
     def _final_hidden(self) -> Iterator[list[Tensor]]:
-        """Collects what the decoder returns, whatever the head makes of it."""
+        """Collects the decoder's output [1, N, D], before the head."""
         seen: list[Tensor] = []
         hook = self.model.get_decoder().register_forward_hook(lambda module, args, output: seen.append(output[0]))
         try:
             yield seen
         finally:
             hook.remove()
-
-    def _check_rows(self, width: int) -> None:
-        if self.rows is None:
-            return
-        for name, matrix in (("probe", self.rows.probes), ("state", self.rows.states)):
-            if matrix.ndim != 2 or matrix.shape[1] != width:
-                raise AdapterMismatch(
-                    f"the adapter's {name} rows have shape {matrix.shape}, but {self.label} has embeddings of width "
-                    f"{width}: the adapter was made for another model"
-                )

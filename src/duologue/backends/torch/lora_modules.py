@@ -1,4 +1,7 @@
-"""A LoRA in a PyTorch model at chosen positions of a pass: hooks on its linear layers, only while that pass runs."""
+"""Applies a LoRA at chosen positions of a pass on a PyTorch model, with hooks that exist only during that pass.
+
+Shapes: N tokens of the pass, P positions with the LoRA, R its rank, in and out the widths of a layer.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,19 +21,19 @@ Tensor: TypeAlias = torch.Tensor
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Layer:
-    """One linear layer and its matrices, in float32 on its device."""
+    """One linear layer and its factors, in float32 on the layer's device."""
 
     path: str
     module: Any
     a: Tensor  # [R, in]
-    b: Tensor  # [out, R], with the scale in it
+    b: Tensor  # [out, R], including the scale
 
 
 class LoraModules:
     """The layers of one decoder that a LoRA changes.
 
     Raises:
-        AdapterMismatch: the decoder has no such layer, or one of another shape.
+        AdapterMismatch: the decoder lacks a layer, or its layer has another shape.
     """
 
     def __init__(self, decoder: Any, lora: Lora, label: str) -> None:
@@ -39,9 +42,9 @@ class LoraModules:
 
     @contextmanager
     def at(self, positions: Sequence[int], num_tokens: int) -> Iterator[None]:
-        """Change what the layers say at `positions` of the pass that runs inside, which has one row of `num_tokens`.
+        """Apply the LoRA at `positions` of the pass in the body, which has one row of `num_tokens`.
 
-        What they say at any other position is not touched, nor computed in another way.
+        The layers' outputs at all other positions are neither changed nor computed differently.
         """
         done = Counter[str]()
         where = torch.tensor(positions)
@@ -53,8 +56,8 @@ class LoraModules:
         odd = next((layer.path for layer in self._layers if done[layer.path] != 1), None)
         if odd is not None:
             raise UnsupportedModel(
-                f"{self._label} does not call its layer {odd!r} once in a pass, so a LoRA on it cannot be applied; "
-                "leave the layer out of the adapter"
+                f"{self._label} does not call its layer {odd!r} exactly once per pass, so a LoRA cannot be applied to "
+                "it; leave the layer out of the adapter"
             )
 
     def _hook(self, layer: _Layer, positions: Tensor, num_tokens: int, done: Counter[str]) -> Any:
@@ -62,8 +65,8 @@ class LoraModules:
             before, after = args[0].reshape(-1, args[0].shape[-1]), output.view(-1, output.shape[-1])
             if len(before) != num_tokens:  # before: [N, in], after: [N, out]
                 raise UnsupportedModel(
-                    f"{self._label} feeds its layer {layer.path!r} {len(before)} of {num_tokens} tokens, as mixtures "
-                    "of experts do, so a LoRA on it cannot be applied; leave the layer out of the adapter"
+                    f"{self._label} feeds {len(before)} of {num_tokens} tokens to its layer {layer.path!r}, as a "
+                    "mixture of experts does, so a LoRA cannot be applied to it; leave the layer out of the adapter"
                 )
             done[layer.path] += 1
             where = positions.to(before.device)
@@ -78,15 +81,15 @@ def _layer(decoder: Any, path: str, pair: Factors, scale: float, label: str) -> 
         module = decoder.get_submodule(path)
     except AttributeError:
         raise AdapterMismatch(
-            f"the LoRA changes the layer {path!r}, which {label} does not have; the adapter was made for another model"
+            f"the LoRA changes the layer {path!r}, which {label} does not have; it was trained for another model"
         ) from None
     if not isinstance(module, torch.nn.Linear | Conv1D):
-        raise AdapterMismatch(f"the LoRA changes {path!r}, a {type(module).__name__}; only linear layers can be")
+        raise AdapterMismatch(f"the LoRA changes {path!r}, a {type(module).__name__}; only linear layers are supported")
     shape = tuple(module.weight.shape if isinstance(module, torch.nn.Linear) else module.weight.T.shape)
     if shape != (pair.b.shape[0], pair.a.shape[1]):
         raise AdapterMismatch(
             f"the LoRA of layer {path!r} is for {pair.a.shape[1]} inputs and {pair.b.shape[0]} outputs; {label} has "
-            f"{shape[1]} and {shape[0]}: the adapter was made for another model"
+            f"{shape[1]} and {shape[0]}: the adapter was trained for another model"
         )
     a, b = (torch.tensor(matrix, dtype=torch.float32, device=module.weight.device) for matrix in (pair.a, pair.b))
     return _Layer(path, module, a, b * scale)

@@ -1,8 +1,7 @@
-"""Attention of a pass over a pool of KV slots: each conversation looks at its own slots, and nothing is copied.
+"""Attention over a pool of KV slots: each conversation attends to its own slots, and nothing is copied.
 
-Knows a model's layers by way of the transformers attention interface. Letters of shapes: N tokens of a pass, Q of them
-in one conversation, H query heads, G key/value heads, D head width, C slots of the pool, T slots that one conversation
-looks at.
+It enters a model's layers through the transformers attention interface. Shapes: N tokens of a pass, Q of them in one
+conversation, H query heads, G key/value heads, D head width, C slots of the pool, T slots that one conversation sees.
 """
 
 import threading
@@ -16,70 +15,71 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
 
+from duologue.backends.slots import IntArray, SlotTable
 from duologue.backends.torch.huggingface import CausalModel, Window, attention_by
-from duologue.backends.torch.slots import IntArray, SlotTable
 from duologue.core.backend import Extend
 from duologue.errors import UnsupportedModel, UsageError
 
 Tensor: TypeAlias = torch.Tensor
 
 _ATTENTION = "duologue_slots"
-_SPARSE = 2  # a range of slots is read in place if it is at most this many times what is looked at
-_MASKED = torch.finfo(torch.bfloat16).min  # finite, so that nothing becomes NaN; exp of it is exactly 0
-_FEW_QUERIES = 16  # up to here queries of a head group go as one; more would only repeat a large mask
+_SPARSE = 2  # a range of slots is read in place if it is at most this many times the number of slots seen
+_MASKED = torch.finfo(torch.bfloat16).min  # finite, so that nothing becomes NaN; its exp is exactly 0
+_FEW_QUERIES = 16  # up to this many queries of a head group are merged; more would only repeat a large mask
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AttentionBlock:
     """The attention of one conversation."""
 
-    start: int  # its queries are start … stop - 1 of the pass
+    start: int  # its queries are tokens start … stop - 1 of the pass
     stop: int
-    keys: slice | Tensor  # its slots: a range, read in place, or [T] numbers to gather
-    masks: dict[Window, Tensor | None]  # [1, 1, stop - start, T], added to the scores; None if all is visible
+    keys: slice | Tensor  # its slots: a range that is read in place, or numbers [T] to gather
+    masks: dict[Window, Tensor | None]  # [1, 1, Q, T], added to the scores; None if everything is visible
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One pass."""
+class AttentionPlan:
+    """The attention of one pass."""
 
-    rows: list[Row]
-    write: Tensor  # [N], slot of each token
+    blocks: list[AttentionBlock]
+    order: list[int]  # indices of the batch, in the order in which they are fed
+    write: Tensor  # [N], the slot of each token
     positions: Tensor  # [1, N]
 
 
-def make_plan(
+def plan_attention(
     slots: SlotTable, batch: Sequence[Extend], causal: CausalModel, windows: set[Window]
-) -> tuple[Plan, list[int]]:
-    """The plan of a pass whose slots are given out already, and the order in which the batch is fed."""
+) -> AttentionPlan:
+    """Plan a pass whose slots have been assigned already. Sequences of one conversation are fed side by side."""
     conversations: dict[int, list[int]] = {}
     for index, extend in enumerate(batch):
         conversations.setdefault(slots.conversation(extend.seq), []).append(index)
-    order = [index for members in conversations.values() for index in members]
-    rows, start = [], 0
-    for members in conversations.values():
-        held = [(slots.slots(batch[index].seq), len(batch[index].tokens)) for index in members]
-        rows.append(_row(slots.positions, held, start, windows, causal))
-        start = rows[-1].stop
+    order = [index for indices in conversations.values() for index in indices]
+    blocks, start = [], 0
+    for indices in conversations.values():
+        fed = [(slots.slots(batch[index].seq), len(batch[index].tokens)) for index in indices]
+        blocks.append(_block(slots.positions, fed, start, windows, causal))
+        start = blocks[-1].stop
     write = np.concatenate([slots.slots(batch[index].seq)[-len(batch[index].tokens) :] for index in order])
     positions = torch.from_numpy(slots.positions[write])[None]
-    return Plan(rows, torch.from_numpy(write).to(causal.device), positions.to(causal.device)), order
+    return AttentionPlan(blocks, order, torch.from_numpy(write).to(causal.device), positions.to(causal.device))
 
 
-def _row(
-    positions: IntArray, held: list[tuple[IntArray, int]], start: int, windows: set[Window], causal: CausalModel
-) -> Row:
-    """One conversation. held: for each of its sequences in the pass, all slots and how many of them are new."""
-    low = min(int(own.min()) for own, _ in held)
-    high = max(int(own.max()) for own, _ in held) + 1
-    if high - low <= _SPARSE * max(len(own) for own, _ in held) + 64:
+def _block(
+    positions: IntArray, fed: list[tuple[IntArray, int]], start: int, windows: set[Window], causal: CausalModel
+) -> AttentionBlock:
+    """Plan one conversation. positions: [C]; fed: for each of its sequences, all its slots and how many are new."""
+    low = min(int(own.min()) for own, _ in fed)
+    high = max(int(own.max()) for own, _ in fed) + 1
+    if high - low <= _SPARSE * max(len(own) for own, _ in fed) + 64:
         columns: IntArray = np.arange(low, high)
         keys: slice | Tensor = slice(low, high)
     else:
-        columns = np.unique(np.concatenate([own for own, _ in held]))
+        columns = np.unique(np.concatenate([own for own, _ in fed]))
         keys = torch.from_numpy(columns).to(causal.device)
     visible, distance = [], []  # each [Q, T]
-    for own, num_new in held:
+    for own, num_new in fed:
         is_own = np.zeros(len(columns), dtype=bool)
         is_own[own - low if isinstance(keys, slice) else np.searchsorted(columns, own)] = True
         behind = positions[own[-num_new:], None] - positions[columns][None]
@@ -87,10 +87,11 @@ def _row(
         distance.append(behind)
     seen, behind = np.concatenate(visible), np.concatenate(distance)
     masks = {window: _mask(seen if window is None else seen & (behind < window), causal) for window in windows}
-    return Row(start, start + len(seen), keys, masks)
+    return AttentionBlock(start, start + len(seen), keys, masks)
 
 
 def _mask(visible: Any, causal: CausalModel) -> Tensor | None:
+    """The mask [1, 1, Q, T] for visibility [Q, T]; None if everything is visible."""
     if visible.all():
         return None
     mask = torch.from_numpy(np.where(visible, np.float32(0), np.float32(_MASKED)))
@@ -101,20 +102,20 @@ def _mask(visible: Any, causal: CausalModel) -> Tensor | None:
 
 
 class SlotPool:
-    """Keys and values of every layer: two tensors [C, G, D] each, whose widths may differ. Made at the first write."""
+    """Keys and values of each layer: two tensors [C, G, D] whose widths may differ. Allocated at the first write."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The tensors of one layer; key and value, [1, G, N, D], give the shapes."""
+        """The keys and values of one layer, [C, G, D] each. key, value: [1, G, N, D], which give the shapes."""
         if index not in self.layers:
             self.layers[index] = (_zeros(self.capacity, key), _zeros(self.capacity, value))
         return self.layers[index]
 
     def sized(self, capacity: int) -> "SlotPool":
-        """An empty pool of these shapes with another capacity. Raises `UsageError` if there is no memory for it."""
+        """An empty pool of the same shapes with another capacity. Raises `UsageError` if there is no memory for it."""
         if capacity < 1:
             raise UsageError(f"capacity {capacity} must be at least 1")
         pool = SlotPool(capacity)
@@ -127,7 +128,7 @@ class SlotPool:
         except (RuntimeError, MemoryError) as error:
             raise UsageError(
                 f"capacity {capacity} needs {capacity * self.bytes_per_slot / 2**30:.1f} GiB of KV, which cannot be "
-                "had; ask for a smaller capacity"
+                "allocated; use a smaller capacity"
             ) from error
         return pool
 
@@ -142,9 +143,9 @@ def _zeros(capacity: int, like: Tensor) -> Tensor:
 
 
 class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
-    """What the layers of one pass write to and read from."""
+    """The cache that the layers of one pass write to and read from."""
 
-    def __init__(self, pool: SlotPool, plan: Plan, windows: list[Window]) -> None:
+    def __init__(self, pool: SlotPool, plan: AttentionPlan, windows: list[Window]) -> None:
         super().__init__(layers=[])
         self._pool = pool
         self._plan = plan
@@ -154,9 +155,9 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
         self._num_reads = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Note which layer attends next; what it caches is written when it attends.
+        """Note which layer attends next; its keys and values are written when it attends.
 
-        By then latent attention (DeepSeek, MiniCPM 3) has made keys of its latents: these are what the pool holds.
+        By then, latent attention (DeepSeek, MiniCPM 3) has expanded its latents into keys. The pool holds those keys.
         """
         self._layer = layer_idx
         self._num_updates += 1
@@ -171,29 +172,29 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        """Write the keys and values of the pass, [1, G, N, D], into their slots; let each conversation see its own.
+        """Write the keys and values of the pass into their slots, then attend per conversation.
 
-        query: [1, H, N, D]; returns [1, N, H, D'].
+        query: [1, H, N, D]; key, value: [1, G, N, D]; sinks: [H]. Returns [1, N, H, D'].
         """
         keys, values = self._pool.layer(self._layer, key, value)
         keys.index_copy_(0, self._plan.write, key[0].transpose(0, 1))
         values.index_copy_(0, self._plan.write, value[0].transpose(0, 1))
         window = self._windows[self._layer]
         self._num_reads += 1
-        rows = []
-        for row in self._plan.rows:
-            seen = keys[row.keys].transpose(0, 1)[None], values[row.keys].transpose(0, 1)[None]
-            args = query[:, :, row.start : row.stop], *seen, row.masks[window], scale
-            plain = softcap is None and sinks is None
-            rows.append(_scaled(*args) if plain else _capped(*args, softcap, sinks))
-        return torch.cat([row.transpose(1, 2) for row in rows], dim=1)
+        outputs = []
+        for block in self._plan.blocks:
+            seen = keys[block.keys].transpose(0, 1)[None], values[block.keys].transpose(0, 1)[None]
+            args = query[:, :, block.start : block.stop], *seen, block.masks[window], scale
+            is_plain = softcap is None and sinks is None
+            outputs.append(_scaled(*args) if is_plain else _capped(*args, softcap, sinks))
+        return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
 
     def check(self) -> None:
-        """Raise `UnsupportedModel` unless every layer that caches also attended here, once."""
+        """Raise `UnsupportedModel` unless each layer that caches also attended here exactly once."""
         if not self._num_updates or self._num_reads != self._num_updates:
             raise UnsupportedModel(
-                f"{self._num_updates} of its layers cache keys and {self._num_reads} attend through the library's "
-                "attention interface; these must be the same"
+                f"{self._num_updates} of its layers cache keys, but {self._num_reads} attend through the library's "
+                "attention interface; the numbers must be equal"
             )
 
 
@@ -205,8 +206,8 @@ def _scaled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
         scale = width**-0.5
     if repeat == 1 or num_queries > _FEW_QUERIES:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=repeat > 1)
-    # The heads that share keys as further queries on them: keys are read once instead of once per head, which for
-    # one query in bf16 on a CPU is five times as fast.
+    # Treat heads that share keys as additional queries: the keys are read once instead of once per head, which is five
+    # times as fast for one query in bf16 on a CPU.
     if mask is not None:
         mask = mask.repeat(1, 1, repeat, 1)
     query = query.reshape(1, key.shape[1], repeat * num_queries, width)
@@ -223,7 +224,10 @@ def _capped(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """The same with capped scores (Gemma 2) or a learned sink per head (GPT-OSS), which the fused kernels lack."""
+    """As `_scaled`, with capped scores (Gemma 2) or a learned sink per head (GPT-OSS), which fused kernels lack.
+
+    sinks: [H].
+    """
     repeat = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -238,7 +242,7 @@ def _capped(
     return weights[..., : key.shape[2]] @ value
 
 
-_running = threading.local()  # the cache of the pass that runs in this thread
+_running = threading.local()  # holds the cache of the pass that runs in this thread
 
 
 def _attend(
@@ -250,16 +254,16 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Stands in for the model's attention. Keys come from the pool: those that are passed are of this pass only."""
+    """Replaces the model's attention. key, value: [1, G, N, D], those of this pass; the others come from the pool."""
     if kwargs.get("position_bias") is not None:
-        raise UnsupportedModel("the model adds a bias for distance to its attention scores, which this backend lacks")
+        raise UnsupportedModel("the model adds a position bias to its attention scores, which this backend lacks")
     cache: SlotCache = _running.cache
     return cache.attend(query, key, value, scaling, kwargs.get("softcap"), kwargs.get("s_aux")), None
 
 
 @contextmanager
 def slot_attention(configs: Sequence[Any], cache: SlotCache) -> Iterator[None]:
-    """Let layers with these configs attend through `cache`, and give them back as they were."""
+    """Make layers with these configs attend through `cache`; restore them afterwards."""
     _running.cache = cache
     try:
         with attention_by(configs, _ATTENTION, _attend):

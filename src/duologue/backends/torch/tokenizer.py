@@ -1,4 +1,4 @@
-"""A tokenizer of the transformers library, as a template needs it."""
+"""Adapts a tokenizer of the transformers library to the `Tokenizer` protocol."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -15,51 +15,51 @@ _DEFAULT_TEMPLATE = "default"  # the name transformers gives the chat template a
 
 @final
 class HfTokenizer:
-    """Tokenizer over a `PreTrainedTokenizerBase`; leaves that one as it is."""
+    """A `Tokenizer` over a `PreTrainedTokenizerBase`, which it does not modify."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_tokens: Sequence[Token] = ()) -> None:
-        """`stop_tokens` are further ids that end a generation, as a model's generation config lists them."""
+        """`stop_tokens`: additional ids that end a generation, as listed in the model's generation config."""
         self._tokenizer: Any = tokenizer
         self._more_stops = tuple(stop_tokens)
 
     @property
     def wrapped(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the transformers library."""
+        """The underlying tokenizer of the transformers library."""
         inner: PreTrainedTokenizerBase = self._tokenizer
         return inner
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids; a model's output matrix may have been padded to more."""
+        """The number of ids. A model's output matrix may be padded to more."""
         return len(self._tokenizer)
 
     @property
     def chat_template(self) -> str | None:
-        """The tokenizer's chat template; of several the default one."""
+        """The tokenizer's chat template; the default one if there are several."""
         source: str | dict[str, str] | None = self._tokenizer.chat_template
         return source.get(_DEFAULT_TEMPLATE) if isinstance(source, dict) else source
 
     @cached_property
     def special_text(self) -> Mapping[str, str]:
-        """`bos_token`, `eos_token` and what else the tokenizer declares."""
+        """`bos_token`, `eos_token` and the other special tokens that the tokenizer declares."""
         return {name: str(text) for name, text in self._tokenizer.special_tokens_map.items() if isinstance(text, str)}
 
     @cached_property
     def special_tokens(self) -> Mapping[str, Token]:
-        """Special tokens, and unbreakable ones that look like marks rather than words or white space."""
+        """Special tokens, and added tokens that look like markup rather than words or white space."""
         added = self._tokenizer.added_tokens_decoder.items()
         return {token.content: id for id, token in added if token.special or is_mark(token.content)}
 
     @cached_property
     def bos(self) -> Token | None:
-        """BOS if the tokenizer begins a text with it."""
+        """BOS if the tokenizer prepends it to a text."""
         bos: Token | None = self._tokenizer.bos_token_id
         first = self._tokenizer.encode("x", add_special_tokens=True)[:1]
         return bos if bos is not None and first == [bos] else None
 
     @cached_property
     def stop_tokens(self) -> frozenset[Token]:
-        """EOS, and what the constructor was given."""
+        """EOS and the ids given to the constructor."""
         eos: Token | None = self._tokenizer.eos_token_id
         return frozenset(self._more_stops) | (frozenset() if eos is None else {eos})
 
@@ -80,10 +80,10 @@ class HfTokenizer:
 
     @cached_property
     def _literal(self) -> Any | None:
-        """A copy of the fast tokenizer that does not know special tokens; None if there is no fast one.
+        """A copy of the fast tokenizer that encodes special tokens as plain text; None if there is no fast one.
 
-        The flag belongs to the shared Rust object, and switching it for each call would not be safe with threads.
-        It is also several times faster than the call through transformers.
+        The flag belongs to the shared Rust object, so switching it for each call would not be thread-safe. The copy is
+        also several times faster than a call through transformers.
         """
         if not self._tokenizer.is_fast:
             return None

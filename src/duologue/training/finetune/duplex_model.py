@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 from duologue.training.finetune.examples import NO_LABEL, Batch
 from duologue.training.finetune.recipes import FinetuneSettings
 from duologue.training.runs import adapter_rows
@@ -77,7 +77,7 @@ class DuplexModel(nn.Module):
             hidden: Tensor = output.last_hidden_state[is_probe].float()  # [B, D]
             return hidden @ self.states.T
 
-    def rows(self) -> Rows:
+    def rows(self) -> AdapterRows:
         """The rows as the backends take them: probes [1, D], states [S, D]."""
         return adapter_rows(self.probes, self.states)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from duologue.backends.lora import Factors, Lora
-from duologue.backends.rows import Rows
+from duologue.backends.rows import AdapterRows
 from duologue.errors import UsageError
 from duologue.models.adapters import Adapter
 from duologue.training.probe.prefix_attention import Past, PrefixModel
@@ -108,7 +108,7 @@ class ProbeModel(nn.Module):
             for parameter in self.lora_parameters:
                 parameter.requires_grad_(True)
 
-    def rows(self) -> Rows:
+    def rows(self) -> AdapterRows:
         """The rows as the backends take them: probes [P, D], states [S, D]."""
         return adapter_rows(self.probes * self.unit, self.states)
 
@@ -127,7 +127,7 @@ class ProbeModel(nn.Module):
         with torch.no_grad():
             self.states.div_(temperature)
 
-    def set_adapter(self, rows: Rows, lora: Lora | None) -> None:
+    def set_adapter(self, rows: AdapterRows, lora: Lora | None) -> None:
         """Continue from what was trained before.
 
         Raises:

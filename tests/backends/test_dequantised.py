@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from duologue.backends.torch import dequantised
-from duologue.backends.torch.backend import read_model
+from duologue.backends.torch.loading import read_model
 from duologue.testing.tiny_models import tiny_model
 from tiny_gguf import write_tiny_gguf
 
@@ -74,7 +74,7 @@ def test_another_type_or_another_file_is_read_anew(gguf: Path, sources: list[str
 
 def test_a_damaged_folder_is_replaced(gguf: Path, sources: list[str]) -> None:
     first, _ = read_model(gguf, dtype="float32")
-    kept = dequantised.place(gguf, "float32")
+    kept = dequantised.folder_for(gguf, "float32")
     (kept / "model.safetensors").write_bytes(b"nothing of use")
     second, _ = read_model(gguf, dtype="float32")
     read_model(gguf, dtype="float32")
@@ -112,7 +112,7 @@ def test_the_default_model_in_form_of_a_folder_says_the_same(tmp_path: Path, mon
     assert spec.origin is not None
     path = next(Path(spec.origin).parent.glob("*.gguf"))
     (first, one), (second, other) = read_model(path), read_model(path)
-    assert dequantised.place(path, "bfloat16").is_dir()
+    assert dequantised.folder_for(path, "bfloat16").is_dir()
     assert torch.equal(logits(first), logits(second))
     assert one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str()
     assert one.chat_template == other.chat_template

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crowd import Crowd, Guest
-from duologue.backends.llamacpp.caches import Caches
+from duologue.backends.llamacpp.multi_cache import MultiCacheBackend
 from duologue.backends.reference import ReferenceBackend
 from duologue.core.backend import Backend, Extend, Step, Usage
 from duologue.core.config import SessionConfig
@@ -24,11 +24,11 @@ SURE = Policy(p_sure=0.5)
 STORY = "Once there was a word, and then came many more of them, until it was late and all went home. " * 3
 
 
-def opened(number: int = 2, **limits: int) -> Caches:
+def opened(number: int = 2, **limits: int) -> MultiCacheBackend:
     """So many caches of a tiny model, each with `limits`."""
     model = tiny_model("llama")
     limits = {"capacity": 64, "max_seqs": 4, "context_length": 48} | limits
-    return Caches([ReferenceBackend(model, rows=tiny_rows(), **limits) for _ in range(number)])
+    return MultiCacheBackend([ReferenceBackend(model, rows=tiny_rows(), **limits) for _ in range(number)])
 
 
 def cache_of(backend: Backend, seq: int) -> int:
@@ -51,7 +51,7 @@ def test_the_contract_is_kept(number: int, check: Callable[[Subject], None]) -> 
             return steps
 
     def opener(**limits: int) -> Backend:
-        return Caches([Counted(tiny_model("llama"), rows=tiny_rows(), **limits) for _ in range(number)])
+        return MultiCacheBackend([Counted(tiny_model("llama"), rows=tiny_rows(), **limits) for _ in range(number)])
 
     check(Subject(opener, num_passes=lambda _: len(passes)))
 
@@ -60,7 +60,7 @@ def test_the_contract_is_kept(number: int, check: Callable[[Subject], None]) -> 
 def test_random_operations_agree_with_one_cache(seed: int) -> None:
     def opener(**limits: int) -> Backend:
         tight = {**limits, "capacity": 96, "max_seqs": 4}
-        return Caches([ReferenceBackend(tiny_model("llama"), rows=tiny_rows(), **tight) for _ in range(3)])
+        return MultiCacheBackend([ReferenceBackend(tiny_model("llama"), rows=tiny_rows(), **tight) for _ in range(3)])
 
     twin = ReferenceBackend(tiny_model("llama"), rows=tiny_rows())
     check_random_operations(Subject(opener), twin, seed=seed, num_operations=150)

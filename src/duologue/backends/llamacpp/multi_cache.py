@@ -1,7 +1,7 @@
-"""Several backends on the same weights as one: each has a cache of its own, for a few of the sessions.
+"""Several backends with the same weights presented as one: each has its own cache, for some of the sessions.
 
-It knows which sequence lies in which cache, and nothing of what a cache is made of. A fork lies where its parent does;
-a sequence that begins empty begins where there are fewest conversations.
+This module knows which sequence is in which cache, not what a cache consists of. A fork goes to its parent's cache; an
+empty sequence starts in the cache with the fewest conversations.
 """
 
 import itertools
@@ -17,17 +17,17 @@ from duologue.types import Seq
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a sequence lies."""
+    """Where a sequence is."""
 
     cache: int
-    seq: Seq  # its name there
-    family: Seq  # the sequence that began empty and of which this is a fork, or a fork of a fork
+    seq: Seq  # its name in that cache
+    root: Seq  # the sequence, opened empty, from which this one descends by forking
 
 
-class Caches(Backend):
-    """`caches` as one backend, with a pass for each of them that has something to feed.
+class MultiCacheBackend(Backend):
+    """Presents `caches` as one backend. `forward` runs one pass for each cache that has tokens to feed.
 
-    They are alike, but may differ in size. Whoever closes this one closes them.
+    The caches may differ in size only. Closing this backend closes them.
     """
 
     def __init__(self, caches: Sequence[Backend]) -> None:
@@ -49,14 +49,14 @@ class Caches(Backend):
     def fork(self, parent: Seq | None, length: int = 0) -> Seq:
         if parent is not None:
             place = self._place(parent)
-            with self._told_of(place.cache):
-                return self._named(place.cache, self._caches[place.cache].fork(place.seq, length), place.family)
+            with self._naming_sequences(place.cache):
+                return self._register(place.cache, self._caches[place.cache].fork(place.seq, length), place.root)
         for number in self._emptiest_first():
             try:
-                return self._named(number, self._caches[number].fork(None, length))
+                return self._register(number, self._caches[number].fork(None, length))
             except CacheFull:
                 continue
-        raise CacheFull(f"{len(self._places)} sequences are open, and no cache takes another one; free one")
+        raise CacheFull(f"{len(self._places)} sequences are open, and no cache has room for another; free one")
 
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
         check_batch(self._info, batch)
@@ -69,10 +69,10 @@ class Caches(Backend):
             for number, share in shares.items():
                 cache = self._caches[number]
                 before = [(cache, extend.seq, cache.length(extend.seq)) for _, extend in share]
-                with self._told_of(number):
-                    said = cache.forward([extend for _, extend in share])
+                with self._naming_sequences(number):
+                    results = cache.forward([extend for _, extend in share])
                 fed += before
-                steps |= {index: step for (index, _), step in zip(share, said, strict=True)}
+                steps |= {index: step for (index, _), step in zip(share, results, strict=True)}
         except BaseException:
             for cache, seq, length in fed:
                 cache.truncate(seq, length)
@@ -97,11 +97,11 @@ class Caches(Backend):
         return self._caches[place.cache].length(place.seq)
 
     def usage(self) -> Usage:
-        held = [cache.usage() for cache in self._caches]
+        usages = [cache.usage() for cache in self._caches]
         return Usage(
-            num_seqs=sum(usage.num_seqs for usage in held),
-            kv_entries=sum(usage.kv_entries for usage in held),
-            kv_bytes=sum(usage.kv_bytes for usage in held),
+            num_seqs=sum(usage.num_seqs for usage in usages),
+            kv_entries=sum(usage.kv_entries for usage in usages),
+            kv_bytes=sum(usage.kv_bytes for usage in usages),
         )
 
     def close(self) -> None:
@@ -114,25 +114,25 @@ class Caches(Backend):
         except (KeyError, TypeError):
             raise UnknownSeq(f"no sequence {seq!r} is open; open ones: {sorted(self._places)}") from None
 
-    def _named(self, number: int, own: Seq, family: Seq | None = None) -> Seq:
-        """Our name for the sequence that cache `number` calls `own`."""
+    def _register(self, number: int, own: Seq, root: Seq | None = None) -> Seq:
+        """A name for the sequence that cache `number` calls `own`."""
         seq = next(self._names)
-        self._places[seq] = _Place(number, own, seq if family is None else family)
+        self._places[seq] = _Place(number, own, seq if root is None else root)
         return seq
 
     def _emptiest_first(self) -> list[int]:
-        """The caches, those with fewest conversations first, among them those with fewest entries.
+        """The caches ordered by the number of conversations, then by the number of entries.
 
-        Conversations come first because those that have just begun hold nothing yet, and grow.
+        Conversations count first because a new one holds no entries yet, but will grow.
         """
-        families = [set[Seq]() for _ in self._caches]
+        roots = [set[Seq]() for _ in self._caches]
         for place in self._places.values():
-            families[place.cache].add(place.family)
-        held = [(len(families[number]), cache.usage().kv_entries) for number, cache in enumerate(self._caches)]
-        return sorted(range(len(held)), key=held.__getitem__)
+            roots[place.cache].add(place.root)
+        loads = [(len(roots[number]), cache.usage().kv_entries) for number, cache in enumerate(self._caches)]
+        return sorted(range(len(loads)), key=loads.__getitem__)
 
     def _shares(self, batch: Sequence[Extend]) -> dict[int, list[tuple[int, Extend]]]:
-        """What each cache feeds, in its own names; with the index in `batch`."""
+        """What each cache feeds, under its own sequence names, with the index in `batch`."""
         shares: defaultdict[int, list[tuple[int, Extend]]] = defaultdict(list)
         for index, extend in enumerate(batch):
             place = self._place(extend.seq)
@@ -141,21 +141,21 @@ class Caches(Backend):
         return shares
 
     def _check_room(self, number: int, batch: Sequence[Extend]) -> None:
-        """Before any cache has computed in vain."""
+        """Raise `CacheFull` before any cache computes, so that no pass is wasted."""
         cache = self._caches[number]
         wanted, free = sum(len(extend.tokens) for extend in batch), cache.info.capacity - cache.usage().kv_entries
         if wanted > free:
-            with self._told_of(number):
+            with self._naming_sequences(number):
                 raise CacheFull(
                     f"the pass needs {wanted} KV entries in one of {len(self._caches)} caches, and {free} of its "
                     f"{cache.info.capacity} are free; free or truncate a sequence there"
                 )
 
     @contextmanager
-    def _told_of(self, number: int) -> Iterator[None]:
-        """A `CacheFull` of one cache says which sequences lie there."""
+    def _naming_sequences(self, number: int) -> Iterator[None]:
+        """Add the sequences in cache `number` to a `CacheFull` from it."""
         try:
             yield
         except CacheFull as error:
-            there = frozenset(seq for seq, place in self._places.items() if place.cache == number)
-            raise CacheFull(str(error), seqs=there) from error
+            seqs = frozenset(seq for seq, place in self._places.items() if place.cache == number)
+            raise CacheFull(str(error), seqs=seqs) from error

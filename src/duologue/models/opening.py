@@ -1,0 +1,162 @@
+"""Opens the weights of a model with PyTorch or llama.cpp, together with its tokenizer and the adapter for it.
+
+Each function imports its heavy library itself, and only then.
+"""
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from duologue.core.backend import Backend
+from duologue.errors import AdapterMismatch, MissingDependency, UsageError
+from duologue.models.adapter_choice import adapter_for
+from duologue.models.adapters import Adapter, Fingerprint
+from duologue.models.cache_sizes import cache_limits, sessions_per_cache
+from duologue.models.catalogue import ModelSource
+from duologue.text.tokenizer import Tokenizer
+
+TORCH_WEIGHTS = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+GGUF_WEIGHTS = ("BF16", "F16", "Q8_0", "Q4_0")
+AS_IS = "as-is"
+
+
+class Progress(Protocol):
+    """Called with the current step and, where known, the share of it that is done (0 … 1)."""
+
+    def __call__(self, what: str, share: float | None = None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """What to open, and how. See `model.load`."""
+
+    source: ModelSource
+    backend: str  # "torch", "reference" or "llamacpp"
+    adapter: Adapter | str  # or a name, if the choice depends on the model
+    weights: str | None
+    context_length: int
+    sessions: int
+    threads: int | None
+    device: str
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """Weights on a backend, with the tokenizer and the adapter."""
+
+    backend: Backend
+    tokenizer: Tokenizer
+    adapter: Adapter
+
+
+def open_torch(request: LoadRequest) -> OpenedModel:
+    """Open a Hugging Face model or a GGUF file with PyTorch, on the torch or the reference backend."""
+    source = request.source
+    _require("torch", "torch", "transformers", *(["gguf"] if source.is_gguf else []))
+    dtype = TORCH_WEIGHTS[_weight_type("torch", request.weights or "bf16", TORCH_WEIGHTS)]
+    request.progress("starting PyTorch")
+    import torch
+
+    from duologue.backends.reference import ReferenceBackend
+    from duologue.backends.torch.backend import TorchBackend
+    from duologue.backends.torch.huggingface import CausalModel
+    from duologue.backends.torch.loading import read_model
+    from duologue.backends.torch.tokenizer import HfTokenizer
+
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    request.progress("reading the weights")
+    model, hf_tokenizer = read_model(source.location, revision=source.revision, dtype=dtype, device=request.device)
+    causal = CausalModel(model, None)
+    tokenizer = HfTokenizer(hf_tokenizer, stop_tokens=_stop_ids(model))
+    fingerprint = Fingerprint.of(
+        tokenizer,
+        vocab_size=causal.vocab_size,
+        hidden_size=model.get_input_embeddings().weight.shape[1],
+        num_layers=model.config.get_text_config().num_hidden_layers,
+    )
+    adapter = adapter_for(request.adapter, fingerprint)
+    limits = cache_limits(request.sessions, min(request.context_length, causal.context_length(None)))
+    backend: Backend
+    if request.backend == "reference":
+        backend = ReferenceBackend(model, rows=adapter.rows, lora=adapter.lora, **limits)
+    else:
+        backend = TorchBackend(model, rows=adapter.rows, lora=adapter.lora, label=source.name, **limits)
+    return OpenedModel(backend, tokenizer, adapter)
+
+
+def open_llamacpp(request: LoadRequest) -> OpenedModel:
+    """Open a GGUF file with llama.cpp, after converting it to the wanted weight type with the adapter's rows."""
+    path = request.source.path
+    _require("llamacpp", "llama_cpp", "gguf")
+    if not request.source.is_gguf or path is None:
+        raise UsageError(
+            f"llama.cpp reads GGUF files; {request.source.name} is none. Use --backend torch, or convert it"
+        )
+    wanted = request.weights and _weight_type("llama.cpp", request.weights, (*GGUF_WEIGHTS, AS_IS))
+    request.progress("starting llama.cpp")
+    from duologue.backends.llamacpp.backend import open_caches
+    from duologue.backends.llamacpp.gguf_convert import cached_gguf
+    from duologue.backends.llamacpp.gguf_facts import read_facts
+    from duologue.backends.llamacpp.gguf_lora import cached_lora
+    from duologue.backends.llamacpp.library import default_weights
+    from duologue.backends.llamacpp.tokenizer import GgufTokenizer
+
+    facts = read_facts(path)
+    tokenizer = GgufTokenizer.from_file(path)
+    fingerprint = Fingerprint.of(
+        tokenizer, vocab_size=facts.base_vocab_size, hidden_size=facts.hidden_size, num_layers=facts.num_layers
+    )
+    adapter = adapter_for(request.adapter, fingerprint)
+    if facts.num_added and adapter.num_added not in (0, facts.num_added):
+        raise AdapterMismatch(
+            f"{path} already has {facts.num_added} rows of an adapter, and this one has {adapter.num_added}; "
+            "start from the base model's file"
+        )
+    # An exported file is ready: its rows are used, and its weight type was chosen when it was written.
+    weights = wanted or (AS_IS if facts.num_added else default_weights())
+    converted = cached_gguf(
+        path,
+        weights=None if weights == AS_IS else weights,
+        rows=None if facts.num_added else adapter.rows,
+        progress=lambda _, share: request.progress(f"writing {weights} weights to the cache, once", share),
+    )
+    request.progress("reading the weights")
+    length = min(request.context_length, facts.context_length or request.context_length)
+    shared = sessions_per_cache(request.sessions, length)
+    backend = open_caches(
+        converted,
+        -(-request.sessions // shared),
+        **cache_limits(shared, length),
+        threads=request.threads,
+        # Flash attention skips the entries of other sessions. Without it, a pass of several tokens in one long sequence
+        # is at least a fifth faster.
+        flash_attention=shared > 1,
+        lora_path=None if adapter.lora is None else cached_lora(path, adapter.lora),
+        prefill_capacity=2 * length if shared > 1 else 0,
+    )
+    return OpenedModel(backend, tokenizer, adapter)
+
+
+def _weight_type(backend: str, wanted: str, known: Iterable[str]) -> str:
+    """The weight type as the backend spells it."""
+    for name in known:
+        if name.lower() == wanted.lower():
+            return name
+    raise UsageError(f"{backend} has no weights {wanted!r}; there are {', '.join(known)}")
+
+
+def _stop_ids(model: Any) -> list[int]:
+    """The ids that end a generation according to the model's own configuration."""
+    ids = model.generation_config.eos_token_id
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [int(ids)]
+
+
+def _require(extra: str, *modules: str) -> None:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingDependency(
+            f'the {extra} backend needs {", ".join(missing)}, which is not installed: pip install "duologue[{extra}]"'
+        )
