@@ -260,16 +260,6 @@ class Session(BaseSession):
             template, self.policy, self.config, self._cache, self._log, history, probe_length=probe_length
         )
         self._input = InputChannel(template, probe, self.config, self._output, self._cache, self._log)
-        self._apply: dict[Transition, Callable[[], None]] = {
-            Transition.HOLD: self._hold,
-            Transition.DROP: self._drop,
-            Transition.PROMOTE: self._promote,
-            Transition.INTERRUPT: self._interrupt,
-            Transition.HALT: self._halt,
-            Transition.TAKE_BACK: self._take_back,
-            Transition.WITHDRAW: self._halt,
-            Transition.DEFER: self._defer,
-        }
 
     # ------------------------------------------------------------------ what can be seen
 
@@ -417,7 +407,17 @@ class Session(BaseSession):
 
     def _apply_state(self, state: InputState) -> None:
         interruptible = self.running.interruptible if self.running else Interruptible.YES
-        self._apply[transition(self.floor, state, interruptible)]()
+        actions: dict[Transition, Callable[[], None]] = {
+            Transition.HOLD: self._hold,
+            Transition.DROP: self._drop,
+            Transition.PROMOTE: self._promote,
+            Transition.INTERRUPT: self._interrupt,
+            Transition.HALT: self._halt,
+            Transition.TAKE_BACK: self._take_back,
+            Transition.WITHDRAW: self._halt,
+            Transition.DEFER: self._defer,
+        }
+        actions[transition(self.floor, state, interruptible)]()  # a table in `self` would be a reference cycle
 
     # ------------------------------------------------------------------ transitions, in the order of their table
 
