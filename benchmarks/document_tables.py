@@ -441,24 +441,56 @@ def agreement(result: Result) -> Iterator[Row]:
         yield f"{_kind(result)}, {engines}", result["n"], percent(other["equal_decisions"], digits=2)
 
 
+QUESTIONS = {
+    "probe_tokens": (
+        "Do more prediction tokens help? One token initialised from words; several, initialised from one word "
+        "each; several, initialised from an instruction."
+    ),
+    "kinds": "What does a LoRA at the prediction token add to rows alone, and which layers and rank does it need?",
+    "positions": "With several prediction tokens, does it help to read the states at each of them?",
+    "state_rows": "Does a state gain from more than one output row? Its probability is the sum over its rows.",
+    "samples": "How many samples are enough?",
+    "context": "Do samples within a dialogue and over a running answer matter?",
+    "hard_negatives": "Do asides matter, that is, lines that sound like requests but address somebody else?",
+    "learning_rates": "How sensitive is training to the learning rates?",
+    "lora_rates": "Does the best learning rate of the LoRA change with more samples?",
+    "rows_to_alora": "How close do rows come to a LoRA with longer training, or trained on the LoRA's probabilities?",
+    "tuned": (
+        "A frozen base beside recipes that train it: a LoRA on every position, and all weights (the paper's "
+        "recipes for the states alone, one epoch, with a separate learning rate for the rows)."
+    ),
+    "another_model": "Do the same recipes work on a base with another architecture and tokenizer (--model)?",
+    "no_probe": (
+        "Does the state need a prediction token? A linear layer on the hidden state of the last word (the "
+        "paper's audio variant, on a frozen base) beside one prediction row."
+    ),
+}
+"""What each experiment asks."""
+
+
 @whole("experiments")
 def experiments(_: Results) -> str:
     """All experiments, one table each."""
-    header = ("variant", "samples", "numbers trained", "s", *_STATES, "F1", "false", "F1 over", "false over")
     parts = []
     for path in sorted(EXPERIMENTS.glob("*/result.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        rows: list[Row] = []
-        for row in result["results"]:
-            idle, over = row["idle"], row["over_an_answer"]
-            shares = [*(idle["recall"][state] for state in _STATES), idle["answer_f1"], idle["false_answers"]]
-            shares += [over["answer_f1"], over["false_answers"]]
-            trained = f"{row['trained_numbers']:,}"
-            rows.append((row["variant"], row["samples"], trained, row["training_s"], *map(percent, shares)))
         name = path.parent.name
-        about = f"**{name}** – {result['question']} ([result](../experiments/{name}/result.json))"
-        parts.append(f"{about}\n\n{table(header, rows)}")
+        about = f"**{name}** – {QUESTIONS[name]} ([result](../experiments/{name}/result.json))"
+        parts.append(f"{about}\n\n{experiment_table(result)}")
     return "\n\n".join(parts) or _NOTHING
+
+
+def experiment_table(result: Result) -> str:
+    """The variants of one experiment."""
+    rows: list[Row] = []
+    for row in result["results"]:
+        idle, over = row["idle"], row["over_an_answer"]
+        shares = [*(idle["recall"][state] for state in _STATES), idle["answer_f1"], idle["false_answers"]]
+        shares += [over["answer_f1"], over["false_answers"]]
+        trained = f"{row['trained_numbers']:,}"
+        rows.append((row["variant"], row["samples"], trained, row["training_s"], *map(percent, shares)))
+    header = ("variant", "samples", "numbers trained", "s", *_STATES, "F1", "false", "F1 over", "false over")
+    return table(header, rows)
 
 
 # -------------------------------------------------------------------------------------------------------------- voice

@@ -1,10 +1,10 @@
-"""Experiments on what makes a model duplex: one variant beside another, on the same samples and the same test rows.
+"""Experiments on how to make a model duplex: variants side by side, on the same samples and the same test rows.
 
     python experiments/run.py NAME … --data DIR [--out FILE, for one]
 
-DIR is a folder that `duologue data build` made. The base is frozen in all of these, so the prefixes of the samples and
-of the test rows are computed once and shared by all variants: a variant costs its steps and nothing else. Thresholds
-are calibrated on the held-out samples of the training sources; the test rows are of sources that no variant has seen.
+DIR is a folder written by `duologue data build`. The base is frozen, so the prefixes of samples and test rows are
+computed once and shared by all variants: a variant costs its training steps and nothing else. Thresholds are calibrated
+on held-out samples of the training sources; the test rows come from sources that no variant has seen.
 """
 
 import argparse
@@ -24,13 +24,14 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import measuring
+from document_tables import QUESTIONS, experiment_table
 
 from duologue.backends.torch.loading import read_model
 from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.samples import Sample, read_samples
 from duologue.decisions.metrics import DecisionMetrics
 from duologue.decisions.thresholds import Probabilities, calibrate, decide
-from duologue.evaluation import markdown, results
+from duologue.evaluation import results
 from duologue.models.catalogue import DEFAULT, find
 from duologue.text.template import Template
 from duologue.training.finetune.duplex_model import DuplexModel
@@ -48,7 +49,7 @@ from duologue.training.runs import start_tokens
 from duologue.types import InputState
 
 STATES = tuple(InputState)
-_MOST_KNOWN = 3  # sets of prefixes in memory: to train on, held out, to test on
+_MAX_KEPT = 3  # sets of prefixes in memory: training, held-out and test samples
 INSTRUCTION = " Is this complete, and is it meant for the assistant?"
 
 
@@ -60,14 +61,12 @@ class Variant:
     lora: LoraShape | None = None
     settings: ProbeSettings = field(default_factory=lambda: ProbeSettings(epochs=6, patience=6, lr=1.6e-2))
     num_probes: int = 1
-    start: str = (
-        "words"  # the mean of a few words, the embeddings of an "instruction", or those of an "answer"'s opener
-    )
-    num_samples: int | None = None  # of the training samples; None takes all
-    keep: Callable[[Sample], bool] = lambda sample: True  # which of them
-    teacher: bool = False  # learn from the probabilities of the variant before it, too
-    at_every_probe: bool = False  # the states are read at all of them, not at the last alone
-    rows_per_state: int = 1  # of output; a state is as probable as its rows together
+    start: str = "words"  # the mean of a few words, the embeddings of an "instruction", or those of the "answer" header
+    num_samples: int | None = None  # training samples; None: all
+    keep: Callable[[Sample], bool] = lambda sample: True  # which of them are used
+    teacher: bool = False  # also learn from the probabilities of the latest variant with a LoRA
+    at_every_probe: bool = False  # read the states at all probe tokens, not only at the last
+    rows_per_state: int = 1  # output rows; the probability of a state is the sum over its rows
 
 
 ALORA = Variant("alora, rank 8", lora=LoraShape(), settings=ProbeSettings(epochs=3, patience=3, lora_lr=3e-3))
@@ -86,119 +85,77 @@ def _shaped(name: str, **shape: Any) -> Variant:
 
 
 def _with_and_without(name: str, keep: Callable[[Sample], bool]) -> list[Variant]:
-    """Both kinds, on all samples and on those that `keep` leaves."""
+    """Rows and alora, on all samples and on those that `keep` selects."""
     return [
         *(replace(kind, name=f"{kind.name}, all samples") for kind in (ROWS, ALORA)),
         *(replace(kind, name=f"{kind.name}, {name}", keep=keep) for kind in (ROWS, ALORA)),
     ]
 
 
-EXPERIMENTS: dict[str, tuple[str, list[Variant]]] = {
-    "probe_tokens": (
-        "Do more prediction tokens help? One row started from words, several started from one word each, and several "
-        "started from an instruction in words.",
-        [
+EXPERIMENTS: dict[str, list[Variant]] = {
+    "probe_tokens": [
+        ROWS,
+        replace(ROWS, name="rows, 2 probes", num_probes=2),
+        replace(ROWS, name="rows, 4 probes", num_probes=4),
+        replace(ROWS, name="rows, 8 probes", num_probes=8),
+        replace(ROWS, name="rows, an instruction", start="instruction"),
+        replace(ROWS, name="rows, the opener of an answer", start="answer"),
+        replace(ALORA, name="alora, 4 probes", num_probes=4),
+        replace(ALORA, name="alora, the opener of an answer", start="answer"),
+    ],
+    "kinds": [
+        ROWS,
+        ALORA,
+        _shaped("rank 2", rank=2, alpha=4),
+        _shaped("rank 32", rank=32, alpha=64),
+        _shaped("attention only", targets=ATTENTION),
+        _shaped("MLP only", targets=MLP),
+        _shaped("upper half of the layers", first_layer=15),
+    ],
+    "positions": [
+        ROWS,
+        replace(ROWS, name="rows, 4 probes, read at the last", num_probes=4),
+        replace(ROWS, name="rows, 4 probes, read at every one", num_probes=4, at_every_probe=True),
+    ],
+    "state_rows": [
+        ROWS,
+        replace(ROWS, name="rows, 4 a state", rows_per_state=4),
+        replace(ROWS, name="rows, 16 a state", rows_per_state=16),
+        ALORA,
+        replace(ALORA, name="alora, rank 8, 4 a state", rows_per_state=4),
+    ],
+    "samples": [
+        replace(variant, name=f"{variant.name}, {n} samples", num_samples=n)
+        for n in (300, 1000, 3000, 10_000)
+        for variant in (ROWS, ALORA)
+    ],
+    "context": _with_and_without("only alone", lambda sample: not sample.context),
+    "hard_negatives": _with_and_without("no asides", lambda sample: sample.kind != "aside"),
+    "learning_rates": [
+        *(_with_lr(ROWS, lr=rate) for rate in (1e-3, 4e-3, 1.6e-2)),
+        *(_with_lr(ALORA, lora_lr=rate) for rate in (3e-4, 1e-3, 3e-3)),
+    ],
+    "lora_rates": [_with_lr(ALORA, lora_lr=rate) for rate in (1e-3, 3e-3, 6e-3)],
+    "rows_to_alora": [
+        ALORA,
+        replace(ROWS, name="rows, taught by alora", teacher=True),
+        replace(ROWS, name="rows, 4 probes, taught by alora", num_probes=4, teacher=True),
+        replace(ROWS, name="rows, 16 epochs", settings=ProbeSettings(epochs=16, patience=16, lr=1.6e-2)),
+        replace(
             ROWS,
-            replace(ROWS, name="rows, 2 probes", num_probes=2),
-            replace(ROWS, name="rows, 4 probes", num_probes=4),
-            replace(ROWS, name="rows, 8 probes", num_probes=8),
-            replace(ROWS, name="rows, an instruction", start="instruction"),
-            replace(ROWS, name="rows, the opener of an answer", start="answer"),
-            replace(ALORA, name="alora, 4 probes", num_probes=4),
-            replace(ALORA, name="alora, the opener of an answer", start="answer"),
-        ],
-    ),
-    "kinds": (
-        "What a LoRA at the prediction token is worth beside rows alone, and which layers and ranks it needs.",
-        [
-            ROWS,
-            ALORA,
-            _shaped("rank 2", rank=2, alpha=4),
-            _shaped("rank 32", rank=32, alpha=64),
-            _shaped("attention only", targets=ATTENTION),
-            _shaped("MLP only", targets=MLP),
-            _shaped("upper half of the layers", first_layer=15),
-        ],
-    ),
-    "positions": (
-        "Are several prediction tokens worth more if the states are read at every one of them?",
-        [
-            ROWS,
-            replace(ROWS, name="rows, 4 probes, read at the last", num_probes=4),
-            replace(ROWS, name="rows, 4 probes, read at every one", num_probes=4, at_every_probe=True),
-        ],
-    ),
-    "state_rows": (
-        "Is a state worth more rows of output than one? A state is as probable as its rows are together.",
-        [
-            ROWS,
-            replace(ROWS, name="rows, 4 a state", rows_per_state=4),
-            replace(ROWS, name="rows, 16 a state", rows_per_state=16),
-            ALORA,
-            replace(ALORA, name="alora, rank 8, 4 a state", rows_per_state=4),
-        ],
-    ),
-    "samples": (
-        "How many samples are enough?",
-        [
-            replace(variant, name=f"{variant.name}, {n} samples", num_samples=n)
-            for n in (300, 1000, 3000, 10_000)
-            for variant in (ROWS, ALORA)
-        ],
-    ),
-    "context": (
-        "Do samples inside a dialogue and over a running answer matter?",
-        _with_and_without("only alone", lambda sample: not sample.context),
-    ),
-    "hard_negatives": (
-        "Do asides matter, lines that sound like requests and are said to somebody else?",
-        _with_and_without("no asides", lambda sample: sample.kind != "aside"),
-    ),
-    "learning_rates": (
-        "How much hangs on the learning rates?",
-        [
-            *(_with_lr(ROWS, lr=rate) for rate in (1e-3, 4e-3, 1.6e-2)),
-            *(_with_lr(ALORA, lora_lr=rate) for rate in (3e-4, 1e-3, 3e-3)),
-        ],
-    ),
-    "lora_rates": (
-        "Whether the rate that suits a LoRA is another one with more samples.",
-        [_with_lr(ALORA, lora_lr=rate) for rate in (1e-3, 3e-3, 6e-3)],
-    ),
-    "rows_to_alora": (
-        "How near rows come to a LoRA without one: longer training, and learning from the LoRA's probabilities.",
-        [
-            ALORA,
-            replace(ROWS, name="rows, taught by alora", teacher=True),
-            replace(ROWS, name="rows, 4 probes, taught by alora", num_probes=4, teacher=True),
-            replace(ROWS, name="rows, 16 epochs", settings=ProbeSettings(epochs=16, patience=16, lr=1.6e-2)),
-            replace(
-                ROWS,
-                name="rows, 16 epochs, taught by alora",
-                settings=ProbeSettings(epochs=16, patience=16, lr=1.6e-2),
-                teacher=True,
-            ),
-        ],
-    ),
-    "tuned": (
-        "A frozen base beside the kinds that change it: a LoRA on every position, and all weights (the paper's recipes "
-        "on the states alone, one epoch, and with a learning rate of the rows' own).",
-        [ROWS, ALORA],
-    ),
-    "another_model": (
-        "The same recipes around another base, with another architecture and tokenizer (--model).",
-        [ROWS, ALORA],
-    ),
-    "no_probe": (
-        "Reading the state at the last word, without a prediction token (the paper's audio variant, on a frozen base): "
-        "a linear layer on the hidden state, against one prediction row.",
-        [ROWS],
-    ),
+            name="rows, 16 epochs, taught by alora",
+            settings=ProbeSettings(epochs=16, patience=16, lr=1.6e-2),
+            teacher=True,
+        ),
+    ],
+    "tuned": [ROWS, ALORA],
+    "another_model": [ROWS, ALORA],
+    "no_probe": [ROWS],
 }
 
 
 class VariantModel(ProbeModel):
-    """Reads the states at all of its tokens (the mean of what each of them says), or in several rows a state."""
+    """Reads the states at all probe tokens (the mean of their hidden states), or with several output rows per state."""
 
     def __init__(self, base: Any, variant: Variant, start: Sequence[int], num_probes: int) -> None:
         super().__init__(base, STATES, start, num_probes=num_probes, lora=variant.lora)
@@ -214,7 +171,7 @@ class VariantModel(ProbeModel):
 
 
 class Lab:
-    """A base, samples, and their prefixes."""
+    """The base model, the samples, and their prefixes."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         source = find(args.model)
@@ -242,16 +199,16 @@ class Lab:
         return read_model(self._where)[0]
 
     def laid(self, samples: Sequence[Sample]) -> list[Layout]:
-        """Samples in tokens."""
+        """Samples as tokens."""
         return [self.layouts[id(sample)] for sample in samples]
 
     def prefixes(self, layouts: Sequence[Layout]) -> Prefixes:
-        """What comes before the probes, computed once."""
+        """The KV of everything before the probes, computed once."""
         key = tuple(layouts)
         known = self._known.pop(key, None)
         if known is None:
-            while len(self._known) >= _MOST_KNOWN:
-                del self._known[next(iter(self._known))]  # the one whose use is longest ago makes room first
+            while len(self._known) >= _MAX_KEPT:
+                del self._known[next(iter(self._known))]  # the least recently used
             measuring.progress(f"prefixes of {len(key)} samples")
             known = Prefixes(self._model, layouts)
         self._known[key] = known
@@ -259,11 +216,11 @@ class Lab:
 
 
 def run_variant(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
-    """Train one variant and judge it."""
+    """Train one variant and evaluate it."""
     torch.manual_seed(seed)
     samples = [sample for sample in lab.train if variant.keep(sample)][: variant.num_samples]
     if len(samples) < (variant.num_samples or 0):
-        raise SystemExit(f"{variant.name}: there are {len(samples)}; give --samples {variant.num_samples}")
+        raise SystemExit(f"{variant.name}: only {len(samples)} samples; write --samples {variant.num_samples}")
     start = start_tokens(lab.tokenizer)
     num_probes = variant.num_probes
     if variant.start != "words":
@@ -300,7 +257,7 @@ def run_variant(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
 
 
 def run_tuned(lab: Lab, kind: str, seed: int) -> dict[str, Any]:
-    """Change the weights of the base, and judge it."""
+    """Train the weights of the base too, and evaluate it."""
     settings = replace(
         FINETUNE_RECIPES[kind], steps=None, epochs=1, response_weight=0.0, rows_lr=4e-3, eval_every=10_000, seed=seed
     )
@@ -328,7 +285,7 @@ def run_tuned(lab: Lab, kind: str, seed: int) -> dict[str, Any]:
 def run_linear(lab: Lab) -> dict[str, Any]:
     """A linear layer on the hidden state of the last word."""
     base = lab.base()
-    measuring.progress("hidden states, contexts and all; this takes longer than any variant")
+    measuring.progress("computing hidden states with their contexts; this takes longer than any variant")
     hidden = {
         name: hidden_states(base, lab.laid(rows))
         for name, rows in (("train", lab.train), ("dev", lab.dev), ("test", lab.test))
@@ -348,30 +305,20 @@ def run_linear(lab: Lab) -> dict[str, Any]:
 
 
 def _judged(lab: Lab, dev: Probabilities, test: Probabilities) -> dict[str, Any]:
-    thresholds = calibrate(lab.dev, dev, STATES)
-    decisions = decide(test, lab.test, STATES, thresholds)
+    """Metrics on the test rows, with thresholds calibrated on the held-out samples. dev: [D, S], test: [N, S]."""
+    decisions = decide(test, lab.test, STATES, calibrate(lab.dev, dev, STATES))
     found: dict[str, Any] = {}
-    for name, speaking in (("idle", False), ("over_an_answer", True)):
-        rows = [i for i, sample in enumerate(lab.test) if sample.speaking is speaking]
-        result = DecisionMetrics.of([lab.test[i] for i in rows], [decisions[i] for i in rows])
+    for name, places in (("idle", {False}), ("over_an_answer", {True}), ("all", {False, True})):
+        rows = [i for i, sample in enumerate(lab.test) if sample.speaking in places]
+        metrics = DecisionMetrics.of([lab.test[i] for i in rows], [decisions[i] for i in rows]).to_json()
         found[name] = {
-            "n": result.num,
-            "answer_f1": _rounded(result.answer.f1),
-            "false_answers": _rounded(result.false_answers),
-            "recall": {state: _rounded(value) for state, value in result.recall.items()},
+            "n": metrics["n"],
+            "accuracy": metrics["accuracy"],
+            "answer_f1": metrics["answer"]["f1"],
+            "false_answers": metrics["false_answer_rate"],
+            "recall": metrics["recall"],
         }
-    whole = DecisionMetrics.of(lab.test, decisions)
-    found["all"] = {
-        "n": whole.num,
-        "accuracy": _rounded(whole.accuracy),
-        "answer_f1": _rounded(whole.answer.f1),
-        "false_answers": _rounded(whole.false_answers),
-    }
     return found
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
 
 
 def main() -> int:
@@ -392,53 +339,18 @@ def main() -> int:
     manifest = json.loads((args.data / "manifest.json").read_text(encoding="utf-8"))
     names = list(EXPERIMENTS) if "all" in args.names else args.names
     for name in names:
-        question, variants = EXPERIMENTS[name]
         found = [run_linear(lab)] if name == "no_probe" else []
-        found += [run_variant(lab, variant, args.seed) for variant in variants]
+        found += [run_variant(lab, variant, args.seed) for variant in EXPERIMENTS[name]]
         found += [run_tuned(lab, kind, args.seed) for kind in ("lora", "full")] if name == "tuned" else []
         figures = {
-            "experiment": name, "question": question, "data": manifest["recipe"], "base": args.model,
+            "experiment": name, "question": QUESTIONS[name], "data": manifest["recipe"], "base": args.model,
             "results": found,
         }  # fmt: skip
         out = args.out if args.out and len(names) == 1 else Path(__file__).parent / name / "result.json"
         result = measurement.result(figures)
         results.write(result, out)
-        print(table(result))
+        print(experiment_table(result))
     return 0
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result for people."""
-    header = (
-        "variant",
-        "samples",
-        "trained",
-        "s",
-        "F1",
-        "false",
-        "process",
-        "incomplete",
-        "ignore",
-        "stop",
-        "| F1",
-        "false",
-    )
-    rows = []
-    for row in result["results"]:
-        idle, over = row["idle"], row["over_an_answer"]
-        rows.append(
-            (
-                row["variant"], row["samples"], row["trained_numbers"], row["training_s"],
-                _percent(idle["answer_f1"]), _percent(idle["false_answers"]),
-                *(_percent(idle["recall"][state.value]) for state in STATES),
-                _percent(over["answer_f1"]), _percent(over["false_answers"]),
-            )
-        )  # fmt: skip
-    return markdown.table(header, rows)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 if __name__ == "__main__":
