@@ -345,7 +345,7 @@ def test_an_example_is_typed_into_the_live_server():
             await on.shows(".user[data-reason=ignore]", "mhm")
             await on.say("I would rather type")  # who types himself ends it
             await on.shows(".user .words", "I would rather type")
-            await asyncio.sleep(1)
+            await on.page.evaluate(FRAMES, 60)
             assert await on.page.locator("#input").input_value() == ""
 
     run(test())
@@ -396,7 +396,7 @@ FRAMES = "num => new Promise((done) => { const next = () => num-- ? requestAnima
 
 def test_an_answer_that_is_not_shown_is_not_read():
     async def test() -> None:
-        async with page_of_story() as server, browsing(server) as on:
+        async with page_of_story() as server, browsing(server, "?rate=60&pause=2000") as on:
             reported: list[str] = []
 
             def report(data) -> None:
@@ -473,7 +473,6 @@ def test_the_default_model_behind_it():
                 await on.say(" the capital of Italy?", delay=60)
                 await on.shows(".user .outcome", "cut in, answered")
                 await on.shows(".assistant .heard", "Rome")
-                await asyncio.sleep(1)
                 await on.picture("page")
         finally:
             model.close()

@@ -67,7 +67,6 @@ def test_a_turn_is_told_in_the_order_that_stock_clients_know():
                 ["text"],
             )
             await peer.type("hello")
-            await asyncio.sleep(0.1)
             assert (await peer.until("conversation.item.done"))["item"]["content"][0]["text"] == "hello"
             await peer.settled()
             assert "response.created" not in peer.kinds(), "words alone are not answered"

@@ -273,6 +273,7 @@ def test_speech_over_an_answer_does_not_cut_it_and_its_item_waits() -> None:
                     if event.type in (kind, "response.done"):
                         assert event.type == kind
                         return event
+                raise AssertionError(f"the connection ended without {kind}")
 
             await connection.session.update(session=SPOKEN)
             await connection.input_audio_buffer.append(audio=sound(1.2))

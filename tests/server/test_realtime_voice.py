@@ -70,6 +70,7 @@ def test_a_conversation_by_voice_with_an_aside_and_an_interruption() -> None:
                     told.append(event)
                     if sum(e.type == "response.done" for e in told) == 2:
                         return
+                raise AssertionError("the connection ended before the second response was done")
 
             await connection.session.update(session=AUDIO)
             listening = asyncio.create_task(listen())
@@ -116,12 +117,8 @@ def test_sound_without_a_voice_is_refused() -> None:
         async with serving(scripted_model(ANSWERS)) as server, connected(server) as connection:
             await connection.session.update(session=AUDIO)
             await connection.input_audio_buffer.append(audio="AAAA")
-            async for event in connection:
-                if event.type == "session.updated":
-                    assert event.session.output_modalities == ["text"]
-                if event.type == "error":
-                    assert event.error.code == "audio_not_supported"
-                    return
+            assert (await until(connection, "session.updated")).session.output_modalities == ["text"]
+            assert (await until(connection, "error")).error.code == "audio_not_supported"
 
     run(talk())
 
@@ -131,11 +128,8 @@ def test_what_is_no_sound_is_refused() -> None:
         async with serving(scripted_model(ANSWERS), engines=engines()) as server, connected(server) as connection:
             for audio in ("AAA", "AAAA", "!"):
                 await connection.input_audio_buffer.append(audio=audio)
-            errors = 0
-            async for event in connection:
-                errors += event.type == "error" and event.error.param == "audio"
-                if errors == 3:
-                    return
+            errors = [(await until(connection, "error")).error for _ in range(3)]
+            assert [error.param for error in errors] == ["audio"] * 3
 
     run(talk())
 

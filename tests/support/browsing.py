@@ -97,7 +97,7 @@ async def browsing(
         context = await chromium.new_context(
             viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)  # for a busy machine; nothing waits for so long otherwise
         await context.add_init_script(HEARD)
         browsing = Browsing(await context.new_page())
         try:
@@ -111,4 +111,4 @@ async def browsing(
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     """Run it in a loop of its own."""
-    asyncio.run(asyncio.wait_for(test, 120))
+    asyncio.run(asyncio.wait_for(test, 240))
