@@ -342,7 +342,7 @@ def test_tdm_refuses_what_it_cannot_do_and_says_so():
     assert any(isinstance(event, Refused) for event in talk.events)
     with pytest.raises(UsageError, match="time goes forward"):
         talk.session.advance(0.0)
-    with pytest.raises(ContextOverflow, match="one channel"):
+    with pytest.raises(ContextOverflow, match="more than 2048 tokens"):
         talk.session.edit([Turn(Role.USER, "no " * 2000)])
     with pytest.raises(UsageError, match="slices of"):
         Sliced(period_s=0.0)

@@ -4,13 +4,18 @@ from dataclasses import replace
 
 import pytest
 
+from duologue.baselines.gated import Turns, Vad
+from duologue.baselines.sequential import Sequential
+from duologue.baselines.tdm import Tdm
 from duologue.core.cache import TokenSequence
 from duologue.core.config import SessionConfig
-from duologue.core.events import Dropped, Promoted, Trimmed
+from duologue.core.events import Dropped, Promoted, Refused, Trimmed
 from duologue.core.policy import Policy
+from duologue.core.session import Session
 from duologue.errors import ContextOverflow
 from duologue.types import InputState, Role, Turn
-from scripted import PROBE, Talk
+from scripted import PROBE, ByteTokenizer, Talk
+from serving import scripted_model
 
 SURE = Policy(p_sure=0.5)
 LONG = ("word " * 300).strip()
@@ -185,3 +190,108 @@ def test_a_word_longer_than_the_lookahead_comes_to_its_end():
             talk.session.heard(talk.session.running.num_said)
             talk.run()
     assert talk.turns[-1] == ("assistant", "a" * 40 + " end")
+
+
+class Counting:
+    """Counts the characters that a tokenizer is given."""
+
+    def __init__(self, tokenizer: ByteTokenizer) -> None:
+        self.num_characters = 0
+        self._encode = tokenizer.encode
+        tokenizer.encode = self.encode  # type: ignore[method-assign]
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        self.num_characters += len(text)
+        return self._encode(text, special=special)
+
+
+MEGABYTE = "word \ud800" * 170_000
+
+
+def num_characters(talk: Talk) -> int:
+    """Characters that a session keeps and tells, as its events and its words are."""
+    told = sum(len(str(getattr(event, name, ""))) for event in talk.events for name in ("text", "reason"))
+    return told + len(talk.session.input_text or "")
+
+
+@pytest.mark.parametrize("make", [Session, Sequential, Turns, Vad, Tdm])
+@pytest.mark.parametrize("final", [True, False])
+def test_words_that_are_much_too_long_are_refused_before_anything_is_kept(make, final):
+    talk = Talk({"hello": "word " * 40}, make=make)
+    talk.hear("hello")
+    talk.advance(3.0)
+    talk.tick(50)
+    counting = Counting(talk.tokenizer)
+    for number in range(5):
+        refused = talk.hear(MEGABYTE, f"u{number % 2}", final=final)
+        assert [type(event) for event in refused] == [Refused, Dropped]
+    assert counting.num_characters == 0, "nothing was tokenised"
+    assert num_characters(talk) < 3000
+    talk.run()
+    if make is not Tdm:
+        assert talk.turns == [("user", "hello"), ("assistant", "word " * 40)], "the answer went on"
+    talk.hear("and now", "u0")
+    for _ in range(20):
+        talk.advance(1.0)
+        talk.run()
+    assert "and now" in [text for _, text in talk.turns]
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_words_that_grow_much_too_long_are_dropped_as_they_were(final):
+    talk = Talk()
+    talk.hear("what is the", final=False)
+    talk.run()
+    refused = talk.hear(MEGABYTE, final=final)
+    assert [type(event) for event in refused] == [Refused, Dropped]
+    assert refused[1].text == "what is the"
+    assert talk.session.input_text is None
+    talk.hear("what is it")
+    talk.run()
+    assert talk.turns[0] == ("user", "what is it")
+    talk.check_cache()
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_words_that_grow_much_too_long_do_not_take_an_answer_back(final):
+    talk = Talk({"what is it": "A cat."}, policy=Policy(p_sure=1.1))
+    talk.hear("what is it", final=False)
+    talk.tick(4)
+    assert talk.session.running is not None
+    talk.hear(MEGABYTE, final=final)
+    assert talk.session.running is not None
+    assert talk.session.running.is_released == final, "the end of the words was heard"
+    talk.advance(3.0)
+    talk.run()
+    assert talk.turns == [("user", "what is it"), ("assistant", "A cat.")]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [Turn(Role.USER, MEGABYTE)],
+        [Turn(role, "") for _ in range(17_000) for role in (Role.USER, Role.ASSISTANT)],
+        [Turn(role, "word " * 400) for _ in range(30) for role in (Role.USER, Role.ASSISTANT)],
+    ],
+    ids=["characters", "turns", "tokens"],
+)
+@pytest.mark.parametrize("make", [Session, Tdm])
+def test_a_history_that_is_much_too_long_is_refused_before_it_is_tokenised(make, history):
+    talk = Talk(make=make)
+    counting = Counting(talk.tokenizer)
+    with pytest.raises(ContextOverflow, match="raise max_length"):
+        talk.session.edit(history)
+    assert counting.num_characters < 10_000
+    assert talk.turns == []
+    talk.hear("hello")
+    talk.advance(3.0)
+    talk.run()
+    assert talk.turns[0] == ("user", "hello")
+
+
+def test_a_system_prompt_that_is_much_too_long_is_refused_before_it_is_tokenised():
+    model = scripted_model({})
+    counting = Counting(model.template.tokenizer)
+    with pytest.raises(ContextOverflow, match="system prompt"):
+        model.session(system=MEGABYTE)
+    assert counting.num_characters == 0

@@ -33,10 +33,10 @@ from duologue.core.events import (
 )
 from duologue.core.input_channel import Memory, Utterance, find_open
 from duologue.core.policy import Policy
-from duologue.core.prompt import Probe, Template
+from duologue.core.prompt import Probe, Template, lay_out
 from duologue.core.session import BaseSession, Phase
 from duologue.core.transitions import Interruptible
-from duologue.errors import ContextOverflow, UsageError
+from duologue.errors import UsageError
 from duologue.types import SLICE_PERIOD_S, InputState, Role, Token, Turn
 
 SLICE_TOKENS = 10
@@ -301,7 +301,7 @@ class Tdm(BaseSession):
         """The words of the slice to be; none if they are too many."""
         words = " ".join(filter(None, (one.words for one in self._waiting)))
         limit = self.config.max_user_text
-        if len(words) > 32 * limit or len(self.template.encode(words)) > limit:  # the former is not even tokenised
+        if len(words) > self.config.max_user_characters or len(self.template.encode(words)) > limit:
             reason = f"a slice of more than {limit} tokens; say it in parts"
             self._log.add(Refused(self.now, self._waiting[-1].id, reason))
             return ""
@@ -454,10 +454,4 @@ class Tdm(BaseSession):
         return True
 
     def _lay_out(self, turns: Sequence[Turn]) -> list[Token]:
-        items = [*self.template.begin, *self.template.lay_out(turns)]
-        if len(items) > self.config.max_length // 2:
-            raise ContextOverflow(
-                f"system prompt and history take {len(items)} tokens; one channel of {self.config.max_length} has room "
-                "for half of that: shorten them, or raise max_length"
-            )
-        return items
+        return lay_out(self.template, turns, self.config, self.config.max_length // 2)

@@ -1,10 +1,12 @@
 """Limits and chance of one session."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from duologue.core.backend import Sampling
-from duologue.errors import UsageError
+from duologue.errors import ContextOverflow, UsageError
+from duologue.types import Turn
 
 MAX_CHARACTERS_PER_TOKEN = 32
 """No text has more characters per token, on average; what is longer is refused before it is tokenised."""
@@ -46,6 +48,19 @@ class SessionConfig:
     def max_history(self) -> int:
         """Tokens that system prompt and history may have, so that there is room for a turn."""
         return self.max_length - self.max_user_text - self.min_room
+
+    def check_size(self, turns: Sequence[Turn]) -> None:
+        """Refuse, before anything is tokenised, turns that cannot fit into the context, a system prompt included.
+
+        Raises:
+            ContextOverflow: there are too many of them, or too many characters.
+        """
+        num_characters = sum(len(turn.text) for turn in turns)
+        if num_characters > MAX_CHARACTERS_PER_TOKEN * self.max_length or 2 * len(turns) > self.max_length:
+            raise ContextOverflow(
+                f"{num_characters} characters in {len(turns)} turns do not fit into a context of {self.max_length} "
+                "tokens: shorten system prompt and history, or raise max_length"
+            )
 
     @property
     def min_room(self) -> int:

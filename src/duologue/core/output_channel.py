@@ -27,7 +27,7 @@ from duologue.core.events import (
 )
 from duologue.core.input_channel import ForkPoint, Input, Utterance
 from duologue.core.policy import Policy
-from duologue.core.prompt import Template
+from duologue.core.prompt import Template, lay_out
 from duologue.core.transitions import Interruptible
 from duologue.errors import ContextOverflow, TemplateError, UsageError
 from duologue.types import Role, Token, Turn
@@ -555,10 +555,4 @@ class OutputChannel:
                 f"the system prompt takes {len(self._template.begin)} tokens of a context of {config.max_length}; "
                 "shorten it to half of that, or raise max_length"
             )
-        items = [*self._template.begin, *self._template.lay_out(turns)]
-        if len(items) > config.max_history:
-            raise ContextOverflow(
-                f"system prompt and history take {len(items)} tokens; at most {config.max_history} of the context of "
-                f"{config.max_length} leave room for a turn: shorten them, or raise max_length"
-            )
-        return items
+        return lay_out(self._template, turns, config, config.max_history)

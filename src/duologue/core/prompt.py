@@ -3,11 +3,12 @@
 The core knows the chat format only as the two protocols below; `duologue.text.template.Template` implements them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from duologue.errors import UsageError
+from duologue.core.config import SessionConfig
+from duologue.errors import ContextOverflow, UsageError
 from duologue.types import InputState, Role, Token, Turn
 
 
@@ -88,3 +89,23 @@ class Probe:
         missing = {InputState.PROCESS, InputState.INCOMPLETE, InputState.IGNORE} - set(self.states)
         if missing:
             raise UsageError(f"a probe must know process, incomplete and ignore; missing: {sorted(missing)}")
+
+
+def lay_out(template: Template, turns: Sequence[Turn], config: SessionConfig, limit: int) -> list[Token]:
+    """Ids of `begin` and `turns`. What is too long is refused as early as possible: tokenising it all takes long.
+
+    Raises:
+        ContextOverflow: they take more than `limit` tokens.
+        TemplateError: the template does not allow these turns.
+    """
+    config.check_size(turns)
+    items, previous = list(template.begin), None
+    for turn in turns:
+        items += template.lay_out([turn], previous)
+        previous = turn.role
+        if len(items) > limit:
+            raise ContextOverflow(
+                f"system prompt and history take more than {limit} tokens; the rest of a context of "
+                f"{config.max_length} is wanted for the next turn: shorten them, or raise max_length"
+            )
+    return items

@@ -21,7 +21,7 @@ from duologue.models.adapters import Adapter
 from duologue.models.catalogue import DEFAULT, ModelSource, find
 from duologue.models.opening import LoadRequest, OpenedModel, Progress, open_llamacpp, open_torch
 from duologue.text.template import Template
-from duologue.types import well_formed
+from duologue.types import Role, Turn, well_formed
 
 BACKENDS = ("auto", "torch", "llamacpp", "reference")
 
@@ -58,10 +58,13 @@ class Model:
         Raises:
             ContextOverflow, TemplateError: see `Session`.
         """
-        template = self.template if system is None else self.template.with_system(well_formed(system))
         config = config or SessionConfig()
         if config.max_length > self.max_length:
             config = dataclasses.replace(config, max_length=self.max_length)
+        template = self.template
+        if system is not None:
+            config.check_size([Turn(Role.SYSTEM, system)])
+            template = template.with_system(well_formed(system))
         return make(template, self.probe, policy=policy or self.policy(), config=config, **options)
 
     def close(self) -> None:
