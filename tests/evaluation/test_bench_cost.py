@@ -10,7 +10,8 @@ import pytest
 from duologue.baselines.sessions import NAMES
 from duologue.baselines.tdm import SLICE_TOKENS
 from duologue.cli.main import main
-from duologue.core.events import Received, Said, Suspended
+from duologue.core.backend import Backend
+from duologue.core.events import Received, Suspended
 from duologue.core.session import Phase
 from duologue.core.trace import Pass
 from duologue.evaluation.cost import CountingBackend, Meter, Runner, measure
@@ -39,9 +40,13 @@ def talk() -> Talk:
     return Talk()
 
 
+def scripted(backend: Backend, talk: Talk) -> Model:
+    return Model("scripted", backend, talk.template, prompted(), PROBE, 1 << 14)
+
+
 @pytest.fixture(scope="module")
 def runner(talk: Talk) -> Runner:
-    return Runner(talk.backend, talk.template, PROBE, 1 << 14)
+    return Runner(scripted(talk.backend, talk))
 
 
 def quiet(what: str, share: float | None = None) -> None:
@@ -50,8 +55,7 @@ def quiet(what: str, share: float | None = None) -> None:
 
 @pytest.fixture(scope="module")
 def result(talk: Talk) -> dict:
-    model = Model("scripted", talk.backend, talk.template, prompted(), PROBE, 1 << 14)
-    return measure(model, conversations=1, exchanges=6, progress=quiet)
+    return measure(scripted(talk.backend, talk), conversations=1, exchanges=6, progress=quiet)
 
 
 # ------------------------------------------------------------------------------------------------------- by hand
@@ -72,7 +76,7 @@ def test_in_overlap_channel_division_makes_the_passes_of_speaking_alone(talk: Ta
 def test_the_passes_of_probes_are_counted_where_they_are_made_apart(talk: Talk):
     counted = CountingBackend(talk.backend)
     counted._info = dataclasses.replace(counted.info, probe_passes=1)
-    apart = Runner(counted, talk.template, PROBE, 1 << 14)
+    apart = Runner(scripted(counted, talk))
     cdm, sequential = (apart.run(name, overheard(talk.template, 3)) for name in ("cdm", "sequential"))
     assert cdm.trace.passes[Phase.OVERLAP] == 2 * 3
     assert sequential.trace.passes[Phase.OVERLAP] == 3 * 3
@@ -147,10 +151,8 @@ def test_nothing_is_left_on_the_backend(talk: Talk, runner: Runner):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_session_says_the_answer_of_the_lesson(talk: Talk, runner: Runner, name: str):
     row = {"say": "what do owls eat at night", "answer": "Mice for the most part."}
-    said: list[str] = []
     told = oracle_script(talk.template, [row], random.Random(3))
-    runner.run(name, told, sink=lambda record: said.append(record.text) if isinstance(record, Said) else None)
-    assert "".join(said) == row["answer"]
+    assert runner.run(name, told).said == row["answer"]
 
 
 def test_a_lesson_judges_words_as_they_grow(talk: Talk):
@@ -205,10 +207,11 @@ def test_the_tables_of_the_documents_come_from_result_files(
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     import tables as documents
 
-    facts = {"benchmark": "cost", "model": {"name": "scripted", "backend": "torch", "weights": "f32"}}
+    model = {"name": "scripted", "backend": "torch", "weights": "f32", "adapter": {"kind": "rows"}}
+    facts = {"benchmark": "cost", "hardware": {"load_average": 12.5}, "model": model}
     (tmp_path / "cost-torch-f32.json").write_text(json.dumps({**facts, **result}))
     text = documents.TABLES["cost"](documents.Results(tmp_path))
-    assert text.startswith("torch f32, scripted")
+    assert text.startswith("torch f32, rows, scripted †"), "it was measured on a busy machine"
     assert "| sequential" in text
     assert "| sequential" in documents.TABLES["cost-short"](documents.Results(tmp_path))
     assert "| slices" in documents.TABLES["cost-growth"](documents.Results(tmp_path))

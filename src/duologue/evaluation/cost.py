@@ -14,15 +14,13 @@ from duologue.baselines.sessions import NAMES, factory
 from duologue.core.backend import Backend, Extend, Step, check_batch
 from duologue.core.events import Event, Received, Said, Suspended, Withdrawn
 from duologue.core.policy import Policy
-from duologue.core.prompt import Probe
-from duologue.core.session import BaseSession, Phase
-from duologue.core.trace import Pass, Sink, Trace
+from duologue.core.session import Phase
+from duologue.core.trace import Pass, Trace
 from duologue.engine.replay import Replay
 from duologue.evaluation.oracle_script import OracleBackend, OracleScript, oracle_scripts, overheard
 from duologue.evaluation.quantiles import percentile
 from duologue.models.model import Model
 from duologue.models.opening import Progress
-from duologue.text.template import Template
 from duologue.types import SLICE_PERIOD_S, Seq, Token
 
 SILENCE_S = 3600.0
@@ -36,7 +34,7 @@ def measure(
 ) -> dict[str, Any]:
     """Run every kind of session on `model`. Returns figures by kind, as `duologue bench cost --json` prints them."""
     scripts = oracle_scripts(model.template, conversations=conversations, exchanges=exchanges, seed=seed)
-    runner = Runner(model.backend, model.template, model.probe, model.max_length)
+    runner = Runner(model)
     out = {}
     for number, name in enumerate(NAMES):
         progress(f"running {name}", number / len(NAMES))
@@ -45,15 +43,12 @@ def measure(
 
 
 class Runner:
-    """Runs sessions through oracle scripts on one backend."""
+    """Runs sessions through oracle scripts on the backend of one model."""
 
-    def __init__(self, backend: Backend, template: Template, probe: Probe, max_length: int) -> None:
-        self._backend = backend
-        self._template = template
-        self._probe = probe
-        self._max_length = max_length
+    def __init__(self, model: Model) -> None:
+        self._model = model
         # One token, as a model trained for time division has; which one does not change the cost of a pass.
-        self._idle = template.encode(".")[-1:]
+        self._idle = model.template.encode(".")[-1:]
 
     def figures(self, name: str, scripts: Sequence[OracleScript]) -> dict[str, Any]:
         """All figures of sessions of kind `name`."""
@@ -76,40 +71,28 @@ class Runner:
         counted: bool = False,
         silence_s: float = 0.0,
         limit: int | None = None,
-        sink: Sink | None = None,
     ) -> "Meter":
         """Run a session of kind `name` through `script`, followed by `silence_s` seconds of silence.
 
-        `counted`: on ids alone, without weights. `limit` is the longest context, by default the model's. `sink` gets
-        everything that the meter gets.
+        `counted`: on ids alone, without weights. `limit` is the longest context, by default the model's.
         """
-        backend = CountingBackend(self._backend) if counted else self._backend
-        oracle = OracleBackend(backend, self._probe, self._template, script)
-        make = factory(name, judge=script.decide, idle=self._idle)
-
-        def followed(*args: Any, **options: Any) -> BaseSession:
-            oracle.session = make(*args, **options)
-            return oracle.session
-
+        model = self._model
+        backend = CountingBackend(model.backend) if counted else model.backend
+        oracle = OracleBackend(backend, model.probe, model.template, script)
         meter = Meter(script.ends)
-
-        def record(one: Pass | Event) -> None:
-            meter(one)
-            if sink is not None:
-                sink(one)
-
         replay = Replay(
             script.script,
             oracle,
-            self._template,
-            self._probe,
+            model.template,
+            model.probe,
             policy=Policy(),  # the oracle decides: no thresholds
             passes=_PASSES_PER_PERIOD,
-            max_length=limit or self._max_length,
-            sink=record,
-            make=followed,
+            max_length=limit or model.max_length,
+            sink=meter,
+            make=factory(name, judge=script.decide, idle=self._idle),
             end=script.ends[-1] + silence_s,
         )
+        oracle.session = replay.session
         try:
             for _ in replay:
                 pass
@@ -122,7 +105,7 @@ class Runner:
         before, after = (
             self.run(name, script, counted=True, silence_s=silence_s, limit=_NO_LIMIT) for silence_s in (0.0, SILENCE_S)
         )
-        per_token = self._backend.info.kv_bytes_per_token
+        per_token = self._model.backend.info.kv_bytes_per_token
         return {
             "kv_entries_after_hour": after.kv_entries,
             "kv_bytes_after_hour": after.kv_entries * per_token,
@@ -131,7 +114,7 @@ class Runner:
         }
 
     def _heard_over(self, name: str, num_slices: int) -> dict[str, int]:
-        meter = self.run(name, overheard(self._template, num_slices), counted=True, limit=_NO_LIMIT)
+        meter = self.run(name, overheard(self._model.template, num_slices), counted=True, limit=_NO_LIMIT)
         return {
             "slices": num_slices,
             "passes": meter.trace.num_passes,
@@ -164,6 +147,7 @@ class Meter:
         self.interruptions: list[_Reaction] = []
         self.kv_entries = 0  # at the end
         self.num_spoken = 0  # tokens of answers
+        self.said = ""
         self._ends = ends
         self._asked: _Reaction | None = None
         self._cut: _Reaction | None = None
@@ -186,9 +170,11 @@ class Meter:
                 self._asked, self._cut = (_Reaction(at) if final else None), None
             case Received(at, utterance, _, final) if utterance.startswith("cut"):
                 self._interrupted(at, utterance, final=final)
-            case Said(at) if self._asked is not None:
-                _end(self._asked, at, self.first_words)
-                self._asked = None
+            case Said(at):
+                self.said += record.text
+                if self._asked is not None:
+                    _end(self._asked, at, self.first_words)
+                    self._asked = None
             case Suspended(at) | Withdrawn(at) if self._cut is not None:
                 _end(self._cut, at, self.interruptions)
                 self._cut = None

@@ -9,6 +9,7 @@ written.
 """
 
 import asyncio
+import itertools
 import random
 import statistics
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from duologue.core.events import Committed, Decided, Finished, Heard, Refused, R
 from duologue.errors import RemoteError
 from duologue.evaluation.quantiles import percentile
 from duologue.evaluation.scale import MAX_P95_MS
-from duologue.evaluation.simulated_user import SLICES, growing
+from duologue.evaluation.simulated_user import SLICES, WORDS, utterances
 from duologue.types import SLICE_PERIOD_S
 
 STARVED_S = 1.0
@@ -128,24 +129,19 @@ class _Client:
 
     async def _speak(self, talk: Talk) -> None:
         await asyncio.sleep(self._delay)
-        number = 0
-        while True:
+        said = utterances(self._chance)
+        for number in itertools.count():
             talk.hear(self._chance.choice(_QUESTIONS), utterance=f"q{number}", final=True)
             talk.respond()
             self._slice = ""  # words that have just come are answered with it, undecided
-            for _ in range(_UTTERANCES):
-                number += 1
-                await self._utter(talk, f"u{number}")
-
-    async def _utter(self, talk: Talk, name: str) -> None:
-        self._utterance, before = name, ""
-        talk.hear("", utterance=name)
-        for text, is_whole in growing(self._chance):
-            await asyncio.sleep(SLICE_PERIOD_S)
-            self._stop_waiting()
-            self._slice, self._sent_at = text.removeprefix(before).lstrip(), self._now()
-            talk.hear(text, utterance=name, final=is_whole)
-            before = text
+            for name, text, is_whole in itertools.islice(said, _UTTERANCES * SLICES):
+                if name != self._utterance:
+                    self._utterance = name
+                    talk.hear("", utterance=name)
+                await asyncio.sleep(SLICE_PERIOD_S)
+                self._stop_waiting()
+                self._slice, self._sent_at = " ".join(text.split()[-WORDS:]), self._now()
+                talk.hear(text, utterance=name, final=is_whole)
 
     def _stop_waiting(self) -> None:
         """The decision has come; if it is still missing, it counts as if it came now."""

@@ -168,10 +168,5 @@ def _cpu() -> str:
 
 def _versions() -> dict[str, str]:
     """Installed versions of the packages that may influence a figure."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {package.name: package.version for package in importlib.metadata.distributions()}
+    return {name: installed[name] for name in _PACKAGES if name in installed}

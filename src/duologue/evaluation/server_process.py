@@ -8,7 +8,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -69,7 +68,7 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: TextIO) -> None:
         try:
             with urllib.request.urlopen(f"{url}/ready", timeout=1):
                 return
-        except (urllib.error.URLError, OSError):
+        except OSError:
             time.sleep(0.2)
     raise EngineError(f"the server did not start within {_START_TIMEOUT_S:.0f} s")
 

@@ -10,7 +10,8 @@ from duologue.types import Role, Turn
 
 SLICES = 4
 """Slices of an utterance."""
-_WORDS_PER_SLICE = 5
+WORDS = 5
+"""Words of a slice."""
 _TEXT = (
     "the old harbour was quiet when we came back from a long walk and she asked whether anybody had seen her keys on "
     "that table by some window near our kitchen because this train leaves early every morning before most people wake "
@@ -24,19 +25,13 @@ def words(chance: random.Random, number: int) -> str:
     return " ".join(chance.choices(_STOCK, k=number))
 
 
-def growing(chance: random.Random) -> Iterator[tuple[str, bool]]:
-    """One utterance: its text after each slice, and whether it is complete then."""
-    text = ""
-    for number in range(1, SLICES + 1):
-        text = f"{text} {words(chance, _WORDS_PER_SLICE)}".lstrip()
-        yield text, number == SLICES
-
-
 def utterances(chance: random.Random) -> Iterator[tuple[str, str, bool]]:
     """Utterances without end: the name of the utterance, its text after each slice, and whether it is complete then."""
     for number in itertools.count():
-        for text, is_whole in growing(chance):
-            yield f"u{number}", text, is_whole
+        text = ""
+        for index in range(SLICES):
+            text = f"{text} {words(chance, WORDS)}".lstrip()
+            yield f"u{number}", text, index == SLICES - 1
 
 
 def history(template: Template, chance: random.Random, num_tokens: int) -> list[Turn]:
