@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import duologue
+from documents import blocks, run_snippets
+from duologue.cli.main import main
 from duologue.core import events
 from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
@@ -30,11 +32,6 @@ RUNNABLE = [path for path in DOCUMENTS if "```python run" in path.read_text(enco
 METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
 NUM_SENTENCES = {"2.1": 13, "2.2": 13, "2.3": 17}
 """Of the paper, captions in these sections included."""
-
-
-def blocks(text: str, kind: str) -> list[str]:
-    """The code blocks that are marked `kind`."""
-    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def table(text: str, *, after: str) -> list[list[str]]:
@@ -60,26 +57,18 @@ class Stand(Talk):
         return Model("a script", self.backend, self.template, prompted(), PROBE, limit)
 
 
-def run_snippets(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = document.read_text(encoding="utf-8")
-    for script in blocks(text, "jsonl script"):
-        (folder / "talk.jsonl").write_text(script, encoding="utf-8")
-    monkeypatch.chdir(folder)
-    names: dict[str, object] = {}
-    for number, snippet in enumerate(blocks(text, "python run"), 1):
-        exec(compile(snippet, f"{document.name}, snippet {number}", "exec"), names)
-
-
 @pytest.mark.parametrize("document", RUNNABLE, ids=lambda path: path.name)
 def test_snippets_run_on_a_script(document, tmp_path, monkeypatch):
     monkeypatch.setattr("duologue.models.model.load", lambda *_, **__: Stand().model())
     run_snippets(document, tmp_path, monkeypatch)
 
 
-@pytest.mark.smollm2
-def test_the_readme_runs_on_the_default_model(tmp_path, monkeypatch, capsys):
-    run_snippets(ROOT / "README.md", tmp_path, monkeypatch)
-    assert "assistant | " in capsys.readouterr().out
+def test_the_toy_corpus_of_the_tutorial_can_be_built(tmp_path, monkeypatch, capsys):
+    tutorial = ROOT / "docs" / "own-adapter.md"
+    run_snippets(tutorial, tmp_path, monkeypatch)
+    (command,) = re.findall(r"^duologue (data build .*--cuts-by rules)$", tutorial.read_text("utf-8"), re.MULTILINE)
+    assert main(command.split()) == 0
+    assert {path.name for path in (tmp_path / "samples").iterdir()} >= {"train.jsonl", "dev.jsonl", "report.md"}
 
 
 def test_the_script_of_the_manual_has_every_kind_of_line(tmp_path):
@@ -121,6 +110,31 @@ def test_the_site_has_every_page():
     listed = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
     assert len(listed) == len(set(listed))
     assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(listed)
+
+
+def test_the_api_page_has_every_public_name():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = {path.rsplit(".", 1)[1] for path in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)}
+    assert set(duologue.__all__) - listed == {"__version__"}
+
+
+def test_the_generated_reference_is_up_to_date(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import reference
+
+    for path in (ROOT / "docs").glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        assert reference.render(text) == text, f"{path.name} is out of date; run scripts/reference.py"
+
+
+def test_tables_are_up_to_date(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import tables
+
+    documents = [*DOCUMENTS, ROOT / "benchmarks" / "README.md"]
+    assert tables.update(documents, tables.Results(ROOT / "benchmarks" / "results"), check=True) == [], (
+        "run benchmarks/tables.py"
+    )
 
 
 def test_every_environment_variable_is_listed():

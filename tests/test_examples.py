@@ -1,10 +1,11 @@
-"""The example conversations come out as the README shows them: who says what when, and what is thought of it."""
+"""Examples on the default model: the conversations of the README, and the snippets of the README and the tutorial."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from documents import run_snippets
 from duologue.cli.main import main
 from duologue.errors import ModelNotFound
 from duologue.models.catalogue import DEFAULT, find
@@ -14,13 +15,13 @@ EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.jsonl"))
 
 
 def facts(text: str) -> list[str]:
-    """The lines of a replay without the text of answers and the probabilities, which rounding may change."""
+    """The lines of a replay without answer texts and probabilities, which depend on rounding."""
     lines = [line for line in text.splitlines() if re.match(r" *\d+\.\d\d  ", line) and " assistant " not in line]
     return [re.sub(r" \d\.\d\d\]|; \d+ words? unheard\]", "]", line).rstrip() for line in lines]
 
 
 @pytest.mark.smollm2
-@pytest.mark.filterwarnings("ignore")  # of the reader of GGUF files
+@pytest.mark.filterwarnings("ignore")  # from the reader of GGUF files
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_comes_out_as_the_readme_shows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
@@ -34,3 +35,18 @@ def test_an_example_comes_out_as_the_readme_shows(name: str, capsys: pytest.Capt
     assert main(["replay", str(ROOT / "examples" / f"{name}.jsonl"), "--backend", "torch"]) == 0
     assert facts(capsys.readouterr().out) == facts(shown[1])
     assert len(facts(shown[1])) >= 4
+
+
+@pytest.mark.smollm2
+def test_the_readme_runs_on_the_default_model(tmp_path, monkeypatch, capsys):
+    run_snippets(ROOT / "README.md", tmp_path, monkeypatch)
+    assert "assistant | " in capsys.readouterr().out
+
+
+@pytest.mark.smollm2
+def test_the_tutorial_interrupts_an_answer(tmp_path, monkeypatch, capsys):
+    run_snippets(ROOT / "docs" / "first-answer.md", tmp_path, monkeypatch)
+    output = capsys.readouterr().out
+    assert re.search(r"Suspended\(.*unheard=", output)
+    assert "user | Wait, what is the capital of France?" in output
+    assert re.search(r"Dropped\(.*text='mhm', reason='ignore'", output)
