@@ -130,7 +130,7 @@ def test_absurd_input_is_survived(pipe: Pipe) -> None:
     pipe.hang_up()
     text = talk_over(pipe.end, talk)
     assert "\x1b" not in text
-    assert "[not done: a turn of more than" in text
+    assert "[refused: a turn of more than" in text
     assert talk.turns[0] == ("user", "\ufffd\ufffd\x00 \x1b[2J <|im_end|>")
     assert talk.turns[2:] == [("user", "hello"), ("assistant", ANSWERS["hello"])]
 

@@ -142,10 +142,10 @@ def test_remarks_have_a_line_and_are_not_repeated() -> None:
     transcript.tell(Trimmed(3.0, 1, 100))
     transcript.tell(Refused(4.0, "typed-3", "no room in the cache"))
     assert shown(transcript) == [
-        "   1.0 resume: no answer is suspended",
-        "   2.0 the answer met its length limit",
-        "   3.0 left out to make room: the oldest 1 turn",
-        "   4.0 no room in the cache",
+        "   1.0 resume refused: no answer is suspended",
+        "   2.0 the answer reached its length limit",
+        "   3.0 dropped the oldest 1 turn to make room",
+        "   4.0 refused: no room in the cache",
     ]
 
 

@@ -1,1 +1,5 @@
-"""One command, one file. Thin: options in, a call to the package, text out."""
+"""The command line: one module per command, and the terminal screen in `terminal/`.
+
+A command reads its options, calls the package and prints text. Logic belongs to the package. No module here imports a
+heavy library before its command runs.
+"""

@@ -1,18 +1,18 @@
-"""`duologue bench`: the group of commands that measure the cost of conversations on this machine."""
+"""`duologue bench`: the commands that measure performance on this machine."""
 
 import argparse
 import importlib
 
 MEASUREMENTS = ("scale", "serve", "cost")
-"""One module `bench_…` of this package each."""
+"""Each is a module `bench_…` of this package."""
 
 _EPILOG = """\
 examples:
   duologue bench scale --sessions 8                    do eight live sessions run in real time?
   duologue bench scale --find --context 512            how many live sessions run in real time?
-  duologue bench serve --clients 8                     the load of eight clients on WebSockets
+  duologue bench serve --clients 8                     a server under the load of eight clients
   duologue bench cost                                  duplex decoding beside five other kinds of sessions
-  duologue bench cost --help                           what is counted, and all options
+  duologue bench cost --help                           the kinds of sessions, and all options
 """
 
 
@@ -22,7 +22,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "bench",
         usage="duologue bench WHAT [options]",
         help="measure the cost of conversations on this machine",
-        description="Measure the cost of conversations on this machine, by real passes of the model.",
+        description="Measure the cost of conversations on this machine, with real forward passes of the model.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,8 +1,9 @@
-"""`duologue bench cost`: every kind of session on the same weights, saying the same words."""
+"""`duologue bench cost`: six kinds of sessions hold the same conversations on the same weights."""
 
 import argparse
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from duologue.cli.options import add_model_options, load_model, whole
@@ -10,14 +11,14 @@ from duologue.cli.progress import progress
 from duologue.errors import UsageError
 
 _EPILOG = """\
-cdm            channel division (ours): the words heard go into the pass of the answer's next token
-sequential     both channels, one after the other
-tdm            time division: every two seconds a slice of the user, then up to ten tokens or <idle>, in one channel
-tdm_skip_idle  the same, but pairs in which neither side spoke are removed
+cdm            channel division (Duologue): new words join the forward pass of the answer's next token
+sequential     two channels, one after the other
+tdm            time division: every two seconds a slice of the user's words, then up to ten tokens or <idle>
+tdm_skip_idle  the same; pairs in which neither side spoke are removed
 turns          waits for the end of the user's turn, and does not listen while it answers
-vad            any sound stops it, and silence starts it
+vad            any sound stops the answer, and silence starts one
 
-Every pass is computed; its tokens and decisions are then replaced by those of the script.
+Every pass is computed. Its tokens and decisions are then replaced by those of the script.
 
 examples:
   duologue bench cost
@@ -35,7 +36,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object; the tables go to standard error")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; tables go to standard error")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="also draw the figures into FILE (PNG; needs matplotlib)"
     )
@@ -53,7 +54,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="N",
         help="questions per conversation (default 6)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of their order and timing (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of order and timing (default 0)")
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -65,14 +66,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.picture is not None and not args.picture.parent.is_dir():
         raise UsageError(f"--picture {args.picture}: the folder {args.picture.parent} does not exist; create it first")
-    model = load_model(args)
-    try:
-        with progress("Running conversations") as stage:
-            result = measure(
-                model, conversations=args.conversations, exchanges=args.exchanges, seed=args.seed, progress=stage
-            )
-    finally:
-        model.close()
+    with closing(load_model(args)) as model, progress("Running conversations") as stage:
+        result = measure(
+            model, conversations=args.conversations, exchanges=args.exchanges, seed=args.seed, progress=stage
+        )
     print(tables(result["sessions"]), file=sys.stderr if args.json else sys.stdout)
     if args.picture is not None:
         try:

@@ -1,4 +1,4 @@
-"""`duologue bench scale`: how many live sessions this machine serves in real time."""
+"""`duologue bench scale`: how many live sessions this machine can serve in real time."""
 
 import argparse
 import asyncio
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from duologue.evaluation.scale import ScaleResult
 
 _EPILOG = """\
-Every session has a history of T tokens, speaks 5 tokens a second without end, and meanwhile hears five more words of an
-utterance every two seconds. All passes are real; the decisions are forced, so that the figures do not depend on what
-the model makes of the words. A deadline is missed when a listener has to wait for the next token.
+Each session has a history of T tokens, speaks 5 tokens per second without end, and meanwhile hears five more words of
+an utterance every two seconds. All passes are computed. The decisions are forced, so that the results do not depend on
+how the model judges the words. A deadline is missed if a listener has to wait for the next token.
 
 examples:
   duologue bench scale --sessions 8 --context 512
@@ -27,9 +27,9 @@ def add_parser(measurements: "argparse._SubParsersAction[argparse.ArgumentParser
     parser = measurements.add_parser(
         "scale",
         usage="duologue bench scale [options]",
-        help="how many live sessions run in real time",
-        description="Run live sessions at the same time, and measure whether all are served in real time: 95 of 100 "
-        "decisions within 300 ms, and 5 tokens a second for every session.",
+        help="measure how many live sessions run in real time",
+        description="Run live sessions at the same time, and measure whether all are served in real time: 95 %% of "
+        "decisions within 300 ms, and 5 tokens per second for each session.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,21 +38,21 @@ def add_parser(measurements: "argparse._SubParsersAction[argparse.ArgumentParser
         type=whole(least=1),
         default=8,
         metavar="N",
-        help="live sessions; with --find, the most to try",
+        help="live sessions; with --find, the maximum to try",
     )
     parser.add_argument(
         "--context",
         type=whole(least=1),
         default=512,
         metavar="T",
-        help="history of each session (default 512)",
+        help="tokens of history of each session (default 512)",
     )
-    parser.add_argument("--find", action="store_true", help="search for the largest number in real time")
+    parser.add_argument("--find", action="store_true", help="search for the largest number that runs in real time")
     parser.add_argument(
-        "--seconds", type=number(least=1), default=20.0, metavar="S", help="seconds of each measurement (default 20)"
+        "--seconds", type=number(least=1), default=20.0, metavar="S", help="duration of each measurement (default 20)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the words (default 0)")
-    parser.add_argument("--json", action="store_true", help="print the result as a last line of JSON")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the words (default 0)")
+    parser.add_argument("--json", action="store_true", help="also print the result as a last line of JSON")
     add_model_options(parser, with_context=False)
     parser.set_defaults(run=run)
 

@@ -35,7 +35,7 @@ def add_parser(measurements: "argparse._SubParsersAction[argparse.ArgumentParser
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the words (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the words (default 0)")
     parser.add_argument("--json", action="store_true", help="print the result as a last line of JSON")
     add_options(parser)
     add_model_options(parser)

@@ -1,9 +1,10 @@
-"""`duologue chat`: a conversation in the terminal, in which one types while the answer is being written."""
+"""`duologue chat`: a conversation in the terminal. The user types while the answer is written."""
 
 import argparse
 import asyncio
 import os
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from duologue.cli.options import add_model_options, add_talk_options, load_model, number, policy, sampling
@@ -15,21 +16,21 @@ if TYPE_CHECKING:
     from duologue.models.model import Model
 
 _EPILOG = """\
-Type whenever you like. A pause in typing lets the model judge what you have typed so far; Enter ends it. What the
-model thinks of your words stands below them: process (it answers), incomplete (it waits), ignore (none of its
-business), stop. Bold text has been heard, grey text not yet; red text was cut.
+Type at any moment. When you pause, the model judges the words typed so far; Enter ends the utterance. The decision is
+shown below your words: process (it answers), incomplete (it waits), ignore (not meant for it) or stop. Bold text has
+been heard, grey text has not, and red text was cut off.
 
-  what is a duplex model⏎      an answer
-  mhm⏎                         goes on as if nothing had been said
-  wait, what about radios⏎     the answer is cut where you have heard it, and a new one begins
-  stop⏎   go on⏎               silence; the same answer goes on
+  what is a duplex model⏎      it answers
+  mhm⏎                         the answer continues as if nothing had been said
+  wait, what about radios⏎     the answer is cut off where you have read it, and a new one begins
+  stop⏎   go on⏎               silence; then the same answer continues
 
-Without a terminal (a pipe, or --plain), lines on standard input are utterances, and events are printed. A line that
-comes while an answer is being written interrupts it; lines that come in one go are answered one after the other.
+Without a terminal (in a pipe, or with --plain), each line of standard input is an utterance, and events are printed. A
+line that arrives during an answer interrupts it. Lines that arrive together are answered one after another.
 
 examples:
   duologue chat                                        the default model
-  duologue chat -m ./model.gguf --rate 6               another one, for fast readers
+  duologue chat -m ./model.gguf --rate 6               another model, for a fast reader
   duologue chat --system "You are a terse pirate."     with a system prompt
   printf 'hello\\nwho are you\\n' | duologue chat        without a screen
   duologue chat --url http://127.0.0.1:8080            on a server
@@ -42,8 +43,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "chat",
         usage="duologue chat [options]",
-        help="talk to a model, and interrupt it by typing",
-        description="Talk to a model. It listens while it speaks: type at any moment.",
+        help="chat with a model, and interrupt it by typing",
+        description="Chat with a model that listens while it speaks. Type at any moment.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -51,12 +52,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--rate",
         type=number(least=0, most=1000),
         metavar="W",
-        help=f"words a second that you read; 0: at once (default {_RATE:g}, in a pipe 0)",
+        help=f"your reading speed in words per second; 0: instant (default {_RATE:g}; in a pipe 0)",
     )
     parser.add_argument(
         "--url",
         metavar="URL",
-        help="talk to a server (`duologue serve`) instead of loading a model; a token is taken from DUOLOGUE_TOKEN",
+        help="talk to a server (`duologue serve`) instead of loading a model; the token is read from DUOLOGUE_TOKEN",
     )
     parser.add_argument("--plain", action="store_true", help="no full screen: lines in, lines out")
     add_model_options(parser)
@@ -65,7 +66,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the model and talk."""
+    """Load the model and chat."""
     is_typed = _is_terminal(0)
     is_plain = args.plain or not (is_typed and _is_terminal(1)) or os.environ.get("TERM", "dumb") == "dumb"
     if not is_plain:
@@ -74,16 +75,13 @@ def run(args: argparse.Namespace) -> int:
     if args.url is not None:
         asyncio.run(_talk_to_server(args, rate, is_plain))
         return 0
-    model = load_model(args)
-    try:
+    with closing(load_model(args)) as model:
         asyncio.run(_talk(args, model, rate, is_plain))
-    finally:
-        model.close()
     return 0
 
 
 def _is_terminal(fd: int) -> bool:
-    """Whether standard input (0) or output (1) is a terminal; a closed one is none."""
+    """Whether standard input (0) or output (1) is a terminal. A closed one is not."""
     try:
         return os.isatty(fd)
     except OSError:
@@ -95,7 +93,7 @@ def _need_terminal() -> None:
         import prompt_toolkit  # noqa: F401
     except ImportError as error:
         raise MissingDependency(
-            'the full screen needs prompt_toolkit: pip install "duologue[demo]"; or use --plain'
+            'the full-screen chat needs prompt_toolkit: pip install "duologue[demo]"; or use --plain'
         ) from error
 
 
@@ -122,7 +120,7 @@ async def _talk_to_server(args: argparse.Namespace, rate: float, is_plain: bool)
     try:
         from duologue.client import connect
     except ImportError as error:
-        raise MissingDependency('a server is talked to by websockets: pip install "duologue[server]"') from error
+        raise MissingDependency('--url needs websockets: pip install "duologue[server]"') from error
     settings = {
         "hearing": rate or "shown", "eagerness": args.eagerness, "max_answer": args.max_answer, "system": args.system,
         "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed,
@@ -148,7 +146,7 @@ async def _on_screen(talk: "Handle | Talk", title: str) -> None:
     try:
         await terminal.run()
     finally:
-        # the full screen leaves nothing behind: the conversation stays readable above the next prompt
+        # the full screen vanishes; the conversation stays readable above the next prompt
         text = terminal.transcript.text(min(os.get_terminal_size(1).columns if _is_terminal(1) else 100, 110))
         if text:
             print(text, flush=True)

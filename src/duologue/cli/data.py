@@ -1,34 +1,34 @@
-"""`duologue data`: from sources to labelled samples, and from the hub to sources."""
+"""`duologue data`: builds labelled samples from sources, and fetches sources from the hub."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from duologue.cli.bars import bars
+from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import DEFAULT, find
 
 _DATA = """\
-`duologue data TASK --help` explains a task.
+`duologue data TASK --help` describes a task.
 
 examples:
-  duologue data fetch voiceassistant --out corpora         a dataset of the hub, as a source
+  duologue data fetch voiceassistant --out corpora         fetch a dataset from the hub as a source
   duologue data build duologue --sources corpora --out samples
 """
 
 _BUILD = """\
-DIR has folders of JSONL files, plain or gzipped, one object a line:
+DIR contains folders of JSONL files, plain or gzipped, with one object per line:
   queries/      {"id", "text", "kind": "assistant_query"}          said to an assistant
   background/   {"id", "text", "doc"}                              said to others
-  dialogues/    {"id", "turns": [{"role", "text"}, ...]}           user and assistant in turn
+  dialogues/    {"id", "turns": [{"role", "text"}, ...]}           user and assistant alternate
   hard/         stop_commands.jsonl and other cases                optional
 
 recipes:
-  duologue      four states, alone, in a dialogue and over a running answer; only cuts that are clearly unfinished
-  paper         the mix of the DUO paper: queries whole or cut at a random word, talk to others, no context
+  duologue      four states: alone, in a dialogue and during an answer; only cuts that are clearly unfinished
+  paper         the mix of the DUO paper: queries whole or cut at a random word, background speech, no context
 
-OUT gets train.jsonl, dev.jsonl (other documents of the same sources), test.jsonl (whole sources that the first two do
-not have) and report.md, which says how far labels can be guessed without understanding anything.
+OUT gets train.jsonl, dev.jsonl (other documents of the same sources), test.jsonl (whole sources that the other two do
+not contain) and report.md, which shows how well labels can be guessed from surface features alone.
 
 example:
   duologue data build duologue --sources corpora --out samples
@@ -44,8 +44,8 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "data",
-        help="make samples to train on and to test with",
-        description="From human-made corpora to labelled samples: what was said, and whether to answer it.",
+        help="build samples for training and evaluation",
+        description="Build labelled samples from corpora: what was said, and whether to answer it.",
         epilog=_DATA,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -59,28 +59,32 @@ def _add_build(tasks: Any) -> None:
 
     build = tasks.add_parser(
         "build",
-        help="labelled samples from a folder of sources",
-        description="Make labelled samples from a folder of sources.",
+        help="build labelled samples from a folder of sources",
+        description="Build labelled samples from a folder of sources.",
         epilog=_BUILD,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     build.add_argument("recipe", choices=sorted(RECIPES))
     build.add_argument("--sources", type=Path, required=True, metavar="DIR", help="folder of JSONL sources")
-    build.add_argument("--out", type=Path, required=True, metavar="OUT", help="where the samples go")
-    build.add_argument("--samples", type=int, metavar="N", help="to train on (default: the recipe's)")
-    build.add_argument("--dev", type=int, metavar="N", help="to stop early and to set thresholds by")
-    build.add_argument("--test", type=int, metavar="N", help="size of a test group; 0: no test")
-    build.add_argument("--unseen", nargs="+", metavar="SOURCE", help="sources to test on and never train on")
+    build.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to write the samples to")
+    build.add_argument("--samples", type=int, metavar="N", help="number of training samples (default: the recipe's)")
+    build.add_argument("--dev", type=int, metavar="N", help="number of samples for early stopping and thresholds")
+    build.add_argument("--test", type=int, metavar="N", help="samples per test group; 0: no test set")
+    build.add_argument("--unseen", nargs="+", metavar="SOURCE", help="sources for the test set only")
     build.add_argument(
         "--cuts-by",
         default=DEFAULT,
         metavar="MODEL",
-        help="a model that says where a request may end, so that cuts which are complete in themselves are left out; "
-        f'"rules": without one (default {DEFAULT}; the recipe "paper" needs none)',
+        help="a model that detects complete requests, so that cuts which are complete are left out; "
+        f'"rules": no model (default {DEFAULT}; the recipe "paper" uses none)',
     )
-    build.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible server that reads the background lines")
-    build.add_argument("--judge-model", metavar="NAME", help="its model")
-    build.add_argument("--judge-key-env", metavar="VARIABLE", help="environment variable that holds its key")
+    build.add_argument(
+        "--judge-url", metavar="URL", help="an OpenAI-compatible server that checks the background lines"
+    )
+    build.add_argument("--judge-model", metavar="NAME", help="the model of that server")
+    build.add_argument(
+        "--judge-key-env", metavar="VARIABLE", help="environment variable that holds the key of that server"
+    )
     build.add_argument("--seed", type=int, default=0)
     build.set_defaults(run=run_build)
 
@@ -90,20 +94,20 @@ def _add_fetch(tasks: Any) -> None:
 
     fetch = tasks.add_parser(
         "fetch",
-        help="sources from the Hugging Face hub",
-        description="Write a dataset of the hub as a source.",
+        help="fetch sources from the Hugging Face hub",
+        description="Save a dataset of the hub as a source.",
         epilog=_FETCH,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     fetch.add_argument("name", choices=sorted(SOURCES))
-    fetch.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of sources to add to")
-    fetch.add_argument("--limit", type=int, default=50_000, metavar="N", help="rows at most (default 50000)")
-    fetch.add_argument("--repo", metavar="REPO", help="a copy of the dataset, on the hub or in a folder")
+    fetch.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of sources to write to")
+    fetch.add_argument("--limit", type=int, default=50_000, metavar="N", help="maximum number of rows (default 50000)")
+    fetch.add_argument("--repo", metavar="REPO", help="another copy of the dataset, on the hub or in a folder")
     fetch.set_defaults(run=run_fetch)
 
 
 def run_build(args: argparse.Namespace) -> int:
-    """Build a folder of samples and print the report. Returns the exit status."""
+    """Build a folder of samples and print the report."""
     from dataclasses import replace
 
     from duologue.data.corpus import source_files
@@ -112,15 +116,17 @@ def run_build(args: argparse.Namespace) -> int:
     from duologue.data.recipes import RECIPES
 
     if not args.sources.is_dir():
-        raise UsageError(f"--sources {args.sources} is no folder; see `duologue data build --help` for what it holds")
+        raise UsageError(
+            f"--sources {args.sources} is not a folder; `duologue data build --help` describes its contents"
+        )
     if (args.judge_url is None) != (args.judge_model is None):
-        raise UsageError("--judge-url and --judge-model go together")
+        raise UsageError("--judge-url and --judge-model must be given together")
     given = {"num_samples": args.samples, "num_dev": args.dev, "num_test": args.test, "seed": args.seed}
     recipe = replace(RECIPES[args.recipe], **{name: value for name, value in given.items() if value is not None})
     if args.unseen is not None:
         there = {name for sources in source_files(args.sources).values() for name in sources}
         if missing := sorted(set(args.unseen) - there):
-            raise UsageError(f"--unseen {' '.join(missing)}: no such source; there are {', '.join(sorted(there))}")
+            raise UsageError(f"--unseen {' '.join(missing)}: no such source; the folder has {', '.join(sorted(there))}")
         recipe = replace(recipe, unseen=frozenset(args.unseen))
     judge = None
     if args.judge_url is not None:
@@ -128,24 +134,24 @@ def run_build(args: argparse.Namespace) -> int:
         judge = Judge(args.judge_url, args.judge_model, cache=verdicts, api_key_env=args.judge_key_env)
     ends = None if args.cuts_by == "rules" or recipe.cuts == "random" else _model_ends(args.cuts_by)
     made_by = {"cuts_by": None if ends is None else args.cuts_by, "judge": args.judge_model}
-    with bars() as progress:
+    with progress("Building samples") as stage:
         FolderBuilder(
-            args.sources, args.out, recipe, ends=ends, judge=judge, made_by=made_by, progress=progress
+            args.sources, args.out, recipe, ends=ends, judge=judge, made_by=made_by, progress=stage.count
         ).build()
     print((args.out / "report.md").read_text(encoding="utf-8"))
-    print(f"the samples are in {args.out}; train on them with: duologue train alora --data {args.out} --out DIR")
+    print(f"The samples are in {args.out}. Train on them with: duologue train alora --data {args.out} --out DIR")
     return 0
 
 
 def run_fetch(args: argparse.Namespace) -> int:
-    """Fetch a source. Returns the exit status."""
+    """Fetch a source."""
     from duologue.data.hub import fetch
 
-    with bars() as progress:
+    with progress(f"Fetching {args.name}") as stage:
         path = fetch(
-            args.name, args.out, args.limit, repo=args.repo, on_row=lambda row: progress(args.name, row, args.limit)
+            args.name, args.out, args.limit, repo=args.repo, on_row=lambda row: stage.count("rows", row, args.limit)
         )
-    print(f"the source is in {path}")
+    print(f"The source is in {path}.")
     return 0
 
 

@@ -1,16 +1,16 @@
-"""`duologue eval`: the group of commands that measure a model."""
+"""`duologue eval`: the commands that measure a model."""
 
 import argparse
 import importlib
 
 MEASUREMENTS = ("states",)
-"""One module `eval_…` of this package each."""
+"""Each is a module `eval_…` of this package."""
 
 _EPILOG = """\
 examples:
   duologue eval states rows.jsonl                      the default model with its adapter
-  duologue eval states rows.jsonl --json               the same for programs
-  duologue eval states --help                          what the rows are, and every option
+  duologue eval states rows.jsonl --json               the same as JSON
+  duologue eval states --help                          the format of the rows, and all options
 """
 
 
@@ -19,7 +19,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "eval",
         help="measure a model with its adapter",
-        description="Measure a model with its adapter on your own data, through the path that conversations use.",
+        description="Measure a model with its adapter on your own data, through the same code as conversations.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

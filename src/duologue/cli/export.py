@@ -1,4 +1,4 @@
-"""`duologue export`: a model file with the adapter's rows in place, for engines that know nothing of adapters."""
+"""`duologue export`: writes a model with the adapter in it, for engines that know nothing of adapters."""
 
 import argparse
 import dataclasses
@@ -19,37 +19,40 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "export",
-        help="write a model with the adapter in it, for llama.cpp or vLLM",
-        description="Write a GGUF file or a Hugging Face folder with the adapter's rows in the vocabulary. What the "
-        "base model says does not change, and added tokens never win in ordinary text: both are checked afterwards. "
-        "The LoRA of an adapter of kind alora is written beside it, as a GGUF LoRA or a PEFT folder, active from the "
-        "probe on.",
+        help="write a model that includes the adapter, for llama.cpp or vLLM",
+        description="Write a GGUF file or a Hugging Face folder with the adapter's rows in the vocabulary. The output "
+        "of the base model does not change, and the added tokens are never sampled in ordinary text; both are checked. "
+        "The LoRA of an alora adapter is written to a separate GGUF file or PEFT folder, active from the probe on.",
     )
-    parser.add_argument("-m", "--model", default=DEFAULT, help="a short name, a .gguf file, a folder or hub name")
+    parser.add_argument("-m", "--model", default=DEFAULT, help="a short name, a .gguf file, a folder or a hub name")
     parser.add_argument(
         "--adapter",
         default="auto",
         metavar="NAME",
-        help="a folder; alora or rows: those that come with the model; auto (default): the first of them that does",
+        help="an adapter folder; alora or rows: the one shipped for the model; auto (default): the best shipped one",
     )
     parser.add_argument("--format", required=True, choices=("gguf", "hf"))
     parser.add_argument(
         "--weights",
         metavar="TYPE",
-        help="gguf: BF16, F16, Q8_0, Q4_0 (default: as they are); hf: bf16 (default), f16, f32",
+        help="gguf: BF16, F16, Q8_0, Q4_0 (default: unchanged); hf: bf16 (default), f16, f32",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="the file or folder to write")
-    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file or folder")
     parser.add_argument(
-        "--tokens", type=int, default=2000, metavar="N", help="of text to compute and check on (default 2000)"
+        "--tokens",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="tokens of text for the computation and the check (default 2000)",
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of the check (gguf)")
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of the check (gguf only)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write, check and report."""
+    """Export, check and report."""
     source = find(args.model)
     adapter = _adapter(args)
     where = source.location
@@ -75,8 +78,8 @@ def _adapter(args: argparse.Namespace) -> "Adapter":
         adapter = Adapter.load(Path(args.adapter).expanduser())
     if adapter.rows is None:
         raise UsageError(
-            "there is no trained adapter for this model, so there is nothing to put into it; train one with "
-            "`duologue train` and name its folder with --adapter"
+            "there is no trained adapter for this model, so there is nothing to export; train one with "
+            "`duologue train` and pass its folder with --adapter"
         )
     return adapter
 
@@ -111,10 +114,12 @@ def _write(args: argparse.Namespace, where: Path | str, adapter: "Adapter") -> "
         dtypes = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
         weights = (args.weights or "bf16").lower()
         if weights not in dtypes:
-            raise UsageError(f"a Hugging Face folder has no weights {args.weights!r}; there are {', '.join(dtypes)}")
+            raise UsageError(
+                f"--weights {args.weights} is not available for a Hugging Face folder; choose {', '.join(dtypes)}"
+            )
         return export_hf(where, adapter.rows, args.out, dtype=dtypes[weights], **options)
     if not isinstance(where, Path) or where.suffix != ".gguf":
-        raise UsageError(f"{where} is no GGUF file; convert it to one first, or use --format hf")
+        raise UsageError(f"{where} is not a GGUF file; convert it first, or use --format hf")
     from duologue.export.gguf import export_gguf
 
     weights = args.weights.upper() if args.weights else None

@@ -1,4 +1,4 @@
-"""The `duologue` command: finds the subcommand, and turns errors into sentences."""
+"""The `duologue` command: runs a subcommand and explains errors."""
 
 import argparse
 import errno
@@ -12,27 +12,27 @@ from duologue import __version__
 from duologue.errors import DuologueError
 
 COMMANDS = ("chat", "talk", "replay", "models", "data", "train", "eval", "bench", "serve", "export")
-"""One module of this package each; none of them imports a heavy library before it runs."""
+"""Each is a module of this package."""
 
 _OF_FILES = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
      errno.ENAMETOOLONG, errno.EFBIG, errno.EIO}
 )  # fmt: skip
-"""What a place to write to or to read from may refuse: a full disk, a folder that is a file."""
+"""Errors that a path may cause, such as a full disk or a missing permission."""
 
 DESCRIPTION = """\
-Duplex decoding for any open language model: it listens while it speaks, knows whether what it hears is finished, meant
-for it, or none of its business, and yields, waits or carries on accordingly.
+Duplex decoding for any open language model. The model listens while it speaks. It decides whether the words it hears
+are finished and meant for it, and stops, waits or continues accordingly.
 
-  duologue chat                     talk to the default model, and interrupt it by typing
-  duologue talk                     the same by voice, with a microphone or a sound file
-  duologue serve                    the same behind WebSockets and HTTP, for many
+  duologue chat                     chat with the default model, and interrupt it by typing
+  duologue talk                     talk to it by voice, with a microphone or a sound file
+  duologue serve                    serve many conversations over WebSockets and HTTP
   duologue replay talk.jsonl        run a scripted conversation on a virtual clock
-  duologue eval states rows.jsonl   how well it decides, on labelled rows
-  duologue bench scale              how many live sessions this machine holds
-  duologue models                   what is installed, and what is missing
+  duologue eval states rows.jsonl   measure the decisions on labelled rows
+  duologue bench scale              measure how many live sessions this machine can serve
+  duologue models                   list what is installed and what is missing
 
-`duologue COMMAND --help` explains a command with examples.
+`duologue COMMAND --help` describes a command and gives examples.
 """
 
 
@@ -51,20 +51,20 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit status.
 
-    0 when it went well, 2 for an error that a message explains, 130 for Ctrl-C, 1 for a mistake of ours.
-    With `DUOLOGUE_DEBUG` set, errors come with their traceback.
+    0: success; 2: an error that the message explains; 130: Ctrl-C; 1: a bug in Duologue. With `DUOLOGUE_DEBUG` set,
+    errors are raised with their traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding still gets everything
+            stream.reconfigure(errors="backslashreplace")  # for terminals with another encoding
     try:
         args = parser().parse_args(argv)
         status = int(args.run(args))
-        if sys.stdout is not None:  # it is None when it was closed before we began
+        if sys.stdout is not None:  # None: it was closed before the program started
             sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever read our output has gone: what is left in the buffers goes nowhere, and nothing more is said.
+        # The reader of the output is gone: discard what is buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except KeyboardInterrupt:
@@ -84,8 +84,8 @@ def _explain(error: Exception) -> int:
         print(f"duologue: {where}{error.strerror}", file=sys.stderr)
         return 2
     print(
-        f"duologue: a mistake of ours: {type(error).__name__}: {error}\n"
-        "Please report it with what `DUOLOGUE_DEBUG=1` in front of the command prints.",
+        f"duologue: internal error: {type(error).__name__}: {error}\n"
+        "This is a bug. Please report it with the output of the command after `export DUOLOGUE_DEBUG=1`.",
         file=sys.stderr,
     )
     return 1

@@ -1,4 +1,4 @@
-"""`duologue models`: what is here, what is missing, and the command that brings it."""
+"""`duologue models`: what is installed, what is missing, and the commands that install it."""
 
 import argparse
 import importlib.util
@@ -8,11 +8,16 @@ from duologue.models.catalogue import CATALOGUE
 
 _BACKENDS = (
     ("torch", ("torch", "transformers", "gguf"), 'pip install "duologue[torch]"', "any Hugging Face model or GGUF"),
-    ("llamacpp", ("llama_cpp", "gguf"), 'pip install "duologue[llamacpp]"', "GGUF, several times faster on a CPU"),
+    (
+        "llamacpp",
+        ("llama_cpp", "gguf"),
+        'pip install "duologue[llamacpp]"',
+        "GGUF models, several times faster on a CPU",
+    ),
 )
 
 _EPILOG = """\
-A model is named by its short name, the path of a .gguf file or of a Hugging Face folder, or owner/name on the hub.
+A model is given as a short name, the path of a .gguf file or of a Hugging Face folder, or owner/name on the hub.
 
 examples:
   duologue models --json
@@ -25,12 +30,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the subcommand."""
     parser = commands.add_parser(
         "models",
-        help="what is installed, and what is missing",
-        description="List backends, models that need no download from a hub, and the adapters that come along.",
+        help="list what is installed and what is missing",
+        description="List the backends, the models that need no download from a hub, and the shipped adapters.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
@@ -63,11 +68,11 @@ def run(args: argparse.Namespace) -> int:
     for row in backends:
         state = "installed" if row["installed"] else f"missing: {row['install']}"
         print(f"  {row['name']:12} {row['for']:38} {state}")
-    print("\nModels by name (any .gguf, model folder or hub name works, too)")
+    print("\nModels by short name (any .gguf file, model folder or hub name works too)")
     for model in models:
         state = model["path"] or f"missing: {model['install']}"
         print(f"  {model['name']:12} {model['title']} ({model['license']}): {state}")
-    print("\nAdapters in the package")
+    print("\nShipped adapters")
     for adapter in adapters:
         print(f"  {adapter['name']:24} {adapter['kind']}: {', '.join(adapter['states'])}")
     if not adapters:

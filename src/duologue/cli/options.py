@@ -1,4 +1,4 @@
-"""Options that several commands share: which model, on what, and how it decides."""
+"""Options that several commands share: the model and its backend, and the conversation."""
 
 import argparse
 from collections.abc import Callable
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def number(*, least: float, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
-    """An argument type: a number from `least` (or, with `above`, greater than it) to `most`."""
+    """An argument type: a finite number from `least` (excluded with `above`) to `most`."""
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not least <= value <= most or value == float("inf") or (above and value == least):
             raise argparse.ArgumentTypeError(f"{text} is not {_range(least, most, above)}")
         return value
@@ -30,46 +30,46 @@ def number(*, least: float, most: float = float("inf"), above: bool = False) -> 
 
 
 def whole(*, least: int, most: int = 1 << 30) -> Callable[[str], int]:
-    """An argument type: a whole number from `least` to `most`."""
+    """An argument type: an integer from `least` to `most`."""
 
     def read(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not at least {least} and at most {most}")
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
         return value
 
     return read
 
 
 def _range(least: float, most: float, above: bool) -> str:
-    low = f"more than {least:g}" if above else f"at least {least:g}"
+    low = f"greater than {least:g}" if above else f"at least {least:g}"
     return low if most == float("inf") else f"{low} and at most {most:g}"
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, with_context: bool = True) -> None:
-    """Which model, backend, adapter and weights; and, unless the command says it, how long a conversation may be."""
+    """Add options for the model, adapter, backend and weights and, unless the command has its own, the context."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m",
         "--model",
         default=DEFAULT,
-        help=f"a short name (see `duologue models`; default {DEFAULT}), a .gguf file, a folder or hub name",
+        help=f"a short name (see `duologue models`; default {DEFAULT}), a .gguf file, a folder or a hub name",
     )
     group.add_argument(
         "--adapter",
         default="auto",
         metavar="NAME",
-        help="auto: the best that comes with the model, else prompted; alora or rows: those that come with it; "
-        "prompted or prompted-5: the model is asked in words, without or with five examples; or an adapter folder",
+        help="auto: the best adapter shipped for the model, else prompted; alora or rows: a shipped one; prompted or "
+        "prompted-5: ask the model in words, with no or five examples; or an adapter folder",
     )
     group.add_argument(
         "--backend",
         default="auto",
         choices=("auto", "torch", "llamacpp", "reference"),
-        help="auto: llama.cpp for .gguf files where it is installed, else torch; reference: slow, for comparison",
+        help="auto: llama.cpp for .gguf files if it is installed, else torch; reference: slow, for comparison",
     )
     group.add_argument(
         "--weights", metavar="TYPE", help="torch: bf16 (default), f16, f32; llamacpp: BF16, F16, Q8_0, Q4_0, as-is"
@@ -80,51 +80,51 @@ def add_model_options(parser: argparse.ArgumentParser, *, with_context: bool = T
             type=whole(least=256),
             default=4096,
             metavar="TOKENS",
-            help="length of the conversation in memory (default 4096)",
+            help="context length (default 4096)",
         )
     group.add_argument(
-        "--threads", type=whole(least=1, most=1024), metavar="N", help="CPU threads (default: the machine's cores)"
+        "--threads", type=whole(least=1, most=1024), metavar="N", help="CPU threads (default: one per core)"
     )
     group.add_argument("--device", default="cpu", help="torch device (default cpu)")
 
 
 def add_talk_options(parser: argparse.ArgumentParser) -> None:
-    """How the conversation goes."""
+    """Add options for answers and decisions."""
     group = parser.add_argument_group("conversation")
-    group.add_argument("--system", metavar="TEXT", help="system prompt (default: the model's own)")
+    group.add_argument("--system", metavar="TEXT", help="system prompt (default: that of the model)")
     group.add_argument(
         "--max-answer",
         type=whole(least=1),
         default=256,
         metavar="TOKENS",
-        help="longest answer; small models may not find an end by themselves (default 256)",
+        help="maximum length of an answer (default 256)",
     )
     group.add_argument(
         "--eagerness",
         type=number(least=-1, most=1),
         default=0.0,
         metavar="E",
-        help="from -1 (patient) to 1 (eager); default 0",
+        help="how readily it answers, from -1 (patient) to 1 (eager); default 0",
     )
     group.add_argument(
         "--temperature",
         type=number(least=0, most=10),
         default=0.0,
         metavar="T",
-        help="of sampling; 0 (default) is greedy",
+        help="sampling temperature; 0 (default) is greedy",
     )
     group.add_argument(
         "--top-p",
         type=number(least=0, most=1, above=True),
         default=1.0,
         metavar="P",
-        help="sample from the most probable tokens that together have this probability (default 1: all)",
+        help="nucleus sampling: the probability mass to sample from (default 1: all tokens)",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (default 0)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of sampling (default 0)")
 
 
 def load_model(args: argparse.Namespace, *, context_length: int | None = None, sessions: int = 1) -> "Model":
-    """The model that the options name, for conversations of `context_length` tokens (by default, as they say).
+    """Load the model that the options name, for contexts of `context_length` tokens (default: the option's).
 
     Raises what `duologue.models.model.load` raises.
     """
@@ -146,12 +146,12 @@ def load_model(args: argparse.Namespace, *, context_length: int | None = None, s
 
 
 def sampling(args: argparse.Namespace) -> "Sampling":
-    """How tokens are drawn."""
+    """How tokens are sampled, from the options."""
     from duologue.core.backend import Sampling
 
     return Sampling(temperature=args.temperature, top_p=args.top_p)
 
 
 def policy(args: argparse.Namespace, model: "Model") -> "Policy":
-    """When a probability becomes an action."""
+    """The decision policy, from the options."""
     return model.policy(eagerness=args.eagerness)

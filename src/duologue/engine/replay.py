@@ -7,7 +7,7 @@ two seconds with K = 4 passes (section 3.1). The default of ten passes gives fiv
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,25 @@ class ReplayResult:
         return {"said": self.said, "heard": self.heard, "history": history, "passes": self.trace.num_passes}
 
 
+class AnswerTexts:
+    """A sink that collects what was said, and what was heard of it."""
+
+    def __init__(self) -> None:
+        self._said: dict[int, str] = {}  # by answer
+        self._heard: dict[int, int] = {}  # position, by answer
+
+    def __call__(self, record: Pass | Event) -> None:
+        if isinstance(record, Said):
+            self._said[record.answer] = self._said.get(record.answer, "")[: record.start] + record.text
+        elif isinstance(record, Heard):
+            self._heard[record.answer] = record.position
+
+    def result(self, history: Sequence[Turn], trace: Trace) -> ReplayResult:
+        """The texts so far, with the history."""
+        heard = (self._said.get(answer, "")[:position] for answer, position in self._heard.items())
+        return ReplayResult("\n".join(self._said.values()), "\n".join(heard), tuple(history), trace)
+
+
 class Replay:
     """Runs a script. Iterate over it for the events, then read `result`."""
 
@@ -218,8 +237,7 @@ class Replay:
         self._sink = sink
         self._end = end
         self._now = 0.0
-        self._said: dict[int, str] = {}  # by answer
-        self._heard: dict[int, int] = {}  # position, by answer
+        self._texts = AnswerTexts()
         if script.system is not None:
             template = template.with_system(script.system)
         config = SessionConfig(
@@ -255,8 +273,7 @@ class Replay:
     @property
     def result(self) -> ReplayResult:
         """The result so far."""
-        heard = (self._said[answer][:position] for answer, position in self._heard.items())
-        return ReplayResult("\n".join(self._said.values()), "\n".join(heard), tuple(self.session.history), self._trace)
+        return self._texts.result(self.session.history, self._trace)
 
     def close(self) -> None:
         """Free what the session holds on the backend."""
@@ -286,9 +303,6 @@ class Replay:
 
     def _record(self, record: Pass | Event) -> None:
         self._trace(record)
-        if isinstance(record, Said):
-            self._said[record.answer] = self._said.get(record.answer, "")[: record.start] + record.text
-        elif isinstance(record, Heard):
-            self._heard[record.answer] = record.position
+        self._texts(record)
         if self._sink is not None:
             self._sink(record)

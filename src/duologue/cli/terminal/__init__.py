@@ -1,1 +1,2 @@
-"""The chat in a terminal: what it shows (`transcript`), full screen (`screen`) or line by line (`plain`)."""
+"""How a conversation looks in a terminal. `screen` is the full-screen chat, which shows a `transcript`; `plain` is the
+chat by lines, which `lines` prints. `cells` knows what fits into a column."""

@@ -1,4 +1,4 @@
-"""Text as cells of a terminal: how wide it is, where its lines break, and what of it may be shown at all."""
+"""Text in terminal cells: its width, its line breaks, and which characters are safe to print."""
 
 import unicodedata
 from typing import TypeAlias
@@ -9,7 +9,7 @@ Line: TypeAlias = list[Fragment]
 
 
 def width_of(text: str) -> int:
-    """Columns that `text` takes: two for the wide characters of East Asia and most emoji, none for combining marks."""
+    """Columns that `text` takes: two for wide East Asian characters and most emoji, none for combining marks."""
     if text.isascii():
         return len(text)
     return sum(_columns(character) for character in text)
@@ -22,7 +22,7 @@ def _columns(character: str) -> int:
 
 
 def visible(text: str) -> str:
-    """`text` with control characters but line breaks replaced, one for one: they would act on the terminal."""
+    """`text` with control characters other than line breaks replaced, one for one, since terminals interpret them."""
     if text.isprintable():
         return text
     return "".join("\n" if c == "\n" else " " if c == "\t" else "·" if _acts(c) else c for c in text)
@@ -37,7 +37,7 @@ def _acts(character: str) -> bool:
 
 
 def shortened(text: str, limit: int) -> str:
-    """`text`, or of one that is longer than `limit` characters the beginning, a count of words and the end."""
+    """`text`; if it is longer than `limit` characters, its beginning, a count of words, and its end."""
     if len(text) <= limit:
         return text
     head, tail = text[: limit * 3 // 4], text[-(limit // 4) :]
@@ -47,7 +47,7 @@ def shortened(text: str, limit: int) -> str:
 
 
 def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
-    """Lines of at most `width` columns (and `indent`): broken at white space, in a word only if it is too long."""
+    """Lines of at most `width` columns plus `indent`, broken at white space, and within words that are too long."""
     lines: list[str] = []
     line, used = "", 0
     for word in text.split():
@@ -74,19 +74,19 @@ def counted(num: int, what: str) -> str:
 
 
 def padded(line: Line, width: int) -> Line:
-    """`line` filled up to `width` columns."""
+    """`line` padded to `width` columns."""
     used = sum(width_of(text) for _, text in line)
     return [*line, ("", " " * max(0, width - used))]
 
 
 def fitted(text: str, width: int) -> str:
-    """`text` cut to `width` columns, or filled up to them."""
+    """`text` cut or padded to `width` columns."""
     shown = text if width_of(text) <= width else text[: _fitting(text, width)]
     return shown + " " * (width - width_of(shown))
 
 
 def _fitting(word: str, width: int) -> int:
-    """How many characters of `word` fit."""
+    """How many characters of `word` fit into `width` columns."""
     used = 0
     for i, character in enumerate(word):
         used += _columns(character)

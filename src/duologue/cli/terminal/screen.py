@@ -1,4 +1,4 @@
-"""The full-screen chat: type while the answer is being written. Keys in, a `Transcript` on the screen."""
+"""The full-screen chat. Keys are the input; the screen shows a `Transcript`."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,15 @@ from prompt_toolkit.layout.processors import AfterInput
 from prompt_toolkit.styles import Style
 
 from duologue.cli.terminal.cells import Line, fitted, width_of, wrapped
-from duologue.cli.terminal.transcript import Transcript, latency_ms
+from duologue.cli.terminal.lines import latency_ms
+from duologue.cli.terminal.transcript import Transcript
 from duologue.core.transitions import Floor
 
 if TYPE_CHECKING:
     from duologue.client import Talk
     from duologue.engine.handle import Handle
 
-PAUSE_S = 0.35  # without a key for so long, what is typed so far is a partial
+PAUSE_S = 0.35  # without a key; then the words typed so far are a partial
 
 STYLE = Style.from_dict(
     {
@@ -43,16 +44,16 @@ STYLE = Style.from_dict(
     }
 )
 KEYS = (
-    "Enter end · Esc stop · ^R go on · ^G answer now · PgUp scroll · ^C quit",
-    "Enter end · Esc stop · ^R go on · ^G answer now · ^C quit",
-    "Esc stop · ^R go on · ^G now · ^C quit",
+    "Enter end · Esc stop · ^R resume · ^G answer now · PgUp scroll · ^C quit",
+    "Enter end · Esc stop · ^R resume · ^G answer now · ^C quit",
+    "Esc stop · ^R resume · ^G now · ^C quit",
     "Esc stop · ^C quit",
     "^C quit",
 )
-"""The longest that fits is shown."""
+"""The longest one that fits is shown."""
 WELCOME = (
-    "Type a question and press Enter. While the answer is being written, type again: a remark that is none of its",
-    "business is ignored, a new question cuts it, “stop” silences it, “go on” lets it go on.",
+    "Type a question and press Enter. Type again while the answer is being written: a remark that is not meant for",
+    "the model is ignored, a new question interrupts, “stop” silences it, and “go on” resumes the answer.",
 )
 
 
@@ -60,7 +61,7 @@ class Terminal:
     """One conversation on the screen."""
 
     def __init__(self, talk: "Handle | Talk", title: str, **application: Any) -> None:
-        """`title` says who talks; `application` goes to prompt_toolkit, for tests."""
+        """`title` names the model; `application` is passed to prompt_toolkit, for tests."""
         self.transcript = Transcript()
         self._talk = talk
         self._title = title
@@ -78,7 +79,7 @@ class Terminal:
             mouse_support=False,
             **application,
         )
-        self._application.ttimeoutlen = 0.05  # Esc alone is a key here
+        self._application.ttimeoutlen = 0.05  # Esc alone is a key
 
     async def run(self) -> None:
         """Talk until the user quits. Raises `EngineError` if the backend fails."""
@@ -116,7 +117,7 @@ class Terminal:
         )
 
     def lines(self, width: int, height: int) -> list[Line]:
-        """What stands in the upper part of the screen."""
+        """The upper part of the screen."""
         self._height = height
         shown = self.transcript.lines(width, height, back=self._back)
         if not shown and not self._back:
@@ -185,7 +186,7 @@ class Terminal:
         self._back = 0
 
     def _escape(self) -> None:
-        """Silence the assistant; where there is silence, take back what was typed."""
+        """Stop the assistant, or, if it is silent, discard the words that were typed."""
         if self._talk.floor is not Floor.SILENT:
             self._talk.stop()
         else:
@@ -212,7 +213,7 @@ class Terminal:
 
 
 class _Lanes(UIControl):
-    """The transcript, as large as the window is."""
+    """The transcript, in the size of the window."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal

@@ -1,12 +1,13 @@
-"""What a terminal shows of a conversation: two lanes side by side, so that an overlap can be seen.
+"""What the full-screen chat shows: two columns side by side, so that overlaps are visible.
 
-Takes events, gives styled lines; knows nothing of terminals.
+Takes events and returns styled lines. Knows nothing of terminals.
 """
 
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from duologue.cli.terminal.cells import Fragment, Line, counted, padded, shortened, visible, width_of, wrapped
+from duologue.cli.terminal.lines import LENGTH_LIMIT, latency_ms, remark
 from duologue.core.events import (
     Committed,
     Decided,
@@ -28,49 +29,49 @@ from duologue.core.events import (
 
 _GAP = "  │ "
 _TIME = 7
-_NARROW = 60  # columns; below, there is no room for times
-_LONGEST = 600  # characters of an utterance that are shown
-_AHEAD = 5  # lines of an answer that are shown before they are heard, so that what is heard stays on the screen
-_AHEAD_CUT = 2  # the same of an answer that was cut
+_NARROW = 60  # columns; narrower screens have no room for times
+_LONGEST = 600  # characters shown of an utterance
+_AHEAD = 5  # lines of an answer shown before they are heard; limited so that heard text stays on the screen
+_AHEAD_CUT = 2  # the same for an answer that was cut off
 
 _Key: TypeAlias = tuple[object, ...]
 
 
 @dataclass(slots=True)
 class _Words:
-    """An utterance on the left."""
+    """An utterance, in the left column."""
 
     text: str
     final: bool
-    verdict: str = ""  # what was thought of it: "ignore 0.97 in 35 ms"
+    verdict: str = ""  # the decision, such as "ignore 0.97, 35 ms"
     style: str = "user"
-    is_settled: bool = False  # dropped as it stands: nothing is waited for
+    is_settled: bool = False  # dropped: no more words are expected
 
 
 @dataclass(slots=True)
 class _Speech:
-    """An answer on the right."""
+    """An answer, in the right column."""
 
     text: str = ""
     heard: int = 0
     is_cut: bool = False
-    is_gone: bool = False  # taken back before anything was heard
+    is_gone: bool = False  # withdrawn before anything was heard
 
 
 @dataclass(slots=True)
 class _Row:
-    """What happened at a time: words, and the part of an answer that was heard from then on."""
+    """What happened at one time: words, and the part of an answer that was heard from then on."""
 
     at: float
     words: _Words | None = None
     speech: _Speech | None = None
     start: int = 0  # of the part, in characters of the answer
-    end: int | None = None  # None: it goes on
+    end: int | None = None  # None: the part is still growing
     note: str = ""
     cached: tuple[_Key, list[Line]] = field(default_factory=lambda: ((), []))
 
     def key(self, width: int) -> _Key:
-        """What its lines depend on."""
+        """Everything that its lines depend on."""
         words, speech = self.words, self.speech
         return (
             width,
@@ -82,7 +83,7 @@ class _Row:
 
 
 class Transcript:
-    """Rows in order of time."""
+    """A conversation as rows in order of time."""
 
     def __init__(self) -> None:
         self.last_decision: Decided | None = None
@@ -93,7 +94,7 @@ class Transcript:
         self._too_long: set[int] = set()  # answers that met their length limit
 
     def tell(self, event: Event) -> None:
-        """Take an event."""
+        """Add an event."""
         match event:
             case Received(at, utterance, text, final) if text.strip():
                 self._hear(at, utterance, text, final)
@@ -102,23 +103,21 @@ class Transcript:
                 verdict = f"{decision.state} {decision.p:.2f}, {latency_ms(event):.0f} ms"
                 self._judge(utterance, verdict, decision.state.value)
             case Held(utterance=utterance, deferred=True):
-                self._judge(utterance, "answered afterwards", "incomplete")
-            case Dropped(utterance=utterance, reason=reason):
-                self._drop(utterance, reason)
-            case Refused(what=what, reason=reason):
-                self.note(event.at, f"{what}: {reason}" if what in ("stop", "resume", "respond") else reason)
-            case Trimmed(turns_dropped=dropped):
-                self.note(event.at, f"left out to make room: the oldest {counted(dropped, 'turn')}")
+                self._judge(utterance, "answered later", "incomplete")
+            case Dropped(utterance=utterance):
+                self._drop(utterance, remark(event))
+            case Refused() | Trimmed():
+                self.note(event.at, remark(event))
             case _:
                 self._follow(event)
 
     def note(self, at: float, text: str) -> None:
-        """A remark on a line of its own; the same one is not repeated."""
+        """Add a remark on a line of its own, unless it repeats the last one."""
         if not self._rows or self._rows[-1].note != text:
             self._rows.append(_Row(at, note=text))
 
     def lines(self, width: int, height: int, *, back: int = 0) -> list[Line]:
-        """The newest lines that fit, oldest first; with `back`, those that many lines further up."""
+        """The newest `height` lines, oldest first; with `back`, those that many lines further up."""
         out: list[Line] = []
         for row in reversed(self._rows):
             out = self._lines_of(row, width) + out
@@ -128,7 +127,7 @@ class Transcript:
         return out[max(0, end - height) : end]
 
     def text(self, width: int) -> str:
-        """All of it without styles."""
+        """The whole conversation without styles."""
         lines = (line for row in self._rows for line in self._lines_of(row, width))
         return "\n".join("".join(text for _, text in line).rstrip() for line in lines)
 
@@ -159,8 +158,8 @@ class Transcript:
                 self._too_long.add(answer)
             case Committed(answer=answer):
                 self._running = None
-                if answer in self._too_long:  # not before: it may be heard much later than it was finished
-                    self.note(event.at, "the answer met its length limit")
+                if answer in self._too_long:  # not earlier: it may be heard long after generation ended
+                    self.note(event.at, LENGTH_LIMIT)
             case _:
                 pass
 
@@ -171,7 +170,7 @@ class Transcript:
         self._part(event.at, speech, speech.heard)
 
     def _part(self, at: float, speech: _Speech, start: int, *, row: _Row | None = None) -> None:
-        """From here on the speech stands beside what is new."""
+        """Show the rest of `speech`, from `start` on, beside what happens next."""
         for other in self._rows:
             if other.speech is speech and other.end is None:
                 other.end = max(start, other.start)
@@ -200,9 +199,9 @@ class Transcript:
         if words is not None:
             words.verdict, words.style = verdict, style
 
-    def _drop(self, utterance: str, reason: str) -> None:
-        if reason == "patience":
-            self._judge(utterance, "dropped: never finished", "ignore")
+    def _drop(self, utterance: str, verdict: str) -> None:
+        if verdict:
+            self._judge(utterance, verdict, "ignore")
         if (words := self._words.get(utterance)) is not None:
             words.is_settled = True
 
@@ -263,13 +262,8 @@ class Transcript:
         return lines
 
 
-def latency_ms(event: Decided) -> float:
-    """From the words' coming in to the decision."""
-    return (event.at - event.heard_at) * 1000.0
-
-
 def _is_free(row: _Row) -> bool:
-    """Whether an answer can stand beside the words: nothing does, or only what was never heard there."""
+    """Whether an answer can be shown beside the words: no other is, or only a part that was never heard."""
     speech = row.speech
     if speech is None or speech.is_gone:
         return True
@@ -278,7 +272,7 @@ def _is_free(row: _Row) -> bool:
 
 
 def _spans(text: str, start: int, width: int) -> list[tuple[int, int]]:
-    """Begin and end of each line of `text` from `start` on: at spaces where there are some, at line breaks always."""
+    """Start and end of each line of `text` from `start` on; broken at line breaks, at spaces, or within long words."""
     spans: list[tuple[int, int]] = []
     while start < len(text):
         if text[start] in " \n":
