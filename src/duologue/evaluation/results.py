@@ -168,5 +168,7 @@ def _cpu() -> str:
 
 def _versions() -> dict[str, str]:
     """Installed versions of the packages that may influence a figure."""
-    installed = {package.name: package.version for package in importlib.metadata.distributions()}
+    installed = {
+        package.name.replace("_", "-").lower(): package.version for package in importlib.metadata.distributions()
+    }
     return {name: installed[name] for name in _PACKAGES if name in installed}
