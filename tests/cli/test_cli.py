@@ -221,7 +221,7 @@ def test_a_place_that_cannot_be_written_to_is_said(
     def full(*args: object, **named: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "train.partial")
 
-    monkeypatch.setattr("duologue.data.folder.write_samples", full)
+    monkeypatch.setattr("duologue.data.dataset.write_samples", full)
     assert main([*build, str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "duologue: train.partial: No space left on device"
 

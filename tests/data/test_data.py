@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from duologue.data import corpus, forms, phrases
-from duologue.data.build import OPEN_WORDS, Builder, Scene, takes_leave
-from duologue.data.folder import FolderBuilder
+from duologue.data.build import OPEN_WORDS, SampleBuilder, Scene, takes_leave
+from duologue.data.dataset import DatasetBuilder
 from duologue.data.jsonl import read_rows
 from duologue.data.pools import SPLITS, Pools
 from duologue.data.recipes import RECIPES, Recipe
 from duologue.data.samples import Sample, read_samples, write_samples
-from duologue.data.unseen import unseen
+from duologue.data.unseen import unseen_samples
 from duologue.errors import BadData, UsageError
 from duologue.types import InputState, Role, Turn
 from lines import write_sources
@@ -33,7 +33,7 @@ RECIPE = Recipe(num_samples=400, num_dev=80, num_test=30, unseen=UNSEEN)
 
 def build(folder: Path, recipe: Recipe, split: str) -> list[Sample]:
     number = {"train": recipe.num_samples, "dev": recipe.num_dev}[split]
-    return list(Builder(Pools(folder, recipe, split), recipe, split).samples(number))
+    return list(SampleBuilder(Pools(folder, recipe, split), recipe, split).samples(number))
 
 
 def test_a_sample_survives_its_file(tmp_path: Path) -> None:
@@ -62,17 +62,17 @@ def test_a_sample_survives_its_file(tmp_path: Path) -> None:
         ("[1]", "expected an object"),
         ('{"text": "a", "source": "b"}', "no field 'state'"),
         ('{"text": "a", "source": "b", "state": "maybe"}', "maybe"),
-        ('{"text": 3, "source": "b", "state": "ignore"}', "not a string"),
-        ('{"text": "a", "source": "b", "state": "process", "response": 3}', "response is int"),
-        ('{"text": "a", "source": "b", "state": "process", "speaking": "false"}', "speaking is 'false'"),
-        ('{"text": "a", "source": "b", "state": "process", "system": 1}', "system is int"),
-        ('{"text": "a", "source": "b", "state": "process", "kind": null}', "kind is NoneType"),
-        ('{"text": "a", "source": "b", "state": "process", "accept": "ignore"}', "accept is str, not a list"),
-        ('{"text": "a", "source": "b", "state": "process", "context": {}}', "context is dict, not a list"),
+        ('{"text": 3, "source": "b", "state": "ignore"}', "text must be a string"),
+        ('{"text": "a", "source": "b", "state": "process", "response": 3}', "response must be a string"),
+        ('{"text": "a", "source": "b", "state": "process", "speaking": "false"}', "speaking must be true or false"),
+        ('{"text": "a", "source": "b", "state": "process", "system": 1}', "system must be a string"),
+        ('{"text": "a", "source": "b", "state": "process", "kind": null}', "kind must be a string"),
+        ('{"text": "a", "source": "b", "state": "process", "accept": "ignore"}', "accept must be a list"),
+        ('{"text": "a", "source": "b", "state": "process", "context": {}}', "context must be a list"),
         ('{"text": "a", "source": "b", "state": "process", "context": [{"role": "user"}]}', "needs role and text"),
         (
             '{"text": "a", "source": "b", "state": "process", "context": [{"role": "user", "text": null}]}',
-            "text is NoneType, not a string",
+            "text must be a string, got NoneType",
         ),
         ("[" * 100_000, "not JSON"),
     ],
@@ -177,7 +177,7 @@ def test_documents_are_in_one_split_only(sources: Path) -> None:
 
 
 def test_the_test_covers_unseen_sources_idle_and_over_an_answer(sources: Path) -> None:
-    samples = list(unseen(sources, RECIPE))
+    samples = list(unseen_samples(sources, RECIPE))
     cases = {(sample.state.value, sample.source, sample.speaking) for sample in samples}
     for speaking in (False, True):
         assert {
@@ -218,7 +218,7 @@ def test_quiet_for_a_while_is_asked_of_the_assistant(tmp_path: Path) -> None:
 
 
 def test_agreement_over_an_answer_is_no_follow_up(sources: Path) -> None:
-    builder = Builder(Pools(sources, RECIPE, "train"), RECIPE, "train")
+    builder = SampleBuilder(Pools(sources, RECIPE, "train"), RECIPE, "train")
     scene = builder.scene(in_context=True, speaking=True)
     for follow, is_one in (("yes that sounds good to me", False), ("yes and what does that cost", True)):
         made = [builder.sample(InputState.PROCESS, replace(scene, next_user=follow)) for _ in range(60)]
@@ -306,7 +306,7 @@ def test_the_paper_has_three_states_random_cuts_and_nothing_of_ours(sources: Pat
     assert {sample.state for sample in samples} == {InputState.PROCESS, InputState.INCOMPLETE, InputState.IGNORE}
     assert {sample.kind for sample in samples if sample.state is InputState.INCOMPLETE} == {"random_cut"}
     assert not any(sample.context or sample.source == "own" for sample in samples)
-    tested = list(unseen(sources, recipe))
+    tested = list(unseen_samples(sources, recipe))
     assert {sample.state for sample in tested} == {sample.state for sample in samples}
     assert not any(sample.context or sample.source == "own" for sample in tested)
 
@@ -327,7 +327,7 @@ def test_a_query_that_its_source_cut_off_is_not_whole() -> None:
 
 
 def test_a_folder_has_three_splits_that_share_no_sample_and_a_report(sources: Path, tmp_path: Path) -> None:
-    content = FolderBuilder(sources, tmp_path, RECIPE).build()
+    content = DatasetBuilder(sources, tmp_path, RECIPE).build()
     assert json.loads((tmp_path / "report.json").read_text()) == content
     splits = {name: list(read_samples(tmp_path / f"{name}.jsonl")) for name in ("train", "dev", "test")}
     assert [len(splits[name]) for name in ("train", "dev")] == [400, 80]
@@ -339,29 +339,29 @@ def test_a_folder_has_three_splits_that_share_no_sample_and_a_report(sources: Pa
     assert content["train"]["num_samples"] == 400
     said = {forms.spoken(s.text) for name in ("train", "dev") for s in splits[name]}
     assert content["test"]["words_known"] == sum(forms.spoken(s.text) in said for s in splits["test"]) > 0
-    assert "Tell test" in (tmp_path / "report.md").read_text()
+    assert "Annotation artifacts" in (tmp_path / "report.md").read_text()
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".jsonl", ".jsonl", ".jsonl", ".md"]
 
 
 def test_a_build_that_was_killed_goes_on_to_the_same_folder(sources: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    FolderBuilder(sources, whole, RECIPE).build()
+    DatasetBuilder(sources, whole, RECIPE).build()
 
     def kill(what: str, done: int, total: int) -> None:
         if what == "dev" and done == 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        FolderBuilder(sources, killed, RECIPE, progress=kill).build()
+        DatasetBuilder(sources, killed, RECIPE, progress=kill).build()
     assert not (killed / "dev.jsonl").exists()
     written = (killed / "train.jsonl").stat().st_mtime_ns
-    FolderBuilder(sources, killed, RECIPE).build()
+    DatasetBuilder(sources, killed, RECIPE).build()
     assert (killed / "train.jsonl").stat().st_mtime_ns == written
     for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "report.json", "report.md"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     report = (whole / "report.json").read_bytes()
     assert all(json.loads(report)[split]["dropped"] for split in ("train", "dev"))
-    FolderBuilder(sources, whole, RECIPE).build()
+    DatasetBuilder(sources, whole, RECIPE).build()
     assert (whole / "report.json").read_bytes() == report, "nothing was left to do"
 
 
@@ -369,18 +369,18 @@ def test_a_build_that_was_killed_goes_on_to_the_same_folder(sources: Path, tmp_p
 def test_a_build_that_could_not_be_tested_is_refused_at_once(sources: Path, tmp_path: Path, unseen: set[str]) -> None:
     recipe = replace(RECIPE, unseen=frozenset(unseen))
     with pytest.raises(UsageError, match="--unseen"):
-        FolderBuilder(sources, tmp_path, recipe)
+        DatasetBuilder(sources, tmp_path, recipe)
     assert not list(tmp_path.iterdir()), "another attempt may use the folder"
-    FolderBuilder(sources, tmp_path, replace(recipe, num_test=0, unseen=frozenset()))
+    DatasetBuilder(sources, tmp_path, replace(recipe, num_test=0, unseen=frozenset()))
 
 
 def test_a_folder_of_another_recipe_is_left_alone(sources: Path, tmp_path: Path) -> None:
-    FolderBuilder(sources, tmp_path, RECIPE).build()
+    DatasetBuilder(sources, tmp_path, RECIPE).build()
     before = (tmp_path / "train.jsonl").read_bytes()
     with pytest.raises(UsageError, match="another recipe"):
-        FolderBuilder(sources, tmp_path, replace(RECIPE, seed=1))
+        DatasetBuilder(sources, tmp_path, replace(RECIPE, seed=1))
     with pytest.raises(UsageError, match="another recipe"):
-        FolderBuilder(sources, tmp_path, RECIPE, made_by={"cuts_by": "another model"})
+        DatasetBuilder(sources, tmp_path, RECIPE, made_by={"cuts_by": "another model"})
     assert (tmp_path / "train.jsonl").read_bytes() == before
 
 
@@ -422,7 +422,7 @@ def test_the_hard_set_says_what_words_mean_wherever_they_stand(tmp_path: Path) -
     talk = [{"role": "user" if i % 2 == 0 else "assistant", "text": text} for i, text in enumerate(turns)]
     path = sources / "dialogues" / "silent.jsonl"
     path.write_text("".join(json.dumps({"id": f"silent-{n}", "turns": talk}) + "\n" for n in range(40)))
-    FolderBuilder(sources, out, RECIPE).build()
+    DatasetBuilder(sources, out, RECIPE).build()
     samples = [s for name in ("train", "dev", "test") for s in read_samples(out / f"{name}.jsonl")]
     said = [s for s in samples if forms.spoken(s.text) == "would you be silent"]
     assert said
@@ -432,10 +432,10 @@ def test_the_hard_set_says_what_words_mean_wherever_they_stand(tmp_path: Path) -
 def test_talk_that_is_said_to_an_assistant_is_not_background(sources: Path) -> None:
     pools = Pools(sources, RECIPE, "train")
     questions = {item.text for items in pools.background.values() for item in items if item.text.endswith("?")}
-    builder = Builder(pools, RECIPE, "train", is_addressed=lambda text: text in questions)
+    builder = SampleBuilder(pools, RECIPE, "train", is_device_directed=lambda text: text in questions)
     made = [builder._background(Scene()) for _ in range(300)]
     assert not questions & {item.text for item in made}, "though questions are wanted more often than they occur"
-    deaf = Builder(pools, RECIPE, "train", is_addressed=lambda text: True)
+    deaf = SampleBuilder(pools, RECIPE, "train", is_device_directed=lambda text: True)
     with pytest.raises(BadData, match="background"):
         deaf._background(Scene())
 
@@ -445,14 +445,14 @@ def test_a_report_counts_background_that_speaks_to_an_assistant(tmp_path: Path) 
     rows = [{"id": f"called-{i}", "text": f"hey siri call the {i}th shop for me"} for i in range(60)]
     path = sources / "background" / "called.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    content = FolderBuilder(sources, tmp_path / "out", RECIPE).build()
+    content = DatasetBuilder(sources, tmp_path / "out", RECIPE).build()
     assert content["train"]["dropped"]["background that speaks to an assistant"] > 0
     assert not [s for s in read_samples(tmp_path / "out" / "train.jsonl") if s.source == "called"]
 
 
 def test_sources_that_are_too_small_say_so(sources: Path) -> None:
     with pytest.raises(BadData, match="fewer"):
-        list(Builder(Pools(sources, RECIPE, "train"), RECIPE, "train").samples(50, lambda sample: False))
+        list(SampleBuilder(Pools(sources, RECIPE, "train"), RECIPE, "train").samples(50, lambda sample: False))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -489,5 +489,5 @@ def test_follow_ups_are_not_waited_for_where_no_dialogue_goes_on(tmp_path: Path)
 
 
 def test_the_test_does_not_change_with_how_much_is_kept_to_train_on(sources: Path) -> None:
-    some, more = (list(unseen(sources, replace(RECIPE, per_source=number))) for number in (20, 2000))
+    some, more = (list(unseen_samples(sources, replace(RECIPE, per_source=number))) for number in (20, 2000))
     assert some == more

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from duologue.data.duplicates import Duplicates, Repeated, content_words
+from duologue.data.duplicates import DuplicateKind, Duplicates, content_words
 from duologue.data.samples import Sample
 from duologue.types import InputState, Role, Turn
 
@@ -14,7 +14,7 @@ TALK = (Turn(Role.USER, "tell me of the sea"), Turn(Role.ASSISTANT, "The sea is 
 ASKED = Sample("where do the grey whales sleep in winter", PROCESS, "kitchen")
 
 
-def admitted(*samples: Sample) -> list[Repeated | None]:
+def admitted(*samples: Sample) -> list[DuplicateKind | None]:
     seen = Duplicates()
     return [seen.admit(sample) for sample in samples]
 
@@ -22,29 +22,29 @@ def admitted(*samples: Sample) -> list[Repeated | None]:
 @pytest.mark.parametrize(
     ("second", "verdict"),
     [
-        (ASKED, Repeated.EXACT),
-        (replace(ASKED, text="Where do the grey whales sleep, in winter?", source="garden"), Repeated.EXACT),
-        (replace(ASKED, text="in winter where do grey whales sleep"), Repeated.NEAR),
+        (ASKED, DuplicateKind.EXACT),
+        (replace(ASKED, text="Where do the grey whales sleep, in winter?", source="garden"), DuplicateKind.EXACT),
+        (replace(ASKED, text="in winter where do grey whales sleep"), DuplicateKind.NEAR),
         (replace(ASKED, text="when do the grey whales sleep in winter"), None),
         (replace(ASKED, text="where do the grey whales sleep in summer"), None),
         (replace(ASKED, context=TALK), None),
         (replace(ASKED, context=TALK, speaking=True), None),
         (replace(ASKED, system="Be brief."), None),
-        (replace(ASKED, state=IGNORE), Repeated.CONFLICT),
-        (replace(ASKED, state=IGNORE, context=TALK), Repeated.CONFLICT),
+        (replace(ASKED, state=IGNORE), DuplicateKind.CONFLICT),
+        (replace(ASKED, state=IGNORE, context=TALK), DuplicateKind.CONFLICT),
         (replace(ASKED, state=IGNORE, context=TALK, speaking=True), None),
         (replace(ASKED, state=STOP, context=TALK, accept=(PROCESS,)), None),
         (replace(ASKED, text="where do the grey whales sleep in winter and", state=INCOMPLETE), None),
     ],
 )
-def test_a_second_sample_is_judged_by_the_first(second: Sample, verdict: Repeated | None) -> None:
+def test_a_second_sample_is_judged_by_the_first(second: Sample, verdict: DuplicateKind | None) -> None:
     assert admitted(ASKED, second) == [None, verdict]
 
 
 def test_the_first_may_accept_the_second() -> None:
     cut = Sample("and so we", IGNORE, "harbour", accept=(INCOMPLETE,))
     waiting, asked = replace(cut, state=INCOMPLETE, accept=(), context=TALK), replace(cut, state=PROCESS, accept=())
-    assert admitted(cut, waiting, asked) == [None, None, Repeated.CONFLICT]
+    assert admitted(cut, waiting, asked) == [None, None, DuplicateKind.CONFLICT]
 
 
 def test_short_phrases_with_one_content_word_are_different_phrases() -> None:
@@ -55,7 +55,7 @@ def test_short_phrases_with_one_content_word_are_different_phrases() -> None:
 def test_what_is_refused_leaves_no_trace() -> None:
     seen = Duplicates()
     assert seen.admit(ASKED) is None
-    assert seen.admit(replace(ASKED, text="grey whales sleep where in winter")) is Repeated.NEAR
+    assert seen.admit(replace(ASKED, text="grey whales sleep where in winter")) is DuplicateKind.NEAR
     assert seen.admit(replace(ASKED, text="grey whales sleep where in winter", state=IGNORE)) is None
 
 
@@ -66,13 +66,13 @@ def test_a_claim_wins_over_samples_that_come_first() -> None:
     seen.claim("never mind", PROCESS)
     mind, on = Sample("never mind", PROCESS, "queries"), Sample("go on", IGNORE, "background")
     assert [seen.admit(sample) for sample in (mind, replace(mind, speaking=True, context=TALK))] == [
-        Repeated.CONFLICT,
-        Repeated.CONFLICT,
+        DuplicateKind.CONFLICT,
+        DuplicateKind.CONFLICT,
     ]
     assert seen.admit(replace(mind, state=STOP)) is None
     assert seen.admit(replace(mind, state=IGNORE, context=TALK)) is None
     assert seen.admit(on) is None
-    assert seen.admit(replace(on, speaking=True, context=TALK)) is Repeated.CONFLICT
+    assert seen.admit(replace(on, speaking=True, context=TALK)) is DuplicateKind.CONFLICT
 
 
 def test_many_samples_are_judged_as_sets_of_texts_would() -> None:
@@ -83,11 +83,11 @@ def test_many_samples_are_judged_as_sets_of_texts_would() -> None:
         verdict = seen.admit(sample)
         verdicts.add(verdict)
         if labels.setdefault(sample.text, sample.state) is not sample.state:
-            assert verdict is Repeated.CONFLICT
+            assert verdict is DuplicateKind.CONFLICT
         else:
-            assert verdict is (Repeated.EXACT if sample.text in exact else None)
+            assert verdict is (DuplicateKind.EXACT if sample.text in exact else None)
             exact.add(sample.text)
-    assert verdicts == {None, Repeated.EXACT, Repeated.CONFLICT}
+    assert verdicts == {None, DuplicateKind.EXACT, DuplicateKind.CONFLICT}
 
 
 def test_content_words_keep_what_turns_the_meaning() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from duologue.data.judge import NUM_TRIES, PROMPT, Judge, Verdict
+from duologue.data.judge import NUM_TRIES, PROMPT, Addressee, Judge
 from duologue.errors import BadData, RemoteError, UsageError
 
 Reply = Callable[[str], tuple[int, str]]
@@ -75,7 +75,7 @@ def test_it_asks_in_the_shape_of_chat_completions(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("READER_KEY", "abc")
-    assert judge(server, tmp_path, api_key_env="READER_KEY").verdict("set a timer") is Verdict.ASSISTANT
+    assert judge(server, tmp_path, api_key_env="READER_KEY").addressee("set a timer") is Addressee.ASSISTANT
     [request] = server.requests
     assert request["path"] == "/v1/chat/completions"
     assert request["key"] == "Bearer abc"
@@ -84,55 +84,57 @@ def test_it_asks_in_the_shape_of_chat_completions(
 
 
 @pytest.mark.parametrize(
-    ("answer", "verdict"),
+    ("answer", "addressee"),
     [
-        ("ASSISTANT", Verdict.ASSISTANT),
-        (" **people**.\n", Verdict.PEOPLE),
-        ("<think>The assistant could know that.</think>\nPEOPLE", Verdict.PEOPLE),
-        ("either ASSISTANT or PEOPLE", Verdict.UNCLEAR),
-        ("I cannot say", Verdict.UNCLEAR),
-        ("", Verdict.UNCLEAR),
-        (None, Verdict.UNCLEAR),
+        ("ASSISTANT", Addressee.ASSISTANT),
+        (" **people**.\n", Addressee.PEOPLE),
+        ("<think>The assistant could know that.</think>\nPEOPLE", Addressee.PEOPLE),
+        ("either ASSISTANT or PEOPLE", Addressee.UNCLEAR),
+        ("I cannot say", Addressee.UNCLEAR),
+        ("", Addressee.UNCLEAR),
+        (None, Addressee.UNCLEAR),
     ],
 )
-def test_answers_are_read_for_one_word(server: Server, tmp_path: Path, answer: str | None, verdict: Verdict) -> None:
+def test_answers_are_read_for_one_word(
+    server: Server, tmp_path: Path, answer: str | None, addressee: Addressee
+) -> None:
     server.reply = lambda _: (200, completion(answer))
-    assert judge(server, tmp_path).verdict("so we left") is verdict
+    assert judge(server, tmp_path).addressee("so we left") is addressee
 
 
 def test_each_text_is_asked_once(server: Server, tmp_path: Path) -> None:
     texts = ["a timer", "so we left", "a timer"]
     for _ in range(2):  # the second judge reads what the first has found
         reader = judge(server, tmp_path)
-        assert [reader.verdict(text) for text in texts] == ["assistant", "people", "assistant"]
+        assert [reader.addressee(text) for text in texts] == ["assistant", "people", "assistant"]
     assert server.asked == texts[:2]
 
 
 def test_a_killed_run_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
     first = judge(server, tmp_path)
     for text in ("a timer", "a lamp", "a boat"):
-        first.verdict(text)
+        first.addressee(text)
     cache = tmp_path / "verdicts.jsonl"
     cache.write_bytes(cache.read_bytes()[:-7])  # killed within the last line
     second = judge(server, tmp_path)
-    assert [second.verdict(text) for text in ("a timer", "a lamp", "a boat")] == ["assistant", "people", "people"]
+    assert [second.addressee(text) for text in ("a timer", "a lamp", "a boat")] == ["assistant", "people", "people"]
     assert server.asked == ["a timer", "a lamp", "a boat", "a boat"]
     assert [json.loads(line)["text"] for line in cache.read_text().splitlines()] == ["a timer", "a lamp", "a boat"]
 
 
 def test_another_model_gives_its_own_verdicts(server: Server, tmp_path: Path) -> None:
-    judge(server, tmp_path).verdict("a timer")
+    judge(server, tmp_path).addressee("a timer")
     server.reply = lambda _: (200, completion("PEOPLE"))
     other = Judge(server.url, "other", cache=tmp_path / "verdicts.jsonl")
-    assert other.verdict("a timer") is Verdict.PEOPLE
-    assert judge(server, tmp_path).verdict("a timer") is Verdict.ASSISTANT
+    assert other.addressee("a timer") is Addressee.PEOPLE
+    assert judge(server, tmp_path).addressee("a timer") is Addressee.ASSISTANT
 
 
 def test_a_busy_server_is_tried_again(server: Server, tmp_path: Path) -> None:
     replies = iter([(429, "slow down"), (503, "loading"), (200, completion("PEOPLE"))])
     server.reply = lambda _: next(replies)
     waits: list[float] = []
-    assert judge(server, tmp_path, waits).verdict("so we left") is Verdict.PEOPLE
+    assert judge(server, tmp_path, waits).addressee("so we left") is Addressee.PEOPLE
     assert waits == [1.0, 2.0]
 
 
@@ -141,8 +143,8 @@ def test_a_busy_server_is_tried_again(server: Server, tmp_path: Path) -> None:
     [
         ((404, '{"error": "no model reader"}'), r"refuses model 'reader': HTTP 404 .*no model reader", 1),
         ((500, "broken"), rf"did not answer in {NUM_TRIES} tries \(HTTP 500 .*verdicts\.jsonl", NUM_TRIES),
-        ((200, "<html>"), "no chat completion: b'<html>'", 1),
-        ((200, '{"choices": []}'), "no chat completion", 1),
+        ((200, "<html>"), "did not answer with a chat completion: b'<html>'", 1),
+        ((200, '{"choices": []}'), "did not answer with a chat completion", 1),
     ],
 )
 def test_what_went_wrong_is_said(
@@ -150,7 +152,7 @@ def test_what_went_wrong_is_said(
 ) -> None:
     server.reply = lambda _: reply
     with pytest.raises(RemoteError, match=message):
-        judge(server, tmp_path).verdict("so we left")
+        judge(server, tmp_path).addressee("so we left")
     assert len(server.requests) == num_requests
     assert not (tmp_path / "verdicts.jsonl").exists()
 
@@ -158,9 +160,9 @@ def test_what_went_wrong_is_said(
 def test_an_error_keeps_what_was_found(server: Server, tmp_path: Path) -> None:
     server.reply = lambda text: by_a_word(text) if text != "a boat" else (401, "no key")
     reader = judge(server, tmp_path)
-    reader.verdict("a timer")
+    reader.addressee("a timer")
     with pytest.raises(RemoteError, match="401"):
-        reader.verdict("a boat")
+        reader.addressee("a boat")
     assert [json.loads(line)["text"] for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()] == ["a timer"]
 
 
@@ -170,7 +172,7 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest
     gone.http.server_close()
     waits: list[float] = []
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1.*check that the server runs"):
-        judge(gone, tmp_path, waits).verdict("so we left")
+        judge(gone, tmp_path, waits).addressee("so we left")
     assert waits == [1.0, 2.0, 4.0]
 
 
@@ -190,6 +192,6 @@ def test_what_cannot_work_is_refused_at_once(tmp_path: Path, monkeypatch: pytest
 def test_a_cache_that_is_none_is_left_as_it_is(tmp_path: Path, content: str) -> None:
     cache = tmp_path / "verdicts.jsonl"
     cache.write_text(content)
-    with pytest.raises(BadData, match=r"verdicts\.jsonl.*file of its own"):
+    with pytest.raises(BadData, match=r"verdicts\.jsonl.*another file"):
         Judge("http://localhost/v1", "reader", cache=cache)
     assert cache.read_text() == content

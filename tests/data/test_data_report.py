@@ -59,14 +59,14 @@ def test_what_was_dropped_is_counted_by_reason() -> None:
     assert "| exact duplicate | 5 |" in markdown(report.to_json())
 
 
-def test_only_a_random_selection_is_kept_for_the_tell_test() -> None:
-    tells = filled(max_kept=100).tells()
-    assert tells is not None
-    assert tells.num_train + tells.num_test <= 100
-    assert set(tells.telling) == {"process", "ignore"}, "the end of the stream must be seen too"
-    assert tells == filled(max_kept=100).tells()
-    assert tells != filled(max_kept=100, seed=1).tells()
-    assert Report().tells() is None
+def test_only_a_random_selection_is_kept_for_the_search_for_artifacts() -> None:
+    artifacts = filled(max_kept=100).artifacts()
+    assert artifacts is not None
+    assert artifacts.num_train + artifacts.num_test <= 100
+    assert set(artifacts.telling) == {"process", "ignore"}, "the end of the stream must be seen too"
+    assert artifacts == filled(max_kept=100).artifacts()
+    assert artifacts != filled(max_kept=100, seed=1).artifacts()
+    assert Report().artifacts() is None
 
 
 def test_the_tables_say_what_was_counted() -> None:

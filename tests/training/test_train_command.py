@@ -169,7 +169,7 @@ def test_bad_input_is_explained(model_folder: Path, data: Path, tmp_path: Path) 
         run("train", "rows", "--model", broken, "--data", data, "--out", tmp_path / "out")
     with pytest.raises(BadData, match="queries"):
         run("data", "build", "duologue", "--sources", tmp_path, "--out", tmp_path / "samples", "--cuts-by", "rules")
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="not a folder"):
         run("data", "build", "paper", "--sources", tmp_path / "nowhere", "--out", tmp_path / "samples")
     with pytest.raises(UsageError, match=r"--unseen dessk: no such source; there are .*desk"):
         run("data", "build", "paper", "--sources", write_sources(tmp_path), "--out", tmp_path, "--unseen", "dessk")

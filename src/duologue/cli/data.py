@@ -111,7 +111,7 @@ def run_build(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from duologue.data.corpus import source_files
-    from duologue.data.folder import FolderBuilder
+    from duologue.data.dataset import DatasetBuilder
     from duologue.data.judge import Judge
     from duologue.data.recipes import RECIPES
 
@@ -130,13 +130,13 @@ def run_build(args: argparse.Namespace) -> int:
         recipe = replace(recipe, unseen=frozenset(args.unseen))
     judge = None
     if args.judge_url is not None:
-        verdicts = args.out / "verdicts.jsonl"
-        judge = Judge(args.judge_url, args.judge_model, cache=verdicts, api_key_env=args.judge_key_env)
-    ends = None if args.cuts_by == "rules" or recipe.cuts == "random" else _model_ends(args.cuts_by)
-    made_by = {"cuts_by": None if ends is None else args.cuts_by, "judge": args.judge_model}
+        cache = args.out / "verdicts.jsonl"
+        judge = Judge(args.judge_url, args.judge_model, cache=cache, api_key_env=args.judge_key_env)
+    end_of_turn = None if args.cuts_by == "rules" or recipe.cuts == "random" else _end_of_turn(args.cuts_by)
+    made_by = {"cuts_by": None if end_of_turn is None else args.cuts_by, "judge": args.judge_model}
     with progress("Building samples") as stage:
-        FolderBuilder(
-            args.sources, args.out, recipe, ends=ends, judge=judge, made_by=made_by, progress=stage.count
+        DatasetBuilder(
+            args.sources, args.out, recipe, end_of_turn=end_of_turn, judge=judge, made_by=made_by, progress=stage.count
         ).build()
     print((args.out / "report.md").read_text(encoding="utf-8"))
     print(f"The samples are in {args.out}. Train on them with: duologue train alora --data {args.out} --out DIR")
@@ -155,7 +155,8 @@ def run_fetch(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model_ends(name: str) -> Any:
+def _end_of_turn(name: str) -> Any:
+    """The model that detects complete cuts."""
     source = find(name)
     try:
         from duologue.backends.torch.loading import read_model
@@ -163,7 +164,7 @@ def _model_ends(name: str) -> Any:
         from duologue.training.end_of_turn import EndOfTurnModel
     except ImportError as error:
         raise MissingDependency(
-            f"a model that judges cuts needs {error.name}; install it with: pip install 'duologue[train]', or give "
+            f"a model that judges cuts needs {error.name}; install it with: pip install 'duologue[train]', or use "
             "--cuts-by rules"
         ) from error
     model, tokenizer = read_model(source.location)

@@ -1,4 +1,6 @@
-"""From folders of JSONL to labelled samples, and a report of what they are.
+"""From folders of JSONL to labelled samples, and a report on them.
 
-Knows texts and labels, no model. What a test source holds never enters training: the splits are made here.
+This package deals with texts and labels and runs no model. Documents are assigned to splits here: what a test source
+contains never enters training. The same sources, recipe and seed must give the same samples, so do not change the
+order of random draws without need.
 """

@@ -1,7 +1,7 @@
 """Labelled samples from sources: queries whole and cut, background, asides, stop; alone, in a dialogue, over an answer.
 
-Splits are by whole sources (`Recipe.unseen`, tested on and nothing else) and, for the rest, by document: training,
-calibration ("dev") and a small test part. The same recipe, seed and folder give the same samples.
+Splits are by whole sources (`Recipe.unseen`, used only in the test) and otherwise by document: training, calibration
+("dev") and a small test part. The same recipe, seed and folder give the same samples.
 """
 
 import math
@@ -9,10 +9,11 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import final
 
 from duologue.data import corpus, forms, phrases
-from duologue.data.corpus import Dialogue, Utterance
-from duologue.data.forms import Ends
+from duologue.data.corpus import CorpusDialogue, CorpusUtterance
+from duologue.data.forms import EndOfTurn
 from duologue.data.pools import SPLITS, Pools
 from duologue.data.recipes import IGNORE, INCOMPLETE, PROCESS, STOP, Recipe
 from duologue.data.samples import Sample
@@ -23,7 +24,7 @@ OPEN_WORDS = 4
 """Lines of our own with more words than this are in one split only."""
 
 _TRIES = 30  # draws of one state in one scene
-_STOCK = 128  # queries that are judged together
+_STOCK = 128  # queries that are scored together
 
 _LEAVE = re.compile(
     r"\b(that'?s (all|it|everything)|that is (all|everything)|that will be all|nothing (else|more)|no thanks?"
@@ -44,48 +45,67 @@ _BARE_ANSWER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Where something is heard."""
+    """The situation in which something is heard."""
 
     context: tuple[Turn, ...] = ()
     speaking: bool = False
     system: str | None = None
-    next_user: str | None = None  # what the user of the dialogue said next
-    next_answer: str = ""  # and what the assistant answered to that
+    next_user: str | None = None  # the next turn of the dialogue's user
+    next_answer: str = ""  # and the assistant's answer to it
     source: str = ""  # of the dialogue
 
 
-class Builder:
-    """Draws samples from pools. One random generator; the order of calls decides everything."""
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What is said, before it gets its form."""
+
+    text: str
+    source: str
+    kind: str
+    accept: tuple[InputState, ...] = ()
+    question: bool = False
+    whole: bool = True
+    response: str = ""
+
+
+_ADDRESSED = frozenset({"follow_up", "query", "request", "repaired"})
+_CUT = frozenset({"follow_up", "query", "request"})
+
+
+@final
+class SampleBuilder:
+    """Draws samples from pools. One random generator; the order of calls determines everything."""
 
     def __init__(
         self,
         pools: Pools,
         recipe: Recipe,
         split: str,
-        ends: Ends | None = None,
-        is_addressed: Callable[[str], bool] = lambda text: False,
+        end_of_turn: EndOfTurn | None = None,
+        is_device_directed: Callable[[str], bool] = lambda text: False,
     ) -> None:
         """
         Args:
-            ends: if given, says which cuts of a request are complete in themselves (`forms.unfinished_cut`).
-            is_addressed: whether a line of background speaks to an assistant after all.
+            end_of_turn: detects cuts that are complete requests (`forms.unfinished_cut`); None: by rules alone.
+            is_device_directed: whether a line of background is addressed to an assistant after all.
         """
-        self._pools, self._recipe, self._ends, self._is_addressed = pools, recipe, ends, is_addressed
+        self._pools, self._recipe = pools, recipe
+        self._end_of_turn, self._is_device_directed = end_of_turn, is_device_directed
         self._rng = random.Random(f"{recipe.seed} {split} samples")
         self._known_ends: dict[str, Sequence[float]] = {}
-        self._to_cut: list[Utterance] = []
+        self._to_cut: list[CorpusUtterance] = []
         low, high = SPLITS[split]
-        # A line of our own is in one split only, as a document is; but what can be said in four words is a closed set
-        # ("go on", "mhm", "that's enough"), and all of it is trained on.
+        # A line of our own is in one split only, as a document is. But what can be said in four words is a closed set
+        # ("go on", "mhm", "that's enough"), and training uses all of it.
         self._lines = {
             name: [line for line in lines if low <= corpus.part_of(line) < high or len(line.split()) <= OPEN_WORDS]
             for name, lines in phrases.sections().items()
         }
 
     def samples(self, num_samples: int, admit: Callable[[Sample], bool] = lambda sample: True) -> Iterator[Sample]:
-        """`num_samples` samples, those that share a scene one after the other.
+        """`num_samples` samples; those that share a scene follow each other.
 
-        One that is not admitted is drawn again; `BadData` if that goes on and on.
+        A sample that is not admitted is drawn again; `BadData` if too many are refused.
         """
         recipe, rng = self._recipe, self._rng
         states, weights = list(recipe.shares), list(recipe.shares.values())
@@ -107,96 +127,89 @@ class Builder:
                 num_left -= 1
 
     def scene(self, *, in_context: bool | None = None, speaking: bool | None = None, goes_on: bool = False) -> Scene:
-        """A place for samples: nothing said yet, a dialogue at rest, or one with a running answer.
+        """A scene for samples: nothing said yet, a dialogue at rest, or one with a running answer.
 
-        With `goes_on`, a dialogue whose user says something next, where the sources have one.
+        With `goes_on`, a dialogue whose next user turn is known, if the sources have one.
         """
         recipe, rng = self._recipe, self._rng
-        system = rng.choice(recipe.systems)
+        chosen = Scene(system=rng.choice(recipe.systems))
         inside = rng.random() < recipe.in_context if in_context is None else in_context
         if not inside or not self._pools.dialogues:
-            return Scene(system=system)
+            return chosen
         speaks = rng.random() < recipe.speaking if speaking is None else speaking
-        chosen = Scene(system=system)
         for _ in range(50):
             dialogue = rng.choice(self._pools.dialogues[rng.choice(list(self._pools.dialogues))])
             found = self._cut_dialogue(dialogue, speaks)
             if found is not None:
-                context, next_user, next_answer = found
-                chosen = Scene(context, speaks, system, next_user, next_answer, dialogue.source)
-                if next_user is not None or not goes_on:
+                chosen = replace(found, system=chosen.system)
+                if chosen.next_user is not None or not goes_on:
                     break
         return chosen
 
-    def _cut_dialogue(self, dialogue: Dialogue, speaking: bool) -> tuple[tuple[Turn, ...], str | None, str] | None:
-        """The turns up to a random answer, newest ones that fit; a running answer cut at a random whole word."""
-        rng, turns = self._rng, dialogue.turns
+    def _cut_dialogue(self, dialogue: CorpusDialogue, speaking: bool) -> Scene | None:
+        """The newest turns that fit, up to a random answer; a running answer is cut at a random whole word."""
+        rng, turns, limit = self._rng, dialogue.turns, self._recipe.max_context_words
         at = rng.randrange(1, len(turns), 2)  # an assistant's turn
-        answer = forms.words(turns[at].text)
-        if speaking:
-            if len(answer) < 6:
-                return None
-            heard = rng.randint(1, min(len(answer) - 1, 70))
-            # cut where a word ends, keeping the spaces and line breaks of the answer
-            text = _first_words(turns[at].text, heard)
-        else:
-            if len(answer) > 90:
-                return None
-            text = turns[at].text
-        context = [Turn(Role.ASSISTANT, text)]
+        text = turns[at].text
         num_words = len(forms.words(text))
-        first = at - 1
-        for i in range(at - 1, -1, -2):  # user turns, newest first
-            size = len(forms.words(turns[i].text)) + (len(forms.words(turns[i + 1].text)) if i + 1 < at else 0)
-            if num_words + size > self._recipe.max_context_words and i != at - 1:
-                break
-            if i == at - 1 and len(forms.words(turns[i].text)) > self._recipe.max_context_words:
+        if speaking:
+            if num_words < 6:
                 return None
-            first, num_words = i, num_words + size
-        context = [*turns[first:at], *context]
+            num_words = rng.randint(1, min(num_words - 1, 70))
+            text = _first_words(text, num_words)
+        elif num_words > 90:
+            return None
+        sizes = [len(forms.words(turn.text)) for turn in turns[:at]]
+        if sizes[at - 1] > limit:
+            return None
+        first, num_words = at - 1, num_words + sizes[at - 1]
+        while first and num_words + sizes[first - 1] + sizes[first - 2] <= limit:
+            num_words += sizes[first - 1] + sizes[first - 2]
+            first -= 2
+        context = (*turns[first:at], Turn(Role.ASSISTANT, text))
         following = [turn.text for turn in turns[at + 1 : at + 3]]
-        return tuple(context), following[0] if following else None, following[1] if len(following) > 1 else ""
+        next_user, next_answer = (*following, None, None)[:2]
+        return Scene(context, speaking, None, next_user, next_answer or "", dialogue.source)
 
     def sample(self, state: InputState, scene: Scene) -> Sample:
         """One sample of `state` in `scene`."""
         make = {PROCESS: self._process, INCOMPLETE: self._incomplete, IGNORE: self._ignore, STOP: self._stop}[state]
         for _ in range(200):
-            made = make(scene)
-            text = self._form(made.text, question=made.question, whole=made.whole)
+            draft = make(scene)
+            text = forms.random_form(draft.text, self._rng, question=draft.question, whole=draft.whole)
             if text:
                 return Sample(
-                    text, state, made.source, made.kind, made.accept, scene.context, scene.speaking, scene.system,
-                    made.response,
+                    text, state, draft.source, draft.kind, draft.accept, scene.context, scene.speaking, scene.system,
+                    draft.response,
                 )  # fmt: skip
-        raise BadData(f"the sources give no sample of {state}")  # pragma: no cover - lines of our own always do
+        raise BadData(f"the sources give no sample of {state}")  # pragma: no cover - our own lines always do
 
-    def _form(self, text: str, *, question: bool, whole: bool) -> str:
-        if self._rng.random() < 0.5:
-            return forms.spoken(text)
-        return forms.typed(text, self._rng, question=question, whole=whole)
+    # ------------------------------------------------------------------------------------------------------- process
 
-    def _process(self, scene: Scene) -> "_Made":
-        made = self._request(scene)
+    def _process(self, scene: Scene) -> _Draft:
+        draft = self._request(scene)
         accept: tuple[InputState, ...] = ()
-        if (made.kind == "follow_up" and takes_leave(made.text)) or (made.kind == "complaint" and scene.speaking):
+        if (draft.kind == "follow_up" and takes_leave(draft.text)) or (draft.kind == "complaint" and scene.speaking):
             accept = (STOP,)
-        elif made.kind == "small_talk" and scene.context:
+        elif draft.kind == "small_talk" and scene.context:
             accept = (IGNORE,)  # a "thanks" in passing needs no answer
-        text = self._said(made.text, scene) if made.kind in _ADDRESSED else made.text
-        return replace(made, text=text, accept=accept, question=forms.is_question(made.text))
+        text = self._as_spoken(draft.text, scene) if draft.kind in _ADDRESSED else draft.text
+        return replace(draft, text=text, accept=accept, question=forms.is_question(draft.text))
 
-    def _said(self, text: str, scene: Scene) -> str:
-        """`text` as people say it, who begin with something else and hesitate: all that is said to the assistant."""
+    def _as_spoken(self, text: str, scene: Scene) -> str:
+        """What is said to the assistant, sometimes with an opener or a hesitation."""
         if not self._recipe.own_lines:
             return text
-        if self._rng.random() < 0.06 and " " in text:
-            text = phrases.hesitant(text, self._rng)
+        text = self._hesitant(text)
         if self._rng.random() < (0.25 if scene.speaking else 0.15):
             text = f"{self._rng.choice(phrases.lines('before_request'))} {text}"
         return text
 
-    def _request(self, scene: Scene, draw_query: Callable[[], Utterance] | None = None) -> "_Made":
-        """Something complete that is said to the assistant."""
+    def _hesitant(self, text: str) -> str:
+        return phrases.hesitant(text, self._rng) if self._rng.random() < 0.06 and " " in text else text
+
+    def _request(self, scene: Scene, draw_query: Callable[[], CorpusUtterance] | None = None) -> _Draft:
+        """A complete request to the assistant."""
         rng, pools = self._rng, self._pools
         follow = scene.next_user
         if follow is not None and rng.random() < (0.7 if not scene.speaking else 0.35):
@@ -204,66 +217,55 @@ class Builder:
             # agreement over a running answer is a backchannel, not a follow-up
             agrees = len(parts) < 4 or _AGREEMENT.issuperset(forms.spoken(follow).split())
             if len(parts) <= self._recipe.max_words and not (scene.speaking and agrees):
-                return _Made(follow, scene.source, "follow_up", response=scene.next_answer)
+                return _Draft(follow, scene.source, "follow_up", response=scene.next_answer)
         if self._recipe.own_lines and rng.random() < (0.5 if scene.context else 0.25):
             return self._own_request(scene)
         if scene.speaking and pools.complaints and rng.random() < 0.04:
-            return _Made(rng.choice(pools.complaints).text, "stop_commands", "complaint")
+            return _Draft(rng.choice(pools.complaints).text, "stop_commands", "complaint")
         query = (draw_query or self._query)()
         if self._recipe.own_lines and rng.random() < 0.24 and len(forms.words(query.text)) >= 5:
             head, tail = self._around_a_repair(query.text)
             text = phrases.repaired(head, tail, forms.words(self._any_query().text), rng)
-            return _Made(text, query.source, "repaired", response=query.answer)
-        return _Made(query.text, query.source, "query", response=query.answer)
+            return _Draft(text, query.source, "repaired", response=query.answer)
+        return _Draft(query.text, query.source, "query", response=query.answer)
 
     def _around_a_repair(self, text: str) -> tuple[list[str], list[str]]:
-        """The words of a request before somebody says something else, and those with which he takes it up again."""
+        """The words of a request before the speaker errs, and those with which the speaker resumes it."""
         parts = forms.words(text)
         at = self._rng.randint(0, max(1, min(len(parts) - 1, 9)))
         return parts[:at], parts[max(0, at - self._rng.randint(0, 3)) :]
 
-    def _own_request(self, scene: Scene) -> "_Made":
+    def _own_request(self, scene: Scene) -> _Draft:
         rng, pools = self._rng, self._pools
         draw = rng.random()
         if draw < 0.5:
-            return _Made(phrases.fill(rng.choice(self._lines["requests"]), rng), "own", "request")
+            return self._own("requests", "request")
         if draw < 0.62 and not scene.speaking:
-            return _Made(phrases.fill(rng.choice(self._lines["small_talk"]), rng), "own", "small_talk")
+            return self._own("small_talk", "small_talk")
         if draw < 0.78:
             line = rng.choice([*self._lines["go_on"], *self._lines["complaints"]])
-            return _Made(line, "own", "go_on" if line in self._lines["go_on"] else "complaint")
+            return _Draft(line, "own", "go_on" if line in self._lines["go_on"] else "complaint")
         if pools.not_stops and rng.random() < 0.4:
-            return _Made(rng.choice(pools.not_stops).text, "stop_commands", "stop_not")
-        return _Made(phrases.fill(rng.choice(self._lines["stop_not"]), rng), "own", "stop_not")
+            return _Draft(rng.choice(pools.not_stops).text, "stop_commands", "stop_not")
+        return self._own("stop_not", "stop_not")
 
-    def _query(self) -> Utterance:
+    def _own(self, section: str, kind: str) -> _Draft:
+        """A line of our own with filled slots."""
+        return _Draft(phrases.fill(self._rng.choice(self._lines[section]), self._rng), "own", kind)
+
+    def _any_query(self) -> CorpusUtterance:
+        return self._rng.choice(self._pools.queries[_random_source(self._pools.queries, self._rng)])
+
+    def _query(self) -> CorpusUtterance:
         for _ in range(100):
             query = self._any_query()
             if 2 <= len(forms.words(query.text)) <= self._recipe.max_words and not forms.is_cut_off(query.text):
                 return query
         raise BadData(f"the queries have no text of 2 to {self._recipe.max_words} words")
 
-    def _query_to_cut(self) -> Utterance:
-        """One of a stock of queries that were judged together, which is many times as fast as one by one."""
-        if not self._to_cut:
-            self._to_cut = [self._query() for _ in range(_STOCK)]
-            self._judge([query.text for query in self._to_cut])
-        return self._to_cut.pop()
+    # ---------------------------------------------------------------------------------------------------- incomplete
 
-    def _ends_of(self, text: str) -> Sequence[float]:
-        if text not in self._known_ends:
-            self._judge([text])
-        return self._known_ends[text]
-
-    def _judge(self, texts: Sequence[str]) -> None:
-        new = [text for text in dict.fromkeys(texts) if text not in self._known_ends]
-        found = self._ends([forms.spoken(text) for text in new]) if self._ends is not None else [()] * len(new)
-        self._known_ends.update(zip(new, found, strict=True))
-
-    def _any_query(self) -> Utterance:
-        return self._rng.choice(self._pools.queries[_source(self._pools.queries, self._rng)])
-
-    def _incomplete(self, scene: Scene) -> "_Made":
+    def _incomplete(self, scene: Scene) -> _Draft:
         rng, own = self._rng, self._recipe.own_lines
         draw = rng.random() if own else 1.0
         if draw < 0.12:
@@ -271,126 +273,126 @@ class Builder:
         if draw < 0.2:
             return self._broken_repair(scene)
         for _ in range(50):
-            made = self._request(scene, self._query_to_cut)
-            if made.kind not in _CUT:
+            draft = self._request(scene, self._query_to_cut)
+            if draft.kind not in _CUT:
                 continue
             if self._recipe.cuts == "random":
-                cut, kind = forms.random_cut(made.text, rng), "random_cut"
+                cut, kind = forms.random_cut(draft.text, rng), "random_cut"
             else:
-                cut, kind = forms.unfinished_cut(made.text, rng, self._ends_of(made.text)), "cut"
-                if cut is not None and forms.spoken(cut).split(" ")[-1] not in forms.FUNCTION_WORDS:
-                    kind = "content_cut"
+                cut = forms.unfinished_cut(draft.text, rng, self._ends_of(draft.text))
+                kind = "cut" if cut is None or forms.ends_in_function_word(cut) else "content_cut"
             if cut is None or (own and self._may_be_whole(cut)):
                 continue
-            cut = self._said(cut, scene)
+            cut = self._as_spoken(cut, scene)
             if own and rng.random() < 0.06:
                 cut = f"{cut} {rng.choice(phrases.FILLERS)}"
-            return _Made(cut, made.source, kind, whole=False)
+            return _Draft(cut, draft.source, kind, whole=False)
         return self._unfinished()
 
+    def _query_to_cut(self) -> CorpusUtterance:
+        """One of a stock of queries that are scored together, which is many times faster than one by one."""
+        if not self._to_cut:
+            self._to_cut = [self._query() for _ in range(_STOCK)]
+            self._score([query.text for query in self._to_cut])
+        return self._to_cut.pop()
+
+    def _ends_of(self, text: str) -> Sequence[float]:
+        if text not in self._known_ends:
+            self._score([text])
+        return self._known_ends[text]
+
+    def _score(self, texts: Sequence[str]) -> None:
+        """Compute the end-of-turn probabilities of new texts."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known_ends]
+        spoken = [forms.spoken(text) for text in new]
+        found = self._end_of_turn(spoken) if self._end_of_turn is not None else [()] * len(new)
+        self._known_ends.update(zip(new, found, strict=True))
+
     def _may_be_whole(self, cut: str) -> bool:
-        """Whether a cut is what somebody else said and no more, or an answer to a question."""
+        """Whether a cut is all that somebody else said, or an answer to a question."""
         plain = forms.spoken(cut)
         return (" " in plain and self._pools.is_whole(plain)) or bool(_BARE_ANSWER.fullmatch(plain))
 
-    def _broken_repair(self, scene: Scene) -> "_Made":
-        """A request that somebody begins to correct: up to there, or to a word after which something must come."""
+    def _broken_repair(self, scene: Scene) -> _Draft:
+        """A request with a self-correction that breaks off at once, or after a word that requires a continuation."""
         rng = self._rng
         query = self._query()
         head, tail = self._around_a_repair(query.text)
         opened = [n for n in range(1, min(4, len(tail))) if forms.is_cut_off(tail[n - 1])]
         more = tail[: rng.choice(opened)] if opened and rng.random() < 0.5 else []
         text = phrases.repaired(head, more, forms.words(self._any_query().text), rng)
-        return _Made(self._said(text, scene), query.source, "repaired_cut", whole=False)
+        return _Draft(self._as_spoken(text, scene), query.source, "repaired_cut", whole=False)
 
-    def _unfinished(self) -> "_Made":
-        return _Made(self._rng.choice(self._lines["unfinished"]), "own", "unfinished", whole=False)
+    def _unfinished(self) -> _Draft:
+        return _Draft(self._rng.choice(self._lines["unfinished"]), "own", "unfinished", whole=False)
 
-    def _ignore(self, scene: Scene) -> "_Made":
+    # -------------------------------------------------------------------------------------------------- ignore, stop
+
+    def _ignore(self, scene: Scene) -> _Draft:
         rng = self._rng
         if not self._recipe.own_lines:
             return self._background(scene)
         draw = rng.random()
         if scene.speaking and draw < 0.18:
             text = rng.choice(self._lines["backchannels"])
-            return _Made(text, "own", "backchannel", (INCOMPLETE,) if text in phrases.OPEN_NOISES else ())
+            return _Draft(text, "own", "backchannel", (INCOMPLETE,) if text in phrases.OPEN_NOISES else ())
         asked = bool(scene.context) and scene.context[-1].text.rstrip().endswith("?")  # "mhm" may be an answer
         if not scene.speaking and not asked and draw < 0.06:
-            return _Made(rng.choice(self._lines["noises"]), "own", "noise", (INCOMPLETE,))
+            return _Draft(rng.choice(self._lines["noises"]), "own", "noise", (INCOMPLETE,))
         if draw < (0.4 if scene.speaking else 0.24):
-            text = phrases.fill(rng.choice(self._lines["asides"]), rng)
-            return _Made(text, "own", "aside", question=forms.is_question(text))
+            draft = self._own("asides", "aside")
+            return replace(draft, question=forms.is_question(draft.text))
         return self._background(scene)
 
-    def _background(self, scene: Scene) -> "_Made":
-        """Talk that is not meant for the assistant, as long as queries are; questions more often than they occur."""
+    def _background(self, scene: Scene) -> _Draft:
+        """Talk to others, cut to the length of queries; questions are more frequent than in the sources."""
         rng, pools = self._rng, self._pools
         want_question = rng.random() < (0.5 if scene.speaking else 0.3)
         target = min(len(forms.words(self._any_query().text)), self._recipe.max_words)
         want_short = scene.speaking and rng.random() < 0.2  # listeners say little
         item, others = None, []
         for _ in range(60):
-            drawn = rng.choice(pools.background[_source(pools.background, rng)])
+            drawn = rng.choice(pools.background[_random_source(pools.background, rng)])
             size = len(forms.words(drawn.text))
             if size < (1 if scene.speaking else 3):
                 continue
             if (want_short and size > 4) or (want_question and not want_short and not drawn.text.endswith("?")):
                 others.append(drawn)
-            elif not self._is_addressed(drawn.text):
+            elif not self._is_device_directed(drawn.text):
                 item = drawn
                 break
-        else:  # such talk is rare here; another will do
-            item = next((other for other in others if not self._is_addressed(other.text)), None)
+        else:  # such talk is rare in these sources; other talk will do
+            item = next((other for other in others if not self._is_device_directed(other.text)), None)
         if item is None:
-            raise BadData("background/ has no line, or next to none, that is not said to an assistant")
+            raise BadData("background/ has no, or almost no, line that is not addressed to an assistant")
         parts = forms.words(item.text)
         if len(parts) > target + 3 and not (item.text.endswith("?") and len(parts) <= 20):
             cut = " ".join(parts[: max(target, 5)])
-            return _Made(cut, item.source, "background_cut", (INCOMPLETE,), whole=False)
-        return _Made(item.text, item.source, "background", question=forms.is_question(item.text))
+            return _Draft(cut, item.source, "background_cut", (INCOMPLETE,), whole=False)
+        return _Draft(item.text, item.source, "background", question=forms.is_question(item.text))
 
-    def _stop(self, scene: Scene) -> "_Made":
+    def _stop(self, scene: Scene) -> _Draft:
         rng = self._rng
         if self._pools.stops and rng.random() < 0.25:
             text, source, kind = rng.choice(self._pools.stops).text, "stop_commands", "stop_command"
         else:
             text, source, kind = phrases.stop_phrase(rng.choice(self._lines["stop"]), rng), "own", "stop"
-        if self._recipe.own_lines and rng.random() < 0.06 and " " in text:
-            return _Made(phrases.hesitant(text, rng), source, kind, question=forms.is_question(text))
-        return _Made(text, source, kind, question=forms.is_question(text))
+        if self._recipe.own_lines:
+            text = self._hesitant(text)
+        return _Draft(text, source, kind, question=forms.is_question(text))
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What is said, before it has a form."""
-
-    text: str
-    source: str
-    kind: str
-    accept: tuple[InputState, ...] = ()
-    question: bool = False
-    whole: bool = True
-    response: str = ""
-
-
-_ADDRESSED = frozenset({"follow_up", "query", "request", "repaired"})
-_CUT = frozenset({"follow_up", "query", "request"})
-
-
-def _source(pool: Mapping[str, Sequence[Utterance]], rng: random.Random) -> str:
-    """A random source; large ones more often, but not as much more as they are larger."""
+def _random_source(pool: Mapping[str, Sequence[CorpusUtterance]], rng: random.Random) -> str:
+    """A random source; a larger one is more likely, in proportion to the square root of its size."""
     names = list(pool)
     return rng.choices(names, [math.sqrt(len(pool[name])) for name in names])[0]
 
 
 def _first_words(text: str, num_words: int) -> str:
-    """The first `num_words` words of `text` with the spaces between them as they are."""
+    """The first `num_words` words of `text`, with the spaces and line breaks between them unchanged."""
     end = 0
-    for _ in range(num_words):
-        while end < len(text) and text[end].isspace():
-            end += 1
-        while end < len(text) and not text[end].isspace():
-            end += 1
+    for _, word in zip(range(num_words), re.finditer(r"\S+", text), strict=False):
+        end = word.end()
     return text[:end]
 
 

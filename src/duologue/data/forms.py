@@ -1,7 +1,7 @@
 """The form of words: as a recogniser writes them or as people type them, whole or cut.
 
-Corpora differ in case and punctuation, and a model that learns the style of a corpus looks perfect and is useless.
-So every class goes through the same two forms with the same probabilities.
+Corpora differ in case and punctuation, and a model that learns the style of a corpus scores well and is useless. So all
+classes are written in the same two forms with the same probabilities.
 """
 
 import random
@@ -18,14 +18,14 @@ _FUNCTION_WORDS = (
     "only many much another other please could've um uh er hmm"
 )
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
-"""Words after which an English request is hardly ever complete."""
+"""Words after which an English request is rarely complete."""
 
 _COMPLETE_ENDS = (
     "it me you them him her us i'm too also more much most please that this on in off up out over about am "
     "are is was do does did have has can will would should mine yours like for to at with from of by near"
 )
 COMPLETE_ENDS = frozenset(_COMPLETE_ENDS.split())
-"""Function words that do end whole requests ("what is this for", "turn it on"): only early on is a cut there clear."""
+"""Function words that can end a request ("what is this for", "turn it on"); a cut there is clear only early on."""
 
 _QUESTION_WORDS = (
     "what who whom whose which where when why how is are was were am do does did can could will would shall "
@@ -37,6 +37,7 @@ QUESTION_WORDS = frozenset(_QUESTION_WORDS.split())
 _NOT_SPOKEN = re.compile(r"[^\w\s'$%€£+&@.:/-]", re.UNICODE)
 _LOOSE = re.compile(r"(?<!\w)['.:/-]+|['.:/-]+(?!\w)")
 _SPACES = re.compile(r"\s+")
+_SENTENCE_MARKS = tuple(".!?;:")
 _ENDING = re.compile(r"[\s.!?,;:…-]+$")
 
 
@@ -46,16 +47,16 @@ def words(text: str) -> list[str]:
 
 
 def spoken(text: str) -> str:
-    """The normal form: lower case, no punctuation, as a recogniser writes."""
+    """The normal form: lower case without punctuation, as a recogniser writes."""
     text = text.replace("’", "'").replace("—", " ").replace("–", " ").replace("--", " ")
     text = _NOT_SPOKEN.sub(" ", text.lower())
     return _SPACES.sub(" ", _LOOSE.sub(" ", text)).strip()
 
 
 def typed(text: str, rng: random.Random, *, question: bool, whole: bool) -> str:
-    """`text` as somebody might type it: capitals and a final mark, each present or not by the same chance for all.
+    """`text` as somebody might type it, with or without capitals and a final mark, equally likely for all classes.
 
-    A cut text never has a final mark; the inner punctuation stays as the source has it.
+    A cut text never has a final mark. The inner punctuation stays that of the source.
     """
     text = _ENDING.sub("", _SPACES.sub(" ", text)).strip().strip("\"'")
     if not text:
@@ -71,49 +72,58 @@ def typed(text: str, rng: random.Random, *, question: bool, whole: bool) -> str:
     return text
 
 
+def random_form(text: str, rng: random.Random, *, question: bool, whole: bool) -> str:
+    """`text` in one of the two forms, with equal probability."""
+    return spoken(text) if rng.random() < 0.5 else typed(text, rng, question=question, whole=whole)
+
+
 def is_question(text: str) -> bool:
-    """Whether `text` asks something, by its mark or its first word."""
+    """Whether `text` is a question, by its final mark or its first word."""
     first = spoken(text).split(" ", 1)[0]
     return text.rstrip().endswith("?") or first in QUESTION_WORDS
 
 
-Ends = Callable[[Sequence[str]], list[Sequence[float]]]
-"""For texts in their spoken form: how probable it is after each word that the request ends there."""
+EndOfTurn = Callable[[Sequence[str]], list[Sequence[float]]]
+"""For texts in spoken form: the probability, after each word, that the request ends there."""
 
 CLEARLY_OPEN = 0.015
-"""Below this probability of an end, a cut is not complete in itself whatever its last word is."""
+"""Below this probability of an end, a cut is not a complete request, whatever its last word is."""
 MAYBE_WHOLE = 0.05
-"""Above it, a cut may be a request in itself whatever its last word is."""
+"""Above it, a cut may be a complete request, whatever its last word is."""
 
 
 def unfinished_cut(text: str, rng: random.Random, p: Sequence[float] = ()) -> str | None:
-    """The beginning of `text`, cut at a random word so that it is clearly not complete; None where that is not found.
+    """The beginning of `text`, cut at a random word so that it is clearly incomplete; None if there is no such cut.
 
-    A cut of a request is often a request in itself ("write a daily routine" of a longer one). Kept are cuts that end in
-    a word after which something must come, the first few words of a question that lacks its verb, and, where a language
-    model says how probable an end is after each word (`p`, as of `Ends`), those after which it expects none.
+    A cut request is often a complete request ("write a daily routine" of a longer one). Possible cuts end in a word
+    that requires a continuation, or are the first words of a question that lacks its verb. If a language model gives
+    the probability of an end after each word (`p`, see `EndOfTurn`), cuts after which it expects none are possible too.
     """
     parts = words(text)
     clear = [n for n in range(1, len(parts)) if is_unfinished(parts[:n], len(parts))]
     other: list[int] = []
-    if len(p) == len(parts):  # not where the spoken form has other words, as "--" alone
+    if len(p) == len(parts):  # the spoken form may have fewer words, for example without "--"
         clear = [n for n in clear if p[n - 1] < MAYBE_WHOLE]
         other = [
             n
             for n in range(2, len(parts))
-            if n not in clear and p[n - 1] < CLEARLY_OPEN and not re.search(r"[.!?;:]$", parts[n - 1])
+            if n not in clear and p[n - 1] < CLEARLY_OPEN and not parts[n - 1].endswith(_SENTENCE_MARKS)
         ]
     cuts = other if other and (not clear or rng.random() < 0.5) else clear
     if not cuts:
         return None
-    # longer cuts are rarer among the clear ones, so they are preferred
+    # long cuts are rarer among the clear ones, so they get higher weights
     return " ".join(parts[: rng.choices(cuts, cuts)[0]])
 
 
+def ends_in_function_word(text: str) -> bool:
+    """Whether the last word of `text` is a function word."""
+    return spoken(text).split(" ")[-1] in FUNCTION_WORDS
+
+
 def is_cut_off(text: str) -> bool:
-    """Whether a text that should be whole ends in a word after which something must come."""
-    last = spoken(text).split(" ")[-1]
-    return last in FUNCTION_WORDS and last not in COMPLETE_ENDS
+    """Whether a text that should be whole ends in a word that requires a continuation."""
+    return spoken(text).split(" ")[-1] in FUNCTION_WORDS - COMPLETE_ENDS
 
 
 def random_cut(text: str, rng: random.Random) -> str | None:
@@ -123,8 +133,8 @@ def random_cut(text: str, rng: random.Random) -> str | None:
 
 
 def is_unfinished(head: list[str], num_words: int) -> bool:
-    """Whether the words `head`, the beginning of a text of `num_words`, are clearly not complete in themselves."""
-    if re.search(r"[.!?;:]$", head[-1]):
+    """Whether the words `head`, the beginning of a text of `num_words`, are clearly not a complete request."""
+    if head[-1].endswith(_SENTENCE_MARKS):
         return False
     plain = [spoken(word) for word in head]
     last, rest = plain[-1], num_words - len(head)

@@ -1,8 +1,8 @@
-"""Hugging Face datasets by name, written as sources that `data build` reads: one form of input, wherever it came from.
+"""Hugging Face datasets by name, written as sources that `data build` reads.
 
-Rows are streamed, and of Parquet files only the columns that are needed are read, so that no audio is fetched. The
-order is shuffled with a fixed seed, since a dataset often has its parts one after the other. An interrupted fetch goes
-on where it was, and a larger limit continues a finished one.
+Rows are streamed, and only the needed columns of Parquet files are read, so that no audio is downloaded. The order is
+shuffled with a fixed seed, because the parts of a dataset are often sorted. An interrupted fetch continues where it
+stopped, and a larger limit continues a finished one.
 """
 
 import dataclasses
@@ -22,33 +22,33 @@ from duologue.types import Role
 Row = dict[str, Any]
 
 _SHUFFLE_ROWS = 2000
-"""Rows among which the next one is drawn; files are shuffled as well."""
+"""Size of the buffer from which the next row is drawn; files are shuffled as well."""
 
 _PUNCTUATION = {"COMMA": ",", "PERIOD": ".", "QUESTIONMARK": "?", "EXCLAMATIONPOINT": "!"}
 
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """Where a dataset is, and what its columns are called."""
+    """Where a dataset is, and the names of its columns."""
 
     repo: str
-    folder: str  # of the sources: queries, background or dialogues
+    folder: str  # of sources: queries, background or dialogues
     split: str
     license: str
-    id: tuple[str, ...]  # columns that together name a row
+    id: tuple[str, ...]  # columns that together identify a row
     fields: Mapping[str, str]  # field of a source's row → column
-    tidy: Callable[[Row], Row | None]  # the last touch; None leaves the row out
+    convert: Callable[[Row], Row | None]  # completes the row; None leaves it out
     config: str | None = None
     revision: str | None = None
 
     @property
     def columns(self) -> list[str]:
-        """Everything that is read."""
+        """All columns that are read."""
         return list(dict.fromkeys([*self.id, *self.fields.values()]))
 
 
 def transcript(text: str) -> str:
-    """A GigaSpeech transcript as people write: tags become punctuation, garbage tags go, capitals only where due."""
+    """A GigaSpeech transcript in written form: tags become punctuation, noise tags go, capitals are restored."""
     text = re.sub(r"\s*<(\w+)>", lambda tag: _PUNCTUATION.get(tag[1].upper(), " "), text)
     text = re.sub(r"^[\s,.?!]+", "", " ".join(text.split()))
     if text.isupper():
@@ -58,7 +58,7 @@ def transcript(text: str) -> str:
 
 
 def _query(row: Row) -> Row | None:
-    """Rounds after the first need what was said before; they belong to the document of the first."""
+    """Rounds after the first depend on what was said before; they belong to the document of the first."""
     turn = str(row.pop("round"))
     is_later = turn.isdigit() and int(turn) > 0
     row["kind"] = "assistant_turn" if is_later else "assistant_query"
@@ -73,7 +73,7 @@ def _segment(row: Row) -> Row | None:
 
 
 def _dialogue(row: Row) -> Row | None:
-    """Messages of the two sides alone."""
+    """The messages of user and assistant; a row with other roles is left out."""
     turns = [
         {"role": str(message["role"]), "text": str(message["content"]).strip()}
         for message in row.pop("messages")
@@ -92,7 +92,7 @@ SOURCES: dict[str, HubSource] = {
         license="Apache-2.0",
         id=("split_name", "index", "round"),
         fields={"text": "question", "answer": "answer", "round": "round"},
-        tidy=_query,
+        convert=_query,
     ),
     "gigaspeech": HubSource(
         repo="speechcolab/gigaspeech",
@@ -101,9 +101,9 @@ SOURCES: dict[str, HubSource] = {
         license="Apache-2.0",
         id=("segment_id",),
         fields={"text": "text", "doc": "audio_id", "kind": "source"},
-        tidy=_segment,
+        convert=_segment,
         config="xl",
-        revision="refs/pr/20",  # its Parquet files; the main branch has a loading script, which cannot be run any more
+        revision="refs/pr/20",  # its Parquet files; the main branch has a loading script, which is no longer supported
     ),
     "ultrachat": HubSource(
         repo="HuggingFaceH4/ultrachat_200k",
@@ -112,10 +112,10 @@ SOURCES: dict[str, HubSource] = {
         license="MIT",
         id=("prompt_id",),
         fields={"messages": "messages"},
-        tidy=_dialogue,
+        convert=_dialogue,
     ),
 }
-"""Name of a source → where it is. The paper's queries, its background, and the dialogues of Duplex-UltraChat."""
+"""Name of a source → where it is: the paper's queries, its background, and the dialogues of Duplex-UltraChat."""
 
 
 def fetch(
@@ -132,21 +132,21 @@ def fetch(
     """Write up to `limit` rows of a dataset as a source below `out`; returns the file, `queries/NAME.jsonl.gz`.
 
     Args:
-        repo: a copy of the dataset, on the hub or in a local folder; `config`, `split` and `revision` likewise.
-        on_row: told how many rows there are, after each.
+        repo: a copy of the dataset, on the hub or in a local folder; `config`, `split` and `revision` select a part.
+        on_row: receives the number of rows after each row.
 
     Raises:
         UsageError: no source of that name, or a limit below one.
         MissingDependency: the library `datasets` is not installed.
-        RemoteError: the hub cannot be reached, or wants a login; what came so far is kept.
-        BadData: the dataset has other columns or splits, or the file there comes from elsewhere.
+        RemoteError: the hub cannot be reached or requires a login; rows fetched so far are kept.
+        BadData: the dataset has other columns or splits, or the existing file comes from another dataset.
     """
     if name not in SOURCES:
-        raise UsageError(f"no dataset {name!r} is known by name; there are {', '.join(SOURCES)}")
+        raise UsageError(f"unknown dataset {name!r}; known are {', '.join(SOURCES)}")
     if limit < 1:
-        raise UsageError(f"at least one row must be fetched, got a limit of {limit}")
+        raise UsageError(f"the limit must be at least one row, got a limit of {limit}")
     source = SOURCES[name]
-    if repo is not None:  # which has its own configurations and revisions
+    if repo is not None:  # a copy has its own configurations and revisions
         source = dataclasses.replace(source, repo=repo, config=None, revision=None)
     source = dataclasses.replace(
         source,
@@ -154,7 +154,6 @@ def fetch(
         split=split or source.split,
         revision=revision or source.revision,
     )
-
     final = out / source.folder / f"{name}.jsonl.gz"
     part = final.with_name(f"{name}.part")
     try:
@@ -171,46 +170,48 @@ def fetch(
                     if num_rows >= limit:
                         break
         if not num_rows:
-            raise BadData(f"{source.repo} has no row that could be used in split {source.split!r}")
+            raise BadData(f"{source.repo} has no usable row in split {source.split!r}")
         _pack(part, final)
     except (OSError, EOFError) as error:
-        raise BadData(f"{final} cannot be written: {error}") from error
+        raise BadData(f"cannot write {final}: {error}") from error
     return final
 
 
 def _rows(source: HubSource, position: int) -> Iterator[Row]:
-    """Rows of a source from a position in the dataset on; each knows its own."""
+    """Rows of a source from a position in the dataset on; each stores its own position."""
     try:
         data, labels = _stream(source)
         for at, found in enumerate(data.skip(position), position):
             found |= {column: kind.int2str(found[column]) for column, kind in labels.items()}
             row = {"id": "-".join(str(found[column]) for column in source.id)}
             row |= {name: found[column] for name, column in source.fields.items() if found[column] is not None}
-            tidied = source.tidy(row)
-            if tidied is not None and (tidied.get("turns") or str(tidied.get("text", "")).strip()):
-                yield {**tidied, "source": source.repo, "license": source.license, "position": at}
+            converted = source.convert(row)
+            if converted is not None and (converted.get("turns") or str(converted.get("text", "")).strip()):
+                yield {**converted, "source": source.repo, "license": source.license, "position": at}
     except DuologueError:
         raise
     except (ValueError, LookupError, TypeError, RuntimeError) as error:
         raise BadData(
-            f"{source.repo} is not as expected ({type(error).__name__}: {error}); columns {source.columns} of "
-            f"split {source.split!r} are read. Give the address of a copy in Parquet that has them"
+            f"{source.repo} has an unexpected format ({type(error).__name__}: {error}); columns {source.columns} of "
+            f"split {source.split!r} are needed. Use --repo with a Parquet copy that has them"
         ) from error
     except Exception as error:
         raise RemoteError(
-            f"{source.repo} cannot be read ({type(error).__name__}: {error}). Check the network, and `hf auth login` "
-            "where a dataset wants its terms accepted; the same call goes on where this one ended"
+            f"{source.repo} cannot be read ({type(error).__name__}: {error}). Check the network, and use "
+            "`hf auth login` if the dataset has terms to accept; the same command continues where this one stopped"
         ) from error
 
 
 def _stream(source: HubSource) -> tuple[Any, dict[str, Any]]:
-    """The dataset in shuffled order with the needed columns alone, and those columns that hold class labels."""
+    """The dataset in shuffled order with only the needed columns, and the columns that hold class labels."""
     try:
         import datasets
     except ImportError as error:
-        raise MissingDependency('datasets of the hub need datasets: pip install "duologue[hub]"') from error
+        raise MissingDependency(
+            'datasets from the hub need the library datasets: pip install "duologue[hub]"'
+        ) from error
     builder = datasets.load_dataset_builder(source.repo, source.config, revision=source.revision)
-    # a format that can leave columns unread says so in its settings
+    # formats that can skip columns have a setting for it
     can_choose = "columns" in {setting.name for setting in dataclasses.fields(builder.config)}
     data = datasets.load_dataset(
         source.repo,
@@ -225,7 +226,7 @@ def _stream(source: HubSource) -> tuple[Any, dict[str, Any]]:
 
 
 def _progress(part: Path, source: HubSource) -> tuple[int, int]:
-    """Rows that are there and the position of the next; a last line that was cut by a kill is taken away."""
+    """The number of existing rows and the position of the next; an incomplete last line is removed."""
     num_rows = position = length = 0
     if not part.exists():
         return 0, 0
@@ -240,8 +241,8 @@ def _progress(part: Path, source: HubSource) -> tuple[int, int]:
                 is_ours = False
             if not is_ours:
                 raise BadData(
-                    f"line {num_rows + 1} of {part} was not fetched from {source.repo}; move it and what was made of "
-                    "it away, or fetch into another folder"
+                    f"line {num_rows + 1} of {part} was not fetched from {source.repo}; remove the file and its "
+                    "compressed form, or fetch into another folder"
                 )
             num_rows, length = num_rows + 1, length + len(line)
         file.truncate(length)
@@ -256,7 +257,7 @@ def _unpack(final: Path, part: Path) -> None:
 
 
 def _pack(part: Path, final: Path) -> None:
-    """The finished file appears at once or not at all."""
+    """Compress atomically: the finished file appears as a whole or not at all."""
     temporary = part.with_suffix(".packed")
     with part.open("rb") as plain, temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
         shutil.copyfileobj(plain, packed)

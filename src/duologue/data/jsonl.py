@@ -1,4 +1,4 @@
-"""Lines of JSONL files, plain or gzipped, one by one; an error names the line."""
+"""Lines of JSONL files, plain or gzipped, read one by one; errors name the line."""
 
 import gzip
 import json
@@ -24,24 +24,19 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.strip():
                     yield number, _row(path, number, line)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise BadData(f"{path} cannot be read behind line {number}: {error}") from error
+        raise BadData(f"{path} cannot be read after line {number}: {error}") from error
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # the second: a thousand brackets
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
         raise BadData(f"{path}, line {number}: not JSON ({error})") from None
-    if ("\\ud" in line or "\\uD" in line) and not _is_unicode(row):
-        raise BadData(f"{path}, line {number}: half of a surrogate pair, which is no character")
+    if "\\ud" in line or "\\uD" in line:  # an escaped surrogate, perhaps without its other half
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BadData(f"{path}, line {number}: half of a surrogate pair is not a character") from None
     if not isinstance(row, dict):
         raise BadData(f"{path}, line {number}: expected an object, got {type(row).__name__}")
     return row
-
-
-def _is_unicode(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,7 +1,7 @@
-"""A model behind an OpenAI-compatible URL reads lines of background speech and says whether an assistant is meant.
+"""A model behind an OpenAI-compatible URL reads lines of background speech and says whom they address.
 
-The rules of `addressed` find clear cases; this finds the rest, as the paper's authors had their background read by a
-model. Verdicts are kept in a file, so that a killed run goes on where it was and a second run asks nothing.
+The rules of `device_directed` find clear cases; this finds the rest, in the same way as the authors of the paper.
+Answers are cached in a file, so that a killed run continues where it stopped and a second run asks nothing.
 """
 
 import json
@@ -25,17 +25,17 @@ PROMPT = (
 )
 NUM_TRIES = 4
 FIRST_WAIT_S = 1.0
-"""Before the second try; doubled before each further one."""
+"""Wait before the second try; doubled before each further one."""
 
 _START = b'{"text": '
-"""How every line of the cache begins."""
+"""The start of every line of the cache."""
 
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""HTTP states after which another try may succeed."""
+_TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+"""HTTP status codes after which another try may succeed."""
 
 
-class Verdict(StrEnum):
-    """Whom a line is meant for."""
+class Addressee(StrEnum):
+    """Whom a line addresses."""
 
     ASSISTANT = "assistant"
     PEOPLE = "people"
@@ -43,7 +43,7 @@ class Verdict(StrEnum):
 
 
 class Judge:
-    """Asks one model about one line at a time: what is drawn next hangs on the verdict."""
+    """Asks one model about one line at a time, because the answer determines what is drawn next."""
 
     def __init__(
         self,
@@ -55,39 +55,40 @@ class Judge:
         timeout_s: float = 60.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Nothing is sent yet.
+        """Read the cache; nothing is sent yet.
 
         Args:
-            url: up to and without `/chat/completions`, "http://localhost:8000/v1".
-            cache: JSONL of verdicts, made when missing; those of other models in it are left alone.
-            api_key_env: name of the environment variable that holds the key, where one is needed.
-            sleep: how to wait before another try.
+            url: base URL without `/chat/completions`, such as "http://localhost:8000/v1".
+            cache: JSONL file of answers, created if missing; answers of other models in it are ignored.
+            api_key_env: name of the environment variable with the API key, if one is needed.
+            sleep: waits before another try.
 
         Raises:
-            UsageError: not an HTTP address, or the variable is not set.
-            BadData: the cache has something else in it.
+            UsageError: the URL is not an HTTP address, or the variable is not set.
+            BadData: the cache contains something else.
         """
         if not re.match(r"https?://[^/]", url):
-            raise UsageError(f"a judge's URL begins with http:// or https://, got {url!r}; http://localhost:8000/v1")
+            raise UsageError(
+                f"a judge's URL starts with http:// or https://, got {url!r}; example: http://localhost:8000/v1"
+            )
         self._url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._headers = {"Content-Type": "application/json"}
         if api_key_env is not None:
             key = os.environ.get(api_key_env)
             if not key:
-                raise UsageError(f"the judge's key is expected in the variable {api_key_env}, which is not set")
+                raise UsageError(f"the environment variable {api_key_env} for the judge's key is not set")
             self._headers["Authorization"] = f"Bearer {key}"
         self._model, self._timeout_s, self._sleep = model, timeout_s, sleep
         self._cache, self._known = cache, _read_cache(cache, model)
 
-    def verdict(self, text: str) -> Verdict:
-        """Whom `text` is meant for, from the cache or from the model.
+    def addressee(self, text: str) -> Addressee:
+        """Whom `text` addresses, from the cache or from the model.
 
         Raises:
-            RemoteError: the server cannot be reached, refuses, or does not speak the protocol.
+            RemoteError: the server cannot be reached, refuses the request, or does not speak the protocol.
         """
-        known = self._known.get(text)
-        if known is not None:
-            return known
+        if text in self._known:
+            return self._known[text]
         found = _read_answer(self._ask(text))
         row = {"text": text, "verdict": found.value, "model": self._model}
         self._cache.parent.mkdir(parents=True, exist_ok=True)
@@ -108,57 +109,55 @@ class Judge:
                     return _content(self._url, response.read())
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code} {error.reason}: {error.read(500).decode('utf-8', 'replace').strip()}"
-                if error.code not in _PASSING:
+                if error.code not in _TRANSIENT:
                     raise RemoteError(f"the judge at {self._url} refuses model {self._model!r}: {reason}") from None
             except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise RemoteError(
             f"the judge at {self._url} did not answer in {NUM_TRIES} tries ({reason}); check that the server runs. "
-            f"Verdicts so far are kept in {self._cache}"
+            f"Answers so far are kept in {self._cache}"
         )
 
 
 def _content(url: str, body: bytes) -> str:
-    """The words of an answer in the shape of chat completions."""
+    """The text of a chat completion."""
     try:
         return str(json.loads(body)["choices"][0]["message"]["content"] or "")
     except (ValueError, LookupError, TypeError):
         raise RemoteError(
-            f"{url} answered something that is no chat completion: {body[:200]!r}; is this the URL of the API?"
+            f"{url} did not answer with a chat completion: {body[:200]!r}; is this the URL of the API?"
         ) from None
 
 
-def _read_answer(answer: str) -> Verdict:
-    """The verdict of an answer; reasoning before it in <think> tags does not count."""
+def _read_answer(answer: str) -> Addressee:
+    """The addressee that an answer names; reasoning before it in <think> tags is ignored."""
     named = set(re.findall(r"\b(assistant|people)\b", answer.rpartition("</think>")[2].lower()))
-    return Verdict(named.pop()) if len(named) == 1 else Verdict.UNCLEAR
+    return Addressee(named.pop()) if len(named) == 1 else Addressee.UNCLEAR
 
 
-def _read_cache(path: Path, model: str) -> dict[str, Verdict]:
-    """The verdicts of a model; a last line that was cut by a kill is taken away."""
+def _read_cache(path: Path, model: str) -> dict[str, Addressee]:
+    """The cached answers of a model; an incomplete last line is removed."""
     if not path.exists():
         return {}
-    found: dict[str, Verdict] = {}
+    found: dict[str, Addressee] = {}
     try:
         with path.open("r+b") as file:
             *lines, cut = file.read().split(b"\n")
             for number, line in enumerate(lines, 1):
-                text, verdict, asked = _fields(path, number, line)
+                text, addressee, asked = _fields(path, number, line)
                 if asked == model:
-                    found[text] = verdict
+                    found[text] = addressee
             if not _START.startswith(cut[: len(_START)]):
-                raise BadData(f"{path} ends with something else than a verdict; give the cache a file of its own")
+                raise BadData(f"{path} is not a cache of verdicts; use another file")
             file.truncate(sum(len(line) + 1 for line in lines))
     except OSError as error:
-        raise BadData(f"the cache of verdicts {path} cannot be used: {error}") from error
+        raise BadData(f"cannot use the cache of verdicts {path}: {error}") from error
     return found
 
 
-def _fields(path: Path, number: int, line: bytes) -> tuple[str, Verdict, str]:
+def _fields(path: Path, number: int, line: bytes) -> tuple[str, Addressee, str]:
     try:
         row = json.loads(line)
-        return str(row["text"]), Verdict(row["verdict"]), str(row["model"])
+        return str(row["text"]), Addressee(row["verdict"]), str(row["model"])
     except (LookupError, TypeError, ValueError) as error:
-        raise BadData(
-            f"{path}, line {number}: no verdict ({error!r}); give the cache of verdicts a file of its own"
-        ) from None
+        raise BadData(f"{path}, line {number}: not a verdict ({error!r}); use another file as cache") from None

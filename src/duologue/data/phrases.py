@@ -1,4 +1,4 @@
-"""Lines written for this package (`english.txt`): what corpora of queries and of talk lack."""
+"""Lines written for this package (`english.txt`), of kinds that corpora of queries and of talk lack."""
 
 import random
 import re
@@ -6,15 +6,15 @@ from functools import cache
 from importlib import resources
 
 FILLERS = ("uh", "um", "uh", "um", "er", "hmm")
-"""Between words; the first two are said more often."""
+"""Said between words; repeated entries are more frequent."""
 
 OPEN_NOISES = frozenset({"um", "uh", "so", "well", "like", "you know", "and so", "but um", "yeah um", "uh yeah", "er"})
-"""Noises of a listener after which more may come, so that waiting is right too."""
+"""Noises of a listener after which more may follow, so that waiting is right too."""
 
 
 @cache
 def sections() -> dict[str, tuple[str, ...]]:
-    """Name of a section to its lines."""
+    """Section → its lines."""
     found: dict[str, list[str]] = {}
     text = (resources.files("duologue.data") / "english.txt").read_text(encoding="utf-8")
     name = ""
@@ -28,17 +28,17 @@ def sections() -> dict[str, tuple[str, ...]]:
 
 
 def lines(name: str) -> tuple[str, ...]:
-    """The lines of a section, slots unfilled."""
+    """The lines of a section, with unfilled slots."""
     return sections()[name]
 
 
 def fill(template: str, rng: random.Random) -> str:
-    """`template` with each `{slot}` replaced by a random entry; `{topic2}` is another draw of `topic`."""
+    """`template` with a random entry in each `{slot}`; `{topic2}` is a second draw from `topic`."""
     return re.sub(r"\{([a-z]+)2?\}", lambda match: rng.choice(lines(f"slot_{match[1]}")), template)
 
 
 def stop_phrase(core: str, rng: random.Random) -> str:
-    """`core` with the words people put around it."""
+    """`core` with words that people put around it."""
     if rng.random() < 0.25:
         core = f"{rng.choice(lines('stop_before'))} {core}"
     if rng.random() < 0.25:
@@ -54,9 +54,9 @@ def hesitant(text: str, rng: random.Random) -> str:
 
 
 def repaired(head: list[str], tail: list[str], other: list[str], rng: random.Random) -> str:
-    """A request that corrects itself: `head`, a few words of `other`, a repair, and then `tail`."""
+    """A request with a self-correction: `head`, a few words of `other`, a repair, and then `tail`."""
     size = rng.randint(1, min(5, len(other)))
-    at = rng.choice((0, rng.randint(0, len(other) - size)))  # from the beginning of another request, or from within
+    at = rng.choice((0, rng.randint(0, len(other) - size)))  # from the start of another request, or from within
     repair = rng.choice(lines("repairs"))
     if rng.random() < 0.25:
         repair = f"{rng.choice(('uh', 'um', 'oh', 'er', 'no'))} {repair}"

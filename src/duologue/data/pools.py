@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from duologue.data import corpus, forms, phrases
-from duologue.data.corpus import Dialogue, Utterance
+from duologue.data.corpus import CorpusDialogue, CorpusUtterance
 from duologue.data.recipes import INCOMPLETE, PROCESS, STOP, Recipe
 from duologue.errors import BadData, UsageError
 from duologue.types import InputState, Role
 
 SPLITS = {"train": (0.0, 0.82), "dev": (0.82, 0.9), "test": (0.9, 1.0)}
-"""Which documents of a source that is trained on belong to which split (`corpus.part_of`)."""
+"""Which documents of a training source belong to which split (`corpus.part_of`)."""
 
 STOP_INTENTS = frozenset({"cancel", "general_commandstop", "audio_volume_mute"})
 _DEVICES = (
@@ -20,67 +20,52 @@ _DEVICES = (
     "device computer system program task action command commands last undo mistake"
 )
 _DEVICE_WORDS = frozenset(_DEVICES.split())
-"""A stop command that names one of these is about a device, a booking or an earlier order: process, not stop.
+"""A stop command with one of these words concerns a device, a booking or an earlier order: process, not stop.
 
-Not so a time: "be quiet for an hour" is said to the assistant.
+A time does not count: "be quiet for an hour" is said to the assistant.
 """
 
-
 OPENER_WORDS = 4
-"""What opens a dialogue with no more words than this ("hi there") opens many."""
+"""Openings with no more words than this ("hi there") are shared by many dialogues."""
 
 _PER_SOURCE_TESTED = 6000
-"""Utterances of a source that a test draws from: it stays the same whatever is trained on."""
+"""Utterances of a source that a test draws from, whatever the recipe trains on."""
 
 
 class Pools:
     """The utterances and dialogues of one split, sampled from the files of a folder."""
 
     def __init__(self, folder: Path, recipe: Recipe, split: str, *, unseen: bool = False) -> None:
-        """Read the sources of `split`; with `unseen`, whole sources that are not trained on instead.
+        """Read the sources of `split`; with `unseen`, read the sources that are held out as a whole instead.
 
         Dialogues for contexts always come from the split's own documents.
+
+        Raises:
+            BadData: a file cannot be read, or no query or no background line is left for the split.
         """
         if split not in SPLITS:
             raise UsageError(f"no split {split!r}; there are {', '.join(SPLITS)}")
-        low, high = SPLITS[split]
-        limit = _PER_SOURCE_TESTED if split == "test" else recipe.per_source
-        rng = random.Random(f"{recipe.seed} {split} {unseen}")
+        self._recipe, self._unseen = recipe, unseen
+        self._low, self._high = SPLITS[split]
+        self._limit = _PER_SOURCE_TESTED if split == "test" else recipe.per_source
+        self._rng = random.Random(f"{recipe.seed} {split} {unseen}")
         files = corpus.source_files(folder)
-        stops = _stop_commands(files, recipe, limit, rng)
+        stops = _stop_commands(files, recipe, self._limit, self._rng)
         hard_texts = {forms.spoken(item.text) for item in stops}
-        # a corpus may have the opening of a dialogue among its queries, too, and a dialogue under several names
-        kept_back = _openings_behind(high, files["dialogues"])
+        # a corpus may repeat the opening of a dialogue among its queries, and a dialogue under several names
+        self._held_back = _openings_after(self._high, files["dialogues"])
 
-        def read(kind: str, keep: Callable[[Utterance], bool]) -> dict[str, list[Utterance]]:
-            found = {}
-            for source, path in files[kind].items():
-                if (source in recipe.unseen) != unseen:
-                    continue
-                items = [
-                    item
-                    for item in corpus.utterances(path, source, limit, rng)
-                    if (unseen or low <= item.part < high) and keep(item) and forms.spoken(item.text) not in kept_back
-                ]
-                if items:
-                    found[source] = items
-            return found
-
-        # hard/ wins over queries/, where the same stop commands stand without being marked
-        self.queries = read("queries", lambda u: u.kind == "assistant_query" and forms.spoken(u.text) not in hard_texts)
-        self.background = read("background", lambda u: len(forms.words(u.text)) >= 1)
-        self.hard = read("hard", lambda u: u.source != "stop_commands")
-        self.stops = [item for item in stops if low <= item.part < high and _is_stop(item)]
-        self.not_stops = [item for item in stops if low <= item.part < high and _is_command(item)]
-        self.complaints = [item for item in stops if low <= item.part < high and item.kind == "negative_feedback"]
-        self.dialogues: dict[str, list[Dialogue]] = {}
-        for source, path in files["dialogues"].items():
-            if source in recipe.unseen and split != "test":
-                continue
-            found = [d for d in corpus.dialogues(path, source, limit, rng) if low <= d.part < high]
-            found = [d for d in found if forms.spoken(d.turns[0].text) not in kept_back]
-            if found:
-                self.dialogues[source] = found
+        # hard/ takes precedence over queries/, where the same stop commands occur without a mark
+        self.queries = self._read(
+            files["queries"], lambda u: u.kind == "assistant_query" and forms.spoken(u.text) not in hard_texts
+        )
+        self.background = self._read(files["background"], lambda u: bool(forms.words(u.text)))
+        self.hard = self._read(files["hard"], lambda u: u.source != "stop_commands")
+        stops = [item for item in stops if self._low <= item.part < self._high]
+        self.stops = [item for item in stops if _is_stop(item)]
+        self.not_stops = [item for item in stops if _is_command(item)]
+        self.complaints = [item for item in stops if item.kind == "negative_feedback"]
+        self.dialogues = self._read_dialogues(files["dialogues"], with_unseen=split == "test")
         self._whole = {
             hash(forms.spoken(text))
             for texts in (
@@ -91,18 +76,46 @@ class Pools:
         }
         for name, pool in (("queries", self.queries), ("background", self.background)):
             if not pool:
-                raise BadData(
-                    f"{folder / name} leaves nothing for the split {split!r}"
-                    + (f": none of the unseen sources {sorted(recipe.unseen)} is there" if unseen else "")
-                )
+                reason = f": none of the unseen sources {sorted(recipe.unseen)} is there" if unseen else ""
+                raise BadData(f"{folder / name} leaves nothing for the split {split!r}{reason}")
 
     def is_whole(self, text: str) -> bool:
-        """Whether somebody has said just `text` to an assistant, and no more."""
+        """Whether somebody said exactly `text` to an assistant."""
         return hash(forms.spoken(text)) in self._whole
+
+    def _read(
+        self, files: dict[str, Path], keep: Callable[[CorpusUtterance], bool]
+    ) -> dict[str, list[CorpusUtterance]]:
+        """Source → its utterances in this split, without empty sources."""
+        found = {}
+        for source, path in files.items():
+            if (source in self._recipe.unseen) is self._unseen:
+                items = corpus.utterances(path, source, self._limit, self._rng)
+                found[source] = [
+                    item
+                    for item in items
+                    if (self._unseen or self._low <= item.part < self._high)
+                    and keep(item)
+                    and forms.spoken(item.text) not in self._held_back
+                ]
+        return {source: items for source, items in found.items() if items}
+
+    def _read_dialogues(self, files: dict[str, Path], *, with_unseen: bool) -> dict[str, list[CorpusDialogue]]:
+        """Source → its dialogues in this split, without empty sources."""
+        found = {}
+        for source, path in files.items():
+            if with_unseen or source not in self._recipe.unseen:
+                found[source] = [
+                    dialogue
+                    for dialogue in corpus.dialogues(path, source, self._limit, self._rng)
+                    if self._low <= dialogue.part < self._high
+                    and forms.spoken(dialogue.turns[0].text) not in self._held_back
+                ]
+        return {source: dialogues for source, dialogues in found.items() if dialogues}
 
 
 def fixed_labels(folder: Path, recipe: Recipe) -> Iterator[tuple[str, InputState]]:
-    """What words are, whatever other source has them, too: stop commands, by the hard set, and lines of our own."""
+    """Words whose state is fixed, whatever other sources say: stop commands of the hard set, and lines of our own."""
     rng = random.Random(f"{recipe.seed} labels")
     for item in _stop_commands(corpus.source_files(folder), recipe, recipe.per_source, rng):
         if _is_stop(item):
@@ -117,8 +130,8 @@ def fixed_labels(folder: Path, recipe: Recipe) -> Iterator[tuple[str, InputState
 
 def _stop_commands(
     files: dict[str, dict[str, Path]], recipe: Recipe, limit: int, rng: random.Random
-) -> list[Utterance]:
-    """Those of the hard set, but for lines that come from a source which is not to be seen (its name begins the id)."""
+) -> list[CorpusUtterance]:
+    """The stop commands of the hard set, without those from an unseen source, whose name begins their id."""
     path = files["hard"].get("stop_commands")
     if path is None or "stop_commands" in recipe.unseen:
         return []
@@ -126,8 +139,8 @@ def _stop_commands(
     return [item for item in found if not any(item.id.startswith(f"{name}-") for name in recipe.unseen)]
 
 
-def _openings_behind(part: float, dialogues: dict[str, Path]) -> set[str]:
-    """What opens the dialogues of the splits behind `part`, in normal form, but for what opens any dialogue."""
+def _openings_after(part: float, dialogues: dict[str, Path]) -> set[str]:
+    """Openings, in normal form, of the dialogues in the splits after `part`; short ones are left out."""
     return {
         text
         for path in dialogues.values()
@@ -136,13 +149,13 @@ def _openings_behind(part: float, dialogues: dict[str, Path]) -> set[str]:
     }
 
 
-def _is_stop(item: Utterance) -> bool:
+def _is_stop(item: CorpusUtterance) -> bool:
     return item.kind == "stop_command" and item.intent in STOP_INTENTS and not _names_device(item.text)
 
 
-def _is_command(item: Utterance) -> bool:
-    return item.kind == "stop_command" and _names_device(item.text) and item.intent != "cancel"
+def _is_command(item: CorpusUtterance) -> bool:
+    return item.kind == "stop_command" and item.intent != "cancel" and _names_device(item.text)
 
 
 def _names_device(text: str) -> bool:
-    return bool(_DEVICE_WORDS & set(forms.spoken(text).split()))
+    return not _DEVICE_WORDS.isdisjoint(forms.spoken(text).split())

@@ -1,6 +1,7 @@
-"""What is mixed into a set of samples, and how much of it."""
+"""What a set of samples is mixed from, and in which proportions."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from duologue.errors import UsageError
 from duologue.types import InputState
@@ -17,28 +18,28 @@ PROCESS, INCOMPLETE, IGNORE, STOP = (
 class Recipe:
     """A mix of samples. The same recipe and folder give the same samples."""
 
-    num_samples: int = 112_000  # to train on
+    num_samples: int = 112_000  # for training
     num_dev: int = 1_600  # for early stopping and thresholds, from other documents of the same sources
-    num_test: int = 300  # about the size of a group of the test on whole unseen sources
+    num_test: int = 300  # approximate size of a group of the test on unseen sources
     in_context: float = 0.55  # share of samples inside a dialogue
-    speaking: float = 0.64  # share of those where the assistant is in the middle of an answer
-    follow_ups: float = 0.6  # share of dialogues whose user says something next, where that is drawn among the texts
+    speaking: float = 0.64  # share of these where the assistant is in the middle of an answer
+    follow_ups: float = 0.6  # share of dialogues chosen so that the user's next turn is known and may be drawn
     texts_per_context: int = 4  # inputs that share one dialogue, so that its KV is computed once
     shares: dict[InputState, float] = field(
         default_factory=lambda: {PROCESS: 0.40, INCOMPLETE: 0.17, IGNORE: 0.35, STOP: 0.08}
     )
-    own_lines: bool = True  # lines of this package beside those of the sources
-    cuts: str = "unfinished"  # "unfinished": only cuts that are clearly not complete in themselves; "random": any
-    max_words: int = 35  # longer utterances are not whole samples
-    max_context_words: int = 110  # newest turns that fit
-    systems: tuple[str | None, ...] = (  # None is the template's own; others keep the adapter from leaning on it
+    own_lines: bool = True  # use the lines of this package besides those of the sources
+    cuts: str = "unfinished"  # "unfinished": only cuts that are clearly not complete requests; "random": any
+    max_words: int = 35  # longer utterances are not used whole
+    max_context_words: int = 110  # contexts keep the newest turns that fit
+    systems: tuple[str | None, ...] = (  # None is the template's own; the others keep the adapter independent of it
         None, None, None, None, "", "You are a helpful assistant.", "Answer briefly.",
     )  # fmt: skip
     unseen: frozenset[str] = frozenset(
         {"slurp", "webquestions", "self-instruct-seeds", "rev16-podcasts", "parliament-committees",
          "icsi_meeting_acts", "disfl_qa", "sgd_switches"}
     )  # fmt: skip
-    per_source: int = 12_000  # utterances kept in memory per source that is trained on
+    per_source: int = 12_000  # utterances kept in memory per training source
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,12 +51,16 @@ class Recipe:
         if self.cuts not in ("unfinished", "random"):
             raise UsageError(f'cuts is "unfinished" or "random", got {self.cuts!r}')
         if not self.shares or min(self.shares.values()) <= 0:
-            raise UsageError("shares names each state of the set with a positive number")
+            raise UsageError("shares gives each state of the set a positive number")
 
-    @property
-    def states(self) -> tuple[InputState, ...]:
-        """The states of the set, in their usual order."""
-        return tuple(state for state in InputState if state in self.shares)
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            **asdict(self),
+            "shares": {state.value: share for state, share in self.shares.items()},
+            "unseen": sorted(self.unseen),
+            "systems": list(self.systems),
+        }
 
 
 RECIPES: dict[str, Recipe] = {
@@ -69,4 +74,4 @@ RECIPES: dict[str, Recipe] = {
         systems=(None,),
     ),
 }
-"""Ours; and the mix of the DUO paper (section 3.1): queries whole or cut anywhere, talk to others, no context."""
+"""Ours, and the mix of the DUO paper (section 3.1): queries whole or cut anywhere, talk to others, no context."""

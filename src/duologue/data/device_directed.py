@@ -1,8 +1,8 @@
-"""Which lines of background speech may be meant for a machine after all: rules that know a few clear cases.
+"""Rules for device-directed speech: lines of background talk that may be addressed to an assistant after all.
 
-Talk between people has lines that an assistant should answer ("hey google, what's on tonight"); labelled as background
-they teach the wrong thing. A line that a rule finds is doubtful, not proven: it is left out, never relabelled. What
-only a reader can tell is asked of a model, see `judge`.
+Talk between people contains lines that an assistant should answer ("hey google, what's on tonight"). Labelled as
+background, they teach the wrong thing. A match makes a line doubtful, so it is left out and never relabelled. A
+language model can find the cases that rules cannot (see `judge`).
 """
 
 import re
@@ -48,10 +48,10 @@ RULES: dict[str, re.Pattern[str]] = {
         r"|computer$|virtual (?:assistant|agent))|as an ai (?:language model|assistant|chat ?bot))(?![\w-])"
     ),
 }
-"""Name of a rule → what it finds in the normal form of a line."""
+"""Name of a rule → its pattern, for lines in normal form."""
 
 
-def addressed(text: str) -> str | None:
-    """The name of the first rule that takes `text` for something said to a machine, or None."""
+def device_directed(text: str) -> str | None:
+    """The name of the first rule that matches `text`, or None."""
     spoken = forms.spoken(text)
     return next((name for name, pattern in RULES.items() if pattern.search(spoken)), None)

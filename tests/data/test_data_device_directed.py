@@ -2,7 +2,7 @@
 
 import pytest
 
-from duologue.data.addressed import RULES, addressed
+from duologue.data.device_directed import RULES, device_directed
 
 SAID_TO_A_MACHINE = {
     "name of an assistant": [
@@ -71,12 +71,12 @@ SAID_TO_PEOPLE = [
     ("rule", "line"), [(rule, line) for rule, lines in SAID_TO_A_MACHINE.items() for line in lines]
 )
 def test_a_line_for_a_machine_is_found_by_its_rule(rule: str, line: str) -> None:
-    assert addressed(line) == rule
+    assert device_directed(line) == rule
 
 
 @pytest.mark.parametrize("line", SAID_TO_PEOPLE)
 def test_talk_between_people_stays(line: str) -> None:
-    assert addressed(line) is None
+    assert device_directed(line) is None
 
 
 def test_every_rule_has_lines() -> None:

@@ -1,12 +1,12 @@
-"""The tell test sees what gives the classes away, and sees nothing where there is nothing."""
+"""Artifacts that give the classes away are found, and nothing is found where there is nothing."""
 
 import json
 import random
 
 import pytest
 
+from duologue.data.artifacts import ArtifactReport, find_artifacts, form_features, length_features, word_features
 from duologue.data.samples import Sample
-from duologue.data.tells import TellReport, form_features, length_features, tell_test, word_features
 from duologue.errors import BadData
 from duologue.types import InputState
 
@@ -32,12 +32,12 @@ def mixed(num: int, give_away: str = "", seed: int = 0) -> list[Sample]:
     return samples
 
 
-def balanced(report: TellReport) -> dict[str, float]:
+def balanced(report: ArtifactReport) -> dict[str, float]:
     return {name: getattr(report, name).balanced_accuracy for name in ("words", "length", "form")}
 
 
 def test_labels_by_chance_cannot_be_guessed() -> None:
-    report = tell_test(mixed(4000))
+    report = find_artifacts(mixed(4000))
     for found in (report.words, report.length, report.form):
         assert found.chance == 0.5
         assert abs(found.balanced_accuracy - 0.5) < 0.04
@@ -49,13 +49,13 @@ def test_labels_by_chance_cannot_be_guessed() -> None:
     [("word", "words", {"form"}), ("length", "length", {"form"}), ("form", "form", {"words"})],
 )
 def test_a_tell_is_seen_by_the_guesser_that_looks_for_it(give_away: str, guesser: str, blind: set[str]) -> None:
-    found = balanced(tell_test(mixed(2000, give_away)))
+    found = balanced(find_artifacts(mixed(2000, give_away)))
     assert found[guesser] > 0.9
     assert all(found[name] < 0.56 for name in blind)
 
 
 def test_telling_words_are_named_for_their_class() -> None:
-    telling = tell_test(mixed(2000, "word")).telling
+    telling = find_artifacts(mixed(2000, "word")).telling
     assert telling["process"][0] == "please"
     assert telling["ignore"][0] == "yesterday"
     assert "yesterday" not in telling["process"]
@@ -68,13 +68,13 @@ def test_equal_words_are_in_one_half() -> None:
     labels = {text: rng.choice([PROCESS, IGNORE]) for text in texts}
     forms = (str, str.capitalize, lambda text: text + ".", lambda text: text.upper() + "!")
     samples = [Sample(form(text), labels[text], "made") for text in texts for form in forms]
-    assert tell_test(samples).words.balanced_accuracy < 0.6
+    assert find_artifacts(samples).words.balanced_accuracy < 0.6
 
 
 def test_a_rare_class_counts_as_much_as_a_common_one() -> None:
     rare = [Sample(f"so then {word} {other} and", INCOMPLETE, "made") for word in WORDS for other in WORDS]
     samples = [*mixed(1900), *rare]
-    words = tell_test(samples).words
+    words = find_artifacts(samples).words
     assert words.recall["incomplete"] == 1.0
     assert words.balanced_accuracy == pytest.approx(sum(words.recall.values()) / 3)
     assert words.chance == pytest.approx(1 / 3)
@@ -82,12 +82,12 @@ def test_a_rare_class_counts_as_much_as_a_common_one() -> None:
 
 def test_the_seed_decides_the_halves() -> None:
     samples = mixed(500, "word")
-    assert tell_test(samples, 1) == tell_test(samples, 1)
-    assert tell_test(samples, 1) != tell_test(samples, 2)
+    assert find_artifacts(samples, 1) == find_artifacts(samples, 1)
+    assert find_artifacts(samples, 1) != find_artifacts(samples, 2)
 
 
 def test_the_report_is_plain_json() -> None:
-    report = tell_test(mixed(300, "word"))
+    report = find_artifacts(mixed(300, "word"))
     row = json.loads(json.dumps(report.to_json()))
     assert set(row) == {"num_train", "num_test", "words", "length", "form", "telling"}
     assert row["num_train"] + row["num_test"] == 300
@@ -97,7 +97,7 @@ def test_the_report_is_plain_json() -> None:
 @pytest.mark.parametrize("samples", [[], [Sample("hello there", PROCESS, "made")] * 9, mixed(1)])
 def test_one_class_cannot_be_told_apart(samples: list[Sample]) -> None:
     with pytest.raises(BadData, match="two classes"):
-        tell_test(samples)
+        find_artifacts(samples)
 
 
 def test_each_guesser_sees_only_its_own_side_of_a_text() -> None:

@@ -1,9 +1,9 @@
-"""The tell test: how far the labels of a sample file can be guessed without understanding anything.
+"""Annotation artifacts: how well the labels of a sample file can be guessed without understanding anything.
 
-Three naive guessers look at the words in no order, at the length alone, and at case and punctuation alone. Each learns
-from one half of the samples and is tested on the other; equal words are always in one half. What the words give away is
-the share of a result that needs no model at all; length and form should be near chance, otherwise the classes differ in
-the style of their corpora.
+Three naive Bayes classifiers see the words without their order, the length alone, and case and punctuation alone. Each
+is trained on one half of the samples and tested on the other; equal words are always in one half. What words alone
+reveal is the part of a result that needs no model. Length and form should be near chance; otherwise the classes differ
+in the style of their corpora. N samples, C classes, V features.
 """
 
 import hashlib
@@ -21,34 +21,34 @@ from duologue.data.samples import Sample
 from duologue.errors import BadData
 
 Features = Callable[[str], list[str]]
-"""What a guesser sees of a text."""
+"""What a classifier sees of a text."""
 
 NUM_TELLING = 20
 MIN_TEXTS = 3
-"""A telling word stands in at least this many different texts of the training half."""
+"""A telling word occurs in at least this many different texts of the training half."""
 
 
 @dataclass(frozen=True, slots=True)
 class Separation:
-    """How well one guesser tells the classes apart on the half it did not learn from."""
+    """How well one classifier separates the classes in the test half."""
 
-    accuracy: float  # classes weighted as often as they occur in the training half
-    majority: float  # accuracy of always guessing the commonest class
+    accuracy: float  # with the class frequencies of the training half as prior
+    majority: float  # accuracy of always guessing the most frequent class
     balanced_accuracy: float  # mean of `recall`
-    chance: float  # balanced accuracy of guessing blindly, 1 / number of classes
-    recall: dict[str, float]  # by class, all classes held equally likely
+    chance: float  # balanced accuracy of random guesses, 1 / number of classes
+    recall: dict[str, float]  # by class, with equal priors
 
 
 @dataclass(frozen=True, slots=True)
-class TellReport:
-    """What the three guessers reach, and which words they go by."""
+class ArtifactReport:
+    """What the three classifiers reach, and which words they rely on."""
 
     num_train: int
     num_test: int
-    words: Separation  # words without their order, case and punctuation
+    words: Separation  # words without order, case and punctuation
     length: Separation  # number of words and of characters
     form: Separation  # case and punctuation
-    telling: dict[str, tuple[str, ...]]  # by class, the words that speak for it most strongly
+    telling: dict[str, tuple[str, ...]]  # by class, the words that indicate it most strongly
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, shares rounded to four places."""
@@ -56,10 +56,10 @@ class TellReport:
         return row
 
 
-def tell_test(samples: Sequence[Sample], seed: int = 0) -> TellReport:
-    """Train and test the three guessers on `samples`; the seed decides which texts are in which half.
+def find_artifacts(samples: Sequence[Sample], seed: int = 0) -> ArtifactReport:
+    """Train and test the three classifiers on `samples`; the seed determines the halves.
 
-    Labels are `Sample.state`; accepted states do not count. Classes that do not occur in both halves are left out.
+    Labels are `Sample.state`; accepted states are ignored. Classes that do not occur in both halves are left out.
 
     Raises:
         BadData: fewer than two classes are left.
@@ -71,23 +71,18 @@ def tell_test(samples: Sequence[Sample], seed: int = 0) -> TellReport:
     classes = sorted({s.state.value for s in train} & {s.state.value for s in test})
     if len(classes) < 2:
         raise BadData(
-            f"the tell test needs samples of two classes or more in both halves, got {len(samples)} samples with "
-            f"{classes or 'no class'} in both; build more samples"
+            f"the search for artifacts needs samples of two classes or more in both halves, got {len(samples)} samples "
+            f"with {classes or 'no class'} in both; build more samples"
         )
-    train = [sample for sample in train if sample.state.value in classes]
-    test = [sample for sample in test if sample.state.value in classes]
-    return TellReport(
-        num_train=len(train),
-        num_test=len(test),
-        words=_separation(train, test, classes, word_features),
-        length=_separation(train, test, classes, length_features),
-        form=_separation(train, test, classes, form_features),
-        telling=_telling(train, classes),
+    train, test = ([sample for sample in half if sample.state.value in classes] for half in (train, test))
+    words, length, form = (
+        _separation(train, test, classes, features) for features in (word_features, length_features, form_features)
     )
+    return ArtifactReport(len(train), len(test), words, length, form, _telling(train, classes))
 
 
 def word_features(text: str) -> list[str]:
-    """The words in their normal form."""
+    """The words in normal form."""
     return forms.spoken(text).split()
 
 
@@ -99,7 +94,7 @@ def length_features(text: str) -> list[str]:
 
 
 def form_features(text: str) -> list[str]:
-    """Which capitals and marks there are; each is named whether it is there or not."""
+    """Capitals and punctuation marks; each is named whether it is present or not."""
     text = text.strip()
     last = text[-1:] if text[-1:] in {".", "?", "!", ",", "-", "…"} else "none"
     seen = {
@@ -115,12 +110,12 @@ def form_features(text: str) -> list[str]:
 
 
 def _is_training(text: str, seed: int) -> bool:
-    """Whether a text is in the half that is learned from, by its words alone."""
+    """Whether a text is in the training half; this depends on its words alone."""
     return bool(hashlib.blake2b(f"{seed} {forms.spoken(text)}".encode(), digest_size=1).digest()[0] & 1)
 
 
 class _NaiveBayes:
-    """Multinomial naive Bayes with add-one smoothing. C classes, V features seen in training."""
+    """Multinomial naive Bayes with add-one smoothing, on the V features seen in training."""
 
     def __init__(self, train: Sequence[Sample], classes: Sequence[str], features: Features) -> None:
         rows = [(classes.index(sample.state.value), features(sample.text)) for sample in train]
@@ -130,11 +125,11 @@ class _NaiveBayes:
         for label, names in rows:
             num_texts[label] += 1
             np.add.at(counts[label], [self._columns[name] for name in names], 1)
-        self._log_p: npt.NDArray[np.float64] = np.log(counts / counts.sum(axis=1, keepdims=True))
-        self.log_prior: npt.NDArray[np.float64] = np.log(num_texts / num_texts.sum())
+        self._log_p: npt.NDArray[np.float64] = np.log(counts / counts.sum(axis=1, keepdims=True))  # [C, V]
+        self.log_prior: npt.NDArray[np.float64] = np.log(num_texts / num_texts.sum())  # [C]
 
     def score(self, names: list[str]) -> npt.NDArray[np.float64]:
-        """Log likelihood of each class, [C]; features never seen say nothing."""
+        """Log likelihood of each class, [C]; unknown features are ignored."""
         known = [self._columns[name] for name in names if name in self._columns]
         scores: npt.NDArray[np.float64] = self._log_p[:, known].sum(axis=1)
         return scores
@@ -144,13 +139,12 @@ def _separation(
     train: Sequence[Sample], test: Sequence[Sample], classes: Sequence[str], features: Features
 ) -> Separation:
     model = _NaiveBayes(train, classes, features)
-    labels = np.array([classes.index(sample.state.value) for sample in test])
+    labels = np.array([classes.index(sample.state.value) for sample in test])  # [N]
     scores = np.stack([model.score(features(sample.text)) for sample in test])  # [N, C]
-    likely = (scores + model.log_prior).argmax(axis=1)
-    blind = scores.argmax(axis=1)
-    recall = {name: float((blind[labels == i] == i).mean()) for i, name in enumerate(classes)}
+    unweighted = scores.argmax(axis=1)
+    recall = {name: float((unweighted[labels == i] == i).mean()) for i, name in enumerate(classes)}
     return Separation(
-        accuracy=float((likely == labels).mean()),
+        accuracy=float((labels == (scores + model.log_prior).argmax(axis=1)).mean()),
         majority=float((labels == model.log_prior.argmax()).mean()),
         balanced_accuracy=sum(recall.values()) / len(classes),
         chance=1 / len(classes),
@@ -161,10 +155,10 @@ def _separation(
 def _telling(train: Sequence[Sample], classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Words by p(word | class) · log(p(word | class) / p(word | other classes)): frequent in one and rare elsewhere."""
     texts = {(sample.state.value, forms.spoken(sample.text)) for sample in train}
+    num_texts = Counter(state for state, _ in texts)
     found: dict[str, Counter[str]] = {name: Counter() for name in classes}
     for state, text in texts:
         found[state].update(set(text.split()))
-    num_texts = Counter(state for state, _ in texts)
     total = sum(found.values(), Counter())
     telling: dict[str, tuple[str, ...]] = {}
     for name in classes:
@@ -179,11 +173,9 @@ def _telling(train: Sequence[Sample], classes: Sequence[str]) -> dict[str, tuple
 
 
 def _rounded(value: Any) -> Any:
-    """`value` with every share rounded, tuples as lists."""
+    """`value` with every share rounded, and tuples as lists."""
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
-    return value
+    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,198 @@
+"""A folder of samples built from a folder of sources: train.jsonl, dev.jsonl, test.jsonl and a report."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+from duologue.data import corpus, forms
+from duologue.data.build import SampleBuilder
+from duologue.data.device_directed import device_directed
+from duologue.data.duplicates import Duplicates
+from duologue.data.forms import EndOfTurn
+from duologue.data.judge import Addressee, Judge
+from duologue.data.pools import Pools, fixed_labels
+from duologue.data.progress import Progress, silent
+from duologue.data.recipes import Recipe
+from duologue.data.report import Report, markdown
+from duologue.data.samples import Sample, read_samples, write_samples
+from duologue.data.unseen import unseen_samples
+from duologue.errors import BadData, UsageError
+
+_DEVICE_DIRECTED = "background that speaks to an assistant"
+
+
+@final
+class DatasetBuilder:
+    """Builds one folder. Splits that a killed run completed are kept, if recipe and sources are the same."""
+
+    def __init__(
+        self,
+        sources: Path,
+        out: Path,
+        recipe: Recipe,
+        *,
+        end_of_turn: EndOfTurn | None = None,
+        judge: Judge | None = None,
+        made_by: Mapping[str, str | None] | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        """
+        Args:
+            end_of_turn: detects cuts that are complete requests (`forms.unfinished_cut`); None: by rules alone.
+            judge: a model that detects background lines addressed to an assistant; None: by rules alone.
+            made_by: the names of both, because other models would give other samples.
+
+        Raises:
+            UsageError: `out` has samples of another recipe; `sources` has nothing to test on.
+            BadData: there is nothing to read in `sources`.
+        """
+        if recipe.num_test:
+            _check_unseen(sources, recipe)
+        self._sources, self._out, self._recipe = sources, out, recipe
+        self._end_of_turn, self._judge, self._progress = end_of_turn, judge, progress
+        self._known = Duplicates()
+        self._reports: dict[str, Report] = {}
+        self._contents: dict[str, dict[str, Any]] = {}  # reports of complete splits
+        self._dropped_before = _dropped(out / "report.json")
+        self._words: set[int] = set()  # hashes of the texts in earlier splits
+        self._num_known = 0  # test samples whose text is among them
+        out.mkdir(parents=True, exist_ok=True)
+        self._check_manifest(dict(made_by or {}))
+        for text, state in fixed_labels(sources, recipe):
+            self._known.claim(text, state)
+
+    def build(self) -> dict[str, Any]:
+        """Write the missing splits; returns the content of report.json.
+
+        Raises:
+            BadData: a source has a bad line (named), or there is too little of something.
+        """
+        for split, number in {"train": self._recipe.num_samples, "dev": self._recipe.num_dev}.items():
+            self._write(split, self._split_samples(split, number))
+        if self._recipe.num_test:
+            self._write("test", self._test_samples())
+        return self._content()
+
+    def _write(self, split: str, samples: Iterator[Sample]) -> None:
+        """Write a split, or count the samples of one that is complete, and update the report."""
+        path, report = self._out / f"{split}.jsonl", Report(seed=self._recipe.seed)
+        self._reports[split] = report
+        if path.exists():
+            for sample in read_samples(path):
+                self._known.admit(sample)
+                self._count(split, sample)
+            for reason, number in self._dropped_before.get(split, {}).items():
+                report.drop(reason, number)
+            self._write_report(split)
+        else:
+            partial = path.with_suffix(".partial")
+            write_samples(partial, samples)
+            self._write_report(split)
+            partial.replace(path)
+
+    def _write_report(self, split: str) -> None:
+        """Write the report on this split and earlier ones."""
+        self._contents[split] = self._reports[split].to_json()
+        if split == "test":
+            self._contents[split]["words_known"] = self._num_known
+        _replace(self._out / "report.json", json.dumps(self._content(), indent=2, ensure_ascii=False) + "\n")
+        parts = [f"# {name}\n\n{markdown(content)}" for name, content in self._contents.items()]
+        _replace(self._out / "report.md", "\n".join(parts))
+
+    def _content(self) -> dict[str, Any]:
+        return {"recipe": self._recipe.to_json(), **self._contents}
+
+    def _split_samples(self, split: str, number: int) -> Iterator[Sample]:
+        pools = Pools(self._sources, self._recipe, split)
+        builder = SampleBuilder(
+            pools, self._recipe, split, self._end_of_turn, lambda text: self._is_device_directed(split, text)
+        )
+        for done, sample in enumerate(builder.samples(number, lambda sample: self._admit(split, sample)), 1):
+            self._count(split, sample)
+            self._progress(split, done, number)
+            yield sample
+
+    def _test_samples(self) -> Iterator[Sample]:
+        """Test samples that are not in another split. Short texts may recur after another context."""
+        for sample in unseen_samples(self._sources, self._recipe, self._end_of_turn):
+            if self._admit("test", sample):
+                self._count("test", sample)
+                yield sample
+
+    def _count(self, split: str, sample: Sample) -> None:
+        self._reports[split].add(sample)
+        words = hash(forms.spoken(sample.text))
+        if split == "test":
+            self._num_known += words in self._words
+        else:
+            self._words.add(words)
+
+    def _admit(self, split: str, sample: Sample) -> bool:
+        reason = self._known.admit(sample)
+        if reason is not None:
+            self._reports[split].drop(reason.value)
+        return reason is None
+
+    def _is_device_directed(self, split: str, text: str) -> bool:
+        found = device_directed(text) is not None
+        if not found and self._judge is not None:
+            found = self._judge.addressee(text) is Addressee.ASSISTANT
+        if found:
+            self._reports[split].drop(_DEVICE_DIRECTED)
+        return found
+
+    def _check_manifest(self, made_by: Mapping[str, str | None]) -> None:
+        """A folder belongs to one recipe and one set of sources, which are described in `manifest.json`."""
+        files = corpus.source_files(self._sources)
+        manifest = {
+            "recipe": self._recipe.to_json(),
+            "made_by": made_by,
+            "sources": {
+                f"{kind}/{path.name}": path.stat().st_size for kind, paths in files.items() for path in paths.values()
+            },
+        }
+        path = self._out / "manifest.json"
+        if not path.exists():
+            if any((self._out / f"{name}.jsonl").exists() for name in ("train", "dev", "test")):
+                raise UsageError(f"{self._out} has samples but no manifest.json; use another --out, or empty it")
+            _replace(path, json.dumps(manifest, indent=2) + "\n")
+            return
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BadData(f"{path} is damaged ({error}); use another --out, or empty it") from None
+        if known != manifest:
+            raise UsageError(
+                f"{self._out} has samples of another recipe or of other sources (see manifest.json there); "
+                "use another --out, or empty it"
+            )
+
+
+def _check_unseen(sources: Path, recipe: Recipe) -> None:
+    """Check at the start, not after the training samples are built, that there are sources to test on."""
+    files = corpus.source_files(sources)
+    for kind in ("queries", "background"):
+        names = files[kind].keys()
+        if not recipe.unseen & names or not names - recipe.unseen:
+            raise UsageError(
+                f"{sources / kind} has {', '.join(sorted(names)) or 'no source'}; the recipe holds out "
+                f"{', '.join(sorted(recipe.unseen & names)) or 'none of these'} for the test. Hold out at least one, "
+                "but not all, with --unseen, or build no test with --test 0"
+            )
+
+
+def _dropped(report: Path) -> dict[str, dict[str, int]]:
+    """What a killed run dropped from the splits that it completed: their samples do not tell."""
+    try:
+        content = json.loads(report.read_text(encoding="utf-8"))
+        return {split: dict(content[split]["dropped"]) for split in ("train", "dev", "test") if split in content}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace the content of a file atomically."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
