@@ -12,7 +12,7 @@ from duologue.data.duplicates import Duplicates
 from duologue.data.forms import EndOfTurn
 from duologue.data.judge import Addressee, Judge
 from duologue.data.pools import Pools, fixed_labels
-from duologue.data.progress import Progress, silent
+from duologue.data.progress import StageProgress, silent
 from duologue.data.recipes import Recipe
 from duologue.data.report import Report, markdown
 from duologue.data.samples import Sample, read_samples, write_samples
@@ -35,7 +35,7 @@ class DatasetBuilder:
         end_of_turn: EndOfTurn | None = None,
         judge: Judge | None = None,
         made_by: Mapping[str, str | None] | None = None,
-        progress: Progress = silent,
+        progress: StageProgress = silent,
     ) -> None:
         """
         Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]
+StageProgress = Callable[[str, int, int], None]
 """Receives the stage, what is done of it, and its total. Figures may follow a colon: "epoch 2: loss 0.41"."""
 
 

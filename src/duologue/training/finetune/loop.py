@@ -25,7 +25,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from duologue.data.progress import Progress, silent
+from duologue.data.progress import StageProgress, silent
 from duologue.decisions.thresholds import Probabilities
 from duologue.errors import EngineError
 from duologue.training.finetune.duplex_model import DuplexModel
@@ -112,7 +112,7 @@ class Finetuning:
         return bool(self._accelerator.is_main_process)
 
     def run(
-        self, *, progress: Progress = silent, report: Callable[[Validation], None] = lambda validation: None
+        self, *, progress: StageProgress = silent, report: Callable[[Validation], None] = lambda validation: None
     ) -> list[Validation]:
         """Train to the end: all steps and the last weights, or with `patience` the best weights.
 

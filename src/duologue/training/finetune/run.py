@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from duologue.backends.torch.tokenizer import HfTokenizer
-from duologue.data.progress import Progress, silent
+from duologue.data.progress import StageProgress, silent
 from duologue.data.samples import Sample
 from duologue.errors import BadData, UsageError
 from duologue.models.adapters import Adapter
@@ -48,7 +48,7 @@ def finetune(
     tokenizer: HfTokenizer,
     *,
     name: str,
-    progress: Progress = silent,
+    progress: StageProgress = silent,
     say: Say = print,
 ) -> Adapter:
     """Train `model`, which is changed, write everything into the folder `run.out`, and return the adapter.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from duologue.data.progress import Progress, silent
+from duologue.data.progress import StageProgress, silent
 from duologue.data.samples import Sample
 from duologue.decisions.calibration import TEMPERATURES, apply_temperature
 from duologue.decisions.thresholds import Probabilities
@@ -105,7 +105,7 @@ class ProbeTraining:
         teacher: ProbeModel | None = None,
         origin: Mapping[str, Any] | None = None,
         compute: ComputePrefixes | None = None,
-        progress: Progress = silent,
+        progress: StageProgress = silent,
     ) -> None:
         """Continue from the checkpoint in `folder`, if there is one.
 
@@ -251,7 +251,7 @@ class ProbeTraining:
 
 
 def score(
-    model: ProbeModel, layouts: Sequence[Layout], *, max_tokens: int, progress: Progress = silent
+    model: ProbeModel, layouts: Sequence[Layout], *, max_tokens: int, progress: StageProgress = silent
 ) -> Probabilities:
     """Probabilities [N, S] of the states for all samples, with at most `max_tokens` tokens of prefixes in memory."""
     found = np.zeros((len(layouts), len(model.states)), dtype=np.float32)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from duologue.data.progress import Progress, silent
+from duologue.data.progress import StageProgress, silent
 from duologue.errors import UnsupportedModel, UsageError
 from duologue.training.batching import batches_by_tokens, padded
 from duologue.training.layout import Layout
@@ -23,7 +23,7 @@ _TOKENS_PER_PASS = 4096
 class Prefixes:
     """The prefixes of many samples, in memory."""
 
-    def __init__(self, model: PrefixModel, layouts: Sequence[Layout], *, progress: Progress = silent) -> None:
+    def __init__(self, model: PrefixModel, layouts: Sequence[Layout], *, progress: StageProgress = silent) -> None:
         """Compute the KV of `layouts` in the model's own precision and keep it on the CPU.
 
         Raises:
@@ -75,13 +75,13 @@ class Prefixes:
             kv[:, :, row, :, :end] = 0  # masked, but an earlier batch may have left NaN there
         return Past(kv.to(self._device), lengths.to(self._device))
 
-    def _compute_contexts(self, model: PrefixModel, progress: Progress) -> None:
+    def _compute_contexts(self, model: PrefixModel, progress: StageProgress) -> None:
         contexts = sorted({layout.context for layout in self._layouts if layout.context}, key=len)
         for batch in batches_by_tokens(contexts, len, _TOKENS_PER_PASS):
             self._contexts |= zip(batch, _extend(model, None, batch), strict=True)
             self._report(batch, progress)
 
-    def _compute_texts(self, model: PrefixModel, progress: Progress) -> None:
+    def _compute_texts(self, model: PrefixModel, progress: StageProgress) -> None:
         layouts = self._layouts
         order = sorted(range(len(layouts)), key=lambda i: (len(layouts[i].text), len(layouts[i].context)))
         for with_context in (False, True):
@@ -92,7 +92,7 @@ class Prefixes:
                 self._texts |= zip(batch, _extend(model, past, texts), strict=True)
                 self._report(texts, progress)
 
-    def _report(self, computed: Sequence[tuple[Token, ...]], progress: Progress) -> None:
+    def _report(self, computed: Sequence[tuple[Token, ...]], progress: StageProgress) -> None:
         self._done += sum(map(len, computed))
         progress("prefixes", self._done, self.num_tokens)
 

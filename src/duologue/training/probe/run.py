@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from duologue.backends.torch.tokenizer import HfTokenizer
-from duologue.data.progress import Progress, silent
+from duologue.data.progress import StageProgress, silent
 from duologue.data.samples import Sample
 from duologue.decisions.calibration import apply_temperature, fit_temperature
 from duologue.decisions.thresholds import Probabilities
@@ -59,7 +59,7 @@ def train_probe(
     tokenizer: HfTokenizer,
     *,
     name: str,
-    progress: Progress = silent,
+    progress: StageProgress = silent,
     say: Say = print,
 ) -> Adapter:
     """Train rows, and with some recipes a LoRA, around `model` on its device; write and return the adapter.
