@@ -1,20 +1,32 @@
-"""The tokenizer of a GGUF file, through llama.cpp."""
+"""The tokenizer of a GGUF file, through llama.cpp.
+
+llama.cpp splits text with `std::regex` for most kinds of vocabularies. Its recursion takes about 330 bytes of stack per
+character of a run (letters, digits, spaces): a run of 26,000 characters overflows a stack of 8 MiB, which ends the
+process. Texts that might do so are tokenised on a thread with a stack in proportion to their length. The ids are those
+of llama.cpp for the whole text, whatever the vocabulary.
+"""
 
 import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from duologue.backends.llamacpp.library import LoadedModel  # before llama_cpp: it configures OpenMP
 
 # isort: split
 import llama_cpp
 
-from duologue.errors import UsageError
+from duologue.backends.llamacpp.deep_stack import call_with_stack
+from duologue.errors import UnsupportedModel, UsageError
 from duologue.text.tokenizer import is_mark
 from duologue.types import Token, well_formed
 
+MAX_TEXT = 1 << 20
+"""Characters of one text. More would fill no context, and might take more memory than there is."""
+
+_SHALLOW = 500  # characters that are tokenised on any stack: 160 KiB at most
+_STACK_PER_CHARACTER = 2048  # six times what was measured
 _NO_TOKEN = -1  # llama.cpp's id for a token that the vocabulary lacks
 
 
@@ -22,18 +34,19 @@ _NO_TOKEN = -1  # llama.cpp's id for a token that the vocabulary lacks
 class GgufTokenizer:
     """A `Tokenizer` over a model that llama.cpp has loaded. It owns nothing: the model must stay open."""
 
-    def __init__(self, model: Any) -> None:
-        """`model` is the `llama_model_p` of `llama_cpp.llama_model_load_from_file`.
-
-        Raises:
-            UsageError: the model has no vocabulary.
-        """
+    def __init__(self, model: LoadedModel) -> None:
+        """Raises `UsageError` if the model has no vocabulary, `UnsupportedModel` if llama.cpp cannot use it safely."""
         self._model = model
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self._vocab = llama_cpp.llama_model_get_vocab(model.handle)
         self._vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
         self._pieces: dict[Token, bytes] = {}
         if self._vocab_size == 0:
             raise UsageError("the GGUF file has no vocabulary; use a file that includes its tokenizer")
+        if reason := self._reason_to_abort():
+            raise UnsupportedModel(
+                f"llama.cpp ends the process on some texts with the vocabulary of {model.path.name}: {reason}; "
+                "load the model with the torch backend"
+            )
 
     @classmethod
     def from_file(cls, path: Path) -> "GgufTokenizer":
@@ -42,10 +55,9 @@ class GgufTokenizer:
         Raises:
             ModelNotFound: there is no such file.
             BrokenModel: llama.cpp cannot read the file.
-            UnsupportedModel: llama.cpp does not know the architecture.
+            UnsupportedModel: llama.cpp does not know the architecture, or cannot use the vocabulary safely.
         """
-        # The model is never closed, because the tokenizer reads from it.
-        return cls(LoadedModel(path, vocab_only=True).handle)
+        return cls(LoadedModel(path, vocab_only=True))
 
     @property
     def vocab_size(self) -> int:
@@ -55,7 +67,7 @@ class GgufTokenizer:
     @cached_property
     def chat_template(self) -> str | None:
         """The metadata's `tokenizer.chat_template`."""
-        source: bytes | None = llama_cpp.llama_model_chat_template(self._model, None)
+        source: bytes | None = llama_cpp.llama_model_chat_template(self._model.handle, None)
         return source.decode("utf-8", "replace") if source else None
 
     @cached_property
@@ -94,8 +106,20 @@ class GgufTokenizer:
         return frozenset(token for token in range(self._vocab_size) if llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def encode(self, text: str, *, special: bool = False) -> list[Token]:
-        """See `Tokenizer.encode`."""
+        """See `Tokenizer.encode`.
+
+        Raises:
+            UsageError: the text is longer than `MAX_TEXT`.
+        """
+        if len(text) > MAX_TEXT:
+            raise UsageError(f"a text of {len(text)} characters is too long to tokenise; the limit is {MAX_TEXT}")
         data = well_formed(text).encode()
+        if len(text) <= _SHALLOW:
+            return self._tokenize(data, special)
+        return call_with_stack(len(text) * _STACK_PER_CHARACTER, lambda: self._tokenize(data, special))
+
+    def _tokenize(self, data: bytes, special: bool) -> list[Token]:
+        """The ids of a text in UTF-8."""
         room = len(data) + 8  # a token has at least one byte, except for a space that is put before the text
         for _ in range(2):
             tokens = (llama_cpp.llama_token * room)()
@@ -116,6 +140,16 @@ class GgufTokenizer:
     def _puts_space(self) -> bool:
         """Whether a space is put before each text, detected by a round trip."""
         return b"".join(map(self._bytes, self.encode("x"))) == b" x"
+
+    def _reason_to_abort(self) -> str | None:
+        """Why llama.cpp would fail an assertion or an unchecked lookup on some text, if it would."""
+        if self._model.text("tokenizer.ggml.pre") == "whitespace":
+            return 'with the pre-tokenizer "whitespace", two adjacent spaces fail an assertion'
+        if llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_SPM:
+            texts = {llama_cpp.llama_vocab_get_text(self._vocab, token) for token in range(self._vocab_size)}
+            if not all(b"<0x%02X>" % byte in texts or bytes([byte]) in texts for byte in range(256)):
+                return "it lacks tokens for single bytes, which unknown characters need"
+        return None
 
     def _text(self, token: Token) -> str:
         return self._bytes(token).decode("utf-8", "replace")
