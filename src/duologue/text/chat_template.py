@@ -15,9 +15,9 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from duologue.errors import TemplateError
+from duologue.text.sandbox import LimitedEnvironment, LimitExceeded, compiled, render
 from duologue.text.splicing import Span
 from duologue.types import Role, Turn
 
@@ -52,15 +52,15 @@ class Renderer:
 
     def __init__(self, source: str, special_text: Mapping[str, str], now: datetime) -> None:
         """`now` is what a template that writes the date gets to see."""
-        environment = ImmutableSandboxedEnvironment(
+        environment = LimitedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
-        environment.filters["tojson"] = _tojson
+        environment.add_filter("tojson", _tojson)
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = now.strftime
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+            self._template = compiled(source, environment)
+        except (jinja2.TemplateError, RecursionError) as error:
             raise TemplateError(f"the chat template is not valid Jinja: {error}") from error
         self._special_text = dict(special_text)
         self._as_parts, self._insists = self._find_ways()
@@ -84,6 +84,8 @@ class Renderer:
             try:
                 if _USER in self._render([Turn(Role.USER, _USER)], reply=True):
                     return ways
+            except LimitExceeded as error:
+                raise TemplateError(f"the chat template cannot be used: {error}") from error
             except Exception:  # as in `render`
                 continue
         return False, False
@@ -98,15 +100,15 @@ class Renderer:
             }
             for turn in turns
         ]
-        text: str = self._template.render(
-            messages=messages,
-            add_generation_prompt=reply,
-            enable_thinking=False,
-            tools=None,
-            documents=None,
+        values = {
+            "messages": messages,
+            "add_generation_prompt": reply,
+            "enable_thinking": False,
+            "tools": None,
+            "documents": None,
             **self._special_text,
-        )
-        return text
+        }
+        return render(self._template, values)
 
 
 def _tojson(
