@@ -509,27 +509,31 @@ _SOUNDS = {
 }
 
 
+VOICE_HEADER = (
+    *("seconds, p50 / p95", "n", "outcome", "yielded"),
+    *("onset → ducked", "onset → silence", "end of speech → first sound"),
+)
+
+
 @whole("voice")
 def voice(results: Results) -> str:
     """Delays of a conversation by voice, and what interrupts it."""
-    header = (
-        *("seconds, p50 / p95", "n", "outcome", "yielded"),
-        *("onset → ducked", "onset → silence", "end of speech → first sound"),
-    )
     parts = []
     for name, result in results.of("voice"):
-        rows: list[Row] = []
-        for key, found in result.items():
-            if not isinstance(found, dict) or "trials" not in found:
-                continue
-            kind, _, level = key.partition("_") if key.startswith(("noise", "background")) else (key, "", "")
-            what = _SOUNDS[kind] + (f", {level.replace('dB', ' dB')}" if level else "")
-            rows.append((what, found["trials"], *_voice_row(found)))
         how = "a recogniser that knows and takes no time" if result["oracle"] else "Whisper base"
         loads, cores = result["load_averages"], result["hardware"]["cores"]
         parts.append(f"With {how}, load average {min(loads)} to {max(loads)} on {cores} cores ({_link(name)}):")
-        parts.append(table(header, rows))
+        parts.append(table(VOICE_HEADER, voice_rows(result)))
     return "\n\n".join(parts) or _NOTHING
+
+
+def voice_rows(result: Result) -> Iterator[Row]:
+    """One row per kind of sound."""
+    for key, found in result.items():
+        if isinstance(found, dict) and "trials" in found:
+            kind, _, level = key.partition("_") if key.startswith(("noise", "background")) else (key, "", "")
+            what = _SOUNDS[kind] + (f", {level.replace('dB', ' dB')}" if level else "")
+            yield (what, found["trials"], *_voice_row(found))
 
 
 def _voice_row(found: Result) -> tuple[str, ...]:
