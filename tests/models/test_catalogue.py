@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from duologue.errors import ModelNotFound
+from duologue.errors import ModelNotFound, UsageError
 from duologue.models.catalogue import CATALOGUE, DEFAULT, CatalogueEntry, expanded, find
 
 
@@ -95,3 +95,11 @@ def test_things_that_are_no_models(tmp_path: Path) -> None:
         (tmp_path / f"{name}.gguf").write_bytes(b"")
     with pytest.raises(ModelNotFound, match=r"2 GGUF files; name one of them: a\.gguf, b\.gguf"):
         find(str(tmp_path))
+
+
+def test_a_download_can_be_pinned_and_nothing_else(tmp_path: Path) -> None:
+    assert find("owner/name", "a1b2c3").revision == "a1b2c3"
+    assert find("owner/name").revision is None
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match="only downloads from the hub have one"):
+        find(str(tmp_path / "model.gguf"), "a1b2c3")

@@ -362,3 +362,16 @@ def test_sessions_are_divided_among_caches(
     assert (info.num_caches, info.capacity, info.context_length) == (number, number * capacity, 128)
     assert flash == ([True, True] if together > 1 else [False]) * number, "a second one where several share a cache"
     model.close()
+
+
+def test_the_revision_reaches_everything_that_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(name: str, **options: Any) -> None:
+        asked.append((name, options.get("revision")))
+        raise OSError("no network")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", download)
+    with pytest.raises(ModelNotFound, match=r"owner/name at revision a1b2c3: no network"):
+        load("owner/name", revision="a1b2c3")
+    assert asked == [("owner/name", "a1b2c3")]

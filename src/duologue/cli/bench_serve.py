@@ -105,5 +105,5 @@ def _flags(args: argparse.Namespace) -> list[str]:
     return [
         args.model, "--adapter", args.adapter, "--backend", args.backend, "--context", str(args.context),
         "--max-sessions", str(args.clients), "--weights", args.weights or "", "--threads", str(args.threads or 0),
-        "--device", args.device,
+        "--device", args.device, "--revision", args.revision or "",
     ]  # fmt: skip

@@ -129,7 +129,7 @@ def _linear_probe(
 
     if shared := {sample.source for sample in rows.samples} & {sample.source for sample in train.samples}:
         print(f"note: the linear probe is trained on sources of the test: {', '.join(sorted(shared))}", file=sys.stderr)
-    return linear_probe(rows, train, model, find(args.model), progress=stage)
+    return linear_probe(rows, train, model, find(args.model, args.revision), progress=stage)
 
 
 def _baselines(

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from duologue.cli.options import add_model_name
 from duologue.errors import MissingDependency, UsageError
-from duologue.models.catalogue import DEFAULT, find
+from duologue.models.catalogue import find
 
 if TYPE_CHECKING:
     from duologue.export.report import ExportReport
@@ -24,7 +25,7 @@ def add_parser(commands: Any) -> None:
         "of the base model does not change, and the added tokens are never sampled in ordinary text; both are checked. "
         "The LoRA of an alora adapter is written to a separate GGUF file or PEFT folder, active from the probe on.",
     )
-    parser.add_argument("-m", "--model", default=DEFAULT, help="a short name, a .gguf file, a folder or a hub name")
+    add_model_name(parser)
     parser.add_argument(
         "--adapter",
         default="auto",
@@ -53,7 +54,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, check and report."""
-    source = find(args.model)
+    source = find(args.model, args.revision)
     adapter = _adapter(args)
     where = source.location
     try:
@@ -71,7 +72,7 @@ def _adapter(args: argparse.Namespace) -> "Adapter":
     from duologue.models.model import load
 
     if args.adapter in ("auto", *TRAINED, *PROMPTED):
-        model = load(args.model, adapter=args.adapter)
+        model = load(args.model, adapter=args.adapter, revision=args.revision)
         adapter = model.adapter
         model.close()
     else:
@@ -117,7 +118,7 @@ def _write(args: argparse.Namespace, where: Path | str, adapter: "Adapter") -> "
             raise UsageError(
                 f"--weights {args.weights} is not available for a Hugging Face folder; choose {', '.join(dtypes)}"
             )
-        return export_hf(where, adapter.rows, args.out, dtype=dtypes[weights], **options)
+        return export_hf(where, adapter.rows, args.out, revision=args.revision, dtype=dtypes[weights], **options)
     if not isinstance(where, Path) or where.suffix != ".gguf":
         raise UsageError(f"{where} is not a GGUF file; convert it first, or use --format hf")
     from duologue.export.gguf import export_gguf

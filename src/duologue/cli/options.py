@@ -49,15 +49,23 @@ def _range(least: float, most: float, above: bool) -> str:
     return low if most == float("inf") else f"{low} and at most {most:g}"
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, with_context: bool = True) -> None:
-    """Add options for the model, adapter, backend and weights and, unless the command has its own, the context."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
+def add_model_name(parser: argparse._ActionsContainer) -> None:
+    """Add the options that name a model."""
+    parser.add_argument(
         "-m",
         "--model",
         default=DEFAULT,
         help=f"a short name (see `duologue models`; default {DEFAULT}), a .gguf file, a folder or a hub name",
     )
+    parser.add_argument(
+        "--revision", metavar="REV", help="commit, tag or branch to download from the hub (default: the newest)"
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, with_context: bool = True) -> None:
+    """Add options for the model, adapter, backend and weights and, unless the command has its own, the context."""
+    group = parser.add_argument_group("model")
+    add_model_name(group)
     group.add_argument(
         "--adapter",
         default="auto",
@@ -133,6 +141,7 @@ def load_model(args: argparse.Namespace, *, context_length: int | None = None, s
     with progress(f"Loading {shortened(args.model, 48)}") as stage:
         return load(
             args.model,
+            revision=args.revision,
             backend=args.backend,
             adapter=args.adapter,
             weights=args.weights,

@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from duologue.cli.options import add_model_name
 from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
-from duologue.models.catalogue import DEFAULT, find
+from duologue.models.catalogue import find
 
 _EPILOG = """\
 recipes:
@@ -40,7 +41,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", choices=("alora", "rows", "lora", "full"))
-    parser.add_argument("-m", "--model", default=DEFAULT, help="a short name, a .gguf file, a folder or a hub name")
+    add_model_name(parser)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train.jsonl, dev.jsonl")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="adapter folder to write")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the samples, at most (default: recipe)")
@@ -85,12 +86,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--data {args.data} is not a folder; create it with `duologue data build`")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    source = find(args.model)
+    source = find(args.model, args.revision)
     is_probe = args.recipe in _PROBE
     train = _probe_training(args) if is_probe else _finetuning(args)
     # weights that are trained themselves stay in float32 whatever the precision of the passes
     dtype = "bfloat16" if args.dtype == "bf16" and is_probe else "float32"
-    model, tokenizer = read_model(source.location, dtype=dtype)
+    model, tokenizer = read_model(source.location, revision=source.revision, dtype=dtype)
     if is_probe and torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())  # accelerate places the others
     with progress(f"Training {args.recipe}") as stage:

@@ -84,7 +84,7 @@ def linear_probe(
     check_labels(train, states)
     check_labels(rows, states)
     layouts = [*lay_out(train, model), *lay_out(rows, model)]
-    base, _ = read_model(source.location)
+    base, _ = read_model(source.location, revision=source.revision)
 
     def show(share: float) -> None:
         if progress is not None:

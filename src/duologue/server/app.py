@@ -226,6 +226,7 @@ def _load(config: ServerConfig) -> Model:
         backend=config.backend,
         adapter=config.adapter,
         weights=config.weights or None,
+        revision=config.revision or None,
         context_length=config.context,
         threads=config.threads or None,
         device=config.device,

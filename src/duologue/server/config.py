@@ -28,6 +28,7 @@ class ServerConfig:
     adapter: str = _setting("auto", "auto, alora, rows, prompted, or an adapter folder")
     backend: str = _setting("auto", "auto, llamacpp, torch or reference")
     weights: str = _setting("", "weight type; empty: the backend's default")
+    revision: str = _setting("", "commit, tag or branch to download from the hub; empty: the newest")
     threads: int = _setting(0, "CPU threads; 0: one a core", least=0)
     device: str = _setting("cpu", "torch device")
     host: str = _setting("127.0.0.1", "address to listen on; other than loopback needs a token")
