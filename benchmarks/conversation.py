@@ -1,4 +1,4 @@
-"""Conversations that are disturbed in every way the method knows, and what the model drew in them."""
+"""Conversations that are disturbed in every way the method knows, and the tokens that were sampled in them."""
 
 import random
 from collections import Counter
@@ -17,12 +17,12 @@ from duologue.types import InputState, Token
 
 ARRIVALS = ("at once", "held", "aside first", "taken back", "joined")
 DISTURBANCES = ("none", "ignored", "held over", "false start", "stopped", "interrupted")
-_MANY = 10_000  # passes, more than any conversation here has
+_MANY = 10_000  # more passes than any conversation here has
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A token that the model drew for an answer."""
+    """A token that was sampled for an answer."""
 
     token: Token
     margin: float | None
@@ -30,16 +30,16 @@ class Drawn:
 
 @dataclass(slots=True)
 class TurnRecord:
-    """One question, how it came, what happened to its answer, and what was drawn for that."""
+    """One question, how it arrived, what happened to its answer, and the tokens that were sampled for it."""
 
     question: str
     arrival: str
     disturbance: str = "none"
     drawn: list[Drawn] = field(default_factory=list)
-    was_cut: bool = False  # by the next question; otherwise it was heard to the end
+    was_cut: bool = False  # by the next question; otherwise it was heard completely
     heard: str = ""
-    is_canonical: bool = True  # whether the text of what was heard has the ids that the model drew
-    passes: int = 0  # while the answer was being generated
+    is_canonical: bool = True  # whether the text that was heard has the ids that were sampled
+    passes: int = 0  # while the answer was generated
 
 
 class Talk:
@@ -55,12 +55,12 @@ class Talk:
         self.handle = self.engine.open(self.session)
         self.drawn: dict[int, list[Drawn]] = {}
         self.passes: Counter[int] = Counter()
-        self.probe_passes = 0  # that the backend says it needs besides, for probes alone
-        self.cut: dict[int, str] = {}  # answers that are suspended, and what was heard of them
-        self.num_judged = 0
+        self.probe_passes = 0  # passes that the backend declares for probes alone
+        self.cut: dict[int, str] = {}  # suspended answers, and what was heard of them
+        self.num_decisions = 0
 
     def tick(self) -> bool:
-        """One pass. Returns whether there was anything to run."""
+        """Run one pass. Returns whether there was anything to run."""
         answer = self.session.running
         is_generating = answer is not None and answer.finished is None
         forward_pass = self.engine.plan()
@@ -82,18 +82,18 @@ class Talk:
                 self.cut[event.answer] = event.heard
             elif isinstance(event, Resumed) and event.exact:
                 self.cut.pop(event.suspended, None)
-            self.num_judged += isinstance(event, Decided)
+            self.num_decisions += isinstance(event, Decided)
 
     def hear(self, text: str, decision: InputState, *, utterance: str, final: bool = False) -> None:
         """Hear words, and run passes until `decision` has been made on them."""
         self.forced.state = decision
-        judged = self.num_judged
+        before = self.num_decisions
         self.told(self.session.hear(text, utterance=utterance, final=final))
-        while self.num_judged == judged and self.session.input_text and self.tick():
+        while self.num_decisions == before and self.session.input_text and self.tick():
             pass
 
     def run(self, passes: int = _MANY) -> None:
-        """So many passes, or fewer if nothing is left to do."""
+        """Run at most so many passes, until nothing is left to do."""
         for _ in range(passes):
             if not self.tick():
                 break
@@ -103,7 +103,7 @@ class Talk:
 
 
 class Disturbed:
-    """Carries out one conversation at random; what came of it is in `turns`."""
+    """Carries out one random conversation; `turns` records it."""
 
     def __init__(self, talk: Talk, chance: random.Random, num_turns: int) -> None:
         self.talk = talk
@@ -135,7 +135,7 @@ class Disturbed:
         if talk.session.running is not answer or answer.finished or not answer.num_heard:
             turn.disturbance = "none"  # the answer was too short to be disturbed
         elif turn.disturbance == "interrupted" and not is_last:
-            return  # it is running when the next question comes
+            return  # it is still running when the next question arrives
         else:
             self._disturb(turn.disturbance)
         talk.run()
@@ -144,7 +144,7 @@ class Disturbed:
         self._close(answer, turn)
 
     def _close(self, answer: Answer, turn: TurnRecord) -> None:
-        """What was drawn for an answer that is over, and what was heard of it."""
+        """Record what was sampled for an answer that is over, and what was heard of it."""
         talk = self.talk
         turn.drawn, turn.passes = talk.drawn[answer.id], talk.passes[answer.id]
         turn.was_cut = answer.id in talk.cut
@@ -153,7 +153,7 @@ class Disturbed:
         turn.is_canonical = list(ids) == [drawn.token for drawn in turn.drawn[: len(ids)]]
 
     def _speak(self, passes: int) -> None:
-        """Some passes, while the user hears a part of what was said; never all of it, so that the answer stays."""
+        """Run some passes while the user hears a part of what was said, but never all, so that the answer stays."""
         talk = self.talk
         for _ in range(passes):
             talk.tick()
@@ -163,7 +163,7 @@ class Disturbed:
                 position = min(most, max(answer.num_reported, answer.num_heard) + self._chance.randint(0, 9))
                 talk.told(talk.session.heard(max(position, answer.num_reported), answer=answer.id))
 
-    # -- how a question comes ----------------------------------------------------------------------------------------
+    # -- how a question arrives ----------------------------------------------------------------------------------------
 
     def _arrive(self, turn: TurnRecord) -> None:
         name, text, chance = self._name(), turn.question, self._chance
@@ -179,7 +179,7 @@ class Disturbed:
                 for part in parts[:-1]:
                     self.talk.hear(part, InputState.PROCESS, utterance=name)
                     self._speak(chance.randint(0, 5))  # the answer is prepared
-            case "joined":  # in two utterances, the second one while the answer to the first is prepared
+            case "joined":  # two utterances, the second while the answer to the first is prepared
                 first = parts[0]
                 self.talk.hear(first, InputState.PROCESS, utterance=name)
                 self._speak(chance.randint(0, 5))
@@ -191,7 +191,7 @@ class Disturbed:
         self.talk.hear(text, InputState.PROCESS, utterance=name, final=True)
 
     def _end(self, name: str, text: str) -> None:
-        """The speaker is silent now: what was said last is answered."""
+        """The user is silent now: answer what was said last."""
         if self.talk.session.running is None or self.talk.session.input_text:
             self.talk.told(self.talk.session.respond())
         self.talk.told(self.talk.session.hear(text, utterance=name, final=True))
@@ -211,13 +211,13 @@ class Disturbed:
             case "false start":
                 name, parts = self._name(), spoken.grown(spoken.question(chance), chance, parts=2)
                 self.talk.hear(parts[0], InputState.PROCESS, utterance=name)
-                self.talk.run(chance.randint(0, 5))  # the answer is suspended and another one is prepared
+                self.talk.run(chance.randint(0, 5))  # the answer is suspended, and another is prepared
                 self.talk.hear(parts[1], InputState.IGNORE, utterance=name, final=True)
             case "stopped":
                 self._stop_and_resume()
 
     def _ignored(self, until_whole: InputState) -> None:
-        """Words that are dropped: at each of their partials, or held until they are whole."""
+        """Words that are dropped, at each partial or only when they are complete."""
         name, chance = self._name(), self._chance
         parts = spoken.grown(spoken.aside(chance), chance, parts=chance.randint(1, 3))
         for part in parts[:-1]:

@@ -1,10 +1,13 @@
 """Listening while speaking costs no forward pass: six kinds of sessions on the same weights, saying the same words.
 
-Channel division puts what is heard into the pass of the answer's next token, so in overlap it makes as many passes as
-speaking alone, and half as many as the two channels one after the other. Its KV is that of the conversation, flat in
-silence; time division writes a pair of slices every two seconds. The same figures as `duologue bench cost`, with what
-was measured where. The exit status is 1 if a slice heard over an answer does not cost the sequential session one
-pass more than channel division.
+Claim: in overlap, channel division runs as many passes as for speaking alone, and half as many as the two channels one
+after the other. Its KV holds the conversation alone and does not grow in silence.
+
+Why: what is heard goes into the pass of the answer's next token. Time division writes a pair of slices every two
+seconds, whether or not anybody speaks.
+
+How: the measurement of `duologue bench cost`. The exit status is 1 unless a slice heard over an answer costs the
+sequential session exactly one pass more than channel division.
 """
 
 import argparse
@@ -51,7 +54,7 @@ def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
     parser.add_argument("--conversations", type=int, default=2)
     parser.add_argument("--exchanges", type=int, default=6, help="questions in each conversation")
-    parser.add_argument("--picture", type=Path, help="draw it into this file (PNG)")
+    parser.add_argument("--picture", type=Path, help="also draw the figures into this file (PNG)")
     return parser.parse_args()
 
 

@@ -1,23 +1,22 @@
-"""Exactness: what the method does to an answer, and what it leaves alone.
+"""Exactness: what the method changes in an answer, and what it leaves alone.
 
 Claim: words that are ignored or held, false starts, stopping and resuming change no token of an answer, and listening
-adds no forward pass while it runs. A question gives the same answer whether its words come at once, grow while they are
-judged incomplete, or are taken back from an answer prepared too early. A question that cuts an answer is answered as
-in a fresh conversation whose history is what was heard, and nothing else.
+adds no forward pass while it runs. A question gets the same answer whether its words come at once, grow while the
+decision is incomplete, or are taken back from an answer that was prepared too early. A question that cuts an answer is
+answered as in a fresh conversation whose history holds exactly what was heard.
 
-Why: rolling back leaves the key-value cache as if the tokens had never been fed, channels do not see each other, and
-the random number of a sampled token depends on nothing but its place.
+Why: rollback leaves the key-value cache as if the tokens had never been fed, channels do not see each other, and the
+random number of a sampled token depends on its position alone.
 
-How: random conversations of several turns, every question and every answer disturbed in a random way; each turn is
-compared, token for token, with a conversation in which the same question comes at once and nothing disturbs it. Half
-of the conversations are greedy, half sampled at temperature 0.8. The verdicts are forced: every pass runs for real,
-probe and all, and only the probabilities of the states are replaced afterwards, so that every transition is exercised
-whatever the adapter thinks.
+How: random conversations of several turns, every question and every answer disturbed in a random way. Each turn is
+compared, token by token, with a conversation in which the same question comes at once and nothing disturbs it. Half of
+the conversations are greedy, half are sampled at temperature 0.8. The decisions are forced: every pass is real, probe
+included, and only the decision is replaced, so that every transition occurs whatever the adapter decides.
 
-Other widths of a pass round differently, except in exact arithmetic. The noise is measured first: the largest change of
-the gap between the two best logits over the same tokens in other passes. A first difference where the gap is below the
-noise (sampled: where noise of that size could move the draw) is an exception, counted and published; any other is a
-failure, and the exit status is 1. The next turn is then compared on the disturbed conversation's own history.
+Passes of other widths round differently, except in exact arithmetic. So the noise is measured first: the largest change
+of the gap between the two best logits over the same tokens in other passes. A first difference where the gap is below
+the noise (or, sampled, where such noise could change the token) is an exception, counted and published. Any other is a
+failure, and the exit status is 1. After a difference, the next turn is compared on the disturbed history.
 """
 
 import argparse
@@ -62,15 +61,15 @@ class Count:
     conversations: int = 0
     turns: int = 0
     tokens: int = 0
-    other_ids: int = 0  # answers whose text the tokenizer cuts into other tokens than the model did
-    added_passes: int = 0  # over all answers; listening must add none
-    probe_passes: int = 0  # of probes alone, on a backend that declares them
+    other_ids: int = 0  # answers whose text the tokenizer splits into other tokens than the model wrote
+    added_passes: int = 0  # in all answers; listening must add none
+    probe_passes: int = 0  # passes of probes alone, on a backend that declares them
     kinds: Counter[str] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
 
 
 class Comparison:
-    """Runs conversations on `backend`, and their undisturbed twins on `twin`, which holds the same weights."""
+    """Runs conversations on `backend`, and their undisturbed twins on `twin`, which has the same weights."""
 
     def __init__(self, backend: Backend, twin: Backend, template: Template, probe: Probe, *, noise: float) -> None:
         self._twin = twin
@@ -105,17 +104,17 @@ class Comparison:
             elif not turn.was_cut:
                 history = calm.session.history
                 continue
-            if not turn.is_canonical:  # the same words, but other ids: nothing after it can be the same
+            if not turn.is_canonical:  # the same words, but other ids: nothing after them can be equal
                 self.count.other_ids += 1
                 break
-            # What was not heard has never been: a fresh session, with what was heard for its history.
+            # What was not heard never happened: a fresh session, with what was heard as its history.
             history = [*history, Turn(Role.USER, turn.question), Turn(Role.ASSISTANT, turn.heard)]
             calm.close()
             calm = Talk(self._twin, self._template, self._probe, config, history)
         calm.close()
 
     def _undisturbed(self, calm: Talk, turn: TurnRecord) -> tuple[list[Drawn], int]:
-        """The same question at once; of an answer that was cut, as much as had been drawn."""
+        """The same question at once; of an answer that was cut, as many tokens as had been sampled."""
         calm.hear(turn.question, InputState.PROCESS, utterance="question", final=True)
         answer = calm.session.running
         assert answer is not None, "a question that is processed has an answer"
@@ -153,7 +152,7 @@ class Comparison:
         known = [margin for margin in margins if margin is not None]
         within = False
         if None in tokens or len(known) < 2:
-            pass  # one answer is longer than the other without another token: no rounding explains that
+            pass  # one answer ended earlier: no rounding explains that
         elif config.sampling.temperature:
             turns = [*history, Turn(Role.USER, turn.question)]
             ids = [*self._template.render(turns), *self._template.header]
@@ -179,7 +178,7 @@ class Comparison:
 
 
 def main() -> int:
-    """Run it. 1 if an answer changed, or a pass was added."""
+    """Run it. The exit status is 1 if an answer changed or a pass was added."""
     args = _arguments()
     measurement = measuring.begin(args)
     model = measuring.load_model(args)
@@ -229,7 +228,7 @@ _SHOWN = (
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
     parser.add_argument("--conversations", type=int, default=200)
-    parser.add_argument("--against", choices=["reference"], help="run the undisturbed twins on this backend (slow)")
+    parser.add_argument("--against", choices=["reference"], help="backend of the undisturbed twins (slow)")
     return parser.parse_args()
 
 

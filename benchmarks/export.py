@@ -1,12 +1,12 @@
-"""Added tokens never win: an exported GGUF file on text that nothing was computed from.
+"""Added tokens never win: an exported GGUF file, checked on text that it was not computed from.
 
-Claim: in a file that `duologue export` wrote, no token of the adapter is ever the most probable one of ordinary text,
+Claim: in a file written by `duologue export`, no token of the adapter is ever the most probable token of ordinary text,
 greedy answers are those of the base, and decisions are those of the rows.
 
-Why: all state and padding rows are shifted by one vector that keeps them below the best base token on text that the
-model writes by itself. Decisions are made by the softmax of the state rows alone, which a common shift does not change.
+Why: one vector added to all state and padding rows keeps them below the best base token on text that the model writes
+by itself. Decisions use the softmax of the state rows alone, which a common shift does not change.
 
-How: what `duologue export --format gguf --tokens N` does. The vector is computed from N tokens, and the written file is
+How: as `duologue export --format gguf --tokens N`. The vector is computed from N tokens, and the written file is
 checked on N others. The exit status is 1 if an added token won.
 """
 
@@ -51,7 +51,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    parser.add_argument("--tokens", type=int, default=50_000, help="to compute from, and as many to check on")
+    parser.add_argument("--tokens", type=int, default=50_000, help="tokens to compute from, and as many to check on")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
-"""What is heard in the benchmark of the voice: recordings, synthetic speech, and noises, each at a level that is known.
+"""The sounds of the voice benchmark: recordings, synthetic speech and noises, each at a known level.
 
-Recordings come from a folder with a `manifest.jsonl`: an object a line with `file`, `kind`, `text` and `id`.
+Recordings come from a folder with a `manifest.jsonl`, one object per line with `file`, `kind`, `text` and `id`.
 """
 
 import json
@@ -17,8 +17,8 @@ from duologue.voice.engines.interfaces import Synthesiser
 from duologue.voice.engines.whisper import packaged_model
 from duologue.voice.sound import RATE, Samples, gain, level_db, read_sound, resampled
 
-SPEECH_DB = -23.0  # of somebody who speaks into the microphone, below full scale
-_LOUD_DB = -30.0  # relative to the loudest 20 ms: what is above is the sound itself
+SPEECH_DB = -23.0  # relative to full scale: somebody who speaks into the microphone
+_LOUD_DB = -30.0  # relative to the loudest 20 ms; what is louder belongs to the sound itself
 _BACKCHANNELS = ("mhm", "uh huh", "yeah", "right", "okay", "oh really", "I see", "hm", "yes, yes", "wow")
 _SHORT_INTERRUPTIONS = (
     "Wait, what about dogs?", "Hold on, how old is it?", "Can you say that again?", "No, I meant the other one.",
@@ -29,8 +29,8 @@ _SHORT_INTERRUPTIONS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sound:
-    """A sound of 16 kHz. `begins` and `ends`, seconds in it, are where the sound itself does; `words` are those of it
-    with the second at which each ends, where that is known.
+    """A sound at 16 kHz. `begins` and `ends` bound the sound itself, in seconds. `words` are its words with the second
+    at which each ends, if known.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Sound:
     level: float = 0.0  # dB, relative to somebody who speaks into the microphone
 
     def at(self, level: float) -> "Sound":
-        """The same, louder or quieter."""
+        """The same sound at another level."""
         return replace(self, samples=self.samples * np.float32(gain(level)), level=level)
 
 
 def made(name: str, kind: str, samples: Samples, words: tuple[tuple[str, float], ...] = ()) -> Sound:
-    """A sound at the level of somebody who speaks."""
+    """A sound at the level of speech."""
     size = RATE // 50
     blocks = samples[: len(samples) // size * size].reshape(-1, size)
     power = np.array([level_db(block) for block in blocks])
@@ -58,7 +58,7 @@ def made(name: str, kind: str, samples: Samples, words: tuple[tuple[str, float],
 
 
 async def said(texts: Sequence[str], kind: str, synthesiser: Synthesiser, chance: random.Random) -> list[Sound]:
-    """Synthetic speech, a little faster or slower from one text to the next."""
+    """Synthetic speech at slightly varying speed."""
     sounds = []
     for text in texts:
         speech = await synthesiser.speak(text)
@@ -71,23 +71,23 @@ async def said(texts: Sequence[str], kind: str, synthesiser: Synthesiser, chance
 
 
 def questions(chance: random.Random, count: int) -> list[str]:
-    """Said to the assistant."""
+    """Questions to the assistant."""
     return [spoken.question(chance).replace("{", "") for _ in range(count)]
 
 
 def interruptions(chance: random.Random, count: int) -> list[str]:
-    """The same, while it speaks: short ones, whole questions, and requests to stop, in turn."""
+    """Said to the assistant while it speaks: short interruptions, whole questions, and requests to stop, in turn."""
     pools = [_SHORT_INTERRUPTIONS, tuple(spoken.question(chance) for _ in range(count)), spoken.STOPS]
     return [pools[(0, 1, 0, 1, 2)[i % 5]][i // 2 % len(pools[(0, 1, 0, 1, 2)[i % 5]])] for i in range(count)]
 
 
 def backchannels(count: int) -> list[str]:
-    """Said by somebody who listens."""
+    """Backchannels of a listener."""
     return [_BACKCHANNELS[i % len(_BACKCHANNELS)] for i in range(count)]
 
 
 def asides(chance: random.Random, count: int) -> list[str]:
-    """Said to somebody else beside the microphone."""
+    """Said to somebody else near the microphone."""
     found: list[str] = []
     while len(found) < count:
         text = spoken.aside(chance)
@@ -97,7 +97,7 @@ def asides(chance: random.Random, count: int) -> list[str]:
 
 
 def recordings(folder: Path, kind: str, chance: random.Random, count: int, *, longest_s: float) -> list[Sound]:
-    """So many recordings of `kind`, cut to a part of at most `longest_s` seconds."""
+    """Recordings of `kind`, each cut to at most `longest_s` seconds."""
     rows: list[dict[str, Any]] = [
         json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     ]
@@ -112,8 +112,8 @@ def recordings(folder: Path, kind: str, chance: random.Random, count: int, *, lo
 
 
 def with_words(sounds: Sequence[Sound]) -> list[Sound]:
-    """The same, with the words that Whisper finds when it is given all of a sound, and when each of them ends."""
-    from faster_whisper import WhisperModel  # here: the rest of this file is of use without it
+    """The same sounds with the words that Whisper finds in the whole of each, and when each word ends."""
+    from faster_whisper import WhisperModel  # imported here, because the rest of this file works without it
 
     model = WhisperModel("whisper-base", files=packaged_model(), device="cpu", compute_type="int8")
     found = []
@@ -125,7 +125,7 @@ def with_words(sounds: Sequence[Sound]) -> list[Sound]:
 
 
 def coughs(seed: int, count: int) -> list[Sound]:
-    """Bursts of coloured noise, two or three in a row, with the sharp beginning and the decay of a cough."""
+    """Bursts of coloured noise, two or three in a row, with the sharp onset and the decay of a cough."""
     chance = np.random.default_rng(seed)
     sounds = []
     for index in range(count):

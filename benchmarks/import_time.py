@@ -3,10 +3,10 @@
 Claim: `import duologue` adds less than 0.3 s to the start of Python and loads no heavy library; the command line starts
 without one too.
 
-Why: names are imported when they are first used, and heavy libraries only by the module that needs them.
+Why: names are imported when they are first used, and heavy libraries only by the modules that need them.
 
-How: fresh interpreters, with and without the import, in turn; the difference of the medians. What is loaded is read
-from `sys.modules` of such an interpreter.
+How: fresh interpreters with and without the import take turns; the difference of the medians counts. The loaded
+libraries are read from `sys.modules` of such an interpreter.
 """
 
 import json
@@ -26,7 +26,7 @@ CASES = {
 
 
 def seconds(code: str) -> float:
-    """How long a fresh interpreter takes for `code`."""
+    """The time that a fresh interpreter takes for `code`."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
@@ -42,7 +42,7 @@ def loaded(code: str) -> list[str]:
 
 
 def main() -> int:
-    """Run it. 1 if `import duologue` is too slow or loads too much."""
+    """Run it. The exit status is 1 if `import duologue` is too slow or loads a heavy library."""
     parser = measuring.arguments(__doc__, with_model=False)
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()

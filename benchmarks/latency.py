@@ -1,18 +1,18 @@
-"""Decision latency: from words handed in to the state known, while the assistant speaks.
+"""Decision latency: from words handed in to the decision, while the assistant speaks.
 
-Claim: with llama.cpp and the default model on two cores, the state of a five-word partial is known within 40 ms in 95
-of 100 cases while an answer is being generated behind 300 to 500 tokens of conversation; listening adds no forward pass
-to an answer, and a decision in silence costs one. An adapter of kind alora costs one more pass a decision there.
+Claim: with llama.cpp and the default model on two cores, a five-word partial is decided on within 40 ms in 95 of 100
+cases while an answer is generated after 300 to 500 tokens of conversation. Listening adds no forward pass to an answer,
+and a decision in silence costs one pass. With an adapter of kind alora, a decision costs one more pass there.
 
-Why: at the onset of speech the input channel is forked and its opener fed, so what is left for the words is a pass of
+Why: at the onset of speech the input channel is forked and its opening fed. What is left for the words is one pass of
 five words and the probe, which carries the answer's next token as well.
 
 How: the same decisions in two ways. *direct*: words arrive between two passes, which is the cost of the method alone.
-*live*: the conversation runs in real time, and words arrive at any moment, most often in the middle of a pass that has
-to end first; this is what a user waits for. Each utterance begins with its onset, then grows by five words at a time.
-Latencies are differences of the times in the events (`Decided.at - Decided.heard_at`), passes are read from the trace.
-The verdicts are forced (the real pass runs, and only the probabilities are replaced), so that every utterance is as
-long as the next one. Passes with listening are compared with passes of speech alone in the same answer (`ratio`).
+*live*: the conversation runs in real time and words arrive at any moment, usually in the middle of a pass that has to
+end first; this is what a user waits for. Each utterance begins with its onset, then grows by five words at a time.
+Latencies are differences of event times (`Decided.at - Decided.heard_at`); passes are read from the trace. The
+decisions are forced (every pass is real, only the decision is replaced), so that all utterances have the same length.
+Passes with listening are compared with passes of speech alone in the same answer (`ratio`).
 """
 
 import argparse
@@ -45,17 +45,17 @@ class Measured:
     """Milliseconds of decisions and of passes."""
 
     decisions: list[float] = field(default_factory=list)
-    alone: list[float] = field(default_factory=list)  # passes with the answer's token and nothing else
+    alone: list[float] = field(default_factory=list)  # passes with the answer's token alone
     listening: list[float] = field(default_factory=list)  # passes with the answer's token, five words and the probe
-    ratios: list[float] = field(default_factory=list)  # one an answer: median with listening over median alone
-    contexts: list[int] = field(default_factory=list)  # entries of the cache behind a decision
-    added_passes: int = 0  # beyond one for each token drawn while an answer was being generated
-    num_judged: int = 0  # decisions made meanwhile
+    ratios: list[float] = field(default_factory=list)  # one per answer: median with listening over median alone
+    contexts: list[int] = field(default_factory=list)  # cache entries before a decision
+    added_passes: int = 0  # beyond one per token sampled while an answer was generated
+    num_decisions: int = 0  # made meanwhile
     most_passes: int = 0  # for one decision
 
 
 class Rig:
-    """A model, and conversations with it that are as long as the claim says."""
+    """A model, and conversations of the length in the claim."""
 
     def __init__(self, model: Any, seed: int) -> None:
         self.model = model
@@ -63,7 +63,7 @@ class Rig:
         self.chance = random.Random(seed)
 
     def session(self, *, reported: bool = False) -> Session:
-        """A conversation with some history."""
+        """A new conversation with some history."""
         config = SessionConfig(max_length=2048, max_answer=160, heard="reported" if reported else "shown")
         policy = ForcedPolicy(forced=self.forced)
         return Session(self.model.template, self.model.probe, policy=policy, config=config, history=self._history())
@@ -138,9 +138,9 @@ class Direct:
             if needs_answer and not self._is_generating():
                 return
             self._rig.forced.state = InputState.INCOMPLETE if i < _PARTIALS else InputState.IGNORE
-            passes, judged = len(self._recorder.passes), len(self._recorder.decided)
+            passes, decisions = len(self._recorder.passes), len(self._recorder.decided)
             self._hear(text, name)
-            while len(self._recorder.decided) == judged:
+            while len(self._recorder.decided) == decisions:
                 self._engine.tick()
             decided = self._recorder.decided[-1]
             self._measured.decisions.append((decided.at - decided.heard_at) * 1000)
@@ -151,13 +151,13 @@ class Direct:
 
     def _account(self, passes: list[Pass]) -> None:
         while passes and not passes[-1].output_tokens:
-            passes.pop()  # behind the end of the answer
+            passes.pop()  # after the end of the answer
         alone = [p.seconds * 1000 for p in passes if p.num_channels == 1 and p.output_tokens == 1]
         listening = [p.seconds * 1000 for p in passes if p.output_tokens and p.input_tokens]
         self._measured.alone += alone
         self._measured.listening += listening
         self._measured.added_passes += sum(p.num_passes - bool(p.output_tokens) for p in passes)
-        self._measured.num_judged += sum(p.input_tokens > 0 for p in passes)
+        self._measured.num_decisions += sum(p.input_tokens > 0 for p in passes)
         if alone and listening:
             self._measured.ratios.append(statistics.median(listening) / statistics.median(alone))
 
@@ -177,7 +177,7 @@ class Direct:
 
 
 async def live(rig: Rig, measured: Measured) -> None:
-    """One answer in real time, talked over until it ends: words arrive when they do."""
+    """One answer in real time, talked over until it ends; words arrive at any moment."""
     chance, recorder = rig.chance, Recorder()
     async with Engine(rig.model.backend) as engine:
         talk = engine.open(rig.session(reported=True), words_per_second=8.0, sink=recorder)
@@ -217,12 +217,12 @@ def _in_steps(rig: Rig, decisions: int, direct: Measured, in_silence: Measured) 
 
 
 def main() -> int:
-    """Run it. The exit status is 1 if a pass was added unsaid; whether the target is met stands in the result."""
+    """Run it. The exit status is 1 if an undeclared pass was added; the result says whether the target was met."""
     args = _arguments()
     measurement = measuring.begin(args)
     rig = Rig(measuring.load_model(args), args.seed)
     direct, in_silence, in_real_time = Measured(), Measured(), Measured()
-    # Real time first, and the rest in a thread that ends: a library's threads, left over here, would slow the worker.
+    # Real time first, and the rest in a thread that ends: library threads left in this one would slow down the engine.
     asyncio.run(live(rig, Measured()))  # to warm up
     while len(in_real_time.decisions) < args.decisions:
         asyncio.run(live(rig, in_real_time))
@@ -251,13 +251,13 @@ def main() -> int:
     rows = [(name, row["n"], row["p50"], row["p95"], row["max"]) for name, row in timed.items()]
     measuring.finish(args, measurement, result, ("ms", "n", "p50", "p95", "max"), rows)
     probe_passes = rig.model.backend.info.probe_passes
-    too_many = direct.added_passes > probe_passes * direct.num_judged or in_silence.most_passes > 1 + probe_passes
+    too_many = direct.added_passes > probe_passes * direct.num_decisions or in_silence.most_passes > 1 + probe_passes
     return int(too_many)
 
 
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
-    parser.add_argument("--decisions", type=int, default=240, help="of each kind; half as many in silence")
+    parser.add_argument("--decisions", type=int, default=240, help="decisions of each kind; half as many in silence")
     return parser.parse_args()
 
 

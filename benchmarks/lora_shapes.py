@@ -1,11 +1,11 @@
-"""What the shape of the LoRA at the probe costs: decisions beside a running answer, one shape after another.
+"""The cost of the LoRA at the probe by its shape: decisions beside a running answer.
 
-Claim: on llama.cpp the pass of the probe costs what a token costs, and which layers the LoRA has, or which rank, little
-beside it. So the shape is chosen by how well it decides (`experiments/run.py kinds`).
+Claim: on llama.cpp the pass of the probe costs as much as a token; the layers and the rank of the LoRA matter little
+beside that. So the shape is chosen by the quality of its decisions (`experiments/run.py kinds`).
 
-How: adapters of the shapes of that experiment, with random numbers in the matrices (time does not depend on them),
-decide in turn, an answer each, while it is being generated behind 300 to 500 tokens: words arrive between two passes,
-as in `latency.py`, "direct". `ratio` compares the medians of each round with those of `rows`, without a LoRA.
+How: adapters with the shapes of that experiment and random matrices (the time does not depend on their values) take
+turns, one answer each, and decide while it is generated after 300 to 500 tokens. Words arrive between two passes, as
+in `latency.py`, *direct*. `ratio` compares the medians of each round with those of `rows`, which has no LoRA.
 
     python benchmarks/lora_shapes.py --weights BF16 --out benchmarks/results/lora-shapes-llamacpp-bf16.json
 """
@@ -34,7 +34,7 @@ SHAPES: dict[str, tuple[int, Callable[[str], bool]]] = {
     "MLP only": (8, lambda path: "mlp" in path),
     "upper half of the layers": (8, lambda path: int(path.split(".")[1]) >= 15),
 }
-"""Name of a shape → rank, and which of the linear layers it has."""
+"""Name of a shape → its rank, and which linear layers it has."""
 
 
 def shaped(adapter: Adapter, rank: int, has: Callable[[str], bool], chance: np.random.Generator) -> Adapter:
@@ -55,7 +55,7 @@ def shaped(adapter: Adapter, rank: int, has: Callable[[str], bool], chance: np.r
 def main() -> None:
     """Run it."""
     parser = measuring.arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=8, help="answers talked over, with every shape")
+    parser.add_argument("--rounds", type=int, default=8, help="answers talked over per shape")
     args = parser.parse_args()
     measurement = measuring.begin(args)
     chance = np.random.default_rng(args.seed)

@@ -1,4 +1,4 @@
-"""How much a backend's arithmetic depends on the shape of a pass: its noise, and what that noise can change."""
+"""The noise of a backend: how much its results depend on the shape of a pass, and what that can change."""
 
 import math
 import random
@@ -16,7 +16,7 @@ _GREEDY = Draw()
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Changes of the gap between the two best logits, over the same tokens fed in passes of other widths."""
+    """Changes of the gap between the two best logits, for the same tokens in passes of other widths."""
 
     changes: tuple[float, ...]
 
@@ -36,13 +36,13 @@ def measure(backend: Backend, template: Template, *, seed: int, conversations: i
         tokens, gaps = _alone(backend, prompt, length)
         for other in (_beside(backend, prompt, tokens, chance), _rebuilt(backend, prompt, tokens, chance)):
             for at, (token, gap) in other.items():
-                # Where another token has become the best one, the gap has changed its sign.
+                # If another token is the best one now, the gap has changed its sign.
                 changes.append(abs(gaps[at] - (gap if token == tokens[at] else -gap)))
     return Noise(tuple(changes))
 
 
 def _alone(backend: Backend, prompt: list[Token], length: int) -> tuple[list[Token], list[float]]:
-    """A greedy answer, one token a pass, behind a prompt fed in one."""
+    """A greedy answer, one token per pass, after a prompt fed in one pass."""
     seq, fed = backend.fork(None), tuple(prompt)
     tokens: list[Token] = []
     gaps: list[float] = []
@@ -58,7 +58,7 @@ def _alone(backend: Backend, prompt: list[Token], length: int) -> tuple[list[Tok
 def _beside(
     backend: Backend, prompt: list[Token], tokens: Sequence[Token], chance: random.Random
 ) -> dict[int, tuple[Token, float]]:
-    """The same tokens, each in a pass with 1 … 12 tokens of a second channel; the prompt in chunks."""
+    """The same tokens, each in a pass with 1 to 12 tokens of a second channel; the prompt in chunks."""
     seq, found = backend.fork(None), {}
     size = chance.randint(3, 20)
     for start in range(0, len(prompt) - 1, size):
@@ -78,7 +78,7 @@ def _beside(
 def _rebuilt(
     backend: Backend, prompt: list[Token], tokens: Sequence[Token], chance: random.Random
 ) -> dict[int, tuple[Token, float]]:
-    """The same tokens up to a few places, each time fed anew in one pass."""
+    """The same tokens up to a few positions, each time fed again in one pass."""
     found = {}
     for i in chance.sample(range(1, len(tokens)), min(8, len(tokens) - 1)):
         seq = backend.fork(None)
@@ -91,10 +91,10 @@ def _rebuilt(
 def could_draw(
     backend: Backend, ids: Sequence[Token], sampling: Sampling, uniform: float, tokens: Sequence[Token], noise: float
 ) -> bool:
-    """Whether each of `tokens` may be drawn behind `ids` if no gap between two logits is off by more than `noise`.
+    """Whether each of `tokens` can be sampled after `ids` if gaps between logits are off by at most `noise`.
 
-    Only for sampling by temperature. A token is drawn if `uniform` falls into its share of the probabilities, summed
-    up from the most probable token on; noise moves the ends of the shares, and changes the order of near ties.
+    For sampling by temperature alone. A token is sampled if `uniform` falls into its interval of the probabilities,
+    summed up from the most probable token on. Noise moves the ends of the intervals and swaps near ties.
     """
     seq = backend.fork(None)
     p = backend.forward([Extend(seq, tuple(ids), watch=tuple(range(backend.info.vocab_size)))])[0].p
@@ -113,7 +113,7 @@ def could_draw(
 
 
 def _shifted(p: float, by: float) -> float:
-    """`p` with its log-odds moved."""
+    """`p` with `by` added to its log-odds."""
     if not 0.0 < p < 1.0:
         return min(1.0, max(0.0, p))
     return 1.0 / (1.0 + math.exp(-(math.log(p / (1.0 - p)) + by)))

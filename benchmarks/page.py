@@ -1,17 +1,16 @@
-"""The page: it is there at once, and it keeps up.
+"""The page paints at once and keeps up with events.
 
-Claim: on loopback the first paint comes in less than 1 s, and 60 events a second are drawn without dropped frames.
+Claim: on loopback the first paint takes less than 1 s, and 60 events a second are drawn without dropped frames.
 
-Why: the page is 100 kB without a build step and without anything from elsewhere; events only change a state, which is
-drawn once a frame, and of which only what changed is made again.
+Why: the page is 100 kB, with no build step and nothing loaded from elsewhere. Events only change a state, which is
+drawn once per frame, and only changed parts are rendered again.
 
-How: headless Chromium on a real server. With `--url` that is any server that runs; otherwise one around a scripted
-model, which is fast enough for any rate, in a process of its own: every character is a token, so an answer that is read
-at 10 words a second alone makes 60 events. Somebody types meanwhile. Frames are counted by `requestAnimationFrame`: one
-is dropped where the next comes more than one and a half frames later. The same is counted while nothing happens: on a
-machine that has other things to do, frames are dropped without the page. What the page itself needs is the processor's
-time of its thread, as Chromium tells it, which does not depend on that. First paint is Chromium's own measure, over
-several fresh browsers.
+How: headless Chromium on a real server: the one at `--url`, otherwise one around a scripted model, which is fast enough
+for any rate, in a process of its own. Every character is a token, so an answer read at 10 words a second makes 60
+events a second. A user types meanwhile. Frames are counted by `requestAnimationFrame`; a frame is dropped if the next
+one comes more than one and a half frames later. The same is counted while nothing happens, because a busy machine drops
+frames without the page. The CPU time of the page's own thread, as Chromium reports it, does not depend on that. First
+paint is Chromium's own measure, in several fresh browsers.
 """
 
 import asyncio
@@ -43,11 +42,11 @@ COUNT = """
 })
 """
 PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"
-WORDS = ("mhm", "what about the", "aside")  # none of which ends the answer
+WORDS = ("mhm", "what about the", "aside")  # none of these ends the answer
 
 
 def serve(ready: Connection) -> None:
-    """A server around the scripted model of the tests; in a process of its own, whose time is not the page's."""
+    """A server around the scripted model of the tests, run in a process of its own."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from serving import scripted_model, serving
 
@@ -61,7 +60,7 @@ def serve(ready: Connection) -> None:
 
 
 async def typing(page: Any, seconds: float) -> None:
-    """Somebody types, without an end to it."""
+    """Type for so many seconds."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         for word in WORDS:
@@ -71,7 +70,7 @@ async def typing(page: Any, seconds: float) -> None:
 
 
 async def num_events(page: Any) -> int:
-    """Events so far, as the page counts them; the list is shut again, for it costs time."""
+    """Events so far, as the page counts them; the list is closed again, because it costs time."""
     await page.locator("#log summary").click()
     await page.wait_for_timeout(100)
     text = await page.locator("#num-events").inner_text()
@@ -80,7 +79,7 @@ async def num_events(page: Any) -> int:
 
 
 async def measure(url: str, args: Any) -> dict[str, Any]:
-    """First paints, then frames while events come."""
+    """First paints, then frames while events arrive."""
     from playwright.async_api import async_playwright
 
     paints = []
@@ -118,13 +117,13 @@ async def measure(url: str, args: Any) -> dict[str, Any]:
 
 
 async def busy(session: Any) -> dict[str, float]:
-    """Seconds of the processor that the page has used, in all and for its own code, layout and style."""
+    """CPU seconds of the page: in total, and for scripts, layout and style."""
     found = {row["name"]: row["value"] for row in (await session.send("Performance.getMetrics"))["metrics"]}
     return {name: found[f"{name}Duration"] for name in ("Task", "Script", "Layout", "RecalcStyle")}
 
 
 def frames(gaps: list[float]) -> dict[str, float]:
-    """How many there were, and how many were not drawn in time."""
+    """How many frames were drawn, and how many were dropped."""
     dropped = sum(round(gap / FRAME_MS) - 1 for gap in gaps if gap > 1.5 * FRAME_MS)
     return {
         "drawn": len(gaps),
@@ -139,9 +138,9 @@ def frames(gaps: list[float]) -> dict[str, float]:
 def main() -> int:
     """Run it."""
     parser = measuring.arguments(__doc__, with_model=False)
-    parser.add_argument("--url", help="a server that runs; by default one of its own")
-    parser.add_argument("--say", default="go", help="what is asked for a long answer")
-    parser.add_argument("--rate", type=float, default=10, help="words a second that are read")
+    parser.add_argument("--url", help="a running server (default: one of its own)")
+    parser.add_argument("--say", default="go", help="the question, which should get a long answer")
+    parser.add_argument("--rate", type=float, default=10, help="words read per second")
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--repeats", type=int, default=5, help="of the first paint")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser")

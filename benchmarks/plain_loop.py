@@ -1,19 +1,19 @@
-"""What a session costs beside the plain decoding loop of the same library: tokens a second, in one run.
+"""One session beside the plain decoding loop of the same library: tokens per second, in one run.
 
-Claim: one session that speaks through `Engine` keeps 90 per cent of the tokens a second of llama.cpp's own loop,
-and is no slower than `generate` of Transformers.
+Claim: one session that speaks through `Engine` reaches 90 per cent of the tokens per second of llama.cpp's own loop,
+and is no slower than `generate` in Transformers.
 
 Why: a pass of one session is the pass that the plain loop makes; beside it there are the session, the cache's books and
-a hand-over between two threads.
+a handover between two threads.
 
-How: the same prompt is answered greedily with the same number of tokens by each loop in turn, again and again; a loop
-runs in a thread that ends with it. Counted is from the first token to the last, so the prompt is left out. Ratios are
-of the same round, and the median of them counts.
+How: each loop in turn answers the same prompt greedily with the same number of tokens, for several rounds; a loop runs
+in a thread that ends with it. Time counts from the first token to the last, without the prompt. Ratios compare loops of
+the same round; the median is reported.
 
 With llama.cpp: `llama_decode` and its greedy sampler, called from Python (*decode loop*); the same in a process that
-has imported nothing of ours, so that the library's defaults hold (*alone*); and `Llama.generate`. With PyTorch:
-`generate` of a second copy of the model. Passes of another shape round differently, so the loops may part at a near
-tie; in how many rounds they did stands in the result. The exit status is 1 if they begin differently.
+imports nothing of Duologue, so that the library's defaults hold (*alone*); and `Llama.generate`. With PyTorch:
+`generate` of a second copy of the model. Passes of another shape round differently, so the loops may diverge at a near
+tie; the result says in how many rounds they did. The exit status is 1 if the answers begin differently.
 """
 
 import argparse
@@ -30,20 +30,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-_ENVIRONMENT = dict(os.environ)  # before anything of ours changes it
+_ENVIRONMENT = dict(os.environ)  # before Duologue changes it
 if "--alone" not in sys.argv:
     import measuring
     import spoken
 
 TARGETS = {"llamacpp": 0.9, "torch": 1.0}
 _CONTEXT = 2048
-_SAME = 20  # characters that must be the same
+_SAME = 20  # characters that must be equal
 
-Run = tuple[list[int], list[float]]  # tokens, and when each was there (seconds)
+Run = tuple[list[int], list[float]]  # tokens, and when each was ready (seconds)
 
 
 class DecodeLoop:
-    """llama.cpp's own loop: a pass and its sampler, one after the other."""
+    """llama.cpp's own loop: a pass, then the sampler."""
 
     def __init__(self, path: str, threads: int) -> None:
         import llama_cpp
@@ -61,7 +61,7 @@ class DecodeLoop:
         llama_cpp.llama_sampler_chain_add(self._sampler, llama_cpp.llama_sampler_init_greedy())
 
     def run(self, prompt: list[int], number: int) -> Run:
-        """Answer `prompt` with so many tokens."""
+        """Answer `prompt` with `number` tokens."""
         ll = self._ll
         ll.llama_memory_clear(ll.llama_get_memory(self._context), True)
         fed = (ll.llama_token * len(prompt))(*prompt)
@@ -87,7 +87,7 @@ class LlamaGenerate:
         )
 
     def run(self, prompt: list[int], number: int) -> Run:
-        """Answer `prompt` with so many tokens."""
+        """Answer `prompt` with `number` tokens."""
         self._llama.reset()
         tokens, times = [], []
         for token in self._llama.generate(prompt, temp=0.0, repeat_penalty=1.0):
@@ -99,13 +99,13 @@ class LlamaGenerate:
 
 
 class Alone:
-    """The decode loop in a process of its own, where nothing of ours is loaded."""
+    """The decode loop in a process of its own that does not load Duologue."""
 
     def __init__(self, path: str, threads: int) -> None:
         self._command = [sys.executable, __file__, "--alone", path, str(threads)]
 
     def run(self, prompt: list[int], number: int) -> Run:
-        """Answer `prompt` with so many tokens."""
+        """Answer `prompt` with `number` tokens."""
         asked = json.dumps([prompt, number])
         done = subprocess.run(
             self._command, input=asked, env=_ENVIRONMENT, capture_output=True, text=True, check=True
@@ -115,7 +115,7 @@ class Alone:
 
 
 class Generate:
-    """`generate` of Transformers, with another copy of the weights."""
+    """`generate` in Transformers, with another copy of the weights."""
 
     def __init__(self, name: str, weights: str) -> None:
         from duologue.backends.torch.loading import read_model
@@ -127,7 +127,7 @@ class Generate:
         self._model.eval().generation_config.eos_token_id = None  # answers do not end
 
     def run(self, prompt: list[int], number: int) -> Run:
-        """Answer `prompt` with so many tokens."""
+        """Answer `prompt` with `number` tokens."""
         import torch
 
         times: list[float] = []
@@ -155,7 +155,7 @@ class Speaking:
         self.text = ""
 
     def run(self, prompt: list[int], number: int) -> Run:
-        """Answer the turn with so many tokens."""
+        """Answer the turn with `number` tokens."""
         return [], asyncio.run(self._run(number))
 
     async def _run(self, number: int) -> list[float]:
@@ -186,13 +186,13 @@ class Speaking:
 
 
 def in_thread(run: Callable[[list[int], int], Run], prompt: list[int], number: int) -> Run:
-    """A library's threads belong to the thread that called it: they end with it, and so do not slow down the next."""
+    """Run in a thread of its own: the threads that a library starts end with it, and do not slow down the next loop."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(run, prompt, number).result()
 
 
 def rate(times: list[float]) -> float:
-    """Tokens a second, from the first to the last."""
+    """Tokens per second, from the first to the last."""
     return (len(times) - 1) / (times[-1] - times[0])
 
 

@@ -1,14 +1,14 @@
-"""How many live sessions one machine holds: each has a history, speaks five tokens a second, and hears all the while.
+"""How many live sessions one machine serves: each has a history, speaks five tokens a second, and listens meanwhile.
 
 Claim: with llama.cpp and the default model on two cores, twelve sessions with 512 tokens of history each run in real
 time: 95 of 100 decisions within 300 ms, and every session at its five tokens a second.
 
-Why: what all sessions have to feed goes into one forward pass, which reads the weights once, whoever is in it.
+Why: the pending tokens of all sessions go into one forward pass, which reads the weights once for all of them.
 
-How: the measurement of `duologue bench scale`. For each context the largest number of sessions in real time is searched
-(`--most` is tried at most); then the numbers given with `--also` are measured whether or not they run in real time.
-Every measurement on the way is in the result. Verdicts are set; passes, probes included, are real. The exit status is 1
-if no session at all runs in real time.
+How: the measurement of `duologue bench scale`. For each history length, search for the largest number of sessions in
+real time, up to `--most`; then measure the numbers given with `--also`, whether or not they run in real time. The
+result holds every measurement on the way. Decisions are forced; all passes are real, probes included. The exit status
+is 1 if not even one session runs in real time.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from duologue.evaluation.scale import ScaleResult, ScaleSetting, largest, measur
 _HEADER = ("context", "sessions", "decision p50 (ms)", "p95", "tokens/s each, least", "missed", "passes", "real time")
 
 
-class Hall:
-    """Measurements with one context, on a model loaded for the most sessions of them."""
+class Measurements:
+    """Measurements with one history length, on a model loaded for the largest number of sessions."""
 
     def __init__(self, args: argparse.Namespace, context: int, most: int) -> None:
         self.outcomes: list[dict[str, Any]] = []
@@ -33,7 +33,7 @@ class Hall:
         self.model = measuring.load_model(args, context=self._setting.max_length, sessions=most)
 
     def measured(self, sessions: int) -> ScaleResult:
-        """Measure with so many, and say what came of it."""
+        """Measure so many sessions, and report the result."""
         setting = ScaleSetting(sessions, self._setting.context_tokens, self._setting.seconds, seed=self._setting.seed)
         model = self.model
         outcome = asyncio.run(measure(model.backend, model.template, model.probe, setting))
@@ -43,7 +43,7 @@ class Hall:
 
 
 def row(outcome: dict[str, Any]) -> tuple[Any, ...]:
-    """One measurement for people."""
+    """One measurement, for the table."""
     decision, rate = outcome["decision_ms"], outcome["tokens_per_second"]
     return (
         outcome["context_tokens"], outcome["sessions"], decision["p50"], decision["p95"], rate["min"],
@@ -75,16 +75,16 @@ def main() -> int:
     described: dict[str, Any] = {}
     for context in args.contexts:
         also = [number for number, of in args.also if of == context]
-        hall = Hall(args, context, max([args.most, *also]))
+        measurements = Measurements(args, context, max([args.most, *also]))
         try:
-            described = describe_model(hall.model)
-            found[str(context)], _ = largest(args.most, hall.measured)
+            described = describe_model(measurements.model)
+            found[str(context)], _ = largest(args.most, measurements.measured)
             for number in also:
-                if number not in {outcome["sessions"] for outcome in hall.outcomes}:
-                    hall.measured(number)
+                if number not in {outcome["sessions"] for outcome in measurements.outcomes}:
+                    measurements.measured(number)
         finally:
-            hall.model.close()
-        outcomes += sorted(hall.outcomes, key=lambda outcome: outcome["sessions"])
+            measurements.model.close()
+        outcomes += sorted(measurements.outcomes, key=lambda outcome: outcome["sessions"])
     if args.picture is not None:
         draw(outcomes, args.picture)
     result = {"model": described, "most_tried": args.most, "largest": found, "outcomes": outcomes}
@@ -100,12 +100,12 @@ def _pair(text: str) -> tuple[int, int]:
 def _arguments() -> argparse.Namespace:
     parser = measuring.arguments(__doc__)
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 2048], help="tokens of history")
-    parser.add_argument("--most", type=int, default=48, help="sessions that are tried")
+    parser.add_argument("--most", type=int, default=48, help="the most sessions to try")
     parser.add_argument(
-        "--also", type=_pair, nargs="*", default=[(12, 512), (32, 512)], metavar="N@T", help="N sessions at T tokens"
+        "--also", type=_pair, nargs="*", default=[(12, 512), (32, 512)], metavar="N@T", help="N sessions with T tokens"
     )
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
-    parser.add_argument("--picture", type=Path, help="draw it into this file (PNG; needs matplotlib)")
+    parser.add_argument("--picture", type=Path, help="also draw the figures into this file (PNG; needs matplotlib)")
     return parser.parse_args()
 
 

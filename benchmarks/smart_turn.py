@@ -1,12 +1,12 @@
-"""A public detector of turn ends that listens to sound, Pipecat's Smart Turn, beside the adapter that reads words.
+"""A public end-of-turn detector that works on sound, Pipecat's Smart Turn, beside the adapter that works on words.
 
-Claim: none; a detector of turn ends knows nothing of who is spoken to, so what is said to others and is complete gets
-an answer. This says how much that is, and how well it tells whole from cut.
+Claim: none. An end-of-turn detector does not know who is addressed, so it answers complete sentences said to others.
+This measures how many, and how well it tells complete from cut utterances.
 
-How: every row is spoken by Piper (what is cut ends there, and 0.2 s of silence follow, as a detector of speech leaves
-them), and Smart Turn says whether it is complete: process, or incomplete. Piper speaks a cut as if it were whole, which
-is hard on whoever listens to the melody. So recordings of orders follow, whole, and cut where a word ends (Whisper says
-where; half to nine tenths of the words): Smart Turn hears them, the adapter reads the words up to there.
+How: Piper speaks every row (cut rows end at the cut; 0.2 s of silence follow, as a speech detector leaves them), and
+Smart Turn says whether it is complete: process, or incomplete. Piper speaks a cut text as if it were complete, which
+misleads a detector that relies on intonation. So recordings of orders follow, whole, and cut at the end of a word as
+found by Whisper, after half to nine tenths of the words. Smart Turn hears them; the adapter reads the words so far.
 
     pip install --no-deps pipecat-ai loguru wait_for2
     python benchmarks/smart_turn.py samples/test-tenth.jsonl --audio DIR --out benchmarks/results/smart-turn.json
@@ -37,23 +37,23 @@ PROCESS, INCOMPLETE = InputState.PROCESS, InputState.INCOMPLETE
 
 
 class SmartTurn:
-    """Version 3.2, as Pipecat carries it."""
+    """Version 3.2, as shipped with Pipecat."""
 
     def __init__(self) -> None:
-        # here: not among the test's dependencies
+        # not a dependency of the tests
         from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 
         self._analyzer: Any = LocalSmartTurnAnalyzerV3()
         self._analyzer.set_sample_rate(RATE)
 
     def state(self, samples: Samples) -> InputState:
-        """Whether a turn that sounds so is complete."""
+        """Process if the turn sounds complete, else incomplete."""
         heard_ = np.concatenate([samples, silence(RATE // 5)]).astype(np.float32)
         return PROCESS if self._analyzer._predict_endpoint(heard_)["prediction"] else INCOMPLETE
 
 
 async def spoken_rows(rows: Sequence[Sample], detector: SmartTurn) -> list[InputState]:
-    """What the detector says of each row's words, spoken."""
+    """The decision of the detector on each row, spoken by Piper."""
     piper = PiperSynthesiser()
     found = []
     try:
@@ -68,14 +68,14 @@ async def spoken_rows(rows: Sequence[Sample], detector: SmartTurn) -> list[Input
 
 
 def recordings(folder: Path, chance: random.Random, count: int) -> list[tuple[Sample, Samples]]:
-    """So many recorded orders whole, and as many cut."""
+    """Recorded orders, each whole and cut, with their words."""
     found = []
     sounds = heard.with_words(heard.recordings(folder, "assistant_command", chance, count, longest_s=9.0))
     for sound in (sound for sound in sounds if len(sound.words) >= 6):
         at = chance.randint(len(sound.words) // 2, len(sound.words) * 9 // 10)
         for state, num in ((PROCESS, len(sound.words)), (INCOMPLETE, at)):
             text = " ".join(word for word, _ in sound.words[:num]).rstrip(".,;:?!")
-            end = int(sound.words[num - 1][1] * RATE)  # the recording goes on in silence for seconds, which tells
+            end = int(sound.words[num - 1][1] * RATE)  # the silence that follows in the recording would give it away
             found.append((Sample(text, state, "recordings", "order"), sound.samples[:end]))
     return found
 

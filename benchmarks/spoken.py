@@ -1,4 +1,4 @@
-"""What is said in the benchmarks: questions to the assistant, and words that are none of its business."""
+"""What is said in the benchmarks: questions to the assistant, and words addressed to others."""
 
 import random
 
@@ -28,17 +28,17 @@ RESUMES = ("go on", "Please continue.", "keep going")
 
 
 def question(chance: random.Random) -> str:
-    """Something said to the assistant."""
+    """A question to the assistant."""
     return chance.choice(_FORMS).format(chance.choice(_TOPICS))
 
 
 def aside(chance: random.Random) -> str:
-    """Something said to somebody else, or by somebody else."""
+    """Something said to or by somebody else."""
     return chance.choice(_ASIDES)
 
 
 def grown(text: str, chance: random.Random, *, parts: int) -> list[str]:
-    """`text` as a recogniser reports it while it grows: at most `parts` prefixes, the last one whole."""
+    """`text` as a recogniser reports it while it grows: at most `parts` prefixes, the last one complete."""
     words = text.split(" ")
     ends = sorted(chance.sample(range(1, len(words)), min(parts - 1, len(words) - 1)))
     return [" ".join(words[:end]) for end in ends] + [text]

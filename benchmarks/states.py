@@ -1,9 +1,9 @@
-"""Decisions on labelled rows: `duologue eval states`, with what a committed figure needs beside it.
+"""Decisions on labelled rows: `duologue eval states`, with the facts that a committed figure needs.
 
     python benchmarks/states.py samples/test.jsonl --out benchmarks/results/states-alora-torch.json -- [eval options]
 
-What stands behind `--` goes to `duologue eval states` as it is (--adapter, --backend, --baselines, --train, --compare).
-The rows are of whole sources that the adapter was not trained on; `duologue data build` makes them.
+Everything after `--` is passed to `duologue eval states` (--adapter, --backend, --baselines, --train, --compare). The
+rows come from whole sources that the adapter was not trained on; `duologue data build` writes them.
 """
 
 import contextlib

@@ -1,15 +1,15 @@
-"""The base stays as it is: what it says, with an adapter and without.
+"""The base model is unchanged: its answers with an adapter and without are identical.
 
-Claim: with an adapter of kind rows or alora loaded, and decisions made in the middle of an answer, the base model says
-the same tokens with the same margins (logit of the best token minus that of the second), to the last bit.
+Claim: with an adapter of kind rows or alora loaded, and decisions made in the middle of an answer, the base model
+writes the same tokens with the same margins (logit of the best token minus that of the second best), to the last bit.
 
-Why: every weight is frozen, added rows are no part of the vocabulary that answers are drawn from, and a LoRA is active
-at the probe alone, which is rolled back.
+Why: every weight is frozen, added rows are not part of the vocabulary that answers are sampled from, and a LoRA is
+active at the probe alone, which is rolled back.
 
-How: prompts are answered greedily, eight at a time, by the model without an adapter and by the model with one; the
-latter decides on every conversation after every eighth token, in passes of their own, where the former is fed as many
-ordinary tokens. So every pass of an answer has the same width and finds the cache laid out in the same way, and nothing
-but a changed model could make a difference.
+How: the model without an adapter and the model with one answer the same prompts greedily, eight at a time. The latter
+decides on every conversation after every eighth token, in separate passes; the former is fed as many ordinary tokens
+there. So every pass of an answer has the same width and finds the same layout of the cache, and only a changed model
+could make a difference.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _EVERY = 8  # tokens between two decisions
 
 
 def answers(model: Model, prompts: list[str], length: int) -> tuple[list[list[tuple[int, float]]], int]:
-    """Tokens and margins of each answer, and how many decisions were made on the way."""
+    """Tokens and margins of each answer, and the number of decisions made on the way."""
     found: list[list[tuple[int, float]]] = []
     decisions = 0
     for start in range(0, len(prompts), _TOGETHER):
@@ -53,7 +53,7 @@ def answers(model: Model, prompts: list[str], length: int) -> tuple[list[list[tu
 
 
 def _listen(model: Model, seqs: list[int]) -> int:
-    """Words heard behind each answer and rolled back; returns how many were decided on."""
+    """Hear words after each answer and roll them back. Returns the number of decisions."""
     words = (*model.template.joint(Role.ASSISTANT, Role.USER), *model.template.user("wait a moment", first=False))
     decides = model.adapter.kind != "prompted"
     probe, watch = (model.probe.tokens, model.probe.watch) if decides else (words[:1], ())
