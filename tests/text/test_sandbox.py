@@ -7,7 +7,7 @@ import pytest
 
 from duologue.errors import TemplateError
 from duologue.text import sandbox
-from duologue.text.sandbox import LimitedEnvironment, compiled, render
+from duologue.text.sandbox import LimitedEnvironment, within_limits
 from duologue.text.template import Template
 from scripted import CHATML, ByteTokenizer
 
@@ -98,5 +98,5 @@ ORDINARY = [
 
 @pytest.mark.parametrize(("source", "expected"), ORDINARY)
 def test_what_ordinary_templates_do_is_as_it_was(source, expected):
-    template = compiled(source, LimitedEnvironment())
-    assert render(template, {"messages": [{"content": " words "}]}) == expected
+    template = within_limits(LimitedEnvironment().from_string, source)
+    assert within_limits(template.render, {"messages": [{"content": " words "}]}) == expected

@@ -31,7 +31,7 @@ from duologue.core.events import (
     Suspended,
     Trimmed,
 )
-from duologue.core.input_channel import Memory, Utterance, find_open
+from duologue.core.input_channel import Memory, Utterance, find_open, join_words
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template, lay_out
 from duologue.core.session import BaseSession, Phase
@@ -196,10 +196,6 @@ class Tdm(BaseSession):
         if final:
             self._memory.end(utterance)
 
-    def _heard(self, answer: Answer, position: int) -> None:
-        """It is noted; the channel stays as it is."""
-        self._hear_answer(answer, position)
-
     def respond(self) -> list[Event]:
         """The next slice begins as soon as this one has ended."""
         self._next_at = self.now
@@ -299,7 +295,7 @@ class Tdm(BaseSession):
 
     def _take_words(self) -> str:
         """The words of the slice to be; none if they are too many."""
-        words = " ".join(filter(None, (one.words for one in self._waiting)))
+        words = join_words(self._waiting)
         limit = self.config.max_user_text
         if len(words) > self.config.max_user_characters or len(self.template.encode(words)) > limit:
             reason = f"a slice of more than {limit} tokens; say it in parts"
@@ -405,7 +401,7 @@ class Tdm(BaseSession):
             answer.num_said = len(answer.text)
             self._log.add(Said(self.now, answer.id, start, answer.text[start:]))
             if self.config.heard == "shown":
-                self._hear_answer(answer, answer.num_said)
+                self._heard(answer, answer.num_said)
         if has_ended:
             self._finish(answer)
 
@@ -416,10 +412,10 @@ class Tdm(BaseSession):
             if len(answer.text) > answer.num_said:
                 self._log.add(Said(self.now, answer.id, answer.num_said, answer.text[answer.num_said :]))
                 answer.num_said = len(answer.text)
-        self._hear_answer(answer, answer.num_said if self.config.heard == "shown" else answer.num_reported)
+        self._heard(answer, answer.num_said if self.config.heard == "shown" else answer.num_reported)
 
-    def _hear_answer(self, answer: Answer, position: int) -> None:
-        answer.report(position)
+    def _heard(self, answer: Answer, position: int) -> None:
+        """It is noted; the channel stays as it is."""
         if answer.hear(position):
             self._log.add(Heard(self.now, answer.id, answer.num_heard))
         if answer.is_heard_to_the_end and self._answer is answer:

@@ -129,12 +129,9 @@ class Answer:
             if self._ends:
                 self._ends[-1] = len(self.text)
 
-    def report(self, position: int) -> None:
-        """The user is said to have heard up to `position`, which need not be the end of a word."""
-        self.num_reported = max(self.num_reported, position)
-
     def hear(self, position: int) -> bool:
         """The user has heard up to `position`, rounded down to a whole word. Returns whether that is new."""
+        self.num_reported = max(self.num_reported, position)
         position = min(position, self.num_said)
         if self.finished is not None and not self.text[position:].strip():
             has_moved, self.num_heard = self.num_heard < len(self.text), len(self.text)

@@ -59,9 +59,9 @@ class OutputChannel:
         self.suspended: list[Answer] = []  # oldest first
         self.epoch = 0
         self.num_answers = 0
-        self._policy = policy
+        self.policy = policy
         self._interruptible = policy.interruptible  # of answers to come
-        self._max_answer = config.max_answer  # tokens of answers to come
+        self.max_answer = config.max_answer  # tokens of answers to come
         self._template = template
         self._config = config
         self._cache = cache
@@ -120,8 +120,8 @@ class OutputChannel:
         elif answer is not None:
             at, last = answer.mark, last if answer.user_text is None else Role.USER
         opening = self._template.joint(last, Role.USER)
-        if was_cut and self._policy.cut_note and last is Role.ASSISTANT:
-            opening = (*self._template.encode(self._policy.cut_note), *opening)
+        if was_cut and self.policy.cut_note and last is Role.ASSISTANT:
+            opening = (*self._template.encode(self.policy.cut_note), *opening)
         return ForkPoint(self.sequence, at, opening, last is None, self.epoch)
 
     def has_room(self, point: ForkPoint, words: Sequence[Token], *, to_answer: bool) -> bool:
@@ -137,26 +137,11 @@ class OutputChannel:
             self._compaction.is_awaited = True
         return is_enough
 
-    def can_resume_exactly(self, answer: int | None) -> bool:
-        """Whether that answer is suspended and no turn was committed since, so that its KV still fits."""
-        cut = next((cut for cut in self.suspended if cut.id == answer), None)
-        return cut is not None and len(self.history) == cut.num_turns + len(cut.turns)
-
-    # ------------------------------------------------------------------ settings
-
-    def adjust(self, policy: Policy) -> None:
-        """Act by `policy` from now on."""
-        self._policy = policy
-
     def protect(self, interruptible: Interruptible) -> None:
         """Say what may cut the running answer, and those that follow."""
         self._interruptible = interruptible
         if self.answer is not None:
             self.answer.interruptible = interruptible
-
-    def limit(self, max_answer: int) -> None:
-        """Answers to come have at most so many tokens."""
-        self._max_answer = max_answer
 
     # ------------------------------------------------------------------ answering
 
@@ -208,7 +193,7 @@ class OutputChannel:
             utterances=utterances,
             interruptible=self._interruptible,
             begun_at=self._log.now,
-            max_tokens=self._max_answer,
+            max_tokens=self.max_answer,
         )
         self.num_answers += 1
         return self.answer
@@ -285,7 +270,7 @@ class OutputChannel:
         if answer is None or answer.is_released:
             return
         answer.is_released = True
-        if self.suspended and answer.user_text and self._policy.asks_to_resume(answer.user_text):
+        if self.suspended and answer.user_text and self.policy.asks_to_resume(answer.user_text):
             self._resume_as_asked(self.suspended[-1], answer)
             return
         self._log.add(Released(self._log.now, answer.id))
@@ -294,10 +279,6 @@ class OutputChannel:
     def hear(self, position: int) -> None:
         """The user has heard the running answer up to character `position`."""
         answer = self._running
-        answer.report(position)
-        self._hear(answer, position)
-
-    def _hear(self, answer: Answer, position: int) -> None:
         if answer.hear(position):
             self._log.add(Heard(self._log.now, answer.id, answer.num_heard))
         if answer.is_heard_to_the_end:
@@ -327,7 +308,7 @@ class OutputChannel:
         if len(answer.text) > start:
             answer.num_said = len(answer.text)
             self._log.add(Said(self._log.now, answer.id, start, answer.text[start:]))
-        self._hear(answer, answer.num_said if self._config.heard == "shown" else answer.num_reported)
+        self.hear(answer.num_said if self._config.heard == "shown" else answer.num_reported)
 
     def _close_turn(self, answer: Answer, *, was_cut: bool) -> None:
         self.history += answer.turns
@@ -379,7 +360,7 @@ class OutputChannel:
         """Let the answer that was cut last go on (choice 6)."""
         cut = self.suspended[-1]
         self.silence()
-        if self.can_resume_exactly(cut.id):
+        if self._still_fits(cut):
             self._resume_exactly(cut)
         elif cut not in self.suspended:  # cutting the running answer left no place for it
             self._log.add(Refused(self._log.now, "resume", "the suspended answer had to be released"))
@@ -387,9 +368,16 @@ class OutputChannel:
             self.epoch += 1
             self._replay(cut, self._answer_unasked())
 
-    def resume_exactly(self, answer: int) -> None:
-        """The suspended answer of that id goes on; see `can_resume_exactly`."""
-        self._resume_exactly(next(cut for cut in self.suspended if cut.id == answer))
+    def resume_undisturbed(self, answer: int) -> None:
+        """Let the answer of that id go on if it is suspended and no turn was committed since."""
+        for cut in self.suspended:
+            if cut.id == answer and self._still_fits(cut):
+                self._resume_exactly(cut)
+                break
+
+    def _still_fits(self, cut: Answer) -> bool:
+        """Whether `cut` is suspended and no turn was committed since, so that its KV still continues the history."""
+        return cut in self.suspended and len(self.history) == cut.num_turns + len(cut.turns)
 
     def _resume_exactly(self, cut: Answer) -> None:
         """`cut` goes on, with its own KV if that was not evicted."""
@@ -408,7 +396,7 @@ class OutputChannel:
 
     def _resume_as_asked(self, cut: Answer, asked: Answer) -> None:
         """`asked` answers words that mean "go on"."""
-        if self.can_resume_exactly(cut.id):
+        if self._still_fits(cut):
             self.resume()
         else:
             self.sequence.shorten(asked.mark)
@@ -418,7 +406,7 @@ class OutputChannel:
         try:
             return self._begin_answer(len(self.sequence.items), None, ())
         except TemplateError:  # turns have to alternate: somebody has to ask
-            text = next(iter(self._policy.resume_phrases), "go on")
+            text = next(iter(self.policy.resume_phrases), "go on")
             point = self.fork_point()
             self.sequence.items.extend((*point.opening, *self._template.user(text, first=point.is_first)))
             self._log.add(Promoted(self._log.now, "resume", text, self.num_answers))

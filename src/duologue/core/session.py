@@ -491,8 +491,8 @@ class Session(BaseSession):
         """Drop what is being heard. If it had seemed to interrupt an answer and did not, the answer resumes."""
         cut = self._input.drop(reason).interrupted
         is_aside = reason in (InputState.IGNORE, "patience", "retracted")
-        if cut is not None and is_aside and self.running is None and self._output.can_resume_exactly(cut):
-            self._output.resume_exactly(cut)
+        if cut is not None and is_aside and self.running is None:
+            self._output.resume_undisturbed(cut)
 
     # ------------------------------------------------------------------ commands
 
@@ -562,12 +562,11 @@ class Session(BaseSession):
         """
         if max_answer < 1:
             raise UsageError(f"an answer of {max_answer} tokens says nothing; allow at least 1")
-        self._output.limit(max_answer)
+        self._output.max_answer = max_answer
 
     def adjust(self, policy: Policy) -> None:
         """Decide by `policy` from now on. What may cut an answer is not changed by it; see `protect`."""
-        self.policy = policy
-        self._output.adjust(policy)
+        self.policy = self._output.policy = policy
 
     # ------------------------------------------------------------------ room
 

@@ -17,7 +17,7 @@ import jinja2.nodes
 import jinja2.parser
 
 from duologue.errors import TemplateError
-from duologue.text.sandbox import LimitedEnvironment, LimitExceeded, compiled, render
+from duologue.text.sandbox import LimitedEnvironment, LimitExceeded, within_limits
 from duologue.text.splicing import Span
 from duologue.types import Role, Turn
 
@@ -59,7 +59,7 @@ class Renderer:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = now.strftime
         try:
-            self._template = compiled(source, environment)
+            self._template = within_limits(environment.from_string, source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise TemplateError(f"the chat template is not valid Jinja: {error}") from error
         self._special_text = dict(special_text)
@@ -108,7 +108,8 @@ class Renderer:
             "documents": None,
             **self._special_text,
         }
-        return render(self._template, values)
+        text: str = within_limits(self._template.render, values)
+        return text
 
 
 def _tojson(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from itertools import chain
 from math import prod
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import jinja2
 import jinja2.defaults
@@ -29,6 +29,9 @@ MAX_BITS = 1_000_000  # of a number
 
 _WIDE_PERCENT = re.compile(r"%[^%a-zA-Z]*(?:\*|\d{5})")  # "%100000d", "%*d"
 _WIDE_BRACES = re.compile(r"\{[^{}]*:[^{}]*\d{5}")  # "{:100000}"
+
+
+T = TypeVar("T")
 
 
 class LimitExceeded(jinja2.TemplateError):  # type: ignore[misc]
@@ -60,8 +63,10 @@ class _Meter:
 _meter: ContextVar[_Meter] = ContextVar("meter")
 
 
-def render(template: jinja2.Template, values: Mapping[str, Any]) -> str:
-    """Render a template of `environment` within the limits.
+def within_limits(work: Callable[..., T], *args: Any) -> T:
+    """`work(*args)`, which compiles or renders a template of a `LimitedEnvironment`.
+
+    Compiling is limited, too, since constant expressions are computed then.
 
     Raises:
         LimitExceeded: it takes too long or makes too much.
@@ -69,17 +74,7 @@ def render(template: jinja2.Template, values: Mapping[str, Any]) -> str:
     """
     token = _meter.set(_Meter())
     try:
-        text: str = template.render(values)
-        return text
-    finally:
-        _meter.reset(token)
-
-
-def compiled(source: str, environment: "LimitedEnvironment") -> jinja2.Template:
-    """`source` as a template. jinja2 computes constant expressions here, so that the limits hold, too."""
-    token = _meter.set(_Meter())
-    try:
-        return environment.from_string(source)
+        return work(*args)
     finally:
         _meter.reset(token)
 
