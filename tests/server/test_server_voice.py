@@ -336,5 +336,5 @@ async def test_a_voice_that_cannot_be_made_ends_the_start(error: Exception, monk
 
 @pytest.mark.voice
 def test_a_recogniser_that_there_is_not_is_said() -> None:
-    with pytest.raises(UsageError, match="no recogniser 'typo'"):
+    with pytest.raises(UsageError, match="'typo' is not a faster-whisper model"):
         WhisperRecogniser("typo")

@@ -124,7 +124,7 @@ async def test_a_device_that_goes_ends_it(device: Device) -> None:
         running = await begun(device, Microphone(talk.voice))
         await hears(talk, device, 0.1, speech=False)
         device.active = False
-        with pytest.raises(EngineError, match="has gone"):
+        with pytest.raises(EngineError, match="was removed"):
             await asyncio.wait_for(running, 10)
 
 

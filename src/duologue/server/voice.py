@@ -11,7 +11,7 @@ from duologue.voice.engines.defaults import Engines
 from duologue.voice.pump import BLOCK_S
 from duologue.voice.sound import RATE, Resampler, Samples, silence
 from duologue.voice.timeline import Row, Timeline
-from duologue.voice.voice import Commands, Voice, VoiceConfig
+from duologue.voice.voice import SessionCommands, Voice, VoiceConfig
 
 _MOST_LATE_S = 0.5  # sound that a client does not send in time is replaced by silence
 _MOST_EARLY_S = 2.0  # what comes faster waits in the network
@@ -113,7 +113,7 @@ class VoiceStream:
 
     def __init__(
         self,
-        commands: Commands,
+        commands: SessionCommands,
         voices: Voices,
         config: VoiceConfig,
         *,

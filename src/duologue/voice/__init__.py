@@ -4,6 +4,6 @@
                                           ▲                                                              │
                                           └────────────────────────── heard ◀───────────────────────────┘
 
-Here is the pipeline, which knows frames, words and positions, and no device or socket; `engines/` holds what detects,
-recognises and speaks.
+This folder holds the pipeline, which knows frames, words and positions, but no device and no socket. `engines/` holds
+speech detection, recognition and synthesis; each can be replaced.
 """

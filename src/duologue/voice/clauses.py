@@ -1,4 +1,4 @@
-"""Cuts the text of an answer, while it grows, into what is spoken in one go."""
+"""Splits a growing answer into clauses, which are synthesised one at a time."""
 
 import re
 from dataclasses import dataclass
@@ -9,48 +9,46 @@ _CLAUSE = re.compile(r"[,;:.!?…]+[\"'”’)\]]*\s+|\s[–—-]\s+|\n+")
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """A part of an answer. It begins with its character `start`."""
+    """A part of an answer; `start` is its first character in the answer."""
 
     start: int
     text: str
 
     @property
     def end(self) -> int:
-        """The character behind it."""
+        """The position after its last character."""
         return self.start + len(self.text)
 
 
 class Clauses:
-    """The first clause is short, so that it is heard soon; the others are as long as they may be, since they sound
-    better. Lengths are in characters.
+    """The clauses of one answer. The first is short, so that it is heard soon; the others are as long as allowed, since
+    longer clauses sound better. Lengths are in characters.
     """
 
     def __init__(self, *, first: int = 12, least: int = 30, most: int = 100) -> None:
         self._first, self._least, self._most = first, least, most
-        self._start = 0  # of the text that waits
+        self._start = 0  # of the pending text
         self._text = ""
         self._is_first = True
         self._is_finished = False
 
     @property
     def has_text(self) -> bool:
-        """Whether anything waits."""
+        """Whether text is pending."""
         return bool(self._text)
 
     def add(self, start: int, text: str) -> None:
-        """`text` is the answer's from character `start` on; if that is not where it ended, the answer goes on there."""
+        """Add the answer's `text` from character `start` on. It replaces the pending text if it does not follow it."""
         if start != self._start + len(self._text):
             self._start, self._text, self._is_first = start, "", True
         self._text += text
 
     def finish(self) -> None:
-        """There will be no more."""
+        """No more text will come."""
         self._is_finished = True
 
     def next(self, *, hungry: bool, most: int | None = None) -> Clause | None:
-        """The next clause, if there is one, of at most `most` characters. `hungry`: better a few words now than a whole
-        clause later.
-        """
+        """The next clause, if there is one, of at most `most` characters. With `hungry`, a few words are enough."""
         most = self._most if most is None else max(self._least, min(most, self._most))
         size = self._first_cut() if self._is_first else self._cut(most)
         if size == 0 and self._is_finished:
@@ -70,7 +68,7 @@ class Clauses:
         return self._last_space(self._least) if len(self._text) > self._least else 0
 
     def _cut(self, most: int) -> int:
-        """At the end of a sentence if there is one, else at the last clause that is long enough."""
+        """The length up to the end of a sentence, or else of the last clause that is long enough; 0 for none."""
         sentence = next((m.end() for m in _SENTENCE.finditer(self._text) if m.end() >= self._least), 0)
         if self._is_finished and sentence == 0:
             sentence = len(self._text)
@@ -82,6 +80,6 @@ class Clauses:
         return ends[-1] if ends else self._last_space(most)
 
     def _last_space(self, most: int, *, least: int = 1) -> int:
-        """Behind the last space among the first `most` characters, if so many words are before it."""
+        """The length up to the last space among the first `most` characters, if at least `least` words precede it."""
         cut = self._text.rfind(" ", 0, most) + 1
         return cut if len(self._text[:cut].split()) >= least else 0

@@ -1,4 +1,4 @@
-"""When which word of a spoken text ends, where the synthesiser does not say: by how long words take to say."""
+"""Estimates when each word of a synthesised text ends, for synthesisers that do not report it."""
 
 import re
 
@@ -8,33 +8,33 @@ from duologue.voice.engines.interfaces import Mark, Speech
 from duologue.voice.sound import Samples, silence
 
 _WORD = re.compile(r"\S+")
-_PAUSES = {",": 4, ";": 5, ":": 5, ".": 7, "!": 7, "?": 7, "…": 7}  # in letters
-_QUIET = 0.01  # of full scale: below, nothing is said
+_PAUSES = {",": 4, ";": 5, ":": 5, ".": 7, "!": 7, "?": 7, "…": 7}  # lengths, in letters
+_QUIET = 0.01  # of full scale; quieter samples count as silence
 
 
 def estimated(text: str, samples: Samples, rate: int) -> Speech:
-    """`text` as `samples`, with a mark a word: their letters share the time between its first and its last sound."""
+    """`text` spoken as `samples`, `[n]`, with one mark per word: time is divided by the number of letters."""
     words = list(_WORD.finditer(text))
     if not words or not len(samples):
         return Speech(samples, rate, (Mark(len(samples), len(text)),))
     first, last = _bounds(samples)
     weights = np.array([_letters(word.group()) for word in words], np.float64)
     pauses = np.array([_PAUSES.get(word.group()[-1], 0) for word in words], np.float64)
-    pauses[-1] = 0.0  # behind the last word is what was cut off above
+    pauses[-1] = 0.0  # the pause after the last word is outside of the bounds
     begins = np.cumsum(weights + pauses) - (weights + pauses)
     ends = first + (begins + weights) / float(weights.sum() + pauses.sum()) * (last - first)
     return Speech(samples, rate, marks_of(text, ends.astype(int).tolist(), len(samples)))
 
 
 def marks_of(text: str, ends: list[int], length: int) -> tuple[Mark, ...]:
-    """Marks for the words of `text`, which end at the samples `ends`; the last one is heard when all is."""
+    """Marks for the words of `text`, which end at the samples `ends`; the last one is at `length`."""
     spans = [word.end() for word in _WORD.finditer(text)]
     marks = [Mark(min(end, length), at) for end, at in zip(ends[:-1], spans[:-1], strict=True)]
     return (*marks, Mark(length, len(text)))
 
 
 def trimmed(speech: Speech, *, before: float, behind: float) -> Speech:
-    """With at most so many seconds of silence at its ends: clauses should follow one another as they would be said."""
+    """`speech` with at most `before` and `behind` seconds of silence at its ends, so that clauses follow naturally."""
     first, last = _bounds(speech.samples)
     begin = max(0, first - int(before * speech.rate))
     end = last + int(behind * speech.rate)
@@ -45,11 +45,11 @@ def trimmed(speech: Speech, *, before: float, behind: float) -> Speech:
 
 
 def _bounds(samples: Samples) -> tuple[int, int]:
-    """Where the sound begins and ends."""
+    """The first sample that is not silent, and the one after the last."""
     loud = np.flatnonzero(np.abs(samples) > _QUIET)
     return (int(loud[0]), int(loud[-1]) + 1) if len(loud) else (0, 0)
 
 
 def _letters(word: str) -> float:
-    """About how long a word takes: digits and symbols are said as words."""
+    """The approximate duration of a word, in letters. Digits count more, since they are spoken as words."""
     return sum(3.0 if c.isdigit() else 1.0 if c.isalpha() else 0.2 for c in word) + 1.0

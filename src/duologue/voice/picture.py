@@ -1,4 +1,4 @@
-"""A picture of a conversation by voice: both sides' sound, the words, the decisions. Needs matplotlib."""
+"""Draws a spoken conversation: the sound of both sides, the words and the decisions. Needs matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,20 +11,20 @@ from duologue.voice.sound import Samples
 from duologue.voice.timeline import Row
 
 _COLOURS = {"process": "#1a7f37", "incomplete": "#9a6700", "ignore": "#6e7781", "stop": "#cf222e"}
-_CHANGES = {  # of the answer's sound: label, colour, line
+_CHANGES = {  # of the answer's volume: label, colour, line style
     "ducked": ("−12 dB", "#9a6700", ":"),
     "yielded": ("pause", "#9a6700", "-"),
     "came_back": ("back", "#1a7f37", ":"),
     "cut": ("cut", "#cf222e", "-"),
 }
 _INCHES_PER_S = 0.55
-_LETTERS_PER_S = 13  # that fit, in the small type
+_LETTERS_PER_S = 13  # of annotations
 _LEVELS = 7
-_POINTS = 200  # of a waveform, a second
+_POINTS = 200  # of a waveform, per second
 
 
 def draw(path: Path, user: tuple[Samples, int], assistant: tuple[Samples, int], rows: Sequence[Row]) -> None:
-    """Write a picture to `path`; the sounds come with their rates.
+    """Draw the conversation to `path`. `user` and `assistant` are samples, `[n]`, with their rates.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -58,9 +58,9 @@ def draw(path: Path, user: tuple[Samples, int], assistant: tuple[Samples, int], 
 
 
 def _words(axes: Any, rows: Sequence[Row]) -> None:
-    """What was recognised, and what was thought of it, on as many levels as are needed to read it."""
+    """Annotate the recognised words and the decisions, on several levels so that they do not overlap."""
     axes.set(ylim=(0, _LEVELS), yticks=[], ylabel="decisions")
-    ends = [0.0] * _LEVELS  # of the text on each level, in seconds
+    ends = [0.0] * _LEVELS  # of the annotations on each level, in seconds
     for row in (row for row in rows if row["type"] == "decided"):
         state, text = row["state"], f"{_short(row['text'], 34)} · {row['state']} {row['p']:.2f}"
         level = next((i for i, end in enumerate(ends) if end <= row["at"]), ends.index(min(ends)))
@@ -70,12 +70,12 @@ def _words(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def when_played(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
-    """Each clause that was synthesised, and from when to when it is played: from when it is there, or those before it
-    have ended, to its end, or the cut. A pause puts off what is left.
+    """Each synthesised clause, with the times between which it was played: from its synthesis or the end of the clause
+    before it, to its end or the cut. A pause delays the rest.
     """
     spans: list[tuple[str, float, float]] = []
-    free = 0.0  # when the player has nothing left
-    paused: float | None = None  # since when it is
+    free = 0.0  # when the player runs out of sound
+    paused: float | None = None  # since
     for row in rows:
         at = float(row["at"])
         match row["type"]:
@@ -86,8 +86,8 @@ def when_played(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
             case "yielded":
                 paused = at
             case "came_back" if paused is not None:
-                spans = [(text, _put_off(begin, paused, at), _put_off(end, paused, at)) for text, begin, end in spans]
-                free, paused = _put_off(free, paused, at), None
+                spans = [(text, _delayed(begin, paused, at), _delayed(end, paused, at)) for text, begin, end in spans]
+                free, paused = _delayed(free, paused, at), None
             case "cut":
                 stop = at if paused is None else paused
                 spans = [(text, begin, min(end, stop)) for text, begin, end in spans]
@@ -95,13 +95,13 @@ def when_played(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
     return spans
 
 
-def _put_off(when: float, begin: float, end: float) -> float:
-    """`when`, if nothing went on from `begin` to `end`."""
+def _delayed(when: float, begin: float, end: float) -> float:
+    """`when`, delayed by a pause from `begin` to `end`."""
     return when + (end - begin) if when >= begin else when
 
 
 def _outline(samples: Samples, rate: int) -> tuple[Any, Any, Any]:
-    """The lowest and highest sample of each five milliseconds."""
+    """Times, minima and maxima of blocks of five milliseconds, each `[blocks]`."""
     size = max(1, rate // _POINTS)
     count = len(samples) // size
     blocks = samples[: count * size].reshape(count, size)

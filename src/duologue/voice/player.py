@@ -1,6 +1,6 @@
-"""What the user hears: clauses one behind the other, quieter while somebody speaks, silent when it is paused or cut.
+"""Plays clauses one after another: more quietly while the user speaks, and silently when paused or cut.
 
-Knows samples, and which character of an answer each of them ends; not where the samples go.
+Knows samples, and the position in the answer that each of them ends; not where the samples go.
 """
 
 import math
@@ -13,17 +13,17 @@ from duologue.voice.engines.interfaces import Mark
 from duologue.voice.sound import Samples, gain, silence
 
 DUCK_DB = -12.0
-_DUCK_S = 0.03  # from full to ducked
-_BACK_S = 0.2  # and back: unhurried, since nobody waits for it
-_EDGE_S = 0.004  # fade at both ends of a clause, against clicks
-_CUT_S = 0.02  # fade of what is cut, or paused
-_RISE_S = 0.03  # from silence, after a pause: short, since a word begins there
-_WORD_S = 1.0  # longer than a word takes
+_DUCK_S = 0.03  # fade from full volume to ducked
+_BACK_S = 0.2  # fade back; slow, since nobody waits for it
+_EDGE_S = 0.004  # fade at both ends of a clause, to avoid clicks
+_CUT_S = 0.02  # fade-out at a cut or a pause
+_RISE_S = 0.03  # fade-in after a pause; short, since a word begins there
+_WORD_S = 1.0  # longer than any word
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """A clause as sound at the player's rate. `marks` say which character of `answer` is heard when; they grow."""
+    """A clause as sound at the player's rate. `marks` map samples to positions in `answer`, in ascending order."""
 
     answer: int
     samples: Samples
@@ -32,14 +32,14 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The user has heard `answer` up to character `position`."""
+    """`answer` has been heard up to character `position`."""
 
     answer: int
     position: int
 
 
 class _Fader:
-    """A volume on its way between 1 and `low`, which takes `down` samples and `up` back."""
+    """A volume that moves between 1 and `low`, within `down` samples, and back within `up` samples."""
 
     def __init__(self, low: float, *, down: float, up: float) -> None:
         self._low = low
@@ -48,25 +48,25 @@ class _Fader:
 
     @property
     def is_lowered(self) -> bool:
-        """Whether it is, or becomes, `low`."""
+        """Whether the volume is `low` or moves there."""
         return self._wanted < 1.0
 
     def lower(self, is_lowered: bool) -> None:
-        """Go to `low`, or to 1."""
+        """Move to `low`, or to 1."""
         self._wanted = self._low if is_lowered else 1.0
 
     def jump(self) -> None:
-        """Be there at once."""
+        """Reach the target at once."""
         self.volume = self._wanted
 
     @property
     def num_left(self) -> int:
-        """Samples until it is there."""
+        """Samples until the target is reached."""
         way = self._wanted - self.volume
         return math.ceil(abs(way) / self._step)
 
     def next(self, count: int) -> Samples:
-        """Volume of the next `count` samples."""
+        """The volume of the next `count` samples, `[count]`."""
         if self.volume == self._wanted or not count:
             return np.full(count, self.volume, np.float32)
         way = self._wanted - self.volume
@@ -81,10 +81,10 @@ class _Fader:
 
 
 class Player:
-    """Gives out samples at `rate`, as many as are asked for; silence where it has none.
+    """Returns samples at `rate`, as many as requested; silence if it has none.
 
-    `num_out` counts all samples given out, `is_held` keeps it from beginning, without losing anything. What is cut
-    `fades`, unless whoever takes the samples drops at a cut what is not played yet: a fade would come behind that.
+    `num_out` counts all samples returned. `is_held` prevents it from starting, without losing anything. A cut `fades`,
+    unless the receiver drops unplayed samples at a cut; a fade would then follow the cut.
     """
 
     def __init__(self, rate: int, *, fades: bool = True) -> None:
@@ -93,20 +93,20 @@ class Player:
         self.num_out = 0
         self.is_held = False
         self._pieces: deque[Piece] = deque()
-        self._at = 0  # of the first piece
-        self._mark = 0  # of its marks
-        self._tail = silence(0)  # of what was cut
+        self._at = 0  # position in the first piece
+        self._mark = 0  # index of its next mark
+        self._tail = silence(0)  # fade-out of a clause that was cut
         self._loudness = _Fader(gain(DUCK_DB), down=_DUCK_S * rate, up=_BACK_S * rate)
         self._presence = _Fader(0.0, down=_CUT_S * rate, up=_RISE_S * rate)
 
     @property
     def is_ducked(self) -> bool:
-        """Whether it plays more quietly."""
+        """Whether the volume is lowered."""
         return self._loudness.is_lowered
 
     @property
     def is_paused(self) -> bool:
-        """Whether it is silent in the middle of what it plays, to go on later."""
+        """Whether playback is interrupted and will continue later."""
         return self._presence.is_lowered
 
     @property
@@ -116,16 +116,16 @@ class Player:
 
     @property
     def is_playing(self) -> bool:
-        """Whether it has begun and there is more, paused or not."""
+        """Whether there is sound to play and it is not held; paused or not."""
         return bool(self._pieces) and not self.is_held
 
     @property
     def seconds_left(self) -> float:
-        """How much there is to be played."""
+        """Seconds of sound left to play."""
         return (sum(len(piece.samples) for piece in self._pieces) - self._at) / self.rate
 
     def add(self, piece: Piece) -> None:
-        """Play it behind what there is."""
+        """Append a clause."""
         samples = piece.samples.copy()
         count = min(int(_EDGE_S * self.rate), len(samples) // 2)
         if count:
@@ -135,25 +135,25 @@ class Player:
         self._pieces.append(Piece(piece.answer, samples, piece.marks))
 
     def duck(self, is_ducked: bool) -> None:
-        """Play more quietly, by 12 dB, or as before."""
+        """Lower the volume by 12 dB, or restore it."""
         self._loudness.lower(is_ducked)
 
     def pause(self, is_paused: bool) -> None:
-        """Fall silent where it is, or go on from the beginning of the word that it fell silent in."""
+        """Fall silent, or continue from the beginning of the word in which playback fell silent."""
         self._presence.lower(is_paused)
         if not is_paused and self._presence.volume == 0.0:
             self._loudness.jump()
             self._at = self._word_at()
 
     def _word_at(self) -> int:
-        """Where the word begins that is being played: the one before has ended there."""
+        """The beginning of the word that is being played, which is the end of the word before."""
         if not self._pieces or not self._mark:
             return max(0, self._at - int(_WORD_S * self.rate))
         ended = self._pieces[0].marks[self._mark - 1].sample
         return max(ended, self._at - int(_WORD_S * self.rate))
 
     def cut(self) -> None:
-        """Fall silent; what has not been played is lost. Afterwards it plays at full volume."""
+        """Fall silent and discard everything. New clauses play at full volume."""
         if self.is_playing and self._fades:
             rest = self._pieces[0].samples[self._at : self._at + int(_CUT_S * self.rate)]
             fade = np.cos(np.linspace(0.0, math.pi / 2, len(rest), dtype=np.float32)) ** 2
@@ -166,7 +166,7 @@ class Player:
             fader.jump()
 
     def pull(self, count: int) -> tuple[Samples, list[Position]]:
-        """The next `count` samples, and what the user has heard when they have been played, in order."""
+        """The next `count` samples, `[count]`, and the positions that will have been heard after them, in order."""
         out, filled = silence(count), 0
         heard: list[Position] = []
         if len(self._tail):

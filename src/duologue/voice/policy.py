@@ -1,4 +1,4 @@
-"""When a conversation by voice answers, and yields. Numbers only."""
+"""The decision policy of spoken conversations."""
 
 from dataclasses import replace
 
@@ -6,18 +6,18 @@ from duologue.core.policy import Policy
 
 _SETTLE_MS = 3000.0
 _NEVER = 1.01
-_PERIOD_S = 0.5  # silence is heard: words that are not finished need not be waited for as long as typed ones
+_PERIOD_S = 0.5  # silence is audible, so unfinished words are given less time than typed ones
 _CAUTION = 3.0
 
 
 def by_voice(policy: Policy) -> Policy:
-    """`policy` for a conversation by voice.
+    """`policy` adapted to spoken conversations.
 
-    Silence tells when an answer may begin: no clock has to, nor how sure it is. Otherwise it would begin when the
-    recogniser is slow, or while the user is still speaking. And words that are still being recognised change: over an
-    answer they have to be more clearly meant for the assistant, since a cut is heard even when it is undone. Who has
-    fallen silent has ended, though, however his words look: if they seem to be meant for the assistant, they are
-    answered.
+    Silence determines when an answer may begin; a timer or a high probability does not, since the answer would begin
+    whenever the recogniser is slow, or while the user still speaks. Words that are being recognised may still change.
+    During an answer they must therefore be more clearly meant for the assistant: a cut is audible even if it is undone.
+    Silence also ends the utterance, however unfinished its words look: they are answered if they seem to be meant for
+    the assistant.
     """
     speaking = replace(policy.speaking, process=min(1.0, _CAUTION * policy.speaking.process))
     return replace(

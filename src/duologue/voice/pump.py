@@ -1,4 +1,4 @@
-"""Runs a conversation by voice in real time without devices: sound from an array, sound into an array."""
+"""Runs a spoken conversation in real time without devices: sound from an array, sound into an array."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,12 +10,15 @@ from duologue.voice.sound import RATE, Samples, silence
 from duologue.voice.voice import Voice
 
 BLOCK_S = 0.02
-_REST_S = 1.0  # of silence, after all has been said
+_REST_S = 1.0  # of silence at the end
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """Both sides on one clock. `user` has 16 kHz, `assistant` the rate of the voice. `late_s`: the worst delay."""
+    """Both sides, aligned: `user`, `[n]`, at 16 kHz, and `assistant`, `[m]`, at the voice's rate.
+
+    `late_s` is the longest delay of a block, in seconds.
+    """
 
     user: Samples
     assistant: Samples
@@ -31,9 +34,9 @@ async def converse(
     clock: Callable[[], float] | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> Recording:
-    """Let `voice` hear `user`, 16 kHz, as if it were said now, and record what it says.
+    """Play `user`, `[n]` at 16 kHz, to `voice` in real time, and record the answers.
 
-    When the sound has ended, silence follows until `is_over` for a second, but at most `longest_s`.
+    Silence follows the sound until `is_over` has held for a second, or for at most `longest_s`.
 
     Raises:
         DuologueError: the conversation failed.
@@ -42,10 +45,10 @@ async def converse(
     size, count = int(BLOCK_S * RATE), int(BLOCK_S * voice.config.rate)
     begin, num_quiet, late_s = clock(), 0, 0.0
     heard: list[Samples] = []
-    said = [silence(count)]  # what is given out when a block has come is heard while the next one comes
+    said = [silence(count)]  # the output for one block is heard during the next
     least, most = -(-len(user) // size), int((len(user) / RATE + longest_s) / BLOCK_S)
     while len(heard) < least or (num_quiet * BLOCK_S < _REST_S and len(heard) < most):
-        wait = begin + (len(heard) + 1) * BLOCK_S - clock()  # a block is there when its last sample is
+        wait = begin + (len(heard) + 1) * BLOCK_S - clock()  # a block is complete at its last sample
         late_s = max(late_s, -wait)
         await sleep(max(0.0, wait))
         block = user[len(heard) * size : (len(heard) + 1) * size]

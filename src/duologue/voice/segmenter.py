@@ -1,4 +1,4 @@
-"""From how probable speech is, frame by frame, to when somebody begins to speak and falls silent. Counts frames."""
+"""Turns speech probabilities of frames into the begin and end of speech. Counts frames."""
 
 from dataclasses import dataclass
 
@@ -7,23 +7,22 @@ from duologue.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """When sound counts as speech."""
+    """Thresholds of speech detection."""
 
-    begins_at: float = 0.5  # probability from which on it is
-    ends_below: float = 0.35  # and below which it is not any more
-    num_frames: int = 1  # so many in a row begin it; two take 20 to 30 ms longer, and are for rooms with many clicks
-    sure: float = 0.9  # a single frame this probable begins it as well
+    begins_at: float = 0.5  # probability at which speech begins
+    ends_below: float = 0.35  # probability below which speech ends
+    num_frames: int = 1  # consecutive frames that begin speech; two take 20 to 30 ms longer, and suit rooms with clicks
+    sure: float = 0.9  # one frame of this probability begins speech, too
 
     def __post_init__(self) -> None:
         if not 0 < self.ends_below <= self.begins_at <= 1 or self.num_frames < 1:
-            raise UsageError("it must hold that 0 < ends_below <= begins_at <= 1, and num_frames >= 1")
+            raise UsageError("0 < ends_below <= begins_at <= 1 and num_frames >= 1 must hold")
 
 
 class Segmenter:
-    """Takes a probability a frame.
+    """Takes one probability per frame.
 
-    `is_speech`: somebody is speaking. `num_quiet`: frames since somebody was, 0 while somebody is. `num_voiced`: frames
-    of speech since it began.
+    `is_speech`: somebody is speaking. `num_quiet`: frames since the last speech. `num_voiced`: frames of speech so far.
     """
 
     def __init__(self, sensitivity: Sensitivity | None = None) -> None:
@@ -34,7 +33,7 @@ class Segmenter:
         self.num_voiced = 0
 
     def push(self, p: float) -> bool:
-        """The next frame. Returns whether speech begins with it."""
+        """Add a frame with speech probability `p`. Returns whether speech begins with it."""
         how = self._how
         if self.is_speech:
             self.is_speech = p >= how.ends_below

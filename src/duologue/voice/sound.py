@@ -1,4 +1,4 @@
-"""Sound as arrays: 1-D float32, mono, from -1 to 1. Conversions, rates, levels, files."""
+"""Sound as arrays `[n]`: float32, mono, from -1 to 1. Conversions, rates, levels and files."""
 
 import wave
 from pathlib import Path
@@ -12,61 +12,61 @@ from duologue.errors import BadData, MissingDependency
 Samples = NDArray[np.float32]
 """[n] mono."""
 
-RATE = 16_000  # samples a second of everything that is listened to
+RATE = 16_000  # samples per second of all input
 _FULL = 32767.0
 
 
 def silence(count: int) -> Samples:
-    """`count` samples of nothing."""
+    """`count` samples of silence, `[count]`."""
     return np.zeros(count, np.float32)
 
 
 def from_pcm16(data: bytes) -> Samples:
-    """Little-endian 16-bit samples. Raises `BadData` for half a sample."""
+    """Little-endian 16-bit samples as `[n]`. Raises `BadData` for an odd number of bytes."""
     if len(data) % 2:
-        raise BadData(f"{len(data)} bytes are no whole number of 16-bit samples")
+        raise BadData(f"{len(data)} bytes are not a whole number of 16-bit samples")
     return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(_FULL)
 
 
 def to_pcm16(samples: Samples) -> bytes:
-    """The reverse of `from_pcm16`; what is too loud is clipped."""
+    """The inverse of `from_pcm16`; samples outside of -1 … 1 are clipped."""
     return (np.clip(samples, -1.0, 1.0) * _FULL).round().astype("<i2").tobytes()
 
 
 def level_db(samples: Samples) -> float:
-    """Root mean square, in decibels below full scale; -120 for silence."""
+    """Root mean square of `[n]` in dB relative to full scale; -120 for silence."""
     power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
     return 10.0 * float(np.log10(max(power, 1e-12)))
 
 
 def gain(decibels: float) -> float:
-    """The factor that so many decibels are."""
+    """`decibels` as a factor."""
     return float(10.0 ** (decibels / 20.0))
 
 
 def resampled(samples: Samples, rate: int, wanted: int) -> Samples:
-    """All of a sound at another rate."""
+    """A complete sound, `[n]` at `rate`, at the rate `wanted`."""
     if rate == wanted or not len(samples):
         return samples
     return np.asarray(_soxr().resample(samples, rate, wanted), np.float32)
 
 
 class Resampler:
-    """A sound that comes piece by piece, at another rate. It is late by a few milliseconds."""
+    """Resamples a stream, with a delay of a few milliseconds."""
 
     def __init__(self, rate: int, wanted: int) -> None:
         self._stream = None if rate == wanted else _soxr().ResampleStream(rate, wanted, 1, dtype="float32")
 
     def __call__(self, samples: Samples) -> Samples:
-        """What there is now of the other rate."""
+        """Add `[n]` samples; returns those of the other rate that are ready, `[m]`."""
         return samples if self._stream is None else np.asarray(self._stream.resample_chunk(samples), np.float32)
 
 
 def read_sound(path: Path, rate: int = RATE) -> Samples:
-    """A sound file at `rate`, its channels mixed. Any kind that FFmpeg knows.
+    """Read a sound file at `rate`, channels mixed, as `[n]`. Supports all formats of FFmpeg.
 
     Raises:
-        BadData: it cannot be read.
+        BadData: the file cannot be read.
     """
     try:
         from faster_whisper.audio import decode_audio
@@ -74,12 +74,12 @@ def read_sound(path: Path, rate: int = RATE) -> Samples:
         raise missing("faster-whisper") from error
     try:
         return np.asarray(decode_audio(str(path), sampling_rate=rate), np.float32)
-    except Exception as error:  # PyAV's errors have no common root but this
-        raise BadData(f"{path} cannot be read as sound: {error}") from error
+    except Exception as error:  # PyAV's errors have no other common base
+        raise BadData(f"{path} cannot be read as a sound file: {error}") from error
 
 
 def write_wav(path: Path, channels: list[Samples], rate: int) -> None:
-    """16-bit WAV; shorter channels are filled up with silence."""
+    """Write `channels`, each `[n]`, as 16-bit WAV; shorter ones are padded with silence."""
     length = max(map(len, channels))
     columns = [np.frombuffer(to_pcm16(np.pad(c, (0, length - len(c)))), "<i2") for c in channels]
     with wave.open(str(path), "wb") as file:
@@ -90,8 +90,8 @@ def write_wav(path: Path, channels: list[Samples], rate: int) -> None:
 
 
 def missing(package: str) -> MissingDependency:
-    """The error for a package that the voice needs."""
-    return MissingDependency(f'{package} is not installed here: pip install "duologue[voice]"')
+    """The error for a missing package of the voice extra."""
+    return MissingDependency(f'{package} is not installed: pip install "duologue[voice]"')
 
 
 def _soxr() -> Any:

@@ -1,4 +1,4 @@
-"""From the text of answers to the player: clause by clause, at most one clause ahead of being needed."""
+"""Synthesises answers clause by clause, shortly before they are played."""
 
 import asyncio
 from collections import deque
@@ -11,20 +11,20 @@ from duologue.voice.marks import trimmed
 from duologue.voice.player import Piece, Player
 from duologue.voice.sound import resampled, silence
 
-_AHEAD_S = 4.0  # no more is synthesised while so much waits to be played: it may be cut
-_MOST_FINISHED = 64  # answers that are known to have ended; a session keeps fewer that can be resumed
-_HUNGRY_S = 0.5  # with less to play, a few words are better than a whole clause
-_LETTERS_PER_S = 15.0  # that are spoken
-_MARGIN = 0.7  # of the time that there is may be used
+_AHEAD_S = 4.0  # of sound to play; no more is synthesised meanwhile, since it may be cut
+_MOST_FINISHED = 64  # answers remembered as finished; a session keeps fewer that can be resumed
+_HUNGRY_S = 0.5  # of sound to play; with less, a few words are synthesised instead of a whole clause
+_LETTERS_PER_S = 15.0  # of speech
+_MARGIN = 0.7  # share of the available time that synthesis may take
 _BEHIND_S = {".": 0.25, "!": 0.25, "?": 0.25, "…": 0.25, ":": 0.2, ";": 0.2, ",": 0.12}
 _BEFORE_S = 0.03
-_UNSPOKEN = str.maketrans(dict.fromkeys("*#_`~|<>[]{}\\", " "))  # marks of a written text, one space each
+_UNSPOKEN = str.maketrans(dict.fromkeys("*#_`~|<>[]{}\\", " "))  # markup, replaced one for one by spaces
 
 
 class Speaking:
-    """Synthesises one answer at a time. `is_interrupted`: somebody speaks, and it is not known what of it comes.
+    """Synthesises one answer at a time.
 
-    While that is so, an answer that has not begun to be played does not begin.
+    `is_interrupted`: the user is speaking, and the decision is still open. Meanwhile an answer does not start playing.
     """
 
     def __init__(self, synthesiser: Synthesiser, player: Player, note: Callable[..., None]) -> None:
@@ -36,23 +36,23 @@ class Speaking:
         self._clauses = Clauses()
         self._finished: deque[int] = deque(maxlen=_MOST_FINISHED)
         self._wake = asyncio.Event()
-        self._epoch = 0  # what was begun before is not played
+        self._epoch = 0  # clauses of earlier epochs are not played
         self._is_synthesising = False
-        self._has_begun = False  # whether anything of the answer has been played
-        self._effort = 0.3  # seconds that a second of speech takes to synthesise, lately
+        self._has_begun = False  # whether playback of the answer has begun
+        self._effort = 0.3  # recent synthesis time per second of speech
 
     @property
     def is_busy(self) -> bool:
-        """Whether there is more to be said than the player has."""
+        """Whether there is text that the player has not received as sound."""
         return self._is_synthesising or self._clauses.has_text
 
     @property
     def is_under_way(self) -> bool:
-        """Whether an answer has begun to be played, and more of it will be."""
+        """Whether playback of an answer has begun and is not complete."""
         return self._has_begun and (self._player.is_playing or self.is_busy or self._answer not in self._finished)
 
     def say(self, answer: int, start: int, text: str) -> None:
-        """An answer has grown."""
+        """Add text of `answer` from character `start` on."""
         if answer != self._answer:
             self._answer, self._clauses, self._has_begun = answer, Clauses(), False
         self._clauses.add(start, text)
@@ -61,27 +61,27 @@ class Speaking:
         self._wake.set()
 
     def finish(self, answer: int) -> None:
-        """It will not grow any more; what there is of it may be said later, and again."""
+        """`answer` is complete. Parts of it may still be spoken, or spoken again."""
         self._finished.append(answer)
         if answer == self._answer:
             self._clauses.finish()
             self._wake.set()
 
     def forget(self) -> None:
-        """The answer was cut: fall silent, and lose what was to be said."""
+        """The answer was cut: fall silent and discard the rest."""
         self._epoch += 1
         self._answer, self._clauses, self._has_begun = None, Clauses(), False
         self._player.cut()
 
     def feed(self) -> None:
-        """Some time has gone by."""
+        """Update after time has passed."""
         self._player.is_held = self.is_interrupted and not self._has_begun
         self._has_begun = self._has_begun or self._player.is_playing
         if self._clauses.has_text and self._player.seconds_left < _AHEAD_S:
             self._wake.set()
 
     async def run(self) -> None:
-        """Synthesise what there is, for ever."""
+        """Synthesise pending clauses, forever."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -101,7 +101,7 @@ class Speaking:
         self._is_synthesising, before = True, loop.time()
         try:
             speech = await self._spoken(clause.text)
-        except DuologueError as error:  # it is not heard, but the conversation goes on
+        except DuologueError as error:  # the clause is lost, but the conversation continues
             self._note("synthesiser_failed", message=str(error), text=clause.text)
             speech = Speech(silence(self._player.rate // 2), self._player.rate, ())
         finally:

@@ -1,13 +1,13 @@
-"""What happened in a conversation by voice, in the order in which it happened, as rows for JSON.
+"""The events of a spoken conversation, in order, as rows for JSON.
 
-Times are seconds since the first sample that was pushed: the clock of the recording.
+Times are seconds since the first input sample, the clock of the recording.
 """
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 Row: TypeAlias = dict[str, Any]
-"""`at`, `type`, and what belongs to the type; docs/voice.md lists them."""
+"""`at`, `type`, and the fields of the type; see docs/voice.md."""
 
 KINDS = frozenset(
     (
@@ -15,11 +15,11 @@ KINDS = frozenset(
         "sound_begins", "sound_ends", "recogniser_failed", "synthesiser_failed",
     )
 )  # fmt: skip
-"""Types of rows that are the voice's own; the others are those of the conversation's events."""
+"""Types of rows that the voice adds; the others are those of the session's events."""
 
 
 class Timeline:
-    """Collects rows if it `keeps` them, and tells `listener` each one."""
+    """Collects rows if it `keeps` them, and passes each one to `listener`."""
 
     def __init__(self, listener: Callable[[Row], None] | None = None, *, keeps: bool = True) -> None:
         self.rows: list[Row] = []
@@ -27,7 +27,7 @@ class Timeline:
         self._keeps = keeps
 
     def add(self, at: float, kind: str, **more: Any) -> None:
-        """It happened."""
+        """Add a row."""
         row = {"at": round(at, 4), "type": kind, **more}
         if self._keeps:
             self.rows.append(row)

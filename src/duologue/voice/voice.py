@@ -1,6 +1,6 @@
-"""A conversation by voice, without devices: frames in, frames out, a session in between.
+"""A spoken conversation without devices: frames in, frames out, a session in between.
 
-Its clock is the sound that is pushed. Everything happens in the event loop's thread; what takes long is awaited.
+The input is the clock. Everything runs in the event loop's thread; slow operations are awaited.
 """
 
 import asyncio
@@ -26,29 +26,29 @@ from duologue.voice.timeline import Timeline
 
 @dataclass(frozen=True, slots=True)
 class VoiceConfig:
-    """How a conversation by voice goes. Times are in seconds."""
+    """Settings of a spoken conversation. Times are in seconds."""
 
-    rate: int = 24_000  # samples a second that are given out
+    rate: int = 24_000  # samples per second of the output
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
-    before_s: float = 0.27  # of what came before speech was detected belong to it
-    first_s: float = 0.33  # of sound are needed to recognise anything: of less, half a word is made
-    partial_s: float = 0.25  # of new sound make it worth while to recognise again
-    pause_s: float = 0.13  # of silence: the last words are recognised at once
-    end_s: float = 0.9  # of silence end an utterance
-    sure_end_s: float = 0.25  # the same where its words, all of them recognised, want no more
-    no_words_end_s: float = 0.5  # the same where no words were recognised
-    yield_s: float = 1.0  # of speech over an answer: it pauses if the words seem to be meant for it; inf: never
-    back_s: float = 1.0  # after an utterance that had no consequence, the answer goes on as loud as before
-    latency_s: float = 0.0  # from a sample that is given out to the ear
-    fades: bool = True  # what is cut fades; not where the other side drops what it has not played, and fades that
+    before_s: float = 0.27  # of sound before the detection of speech that belong to it
+    first_s: float = 0.33  # of sound needed before recognition; less yields parts of words
+    partial_s: float = 0.25  # of new sound before words are recognised again
+    pause_s: float = 0.13  # of silence after which the last words are recognised at once
+    end_s: float = 0.9  # of silence that end an utterance
+    sure_end_s: float = 0.25  # the same if all its words are recognised and judged complete
+    no_words_end_s: float = 0.5  # the same if no words were recognised
+    yield_s: float = 1.0  # of speech over an answer that pause it, if the words may be meant for it; inf: never
+    back_s: float = 1.0  # after an utterance without consequence, until the answer returns to full volume
+    latency_s: float = 0.0  # from the output of a sample to the ear
+    fades: bool = True  # cuts fade out; False if the receiver drops unplayed sound and fades it itself
 
     def __post_init__(self) -> None:
         if self.rate < 8000 or not 0 < self.sure_end_s <= self.end_s or min(self.before_s, self.partial_s) < 0:
-            raise UsageError("rate must be at least 8000, and 0 < sure_end_s <= end_s; no time may be negative")
+            raise UsageError("rate must be at least 8000, 0 < sure_end_s <= end_s, and no time may be negative")
 
 
-class Commands(Protocol):
-    """What is asked of a conversation; `Handle` has it."""
+class SessionCommands(Protocol):
+    """The commands that a voice gives to a session; `Handle` is one."""
 
     def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> None: ...
     def heard(self, position: int, *, answer: int | None = None) -> None: ...
@@ -62,16 +62,16 @@ class Voice:
         async with Voice(handle, detector, recogniser, synthesiser) as voice:
             voice.follow(handle.events())
             ...
-            voice.push(samples)          # from the microphone, at 16 kHz, as it comes
-            samples = voice.pull(480)    # for the loudspeaker, as it wants it
+            voice.push(samples)          # from the microphone, at 16 kHz, whenever it delivers
+            samples = voice.pull(480)    # for the loudspeaker, whenever it requests
 
-    `commands` is the conversation; its session must have `SessionConfig(heard="reported")`, and its policy should be
-    `by_voice`. The engines stay the caller's.
+    The session behind `commands` must have `SessionConfig(heard="reported")`, and its policy should be `by_voice`. The
+    caller owns the engines.
     """
 
     def __init__(
         self,
-        commands: Commands,
+        commands: SessionCommands,
         detector: SpeechDetector,
         recogniser: Recogniser,
         synthesiser: Synthesiser,
@@ -89,19 +89,19 @@ class Voice:
         self._segmenter = Segmenter(self.config.sensitivity)
         self._speaking = Speaking(synthesiser, self.player, self._note)
         self._name = name
-        self._rest = silence(0)  # pushed, and not yet a whole frame
+        self._rest = silence(0)  # pushed, but less than a frame
         self._num_in = 0
         self._before: deque[Samples] = deque(maxlen=max(1, round(self.config.before_s * RATE / detector.frame)))
-        self._hearing: Hearing | None = None  # while somebody speaks
-        self._open: dict[str, Hearing] = {}  # that and those which are ending
+        self._hearing: Hearing | None = None  # the utterance being spoken
+        self._open: dict[str, Hearing] = {}  # by name: it, and those which are ending
         self._num_heard = 0
-        self._unjudged: Hearing | None = None  # the last one that ended, if its last words were not judged before
+        self._unjudged: Hearing | None = None  # the last one that ended before its last words were judged
         self._back_at: float | None = None
-        self._late: deque[tuple[int, int, int]] = deque()  # heard when so many samples are out: answer, position
+        self._late: deque[tuple[int, int, int]] = deque()  # heard after so many output samples: answer, position
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_sounding = False
-        self.yields = True  # the answer gets quieter while somebody speaks, pauses, and does not begin
-        self.failure: DuologueError | None = None  # what went wrong, if the conversation cannot go on
+        self.yields = True  # whether the answer is ducked, paused and held back while the user speaks
+        self.failure: DuologueError | None = None  # set if the conversation cannot continue
 
     async def __aenter__(self) -> "Voice":
         self._start(self._speaking.run())
@@ -113,11 +113,11 @@ class Voice:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def follow(self, events: AsyncIterator[e.Event]) -> None:
-        """Take the conversation's events from here, until it is over."""
+        """Take the session's events from `events`, until they end."""
         self._start(self._follow(events))
 
     def hang_up(self, *, forgets: bool = False) -> None:
-        """What was being said has ended where it is; with `forgets`, it was not said at all."""
+        """End the utterances under way as they are; with `forgets`, discard them."""
         for hearing in tuple(self._open.values()):
             if forgets:
                 hearing.text = ""
@@ -125,9 +125,11 @@ class Voice:
         self._hear_anew()
 
     def end(self) -> list[Hearing]:
-        """Whoever is speaking has done so, whatever the silence says; what is pushed from now on is something else.
-        Returns the utterances whose last words are still being recognised."""
-        self.push(silence(-len(self._rest) % self._detector.frame))  # the end of a word may be less than a frame
+        """End the utterance under way without waiting for silence; later sound begins another one.
+
+        Returns the utterances whose last words are still being recognised.
+        """
+        self.push(silence(-len(self._rest) % self._detector.frame))  # completes the last frame
         if self._hearing is not None:
             self._end(self._hearing)
         self._hear_anew()
@@ -136,27 +138,27 @@ class Voice:
     def _hear_anew(self) -> None:
         self._hearing = None
         self._before.clear()
-        self._segmenter = Segmenter(self.config.sensitivity)  # somebody who goes on speaking begins to speak
+        self._segmenter = Segmenter(self.config.sensitivity)  # continued speech begins a new utterance
 
     @property
     def is_hearing(self) -> bool:
-        """Whether somebody is speaking."""
+        """Whether the user is speaking."""
         return self._hearing is not None
 
     @property
     def now(self) -> float:
-        """Seconds of sound that have been pushed."""
+        """Seconds of input so far."""
         return (self._num_in + len(self._rest)) / RATE
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody speaks, nothing is being recognised, and there is nothing to say."""
+        """Whether nobody speaks, nothing is being recognised, and nothing is left to play."""
         return not self._open and not self._speaking.is_busy and not self.player.is_playing
 
     # ------------------------------------------------------------------ listening
 
     def push(self, samples: Samples) -> None:
-        """What the microphone heard, at 16 kHz; any number of samples."""
+        """Add input, `[n]` at 16 kHz, of any length."""
         self._rest = np.concatenate([self._rest, samples])
         size = self._detector.frame
         while len(self._rest) >= size:
@@ -172,9 +174,7 @@ class Voice:
             self._yield_if_asked()
 
     def _yield_if_asked(self) -> None:
-        """Who goes on speaking to somebody is not spoken to meanwhile: the answer pauses, until it is known whether it
-        is to be cut.
-        """
+        """Pause the answer if the user keeps speaking, until it is decided whether to cut it."""
         speakers = (hearing for hearing in self._open.values() if hearing.spoken_s >= self.config.yield_s)
         speaker = next((hearing for hearing in speakers if hearing.state is InputState.INCOMPLETE), None)
         if speaker is not None and self._may_yield:
@@ -204,7 +204,7 @@ class Voice:
             self._recognise(hearing)
 
     def _begin(self) -> None:
-        """Somebody begins to speak: the channel is opened, and the answer is ducked."""
+        """Speech begins: open the input channel and duck the answer."""
         self._num_heard += 1
         name = f"{self._name}-{self._num_heard}"
         self._hearing = self._open[name] = Hearing(name, self._recogniser.begin(), self._before, self.now)
@@ -221,7 +221,7 @@ class Voice:
             self._note("ducked", utterance=name)
 
     def _is_due(self, hearing: Hearing, quiet_s: float) -> bool:
-        """Whether its words should be recognised now: enough is new, or the last of them may have been said."""
+        """Whether to recognise its words now: enough sound is new, or the last word may have been spoken."""
         if hearing.is_recognising or hearing.new_s <= 0:
             return False
         least_s = self.config.partial_s if hearing.num_recognised else self.config.before_s + self.config.first_s
@@ -229,7 +229,7 @@ class Voice:
         return is_paused or (self._segmenter.is_speech and hearing.new_s >= least_s)
 
     def _end_s(self, hearing: Hearing) -> float:
-        """How much silence ends it: little, where all words are known, and what is thought of them wants no more."""
+        """Seconds of silence that end it: few if all its words are known and judged complete."""
         if not hearing.is_covered:
             return self.config.end_s
         if not hearing.text:
@@ -249,7 +249,7 @@ class Voice:
             self._recognise(hearing)
 
     def _spoken_to(self, hearing: Hearing) -> float:
-        """When its last speech was, on the clock of the input."""
+        """The end of its last speech, on the input's clock."""
         return round(self.now - (hearing.num_samples - hearing.voiced_to) / RATE, 4)
 
     def _recognise(self, hearing: Hearing) -> None:
@@ -266,7 +266,7 @@ class Voice:
             text = hearing.text
         hearing.is_recognising = False
         if hearing.over.is_set():
-            return  # it was hung up meanwhile
+            return  # the call ended meanwhile
         took = round(loop.time() - before, 4)
         hearing.num_recognised = to
         self._note("recognised", utterance=hearing.name, text=text, began=round(began, 4), took=took, heard_s=to / RATE)
@@ -280,7 +280,7 @@ class Voice:
             loop.call_soon(self._recognise, hearing)
 
     def _finish(self, hearing: Hearing) -> None:
-        """All its words are known, and no more will come."""
+        """All its words are known, and no more will follow."""
         if hearing.over.is_set():
             return
         hearing.over.set()
@@ -295,11 +295,11 @@ class Voice:
                 self._back_at = self.now + self.config.back_s
 
     def _yields_at_the_end(self, hearing: Hearing) -> bool:
-        """Words that have ended, and want more: the answer pauses, unless it did while they were said."""
+        """Pause the answer after words that ended unfinished, unless it is paused. Returns whether it yields."""
         if hearing.state is not InputState.INCOMPLETE or not self._may_yield:
             return False
         self._back_at = None
-        if not self.player.is_paused:  # it was short
+        if not self.player.is_paused:  # the utterance was too short
             self._yield_to(hearing)
         return True
 
@@ -309,7 +309,7 @@ class Voice:
         except DuologueError as error:
             self.failure = error
 
-    # ------------------------------------------------------------------ what the conversation tells
+    # ------------------------------------------------------------------ events of the session
 
     async def _follow(self, events: AsyncIterator[e.Event]) -> None:
         try:
@@ -319,9 +319,9 @@ class Voice:
             self.failure = error
 
     def take(self, event: e.Event) -> None:
-        """The next event of the conversation."""
+        """Take the next event of the session."""
         row = e.as_dict(event)
-        at = row.pop("at")  # on the engine's clock, and these rows are on the sound's
+        at = row.pop("at")  # on the engine's clock; the rows are on the input's
         if (heard_at := row.pop("heard_at", None)) is not None:
             row["latency"] = round(at - heard_at, 4)
         self._note(row.pop("type"), **row)
@@ -343,14 +343,14 @@ class Voice:
                 pass
 
     def _judged_at_last(self, hearing: Hearing, text: str, state: InputState) -> None:
-        """Its last words were recognised so late that it had ended before they were judged."""
+        """The last words of an utterance are judged after it ended."""
         hearing.judged(text, state)
         if hearing.state is not None:
             self._unjudged = None
             self._yields_at_the_end(hearing)
 
     def _dropped(self, utterance: str) -> None:
-        """Nothing came of these words: the answer goes on as it was."""
+        """The words have no consequence: the answer continues as before."""
         if utterance in self._open:
             self._open[utterance].is_dropped = True
         if all(hearing.is_dropped for hearing in self._open.values()):
@@ -375,7 +375,7 @@ class Voice:
     # ------------------------------------------------------------------ speaking
 
     def pull(self, count: int) -> Samples:
-        """The next `count` samples for the ear, at `config.rate`."""
+        """The next `count` samples of output, `[count]` at `config.rate`."""
         is_playing = self.player.is_playing
         if is_playing != self._is_sounding:
             self._is_sounding = is_playing
@@ -386,7 +386,7 @@ class Voice:
         self._late.extend((due, item.answer, item.position) for item in heard)
         while self._late and self._late[0][0] <= self.player.num_out:
             _, answer, position = self._late.popleft()
-            with contextlib.suppress(UsageError):  # it was rolled back meanwhile
+            with contextlib.suppress(UsageError):  # the answer was rolled back meanwhile
                 self._commands.heard(position, answer=answer)
         return samples
 

@@ -1,1 +1,1 @@
-"""What the voice needs from others: who detects speech, who recognises words, who speaks. Each can be replaced."""
+"""Engines for speech detection, recognition and synthesis. Each implements a protocol of `interfaces`."""

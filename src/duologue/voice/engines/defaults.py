@@ -1,4 +1,4 @@
-"""The engines that are there: a detector, a recogniser and a voice that need no hub and no account."""
+"""Loads the default engines, which need no hub and no account."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,14 +18,14 @@ VoiceName = Literal["auto", "piper", "espeak"]
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """What any number of conversations share. `detector` makes one for a conversation: it remembers what it heard."""
+    """Engines that conversations share. `detector` creates one per conversation, since it has state."""
 
     recogniser: Recogniser
     synthesiser: Synthesiser
     detector: Callable[[], SpeechDetector] = SileroDetector
 
     async def aclose(self) -> None:
-        """Free both."""
+        """Release the engines."""
         await self.recogniser.aclose()
         await self.synthesiser.aclose()
 
@@ -33,19 +33,19 @@ class Engines:
 async def load_engines(
     *, recogniser: str | None = None, voice: str = "auto", threads: int = 2, language: str = "en"
 ) -> Engines:
-    """The engines, ready.
+    """Load the engines and warm them up.
 
     Args:
-        recogniser: a model of faster-whisper; None: whisper-base, from pip packages.
-        voice: "piper", "espeak", an `.onnx` file of Piper's, or "auto": Piper where it is installed, else espeak-ng.
-        threads: of the CPU, for the recogniser.
-        language: of the speaker, as Whisper names it.
+        recogniser: a faster-whisper model; None: whisper-base, from pip packages.
+        voice: "piper", "espeak", a Piper `.onnx` file, or "auto": Piper if it is installed, else espeak-ng.
+        threads: CPU threads of the recogniser.
+        language: of the speaker, as a Whisper language code.
 
     Raises:
-        MissingDependency: something is not installed; the message says what, and how to install it.
+        MissingDependency: an engine is not installed; the message says how to install it.
         EngineError: a program does not start.
     """
-    SileroDetector()  # what is missing is said before anything takes time
+    SileroDetector()  # fails early if something is missing
     synthesiser = _synthesiser(voice)
     heard = await asyncio.to_thread(WhisperRecogniser, recogniser, threads=threads, language=language)
     if isinstance(synthesiser, PiperSynthesiser):
@@ -60,7 +60,7 @@ def _synthesiser(voice: str) -> PiperSynthesiser | EspeakSynthesiser:
     if voice not in ("auto", "piper"):
         path = Path(voice)
         if not path.is_file():
-            raise UsageError(f"no voice {voice!r}: give auto, piper, espeak, or an .onnx file of Piper's")
+            raise UsageError(f"no voice {voice!r}; choose auto, piper, espeak or a Piper .onnx file")
         return PiperSynthesiser(path)
     try:
         return PiperSynthesiser()
@@ -70,4 +70,4 @@ def _synthesiser(voice: str) -> PiperSynthesiser | EspeakSynthesiser:
         try:
             return EspeakSynthesiser()
         except MissingDependency as other:
-            raise MissingDependency(f"there is no voice to speak with: {error}; or {other}") from other
+            raise MissingDependency(f"no synthesiser is installed: {error}; or: {other}") from other

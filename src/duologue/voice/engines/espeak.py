@@ -1,4 +1,4 @@
-"""Speaks with espeak-ng, a program that Linux distributions bring (GPL, so it is called and nothing else)."""
+"""Synthesis with espeak-ng, a program of Linux distributions (GPL, hence run as a separate process)."""
 
 import asyncio
 import io
@@ -12,16 +12,16 @@ from duologue.voice.sound import from_pcm16
 
 
 class EspeakSynthesiser:
-    """Starts the program once a text, which takes some hundredths of a second.
+    """Starts the program for each text, which takes a few hundredths of a second.
 
     Raises:
-        MissingDependency: there is no such program.
+        MissingDependency: espeak-ng is not installed.
     """
 
     def __init__(self, voice: str = "en-us", *, words_per_minute: int = 165) -> None:
         program = shutil.which("espeak-ng")
         if program is None:
-            raise MissingDependency("espeak-ng is not installed here: it is a package of your distribution")
+            raise MissingDependency("espeak-ng is not installed; it is a package of your distribution")
         self._command = (program, "-v", voice, "-s", str(words_per_minute), "--stdin", "--stdout")
 
     async def speak(self, text: str) -> Speech:
@@ -38,9 +38,9 @@ class EspeakSynthesiser:
         out, trouble = await program.communicate(text.encode())
         if program.returncode:
             raise EngineError(f"espeak-ng failed: {trouble.decode(errors='replace').strip()[:200]}")
-        with wave.open(io.BytesIO(out), "rb") as file:  # its head does not know how long it is
+        with wave.open(io.BytesIO(out), "rb") as file:  # its header has no length
             rate = file.getframerate()
         return estimated(text, from_pcm16(out[44 : 44 + (len(out) - 44) // 2 * 2]), rate)
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""

@@ -1,4 +1,4 @@
-"""What the voice needs from others: who detects speech, who recognises words, who speaks. Small, to be replaced."""
+"""The protocols that engines implement: speech detection, recognition and synthesis."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,43 +7,43 @@ from duologue.voice.sound import Samples
 
 
 class SpeechDetector(Protocol):
-    """Tells speech from other sound, frame by frame. It has a memory: one conversation, one detector."""
+    """Distinguishes speech from other sound, frame by frame. It has state: use one per conversation."""
 
     frame: int
-    """Samples that it takes at a time, at 16 kHz."""
+    """Samples per frame, at 16 kHz."""
 
     def __call__(self, samples: Samples) -> float:
-        """How probable it is that somebody speaks in these `frame` samples."""
+        """The probability of speech in a frame, `[frame]`."""
         ...
 
 
 class Recognition(Protocol):
-    """The words of one utterance, while it grows."""
+    """Recognises one utterance while it grows."""
 
     async def hear(self, samples: Samples, *, last: bool = False) -> str:
-        """`samples`, at 16 kHz, come behind those before. Returns all words so far, which may revise earlier ones.
+        """Add `samples`, `[n]` at 16 kHz. Returns all words so far, which may revise earlier ones.
 
         Raises:
-            EngineError: it could not; what was heard is kept, and more can be heard.
+            EngineError: recognition failed; the samples are kept, and more can be added.
         """
         ...
 
 
 class Recogniser(Protocol):
-    """Turns speech into words, for any number of utterances."""
+    """Recognises any number of utterances."""
 
     def begin(self) -> Recognition:
-        """A new utterance."""
+        """Begin an utterance."""
         ...
 
     async def aclose(self) -> None:
-        """Free what it holds."""
+        """Release resources."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """When sample `sample` has been played, the text up to character `position` has been heard."""
+    """Once sample `sample` has been played, the text up to character `position` has been heard."""
 
     sample: int
     position: int
@@ -51,7 +51,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Speech:
-    """Spoken text. `marks` grow, one a word; the last one ends the text."""
+    """Synthesised text: `samples`, `[n]`, with one mark per word in ascending order; the last one ends the text."""
 
     samples: Samples
     rate: int
@@ -59,16 +59,16 @@ class Speech:
 
 
 class Synthesiser(Protocol):
-    """Speaks."""
+    """Turns text into speech."""
 
     async def speak(self, text: str) -> Speech:
-        """`text`, a clause or so, as sound. Cancelling it is allowed.
+        """Synthesise `text`, about a clause. May be cancelled.
 
         Raises:
-            EngineError: it could not.
+            EngineError: synthesis failed.
         """
         ...
 
     async def aclose(self) -> None:
-        """Free what it holds, end the programs it started."""
+        """Release resources, including processes."""
         ...

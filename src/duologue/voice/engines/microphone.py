@@ -1,6 +1,4 @@
-"""A microphone and a loudspeaker, through PortAudio (`sounddevice`, MIT). Needs headphones: there is no echo
-cancellation here.
-"""
+"""Microphone and loudspeaker through PortAudio (`sounddevice`, MIT). There is no echo cancellation: use headphones."""
 
 import asyncio
 import contextlib
@@ -15,16 +13,16 @@ from duologue.voice.sound import RATE, Resampler, Samples, silence
 from duologue.voice.voice import Voice
 
 _BLOCK_S = 0.02
-_WATCH_S = 0.1  # how often it is looked whether the device is still there
-_AHEAD = 3  # blocks that wait for the loudspeaker, so that the event loop may be late now and then
+_WATCH_S = 0.1  # interval of the checks whether the device is still active
+_AHEAD = 3  # blocks buffered for the loudspeaker, to bridge delays of the event loop
 
 
 def check_devices(device: str | None = None) -> None:
-    """Whether there is a microphone and a loudspeaker.
+    """Check that there is a microphone and a loudspeaker.
 
     Raises:
         MissingDependency: `sounddevice` or PortAudio is not installed.
-        UsageError: there are no such devices.
+        UsageError: a device is missing.
     """
     sounddevice = _library()
     for kind in ("input", "output"):
@@ -32,12 +30,12 @@ def check_devices(device: str | None = None) -> None:
             sounddevice.query_devices(_named(device), kind)
         except (ValueError, sounddevice.PortAudioError) as error:
             raise UsageError(
-                f"there is no sound {kind} device here ({error}); without one: duologue talk --in me.wav --out both.wav"
+                f"there is no sound {kind} device ({error}); without one, use: duologue talk --in me.wav --out both.wav"
             ) from error
 
 
 class Microphone:
-    """Runs a voice on devices until it fails or is cancelled."""
+    """Connects a voice to sound devices until it fails or is cancelled."""
 
     def __init__(self, voice: Voice, device: str | None = None, *, keeps: bool = False) -> None:
         self._voice = voice
@@ -48,7 +46,7 @@ class Microphone:
         self._assistant: list[Samples] = []
 
     async def run(self) -> Recording:
-        """Talk. Ctrl-C ends it; returns what was recorded, if that was wanted.
+        """Talk until Ctrl-C. Returns the recording, which is empty without `keeps`.
 
         Raises:
             EngineError: the device failed.
@@ -77,7 +75,7 @@ class Microphone:
                 while self._voice.failure is None:
                     await asyncio.sleep(_WATCH_S)
                     if not stream.active:
-                        raise EngineError("the sound device has gone")
+                        raise EngineError("the sound device was removed")
         except sounddevice.PortAudioError as error:
             raise EngineError(f"the sound device failed: {error}") from error
         if self._voice.failure is not None:

