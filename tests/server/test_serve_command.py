@@ -119,7 +119,7 @@ def test_the_application_can_be_mounted():
         outer = Starlette(routes=[Mount("/duplex", inner)], lifespan=lifespan)
         async with outer.router.lifespan_context(outer):
             transport = httpx.ASGITransport(outer)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
                 while (await http.get("/duplex/ready")).status_code != 200:
                     await asyncio.sleep(0.01)
                 body = {"messages": [{"role": "user", "content": "hi"}]}

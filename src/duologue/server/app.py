@@ -1,4 +1,4 @@
-"""The ASGI application: which address leads where, around one engine that lives as long as it does."""
+"""The ASGI application: its routes, around one engine that lives as long as it does."""
 
 import asyncio
 import contextlib
@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from duologue.core.events import Event, Received, Said, as_dict
@@ -25,8 +28,10 @@ from duologue.server.duplex.connection import Duplex
 from duologue.server.metrics import Metrics
 from duologue.server.realtime.connection import Realtime
 from duologue.server.voice import Voices
+from duologue.server.wire import CloseCode
 from duologue.voice.engines.defaults import Engines, load_engines
 
+_REQUESTS = 100  # HTTP requests at once, beside some for each conversation
 log = logging.getLogger("duologue.server")
 
 
@@ -40,12 +45,13 @@ class Server:
         self.started = int(time.time())
         self.conversations: Conversations | None = None
         self.failure: Exception | None = None  # why there will be none
+        self._connections: dict[Duplex | Realtime, None] = {}  # oldest first
         self._model = model
         self._ended = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Run the engine. It is told to be there at once, and ready when the model is loaded."""
+        """Run the engine. The application is alive at once, and ready when the model is loaded."""
         running = asyncio.create_task(self._run(), name="duologue-server")
         try:
             yield
@@ -85,44 +91,16 @@ class Server:
 
     @property
     def is_ready(self) -> bool:
-        """Whether new conversations are taken."""
+        """Whether new conversations are admitted."""
         return self.conversations is not None and not self.conversations.is_draining
 
     async def drain(self) -> None:
-        """Take no new conversations; returns when those that there are have ended."""
+        """Admit no new conversations; return when the present ones have ended."""
         if self.conversations is not None:
             await self.conversations.drain()
 
-    async def health(self, _: Request) -> Response:
-        """The process lives."""
-        return JSONResponse({"status": "ok"})
-
-    async def ready(self, _: Request) -> Response:
-        """New conversations are taken."""
-        return JSONResponse({"ready": self.is_ready}, 200 if self.is_ready else 503)
-
-    async def tell_metrics(self, request: Request) -> Response:
-        """For Prometheus."""
-        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    async def models(self, request: Request) -> Response:
-        """What there is to choose from."""
-        return chat.models(self._talks, self.started)
-
-    async def complete(self, request: Request) -> Response:
-        """A chat request."""
-        return await chat.complete(request, self._talks)
-
-    async def duplex(self, socket: WebSocket) -> None:
-        """A duplex connection."""
-        await Duplex(socket, self._talks, self.config).run()
-
-    async def realtime(self, socket: WebSocket) -> None:
-        """A connection of a Realtime client."""
-        await Realtime(socket, self._talks, self.config).run()
-
-    def guarded(self, route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """`route` for those who may use it, once there is a model."""
+    def request(self, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """`handle` for requests that are allowed, once there is a model."""
 
         async def call(request: Request) -> Response:
             self.metrics.requests.labels(request.url.path).inc()
@@ -131,37 +109,70 @@ class Server:
                 return chat.problem(401, "authentication_error", why, headers={"WWW-Authenticate": "Bearer"})
             if self.conversations is None:
                 return chat.problem(503, "server_error", "the model is being loaded", headers={"Retry-After": "2"})
-            return await route(request)
+            return await handle(request)
 
         return call
 
-    def guarded_socket(
-        self, name: str, route: Callable[[WebSocket], Awaitable[None]], *, protocols: tuple[str, ...] = ()
-    ) -> Callable[[WebSocket], Awaitable[None]]:
-        """The same for WebSockets. Of the subprotocols that are asked for, the first of `protocols` is agreed to."""
+    def socket(self, name: str, make: type[Duplex] | type[Realtime], subprotocol: str) -> WebSocketRoute:
+        """The route of a WebSocket protocol. `subprotocol` is agreed to if the client asks for it."""
 
         async def call(socket: WebSocket) -> None:
             self.metrics.requests.labels(name).inc()
-            why = refusal(socket, self.config)
-            if why is not None or self.conversations is None:
-                self.metrics.denied.inc(why is not None)
-                await socket.send_denial_response(
-                    chat.problem(403, "authentication_error", why)
-                    if why
-                    else chat.problem(503, "server_error", "loading")
-                )
-                return
-            agreed = next((name for name in subprotocols(socket) if name in protocols), None)
-            await socket.accept(subprotocol=agreed)
-            with self.metrics.connections.labels(name).track_inprogress():
-                try:
-                    await route(socket)
-                except Exception:
-                    log.exception("a mistake of ours", extra={"route": name})
-                    with contextlib.suppress(RuntimeError):
-                        await socket.close(1011, "a mistake of the server's")
+            if (why := refusal(socket, self.config)) is not None:
+                self.metrics.denied.inc()
+                await socket.send_denial_response(chat.problem(403, "authentication_error", why))
+            elif self.conversations is None or not await self._has_room():
+                why = "all connections are taken" if self.conversations else "the model is being loaded"
+                headers = {"Retry-After": "2"}
+                await socket.send_denial_response(chat.problem(503, "server_error", why, headers=headers))
+            else:
+                await socket.accept(subprotocol=subprotocol if subprotocol in subprotocols(socket) else None)
+                with self.metrics.connections.labels(name).track_inprogress():
+                    await self._connect(socket, make(socket, self.conversations, self.config))
 
-        return call
+        return WebSocketRoute(f"/v1/{name}", call)
+
+    async def _has_room(self) -> bool:
+        """Whether another WebSocket may be opened. If there are too many, one that has not begun has to go."""
+        if len(self._connections) < self.config.max_connections:
+            return True
+        silent = next((connection for connection in self._connections if not connection.has_begun), None)
+        if silent is None:
+            return False
+        self._connections.pop(silent)
+        await silent.make_way()
+        return True
+
+    async def _connect(self, socket: WebSocket, connection: Duplex | Realtime) -> None:
+        self._connections[connection] = None
+        try:
+            await connection.run()
+        except Exception:
+            log.exception("internal error", extra={"path": socket.url.path})
+            with contextlib.suppress(RuntimeError):
+                await socket.close(CloseCode.INTERNAL, "internal error")
+        finally:
+            self._connections.pop(connection, None)
+
+    async def models(self, _: Request) -> Response:
+        """The models that there are."""
+        return chat.models(self._talks, self.started)
+
+    async def complete(self, request: Request) -> Response:
+        """Answer a chat request."""
+        return await chat.complete(request, self._talks)
+
+    async def tell_metrics(self, _: Request) -> Response:
+        """The metrics, for Prometheus."""
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def health(self, _: Request) -> Response:
+        """Whether the process is alive."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        """Whether new conversations are admitted."""
+        return JSONResponse({"ready": self.is_ready}, 200 if self.is_ready else 503)
 
     @property
     def _talks(self) -> Conversations:
@@ -183,7 +194,8 @@ class Server:
 def create_app(
     config: ServerConfig | None = None, *, model: Model | None = None, engines: Engines | None = None
 ) -> Starlette:
-    """The application, to be run by an ASGI server or mounted in another application.
+    """The application, to be run by an ASGI server or mounted in another application. Without tokens, requests must
+    address the server by a loopback name, or one that `hosts` lists.
 
     `model` is used if it is given, and stays the caller's, and so are the `engines` of the voice; otherwise those that
     `config` names are loaded when the application starts, while `/ready` says 503. `app.state.server` is its `Server`.
@@ -193,16 +205,45 @@ def create_app(
     routes: list[BaseRoute] = [
         Route("/health", server.health),
         Route("/ready", server.ready),
-        Route("/metrics", server.guarded(server.tell_metrics)),
-        Route("/v1/models", server.guarded(server.models)),
-        Route("/v1/chat/completions", server.guarded(server.complete), methods=["POST"]),
-        WebSocketRoute("/v1/duplex", server.guarded_socket("duplex", server.duplex, protocols=("duologue",))),
-        WebSocketRoute("/v1/realtime", server.guarded_socket("realtime", server.realtime, protocols=("realtime",))),
+        Route("/metrics", server.request(server.tell_metrics)),
+        Route("/v1/models", server.request(server.models)),
+        Route("/v1/chat/completions", server.request(server.complete), methods=["POST"]),
+        server.socket("duplex", Duplex, "duologue"),
+        server.socket("realtime", Realtime, "realtime"),
         *assets.routes(),
     ]
-    app = Starlette(routes=routes, lifespan=server.lifespan)
+    origins = list(server.config.origins)
+    middleware = [
+        Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"]),
+        Middleware(RequestLimit, most=_REQUESTS + 4 * server.config.max_sessions),
+    ]
+    app = Starlette(routes=routes, lifespan=server.lifespan, middleware=middleware)
     app.state.server = server
     return app
+
+
+class RequestLimit:
+    """Refuses HTTP requests while too many are being answered. Health and readiness are always answered."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._num = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http" or scope["path"].endswith(("/health", "/ready")):
+            await self._app(scope, receive, send)
+            return
+        if self._num >= self._most:
+            headers = {"Retry-After": "1", "Connection": "close"}
+            await chat.problem(503, "server_error", "too many requests at once", headers=headers)(scope, receive, send)
+            return
+        self._num += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num -= 1
 
 
 @contextlib.asynccontextmanager

@@ -1,26 +1,30 @@
-"""Who may connect: bearer tokens and web origins."""
+"""Who may connect: bearer tokens, web origins, and the names by which the server may be addressed."""
 
 import hmac
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.requests import HTTPConnection
 
-from duologue.server.config import ServerConfig
+from duologue.server.config import LOOPBACK, ServerConfig
 
 _TOKEN_PROTOCOL = "openai-insecure-api-key."
 """A web page cannot set headers on a WebSocket; it names the token as a subprotocol, the way OpenAI's clients do."""
+_SCHEMES = {"ws": "http", "wss": "https"}
 
 
 def subprotocols(connection: HTTPConnection) -> list[str]:
-    """Those that a WebSocket asks for."""
+    """The subprotocols that a WebSocket asks for."""
     return [name.strip() for name in connection.headers.get("sec-websocket-protocol", "").split(",") if name.strip()]
 
 
 def refusal(connection: HTTPConnection, config: ServerConfig) -> str | None:
     """Why `connection` may not be made; None if it may."""
+    if not config.tokens and not _is_known_name(connection.headers.get("host", ""), config):
+        # A foreign name that leads here was made to do so by its owner, whose page would then be of the same origin.
+        return "this server is not known by that name; the `hosts` setting lists its names"
     origin = connection.headers.get("origin")
-    if origin is not None and not _is_own(origin, connection) and origin not in config.origins:
-        return "this web origin is not allowed; the server's `origins` setting has those that are"
+    if origin is not None and origin not in config.origins and not _is_own(origin, connection):
+        return "this web origin is not allowed; the `origins` setting lists those that are"
     if config.tokens and not any(_is_known(token, config) for token in _offered(connection)):
         return "a bearer token is needed: Authorization: Bearer …"
     return None
@@ -35,9 +39,27 @@ def _offered(connection: HTTPConnection) -> list[str]:
 
 
 def _is_known(token: str, config: ServerConfig) -> bool:
-    # All are compared, each in constant time: how long it takes tells nothing about them.
+    # All are compared, each in constant time, so that the time tells nothing about them.
     return sum(hmac.compare_digest(token.encode(), known.encode()) for known in config.tokens) > 0
 
 
+def _is_known_name(host: str, config: ServerConfig) -> bool:
+    parts = _split(f"//{host}")
+    return parts is not None and parts.hostname in {name.lower() for name in (*LOOPBACK, config.host, *config.hosts)}
+
+
 def _is_own(origin: str, connection: HTTPConnection) -> bool:
-    return urlsplit(origin).netloc == connection.headers.get("host")
+    """Whether a page that this server delivered makes the connection."""
+    parts, scheme = _split(origin), connection.url.scheme
+    return (
+        parts is not None
+        and parts.netloc == connection.headers.get("host")
+        and parts.scheme == _SCHEMES.get(scheme, scheme)
+    )
+
+
+def _split(address: str) -> SplitResult | None:
+    try:
+        return urlsplit(address)
+    except ValueError:  # such as `http://[`
+        return None

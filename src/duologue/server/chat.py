@@ -180,7 +180,7 @@ def _conversation_of(body: dict[str, Any], messages: list[Any]) -> tuple[Convers
             turns.append(Turn(Role(role), text))
     if not turns or turns[-1].role is not Role.USER or not turns[-1].text.strip():
         raise Rejection("the last message must be one of the user, with text", param="messages")
-    chosen = {name: body.get(name) for name in ("temperature", "top_p", "seed")}
+    chosen = {name: body[name] for name in ("temperature", "top_p", "seed") if body.get(name) is not None}
     chosen["max_answer"] = body.get("max_completion_tokens", body.get("max_tokens"))
     settings = ConversationSettings.from_json({**chosen, "hearing": "shown", "system": "\n\n".join(system) or None})
     return settings, tuple(turns[:-1]), turns[-1].text

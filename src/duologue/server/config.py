@@ -1,4 +1,4 @@
-"""What a server is told: one table of settings, from which the flags, the environment and the file are read."""
+"""The operator's settings of a server: one table, from which flags, environment and file are read."""
 
 import os
 import tomllib
@@ -11,49 +11,58 @@ from duologue.errors import UsageError
 from duologue.models.catalogue import DEFAULT
 
 PREFIX = "DUOLOGUE_SERVE_"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def _setting(default: Any, text: str, **more: Any) -> Any:
-    """A field with what `--help` and the documentation say of it."""
+    """A field with its text for `--help` and the documentation."""
     metadata = {"help": text, **more}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """Settings of a server. Durations are in seconds."""
+    """The operator's settings. Durations are in seconds."""
 
     model: str = _setting(DEFAULT, "a short name (see `duologue models`), a .gguf file, a folder or hub name")
     adapter: str = _setting("auto", "auto, alora, rows, prompted, or an adapter folder")
     backend: str = _setting("auto", "auto, llamacpp, torch or reference")
     weights: str = _setting("", "weight type; empty: the backend's default")
     revision: str = _setting("", "commit, tag or branch to download from the hub; empty: the newest")
-    threads: int = _setting(0, "CPU threads; 0: one a core", least=0)
+    threads: int = _setting(0, "CPU threads; 0: one per core", least=0)
     device: str = _setting("cpu", "torch device")
-    host: str = _setting("127.0.0.1", "address to listen on; other than loopback needs a token")
+    host: str = _setting("127.0.0.1", "address to listen on; any but loopback needs a token")
     port: int = _setting(8080, "port; 0 takes a free one", least=0, most=65535)
     tokens: tuple[str, ...] = _setting(
-        (), "bearer tokens, any of which opens the server; none: everybody who can reach it"
+        (), "bearer tokens, any of which is accepted; none: whoever can reach the server may use it"
     )
     origins: tuple[str, ...] = _setting(
-        (), "web origins that may connect beside the server's own, such as https://example.org"
+        (), "web origins that may connect besides the server's own, such as https://example.org"
     )
+    hosts: tuple[str, ...] = _setting((), "host names accepted without tokens, besides those of loopback and `host`")
     max_sessions: int = _setting(12, "conversations at the same time", least=1)
     context: int = _setting(2048, "tokens of a conversation", least=256)
     max_answer: int = _setting(512, "most tokens of an answer", least=1)
-    system: str = _setting("", "system prompt where a client gives none; empty: the model's own")
-    words_per_second: float = _setting(4.0, "how fast somebody reads who does not report it", least=0.1, most=1000)
+    system: str = _setting("", "system prompt for clients that give none; empty: the model's own")
+    words_per_second: float = _setting(
+        4.0, "reading speed assumed for clients that do not report what was heard", least=0.1, most=1000
+    )
     max_message: int = _setting(1 << 20, "bytes of a message", least=1024)
-    messages_per_second: float = _setting(50.0, "of a client, on average; above it is read more slowly", least=0.1)
-    idle: float = _setting(600.0, "a connection without a message or an answer for so long is closed", least=1)
-    keep: float = _setting(120.0, "how long a conversation waits for a client that was cut off", least=0)
-    drain: float = _setting(20.0, "how long answers may go on after SIGTERM", least=0)
+    messages_per_second: float = _setting(
+        50.0, "messages a client may send per second; faster ones wait in the network", least=0.1
+    )
+    max_connections: int = _setting(128, "WebSockets at the same time", least=1)
+    idle: float = _setting(600.0, "seconds without a message or an answer after which a connection is closed", least=1)
+    keep: float = _setting(120.0, "seconds a conversation waits for a client whose connection was cut", least=0)
+    drain: float = _setting(20.0, "seconds answers may go on after SIGTERM", least=0)
     voice: str = _setting("", "speak and listen: auto, piper, espeak, or a voice of Piper's; empty: text only")
     recogniser: str = _setting("", "a model of faster-whisper, for the voice; empty: whisper-base, from pip packages")
     max_voices: int = _setting(2, "conversations by voice at the same time", least=1)
     record: str = _setting("", "folder for a record of every conversation; empty: none is kept")
-    log_text: bool = _setting(False, "write what is said into the log")
+    record_expiry: float = _setting(
+        86400.0, "seconds after its last event until which a recorded conversation can be resumed", least=0
+    )
+    log_text: bool = _setting(False, "write what is said to the log")
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -65,7 +74,7 @@ class ServerConfig:
             raise UsageError(
                 "a token needs eight or more ASCII characters without spaces; others can be guessed or not sent"
             )
-        if self.host not in _LOOPBACK and not self.tokens:
+        if self.host not in LOOPBACK and not self.tokens:
             raise UsageError(
                 f"listening on {self.host} lets others in, and there is no token: set {PREFIX}TOKENS (or --tokens), "
                 "or listen on 127.0.0.1"

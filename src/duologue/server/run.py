@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import sys
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -13,11 +14,11 @@ from starlette.applications import Starlette
 from duologue.server import logs
 from duologue.server.app import create_app
 from duologue.server.config import ServerConfig
+from duologue.server.protocols import LEAST_FRAMES_PER_S, LimitedHttp, LimitedWebSocket
 from duologue.server.wire import PING_S
 
 log = logging.getLogger("duologue.server")
 _LAST_WORDS_S = 0.2  # for clients to be told that it is over
-_CONNECTIONS = 200  # beside a few for each conversation: those that never say anything must not fill the memory
 _ENOUGH_S = 5  # for connections to close
 
 
@@ -74,12 +75,12 @@ def options(config: ServerConfig) -> dict[str, Any]:
         "port": config.port,
         "log_config": None,
         "access_log": False,
-        "ws": "websockets-sansio",
+        "http": partial(LimitedHttp, waiting={}),
+        "ws": partial(LimitedWebSocket, frames_per_second=max(LEAST_FRAMES_PER_S, 4 * config.messages_per_second)),
         "ws_max_size": config.max_message,
         "ws_ping_interval": PING_S,
         "ws_ping_timeout": PING_S,
         "ws_per_message_deflate": False,
-        "limit_concurrency": _CONNECTIONS + 4 * config.max_sessions,
         "timeout_graceful_shutdown": _ENOUGH_S,
         "lifespan": "on",
     }

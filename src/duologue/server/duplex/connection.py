@@ -75,6 +75,16 @@ class Duplex:
             if self._conversation is not None:
                 self._conversation.detach(self, self._conversations.engine.now())
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has a conversation."""
+        return self._conversation is not None
+
+    async def make_way(self) -> None:
+        """Others need the connection, on which nothing has begun."""
+        self._is_over = True
+        await self._wire.close(CloseCode.TRY_LATER, "nothing was sent, and others wait")
+
     def replaced(self) -> None:
         """Another connection has the conversation: this one ends."""
         if self._voice is not None:

@@ -114,6 +114,14 @@ class Realtime:
             session.close()
             talk.close("ended")
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has a conversation: always, or it is about to end."""
+        return True
+
+    async def make_way(self) -> None:
+        """Never needed: see `has_begun`."""
+
     def replaced(self) -> None:
         """Nobody else can have the conversation: its name is not told."""
 

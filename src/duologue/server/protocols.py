@@ -1,0 +1,198 @@
+"""uvicorn's protocols with limits below the application: heads that come slowly, floods of frames, dead clients.
+
+Nothing here knows about conversations. What a client sends faster than it may waits in the network.
+"""
+
+import asyncio
+import socket
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+
+HEAD_S = 10.0  # for the head of a request to come
+MOST_WAITING = 256  # connections on which no request has come yet; beyond, the oldest is closed
+LEAST_FRAMES_PER_S = 500.0  # voice clients send 50
+_SLICE = 4096  # bytes that are parsed at a time: some hundred of the smallest frames, 5 ms
+_BURST_S = 2.0  # seconds' worth of frames that may come at once
+_MOST_PONGS = 1 << 16  # bytes in the buffer beyond which pings are not answered
+_MOST_FRAGMENTS = 1024  # kept apart
+
+
+class Allowance:
+    """So many per second, and `_BURST_S` seconds' worth at once."""
+
+    def __init__(self, per_second: float, *, burst_s: float = _BURST_S) -> None:
+        self._rate = per_second
+        self._most = self._left = per_second * burst_s
+        self._at = asyncio.get_running_loop().time()
+
+    def take(self, number: int = 1) -> None:
+        """Use the allowance up, which may go below zero."""
+        self._left -= number
+
+    @property
+    def wait_s(self) -> float:
+        """How long to wait until there is some again."""
+        now = asyncio.get_running_loop().time()
+        self._left = min(self._most, self._left + (now - self._at) * self._rate)
+        self._at = now
+        return max(0.0, -self._left / self._rate)
+
+
+class LimitedHttp(H11Protocol):
+    """HTTP where the head of each request has a deadline, and few connections can wait for one.
+
+    `waiting` are the connections without a request, oldest first; all connections of a server share it.
+    """
+
+    def __init__(self, *args: Any, waiting: dict["LimitedHttp", None], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._waiting = waiting
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The first head is due."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Some of a head, or of a body."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and cycle.response_complete:
+            self._await_head()
+        super().data_received(data)
+
+    def handle_events(self) -> None:
+        """Begin a request if its head is complete."""
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self._stop_waiting()
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        """The connection becomes a WebSocket."""
+        self._stop_waiting()
+        super().handle_websocket_upgrade(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        if self._deadline is not None:
+            return
+        self._deadline = self.loop.call_later(HEAD_S, self.transport.abort)
+        self._waiting[self] = None
+        if len(self._waiting) > MOST_WAITING:
+            next(iter(self._waiting)).transport.abort()
+
+    def _stop_waiting(self) -> None:
+        self._waiting.pop(self, None)
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class LimitedWebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket that takes so many frames per second, and notices that a client that it keeps waiting is gone."""
+
+    def __init__(self, *args: Any, frames_per_second: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._frames = Allowance(frames_per_second)
+        self._unparsed = bytearray()
+        self._timer: asyncio.TimerHandle | None = None  # until frames may be parsed again
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, as fast as is allowed."""
+        self._unparsed += data
+        if self._timer is None:
+            self._parse()
+
+    def _parse(self) -> None:
+        self._timer = None
+        while self._unparsed and not self.read_paused and not self.transport.is_closing():
+            if (wait := self._frames.wait_s) > 0:
+                self.transport.pause_reading()
+                self._timer = self.loop.call_later(wait, self._parse)
+                return
+            part = bytes(self._unparsed[:_SLICE])
+            del self._unparsed[:_SLICE]
+            super().data_received(part)
+        if not self.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    async def receive(self) -> Any:
+        """The next message. Messages of a client that is gone are dropped."""
+        if self.read_paused:
+            self._abort_if_dead()
+        message = await self.queue.get()
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            if self._timer is None:
+                self.loop.call_soon(self._parse)
+        return message
+
+    def handle_text(self, event: Frame) -> None:
+        """The first frame of a text message."""
+        self._frames.take()
+        super().handle_text(event)
+
+    def handle_bytes(self, event: Frame) -> None:
+        """The first frame of a binary message."""
+        self._frames.take()
+        super().handle_bytes(event)
+
+    def handle_cont(self, event: Frame) -> None:
+        """A further frame of a message."""
+        self._frames.take()
+        if len(self.frames) >= _MOST_FRAGMENTS:
+            self.frames = [b"".join(self.frames)]
+        if event.data or event.fin:
+            super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        """Answer, if the client takes the answers."""
+        self._frames.take()
+        if self.transport.get_write_buffer_size() > _MOST_PONGS:
+            self.conn.data_to_send()  # dropped
+        else:
+            super().handle_ping()
+
+    def handle_pong(self, event: Frame) -> None:
+        """The client is there."""
+        self._frames.take()
+        super().handle_pong(event)
+
+    def keepalive_timeout(self) -> None:
+        """No pong came. If messages of the client wait to be read, and it reads itself, it may be among them."""
+        is_behind = self.read_paused or bool(self._unparsed)
+        if is_behind and self.writable.is_set() and not self.transport.is_closing():
+            self._abort_if_dead()
+            self.pong_timer = self.loop.call_later(self.ping_timeout or 0.0, self.keepalive_timeout)
+            return
+        super().keepalive_timeout()
+        self.loop.call_later(self.close_timeout, self.transport.abort)  # what it does not take is not kept for it
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over. After a reset nobody waits for what was sent before."""
+        self._unparsed.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if exc is not None:
+            while not self.queue.empty():
+                self.queue.get_nowait()
+        super().connection_lost(exc)
+
+    def _abort_if_dead(self) -> None:
+        """While nothing is read, the event loop does not notice a reset."""
+        peer: socket.socket | None = self.transport.get_extra_info("socket")
+        if peer is None or self.transport.is_closing():
+            return
+        if peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0:
+            while not self.queue.empty():
+                self.queue.get_nowait()
+            self.transport.abort()
