@@ -540,11 +540,18 @@ def test_contradicting_numbers_are_refused(files):
         {"context_length": 300, "capacity": 200},
         {"micro_batch": 0},
         {"threads": 0},
-        {"base_vocab_size": 400},
-        {"base_vocab_size": 300, "num_added": 50},
     ):
         with pytest.raises(UsageError):
             LlamaCppBackend(files["llama"], **options)
+
+
+@pytest.mark.parametrize(("key", "value"), [("base_vocab_size", 400), ("num_added", 50), ("num_probes", 6)])
+def test_a_file_whose_metadata_contradict_its_vocabulary_is_broken(tmp_path, files, key, value):
+    data, start = files["llama"].read_bytes(), f"duologue.{key}".encode() + b"\x04\x00\x00\x00"
+    before, after = data.split(start)
+    (tmp_path / "odd.gguf").write_bytes(before + start + value.to_bytes(4, "little") + after[4:])
+    with pytest.raises(BrokenModel, match="export it again"):
+        LlamaCppBackend(tmp_path / "odd.gguf", capacity=64, threads=1)
 
 
 def test_what_is_not_a_model_is_named(tmp_path, files):

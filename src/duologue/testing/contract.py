@@ -1,8 +1,8 @@
-"""The contract of `core.backend.Backend` as functions: every backend passes the same ones. For tests.
+"""The contract of `core.backend.Backend` as functions that every backend must pass. For tests.
 
-`CHECKS` holds those that need nothing but a way to open the backend; each raises `AssertionError` with what is broken.
-They compare a backend with itself (rolled back against never fed, packed against alone), so they hold for any model;
-`contract_walk` compares it with a twin, normally `ReferenceBackend` on the same weights.
+`CHECKS` lists those that only need a way to open the backend. Each raises `AssertionError` with a description of what
+is broken. They compare a backend with itself (rolled back with never fed, packed with alone), so they apply to any
+model. `random_walk` compares a backend with a twin, normally `ReferenceBackend` with the same weights.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from duologue.types import Seq, Token
 
 
 class Opener(Protocol):
-    """Opens the backend under test, always with the same weights. Limits may be rounded up, as `info` then says."""
+    """Opens the backend under test, always with the same weights. It may round limits up, as `info` then shows."""
 
     def __call__(self, *, capacity: int, max_seqs: int, context_length: int) -> Backend: ...
 
@@ -28,12 +28,12 @@ class Subject:
 
     opener: Opener
     tolerance: float = 1e-4  # how far probabilities may differ between passes of different width
-    tie: float = 1e-3  # a top-2 margin below which the other token may be drawn, since rounding decides
-    num_passes: Callable[[Backend], int] | None = None  # forward passes of the model so far, where they can be counted
+    tie: float = 1e-3  # below this margin of the best two logits, rounding may decide which token is drawn
+    num_passes: Callable[[Backend], int] | None = None  # forward passes of the model so far, if they can be counted
 
     @contextmanager
     def open(self, *, capacity: int = 256, max_seqs: int = 8, context_length: int = 64) -> Iterator[Backend]:
-        """The backend, closed at the end."""
+        """An open backend, closed afterwards."""
         backend = self.opener(capacity=capacity, max_seqs=max_seqs, context_length=context_length)
         try:
             yield backend
@@ -41,7 +41,7 @@ class Subject:
             backend.close()
 
     def same(self, got: Step, expected: Step, what: str) -> None:
-        """Require that two steps say the same, up to rounding."""
+        """Require that two steps are equal up to rounding."""
         _require(got.ticket == expected.ticket, f"{what}: ticket {got.ticket} instead of {expected.ticket}")
         _require(len(got.p) == len(expected.p), f"{what}: {len(got.p)} probabilities instead of {len(expected.p)}")
         worst = max((abs(a - b) for a, b in zip(got.p, expected.p, strict=True)), default=0.0)
@@ -52,14 +52,14 @@ class Subject:
             _require(is_tie, f"{what}: token {got.tokens} instead of {expected.tokens}, margins {margins}")
 
     def alone(self, tokens: Sequence[Token], like: Extend) -> Step:
-        """What `like` gets when all `tokens` are fed at once to a new backend that does nothing else."""
+        """The step of `like` when all `tokens` are fed at once to a new backend that does nothing else."""
         with self.open() as backend:
             seq = backend.fork(None)
             return backend.forward([Extend(seq, tuple(tokens), like.draw, like.watch, like.ticket)])[0]
 
 
 def ids(seed: int, number: int) -> tuple[Token, ...]:
-    """Base ids below 256, the same for the same seed; every model has them."""
+    """Base ids below 256, which every model has; the same for the same seed."""
     random = Random(seed)
     return tuple(random.randrange(3, 256) for _ in range(number))
 
@@ -71,7 +71,7 @@ WATCH = (*ids(4, 3), 261, 17, 99)
 
 
 def check_rollback_is_as_if_never_fed(subject: Subject) -> None:
-    """Truncating to any length and feeding something else equals a fresh run."""
+    """Truncating to any length and feeding other tokens equals a fresh run."""
     for length in (0, 1, len(PREFIX) - 1, len(PREFIX)):
         with subject.open() as backend:
             seq = backend.fork(None)
@@ -87,7 +87,7 @@ def check_rollback_is_as_if_never_fed(subject: Subject) -> None:
 
 
 def check_probe_leaves_nothing(subject: Subject) -> None:
-    """A probe that is fed, read and rolled back after every word does not change what is read later."""
+    """A probe that is fed, read and rolled back after every word does not change later results."""
     with subject.open() as backend:
         seq = backend.fork(None)
         for index, token in enumerate(PREFIX):
@@ -99,7 +99,7 @@ def check_probe_leaves_nothing(subject: Subject) -> None:
 
 
 def check_drop_leaves_the_other_channel_alone(subject: Subject) -> None:
-    """An answer is the same whether or not an input channel was forked from it, fed with it and freed."""
+    """An answer is the same whether or not an input channel was forked from it, fed beside it and freed."""
     said = [_answer(subject, talked_over) for talked_over in (False, True)]
     for index, (alone, over) in enumerate(zip(*said, strict=True)):
         subject.same(over, alone, f"token {index} of an answer that was talked over")
@@ -142,7 +142,7 @@ def check_promotion_equals_fresh_prefill(subject: Subject) -> None:
 
 
 def check_channels_do_not_see_each_other(subject: Subject) -> None:
-    """Siblings, a stranger and their parent in one pass each say what they say alone."""
+    """Siblings, their parent and an unrelated sequence in one pass give the same results as each alone."""
     with subject.open() as backend:
         parent, stranger = backend.fork(None), backend.fork(None)
         backend.forward([Extend(parent, PREFIX)])
@@ -156,7 +156,7 @@ def check_channels_do_not_see_each_other(subject: Subject) -> None:
 
 
 def check_forks_of_every_length(subject: Subject) -> None:
-    """A fork of length 0, of the middle and of everything continues from exactly there."""
+    """A fork of length 0, of a part or of everything continues exactly from there."""
     for length in (0, 1, 7, len(PREFIX)):
         with subject.open() as backend:
             parent = backend.fork(None)
@@ -170,7 +170,7 @@ def check_forks_of_every_length(subject: Subject) -> None:
 
 
 def check_grandchildren_outlive_their_parents(subject: Subject) -> None:
-    """A fork of a fork keeps what it shares when parent and grandparent are cut and freed."""
+    """A fork of a fork keeps the tokens it shares when parent and grandparent are cut and freed."""
     with subject.open() as backend:
         old = backend.fork(None)
         backend.forward([Extend(old, PREFIX)])
@@ -189,7 +189,7 @@ def check_grandchildren_outlive_their_parents(subject: Subject) -> None:
 
 
 def check_shared_entries_count_once(subject: Subject) -> None:
-    """`usage` counts an entry once however many sequences hold it, until the last of them lets go."""
+    """`usage` counts an entry once, however many sequences hold it, until the last of them releases it."""
     with subject.open() as backend:
         per_token = backend.info.kv_bytes_per_token
         parent = backend.fork(None)
@@ -203,13 +203,13 @@ def check_shared_entries_count_once(subject: Subject) -> None:
             usage = backend.usage()
             require_equal((usage.num_seqs, usage.kv_entries), count, "sequences and entries")
             require_equal(usage.kv_bytes, usage.kv_entries * per_token, "bytes")
-        _require(backend.fork(None) not in (parent, *children), "the name of a freed sequence was used again")
+        _require(backend.fork(None) not in (parent, *children), "the name of a freed sequence was reused")
 
 
 def check_one_pass_whatever_the_number_of_channels(subject: Subject) -> None:
-    """`forward` runs the model once, for one channel and for seven; with probes, as often as `info` says.
+    """`forward` runs the model once, for one channel and for seven; with probes, as often as `info` declares.
 
-    Where there are several caches, that holds for a sequence and its forks. Needs `Subject.num_passes`.
+    With several caches, this applies to a sequence and its forks. It needs `Subject.num_passes`.
     """
     if subject.num_passes is None:
         raise UsageError("give Subject a num_passes to check how often the model runs")
@@ -229,9 +229,9 @@ def check_one_pass_whatever_the_number_of_channels(subject: Subject) -> None:
 
 
 def check_lora_leaves_the_base_alone(subject: Subject, bare: Subject) -> None:
-    """Answers and words are cached and continued to the last bit as without the LoRA, which changes decisions alone.
+    """With the LoRA, answers and words are cached and continued bit for bit as without it; only decisions differ.
 
-    `bare` opens the same backend with the same rows and without the LoRA.
+    `bare` opens the same backend with the same rows but without the LoRA.
     """
     with subject.open() as backend:
         is_apart = backend.info.probe_passes > 0
@@ -244,7 +244,7 @@ def check_lora_leaves_the_base_alone(subject: Subject, bare: Subject) -> None:
 
 
 def _probed_answer(backend: Backend, *, is_apart: bool) -> tuple[list[Step], list[Step]]:
-    """An answer with words and probes beside it, the probes in calls of their own or not. Returns draws, judgements."""
+    """An answer with words and probes beside it; `is_apart`: probes in separate calls. Returns draws and decisions."""
     info, drawn, judged = backend.info, list[Step](), list[Step]()
     probe, states = probe_of(backend), tuple(range(info.vocab_size + 1, info.vocab_size + info.num_added))
     output = backend.fork(None)
@@ -264,7 +264,7 @@ def _probed_answer(backend: Backend, *, is_apart: bool) -> tuple[list[Step], lis
 
 
 def check_chunked_prefill_equals_whole(subject: Subject) -> None:
-    """Feeding in chunks of any size says the same at the end as feeding at once."""
+    """Feeding in chunks of any size ends with the same result as feeding at once."""
     text = PREFIX + WORDS + OTHER
     for size in (1, 4, 11):
         with subject.open() as backend:
@@ -277,7 +277,7 @@ def check_chunked_prefill_equals_whole(subject: Subject) -> None:
 
 
 def check_draws_follow_the_distribution(subject: Subject) -> None:
-    """Greedy is the most probable base id; `uniform` walks the ids by falling probability; watched ids sum to 1."""
+    """Greedy draws the most probable base id, `uniform` selects by descending probability, watched ids sum to 1."""
     with subject.open() as backend:
         everything = tuple(range(backend.info.vocab_size))
         base = backend.fork(None)
@@ -327,7 +327,7 @@ def _drawn_at(
 
 
 def check_illegal_calls_change_nothing(subject: Subject) -> None:
-    """Every illegal call raises the error of the contract, and what follows is as if it had not been made."""
+    """Every illegal call raises the documented error and has no effect on later calls."""
     with subject.open() as backend:
         seq, gone = backend.fork(None), backend.fork(None)
         backend.forward([Extend(seq, PREFIX)])
@@ -382,9 +382,9 @@ def _illegal_calls(
 
 
 def check_limits(subject: Subject) -> None:
-    """The context, the capacity and the number of sequences can be used to the last entry, and not beyond.
+    """The context, the capacity and the number of sequences can be used up to the last entry, but not beyond.
 
-    Of several caches, one is filled: with a sequence and its forks.
+    With several caches, one of them is filled, with a sequence and its forks.
     """
     with subject.open(capacity=40, max_seqs=6, context_length=24) as backend:
         info = backend.info
@@ -418,7 +418,7 @@ def check_limits(subject: Subject) -> None:
 
 
 def _full_context(backend: Backend, seqs: list[Seq]) -> None:
-    """A sequence takes exactly `context_length` tokens."""
+    """A sequence holds exactly `context_length` tokens."""
     for seq in [seq for seq in seqs if seq != seqs[-2]]:
         backend.free(seq)
     seq, length = backend.fork(None), backend.info.context_length
@@ -447,7 +447,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
 
 
 def probe_of(backend: Backend) -> tuple[Token, ...]:
-    """The adapter's first probe token, if it adds ids."""
+    """The adapter's first probe token, or nothing if it adds no ids."""
     return (backend.info.vocab_size,) if backend.info.num_added else ()
 
 
@@ -457,7 +457,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def require_equal(got: object, expected: object, what: str) -> None:
-    """Raise `AssertionError` unless both are the same."""
+    """Raise `AssertionError` unless both are equal."""
     _require(got == expected, f"{what}: {got} instead of {expected}")
 
 
@@ -465,6 +465,6 @@ def _refuses(error: type[DuologueError], call: Callable[[], object]) -> None:
     try:
         call()
     except error as raised:
-        _require(len(str(raised)) > 20, f"the message of {type(raised).__name__} teaches nothing: {raised}")
+        _require(len(str(raised)) > 20, f"the message of {type(raised).__name__} is not helpful: {raised}")
         return
-    raise AssertionError(f"an illegal call was carried out instead of raising {error.__name__}")
+    raise AssertionError(f"an illegal call succeeded instead of raising {error.__name__}")

@@ -1,4 +1,4 @@
-"""Random operations on a backend and on its twin, which must say the same. For tests."""
+"""Random operations on a backend and on its twin, which must give the same results. For tests."""
 
 from random import Random
 
@@ -9,9 +9,10 @@ from duologue.types import Seq, Token
 
 
 def check_random_operations(subject: Subject, twin: Backend, *, seed: int, num_operations: int = 60) -> None:
-    """A random conversation with forks, rollbacks and frees says the same on the backend and on its twin.
+    """A random conversation with forks, rollbacks and frees has the same results on the backend and on its twin.
 
-    `twin` must hold the same weights and rows, no sequences, and at least as much; its sequences are freed at the end.
+    `twin` must have the same weights and rows, no open sequences, and at least the same capacity. Its sequences are
+    freed at the end.
     """
     with subject.open() as backend:
         walk = _Walk(subject, backend, twin, Random(seed))
@@ -33,7 +34,7 @@ class _Walk:
         self.num_done = 0
 
     def one(self) -> None:
-        """One operation that is legal now."""
+        """Execute one legal operation."""
         self.num_done += 1
         name = self.random.choices(["fork", "forward", "truncate", "free"], [3, 8, 2, 1])[0]
         if not self.pairs or name == "fork":
@@ -64,7 +65,7 @@ class _Walk:
         except CacheFull:
             if self.backend.info.num_caches == 1:
                 raise
-            return  # the parent's cache has no more, though others have
+            return  # the parent's cache is full, though others are not
         self.pairs.append((mine, self.twin.fork(parent[1], length)))
 
     def free(self) -> None:
@@ -95,11 +96,11 @@ class _Walk:
         except CacheFull:
             if self.backend.info.num_caches == 1:
                 raise
-            return  # one cache has no room, though all together have
+            return  # one cache is full, though others are not
         other = self.twin.forward(same)
         for extend, got, expected in zip(batch, mine, other, strict=True):
             what = f"operation {self.num_done}, sequence {extend.seq}"
-            # A sampled token may change at the edge of its share as well as on a tie: compare it only when greedy.
+            # Rounding may change a sampled token at the edge of its share of probability: compare greedy tokens only.
             if extend.draw is not None and extend.draw.sampling.temperature and got.tokens != expected.tokens:
                 continue
             self.subject.same(got, expected, what)

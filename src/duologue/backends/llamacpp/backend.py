@@ -28,7 +28,7 @@ from duologue.backends.rows import check_added_ids
 from duologue.backends.sampling import choose, weigh
 from duologue.backends.slots import SlotTable
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
-from duologue.errors import CacheFull, EngineError, UnsupportedModel, UsageError
+from duologue.errors import BrokenModel, CacheFull, EngineError, UnsupportedModel, UsageError
 from duologue.types import Seq, Token
 
 MAX_MICRO_BATCH = 512
@@ -64,9 +64,6 @@ class LlamaCppBackend(Backend):
 
     Args:
         model: a GGUF file, or a model that is loaded already; its weights are in memory once for all users.
-        base_vocab_size: ids of the base model. By default, what the file declares if `gguf_convert` added rows to it,
-            otherwise its whole vocabulary.
-        num_added: added ids after those. By default, what the file declares, otherwise none.
         context_length: the longest sequence, in tokens. By default the model's own, at most `capacity`.
         capacity: KV entries over all sequences; a shared entry counts once.
         max_seqs: sequences open at the same time, 1 … 128.
@@ -82,7 +79,7 @@ class LlamaCppBackend(Backend):
     Raises:
         ModelNotFound: there is no such file.
         AdapterMismatch: the LoRA does not fit the model.
-        BrokenModel: the file cannot be read as a model.
+        BrokenModel: the file cannot be read as a model, or its vocabulary contradicts its metadata.
         UnsupportedModel: llama.cpp does not know this kind of model, or it cannot roll back.
         UsageError: the numbers contradict each other.
     """
@@ -91,8 +88,6 @@ class LlamaCppBackend(Backend):
         self,
         model: Path | str | library.LoadedModel,
         *,
-        base_vocab_size: int | None = None,
-        num_added: int | None = None,
         context_length: int | None = None,
         capacity: int = 4096,
         max_seqs: int = 16,
@@ -113,13 +108,13 @@ class LlamaCppBackend(Backend):
             self._model = model.shared() if isinstance(model, library.LoadedModel) else library.LoadedModel(Path(model))
             self._closing.callback(self._model.close)
             self._lora = None if lora_path is None else self._model.lora(Path(lora_path))
-            vocab_size, added = _split_vocabulary(self._model, base_vocab_size, num_added)
+            _check_vocabulary(self._model)
             self._info = BackendInfo(
                 name="llamacpp",
                 model=self._model.name,
                 weights=self._model.weights,
-                vocab_size=vocab_size,
-                num_added=added,
+                vocab_size=self._model.base_vocab_size,
+                num_added=self._model.num_added,
                 context_length=min(context_length or self._model.context_length, capacity),
                 capacity=capacity,
                 max_seqs=max_seqs,
@@ -435,18 +430,13 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _split_vocabulary(model: library.LoadedModel, base: int | None, added: int | None) -> tuple[int, int]:
-    """How many ids belong to the base model, and how many were added."""
-    if base is None:
-        base = model.base_vocab_size if model.base_vocab_size is not None else model.vocab_size - (added or 0)
-    if added is None:
-        added = model.num_added if model.base_vocab_size == base else 0
-    if not (base >= 1 and added >= 0 and base + added <= model.vocab_size):
-        raise UsageError(
-            f"{base} base ids and {added} added ids do not fit the {model.vocab_size} ids of {model.path.name}; "
-            "add the rows with duologue.backends.llamacpp.gguf_convert.convert"
+def _check_vocabulary(model: library.LoadedModel) -> None:
+    base, added, probes = model.base_vocab_size, model.num_added, model.num_probes or 0
+    if not (base >= 1 and 0 <= probes <= added <= model.vocab_size - base):
+        raise BrokenModel(
+            f"{model.path.name} declares {base} base ids and {added} added ids, {probes} of them probes, for a "
+            f"vocabulary of {model.vocab_size}; export it again"
         )
-    return base, added
 
 
 def _decode_error(status: int) -> EngineError:

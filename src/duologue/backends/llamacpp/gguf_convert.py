@@ -5,8 +5,6 @@ to a matrix (adapter rows and padding), D is the hidden width.
 """
 
 import math
-import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +110,7 @@ def cached_gguf(
 ) -> Path:
     """The path of `source` converted by `convert`, or `source` itself if there is nothing to change.
 
-    Files are cached in the folder named by `DUOLOGUE_CACHE` (by default `~/.cache/duologue`). Without `progress`, a
-    message on stderr announces a conversion that takes longer than a second.
+    Files are cached in the folder named by `DUOLOGUE_CACHE` (by default `~/.cache/duologue`).
     """
     source = Path(source)
     if not source.is_file():
@@ -125,26 +122,10 @@ def cached_gguf(
     for matrix in () if rows is None else (rows.probes, rows.states):
         digest.update(f"{matrix.shape}".encode())
         digest.update(np.ascontiguousarray(matrix, dtype=np.float32).tobytes())
-    name = f"{source.stem}-{weights or 'kept'}-{digest.hexdigest()[:16]}.gguf"
-
-    def write(part: Path) -> None:
-        convert(source, part, weights=weights, rows=rows, progress=progress or _Announcement(name))
-
-    return cached_file(name, write)
-
-
-class _Announcement:
-    """Announces on stderr, once, that a file is being written, if that takes longer than a second."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._start = time.monotonic()
-        self._is_made = False
-
-    def __call__(self, _: str, share: float) -> None:
-        if not self._is_made and share < 0.9 and time.monotonic() - self._start > 1.0:
-            self._is_made = True
-            print(f"duologue: writing {self._name} to the cache, once; this takes a moment", file=sys.stderr)
+    return cached_file(
+        f"{source.stem}-{weights or 'kept'}-{digest.hexdigest()[:16]}.gguf",
+        lambda part: convert(source, part, weights=weights, rows=rows, progress=progress),
+    )
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -153,7 +134,7 @@ class _Announcement:
 def _open(path: Path) -> Any:
     try:
         return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
+    except Exception as error:  # the reader of a damaged file raises errors without a common class
         raise BrokenModel(f"{path} cannot be read as GGUF ({error}); the download may be incomplete") from error
 
 

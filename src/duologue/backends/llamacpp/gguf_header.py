@@ -3,15 +3,32 @@
 A vocabulary has a hundred thousand strings; skipping them takes a fraction of the time of reading them.
 """
 
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from duologue.errors import BrokenModel, ModelNotFound
 
 _STRING, _ARRAY = 8, 9
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_NUMBERS = {
+    kind: struct.Struct(f"<{code}")
+    for kind, code in {
+        0: "B",
+        1: "b",
+        2: "H",
+        3: "h",
+        4: "I",
+        5: "i",
+        6: "f",
+        7: "?",
+        10: "Q",
+        11: "q",
+        12: "d",
+    }.items()
+}
+_U32, _U64 = _NUMBERS[4], _NUMBERS[10]
 _MAX_NESTING = 4  # of arrays; files in use do not nest them at all
 
 
@@ -20,7 +37,6 @@ class GgufHeader:
     """The result of `read_header`."""
 
     values: dict[str, Any]  # numbers, booleans and strings by key
-    counts: dict[str, int]  # lengths of arrays by key
     shapes: dict[str, tuple[int, ...]]  # tensor shapes in GGUF's order: the number of rows comes last
 
 
@@ -32,72 +48,76 @@ def read_header(path: Path) -> GgufHeader:
         BrokenModel: the file is not GGUF, or its header is damaged or incomplete.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ModelNotFound(f"{path} {what}; give the path of a GGUF file")
+        problem = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+        raise ModelNotFound(f"{problem}; give the path of a GGUF file")
     try:
-        with path.open("rb") as file:
-            return _Scanner(file, path.stat().st_size).header()
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Scanner(data).header()
     except (struct.error, ValueError, KeyError, OSError) as error:
         raise BrokenModel(f"{path} cannot be read as GGUF ({error}); the download may be incomplete") from error
 
 
 class _Scanner:
-    """Steps through an open file of `size` bytes."""
+    """Steps through the bytes of a file."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
-        self._size = size
-        magic = file.read(4)
-        if magic != b"GGUF":
-            raise ValueError(f"it begins with {magic!r} instead of b'GGUF'")
-        version = self._number("I")
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._offset = 4
+        if data[:4] != b"GGUF":
+            raise ValueError(f"it is not a GGUF file: it begins with {data[:4]!r} instead of b'GGUF'")
+        version = self._number(_U32)
         if version not in (2, 3):
             raise ValueError(f"format version {version}; supported are 2 and 3, little-endian")
 
     def header(self) -> GgufHeader:
         num_tensors, num_values = self._count(), self._count()
         values: dict[str, Any] = {}
-        counts: dict[str, int] = {}
         for _ in range(num_values):
-            key, kind = self._text(), self._number("I")
+            key, kind = self._text(), self._number(_U32)
             if kind == _ARRAY:
-                counts[key] = self._skip_array()
+                self._skip_array()
             else:
                 values[key] = self._text() if kind == _STRING else self._number(_NUMBERS[kind])
         shapes = {}
         for _ in range(num_tensors):
             name = self._text()
-            shapes[name] = tuple(int(self._number("Q")) for _ in range(self._number("I")))
-            self._number("I")  # type
-            self._number("Q")  # offset
-        return GgufHeader(values, counts, shapes)
+            shapes[name] = tuple(self._number(_U64) for _ in range(self._number(_U32)))
+            self._number(_U32)  # type
+            self._number(_U64)  # offset
+        if self._offset > len(self._data):
+            raise ValueError("it ends inside an array")
+        return GgufHeader(values, shapes)
 
-    def _number(self, code: str) -> Any:
-        return struct.unpack(f"<{code}", self._file.read(struct.calcsize(f"<{code}")))[0]
+    def _number(self, kind: struct.Struct) -> Any:
+        (value,) = kind.unpack_from(self._data, self._offset)
+        self._offset += kind.size
+        return value
 
     def _count(self) -> int:
-        count = int(self._number("Q"))
-        if count > self._size:  # whatever is counted takes a byte at least
-            raise ValueError(f"a count of {count} at byte {self._file.tell()} of {self._size}")
+        count = int(self._number(_U64))
+        if count > len(self._data):  # each item takes at least one byte
+            raise ValueError(f"a count of {count} in a file of {len(self._data)} bytes")
         return count
 
     def _text(self) -> str:
         length = self._count()
-        data = self._file.read(length)
+        start, self._offset = self._offset, self._offset + length
+        data = self._data[start : self._offset]
         if len(data) != length:
             raise ValueError("it ends inside a string")
         return data.decode("utf-8", "replace")
 
-    def _skip_array(self, depth: int = 1) -> int:
+    def _skip_array(self, depth: int = 1) -> None:
         if depth > _MAX_NESTING:
             raise ValueError(f"arrays nested more than {_MAX_NESTING} deep")
-        kind, count = self._number("I"), self._count()
+        kind, count = self._number(_U32), self._count()
         if kind == _ARRAY:
             for _ in range(count):
                 self._skip_array(depth + 1)
         elif kind == _STRING:
+            offset, data, read = self._offset, self._data, _U64.unpack_from
             for _ in range(count):
-                self._file.seek(self._count(), 1)
+                offset += 8 + read(data, offset)[0]
+            self._offset = offset
         else:
-            self._file.seek(count * struct.calcsize(f"<{_NUMBERS[kind]}"), 1)
-        return count
+            self._offset += count * _NUMBERS[kind].size

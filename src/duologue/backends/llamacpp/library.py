@@ -18,6 +18,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import llama_cpp as ll
 
 from duologue.backends.llamacpp.gguf_facts import BASE_VOCAB_KEY, NUM_ADDED_KEY, NUM_PROBES_KEY, weights_label
+from duologue.backends.llamacpp.gguf_header import read_header
 from duologue.errors import AdapterMismatch, BrokenModel, EngineError, ModelNotFound, UnsupportedModel
 
 _messages: deque[str] = deque(maxlen=20)
@@ -68,7 +69,8 @@ class LoadedModel:
     """
 
     def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
-        _check_file(path)
+        self.metadata = read_header(path).values
+        """Numbers, booleans and strings of the file, by key."""
         _prepare()
         params = ll.llama_model_default_params()
         params.vocab_only = vocab_only
@@ -93,12 +95,12 @@ class LoadedModel:
     @property
     def architecture(self) -> str:
         """`general.architecture`, such as "llama"."""
-        return self.text("general.architecture") or "unknown"
+        return str(self.metadata.get("general.architecture", "unknown"))
 
     @property
     def name(self) -> str:
         """The display name."""
-        return self.text("general.name") or self.path.stem
+        return str(self.metadata.get("general.name") or self.path.stem)
 
     @property
     def weights(self) -> str:
@@ -112,19 +114,19 @@ class LoadedModel:
         return int(ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self._model)))
 
     @property
-    def base_vocab_size(self) -> int | None:
-        """The number of base ids, if rows were added to this file."""
-        return self.number(BASE_VOCAB_KEY)
+    def base_vocab_size(self) -> int:
+        """The number of base ids: what the file declares if rows were added to it, otherwise all."""
+        return int(self.metadata.get(BASE_VOCAB_KEY, self.vocab_size))
 
     @property
     def num_added(self) -> int:
         """The number of adapter rows in this file."""
-        return self.number(NUM_ADDED_KEY) or 0
+        return int(self.metadata.get(NUM_ADDED_KEY, 0))
 
-    @cached_property
+    @property
     def num_probes(self) -> int | None:
-        """The number of probe tokens among the adapter rows."""
-        return self.number(NUM_PROBES_KEY)
+        """The number of probe tokens among the adapter rows, if it is known."""
+        return self.metadata.get(NUM_PROBES_KEY)
 
     @property
     def context_length(self) -> int:
@@ -139,30 +141,16 @@ class LoadedModel:
     @cached_property
     def softcap(self) -> float:
         """The model squashes its logits into ± this; 0 if it does not."""
-        return float(self.text(f"{self.architecture}.final_logit_softcapping") or 0.0)
+        return float(self.metadata.get(f"{self.architecture}.final_logit_softcapping", 0.0))
 
     @property
     def kv_numbers_per_token(self) -> int:
         """The numbers in one KV entry, over all layers."""
         width = int(ll.llama_model_n_embd(self._model)) // max(1, int(ll.llama_model_n_head(self._model)))
-        key = self.number(f"{self.architecture}.attention.key_length") or width
-        value = self.number(f"{self.architecture}.attention.value_length") or width
+        key = int(self.metadata.get(f"{self.architecture}.attention.key_length") or width)
+        value = int(self.metadata.get(f"{self.architecture}.attention.value_length") or width)
         heads = int(ll.llama_model_n_head_kv(self._model))
         return int(ll.llama_model_n_layer(self._model)) * heads * (key + value)
-
-    def text(self, key: str) -> str | None:
-        """A metadata value as llama.cpp prints it, or None."""
-        size = int(ll.llama_model_meta_val_str(self._model, key.encode(), ctypes.create_string_buffer(1), 1))
-        if size < 0:
-            return None
-        buffer = ctypes.create_string_buffer(size + 1)
-        ll.llama_model_meta_val_str(self._model, key.encode(), buffer, size + 1)
-        return buffer.value.decode("utf-8", "replace")
-
-    def number(self, key: str) -> int | None:
-        """A metadata value as a whole number, or None."""
-        text = self.text(key)
-        return int(text) if text is not None and text.isdigit() else None
 
     def lora(self, path: Path) -> Any:
         """llama.cpp's pointer to a LoRA for this model, which owns it. Load it before a context is opened.
@@ -286,20 +274,6 @@ def set_lora(context: Any, lora: Any | None) -> None:
     pointer = None if adapters is None else ctypes.cast(adapters, ctypes.POINTER(ll.llama_adapter_lora_p_ctypes))
     if ll.llama_set_adapters_lora(context, pointer, 0 if lora is None else 1, scales) != 0:
         raise EngineError(f"llama.cpp did not set the LoRA: {last_messages()}")
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise ModelNotFound(f"there is no file {path}; give the path of a GGUF file")
-    if path.is_dir():
-        raise ModelNotFound(f"{path} is a folder; give the path of the GGUF file inside it")
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise BrokenModel(f"{path} cannot be read: {error}") from error
-    if magic != b"GGUF":
-        raise BrokenModel(f"{path} is not a GGUF file: it begins with {magic!r} instead of b'GGUF'")
 
 
 def _load_error(path: Path) -> Exception:

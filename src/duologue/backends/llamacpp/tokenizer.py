@@ -67,8 +67,7 @@ class GgufTokenizer:
     @cached_property
     def chat_template(self) -> str | None:
         """The metadata's `tokenizer.chat_template`."""
-        source: bytes | None = llama_cpp.llama_model_chat_template(self._model.handle, None)
-        return source.decode("utf-8", "replace") if source else None
+        return self._model.metadata.get("tokenizer.chat_template") or None
 
     @cached_property
     def special_text(self) -> Mapping[str, str]:
@@ -143,7 +142,7 @@ class GgufTokenizer:
 
     def _reason_to_abort(self) -> str | None:
         """Why llama.cpp would fail an assertion or an unchecked lookup on some text, if it would."""
-        if self._model.text("tokenizer.ggml.pre") == "whitespace":
+        if self._model.metadata.get("tokenizer.ggml.pre") == "whitespace":
             return 'with the pre-tokenizer "whitespace", two adjacent spaces fail an assertion'
         if llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_SPM:
             texts = {llama_cpp.llama_vocab_get_text(self._vocab, token) for token in range(self._vocab_size)}
