@@ -1,12 +1,12 @@
-"""A client for `/v1/duplex`: the events of a conversation that runs on a server, as if it ran here.
+"""A client of `/v1/duplex`: a conversation on a server, with the commands and events of a local one.
 
     async with await connect("http://127.0.0.1:8080") as talk:
         talk.hear("what is a cat", final=True)
         async for event in talk.events():
             ...
 
-A connection that is cut is made again, and goes on with the event after the last one that came; what was said to the
-client meanwhile is sent then. What has been shown is reported as heard, unless the settings say who else knows.
+A lost connection is restored, and events continue after the last one received; commands given meanwhile are sent then.
+Text that was given out is reported as heard, unless the settings say otherwise.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ from duologue.core.transitions import Floor
 from duologue.errors import BadData, RemoteError, UsageError
 from duologue.types import Role, Turn
 
-_MOST_WAITING = 1000  # messages that are kept while there is no connection
-_PATIENCE_S = 60.0  # how long a lost server is tried again
+_MOST_WAITING = 1000  # messages that may wait for the server
+_PATIENCE_S = 60.0  # how long reconnection is attempted
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Missed(Event):
-    """The server has forgotten some events: the conversation is now as `history` says."""
+    """Some events were lost because the server no longer had them. The history is now `history`."""
 
     history: tuple[Turn, ...]
 
@@ -50,16 +50,16 @@ async def connect(
     settings: Mapping[str, Any] | None = None,
     retry: bool = True,
 ) -> "Talk":
-    """Begin a conversation on the server at `url`, or take up the one called `session`.
+    """Start a conversation on the server at `url`, or continue the one called `session`.
 
     Args:
-        url: http, https, ws or wss; without a path, `/v1/duplex` is meant.
+        url: http, https, ws or wss; the default path is `/v1/duplex`.
         settings: see docs/protocol.md; by default `{"hearing": "reported"}`.
-        retry: whether a connection that is cut is made again.
+        retry: whether a lost connection is restored.
 
     Raises:
-        RemoteError: the server cannot be reached, or refuses.
-        UsageError: this is no address.
+        RemoteError: the server cannot be reached, or refuses the conversation.
+        UsageError: the URL is invalid.
     """
     start: dict[str, Any] = {"session": session} if session is not None else {}
     start["settings"] = {"hearing": "reported", **(settings or {})}
@@ -70,9 +70,9 @@ async def connect(
 
 
 class Talk:
-    """A conversation on a server. Commands return at once; what comes of them is told by `events`.
+    """A conversation on a server. Commands return at once; their consequences are read from `events`.
 
-    `session` is its name on the server: who knows it can take the conversation up. `ledger` has its history.
+    `session` is its secret name on the server, with which it can be continued. `ledger` has its history.
     """
 
     def __init__(self, url: str, headers: dict[str, str], start: dict[str, Any], *, retry: bool) -> None:
@@ -83,10 +83,10 @@ class Talk:
         self._headers = headers
         self._start = start
         self._retry = retry
-        self._number = 0  # of the last event that came
+        self._number = 0  # of the last event received
         self._at = 0.0
         self._reports = start["settings"].get("hearing") == "reported"
-        self._outgoing: deque[dict[str, Any]] = deque()  # what the server has not said that it took, in order
+        self._outgoing: deque[dict[str, Any]] = deque()  # not yet acknowledged, in order
         self._num_sent = 0  # of those, on this connection
         self._num_said = 0
         self._wake = asyncio.Event()
@@ -107,7 +107,7 @@ class Talk:
         self._task = asyncio.create_task(self._run(socket), name="duologue-client")
 
     async def aclose(self, *, end: bool = True) -> None:
-        """Go. With `end` the conversation is over; otherwise the server keeps it for a while."""
+        """Disconnect. With `end` the conversation is over; otherwise the server keeps it for a while."""
         self._is_over = True
         if self._socket is not None:
             with contextlib.suppress(ConnectionClosed, TimeoutError):
@@ -121,15 +121,15 @@ class Talk:
         self._told.put_nowait(None)
 
     async def events(self) -> AsyncIterator[Event]:
-        """What happens, until the conversation is over. With hearing "reported", what is given out counts as heard
-        when the next event is asked for.
+        """Events until the conversation is over. With hearing "reported", text counts as heard when the next event is
+        requested.
 
         Raises:
-            RemoteError: the server could not be reached any more, or said what cannot be understood.
+            RemoteError: the connection was lost, or the server sent an invalid message.
         """
         while (event := await self._told.get()) is not None:
             if isinstance(event, RemoteError):
-                self._told.put_nowait(event)  # whoever asks again is told again
+                self._told.put_nowait(event)  # later readers receive it, too
                 raise event
             yield event
             if self._reports and isinstance(event, Said) and not self._is_over:
@@ -138,58 +138,58 @@ class Talk:
 
     @property
     def floor(self) -> Floor:
-        """Who has the floor, as far as events have come."""
+        """Who has the floor, as of the last event."""
         return self.ledger.floor
 
     @property
     def is_listening(self) -> bool:
-        """Whether there are words that have been neither answered nor dropped, on their way to the server included."""
+        """Whether there are words that have been neither answered nor dropped, including unsent ones."""
         return bool(self.ledger.unanswered) or any(message["type"] == "hear" for message in self._outgoing)
 
     @property
     def history(self) -> list[Turn]:
-        """What was said to the assistant, and what was heard of it."""
+        """What the user said, and what was heard of the answers."""
         return self.ledger.history
 
     def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> None:
-        """The words of `utterance` are now `text`; see `Session.hear`."""
+        """See `Session.hear`."""
         self._say({"type": "hear", "text": text, "utterance": utterance, "final": final})
 
     def heard(self, position: int, *, answer: int | None = None) -> None:
-        """The user has heard the answer up to character `position`."""
+        """See `Session.heard`."""
         self._say({"type": "heard", "position": position, **({} if answer is None else {"answer": answer})})
 
     def respond(self) -> None:
-        """Answer now."""
+        """See `Session.respond`."""
         self._say({"type": "respond"})
 
     def stop(self) -> None:
-        """End the assistant's speech."""
+        """See `Session.stop`."""
         self._say({"type": "stop"})
 
     def resume(self) -> None:
-        """Let the answer that was cut last go on."""
+        """See `Session.resume`."""
         self._say({"type": "resume"})
 
     def edit(self, history: Sequence[Turn]) -> None:
-        """Replace the history."""
+        """See `Session.edit`."""
         self._say({"type": "edit", "history": [{"role": str(turn.role), "text": turn.text} for turn in history]})
 
     def change(self, **settings: Any) -> None:
-        """Change `eagerness` or `interruptible`."""
+        """Change settings: `eagerness` or `interruptible`."""
         self._say({"type": "settings", **settings})
 
     def _say(self, message: dict[str, Any]) -> None:
         if self._is_over:
             raise UsageError("the conversation is over; connect again")
         if len(self._outgoing) >= _MOST_WAITING:
-            raise RemoteError(f"the server has not taken the last {_MOST_WAITING} messages")
+            raise RemoteError(f"the server has not acknowledged the last {_MOST_WAITING} messages")
         self._num_said += 1
         self._outgoing.append({**message, "id": self._num_said})
         self._wake.set()
 
     async def _run(self, socket: ClientConnection) -> None:
-        """For as long as there is a server to talk to."""
+        """Exchange messages, and reconnect, until the conversation is over."""
         failure: RemoteError | None = None
         try:
             while True:
@@ -206,7 +206,7 @@ class Talk:
         return self._is_over or not self._retry
 
     async def _exchange(self, socket: ClientConnection) -> None:
-        """Send and receive, until the connection ends."""
+        """Send and receive until the connection ends."""
         sending = asyncio.create_task(self._send(socket))
         try:
             async for data in socket:
@@ -229,7 +229,7 @@ class Talk:
                 await self._wake.wait()
 
     def _forget(self, taken: int) -> None:
-        """The server has taken messages up to the one with the id `taken`."""
+        """The server has acknowledged messages up to id `taken`."""
         while self._outgoing and self._outgoing[0]["id"] <= taken:
             self._outgoing.popleft()
             self._num_sent = max(0, self._num_sent - 1)
@@ -241,7 +241,7 @@ class Talk:
         if kind == "error":
             self._told.put_nowait(Refused(self._at, str(message.get("code")), str(message.get("message"))))
         elif kind == "closing":
-            # A server that is about to end may come back, and have a record to go on from.
+            # After a shutdown the server may return and continue from its record.
             self._is_over = message.get("reason") != "shutdown"
         elif isinstance(number := message.get("number"), int) and (event := self._event(message)) is not None:
             self._number, self._at = number, event.at
@@ -252,7 +252,7 @@ class Talk:
         try:
             return from_dict(message)
         except BadData as error:
-            raise RemoteError(f"the server said what cannot be understood: {error}") from error
+            raise RemoteError(f"the server sent an invalid event: {error}") from error
 
     async def _connect_again(self) -> ClientConnection:
         loop, wait = asyncio.get_running_loop(), _FIRST_WAIT_S
@@ -269,23 +269,23 @@ class Talk:
             wait = min(2 * wait, _LONGEST_WAIT_S)
 
     async def _connect(self) -> ClientConnection:
-        """A connection on which the conversation has begun, or goes on."""
+        """A connection on which the conversation has started or continued."""
         start = dict(self._start)
         if self.session:
             start = {"session": self.session, "after": self._number}
         try:
             socket = await open_socket(self._url, additional_headers=self._headers, max_size=None, compression=None)
         except InvalidURI as error:
-            raise UsageError(f"{self._url} is no address of a server: {error}") from error
+            raise UsageError(f"{self._url} is not the address of a server: {error}") from error
         except InvalidHandshake as error:
-            raise _Refused(f"{self._url} refuses the connection: {error}") from error
+            raise _Refused(f"{self._url} refused the connection: {error}") from error
         except (OSError, TimeoutError) as error:
             raise RemoteError(f"{self._url} cannot be reached: {error}") from error
         try:
             await socket.send(json.dumps({"type": "start", **start}))
             answer = json.loads(await socket.recv())
         except (ConnectionClosed, ValueError) as error:
-            raise RemoteError(f"{self._url} ended the connection: {error}") from error
+            raise RemoteError(f"{self._url} closed the connection: {error}") from error
         if answer.get("type") != "started":
             await socket.close()
             raise _Refused(str(answer.get("message", answer)))
@@ -305,13 +305,13 @@ class Talk:
 
 
 class _Refused(RemoteError):
-    """The server is there and does not want; trying again does not help."""
+    """The server refuses the conversation; trying again is useless."""
 
 
 def _address(url: str) -> str:
     parts = urlsplit(url if "://" in url else f"ws://{url}")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     if scheme not in ("ws", "wss") or not parts.netloc:
-        raise UsageError(f"{url!r} is no address of a server; one is http://127.0.0.1:8080")
+        raise UsageError(f"{url!r} is not the address of a server; an example is http://127.0.0.1:8080")
     path = parts.path if parts.path not in ("", "/") else "/v1/duplex"
     return urlunsplit((scheme, parts.netloc, path, parts.query, ""))

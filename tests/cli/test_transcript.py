@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duologue.cli.terminal.cells import counted, fitted, padded, shortened, visible, width_of, wrapped
+from duologue.cli.terminal.cells import fitted, padded, width_of, wrapped
+from duologue.cli.terminal.text import counted, shortened, visible
 from duologue.cli.terminal.transcript import Transcript
 from duologue.core.events import Committed, Event, Finished, Refused, Trimmed
 from scripted import Talk

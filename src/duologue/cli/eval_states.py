@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,15 +101,11 @@ def _measure(
 ) -> dict[str, Any]:
     from duologue.evaluation.states import compare, details, judge_model, report
 
-    model = load_model(args)
-    try:
-        with progress("Deciding") as stage:
-            # first, because the second file may have errors too
-            probed = None if train is None else _linear_probe(args, rows, train, model, stage)
-            judged, thresholds = judge_model(rows, model, num_latencies=args.latencies, progress=stage)
-            baselines = _baselines(args, rows, model, stage)
-    finally:
-        model.close()
+    with closing(load_model(args)) as model, progress("Deciding") as stage:
+        # first, because the second file may have errors too
+        probed = None if train is None else _linear_probe(args, rows, train, model, stage)
+        judged, thresholds = judge_model(rows, model, num_latencies=args.latencies, progress=stage)
+        baselines = _baselines(args, rows, model, stage)
     if probed is not None:
         baselines["linear probe"] = probed
     result = {**_facts(args, model, thresholds), **report(judged), **details(judged)}
@@ -146,12 +143,8 @@ def _judge_again(args: argparse.Namespace, rows: "LabelledRows") -> "tuple[Judge
     """The decisions of another backend, and which one it is."""
     from duologue.evaluation.states import judge_model
 
-    model = load_model(args)
-    try:
-        with progress("Deciding again") as stage:
-            judged, _ = judge_model(rows, model, num_latencies=0, progress=stage)
-    finally:
-        model.close()
+    with closing(load_model(args)) as model, progress("Deciding again") as stage:
+        judged, _ = judge_model(rows, model, num_latencies=0, progress=stage)
     return judged, {"backend": model.backend.info.name, "weights": model.backend.info.weights}
 
 

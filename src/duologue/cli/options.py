@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from duologue.cli.progress import progress
-from duologue.cli.terminal.cells import shortened
+from duologue.cli.terminal.text import shortened
 from duologue.models.catalogue import DEFAULT
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from duologue.cli.terminal.cells import visible
+from duologue.cli.terminal.text import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

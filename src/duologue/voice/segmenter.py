@@ -22,7 +22,7 @@ class Sensitivity:
 class Segmenter:
     """Takes one probability per frame.
 
-    `is_speech`: somebody is speaking. `num_quiet`: frames since the last speech. `num_voiced`: frames of speech so far.
+    `is_speech`: somebody is speaking. `num_quiet`: frames since the last speech.
     """
 
     def __init__(self, sensitivity: Sensitivity | None = None) -> None:
@@ -30,7 +30,6 @@ class Segmenter:
         self._num_likely = 0
         self.is_speech = False
         self.num_quiet = 0
-        self.num_voiced = 0
 
     def push(self, p: float) -> bool:
         """Add a frame with speech probability `p`. Returns whether speech begins with it."""
@@ -41,9 +40,6 @@ class Segmenter:
         else:
             self._num_likely = self._num_likely + 1 if p >= how.begins_at else 0
         begins = not self.is_speech and (self._num_likely >= how.num_frames or (p >= how.sure and self._num_likely > 0))
-        if begins:
-            self.is_speech, self.num_voiced = True, self._num_likely
-        elif self.is_speech:
-            self.num_voiced += 1
+        self.is_speech = self.is_speech or begins
         self.num_quiet = 0 if self.is_speech else self.num_quiet + 1
         return begins

@@ -1,49 +1,15 @@
-"""Text in terminal cells: its width, its line breaks, and which characters are safe to print."""
+"""Text in terminal cells: its width and its line breaks."""
 
-import unicodedata
 from typing import TypeAlias
+
+from prompt_toolkit.utils import get_cwidth
+
+width_of = get_cwidth
+"""Columns that a text takes: two for wide East Asian characters and most emoji, none for combining marks."""
 
 Fragment: TypeAlias = tuple[str, str]
 """Style class and text."""
 Line: TypeAlias = list[Fragment]
-
-
-def width_of(text: str) -> int:
-    """Columns that `text` takes: two for wide East Asian characters and most emoji, none for combining marks."""
-    if text.isascii():
-        return len(text)
-    return sum(_columns(character) for character in text)
-
-
-def _columns(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def visible(text: str) -> str:
-    """`text` with control characters other than line breaks replaced, one for one, since terminals interpret them."""
-    if text.isprintable():
-        return text
-    return "".join("\n" if c == "\n" else " " if c == "\t" else "·" if _acts(c) else c for c in text)
-
-
-def _acts(character: str) -> bool:
-    return (
-        unicodedata.category(character) in ("Cc", "Cs")
-        or "\u202a" <= character <= "\u202e"
-        or ("\u2066" <= character <= "\u2069")
-    )
-
-
-def shortened(text: str, limit: int) -> str:
-    """`text`; if it is longer than `limit` characters, its beginning, a count of words, and its end."""
-    if len(text) <= limit:
-        return text
-    head, tail = text[: limit * 3 // 4], text[-(limit // 4) :]
-    num = len(text[len(head) : -len(tail)].split())
-    left_out = f" ({num:,} more words) … " if num > 1 else " "
-    return f"{head} …{left_out}{tail}"
 
 
 def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
@@ -68,11 +34,6 @@ def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
     return [indent + line for line in lines]
 
 
-def counted(num: int, what: str) -> str:
-    """`1 word`, `2 words`."""
-    return f"{num} {what}" if num == 1 else f"{num} {what}s"
-
-
 def padded(line: Line, width: int) -> Line:
     """`line` padded to `width` columns."""
     used = sum(width_of(text) for _, text in line)
@@ -89,7 +50,7 @@ def _fitting(word: str, width: int) -> int:
     """How many characters of `word` fit into `width` columns."""
     used = 0
     for i, character in enumerate(word):
-        used += _columns(character)
+        used += width_of(character)
         if used > width:
             return i
     return len(word)

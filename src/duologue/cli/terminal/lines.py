@@ -2,7 +2,7 @@
 
 from typing import TextIO
 
-from duologue.cli.terminal.cells import counted, shortened, visible
+from duologue.cli.terminal.text import counted, shortened, visible
 from duologue.core import events as e
 
 LENGTH_LIMIT = "the answer reached its length limit"

@@ -6,8 +6,9 @@ Takes events and returns styled lines. Knows nothing of terminals.
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from duologue.cli.terminal.cells import Fragment, Line, counted, padded, shortened, visible, width_of, wrapped
+from duologue.cli.terminal.cells import Fragment, Line, padded, width_of, wrapped
 from duologue.cli.terminal.lines import LENGTH_LIMIT, latency_ms, remark
+from duologue.cli.terminal.text import counted, shortened, visible
 from duologue.core.events import (
     Committed,
     Decided,

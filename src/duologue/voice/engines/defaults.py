@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from duologue.errors import MissingDependency, UsageError
 from duologue.voice.engines.espeak import EspeakSynthesiser
@@ -12,8 +11,6 @@ from duologue.voice.engines.interfaces import Recogniser, SpeechDetector, Synthe
 from duologue.voice.engines.piper import PiperSynthesiser
 from duologue.voice.engines.silero import SileroDetector
 from duologue.voice.engines.whisper import WhisperRecogniser
-
-VoiceName = Literal["auto", "piper", "espeak"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,33 @@
+"""Text that is safe and short enough to print."""
+
+import unicodedata
+
+
+def visible(text: str) -> str:
+    """`text` with control characters other than line breaks replaced, one for one, since terminals interpret them."""
+    if text.isprintable():
+        return text
+    return "".join("\n" if c == "\n" else " " if c == "\t" else "·" if _acts(c) else c for c in text)
+
+
+def _acts(character: str) -> bool:
+    return (
+        unicodedata.category(character) in ("Cc", "Cs")
+        or "\u202a" <= character <= "\u202e"
+        or ("\u2066" <= character <= "\u2069")
+    )
+
+
+def shortened(text: str, limit: int) -> str:
+    """`text`; if it is longer than `limit` characters, its beginning, a count of words, and its end."""
+    if len(text) <= limit:
+        return text
+    head, tail = text[: limit * 3 // 4], text[-(limit // 4) :]
+    num = len(text[len(head) : -len(tail)].split())
+    left_out = f" ({num:,} more words) … " if num > 1 else " "
+    return f"{head} …{left_out}{tail}"
+
+
+def counted(num: int, what: str) -> str:
+    """`1 word`, `2 words`."""
+    return f"{num} {what}" if num == 1 else f"{num} {what}s"
