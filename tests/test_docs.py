@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from test_repository import FLOORS
 
 import duologue
 from documents import blocks, run_snippets
@@ -135,6 +136,11 @@ def test_tables_are_up_to_date(monkeypatch):
     assert tables.update(documents, tables.Results(ROOT / "benchmarks" / "results"), check=True) == [], (
         "run benchmarks/tables.py"
     )
+
+
+def test_the_layout_that_contributing_draws_is_the_checked_one():
+    rows = table((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), after="## Layout")
+    assert {room: int(floor) for floor, rooms, _ in rows for room in re.findall(r"`(\w+)`", rooms)} == FLOORS
 
 
 def test_every_environment_variable_is_listed():
