@@ -1,7 +1,7 @@
-"""One tree of errors, by what the caller can do about them.
+"""The errors of the package, by what the caller can do about them.
 
-`UsageError`: your call. `EngineError`: the backend. `RemoteError`: the other side of a wire.
-An error says what came, what was expected, and what to write instead; a call that raises leaves everything as it was.
+`UsageError`: the call was wrong. `EngineError`: the backend failed. `RemoteError`: the other side of a connection did.
+A message says what was passed, what was expected, and what to write instead. A call that raises changes nothing.
 """
 
 from collections.abc import Iterable
@@ -10,58 +10,57 @@ from duologue.types import Seq
 
 
 class DuologueError(Exception):
-    """Root of every error this package raises on purpose."""
+    """Root of all errors that this package raises on purpose."""
 
 
 class UsageError(DuologueError):
-    """The call cannot be carried out as it stands; change the call."""
+    """The call cannot be carried out; change the call."""
 
 
 class UnknownSeq(UsageError):
-    """No sequence of that name is open on this backend."""
+    """The backend has no such sequence."""
 
 
 class ContextOverflow(UsageError):
-    """The tokens would not fit into the model's context."""
+    """The tokens do not fit into the model's context."""
 
 
 class ModelNotFound(UsageError):
-    """No model of that name or at that place."""
+    """There is no model of that name or at that path."""
 
 
 class BrokenModel(UsageError):
-    """There is a model file, but it cannot be read as one."""
+    """The model file is damaged or has an unknown format."""
 
 
 class UnsupportedModel(UsageError):
-    """The model works, but not for duplex decoding: it cannot roll back, or ignores the attention mask."""
+    """The model cannot be used for duplex decoding: it cannot roll back, or ignores the attention mask."""
 
 
 class AdapterMismatch(UsageError):
-    """The adapter was made for another model, or its folder is damaged."""
+    """The adapter belongs to another model, or its folder is damaged."""
 
 
 class TemplateError(UsageError):
-    """The model's chat template cannot be taken apart into turns."""
+    """The model's chat template cannot be used: it is invalid, or its turns cannot be told apart."""
 
 
 class MissingDependency(UsageError):
-    """An optional package is needed; the message says which command installs it."""
+    """An optional package is missing; the message says which command installs it."""
 
 
 class BadData(UsageError):
-    """A file of samples, a script or a recipe has something in it that cannot be used; the message says where."""
+    """A file of samples, a script or a recipe is invalid; the message says where."""
 
 
 class EngineError(DuologueError):
-    """The backend could not do what was a legal request."""
+    """The backend could not carry out a valid call."""
 
 
 class CacheFull(EngineError):
     """No room for these tokens or for another sequence; free something and try again.
 
-    Where a backend has several caches and one of them is full, `seqs` are the sequences that lie in it: room that is
-    made elsewhere does not help, and what feeds other caches has nothing to do with it. None stands for all.
+    If one of several caches is full, `seqs` are the sequences in it: only freeing some of these helps. None means all.
     """
 
     def __init__(self, message: str, seqs: frozenset[Seq] | None = None) -> None:
@@ -69,7 +68,7 @@ class CacheFull(EngineError):
         self.seqs = seqs
 
     def is_about(self, seqs: Iterable[Seq]) -> bool:
-        """Whether any of `seqs` lies in the full cache."""
+        """Whether any of `seqs` is in the full cache."""
         return self.seqs is None or not self.seqs.isdisjoint(seqs)
 
 
@@ -78,4 +77,4 @@ class EngineFull(EngineError):
 
 
 class RemoteError(DuologueError):
-    """A server on the other side failed or spoke out of turn."""
+    """The server failed, or violated the protocol."""

@@ -1,35 +1,35 @@
-"""The words every floor shares: tokens, sequences, roles, turns and the states of an utterance."""
+"""What every part of the package shares: tokens, sequences, roles, turns, states, and text that can be encoded."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
 Token: TypeAlias = int
-"""An id in the model's vocabulary; ids at and above `BackendInfo.vocab_size` are rows an adapter added."""
+"""An id in the model's vocabulary. Ids from `BackendInfo.vocab_size` on are rows that an adapter added."""
 
 Seq: TypeAlias = int
-"""A name for one sequence of cached tokens. Names are never used twice."""
+"""The number of a sequence of cached tokens. Numbers are never used twice."""
 
 SLICE_PERIOD_S = 2.0
-"""The paper's slice: what is said in two seconds, four to six words (DUO, section 2)."""
+"""The paper's slice: what is said in two seconds, about four to six words (DUO, section 2)."""
 
 
 class InputState(StrEnum):
-    """What the model says of the words it hears (DUO, section 2.2; `STOP` is ours)."""
+    """The state of the words being heard (DUO, section 2.2). The paper does not have `STOP`."""
 
     PROCESS = "process"  # complete and meant for the assistant: answer it
     INCOMPLETE = "incomplete"  # more will come: wait
-    IGNORE = "ignore"  # none of the assistant's business: drop it
-    STOP = "stop"  # the assistant's speech should end, and nothing should follow
+    IGNORE = "ignore"  # not meant for the assistant: drop it
+    STOP = "stop"  # end the assistant's speech, and say nothing
 
     @property
     def marker(self) -> str:
-        """The state as the papers write it, `<|process|>`. For people: user text is never parsed for it."""
+        """The state as the paper writes it, `<|process|>`, for display. User text is never parsed for it."""
         return f"<|{self.value}|>"
 
 
 class Role(StrEnum):
-    """Who a turn belongs to."""
+    """Whose turn it is."""
 
     SYSTEM = "system"
     USER = "user"
@@ -38,16 +38,16 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side said in one go. An assistant's turn holds what the user heard of it, and nothing else."""
+    """What one side said. An assistant's turn holds only what the user heard of it."""
 
     role: Role
     text: str
 
 
 def well_formed(text: str) -> str:
-    """`text` as it can be written in UTF-8: pairs of surrogates joined, each lone surrogate replaced by U+FFFD.
+    """`text` as UTF-8 can encode it: pairs of surrogates are joined, lone surrogates become U+FFFD.
 
-    A Python string from a careless JSON reader may hold surrogates; no tokenizer takes them.
+    JSON readers may return strings with surrogates, which no tokenizer accepts.
     """
     try:
         text.encode()

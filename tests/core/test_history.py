@@ -67,11 +67,11 @@ def test_events_tell_the_history(seed, heard, template):
 def test_what_is_no_event_is_passed_over_and_what_is_broken_is_said():
     assert from_dict({"type": "pong"}) is None
     assert from_dict({}) is None
-    with pytest.raises(BadData, match="no event of type heard"):
+    with pytest.raises(BadData, match="not a valid event of type heard"):
         from_dict({"type": "heard", "at": 1.0, "answer": 0})
-    with pytest.raises(BadData, match="no event of type heard"):
+    with pytest.raises(BadData, match="not a valid event of type heard"):
         from_dict({"type": "heard", "at": 1.0, "answer": True, "position": 4})
-    with pytest.raises(BadData, match="no event of type decided"):
+    with pytest.raises(BadData, match="not a valid event of type decided"):
         from_dict({"type": "decided", "at": 1.0, "utterance": "u", "text": "x", "state": "perhaps"})
 
 

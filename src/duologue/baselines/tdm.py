@@ -1,8 +1,8 @@
-"""Time-division multiplexing, as MiniCPM-Duplex does it: one channel in which slices of both sides take turns.
+"""Time-division multiplexing, as in MiniCPM-Duplex: one channel, in which slices of both sides alternate.
 
-Every period the words that came in since are fed as a user's turn (`<idle>` where there were none), and the model has a
-few tokens to say something or draws `<idle>`. Nothing is ever rolled back: words that were none of the assistant's
-business stay, and so does what was said but not heard.
+In each period, the new words are fed as a user's turn (`<idle>` if there are none), and the model says a few tokens or
+draws `<idle>`. Nothing is ever rolled back: words that were not meant for the assistant stay, and so does what was said
+but not heard.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,40 +40,40 @@ from duologue.errors import UsageError
 from duologue.types import SLICE_PERIOD_S, InputState, Role, Token, Turn
 
 SLICE_TOKENS = 10
-"""What the assistant may say in a slice, as in the training data of MiniCPM-Duplex."""
+"""Most tokens of the assistant in a slice, as in the training data of MiniCPM-Duplex."""
 
 PROMPT = (
     "You hear the user in slices of a few words, and <idle> where nothing was said. If the user has not finished, or "
     "does not talk to you, answer with <idle> and nothing else. Otherwise answer, a few words in each turn; where you "
     "left off, go on in the next. When your answer is complete, answer with <idle>."
 )
-"""A system text for a model that was not trained for it (decider "prompted")."""
+"""A system prompt for a model that was not trained for time division (decider "prompted")."""
 
 
 @dataclass(slots=True)
 class _Slice:
-    """A pair of turns in the making: what the user said in a period, and what the assistant says to it."""
+    """A pair of turns in the making: what the user said in a period, and what the assistant says in it."""
 
     at: int  # where it begins in the channel
     output_at: int  # where the assistant's tokens begin
     words: str
     utterance: str  # id of the newest utterance in it
-    heard_at: float  # session time when its words came in
-    state: InputState | None = None  # of its words, if that is decided from outside
-    speaks: bool | None = None  # None until the model has said so
-    is_read: bool = False  # whether the pass that feeds the words has taken place
+    heard_at: float  # session time when its words were received
+    state: InputState | None = None  # of its words, if `judge` decides
+    speaks: bool | None = None  # whether the assistant speaks; None until that is known
+    is_read: bool = False  # whether the words have been fed
     tokens: list[Token] = field(default_factory=list)
 
 
 @final
 class Tdm(BaseSession):
-    """One conversation in one channel. Takes the arguments of `Session`, whose probe it has no use for, and:
+    """One conversation in one channel. Takes the arguments of `Session` (the probe is not used) and:
 
     Args:
-        judge: decides for the model, which then is taught or compared: from the text of an utterance so far to what is
-            to be done about it. Without it the model decides, by drawing `idle` or not.
-        idle: ids of `<idle>`; a model that was trained for it has one. By default the characters.
-        skip_idle: pairs in which neither side said anything are taken out again, as the released server does.
+        judge: decides for the model, from the text of an utterance so far. Without it the model decides, by drawing
+            `idle` or not.
+        idle: ids of `<idle>`; a model that was trained for it has one id. By default, those of the characters.
+        skip_idle: remove pairs in which neither side said anything, as the released server does.
         period_s: seconds of a slice.
         slice_tokens: most tokens that the assistant says in a slice.
     """
@@ -93,7 +93,9 @@ class Tdm(BaseSession):
         slice_tokens: int = SLICE_TOKENS,
     ) -> None:
         if period_s <= 0 or slice_tokens < 1:
-            raise UsageError(f"slices of {period_s} s with {slice_tokens} tokens cannot be; both must be positive")
+            raise UsageError(
+                f"slices of {period_s} s with {slice_tokens} tokens are not possible; both must be positive"
+            )
         super().__init__(template, probe, config)
         self.decider = "prompted" if judge is None else "forced"
         self._judge = judge
@@ -102,7 +104,7 @@ class Tdm(BaseSession):
         self._period_s = period_s
         self._slice_tokens = slice_tokens
         self._memory = Memory()
-        self._waiting: list[Utterance] = []  # with words that came since the last slice
+        self._waiting: list[Utterance] = []  # whose words came after the last slice began
         self._changed_at = 0.0
         self._turn: list[str] = []  # words of the user since the last answer began
         self._slice: _Slice | None = None
@@ -114,7 +116,7 @@ class Tdm(BaseSession):
         self._channel = self._cache.open(self._lay_out(history))
         self._is_first = not history
 
-    # ------------------------------------------------------------------ what one can see
+    # ------------------------------------------------------------------ what can be seen
 
     @property
     def phase(self) -> Phase:
@@ -127,13 +129,12 @@ class Tdm(BaseSession):
 
     @property
     def history(self) -> list[Turn]:
-        """What was said to the assistant, and what was heard of it."""
         answer = self._answer
         return self._history + (answer.turns if answer is not None and answer.num_heard else [])
 
     @property
     def running(self) -> Answer | None:
-        """The running answer: consecutive slices in which the assistant speaks. Its positions mean nothing here."""
+        """The running answer: consecutive slices in which the assistant speaks. Its positions have no meaning."""
         return self._answer
 
     @property
@@ -142,15 +143,15 @@ class Tdm(BaseSession):
 
     @property
     def input_text(self) -> str | None:
-        """Words of the user that have not been answered."""
+        """Words of the user that were not answered yet."""
         piece = [self._slice.words] if self._slice and not self._slice.is_read else []
         return " ".join(filter(None, [*self._turn, *piece, *(one.words for one in self._waiting)])) or None
 
     @property
     def expected(self) -> tuple[str | None, int] | None:
-        """Of what the next token to be drawn is a part: the user's turn that is answered, and how many tokens it has.
+        """Where the next token belongs: the user's turn that is answered, and the tokens of the answer so far.
 
-        None where the assistant says nothing. For those who teach: only known if `judge` decides.
+        None if the assistant says nothing. For oracle scripts; only known if `judge` decides.
         """
         piece, answer = self._slice, self._answer
         if piece is None or not piece.speaks:
@@ -161,22 +162,22 @@ class Tdm(BaseSession):
 
     @property
     def backlog(self) -> int:
-        """Tokens that wait to be fed, those that are under way left out."""
+        """Tokens that wait to be fed, without those in flight."""
         return self._channel.num_waiting if self._slice is not None else 0
 
     @property
     def next_deadline(self) -> float | None:
-        """When the next slice begins; None while the assistant is saying something."""
+        """When the next slice begins; None during a slice."""
         return self._next_at if self._slice is None else None
 
-    # ------------------------------------------------------------------ what one can tell it
+    # ------------------------------------------------------------------ what it can be told
 
     def _act_on_time(self) -> None:
-        """When a period is over, a slice begins."""
+        """A slice begins, if a period is over."""
         self._open_slice()
 
     def _hear(self, utterance: str, text: str, *, final: bool) -> None:
-        """What is new of the words goes into the next slice."""
+        """The new words go into the next slice."""
         known = find_open(self._waiting, utterance)
         if known is None:
             known = Utterance(utterance)
@@ -203,7 +204,7 @@ class Tdm(BaseSession):
         return self._settle()
 
     def stop(self) -> list[Event]:
-        """End the assistant's speech; what it drew stays in the channel."""
+        """End the assistant's speech; its tokens stay in the channel."""
         if self._answer is None:
             self._log.add(Refused(self.now, "stop", "no answer is running"))
         else:
@@ -212,8 +213,8 @@ class Tdm(BaseSession):
         return self._settle()
 
     def resume(self) -> list[Event]:
-        """One channel keeps no answer aside."""
-        self._log.add(Refused(self.now, "resume", "with one channel, an answer that was cut is not kept"))
+        """Not possible: one channel keeps no answer that was cut."""
+        self._log.add(Refused(self.now, "resume", "with time division, an answer that was cut is not kept"))
         return self._settle()
 
     def edit(self, history: Sequence[Turn]) -> list[Event]:
@@ -234,7 +235,7 @@ class Tdm(BaseSession):
     # ------------------------------------------------------------------ plan and take
 
     def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
-        """What to run next: one pass over the one channel, of at most `limit` tokens."""
+        """What to run next: one pass over the channel, of at most `limit` tokens."""
         channel, piece = self._channel, self._slice
         self._cache.room = limit
         self._cache.roll_back(channel)
@@ -273,7 +274,7 @@ class Tdm(BaseSession):
         if self._slice is not None or self.now < self._next_at:
             return
         self._next_at += self._period_s
-        if self._next_at <= self.now:  # whole periods were missed: nothing is made up for
+        if self._next_at <= self.now:  # whole periods were missed, and are not made up for
             self._next_at = self.now + self._period_s
         words = self._take_words()
         opening = () if self._is_first else self.template.joint(Role.ASSISTANT, Role.USER)
@@ -288,13 +289,13 @@ class Tdm(BaseSession):
         self._is_first = False
         newest = self._waiting[-1] if self._waiting else Utterance("")
         self._slice = _Slice(at, len(self._channel.items), words, newest.id, self._changed_at)
-        self._memory.answer(self._waiting)  # what of them is in the channel already
+        self._memory.answer(self._waiting)  # they are in the channel now
         self._waiting = []
         if self._judge is not None:
             self._decide_from_outside(self._slice, self._judge(newest.text) if words else None)
 
     def _take_words(self) -> str:
-        """The words of the slice to be; none if they are too many."""
+        """The words of the next slice; none if they are too many."""
         words = join_words(self._waiting)
         limit = self.config.max_user_text
         if len(words) > self.config.max_user_characters or len(self.template.encode(words)) > limit:
@@ -309,7 +310,7 @@ class Tdm(BaseSession):
         piece.speaks = state is InputState.PROCESS or (state is not InputState.STOP and is_going_on)
 
     def _drew(self, piece: _Slice, token: Token) -> None:
-        """The model drew `token`, or was made to."""
+        """The model drew `token`, or was forced to."""
         has_ended = token in self.template.stop_tokens
         if not has_ended:
             piece.tokens.append(token)
@@ -317,10 +318,10 @@ class Tdm(BaseSession):
             begun = tuple(piece.tokens)
             if not has_ended and begun != self._idle and begun == self._idle[: len(begun)]:
                 self._channel.replace_tail(piece.output_at, begun)
-                return  # it may become <idle>
+                return  # possibly the beginning of <idle>
             piece.speaks = bool(begun) and begun != self._idle
         if has_ended and not piece.tokens:
-            piece.speaks = False  # to end at once is to say nothing
+            piece.speaks = False  # ending at once means saying nothing
         if not piece.is_read:
             piece.is_read = True
             self._decide(piece, has_ended=has_ended)
@@ -342,7 +343,7 @@ class Tdm(BaseSession):
                 self._is_first = not self._starts and not self._history
 
     def _decide(self, piece: _Slice, *, has_ended: bool) -> None:
-        """The first token of a slice says what is made of the user's words, and of a running answer."""
+        """The first token of a slice decides about the user's words and a running answer."""
         answer = self._answer
         if not piece.words:
             if piece.speaks and answer is None:
@@ -415,7 +416,7 @@ class Tdm(BaseSession):
         self._heard(answer, answer.num_said if self.config.heard == "shown" else answer.num_reported)
 
     def _heard(self, answer: Answer, position: int) -> None:
-        """It is noted; the channel stays as it is."""
+        """The position is noted; the channel does not change."""
         if answer.hear(position):
             self._log.add(Heard(self.now, answer.id, answer.num_heard))
         if answer.is_heard_to_the_end and self._answer is answer:
@@ -431,7 +432,7 @@ class Tdm(BaseSession):
     # ------------------------------------------------------------------ long conversations
 
     def _trim(self, budget: int) -> bool:
-        """Keep the newest slices that fit into `budget` tokens, and feed them anew. Returns whether any went."""
+        """Feed the newest slices that fit into `budget` tokens again. Returns whether any are left out."""
         starts, items, begin, piece = self._starts, self._channel.items, len(self.template.begin), self._slice
         kept = next((i for i, at in enumerate(starts) if begin + len(items) - at <= budget), len(starts))
         if piece is not None:

@@ -1,7 +1,7 @@
-"""What the method asks of a model: four verbs over sequences of tokens with a shared KV cache, and a look at the usage.
+"""What the method needs of a model: fork, forward, truncate and free, over token sequences with a shared KV cache.
 
-A backend holds weights and KV and has no opinions: it knows ids, positions and sequences; not roles, states or time.
-Every call either does what it says or raises and changes nothing. `tests/test_backend_contract.py` is the same for all.
+A backend holds weights and KV. It knows ids, positions and sequences, but no roles, states or time. Every call either
+does what it says, or raises and changes nothing. All backends pass the same tests (`duologue.testing.contract`).
 """
 
 import hashlib
@@ -34,9 +34,9 @@ class Sampling:
 class Draw:
     """Sample one token after the last one fed.
 
-    `uniform` in [0, 1) is the only chance there is: it is handed in, so that no other channel and no other session can
-    change what a channel says (design rule 12). Tokens are ordered by falling probability, ties by id, and the first
-    whose cumulated probability exceeds `uniform` is taken.
+    `uniform` in [0, 1) is the only source of chance. It is passed in, so that no other channel or session can change
+    what a channel says (choice 12). Tokens are ordered by decreasing probability, ties by id, and the first whose
+    cumulative probability exceeds `uniform` is drawn.
     """
 
     sampling: Sampling = Sampling()
@@ -47,15 +47,15 @@ class Draw:
 class Extend:
     """Feed `tokens` to the end of `seq`, in one forward pass with the rest of the batch.
 
-    At most one of `draw` and `watch` is looked at the position of the last token: an output channel draws, an input
-    channel watches; with neither, the tokens are only cached.
+    At the position of the last token, an output channel draws and an input channel watches, never both. With neither,
+    the tokens are only cached.
     """
 
     seq: Seq
     tokens: tuple[Token, ...]
     draw: Draw | None = None
-    watch: tuple[Token, ...] = ()  # ids whose probabilities are wanted, softmax over these alone
-    ticket: int = 0  # returned with the result, so that its owner knows whether it still wants it
+    watch: tuple[Token, ...] = ()  # ids whose probabilities are wanted: a softmax over these alone
+    ticket: int = 0  # returned with the result
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Step:
     ticket: int
     tokens: tuple[Token, ...] = ()  # the drawn token; an engine that speculates may return several
     p: tuple[float, ...] = ()  # probabilities of the watched ids, in their order, summing to 1
-    margin: float | None = None  # when drawn: logit of the best base token minus that of the second best
+    margin: float | None = None  # if drawn: logit of the best base token minus that of the second best
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +75,24 @@ class BackendInfo:
     name: str  # "torch", "llamacpp", ...
     model: str  # for people
     weights: str  # "bf16", "f32", "Q4_0", ...
-    vocab_size: int  # ids a draw can return: 0 … vocab_size - 1
+    vocab_size: int  # ids that can be drawn: 0 … vocab_size - 1
     num_added: int  # adapter rows: ids vocab_size … vocab_size + num_added - 1
     context_length: int  # longest sequence, in tokens
-    capacity: int  # KV entries over all sequences and caches, a shared one counted once
-    max_seqs: int  # over all caches
+    capacity: int  # KV entries of all sequences and caches; a shared entry counts once
+    max_seqs: int  # in all caches
     kv_bytes_per_token: int
     can_truncate: bool  # False: `truncate` to less than the cached length raises `UnsupportedModel`
     probe_passes: int = 0
-    """Further forward passes when added ids (probes) are fed: 0 if they are part of the pass, 1 if they need their own,
-    in which nothing but them is computed, for all sequences together."""
+    """Further forward passes if added ids (probes) are fed: 0 if they are part of the pass, 1 if the probes of all
+    sequences need a pass of their own."""
     num_caches: int = 1
-    """Capacity and sequences are divided equally among these. A sequence and its forks lie in one, which may be full
-    while there is room in others, and each that has something to feed makes a pass of its own."""
+    """Capacity and sequences are divided equally among these. A sequence and its forks share one cache, which can be
+    full while others have room. Each cache that has something to feed makes a pass of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What is held now."""
+    """What a backend holds at the moment."""
 
     num_seqs: int
     kv_entries: int  # an entry shared by several sequences counts once
@@ -100,49 +100,49 @@ class Usage:
 
 
 class Backend(ABC):
-    """Weights and KV cache; one forward pass at a time. Not thread-safe: one thread owns it."""
+    """Weights and KV cache. Not thread-safe: one thread owns it, and runs one forward pass at a time."""
 
     @property
     @abstractmethod
     def info(self) -> BackendInfo:
-        """What this backend is; constant."""
+        """What this backend is. Constant."""
 
     @abstractmethod
     def fork(self, parent: Seq | None, length: int = 0) -> Seq:
         """Open a sequence that shares the first `length` cached tokens of `parent` without copying them.
 
-        `fork(None)` opens an empty one. The parent may be extended, truncated or freed afterwards; the child keeps
+        `fork(None)` opens an empty sequence. The parent may be extended, truncated or freed afterwards: the child keeps
         what it shares.
 
         Raises:
             UnknownSeq: no such parent.
             UsageError: `length` is negative or more than the parent has cached.
-            CacheFull: `max_seqs` are open, or, of several caches, those of the parent's.
+            CacheFull: `max_seqs` are open, or the parent's share of them if there are several caches.
         """
 
     @abstractmethod
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
-        """Run one forward pass for all of `batch` and return one `Step` for each, in order.
+        """Run one forward pass for all of `batch` and return one `Step` for each `Extend`, in order.
 
-        It is exactly one whatever the number of sequences, unless `num_passes` says otherwise: where
-        `info.probe_passes` is 1, probes take another one. Then the probes of an `Extend` must be its last tokens. Where
-        there are several caches (`info.num_caches`), it is that for each of those in which any of the sequences lies.
+        The number of sequences does not matter. `num_passes` tells the exceptions: where `info.probe_passes` is 1,
+        probes take another pass, and must be the last tokens of their `Extend`; where there are several caches
+        (`info.num_caches`), each one that is involved takes its own.
 
-        A token attends to what its own sequence holds before it and to nothing else: sequences do not see each other.
+        A token attends to the tokens before it in its own sequence, and to nothing else.
 
         Raises:
-            UsageError: an empty batch, an `Extend` without tokens, a sequence named twice, an id out of range, `draw`
-                and `watch` together, a probe that needs a pass of its own before other tokens.
+            UsageError: the batch or an `Extend` is empty, a sequence occurs twice, an id is out of range, `draw` and
+                `watch` occur together, or a probe that needs its own pass comes before other tokens.
             UnknownSeq: no such sequence.
             ContextOverflow: a sequence would become longer than `context_length`.
-            CacheFull: the new tokens exceed `capacity`, or what one of several caches has of it.
+            CacheFull: the new tokens exceed `capacity`, or the share of one of several caches.
         """
 
     def num_passes(self, batch: Sequence[Extend]) -> int:
-        """How many forward passes `forward(batch)` would make: 1, or 2 where probes need one of their own.
+        """How many forward passes `forward(batch)` would make: 1, or 2 if probes need their own.
 
-        With several caches it is the sum over those that feed anything. A backend that reads long new texts apart from
-        the others (see its own description) counts that pass, too.
+        With several caches, it is the sum over those that are fed. A backend that prefills long texts separately counts
+        these passes, too.
         """
         info = self.info
         if not info.probe_passes:
@@ -152,7 +152,7 @@ class Backend(ABC):
 
     @abstractmethod
     def truncate(self, seq: Seq, length: int) -> None:
-        """Roll `seq` back to its first `length` tokens, as if the rest had never been fed.
+        """Roll `seq` back to its first `length` tokens, exactly as if the rest had never been fed.
 
         Raises:
             UnknownSeq: no such sequence.
@@ -162,7 +162,7 @@ class Backend(ABC):
 
     @abstractmethod
     def free(self, seq: Seq) -> None:
-        """Forget `seq`; KV that no other sequence shares is released.
+        """Close `seq`. KV that no other sequence shares is released.
 
         Raises:
             UnknownSeq: no such sequence.
@@ -178,24 +178,24 @@ class Backend(ABC):
 
     @abstractmethod
     def usage(self) -> Usage:
-        """What is held now."""
+        """What a backend holds at the moment."""
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to close
         """Release the weights. No other call is legal afterwards."""
 
 
 def check_batch(info: BackendInfo, batch: Sequence[Extend]) -> None:
-    """Raise `UsageError` for what is wrong with `batch` whatever the sequences hold (see `Backend.forward`)."""
+    """Raise `UsageError` if `batch` is invalid whatever the sequences hold (see `Backend.forward`)."""
     if not batch:
-        raise UsageError("a forward pass needs at least one Extend; skip the pass when there is nothing to feed")
+        raise UsageError("a forward pass needs at least one Extend; skip the pass if there is nothing to feed")
     if len({extend.seq for extend in batch}) != len(batch):
-        raise UsageError("a sequence is named twice in one batch; join its tokens in one Extend")
+        raise UsageError("a sequence occurs twice in one batch; join its tokens in one Extend")
     num_ids = info.vocab_size + info.num_added
     for extend in batch:
         if not extend.tokens:
             raise UsageError(f"Extend of sequence {extend.seq} has no tokens; leave it out of the batch")
         if extend.draw is not None and extend.watch:
-            raise UsageError(f"Extend of sequence {extend.seq} both draws and watches; a channel does one of them")
+            raise UsageError(f"Extend of sequence {extend.seq} both draws and watches; a channel does only one of them")
         for token in (*extend.tokens, *extend.watch):
             if not 0 <= token < num_ids:
                 raise UsageError(
@@ -209,15 +209,15 @@ def _check_order(vocab_size: int, extend: Extend) -> None:
     is_probe = [token >= vocab_size for token in extend.tokens]
     if is_probe != sorted(is_probe):
         raise UsageError(
-            f"Extend of sequence {extend.seq} has probe tokens before others; on this backend probes are computed "
-            "after all else, so feed what follows them in another call"
+            f"Extend of sequence {extend.seq} has probe tokens before others; this backend computes probes last, "
+            "so feed what follows them in another call"
         )
 
 
 def uniform(seed: int, turn: int, index: int) -> float:
-    """A number in [0, 1) for token `index` of the answer behind `turn` turns of history, in the session of `seed`.
+    """A random number in [0, 1) for token `index` of the answer after `turn` turns, in the session with `seed`.
 
-    No other session, no ignored word and no answer that was taken back changes it.
+    It depends on nothing else: no other session, ignored words or answer that was taken back changes it (choice 12).
     """
     digest = hashlib.blake2b(f"{seed}/{turn}/{index}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)

@@ -1,4 +1,4 @@
-"""What a session tells: facts in the past tense, frozen, in the order in which they happened."""
+"""What a session tells: facts in the past tense, in the order in which they happened."""
 
 import re
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Received(Event):
-    """Words of an utterance came in; `text` is all of it so far."""
+    """Words of an utterance were received. `text` is all of it so far; too long a text is refused, not received."""
 
     utterance: str
     text: str
@@ -36,7 +36,7 @@ class Received(Event):
 
 @dataclass(frozen=True, slots=True)
 class Refused(Event):
-    """Something was not done; nothing else changed. `what` is an utterance's id or a command's name."""
+    """Something was not done, and changed nothing. `what` is the id of an utterance or the name of a command."""
 
     what: str
     reason: str
@@ -44,18 +44,18 @@ class Refused(Event):
 
 @dataclass(frozen=True, slots=True)
 class Decided(Event):
-    """The model judged the words of the input channel."""
+    """The state of the words of the input channel was forecast, and a decision made."""
 
     utterance: str
     text: str
     decision: Decision
     speaking: bool  # whether the user was hearing an answer
-    heard_at: float  # session time at which these words had come in: `at - heard_at` is the decision latency
+    heard_at: float  # session time when these words were received: `at - heard_at` is the decision latency
 
 
 @dataclass(frozen=True, slots=True)
 class Held(Event):
-    """Incomplete: the input waits for more words. `deferred`: it waits for an answer that may not be interrupted."""
+    """The input waits for more words, or, if `deferred`, until it can be answered."""
 
     utterance: str
     deferred: bool
@@ -63,7 +63,10 @@ class Held(Event):
 
 @dataclass(frozen=True, slots=True)
 class Dropped(Event):
-    """Words were given up; `reason` is ignore, stop, patience, retracted, too long, no room, edit or deaf."""
+    """Words were given up; `reason` is ignore, stop, patience, retracted, too long, no room, edit or deaf.
+
+    Of a text that was refused as too long, `text` is the beginning, or what had been received of it before.
+    """
 
     utterance: str
     text: str
@@ -88,7 +91,7 @@ class Released(Event):
 
 @dataclass(frozen=True, slots=True)
 class Said(Event):
-    """Text of a released answer; it starts at character `start` of the answer."""
+    """Text of a released answer, from its character `start` on."""
 
     answer: int
     start: int
@@ -97,7 +100,7 @@ class Said(Event):
 
 @dataclass(frozen=True, slots=True)
 class Heard(Event):
-    """The user has heard the answer up to character `position` (whole words)."""
+    """The user has heard the answer up to character `position`, the end of a word."""
 
     answer: int
     position: int
@@ -105,14 +108,14 @@ class Heard(Event):
 
 @dataclass(frozen=True, slots=True)
 class TakenBack(Event):
-    """An answer of which nothing had been heard was rolled back: its turn goes on."""
+    """An answer of which nothing had been heard was rolled back, because its turn continues."""
 
     answer: int
 
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn(Event):
-    """An answer of which nothing had been heard was freed, and its user turn with it."""
+    """An answer of which nothing had been heard was rolled back, and its user turn with it."""
 
     answer: int
 
@@ -128,7 +131,7 @@ class Suspended(Event):
 
 @dataclass(frozen=True, slots=True)
 class Resumed(Event):
-    """A suspended answer goes on as `answer`: on its own KV (`exact`), or replayed on the live branch."""
+    """A suspended answer goes on as `answer`: with its own KV (`exact`), or replayed as a new turn."""
 
     answer: int
     suspended: int
@@ -137,7 +140,7 @@ class Resumed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Finished(Event):
-    """The model ended its answer (`stop`), or it met a limit (`length`). It may not have been heard to the end."""
+    """The model ended its answer (`stop`), or it reached a limit (`length`). Some of it may still be unheard."""
 
     answer: int
     reason: str
@@ -153,10 +156,10 @@ class Committed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Trimmed(Event):
-    """The oldest turns were left out to make room; suspended answers were released."""
+    """The oldest turns were left out to make room; suspended answers were given up."""
 
     turns_dropped: int
-    length: int  # tokens of the rebuilt context
+    length: int  # tokens of the compacted context
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +170,7 @@ class Edited(Event):
 
 
 def as_dict(event: Event) -> dict[str, Any]:
-    """`event` as plain values for JSON: `at`, `type` (`taken_back` for `TakenBack`), then its own fields."""
+    """`event` as JSON values: `at`, `type` (`taken_back` for `TakenBack`), then its own fields."""
     out: dict[str, Any] = {"at": round(event.at, 6), "type": _type_name(type(event))}
     for field in fields(event):
         if field.name == "at":
@@ -185,10 +188,10 @@ def as_dict(event: Event) -> dict[str, Any]:
 
 
 def from_dict(row: Mapping[str, Any]) -> Event | None:
-    """The event that `as_dict` wrote; None if there is no event of that type. Fields it does not have are passed over.
+    """The event that `as_dict` wrote; None if its type is unknown. Unknown fields are ignored.
 
     Raises:
-        BadData: a field is missing or not what it should be.
+        BadData: a field is missing or has a wrong type.
     """
     kind = EVENT_TYPES.get(str(row.get("type")))
     if kind is None:
@@ -196,7 +199,7 @@ def from_dict(row: Mapping[str, Any]) -> Event | None:
     try:
         values = {field.name: _value(field.name, field.type, row) for field in fields(kind)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadData(f"this is no event of type {row['type']}: {type(error).__name__}: {error}") from error
+        raise BadData(f"not a valid event of type {row['type']}: {type(error).__name__}: {error}") from error
     return kind(**values)
 
 
@@ -212,7 +215,7 @@ def _value(name: str, kind: Any, row: Mapping[str, Any]) -> Any:
 
 def _checked(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{value!r:.60} is not of the type that it should be")
+        raise ValueError(f"{value!r:.60} has the wrong type")
     return value
 
 
@@ -221,7 +224,7 @@ def _type_name(kind: type[Event]) -> str:
 
 
 EVENT_TYPES: dict[str, type[Event]] = {_type_name(kind): kind for kind in Event.__subclasses__()}
-"""Every kind of event by the name that it has in JSON."""
+"""Every kind of event, by its name in JSON."""
 
 
 class EventLog:

@@ -1,4 +1,4 @@
-"""What was said to the assistant and heard of it, told by events alone: for whoever has them and not the session."""
+"""The history of a session, followed from its events alone: for clients and records, which do not have the session."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from duologue.core import events as e
 from duologue.core.transitions import Floor
 from duologue.types import Role, Turn
 
-_MOST_CUT = 64  # answers that were cut and may go on; a session keeps fewer
+_MOST_CUT = 64  # suspended answers that are remembered; a session keeps fewer
 
 
 @dataclass(slots=True)
 class _Told:
-    """An answer, as far as it was told."""
+    """An answer, as far as the events tell."""
 
     id: int
     asked: str | None  # the user's turn; None: the assistant spoke without being asked
@@ -27,13 +27,13 @@ class _Told:
 
 
 class Ledger:
-    """Takes the events of a session in order; has its history at any moment, as `Session.history` is.
+    """Takes the events of a session in order; `history` always equals `Session.history`.
 
-    `history` is what the conversation began with. Memory grows with the history only.
+    It starts from the `history` that the conversation began with. Its memory grows with the history only.
     """
 
     def __init__(self, history: Sequence[Turn] = ()) -> None:
-        self.unanswered: dict[str, e.Received] = {}  # what came in since words were last answered or dropped
+        self.unanswered: dict[str, e.Received] = {}  # by utterance, what was neither answered nor dropped
         self._turns = list(history)
         self._running: _Told | None = None
         self._cut: dict[int, _Told] = {}
@@ -52,7 +52,7 @@ class Ledger:
         return Floor.SPEAKING if self._running.num_heard else Floor.PREPARED
 
     def __call__(self, event: e.Event) -> None:
-        """It happened."""
+        """`event` happened."""
         match event:
             case e.Received():
                 self._receive(event)
@@ -92,7 +92,7 @@ class Ledger:
                 pass
 
     def _receive(self, event: e.Received) -> None:
-        """Words, the onset of speech, or its end behind words that were answered already."""
+        """Words, the onset of speech, or the end of words that were answered already."""
         self.unanswered.pop(event.utterance, None)
         is_answered = self._running is not None and self._running.asked == event.text
         if event.text and not is_answered:

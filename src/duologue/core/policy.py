@@ -1,4 +1,4 @@
-"""When a probability becomes an action. Numbers only; what the actions are is in `transitions`."""
+"""When a probability becomes an action. `transitions` says what the actions are."""
 
 import math
 import re
@@ -13,10 +13,9 @@ from duologue.types import InputState
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """How probable each state must be, as calibrated for one adapter and weight type.
+    """How probable each state must be, calibrated for an adapter and a weight type.
 
-    The state with the largest p / threshold is chosen, so equal thresholds choose the most probable one and there is
-    always exactly one choice.
+    The state with the largest p / threshold is chosen: equal thresholds choose the most probable state.
     """
 
     process: float = 0.5
@@ -35,7 +34,7 @@ class Thresholds:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, float]) -> "Thresholds":
-        """From names of states to numbers, as `adapter.json` has it. Raises `UsageError` for an unknown name."""
+        """Thresholds by the names of states, as in `adapter.json`. Raises `UsageError` for an unknown name."""
         unknown = set(values) - {state.value for state in InputState}
         if unknown:
             raise UsageError(f"unknown states {sorted(unknown)} in thresholds; known: {[s.value for s in InputState]}")
@@ -62,21 +61,19 @@ RESUME_PHRASES = (
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How eager the assistant is (design rules 4, 6, 7, 8). One dial, `eagerness`, moves the rest together."""
+    """How eager the assistant is (choices 4, 6, 7 and 8). `eagerness` moves waits and thresholds together."""
 
     idle: Thresholds = Thresholds()  # while the assistant is silent
     speaking: Thresholds = Thresholds()  # while the user hears an answer
-    eagerness: float = (
-        0.0  # -1 patient … 1 eager: at 1 waits halve and process needs half the probability, at -1 double
-    )
-    settle_ms: float = 600.0  # a prepared answer is released after so long without new words
-    p_sure: float = 0.97  # or at once, when process is at least this probable
-    period_s: float = 1.0  # a quiet period
-    quiet_periods: int = 4  # an input that stays incomplete that long is answered (silent) or dropped (speaking)
-    answers_unfinished: bool = False  # or answered over an answer, too, if it is process rather than ignore
-    interruptible: Interruptible = Interruptible.YES  # of answers that do not say otherwise
-    resume_phrases: tuple[str, ...] = RESUME_PHRASES  # processed while an answer is suspended, these resume it
-    cut_note: str = ""  # written behind a cut answer to tell the model that it was cut, for instance " —"
+    eagerness: float = 0.0  # -1 patient … 1 eager: 1 halves the waits and the threshold of process, -1 doubles them
+    settle_ms: float = 600.0  # a prepared answer is released after that time without new words
+    p_sure: float = 0.97  # or at once, if process is at least that probable
+    period_s: float = 1.0  # length of a quiet period
+    quiet_periods: int = 4  # after so many, an incomplete input is answered (silent) or dropped (speaking)
+    answers_unfinished: bool = False  # or answered when speaking, too, if process beats ignore
+    interruptible: Interruptible = Interruptible.YES  # of answers, unless `Session.protect` says otherwise
+    resume_phrases: tuple[str, ...] = RESUME_PHRASES  # processed while an answer is suspended, they resume it
+    cut_note: str = ""  # appended to a cut answer to tell the model that it was cut, for instance " —"
     _phrases: frozenset[str] = field(init=False, repr=False, compare=False, default=frozenset())
 
     def __post_init__(self) -> None:
@@ -112,16 +109,16 @@ class Policy:
         return Decision(states[best], p[best], tuple(zip(states, p, strict=True)))
 
     def decide_unfinished(self, decision: Decision) -> InputState:
-        """What words are that were judged incomplete over an answer, when nothing more has come of them in time."""
+        """The state of words that were incomplete over an answer, when no more came in time."""
         others = [(state, p) for state, p in decision.probabilities if state is not InputState.INCOMPLETE]
-        others.sort(key=lambda other: other[0] is not InputState.IGNORE)  # in doubt the answer goes on
+        others.sort(key=lambda other: other[0] is not InputState.IGNORE)  # on a tie, the answer goes on
         if not self.answers_unfinished or not others:
             return InputState.IGNORE
         states, p = zip(*others, strict=True)
         return self.decide(states, p, speaking=True).state
 
     def asks_to_resume(self, text: str) -> bool:
-        """Whether `text` is one of `resume_phrases`, whatever its case and punctuation."""
+        """Whether `text` is one of `resume_phrases`, ignoring case and punctuation."""
         return _bare(text) in self._phrases
 
 

@@ -1,4 +1,4 @@
-"""What a conversation cost: a record a step of its engine, streamed to a sink. Everything measured is read from it."""
+"""What a conversation cost: one record per forward pass, streamed to a sink. All measurements are read from these."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ from duologue.core.session import Phase
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one call of `Backend.forward` cost, as one session saw it: one forward pass, on most backends."""
+    """What one call of `Backend.forward` cost for one session: one forward pass, on most backends."""
 
     at: float  # session time in seconds when it was planned
     phase: Phase
     num_channels: int
     output_tokens: int  # fed to a channel that draws: the running answer
     input_tokens: int  # fed to a channel that is judged, the probe included
-    prefill_tokens: int  # fed without a question: openers, prefixes, parts of long texts
-    seconds: float  # of the pass, cache changes included
-    kv_entries: int  # held by the backend after it, shared ones counted once
+    prefill_tokens: int  # fed to be cached only: openers, prefixes, parts of long texts
+    seconds: float  # of the pass, operations on the cache included
+    kv_entries: int  # held by the backend after it; a shared entry counts once
     kv_bytes: int
-    num_passes: int = 1  # forward passes of the model: 2 where the backend computes probes in one of their own
+    num_passes: int = 1  # forward passes of the model: 2 if the backend computes probes in a pass of their own
 
     @classmethod
     def of(
@@ -38,11 +38,11 @@ class Pass:
 
 
 Sink: TypeAlias = Callable[[Pass | Event], None]
-"""Takes every record as it comes."""
+"""Takes every record as it is made."""
 
 
 class Trace:
-    """A sink that adds up: constant memory, however long the conversation."""
+    """A sink that keeps sums, in constant memory."""
 
     def __init__(self) -> None:
         self.passes: Counter[Phase] = Counter()
@@ -69,7 +69,7 @@ class Trace:
             self.decisions[record.decision.state.value] += 1
 
     def as_dict(self) -> dict[str, Any]:
-        """The sums as plain values."""
+        """The sums as JSON values."""
         return {
             "passes": self.num_passes,
             "passes_by_phase": {str(phase): count for phase, count in sorted(self.passes.items())},

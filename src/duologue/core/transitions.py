@@ -1,12 +1,12 @@
-"""The rules of the game: what a decision does, given who has the floor.
+"""What each state does, depending on who has the floor (DUO, section 2.3).
 
-Theory (DUO, section 2.3). The input channel forks from what the user has heard, so both outcomes are ready when the
-state is known: dropping it leaves the answer as it is; promoting it makes the fork the new live branch, already
-prefilled. What the paper leaves open is what happens while an answer exists of which nothing has been heard yet; then
-there is nothing to interrupt, and the words belong to the same turn (design rule 5).
+The input channel forks from what the user has heard, so both outcomes are ready when the state is known. Dropping the
+channel leaves the answer as it is; promoting it makes it the new output channel, already prefilled. The paper leaves
+open what happens while an answer exists of which nothing has been heard: then there is nothing to interrupt, and the
+words belong to the same turn (choice 5).
 
-`TABLE` is the whole of it: the session looks its transitions up here, and the figure in `docs/method.md` is drawn from
-here (`python -m duologue.core.transitions`).
+`TABLE` is complete: `Session` looks its transitions up here and has one method for each, in this order. The figure in
+`docs/method.md` is drawn from it (`python -m duologue.core.transitions`).
 """
 
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ class Floor(StrEnum):
 
 
 class Transition(StrEnum):
-    """What happens to the two channels."""
+    """What happens to the two channels. `Session` has a method of the same name for each."""
 
-    HOLD = "hold"  # roll back the probe, keep the input's KV, wait
-    DROP = "drop"  # free the input channel; everything else goes on
-    PROMOTE = "promote"  # the input channel becomes the output channel
-    INTERRUPT = "interrupt"  # suspend the answer (KV kept), promote the input
-    HALT = "halt"  # suspend the answer, drop the input, say nothing
-    TAKE_BACK = "take back"  # roll the unheard answer back to the mark; the words continue that turn
-    WITHDRAW = "withdraw"  # free the unheard answer and its turn, drop the input
+    HOLD = "hold"  # incomplete: roll back the probe, keep the input's KV, wait
+    DROP = "drop"  # ignore: free the input channel; everything else goes on
+    PROMOTE = "promote"  # process: the input channel becomes the output channel
+    INTERRUPT = "interrupt"  # process over an answer: suspend the answer with its KV, promote the input
+    HALT = "halt"  # stop: suspend the answer, drop the input, say nothing
+    TAKE_BACK = "take back"  # roll the unheard answer back to the mark; the words continue its turn
+    WITHDRAW = "withdraw"  # stop before anything was heard: roll back the answer and its turn, drop the input
     DEFER = "defer"  # keep the input until the answer has ended, then promote it
 
 
@@ -40,7 +40,7 @@ class Interruptible(StrEnum):
     """What may cut an answer."""
 
     YES = "true"
-    NO = "false"  # nothing: what should be answered is answered afterwards
+    NO = "false"  # nothing: words to answer are answered afterwards
     STOP_ONLY = "stop-only"  # only the stop state
 
 
@@ -67,7 +67,7 @@ PROTECTED: Mapping[tuple[Interruptible, Transition], Transition] = {
 
 
 def transition(floor: Floor, state: InputState, interruptible: Interruptible = Interruptible.YES) -> Transition:
-    """What `state` does when `floor` holds, and the running answer allows `interruptible`."""
+    """What `state` does, given who has the floor and what may cut the running answer."""
     plain = TABLE[floor, state]
     return PROTECTED.get((interruptible, plain), plain)
 

@@ -1,5 +1,5 @@
 """Text and roles ⇄ ids, for any model, from its own tokenizer and chat template.
 
-Knows nothing of sessions, caches or time. `template` is what the rest of the package uses; the other modules are its
-parts. What a user says is never parsed for special tokens: keep it so.
+The rest of the package uses `template`; the other modules are its parts, except for `slicing`. Nothing here knows
+sessions, caches or time. User text must never be parsed for special tokens.
 """

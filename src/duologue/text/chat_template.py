@@ -1,7 +1,7 @@
-"""A model's Jinja chat template taken apart, on the level of text: what stands before, between and after turns.
+"""Takes a model's Jinja chat template apart, as text: what stands before, between and after turns.
 
-Nothing here is known about any model: the template is rendered with marks in place of what people say, and the text
-around the marks is read off. Knows no tokens.
+The template is rendered with markers in place of what people say, and the text around the markers is read off. Nothing
+is assumed about the model, and tokens play no part.
 """
 
 import json
@@ -28,15 +28,15 @@ PLAIN = (
     "{% else %}{{ 'Assistant: ' + message['content'] + '\\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-"""For a model that was never taught a format."""
+"""For models without a chat template."""
 
-# Letters and digits only: nothing a template trims, splits at or escapes; and none is part of another.
+# Letters and digits only, which no template trims, splits or escapes. None is part of another.
 _SYSTEM, _USER, _USER2, _ASSISTANT, _ASSISTANT2 = (f"Qz{n}mark{n}zQ" for n in range(5))
 _PAD = " \n "
 
 
 class _Generation(jinja2.ext.Extension):  # type: ignore[misc]
-    """`{% generation %}`, with which some templates wrap the assistant's words: rendered as if it were not there."""
+    """`{% generation %}`, in which some templates wrap the assistant's words: its content is rendered as it is."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
@@ -48,10 +48,10 @@ class _Generation(jinja2.ext.Extension):  # type: ignore[misc]
 
 @final
 class Renderer:
-    """Renders whole dialogues as the template's authors meant it."""
+    """Renders whole dialogues with the chat template."""
 
     def __init__(self, source: str, special_text: Mapping[str, str], now: datetime) -> None:
-        """`now` is what a template that writes the date gets to see."""
+        """`now` is the time for templates that write the date."""
         environment = LimitedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
@@ -71,14 +71,14 @@ class Renderer:
         Raises:
             TemplateError: the template refuses these turns.
         """
-        # Templates are code from elsewhere: whatever they raise means that they cannot render this.
+        # Templates are programs from elsewhere: whatever they raise, they cannot render these turns.
         try:
             return self._render(turns, reply)
         except Exception as error:
             raise TemplateError(f"the chat template refuses {_roles(turns)}: {error}") from error
 
     def _find_ways(self) -> tuple[bool, bool]:
-        """Whether the template wants content in parts, and whether it insists on a system turn."""
+        """Whether the template expects content in parts, and whether it requires a system turn."""
         for ways in product((False, True), (False, True)):
             self._as_parts, self._insists = ways
             try:
@@ -132,41 +132,41 @@ def _roles(turns: Sequence[Turn]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Trim:
-    """Which white space around a text the template takes away."""
+    """Which white space around a text the template removes."""
 
     start: bool = False
     end: bool = False
 
     def apply(self, text: str) -> str:
-        """`text` as the template would have it."""
+        """`text` as the template writes it."""
         text = text.lstrip() if self.start else text
         return text.rstrip() if self.end else text
 
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """Everything of a dialogue that nobody said.
+    """All text of a dialogue that nobody says.
 
     begin, first_opener, user, header, answer, close, opener, user, header, answer, close, …
     """
 
     begin: tuple[Span, ...]
-    first_opener: tuple[Span, ...]  # holds the system text where the template folds it into the first user turn
+    first_opener: tuple[Span, ...]  # with the system text, if the template folds it into the first user turn
     opener: str
     header: str
     close: str
-    user_close: str | None  # None: the template forbids a user turn after another
-    again: str | None  # None: the template forbids an answer after another
-    lead: str  # white space the template puts before a finished answer, but not before one to be written
+    user_close: str | None  # None: no user turn may follow another
+    again: str | None  # None: no answer may follow another
+    lead: str  # white space before a finished answer that is not before one to be generated
     trim_user: Trim
     trim_assistant: Trim
-    folds: bool  # the template has no system turn: the system text opens the first user turn, by our doing
-    notes: tuple[str, ...]  # where a dialogue differs from what the template would render
+    folds: bool  # the template has no system turn: we put the system text into the first user turn
+    notes: tuple[str, ...]  # differences from what the template renders
 
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """A first reading, without a system text."""
+    """The parts of a dialogue without a system text."""
 
     head: str
     opener: str
@@ -178,7 +178,7 @@ class _Parts:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """How a dialogue starts; fields as in `Skeleton`."""
+    """How a dialogue starts. The fields are those of `Skeleton`."""
 
     begin: tuple[Span, ...]
     first_opener: tuple[Span, ...]
@@ -189,7 +189,7 @@ class _Start:
 def take_apart(renderer: Renderer, split: Callable[[str], Sequence[Span]], system: str | None) -> Skeleton:
     """Read a template's skeleton off its renderings, with `system` (None: the template's own default, if any).
 
-    `split` cuts text around special tokens, so that two texts are compared by whole tokens.
+    `split` splits text at special tokens, so that texts are compared by whole tokens.
 
     Raises:
         TemplateError: the turns cannot be told apart.
@@ -219,10 +219,10 @@ def _read_parts(renderer: Renderer, split: Callable[[str], Sequence[Span]]) -> _
     notes: list[str] = []
     lead = joint.removeprefix(header) if joint.startswith(header) else ""
     if lead.strip():
-        header, lead = joint, ""  # the template knows no generation prompt, or not all of it
+        header, lead = joint, ""  # the template has no generation prompt, or only a part of it
     elif joint != header + lead:
         notes.append(
-            f"a finished answer follows {joint!r} in the template, here {header!r}, after which it was written"
+            f"in the template, a finished answer follows {joint!r}; here, it follows {header!r}, as it was generated"
         )
     ended = _around(renderer.render([ask, tell], reply=False), _ASSISTANT)[-1]
     close, opener = _split_between(between, ended, head, split)
@@ -230,24 +230,24 @@ def _read_parts(renderer: Renderer, split: Callable[[str], Sequence[Span]]) -> _
 
 
 def _around(text: str, *marks: str) -> list[str]:
-    """The text before, between and after the marks."""
+    """The text before, between and after the markers."""
     parts = []
     for mark in marks:
         before, found, text = text.partition(mark)
         if not found or mark in text or any(other in before for other in marks):
             raise TemplateError(
-                "the chat template drops, repeats or moves what people say, so turns cannot be told apart; "
-                "give another one as chat_template="
+                "the chat template drops, repeats or moves the words of turns, so turns cannot be told apart; "
+                "pass another one as chat_template="
             )
         parts.append(before)
     return [*parts, text]
 
 
 def _split_between(between: str, ended: str, head: str, split: Callable[[str], Sequence[Span]]) -> tuple[str, str]:
-    """Cut what stands between an answer and the next user's words into the answer's closer and the user's opener.
+    """Split the text between an answer and the next user's words into the answer's closer and the user's opener.
 
-    `ended` is what follows an answer at the end of a dialogue: the closer, and for some templates an end mark that
-    a dialogue going on does not have.
+    `ended` follows an answer at the end of a dialogue: the closer, and in some templates an end marker that does not
+    occur within a dialogue.
     """
     if between.startswith(ended):
         close = ended
@@ -258,19 +258,19 @@ def _split_between(between: str, ended: str, head: str, split: Callable[[str], S
                 break
             close += here.text
     opener = between[len(close) :]
-    # A template that trims its end leaves the last line break to the opener; it belongs to the closer.
+    # If a template trims its end, the last line break seems to belong to the opener; it belongs to the closer.
     while opener[:1].isspace() and not head.endswith(opener):
         close, opener = close + opener[0], opener[1:]
     if not opener:
         raise TemplateError(
             "the chat template puts nothing before a user's words, so turns cannot be told apart; "
-            "give another one as chat_template="
+            "pass another one as chat_template="
         )
     return close, opener
 
 
 def _read_start(renderer: Renderer, parts: _Parts, system: str | None) -> _Start:
-    """What stands before the first user's words."""
+    """What stands before the first user turn."""
     bare = parts.head.removesuffix(parts.opener)
     begin: tuple[Span, ...] = (Span(bare),)
     opener: tuple[Span, ...] = (Span(parts.head[len(bare) :]),)
@@ -298,7 +298,7 @@ def _read_start(renderer: Renderer, parts: _Parts, system: str | None) -> _Start
 
 
 def _where_system_stays(renderer: Renderer, turns: list[Turn]) -> tuple[str, ...]:
-    """A note if the system text does not stay at the start of a longer dialogue."""
+    """A note, if the system text does not stay at the start of a longer dialogue."""
     longer = [*turns, Turn(Role.ASSISTANT, _ASSISTANT), Turn(Role.USER, _USER2)]
     try:
         whole = renderer.render(longer, reply=True)
@@ -306,7 +306,7 @@ def _where_system_stays(renderer: Renderer, turns: list[Turn]) -> tuple[str, ...
         return ()
     if whole.find(_SYSTEM) < whole.find(_USER):
         return ()
-    return ("the template moves the system text to the newest user turn; here it stays with the first",)
+    return ("the template moves the system text to the newest user turn; here, it stays in the first",)
 
 
 def _read_user_close(renderer: Renderer, parts: _Parts) -> str | None:
@@ -336,12 +336,12 @@ def _read_again(renderer: Renderer, parts: _Parts) -> str | None:
     if not opener.strip() or not between.startswith(parts.close):
         return None
     if parts.header.startswith(closed) and joint == closed + opener:
-        opener = parts.header.removeprefix(closed)  # as it is before an answer to be written
+        opener = parts.header.removeprefix(closed)  # as before an answer to be generated
     return parts.close + opener
 
 
 def _read_trim(renderer: Renderer, turn: Turn, before: list[Turn]) -> Trim:
-    """Which white space around the text of `turn` is taken away, seen in a dialogue that goes on after it."""
+    """Which white space around the text of `turn` is removed, in a dialogue that continues after it."""
     follow = {
         Role.SYSTEM: [Turn(Role.USER, _USER)],
         Role.USER: [Turn(Role.ASSISTANT, _ASSISTANT), Turn(Role.USER, _USER2)],

@@ -1,4 +1,4 @@
-"""Text into slices: what a speaker says in one period (DUO, section 2). Knows words and chance, and no model."""
+"""Cuts text into slices, as a speaker would say it period by period (DUO, section 2)."""
 
 import random
 
@@ -6,10 +6,10 @@ from duologue.errors import UsageError
 
 
 def slices(text: str, *, words: tuple[int, int] = (4, 6), seed: int) -> list[str]:
-    """Cut `text` into slices of `words[0]` to `words[1]` words each, drawn evenly; the last takes what is left.
+    """Cut `text` into slices of `words[0]` to `words[1]` words, drawn uniformly; the last has the rest.
 
-    Words are what white space separates, and slices joined with single spaces give them back. The same seed gives
-    the same cuts; a text without words gives no slices.
+    White space separates words; slices joined by single spaces have the same words. The same seed gives the same cuts.
+    A text without words has no slices.
 
     Raises:
         UsageError: `words` is not a range of positive numbers.
@@ -29,9 +29,9 @@ def slices(text: str, *, words: tuple[int, int] = (4, 6), seed: int) -> list[str
 
 
 def partials(text: str, *, words: tuple[int, int] = (4, 6), seed: int) -> list[str]:
-    """What has been said after each slice of `slices`: the growing text that `Session.hear` takes.
+    """The text so far after each slice of `slices`, as `Session.hear` takes it.
 
-    The last one holds all words of `text`, joined with single spaces.
+    The last one has all words of `text`, joined by single spaces.
 
     Raises:
         UsageError: as `slices`.

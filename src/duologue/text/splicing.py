@@ -1,8 +1,8 @@
-"""Ids of a text in its place: what stands before it decides about spaces, who wrote it decides about special tokens.
+"""Tokenises text for its place in a dialogue.
 
-A template's own text means its special tokens; what people say never does. A tokenizer of the SentencePiece kind puts
-a space before a text, and some drop white space after a special token: whether that is right depends on the place.
-All of it is found out by trying the tokenizer, not from its kind.
+Special tokens are recognised in a template's own text, and never in what people say. SentencePiece tokenizers put a
+space before a text, and some tokenizers drop white space after a special token; whether that is right depends on what
+stands before the text. The tokenizer's behaviour is found by trying it, not from its type.
 """
 
 import re
@@ -18,35 +18,35 @@ from duologue.types import Token
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of text. What was `said` is never parsed for special tokens."""
+    """A piece of text. If `said` by somebody, it is never parsed for special tokens."""
 
     text: str
     said: bool = False
 
 
 class Place(Enum):
-    """Where a text stands, when no special token is directly before it."""
+    """Where a text stands, if no special token is directly before it."""
 
     START = "at the very beginning"
     MIDDLE = "after ordinary text"
 
 
 Context: TypeAlias = Place | str
-"""What stands before a text: a place, or the text of the special token."""
+"""What stands before a text: a place, or the text of a special token."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Manner:
-    """How a tokenizer treats what stands next to one special token."""
+    """How a tokenizer treats text next to a special token."""
 
-    space_after: bool  # text after it is tokenised as at the beginning, with a space put before it
+    space_after: bool  # a space is put before the text after it, as at the beginning
     strips_after: bool
     strips_before: bool
 
 
 @final
 class Splicer:
-    """Encodes spans in their context, with one tokenizer. Stateless but for what it has learned about it."""
+    """Encodes spans in their context. Its only state is what it has found out about the tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -59,21 +59,21 @@ class Splicer:
 
     @property
     def puts_space(self) -> bool:
-        """Whether the tokenizer puts a space before a text."""
+        """Whether the tokenizer puts a space before texts."""
         return bool(self._anchors)
 
     def is_special(self, context: Context) -> bool:
-        """Whether a special token stands there."""
+        """Whether it is a special token."""
         return isinstance(context, str)
 
     def space_after(self, context: Context) -> bool:
-        """Whether a text in this context gets a space put before it."""
+        """Whether a space is put before a text in this context."""
         if isinstance(context, str):
             return self._manner(context).space_after
         return context is Place.START and self.puts_space
 
     def encode(self, spans: Iterable[Span], context: Context) -> tuple[list[Token], Context]:
-        """Ids of the spans as they stand one after the other after `context`, and the context after them.
+        """Ids of the spans, one after the other, after `context`, and the context after them.
 
         Ordinary text of neighbouring spans is tokenised together.
         """
@@ -94,11 +94,11 @@ class Splicer:
         return tokens, context
 
     def split(self, text: str) -> list[Span]:
-        """A template's text cut around its special tokens; these are not `said`, the rest is."""
+        """A template's text, split at its special tokens: these are not `said`, the rest is."""
         return [Span(atom, said=not is_special) for atom, is_special in self._atoms([Span(text)])]
 
     def _atoms(self, spans: Iterable[Span]) -> list[tuple[str, bool]]:
-        """Special tokens one by one and the ordinary text between them, joined: (text, is it a special token)."""
+        """Special tokens, and the ordinary text between them: (text, whether it is a special token)."""
         atoms: list[tuple[str, bool]] = []
 
         def ordinary(text: str) -> None:
@@ -117,11 +117,11 @@ class Splicer:
         return atoms
 
     def _ordinary(self, text: str, context: Context) -> list[Token]:
-        """Ids of `text` without any special token among them, whatever it spells."""
+        """Ids of `text`, with no special token among them, whatever it spells."""
         tokens = self._in_place(text, self.space_after(context))
         if self._pattern is None or self._ids.isdisjoint(tokens):
             return tokens
-        # Unbreakable words are matched even in plain text: break each one after its first character.
+        # Unbreakable words are matched even in ordinary text: split each one after its first character.
         ends = [found.start() + 1 for found in self._pattern.finditer(text)]
         pieces = [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
         tokens = self._in_place(pieces[0], self.space_after(context))
@@ -130,7 +130,7 @@ class Splicer:
         return tokens
 
     def _in_place(self, text: str, space: bool) -> list[Token]:
-        """Ids of `text`, with a space put before it or not (tokenizers that never put one ignore that)."""
+        """Ids of `text`, with or without a `space` put before it. Tokenizers that never put one ignore that."""
         if not space:
             for anchor, ids in self._anchors:
                 tokens = self._tokenizer.encode(anchor + text)
@@ -139,10 +139,10 @@ class Splicer:
         return self._tokenizer.encode(text)
 
     def _find_anchors(self) -> list[tuple[str, list[Token]]]:
-        """Characters that can stand before a text to keep the space away, and their ids; none if none is put.
+        """Characters that prevent the space when they stand before a text, and their ids; empty if no space is put.
 
-        A good one melts with nothing: a control character (bytes, for SentencePiece), or punctuation of a script of
-        its own. One the tokenizer drops or does not know is of no use.
+        A good one never merges with the text: a control character (bytes, in SentencePiece), or punctuation of another
+        script. One that the tokenizer drops or does not know cannot be used.
         """
         anchors: list[tuple[str, list[Token]]] = []
         for anchor in ("\x01", "\n", "。", "|", "."):
@@ -156,7 +156,7 @@ class Splicer:
         return anchors
 
     def _find_manner(self, special: str) -> _Manner:
-        """Try what the tokenizer does around `special`."""
+        """Try how the tokenizer treats text around `special`."""
 
         def after(text: str) -> Sequence[Token]:
             tokens = self._tokenizer.encode(special + text, special=True)

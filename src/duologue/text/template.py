@@ -1,7 +1,7 @@
 """Text and roles to ids and back, for any model, from its own chat template.
 
-`chat_template` reads the template, `splicing` tokenises its pieces in their place; here they become the segments that
-a session puts together: begin, user, header, answer, close.
+`chat_template` reads the template, and `splicing` tokenises its parts in their places. Here they become the segments
+that a session puts together: begin, user, header, answer, close.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,12 +21,12 @@ __all__ = ["Template", "TemplateReport", "Tokenizer"]
 
 @dataclass(frozen=True, slots=True)
 class TemplateReport:
-    """How the segments, put together, compare with the template's own rendering of whole dialogues."""
+    """How dialogues made of segments compare with the template's own rendering."""
 
     num_dialogues: int
-    text_exact: bool  # every dialogue reads as the template writes it
-    ids_exact: bool  # … and has the ids the model's tokenizer gives to the whole, unless an answer starts with a space
-    differences: tuple[str, ...]  # for people; known deviations first
+    text_exact: bool  # every dialogue has the text that the template renders
+    ids_exact: bool  # and the ids that the tokenizer gives to the whole text, unless an answer starts with a space
+    differences: tuple[str, ...]  # for display; known deviations first
 
 
 @final
@@ -35,17 +35,17 @@ class Template:
     """A model's chat format with one system text bound to it, as segments of ids.
 
     A dialogue is begin + user(u1, first=True) + header + a1 + close + user(u2, first=False) + header + a2 + close …,
-    where the ids of an answer are those that were drawn (or `answer(text)`). Make one with `from_tokenizer`.
+    where the ids of an answer are those that were sampled, or `answer(text)`. Made by `from_tokenizer`.
     """
 
     tokenizer: Tokenizer
-    is_plain: bool  # the model brings no chat template: "User: …", "Assistant: …"
-    system: str | None  # None: what the chat template says by default
+    is_plain: bool  # the model has no chat template: "User: …", "Assistant: …"
+    system: str | None  # None: the default of the chat template
     begin: tuple[Token, ...]  # before the first user's opener: BOS, system turn; may be empty
     header: tuple[Token, ...]  # user closer and assistant opener
     close: tuple[Token, ...]  # closes an answer, up to the next user's opener; may be empty
-    user_close: tuple[Token, ...]  # user closer when another user turn follows; an empty answer where there is none
-    again: tuple[Token, ...] | None  # closes an answer and opens another one; None where the template forbids it
+    user_close: tuple[Token, ...]  # user closer before another user turn; an empty answer, if there is none
+    again: tuple[Token, ...] | None  # closes an answer and opens another; None if that is not allowed
     stop_tokens: frozenset[Token]  # an answer ends before one of these
     _renderer: Renderer
     _skeleton: Skeleton
@@ -61,13 +61,13 @@ class Template:
         chat_template: str | None = None,
         now: datetime | None = None,
     ) -> "Template":
-        """Read the tokenizer's chat template, or the Jinja source `chat_template` in its place.
+        """Read the tokenizer's chat template, or the Jinja source `chat_template` instead.
 
-        `system=None` leaves the system prompt to the template (some insert a default one), "" asks for an empty one.
-        `now` is the time that templates which write the date get to see.
+        `system=None` leaves the system prompt to the template (some insert a default); "" is an empty system prompt.
+        `now` is the time for templates that write the date.
 
         Raises:
-            TemplateError: the template is broken, or turns cannot be told apart in what it renders.
+            TemplateError: the template is invalid, never ends, or does not allow turns to be told apart.
         """
         source = chat_template if chat_template is not None else tokenizer.chat_template
         renderer = Renderer(PLAIN if source is None else source, tokenizer.special_text, now or datetime.now())
@@ -80,7 +80,7 @@ class Template:
         skeleton = take_apart(renderer, splicer.split, system)
         begin, at_first = splicer.encode(skeleton.begin, Place.START)
         if tokenizer.bos is not None and not _starts_with(tokenizer.bos, skeleton, splicer):
-            # A template that does not write it leaves it to the tokenizer, which puts it before a finished text.
+            # If the template does not write BOS, the tokenizer puts it before the rendered text.
             begin = [tokenizer.bos, *begin]
         header, at_answer = splicer.encode([Span(skeleton.header)], Place.MIDDLE)
         close, at_user = splicer.encode([Span(skeleton.close)], Place.MIDDLE)
@@ -111,10 +111,10 @@ class Template:
         return self._build(self.tokenizer, self._renderer, self._splicer, text, is_plain=self.is_plain)
 
     def user(self, text: str, *, first: bool) -> tuple[Token, ...]:
-        """User opener and `text`, without a closer; `first` when it directly follows `begin`.
+        """User opener and `text`, without a closer; `first` if the turn directly follows `begin`.
 
-        The text is tokenised together with the ordinary characters at the end of the opener and never parsed for
-        special tokens. White space around it goes where the template trims it. "" gives the opener alone.
+        The text is tokenised together with ordinary characters at the end of the opener, and never parsed for special
+        tokens. White space around it is removed if the template does so. An empty text gives the opener alone.
         """
         skeleton = self._skeleton
         said = Span(skeleton.trim_user.apply(text), said=True)
@@ -125,13 +125,13 @@ class Template:
         return tuple(tokens)
 
     def encode(self, text: str) -> tuple[Token, ...]:
-        """Ids of plain text in the middle of a turn: no special tokens, no space put before it."""
+        """Ids of plain text in the middle of a turn: no special tokens, and no space put before it."""
         return tuple(self._splicer.encode([Span(text, said=True)], Place.MIDDLE)[0])
 
     def answer(self, text: str) -> tuple[Token, ...]:
-        """Ids of a whole answer as it stands after `header`; "" gives none.
+        """Ids of a whole answer after `header`; none for an empty text.
 
-        Differs from `encode` where the format puts a space between the two.
+        They differ from those of `encode` if the format puts a space after the header.
         """
         said = self._skeleton.trim_assistant.apply(text)
         if not said:
@@ -140,7 +140,7 @@ class Template:
         return tuple(self._splicer.encode(spans, self._places.answer)[0])
 
     def detokenizer(self) -> Detokenizer:
-        """A fresh one for an answer that follows `header`."""
+        """A new detokenizer for an answer that follows `header`."""
         puts_space = self._splicer.space_after(self._places.answer)
         return Detokenizer(self.tokenizer, self.header, skip=self._skeleton.lead or (" " if puts_space else ""))
 
@@ -150,9 +150,9 @@ class Template:
         return "".join([*map(detokenizer.push, tokens), detokenizer.flush()])
 
     def render(self, turns: Sequence[Turn]) -> tuple[Token, ...]:
-        """A whole dialogue, put together from the segments; a last user turn stays open, without a header.
+        """A whole dialogue made of segments. A last user turn stays open, without a header.
 
-        A system turn at the front takes the place of the bound text.
+        A system turn at the start replaces the bound system text.
 
         Raises:
             TemplateError: see `joint`.
@@ -165,7 +165,7 @@ class Template:
         return tuple(tokens)
 
     def lay_out(self, turns: Iterable[Turn], previous: Role | None = None) -> list[Token]:
-        """Ids of `turns` behind a branch on which `previous` spoke last (None: behind `begin`), up to the last word.
+        """Ids of `turns` after a turn of `previous` (None: after `begin`), up to the last word.
 
         Raises:
             TemplateError: see `joint`.
@@ -181,10 +181,10 @@ class Template:
         return tokens
 
     def joint(self, previous: Role | None, role: Role) -> tuple[Token, ...]:
-        """What stands between a turn of `previous` (None: `begin`) and one of `role`, the user's opener excluded.
+        """Ids between a turn of `previous` (None: `begin`) and one of `role`, without the user's opener.
 
         Raises:
-            TemplateError: the template does not let `role` speak there.
+            TemplateError: `role` may not speak there.
         """
         match previous, role:
             case None, Role.USER:
@@ -208,29 +208,29 @@ class Template:
 
     @property
     def _opener(self) -> tuple[Token, ...] | None:
-        """The assistant's opener without the user's closer, if the header is made of these two."""
+        """The assistant's opener without the user's closer, if the header consists of these two."""
         size = len(self.user_close)
         return self.header[size:] if self.header[:size] == self.user_close else None
 
     def check(self) -> TemplateReport:
-        """Compare with the template's own rendering of several dialogues, with awkward texts among them."""
+        """Compare with the template's own rendering of several dialogues, some of them with awkward texts."""
         texts: list[str] = []
         ids: list[str] = []
         for turns in _AWKWARD:
             if self._skeleton.lead and any(not turn.text for turn in turns):
-                continue  # a known difference: nothing is put before an empty answer
+                continue  # a known deviation: nothing is put before an empty answer
             expected = self._renderer.render(self._with_system_turn(turns), reply=True)
             written = self._text(turns)
             if written != expected:
-                texts.append(f"the template writes {expected!r}; the segments say {written!r}")
+                texts.append(f"the template renders {expected!r}; the segments give {written!r}")
             if not _merges_with_header(turns) and not self._same_ids(turns, expected):
-                ids.append(f"the tokenizer has other ids for {expected!r}")
-        # One example of each kind is enough for people.
+                ids.append(f"the tokenizer gives other ids for {expected!r}")
+        # One example of each kind is enough for display.
         differences = (*self._skeleton.notes, *texts[:1], *ids[:1])
         return TemplateReport(len(_AWKWARD), not texts, not ids, differences)
 
     def _with_system_turn(self, turns: Sequence[Turn]) -> list[Turn]:
-        """`turns` as the chat template itself must get them to say the bound system text."""
+        """`turns` with the bound system text, as the chat template expects it."""
         if self.system is None:
             return list(turns)
         if self._skeleton.folds:
@@ -241,7 +241,7 @@ class Template:
         return [Turn(Role.SYSTEM, self.system), *turns]
 
     def _text(self, turns: Sequence[Turn]) -> str:
-        """The text that `render` followed by `header` stands for."""
+        """The text of `render`, followed by `header`."""
         skeleton = self._skeleton
         text = "".join(span.text for span in skeleton.begin)
         opener = "".join(span.text for span in skeleton.first_opener)
@@ -277,7 +277,7 @@ def _starts_with(bos: Token, skeleton: Skeleton, splicer: Splicer) -> bool:
 
 
 def _opening_specials(tokenizer: Tokenizer, splicer: Splicer, skeleton: Skeleton) -> set[Token]:
-    """Special tokens with which an answer's closer and a user's opener begin: a model that draws one has finished."""
+    """Special tokens at the start of an answer's closer and of a user's opener: sampling one ends the answer."""
     found = set()
     for text in (skeleton.close, skeleton.opener):
         marks = splicer.split(text.lstrip())
@@ -287,7 +287,7 @@ def _opening_specials(tokenizer: Tokenizer, splicer: Splicer, skeleton: Skeleton
 
 
 def _merges_with_header(turns: Sequence[Turn]) -> bool:
-    """Whether white space at the start of an answer could melt with the header, which was fed before it was drawn."""
+    """Whether white space at the start of an answer could merge with the header, which is fed separately."""
     return any(turn.role is Role.ASSISTANT and turn.text[:1].isspace() for turn in turns)
 
 
