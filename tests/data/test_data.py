@@ -491,3 +491,80 @@ def test_follow_ups_are_not_waited_for_where_no_dialogue_goes_on(tmp_path: Path)
 def test_the_test_does_not_change_with_how_much_is_kept_to_train_on(sources: Path) -> None:
     some, more = (list(unseen_samples(sources, replace(RECIPE, per_source=number))) for number in (20, 2000))
     assert some == more
+
+
+# Corpora as they are
+
+
+def write_rows(path: Path, rows: list[dict[str, object]], encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding=encoding)
+    return path
+
+
+def conversation(*turns: str) -> list[dict[str, str]]:
+    """Turns written as "u: …" or "a: …"."""
+    roles = {"u": "user", "a": "assistant"}
+    return [{"role": roles[turn[0]], "text": turn[3:]} for turn in turns]
+
+
+def test_consecutive_turns_of_one_side_are_joined(tmp_path: Path) -> None:
+    turns = conversation("a: Good morning.", "u: my parcel is late", "u: ", "u: it was a lamp", "a: Oh.", "a: I see.")
+    path = write_rows(tmp_path / "calls.jsonl", [{"id": "1", "turns": turns}])
+    [dialogue] = corpus.dialogues(path, "calls", 10, random.Random(0))
+    assert dialogue.turns == (
+        Turn(Role.USER, "my parcel is late it was a lamp"),
+        Turn(Role.ASSISTANT, "Oh. I see."),
+    )
+    assert [opening for _, opening in corpus.openings(path)] == ["my parcel is late it was a lamp"]
+
+
+def test_what_is_left_out_is_counted_and_reported(tmp_path: Path) -> None:
+    sources, out = write_sources(tmp_path / "sources"), tmp_path / "out"
+    silent = [conversation("a: Hello?", "a: Anybody there?"), conversation("u: hello"), []]
+    write_rows(sources / "dialogues" / "lost.jsonl", [{"id": str(i), "turns": t} for i, t in enumerate(silent)])
+    rows: list[dict[str, object]] = [{"id": "1", "text": "and a blue one"}, {"id": "2", "text": " "}]
+    write_rows(sources / "queries" / "bits.jsonl", rows)
+    content = DatasetBuilder(sources, out, RECIPE).build()
+    dropped = content["train"]["dropped"]
+    assert dropped["dialogues/lost: no user turn with an answer"] == 3
+    assert dropped["queries/bits: kind is not assistant_query"] == 1
+    assert dropped["queries/bits: empty text"] == 1
+    assert not any(reason.startswith("dialogues/talks") for reason in dropped)
+    assert "| dialogues/lost: no user turn with an answer | 3 |" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": "où est le thé"}, {"text": "ici"}], encoding)
+    assert [(number, row["text"]) for number, row in read_rows(path)] == [(1, "où est le thé"), (2, "ici")]
+
+
+def test_zero_is_the_name_of_a_document(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"id": i, "doc": 0, "text": f"the {i}th lamp"} for i in range(5)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert {item.part for item in corpus.utterances(path, "rows", 10, random.Random(0))} == {corpus.part_of("0")}
+
+
+def test_one_document_is_too_few_and_it_is_said_why(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path)
+    for path in (sources / "background").iterdir():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        write_rows(path, [{**row, "doc": "all of it"} for row in lines])
+    split = next(name for name, (low, high) in SPLITS.items() if not low <= corpus.part_of("all of it") < high)
+    with pytest.raises(BadData, match=rf"background leaves nothing for the split '{split}': .*distinct doc values"):
+        Pools(sources, RECIPE, split)
+
+
+def test_small_sources_give_what_they_can(sources: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPES["paper"], num_samples=5000, num_dev=5000, num_test=0, unseen=frozenset())
+    content = DatasetBuilder(sources, tmp_path / "some", recipe, at_most=("train", "dev")).build()
+    for split in ("dev", "train"):
+        number = content[split]["num_samples"]
+        assert 20 < number < 5000
+        assert len(list(read_samples(tmp_path / "some" / f"{split}.jsonl"))) == number
+        assert set(content[split]["states"]) == {"process", "incomplete", "ignore"}
+    exact = DatasetBuilder(sources, tmp_path / "exact", replace(recipe, num_samples=100, num_dev=20))
+    assert exact.build()["train"]["num_samples"] == 100
+    with pytest.raises(BadData, match="--samples"):
+        DatasetBuilder(sources, tmp_path / "all", replace(recipe, num_samples=2 * number)).build()

@@ -171,7 +171,19 @@ def test_bad_input_is_explained(model_folder: Path, data: Path, tmp_path: Path) 
         run("data", "build", "duologue", "--sources", tmp_path, "--out", tmp_path / "samples", "--cuts-by", "rules")
     with pytest.raises(UsageError, match="not a folder"):
         run("data", "build", "paper", "--sources", tmp_path / "nowhere", "--out", tmp_path / "samples")
-    with pytest.raises(UsageError, match=r"--unseen dessk: no such source; there are .*desk"):
+    with pytest.raises(UsageError, match=r"--unseen dessk: no such source; the folder has .*desk"):
         run("data", "build", "paper", "--sources", write_sources(tmp_path), "--out", tmp_path, "--unseen", "dessk")
-    with pytest.raises(UsageError, match="go together"):
+    with pytest.raises(UsageError, match="must be given together"):
         run("data", "build", "paper", "--sources", tmp_path, "--out", tmp_path, "--judge-url", "http://localhost:1/v1")
+
+
+def test_without_a_number_of_samples_a_small_corpus_gives_what_it_can(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources, out = write_sources(tmp_path / "sources"), tmp_path / "samples"
+    assert run("data", "build", "paper", "--sources", sources, "--out", out, "--test", 0, "--dev", 20) == 0
+    said = re.search(
+        r"give only (\d+) different samples for train\.jsonl, not the recipe's 10000", capsys.readouterr().out
+    )
+    assert said is not None
+    assert int(said[1]) == len((out / "train.jsonl").read_text().splitlines()) > 20

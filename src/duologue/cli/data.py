@@ -135,10 +135,20 @@ def run_build(args: argparse.Namespace) -> int:
     end_of_turn = None if args.cuts_by == "rules" or recipe.cuts == "random" else _end_of_turn(args.cuts_by)
     made_by = {"cuts_by": None if end_of_turn is None else args.cuts_by, "judge": args.judge_model}
     with progress("Building samples") as stage:
-        DatasetBuilder(
-            args.sources, args.out, recipe, end_of_turn=end_of_turn, judge=judge, made_by=made_by, progress=stage.count
+        content = DatasetBuilder(
+            args.sources,
+            args.out,
+            recipe,
+            end_of_turn=end_of_turn,
+            judge=judge,
+            made_by=made_by,
+            at_most=[split for split, number in (("train", args.samples), ("dev", args.dev)) if number is None],
+            progress=stage.count,
         ).build()
     print((args.out / "report.md").read_text(encoding="utf-8"))
+    for split, wanted in (("train", recipe.num_samples), ("dev", recipe.num_dev)):
+        if (number := content[split]["num_samples"]) < wanted:
+            print(f"The sources give only {number} different samples for {split}.jsonl, not the recipe's {wanted}.")
     print(f"The samples are in {args.out}. Train on them with: duologue train alora --data {args.out} --out DIR")
     return 0
 

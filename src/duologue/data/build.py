@@ -7,6 +7,7 @@ Splits are by whole sources (`Recipe.unseen`, used only in the test) and otherwi
 import math
 import random
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -24,6 +25,7 @@ OPEN_WORDS = 4
 """Lines of our own with more words than this are in one split only."""
 
 _TRIES = 30  # draws of one state in one scene
+_RECENT, _EXHAUSTED = 200, 10  # sources are exhausted if the last 200 samples took ten draws each
 _STOCK = 128  # queries that are scored together
 
 _LEAVE = re.compile(
@@ -102,20 +104,27 @@ class SampleBuilder:
             for name, lines in phrases.sections().items()
         }
 
-    def samples(self, num_samples: int, admit: Callable[[Sample], bool] = lambda sample: True) -> Iterator[Sample]:
+    def samples(
+        self, num_samples: int, admit: Callable[[Sample], bool] = lambda sample: True, *, at_most: bool = False
+    ) -> Iterator[Sample]:
         """`num_samples` samples; those that share a scene follow each other.
 
-        A sample that is not admitted is drawn again; `BadData` if too many are refused.
+        A sample that is not admitted is drawn again. Too many refusals raise `BadData`. With `at_most`, the samples end
+        when the sources are exhausted: when only one draw in `_EXHAUSTED` is still admitted.
         """
         recipe, rng = self._recipe, self._rng
         states, weights = list(recipe.shares), list(recipe.shares.values())
         num_left, refused = num_samples, 0
+        num_draws: deque[int] = deque(maxlen=_RECENT)
         while num_left > 0:
             scene = self.scene(goes_on=rng.random() < recipe.follow_ups)
             for _ in range(min(recipe.texts_per_context, num_left)):
                 state = rng.choices(states, weights)[0]
-                drawn = (self.sample(state, scene) for _ in range(_TRIES))
-                found = next((sample for sample in drawn if admit(sample)), None)
+                drawn = ((number, self.sample(state, scene)) for number in range(1, _TRIES + 1))
+                number, found = next((draw for draw in drawn if admit(draw[1])), (_TRIES, None))
+                num_draws.append(number)
+                if at_most and sum(num_draws) > _EXHAUSTED * _RECENT:
+                    return
                 if found is None:
                     refused += 1
                     if refused > num_samples:

@@ -5,9 +5,11 @@ is the name of its source. Files are streamed; only a seeded sample of each is k
 """
 
 import hashlib
+import itertools
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +21,8 @@ from duologue.types import Role, Turn
 T = TypeVar("T")
 
 FOLDERS = ("queries", "background", "dialogues", "hard")
-
+QUERY_KIND = "assistant_query"
+"""The kind of rows in `queries/` that can be asked on their own."""
 
 TURN_KINDS = frozenset({"assistant_turn", "topic_switch", "correction"})
 """Kinds whose id is that of a dialogue and the number of a turn: such rows belong to the document of the dialogue."""
@@ -70,19 +73,36 @@ def source_files(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def utterances(path: Path, source: str, limit: int, rng: random.Random) -> list[CorpusUtterance]:
-    """A seeded sample of at most `limit` utterances of a file, in random order."""
+    """A seeded sample of at most `limit` utterances of a file, in random order. Empty ones are left out."""
     return _random_sample(_utterances(path, source), limit, rng)
 
 
 def dialogues(path: Path, source: str, limit: int, rng: random.Random) -> list[CorpusDialogue]:
-    """A seeded sample of at most `limit` dialogues of a file, in random order."""
-    return _random_sample((CorpusDialogue(turns, source, part) for part, turns in _dialogues(path)), limit, rng)
+    """A seeded sample of at most `limit` dialogues of a file, in random order. Those without an answer are left out."""
+    found = (CorpusDialogue(turns, source, part) for part, turns in _dialogues(path) if turns)
+    return _random_sample(found, limit, rng)
 
 
 def openings(path: Path) -> Iterator[tuple[float, str]]:
     """The position in [0, 1) of each of a file's dialogues, and the first turn of its user."""
     for part, turns in _dialogues(path):
-        yield part, turns[0].text
+        if turns:
+            yield part, turns[0].text
+
+
+def left_out(files: Mapping[str, Mapping[str, Path]]) -> dict[str, int]:
+    """How many rows of the given files (see `source_files`) cannot be used, by reason."""
+    counts: Counter[str] = Counter()
+    for folder in ("queries", "background"):
+        for source, path in files[folder].items():
+            for _, row in read_rows(path):
+                if not str(row.get("text", "")).strip():
+                    counts[f"{folder}/{source}: empty text"] += 1
+                elif folder == "queries" and row.get("kind") != QUERY_KIND:
+                    counts[f"{folder}/{source}: kind is not {QUERY_KIND}"] += 1
+    for source, path in files["dialogues"].items():
+        counts[f"dialogues/{source}: no user turn with an answer"] += sum(not turns for _, turns in _dialogues(path))
+    return {reason: num for reason, num in counts.items() if num}
 
 
 def _utterances(path: Path, source: str) -> Iterator[CorpusUtterance]:
@@ -93,7 +113,8 @@ def _utterances(path: Path, source: str) -> Iterator[CorpusUtterance]:
             raise BadData(f"{path}, line {number}: no text; an utterance needs id and text")
         if not text.strip():
             continue
-        document, kind = str(row.get("doc") or row.get("id") or text), str(row.get("kind", ""))
+        named = (str(row[name]) for name in ("doc", "id") if row.get(name) not in (None, ""))
+        document, kind = next(named, text), str(row.get("kind", ""))
         if kind in TURN_KINDS:
             document = re.sub(r"-\d+$", "", document)
         known = {name: str(row.get(name) or "") for name in ("id", "intent", "before")}
@@ -105,7 +126,10 @@ def _utterances(path: Path, source: str) -> Iterator[CorpusUtterance]:
 
 
 def _dialogues(path: Path) -> Iterator[tuple[float, tuple[Turn, ...]]]:
-    """The dialogues of a file that begin with a user and alternate; those with the same opening are one document."""
+    """The dialogues of a file, beginning with a user; those with the same opening are one document.
+
+    Consecutive turns of the same role are joined. No turns: the user says nothing that is answered.
+    """
     for number, row in read_rows(path):
         try:
             turns = [Turn(Role(turn["role"]), turn["text"].strip()) for turn in row["turns"]]
@@ -113,12 +137,14 @@ def _dialogues(path: Path) -> Iterator[tuple[float, tuple[Turn, ...]]]:
             raise BadData(
                 f"{path}, line {number}: bad turns ({error}); expected role user or assistant, and text"
             ) from None
+        grouped = itertools.groupby((turn for turn in turns if turn.text), key=lambda turn: turn.role)
+        turns = [Turn(role, " ".join(turn.text for turn in same)) for role, same in grouped]
         if turns and turns[0].role is Role.ASSISTANT:
             turns = turns[1:]
-        expected = [Role.USER if i % 2 == 0 else Role.ASSISTANT for i in range(len(turns))]
-        if len(turns) < 2 or [turn.role for turn in turns] != expected or not all(turn.text for turn in turns):
-            continue
-        yield part_of(" ".join(turns[0].text.lower().split())), tuple(turns)  # branches of one conversation tree, say
+        if len(turns) < 2:
+            yield 0.0, ()
+        else:  # branches of one conversation tree have the same opening
+            yield part_of(" ".join(turns[0].text.lower().split())), tuple(turns)
 
 
 def _random_sample(items: Iterable[T], limit: int, rng: random.Random) -> list[T]:

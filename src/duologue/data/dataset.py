@@ -1,7 +1,7 @@
 """A folder of samples built from a folder of sources: train.jsonl, dev.jsonl, test.jsonl and a report."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -35,6 +35,7 @@ class DatasetBuilder:
         end_of_turn: EndOfTurn | None = None,
         judge: Judge | None = None,
         made_by: Mapping[str, str | None] | None = None,
+        at_most: Collection[str] = (),
         progress: StageProgress = silent,
     ) -> None:
         """
@@ -42,6 +43,7 @@ class DatasetBuilder:
             end_of_turn: detects cuts that are complete requests (`forms.unfinished_cut`); None: by rules alone.
             judge: a model that detects background lines addressed to an assistant; None: by rules alone.
             made_by: the names of both, because other models would give other samples.
+            at_most: splits that may get fewer samples than the recipe says, if the sources do not give more.
 
         Raises:
             UsageError: `out` has samples of another recipe; `sources` has nothing to test on.
@@ -51,6 +53,7 @@ class DatasetBuilder:
             _check_unseen(sources, recipe)
         self._sources, self._out, self._recipe = sources, out, recipe
         self._end_of_turn, self._judge, self._progress = end_of_turn, judge, progress
+        self._at_most = at_most
         self._known = Duplicates()
         self._reports: dict[str, Report] = {}
         self._contents: dict[str, dict[str, Any]] = {}  # reports of complete splits
@@ -104,11 +107,15 @@ class DatasetBuilder:
         return {"recipe": self._recipe.to_json(), **self._contents}
 
     def _split_samples(self, split: str, number: int) -> Iterator[Sample]:
+        if split == "train":  # once, for all splits
+            for reason, num in corpus.left_out(corpus.source_files(self._sources)).items():
+                self._reports[split].drop(reason, num)
         pools = Pools(self._sources, self._recipe, split)
         builder = SampleBuilder(
             pools, self._recipe, split, self._end_of_turn, lambda text: self._is_device_directed(split, text)
         )
-        for done, sample in enumerate(builder.samples(number, lambda sample: self._admit(split, sample)), 1):
+        drawn = builder.samples(number, lambda sample: self._admit(split, sample), at_most=split in self._at_most)
+        for done, sample in enumerate(drawn, 1):
             self._count(split, sample)
             self._progress(split, done, number)
             yield sample

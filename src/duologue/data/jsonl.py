@@ -19,7 +19,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with opener(path, "rt", encoding="utf-8-sig") as lines:  # some editors write a byte-order mark
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, _row(path, number, line)

@@ -57,7 +57,7 @@ class Pools:
 
         # hard/ takes precedence over queries/, where the same stop commands occur without a mark
         self.queries = self._read(
-            files["queries"], lambda u: u.kind == "assistant_query" and forms.spoken(u.text) not in hard_texts
+            files["queries"], lambda u: u.kind == corpus.QUERY_KIND and forms.spoken(u.text) not in hard_texts
         )
         self.background = self._read(files["background"], lambda u: bool(forms.words(u.text)))
         self.hard = self._read(files["hard"], lambda u: u.source != "stop_commands")
@@ -76,8 +76,13 @@ class Pools:
         }
         for name, pool in (("queries", self.queries), ("background", self.background)):
             if not pool:
-                reason = f": none of the unseen sources {sorted(recipe.unseen)} is there" if unseen else ""
-                raise BadData(f"{folder / name} leaves nothing for the split {split!r}{reason}")
+                reason = (
+                    f"none of the unseen sources {sorted(recipe.unseen)} is there"
+                    if unseen
+                    else "rows are assigned to splits by their doc, or else by their id, so it needs more distinct doc "
+                    "values, or more sources"
+                )
+                raise BadData(f"{folder / name} leaves nothing for the split {split!r}: {reason}")
 
     def is_whole(self, text: str) -> bool:
         """Whether somebody said exactly `text` to an assistant."""

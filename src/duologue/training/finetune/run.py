@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -16,7 +17,7 @@ from duologue.errors import BadData, UsageError
 from duologue.models.adapters import Adapter
 from duologue.text.template import Template
 from duologue.training.finetune.duplex_model import DuplexModel
-from duologue.training.finetune.examples import lay_out
+from duologue.training.finetune.examples import Example, lay_out
 from duologue.training.finetune.loop import Finetuning, Validation
 from duologue.training.finetune.recipes import FinetuneSettings
 from duologue.training.runs import (
@@ -64,8 +65,7 @@ def finetune(
         BadData: see `read_splits`; no sample has a response.
         UsageError: sequences longer than the model accepts; see `lay_out` and `Finetuning`.
     """
-    started = time.monotonic()
-    settings = run.settings
+    started, settings = time.monotonic(), run.settings
     run.out.mkdir(parents=True, exist_ok=True)
     samples, dev_samples, states = read_splits(run.data)
     _check(samples, model, settings)
@@ -78,10 +78,8 @@ def finetune(
     duplex = DuplexModel(model.float(), len(states), start_tokens(tokenizer), settings)
     before = time.monotonic() - started
     training = Finetuning(duplex, states, train, dev, settings, run.out)
-    if not training.is_main:
-        say = _say_nothing
-    num_responses = sum(bool(example.reply) for example in train)
-    say(f"{describe_splits(samples, dev_samples)}; {num_responses} with a response")
+    say = say if training.is_main else _say_nothing
+    say(f"{describe_splits(samples, dev_samples)}; {_num_responses(train)} with a response")
     say(f"longer than {settings.max_length} tokens: in training {truncation}; held out {dev_truncation}")
     if training.step:
         say(f"continuing after step {training.step}")
@@ -89,22 +87,14 @@ def finetune(
 
     p = training.score(dev)
     facts = {
-        "samples": count_states(samples),
-        "sources": count_sources(samples),
-        "responses": num_responses,
-        "settings": asdict(settings),
-        "looks": [asdict(validation) for validation in training.validations],  # their name in adapter folders
-        "steps": training.step,
-        "torch": torch.__version__,
+        **_facts(settings, samples, train, training),
         "base": name,
         "shortened": asdict(truncation),
         "seconds": round(before + training.seconds),
     }
-    fingerprint = fingerprint_of(duplex.base, tokenizer)
-    label = f"{name}, {settings.kind}"
-    adapter = calibrated(
-        Adapter("rows", states, duplex.rows(), None, {}, fingerprint, label, facts=facts), dev_samples, p
-    )
+    fingerprint, label = fingerprint_of(duplex.base, tokenizer), f"{name}, {settings.kind}"
+    adapter = Adapter("rows", states, duplex.rows(), fingerprint=fingerprint, name=label, facts=facts)
+    adapter = calibrated(adapter, dev_samples, p)
     if training.is_main:
         _write(run.out, duplex, tokenizer, settings)
         adapter.save(run.out)
@@ -123,6 +113,25 @@ def _check(samples: Sequence[Sample], model: PreTrainedModel, settings: Finetune
             f"no process sample has a response, so nothing constrains what a {settings.kind} model says; "
             "build the data with responses, or train on the states alone with response_weight=0"
         )
+
+
+def _facts(
+    settings: FinetuneSettings, samples: Sequence[Sample], train: Sequence[Example], training: Finetuning
+) -> dict[str, Any]:
+    """What the adapter records about its training."""
+    return {
+        "samples": count_states(samples),
+        "sources": count_sources(samples),
+        "responses": _num_responses(train),
+        "settings": asdict(settings),
+        "looks": [asdict(validation) for validation in training.validations],  # their name in adapter folders
+        "steps": training.step,
+        "torch": torch.__version__,
+    }
+
+
+def _num_responses(examples: Sequence[Example]) -> int:
+    return sum(bool(example.reply) for example in examples)
 
 
 def _write(out: Path, duplex: DuplexModel, tokenizer: HfTokenizer, settings: FinetuneSettings) -> None:
