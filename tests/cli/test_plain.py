@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, TextIO
@@ -86,19 +87,23 @@ def test_lines_that_come_in_one_go_are_answered_one_after_the_other(pipe: Pipe) 
 def test_a_line_that_comes_while_it_answers_interrupts(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "_ONE_GO_S", 0.0)
     talk = Talk(ANSWERS)
-    forward, count = talk.backend.forward, [0]
+    forward, hear, count, heard = talk.backend.forward, talk.session.hear, [0], threading.Event()
 
     def and_then_somebody_speaks(batch: Any) -> Any:
         count[0] += 1
         if count[0] == 25:
             pipe.write("and you\n")
             pipe.hang_up()
-        if count[0] > 25 and not any(text == "and you" for _, text in talk.turns):
-            import time
-
-            time.sleep(0.02)
+            assert heard.wait(10)
         return forward(batch)
 
+    def noted(text: str, **options: Any) -> Any:
+        events = hear(text, **options)
+        if text == "and you":
+            heard.set()
+        return events
+
+    talk.session.hear = noted  # type: ignore[method-assign]
     talk.backend.forward = and_then_somebody_speaks  # type: ignore[method-assign]
     pipe.write("hello\n")
     text = talk_over(pipe.end, talk)

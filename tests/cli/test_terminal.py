@@ -1,6 +1,7 @@
 """The full-screen chat, driven by keys through a pipe, with a scripted model behind it."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from io import StringIO
 from typing import Any
@@ -44,16 +45,21 @@ class Screen:
         self.engine = Engine(talk.backend)
         self.live = self.engine.open(talk.session)
         output = Vt100_Output(self.drawn, lambda: Size(rows=rows, columns=columns), term="xterm")
+        self.drawn_anew = asyncio.Event()
         self.terminal = Terminal(self.live, "a model", input=keys, output=output)
+        self.terminal._application.after_render += lambda _: self.drawn_anew.set()
 
     def press(self, keys: str) -> None:
         self.keys.send_text(keys)
 
     async def until(self, is_so: Callable[[], Any]) -> None:
-        for _ in range(1000):
+        """Wait until it is so; it is looked at whenever the screen is drawn."""
+        for _ in range(200):
             if is_so():
                 return
-            await asyncio.sleep(0.005)
+            self.drawn_anew.clear()
+            with contextlib.suppress(TimeoutError):  # some things change without being drawn
+                await asyncio.wait_for(self.drawn_anew.wait(), 0.05)
         raise AssertionError(f"it never came to that; the screen says:\n{self.text}")
 
     @property
@@ -164,7 +170,6 @@ def test_keys_that_have_nothing_to_do_say_so_or_nothing() -> None:
         await screen.until(lambda: "no answer is suspended" in screen.text)
         screen.press(ESC)
         screen.press(PAGE_UP + PAGE_DOWN)
-        await asyncio.sleep(0.1)
         screen.press(CTRL_D)
 
     screen = play(script)
@@ -318,8 +323,8 @@ def test_one_can_look_back() -> None:
         assert screen.terminal.lines(90, 9) != newest
         for _ in range(50):
             screen.press(PAGE_UP)
-        await asyncio.sleep(0.1)
-        assert "".join(part for _, part in screen.terminal.lines(90, 9)[0]).split()[1] == "0", "the beginning"
+        first = lambda: "".join(part for _, part in screen.terminal.lines(90, 9)[0]).split()[1]  # noqa: E731
+        await screen.until(lambda: first() == "0")  # the beginning
         assert len(screen.terminal.lines(90, 9)) == 9
         screen.press("x")
         await screen.until(lambda: not screen.terminal._back)
