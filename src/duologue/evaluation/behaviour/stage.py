@@ -5,6 +5,7 @@ the model; a few at a time, since nobody needs to wait for what is known. States
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,20 +15,24 @@ from duologue.baselines.gated import Turns, Vad
 from duologue.baselines.tdm import PROMPT, Tdm
 from duologue.core.answer import Answer
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage
-from duologue.core.events import Event
+from duologue.core.events import Event, Promoted
+from duologue.core.history import Ledger
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe
 from duologue.core.session import BaseSession, Phase, Session, SessionFactory
 from duologue.engine.replay import Cue, Replay, Script
 from duologue.errors import UsageError
 from duologue.evaluation.behaviour.cases import WORDS_PER_S, Case
-from duologue.models.model import Model
+from duologue.evaluation.behaviour.passes import SharedPasses, run_together
+from duologue.models.model import Model, Progress
 from duologue.models.prompting import prompted_probe
 from duologue.text.template import Template
-from duologue.types import SLICE_PERIOD_S, InputState, Seq, Token, Turn
+from duologue.types import SLICE_PERIOD_S, InputState, Role, Seq, Token, Turn
 
 PASS_S = 0.05
 """What a forward pass costs, in seconds of the virtual clock."""
+MAX_LENGTH = 1024
+"""Tokens of one conversation; the longest case needs half of that."""
 _TOKENS_AT_ONCE = 8  # of a given answer, in one pass
 _SURE = 0.98
 
@@ -54,9 +59,7 @@ class Played:
     case: Case
     events: list[Event] = field(default_factory=list)
     history: list[Turn] = field(default_factory=list)  # of the session, at the end
-    contexts: dict[int, str] = field(
-        default_factory=dict
-    )  # answer → what the cache held when its first token was drawn
+    context_right: bool | None = None  # history and cache hold what was heard, and nothing else; None: one channel
     num_passes: int = 0
     num_drawn: int = 0  # tokens of answers
     num_wasted: int = 0  # of those, what was never heard of answers that were cut or taken back
@@ -86,13 +89,36 @@ def kind_of(name: str, model: Model) -> Kind:
             raise UsageError(f"no kind of session {name!r}; there are {', '.join(SESSIONS)}")
 
 
-def play(case: Case, kind: Kind, backend: Backend, template: Template, *, max_length: int = 2048) -> Played:
-    """Play `case` to a new session on `backend`."""
+def play_all(
+    cases: Sequence[Case],
+    kind: Kind,
+    backend: Backend,
+    template: Template,
+    *,
+    at_once: int = 1,
+    progress: Progress | None = None,
+) -> list[Played]:
+    """Play all `cases`, `at_once` of them in the same passes."""
+    done = itertools.count(1)
+
+    def job(case: Case, shared: SharedPasses, thread: int) -> Played:
+        played = _play(case, kind, shared, thread, template)
+        if progress is not None:
+            progress("playing", next(done) / len(cases))
+        return played
+
+    jobs = [partial(job, case) for case in cases]
+    found = dict(run_together(jobs, backend, at_once))
+    return [found[number] for number in range(len(cases))]
+
+
+def _play(case: Case, kind: Kind, shared: SharedPasses, thread: int, template: Template) -> Played:
+    """Play `case` to a new session."""
     history, cues = list(case.history), case.cues()
     if case.answer is not None:
         asked = history.pop()
         cues = [Cue(0.0, asked.text, "opening", final=True), Cue(0.0, command="respond"), *cues]
-    stage = _Stage(case, backend, template, kind)
+    stage = _Stage(case, shared, thread, template, kind)
     replay = Replay(
         Script(tuple(cues), kind.system, tuple(history)),
         stage,
@@ -101,14 +127,14 @@ def play(case: Case, kind: Kind, backend: Backend, template: Template, *, max_le
         policy=kind.policy,
         period_s=SLICE_PERIOD_S,
         passes=round(SLICE_PERIOD_S / PASS_S),
-        max_length=max_length,
+        max_length=min(MAX_LENGTH, shared.backend.info.context_length),
         make=stage.make,
         end=case.end,
         words_per_second=WORDS_PER_S,
     )
     try:
         stage.played.events += list(replay)
-        return stage.finish(replay.result.trace.num_passes)
+        return stage.finish(tuple(history), replay.result.trace.num_passes)
     finally:
         replay.close()
 
@@ -117,8 +143,9 @@ def play(case: Case, kind: Kind, backend: Backend, template: Template, *, max_le
 class _Stage(Backend):
     """The backend that a session sees: it knows what every sequence holds, and gives answers the words of the case."""
 
-    def __init__(self, case: Case, backend: Backend, template: Template, kind: Kind) -> None:
-        self._backend = backend
+    def __init__(self, case: Case, shared: SharedPasses, thread: int, template: Template, kind: Kind) -> None:
+        self._shared = shared
+        self._thread = thread
         self.played = Played(case)
         self._kind = kind
         self._template = template
@@ -127,6 +154,7 @@ class _Stage(Backend):
         self._reply = template.answer(case.reply)
         self._held: dict[Seq, list[Token]] = {}
         self._answers: dict[int, Answer] = {}
+        self._contexts: dict[int, str] = {}  # by answer: what its sequence held when its first token was drawn
         self._session: BaseSession | None = None
 
     def make(self, *args: Any, **options: Any) -> BaseSession:
@@ -134,7 +162,7 @@ class _Stage(Backend):
         self._session = self._kind.make(*args, **options)
         return self._session
 
-    def finish(self, num_passes: int) -> Played:
+    def finish(self, history: Sequence[Turn], num_passes: int) -> Played:
         """Add up what is known at the end."""
         assert self._session is not None, "it was made"
         played, running = self.played, self._session.running
@@ -144,36 +172,55 @@ class _Stage(Backend):
             played.num_drawn += answer.num_tokens
             if answer is not running and not answer.is_heard_to_the_end:
                 played.num_wasted += answer.end_at - answer.heard_at
+        if not isinstance(self._session, Tdm):
+            played.context_right = self._is_context_right(history)
         return played
+
+    def _is_context_right(self, history: Sequence[Turn]) -> bool:
+        """Whether every answer was drawn behind what had been heard, as the events tell it, and so is the history."""
+        ledger = Ledger(history)
+        for event in self.played.events:
+            if isinstance(event, Promoted) and event.answer in self._contexts:
+                turns = [*ledger.history, Turn(Role.USER, event.text)]
+                expected = (*self._template.begin, *self._template.lay_out(turns), *self._template.header)
+                if self._contexts[event.answer] != self._template.tokenizer.decode(expected):
+                    return False
+            ledger(event)
+        return ledger.history == self.played.history
 
     @property
     def info(self) -> BackendInfo:
-        return self._backend.info
+        return self._shared.backend.info
 
     def num_passes(self, batch: Sequence[Extend]) -> int:
-        return self._backend.num_passes(batch)
+        return self._shared.backend.num_passes(batch)
 
     def length(self, seq: Seq) -> int:
-        return self._backend.length(seq)
+        with self._shared.lock:
+            return self._shared.backend.length(seq)
 
     def usage(self) -> Usage:
-        return self._backend.usage()
+        with self._shared.lock:
+            return self._shared.backend.usage()
 
     def fork(self, parent: Seq | None, length: int = 0) -> Seq:
-        seq = self._backend.fork(parent, length)
+        with self._shared.lock:
+            seq = self._shared.backend.fork(parent, length)
         self._held[seq] = [] if parent is None else self._held[parent][:length]
         return seq
 
     def truncate(self, seq: Seq, length: int) -> None:
-        self._backend.truncate(seq, length)
+        with self._shared.lock:
+            self._shared.backend.truncate(seq, length)
         del self._held[seq][length:]
 
     def free(self, seq: Seq) -> None:
-        self._backend.free(seq)
+        with self._shared.lock:
+            self._shared.backend.free(seq)
         del self._held[seq]
 
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
-        steps = self._backend.forward(batch)
+        steps = self._shared.forward(self._thread, batch)
         for extend in batch:
             self._held[extend.seq] += extend.tokens
         return [self._directed(extend, step) for extend, step in zip(batch, steps, strict=True)]
@@ -195,7 +242,7 @@ class _Stage(Backend):
         if answer is None:
             return step
         if not answer.num_tokens:
-            self.played.contexts[answer.id] = self._template.tokenizer.decode(self._held[extend.seq])
+            self._contexts[answer.id] = self._template.tokenizer.decode(self._held[extend.seq])
         given = self._answer if answer.user_text == self._asked else self._reply
         tokens = (*given, min(self._template.stop_tokens))[answer.num_tokens :][:_TOKENS_AT_ONCE]
         return dataclasses.replace(step, tokens=tokens or (min(self._template.stop_tokens),))

@@ -1,0 +1,184 @@
+"""`duologue eval behaviour`: scripted conversations on a virtual clock."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from duologue.cli.options import add_model_options, load_model, other_backend, whole
+from duologue.cli.progress import progress
+from duologue.errors import MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from duologue.evaluation.behaviour.cases import Case
+    from duologue.evaluation.behaviour.measures import Judged
+
+SPLITS = ("test", "dev")
+FORMATS = ("cases", "record", "flexi", "full_duplex_bench", "codett", "turnbench")
+_SMOKE = 16  # of the conversations, one in so many
+
+_EPILOG = """\
+Without CASES, the 638 conversations that come with the package are played. They are frozen; tune on --split dev only.
+CASES is a file of cases, one JSON object per line, or a folder of such files:
+  {"id": "a", "kind": "recorded", "history": [{"role": "user", "text": "why is the sky blue"}],
+   "answer": "Because light is scattered by small things in the air.",
+   "acts": [{"at": 2, "speak": "mhm"}, {"at": 5, "type": "stop"}],
+   "expect": [{"action": "go_on", "from": 2, "at": 2.4}, {"action": "stop", "at": 5}]}
+Actions are answer, wait, go_on, stop and resume. docs/behaviour.md describes every field.
+
+examples:
+  duologue eval behaviour                                    the default model with its adapter
+  duologue eval behaviour --json | tail -1                   {"n", "set", "accuracy", "actions", "kinds", "pairs", …}
+  duologue eval behaviour --sessions duplex,turns,vad --out report
+  duologue eval behaviour records/talk.jsonl --write my-cases/talk.jsonl     a recorded conversation becomes cases
+  duologue eval behaviour my-cases --model my-model
+  duologue eval behaviour data_text_json --read flexi
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "behaviour",
+        usage="duologue eval behaviour [CASES] [options]",
+        help="conversations on a virtual clock, judged by rules",
+        description="Play scripted conversations and judge what happens in them by rules: the same verdicts every run.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("cases", type=Path, nargs="?", metavar="CASES", help="conversations of your own")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="which of the package's conversations")
+    parser.add_argument("--seed", type=int, metavar="N", help="instead, conversations with other names and times")
+    parser.add_argument("--read", choices=FORMATS, help="format of CASES (default: cases, or a record)")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the conversations there as cases, and stop")
+    parser.add_argument(
+        "--sessions",
+        default="duplex",
+        metavar="NAMES",
+        help="kinds of sessions, separated by commas: duplex (default), prompted, slices, turns, vad, tdm, or all",
+    )
+    parser.add_argument("--smoke", action="store_true", help=f"only one in {_SMOKE} conversations")
+    parser.add_argument(
+        "--at-once", type=whole(least=1, most=24), default=8, metavar="N", help="conversations per pass (default 8)"
+    )
+    parser.add_argument(
+        "--compare", metavar="BACKEND[:WEIGHTS]", help="play on another backend too, and count other verdicts"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per kind of session; tables to stderr")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write result.json, kinds.png and index.html there")
+    add_model_options(parser, with_context=False)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Play, judge, print and write."""
+    from duologue.evaluation.behaviour.report import tables
+
+    names = _sessions(args.sessions)
+    cases = _cases(args)
+    if args.write is not None:
+        return _write_cases(cases, args.write)
+    other = None if args.compare is None else other_backend(args)
+    if args.out is not None:
+        _make(args.out)
+    judged = _judged(args, cases, names)
+    runs = {name: _figures(found) for name, found in judged.items()}
+    if other is not None:
+        _compare(other, cases, judged, runs)
+    print(tables(runs), file=sys.stderr if args.json else sys.stdout)
+    for name, result in runs.items():
+        if "compare" in result:
+            print(f"{name} on {args.compare}: {json.dumps(result['compare'])}", file=sys.stderr)
+    if args.out is not None:
+        _write(args.out, runs, judged)
+    if args.json:
+        from duologue.evaluation.behaviour.measures import line
+
+        for found in judged.values():
+            print(json.dumps(line(found), ensure_ascii=False))
+    return 0
+
+
+def _sessions(names: str) -> list[str]:
+    from duologue.evaluation.behaviour.stage import SESSIONS
+
+    chosen = list(SESSIONS) if names == "all" else names.split(",")
+    if unknown := [name for name in chosen if name not in SESSIONS]:
+        raise UsageError(f"no kind of session {unknown[0]!r}; there are {', '.join(SESSIONS)}, and all")
+    return chosen
+
+
+def _cases(args: argparse.Namespace) -> "list[Case]":
+    """The conversations that the options name; every mistake in them is found before a model is loaded."""
+    from duologue.evaluation.behaviour.generate import generate, split
+    from duologue.evaluation.behaviour.readers import read
+
+    if args.cases is not None:
+        cases = read(args.cases, args.read)
+    elif args.read is not None:
+        raise UsageError("--read is the format of CASES; name a file or a folder")
+    else:
+        cases = split(args.split) if args.seed is None else generate(args.seed)
+    return cases[::_SMOKE] if args.smoke else cases
+
+
+def _judged(args: argparse.Namespace, cases: "list[Case]", names: list[str]) -> "dict[str, list[Judged]]":
+    from duologue.evaluation.behaviour.measures import Judged
+    from duologue.evaluation.behaviour.stage import MAX_LENGTH, kind_of, play_all
+
+    model = load_model(args, context_length=MAX_LENGTH, sessions=args.at_once)
+    try:
+        judged = {}
+        for name in names:
+            with progress(f"Playing to {name} sessions") as stage:
+                kind = kind_of(name, model)
+                played = play_all(cases, kind, model.backend, model.template, at_once=args.at_once, progress=stage)
+                judged[name] = [Judged.of(one) for one in played]
+        return judged
+    finally:
+        model.close()
+
+
+def _figures(found: "list[Judged]") -> dict[str, Any]:
+    from duologue.evaluation.behaviour.measures import details, line
+
+    return {**line(found), **details(found)}
+
+
+def _compare(
+    other: argparse.Namespace, cases: "list[Case]", judged: "dict[str, list[Judged]]", runs: dict[str, dict[str, Any]]
+) -> None:
+    from duologue.evaluation.behaviour.measures import difference
+
+    for name, again in _judged(other, cases, list(judged)).items():
+        runs[name]["compare"] = {"backend": other.backend, **difference(judged[name], again)}
+
+
+def _write_cases(cases: "list[Case]", path: Path) -> int:
+    _make(path.parent)
+    lines = [json.dumps(case.to_json(), ensure_ascii=False) + "\n" for case in cases]
+    path.write_text("".join(lines), encoding="utf-8")
+    print(f"{len(cases)} conversations in {path}: correct what must happen in them by hand where it is wrong")
+    return 0
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+def _write(folder: Path, runs: dict[str, dict[str, Any]], judged: "dict[str, list[Judged]]") -> None:
+    from duologue.evaluation.behaviour.report import draw, page
+
+    try:
+        text = json.dumps(runs, indent=2, ensure_ascii=False)
+        (folder / "result.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "index.html").write_text(page("Behaviour", runs, judged), encoding="utf-8")
+        draw(runs, folder / "kinds.png")
+    except MissingDependency as error:
+        print(f"no picture: {error}", file=sys.stderr)
+    except OSError as error:
+        raise UsageError(f"the result cannot be written to {folder}: {error}") from error
