@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-MEASUREMENTS = ("states",)
+MEASUREMENTS = ("states", "behaviour")
 """Each is a module `eval_…` of this package."""
 
 _EPILOG = """\
@@ -11,6 +11,7 @@ examples:
   duologue eval states rows.jsonl                      the default model with its adapter
   duologue eval states rows.jsonl --json               the same as JSON
   duologue eval states --help                          the format of the rows, and all options
+  duologue eval behaviour                              conversations on a virtual clock, judged by rules
 """
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duologue.cli.options import add_model_options, load_model, other_backend, whole
+from duologue.cli.options import add_model_options, load_model, make_folder, other_backend, whole
 from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         return _write_cases(cases, args.write)
     other = None if args.compare is None else other_backend(args)
     if args.out is not None:
-        _make(args.out)
+        make_folder(args.out)
     judged = _judged(args, cases, names)
     runs = {name: _figures(found) for name, found in judged.items()}
     if other is not None:
@@ -156,18 +156,11 @@ def _compare(
 
 
 def _write_cases(cases: "list[Case]", path: Path) -> int:
-    _make(path.parent)
+    make_folder(path.parent)
     lines = [json.dumps(case.to_json(), ensure_ascii=False) + "\n" for case in cases]
     path.write_text("".join(lines), encoding="utf-8")
     print(f"{len(cases)} conversations in {path}: correct what must happen in them by hand where it is wrong")
     return 0
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be made: {error.strerror}") from error
 
 
 def _write(folder: Path, runs: dict[str, dict[str, Any]], judged: "dict[str, list[Judged]]") -> None:

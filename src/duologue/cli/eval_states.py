@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duologue.cli.options import add_model_options, load_model, whole
+from duologue.cli.options import add_model_options, load_model, make_folder, other_backend, whole
 from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import find
@@ -84,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
     for each in (rows, train):
         if each is not None and each.unread:
             print(f"note: {each.path}: unknown fields are ignored: {', '.join(each.unread)}", file=sys.stderr)
-    other = None if args.compare is None else _other(args)
+    other = None if args.compare is None else other_backend(args)
     if args.out is not None:
-        _make(args.out)
+        make_folder(args.out)
     result = _measure(args, rows, train, other)
     print(tables(result), file=sys.stderr if args.json else sys.stdout)
     if args.out is not None:
@@ -162,23 +162,6 @@ def _facts(args: argparse.Namespace, model: "Model", thresholds: "tuple[Threshol
             for name, one in zip(("idle", "speaking"), thresholds, strict=True)
         },
     }
-
-
-def _other(args: argparse.Namespace) -> argparse.Namespace:
-    """The options of the backend to compare with."""
-    backend, _, weights = str(args.compare).partition(":")
-    if backend not in ("torch", "llamacpp", "reference"):
-        raise UsageError(
-            f"--compare {args.compare}: no backend {backend!r}; write torch, llamacpp, reference or torch:f32"
-        )
-    return argparse.Namespace(**{**vars(args), "backend": backend, "weights": weights or None})
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {folder} cannot be created: {error.strerror}") from error
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duologue.cli.progress import progress
 from duologue.cli.terminal.text import shortened
+from duologue.errors import UsageError
 from duologue.models.catalogue import DEFAULT
 
 if TYPE_CHECKING:
@@ -164,3 +166,29 @@ def sampling(args: argparse.Namespace) -> "Sampling":
 def policy(args: argparse.Namespace, model: "Model") -> "Policy":
     """The decision policy, from the options."""
     return model.policy(eagerness=args.eagerness)
+
+
+def other_backend(args: argparse.Namespace) -> argparse.Namespace:
+    """The options of `--compare BACKEND[:WEIGHTS]`.
+
+    Raises:
+        UsageError: there is no such backend.
+    """
+    backend, _, weights = str(args.compare).partition(":")
+    if backend not in ("torch", "llamacpp", "reference"):
+        raise UsageError(
+            f"--compare {args.compare}: no backend {backend!r}; write torch, llamacpp, reference or torch:f32"
+        )
+    return argparse.Namespace(**{**vars(args), "backend": backend, "weights": weights or None})
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` for results.
+
+    Raises:
+        UsageError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {folder} cannot be created: {error.strerror}") from error

@@ -35,6 +35,7 @@ _BUDGETS_S = (0.3, 0.6)
 _RATES = (0.05, 0.1)
 _DELAYS_S = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 _TIMEOUTS_S = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+_TIE = 0.1  # between probabilities of two states
 _Z = 1.96  # of a confidence of 95 %
 
 
@@ -76,7 +77,7 @@ def wilson(right: int, num: int) -> tuple[float, float]:
 
 
 def line(judged: Sequence[Judged]) -> dict[str, Any]:
-    """The figures of one run, as the last line of `duologue eval behaviour --json` has them. Shares of nothing are None.
+    """The figures of one run, as `duologue eval behaviour --json` prints them. Shares of nothing are None.
 
     `accuracy` is the unweighted mean over CoDeTT's actions; that of a kind or of the pairs is the share of its cases in
     which everything was right.
@@ -128,7 +129,7 @@ def details(judged: Sequence[Judged]) -> dict[str, Any]:
 def difference(a: Sequence[Judged], b: Sequence[Judged]) -> dict[str, Any]:
     """How two runs of the same cases differ: cases with other verdicts, and how many of those come from a tie.
 
-    A tie is a first different decision whose two states were within 0.1 of one another in both runs.
+    A tie is a first different decision whose two states were close to one another in both runs.
     """
     others = [(x, y) for x, y in zip(a, b, strict=True) if _problems([x]) != _problems([y]) or x.right != y.right]
     ties = sum(_is_tie(x.played, y.played) for x, y in others)
@@ -137,15 +138,10 @@ def difference(a: Sequence[Judged], b: Sequence[Judged]) -> dict[str, Any]:
 
 def _is_tie(a: Played, b: Played) -> bool:
     for x, y in zip(_decided(a), _decided(b), strict=False):
-        if x.decision.state is not y.decision.state:
-            gaps = [
-                abs(
-                    dict(one.decision.probabilities)[x.decision.state]
-                    - dict(one.decision.probabilities)[y.decision.state]
-                )
-                for one in (x, y)
-            ]
-            return max(gaps) < 0.1
+        chosen = x.decision.state, y.decision.state
+        if chosen[0] is not chosen[1]:
+            given = [dict(one.decision.probabilities) for one in (x, y)]
+            return max(abs(p[chosen[0]] - p[chosen[1]]) for p in given) < _TIE
     return True  # the same states: only a probability was beside the threshold that releases an answer at once
 
 
@@ -155,21 +151,14 @@ def _decided(played: Played) -> list[Decided]:
 
 def _takeover(judged: Sequence[Judged], name: str) -> float | None:
     """Share of pauses of that length, or of plain turns' ends, at which the assistant took the floor."""
-    if name == "turn":
-        found = [
-            (one, v.expectation.at, math.inf)
-            for one in judged
-            if one.played.case.kind == "plain_turn"
-            for v in one.verdicts
-        ]
-    else:
-        found = [
-            (one, v.expectation.at, v.expectation.until)
-            for one in judged
-            if one.played.case.kind == name
-            for v in one.verdicts
-            if v.expectation.action is Action.WAIT
-        ]
+    kind, action = ("plain_turn", Action.ANSWER) if name == "turn" else (name, Action.WAIT)
+    found = [
+        (one, v.expectation.at, math.inf if name == "turn" else v.expectation.until)
+        for one in judged
+        if one.played.case.kind == kind
+        for v in one.verdicts
+        if v.expectation.action is action
+    ]
     return _share(any(s.is_takeover and at < s.start <= until for s in one.spoken) for one, at, until in found)
 
 
@@ -204,15 +193,13 @@ def _intents(judged: Sequence[Judged]) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _full_duplex_bench(judged: Sequence[Judged]) -> dict[str, Any]:
-    verdicts = [(one.played.case.kind, v) for one in judged for v in one.verdicts]
-    starts = [max(0.0, v.delay_s) for _, v in verdicts if v.delay_s is not None]
-    over = [v for _, v in verdicts if v.expectation.floor is Floor.SPEAKING and v.expectation.action is Action.ANSWER]
+    verdicts = [v for one in judged for v in one.verdicts]
+    starts = [max(0.0, v.delay_s) for v in verdicts if v.delay_s is not None]
+    over = [v for v in verdicts if v.expectation.floor is Floor.SPEAKING and v.expectation.action is Action.ANSWER]
 
     def resumed(*intents: str) -> float | None:
-        wanted = Action.GO_ON
-        return _share(
-            v.acted for _, v in verdicts if v.expectation.action is wanted and v.expectation.intent in intents
-        )
+        held = [v for v in verdicts if action_of(v.expectation) == "maintain"]
+        return _share(v.acted for v in held if v.expectation.intent in intents)
 
     return {
         "respond_latency_s": {"mean": _mean(starts), "median": _rounded(median(starts) if starts else None)},
@@ -275,7 +262,7 @@ def _eot_bench(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _policies(pauses: Sequence[tuple[float, float]], ends: Sequence[float]) -> list[tuple[float, float]]:
-    """False cut-offs and mean latency of policies that answer `delay` behind words that seem complete, else `timeout`."""
+    """False cut-offs and mean latency of policies: answer `delay` behind words that seem complete, else `timeout`."""
     thresholds = sorted({0.0, 1.1, *(round(p, 3) for p, _ in pauses), *(round(p, 3) for p in ends)})
     found = []
     for threshold in thresholds:

@@ -8,7 +8,7 @@ from typing import Any
 from duologue.core import events as e
 from duologue.errors import MissingDependency
 from duologue.evaluation import html
-from duologue.evaluation.behaviour.measures import ACTIONS, Judged, wilson
+from duologue.evaluation.behaviour.measures import ACTIONS, Judged
 from duologue.evaluation.markdown import MISSING, percent, table
 
 Runs = Mapping[str, Mapping[str, Any]]
@@ -138,17 +138,18 @@ def draw(runs: Runs, path: Path) -> None:
 
 def page(title: str, runs: Runs, judged: Mapping[str, Sequence[Judged]]) -> str:
     """One self-contained HTML page: the tables, and every conversation to click through."""
-    sections = [html.table(("session", "cases right", "actions, mean", "pairs"), [
-        (name, percent(run["cases_right"]), percent(run["accuracy"]), percent(run["pairs"])) for name, run in runs.items()
-    ])]  # fmt: skip
-    folder = resources.files(__package__)
-    style, script, body = (
-        folder.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html")
-    )
+    rows = [
+        (name, percent(run["cases_right"]), percent(run["accuracy"]), percent(run["pairs"]))
+        for name, run in runs.items()
+    ]
+    overview = html.table(("session", "cases right", "actions, mean", "pairs"), rows)
+    style, script, body = (_part(name) for name in ("page.css", "page.js", "page.html"))
     data = {name: [_conversation(one) for one in found] for name, found in judged.items()}
-    return html.page(
-        title, f"<h1>{html.escape(title)}</h1>\n{sections[0]}\n{body}", style=style, script=script, data=data
-    )
+    return html.page(title, f"<h1>{html.escape(title)}</h1>\n{overview}\n{body}", style=style, script=script, data=data)
+
+
+def _part(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def _conversation(one: Judged) -> dict[str, Any]:
@@ -169,8 +170,3 @@ def _conversation(one: Judged) -> dict[str, Any]:
         "verdicts": [verdict.to_json() for verdict in one.verdicts],
         "context": one.played.context_right,
     }
-
-
-def interval(share: float | None, num: int) -> tuple[float, float] | None:
-    """The 95 % interval of a share of `num`."""
-    return None if share is None else wilson(round(share * num), num)

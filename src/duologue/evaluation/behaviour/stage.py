@@ -24,7 +24,8 @@ from duologue.engine.replay import Cue, Replay, Script
 from duologue.errors import UsageError
 from duologue.evaluation.behaviour.cases import WORDS_PER_S, Case
 from duologue.evaluation.behaviour.passes import SharedPasses, run_together
-from duologue.models.model import Model, Progress
+from duologue.models.model import Model
+from duologue.models.opening import Progress
 from duologue.models.prompting import prompted_probe
 from duologue.text.template import Template
 from duologue.types import SLICE_PERIOD_S, InputState, Role, Seq, Token, Turn
