@@ -131,7 +131,7 @@ def judge(case: Case, spoken: Sequence[Speech]) -> list[Verdict]:
 
 
 def _verdict(one: Expectation, spoken: Sequence[Speech]) -> Verdict:
-    running = next((s for s in spoken if s.start < one.start < s.end), None)
+    running = next((s for s in spoken if s.start < one.start <= s.end), None)  # the first sound may cut it at once
     begun = [s for s in spoken if one.start < s.start <= one.until]
     overlap = running.end - one.start if running is not None and running.cut and running.end <= one.until else None
     match one.action:
@@ -179,7 +179,7 @@ def _ends_with(asked: str, to: str) -> bool:
 
 def rest_s(case: Case, spoken: Sequence[Speech], at: float) -> tuple[float, float]:
     """Seconds that the answer running at `at` would take from there, and as a whole, if nobody cut it."""
-    running = next((s for s in spoken if s.start < at < s.end), None)
+    running = next((s for s in spoken if s.start < at <= s.end), None)
     if running is None:
         return 0.0, 0.0
     is_opening = case.answer is not None and running.answer == 0

@@ -83,7 +83,7 @@ def kind_of(name: str, model: Model) -> Kind:
         case "turns":
             return Kind(Turns, model.probe, plain)
         case "vad":
-            return Kind(Vad, model.probe, plain)
+            return Kind(Vad, model.probe, Policy(settle_ms=0.0))  # its silence is that which ends an utterance
         case "tdm":
             return Kind(partial(Tdm, skip_idle=True), model.probe, plain, system=PROMPT)
         case _:
