@@ -21,7 +21,6 @@ import statistics
 import sys
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import measuring
@@ -47,7 +46,7 @@ WORDS = ("mhm", "what about the", "aside")  # none of these ends the answer
 
 def serve(ready: Connection) -> None:
     """A server around the scripted model of the tests, run in a process of its own."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    sys.path.insert(0, str(measuring.ROOT / "tests" / "support"))
     from serving import scripted_model, serving
 
     async def run() -> None:
@@ -152,6 +151,7 @@ def main() -> int:
         mine, theirs = multiprocessing.Pipe()
         server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
         server.start()
+        theirs.close()  # so that `recv` fails if the server ends
         url = mine.recv() + "/"
     try:
         found = asyncio.run(measure(url, args))

@@ -94,10 +94,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 def _report(result: "LoadResult") -> None:
     row = result.as_dict()
     size = f"{row['memory_mb'][-1]:9.0f}" if row["memory_mb"] else "        –"
-    p50, p95 = row["decision_ms"]["p50"], row["decision_ms"]["p95"]
-    print(
-        f"{row['decisions']:9}  {p50:5.0f} ms {p95:5.0f} ms  {row['answers']:7}  {row['lost']:5}   {size}", flush=True
-    )
+    p50, p95 = (f"{row['decision_ms'][name]:5.0f} ms" if row["decisions"] else "      – " for name in ("p50", "p95"))
+    print(f"{row['decisions']:9}  {p50} {p95}  {row['answers']:7}  {row['lost']:5}   {size}", flush=True)
 
 
 def _flags(args: argparse.Namespace) -> list[str]:
