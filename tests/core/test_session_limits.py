@@ -1,5 +1,7 @@
 """Ids that are used again, and conversations that come near the end of the context."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -13,6 +15,7 @@ from duologue.core.events import Dropped, Promoted, Refused, Trimmed
 from duologue.core.policy import Policy
 from duologue.core.session import Session
 from duologue.errors import ContextOverflow
+from duologue.text.template import Template
 from duologue.types import InputState, Role, Turn
 from scripted import PROBE, ByteTokenizer, Talk
 from serving import scripted_model
@@ -295,3 +298,47 @@ def test_a_system_prompt_that_is_much_too_long_is_refused_before_it_is_tokenised
     with pytest.raises(ContextOverflow, match="system prompt"):
         model.session(system=MEGABYTE)
     assert counting.num_characters == 0
+
+
+@pytest.mark.parametrize("make", [Session, Sequential, Turns, Vad, Tdm])
+def test_a_session_that_is_closed_is_gone_at_once(make):
+    talk = Talk({"hello": "word " * 40}, make=make)
+    talk.hear("hello")
+    talk.advance(3.0)
+    talk.tick(20)
+    talk.hear("what is the", "v", final=False)
+    talk.tick(3)
+    session = weakref.ref(talk.session)
+    gc.collect()
+    gc.disable()
+    try:
+        talk.engine.close()
+        talk.__dict__.clear()
+        assert session() is None, "without the garbage collector: it is part of no cycle"
+    finally:
+        gc.enable()
+
+
+def test_words_are_tokenised_once_for_each_change(monkeypatch):
+    talk = Talk({"what is the tale": LONG})
+    calls: list[tuple[str, bool]] = []
+    user = type(talk.template).user
+
+    def counting(template: Template, text: str, *, first: bool) -> tuple[int, ...]:
+        calls.append((text, first))
+        return user(template, text, first=first)
+
+    monkeypatch.setattr(type(talk.template), "user", counting)
+    talk.hear("what is the", final=False)
+    talk.run()
+    talk.hear("what is the tale")
+    talk.tick(20)
+    talk.hear("wait (radio)", "aside", final=False)
+    talk.tick(3)
+    talk.hear("wait what is it", "aside")
+    talk.tick(20)
+    assert talk.kinds().count("Decided") == 4
+    assert talk.kinds().count("Promoted") == 2
+    assert sorted(calls) == sorted(
+        [("what is the", True), ("what is the tale", True), ("wait (radio)", False), ("wait what is it", False)]
+    )

@@ -334,7 +334,7 @@ class InputChannel:
         point = heard.fork or self._prefix.fork_point()
         is_too_long = len(heard.text) > self._config.max_user_characters  # not even tokenised
         ids = () if is_too_long else heard.ids(self._template, first=point.is_first)
-        if is_too_long or len(ids) > self._longest(first=point.is_first):
+        if is_too_long or self._is_too_long(ids, first=point.is_first):
             self._log.add(Refused(self._log.now, heard.id, self._config.too_long))
             self.drop("too long")
         elif heard.sequence is not None and self._prefix.has_room(point, ids, to_answer=False):
@@ -342,10 +342,12 @@ class InputChannel:
         else:
             self.detach()  # there was room for the earlier words, but not for these
 
-    def _longest(self, *, first: bool) -> int:
-        """Ids that the user's turn may have. A system prompt that the template folds into the first is not counted."""
-        openers = [len(self._template.user("", first=each)) for each in (True, False)] if first else [0, 0]
-        return self._config.max_user_text + openers[0] - openers[1]
+    def _is_too_long(self, ids: Sequence[Token], *, first: bool) -> bool:
+        """Whether a turn has too many ids. A system prompt that the template folds into the first is not counted."""
+        limit = self._config.max_user_text
+        if first and len(ids) > limit:
+            limit += len(self._template.user("", first=True)) - len(self._template.user("", first=False))
+        return len(ids) > limit
 
     # ------------------------------------------------------------------ in the cache
 
