@@ -210,7 +210,7 @@ def test_who_was_away_for_longer_than_events_are_kept_is_told_how_it_stands():
             peer = await join(server)
             name = (await peer.start(settings={"hearing": "shown"}))["session"]
             log = server.talks._open[name].events
-            log._kept = type(log._kept)(maxlen=5)
+            log.most = 5
             await peer.say("hear", text="what is a cat", final=True)
             await peer.until("committed")
             again = await join(server)
@@ -227,7 +227,7 @@ def test_a_reader_that_is_too_slow_is_told_and_holds_nobody_up():
             slow, other = await join(server), await join(server)
             name = (await slow.start(settings={"hearing": "shown"}))["session"]
             conversation = server.talks._open[name]
-            conversation.events._kept = type(conversation.events._kept)(maxlen=5)
+            conversation.events.most = 5
             await other.start(settings={"hearing": "shown"})
             sending = asyncio.Lock()
             await sending.acquire()

@@ -29,7 +29,7 @@ from duologue.core.input_channel import ForkPoint, Input, Utterance
 from duologue.core.policy import Policy
 from duologue.core.prompt import Template, lay_out
 from duologue.core.transitions import Interruptible
-from duologue.errors import ContextOverflow, TemplateError, UsageError
+from duologue.errors import ContextOverflow, TemplateError
 from duologue.types import Role, Token, Turn
 
 MAX_SUSPENDED = 2  # answers that can be resumed; older ones are given up
@@ -72,7 +72,7 @@ class OutputChannel:
         self._crowded: Answer | None = None  # while it runs, the cache has no room for a compaction
         self._probe_length = probe_length
         self._min_room = max(len(template.header) + config.min_room, probe_length)  # tokens wanted for an answer
-        self.sequence = cache.open(self._lay_out(history))
+        self.sequence = cache.open(self.lay_out(history, template))
         self.history.extend(history)
 
     # ------------------------------------------------------------------ what it holds
@@ -448,18 +448,16 @@ class OutputChannel:
 
     # ------------------------------------------------------------------ long and edited conversations
 
-    def replace(self, history: Sequence[Turn], template: Template) -> None:
+    def replace(self, history: Sequence[Turn], template: Template, laid_out: Sequence[Token] | None = None) -> None:
         """Begin anew with `history` in `template`. The running answer and the suspended ones are given up.
+
+        `laid_out` is what `lay_out` returned for them, if that was called before.
 
         Raises:
             ContextOverflow, TemplateError: see `Session.edit`.
         """
-        before, self._template = self._template, template
-        try:
-            items = self._lay_out(history)
-        except UsageError:
-            self._template = before
-            raise
+        items = self.lay_out(history, template) if laid_out is None else list(laid_out)
+        self._template = template
         self.free()
         self.sequence = self._cache.open(items)
         self.history, self._was_cut = list(history), False
@@ -536,11 +534,16 @@ class OutputChannel:
         if self._compaction is not None and self._compaction.num_laid > num_kept:
             self._abandon_compaction()  # it has them as they were; it is begun again when a turn ends
 
-    def _lay_out(self, turns: Sequence[Turn]) -> list[Token]:
+    def lay_out(self, turns: Sequence[Turn], template: Template) -> list[Token]:
+        """Ids of a context that begins with `turns`; nothing changes.
+
+        Raises:
+            ContextOverflow, TemplateError: see `Session.edit`.
+        """
         config = self._config
-        if len(self._template.begin) > config.max_length // 2:  # no compaction could ever make room
+        if len(template.begin) > config.max_length // 2:  # no compaction could ever make room
             raise ContextOverflow(
-                f"the system prompt takes {len(self._template.begin)} tokens of a context of {config.max_length}; "
+                f"the system prompt takes {len(template.begin)} tokens of a context of {config.max_length}; "
                 "shorten it to half of that, or raise max_length"
             )
-        return lay_out(self._template, turns, config, config.max_history)
+        return lay_out(template, turns, config, config.max_history)

@@ -22,7 +22,7 @@ from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template
 from duologue.core.transitions import Floor, Interruptible, Transition, transition
 from duologue.errors import ContextOverflow, UsageError
-from duologue.types import InputState, Turn, well_formed
+from duologue.types import InputState, Token, Turn, well_formed
 
 _EXCERPT = 80  # characters of a refused text that an event carries
 
@@ -531,18 +531,29 @@ class Session(BaseSession):
             self._log.add(Refused(self.now, "resume", "no answer is suspended"))
         return self._settle()
 
-    def edit(self, history: Sequence[Turn], *, template: Template | None = None) -> list[Event]:
+    def lay_out(self, history: Sequence[Turn], template: Template | None = None) -> list[Token]:
+        """Ids for `edit`. Nothing changes, so another thread may do this where a history is long.
+
+        Raises:
+            ContextOverflow, TemplateError: see `edit`.
+        """
+        return self._output.lay_out(history, template or self.template)
+
+    def edit(
+        self, history: Sequence[Turn], *, template: Template | None = None, laid_out: Sequence[Token] | None = None
+    ) -> list[Event]:
         """Replace the history. A running answer, suspended ones and the words being heard are given up.
 
         Args:
             template: that of this session with another system prompt, which holds from now on.
+            laid_out: what `lay_out` returned for `history` and `template`, if that was called before.
 
         Raises:
             ContextOverflow: the turns do not fit.
             TemplateError: the model's template does not allow these turns.
         """
         template = template or self.template
-        self._output.replace(history, template)
+        self._output.replace(history, template, laid_out)
         self.template = template
         if self._input.current:
             self._give_up("edit")

@@ -16,7 +16,7 @@ from duologue.engine.playback_clock import PlaybackClock
 from duologue.engine.sequence_map import SequenceMap
 from duologue.errors import DuologueError, UsageError
 from duologue.text.template import Template
-from duologue.types import Turn
+from duologue.types import Token, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +143,15 @@ class Handle:
             until = running.num_said if position is None else min(position, running.num_said)
             self._command(lambda: self.session.heard(until, answer=running.id))
 
-    def edit(self, history: Sequence[Turn], *, template: Template | None = None) -> None:
-        """See `Session.edit`. Raises `UsageError` for a template if this is not a duplex session."""
-        if template is None:
+    def edit(
+        self, history: Sequence[Turn], *, template: Template | None = None, laid_out: Sequence[Token] | None = None
+    ) -> None:
+        """See `Session.edit`. Raises `UsageError` for more than a history if this is not a duplex session."""
+        if template is None and laid_out is None:
             self._command(lambda: self.session.edit(history))
         else:
             session = self._duplex
-            self._command(lambda: session.edit(history, template=template))
+            self._command(lambda: session.edit(history, template=template, laid_out=laid_out))
 
     def respond(self) -> None:
         """See `Session.respond`."""

@@ -20,12 +20,14 @@ from duologue.server.fields import Field, Rejection, Table, read
 from duologue.server.settings import ConversationSettings
 from duologue.types import Role, Turn
 
+_BODY_S = 30.0  # for the body of a request to come
+
 
 async def complete(request: Request, conversations: Conversations) -> Response:
     """Answer a chat request, as a stream if it asks for one. Parameters without a meaning here are ignored."""
     try:
         body = await _body(request, conversations.config.max_message)
-        completion = _Completion(body, conversations)
+        completion = await _Completion.begin(body, conversations)
     except ClientDisconnect:
         return Response(status_code=400)
     except EngineFull as error:
@@ -63,24 +65,34 @@ def problem(status: int, kind: str, message: str, *, headers: dict[str, str] | N
 class _Completion:
     """One request that has been admitted."""
 
-    def __init__(self, body: dict[str, Any], conversations: Conversations) -> None:
-        options = read(_BODY, body)
+    def __init__(self, talk: Conversation, answer: Answer, model: str, options: dict[str, Any]) -> None:
         self.is_stream: bool = options["stream"]
         self._with_usage: bool = options["stream_options"].get("include_usage", False)
-        settings, history, words = _conversation_of(body, options["messages"])
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
-        self._model = conversations.model.name
-        self._talk: Conversation = conversations.open(settings, history, keeps_record=False)
-        handle = self._talk.handle
-        handle.hear(words, utterance="message", final=True)
-        handle.respond()
-        answer = handle.session.running
-        if answer is None or answer.user_text is None:
-            self._talk.close("too long")
-            raise BadData("the last message is too long for the context")
-        self._answer: Answer = answer
+        self._model = model
+        self._talk = talk
+        self._answer = answer
         self._prompt_tokens = answer.answer_at
+
+    @classmethod
+    async def begin(cls, body: dict[str, Any], conversations: Conversations) -> "_Completion":
+        """Admit a request.
+
+        Raises:
+            EngineFull: there is no room.
+            UsageError: the request cannot be answered.
+        """
+        options = read(_BODY, body)
+        settings, history, words = _conversation_of(body, options["messages"])
+        talk = await conversations.open(settings, history, keeps_record=False)
+        talk.handle.hear(words, utterance="message", final=True)
+        talk.handle.respond()
+        answer = talk.handle.session.running
+        if answer is None or answer.user_text is None:
+            talk.close("too long")
+            raise BadData("the last message is too long for the context")
+        return cls(talk, answer, conversations.model.name, options)
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
@@ -147,10 +159,14 @@ def _event(row: dict[str, Any]) -> str:
 
 async def _body(request: Request, most: int) -> dict[str, Any]:
     data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > most:
-            raise BadData(f"a request may have {most} bytes")
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for part in request.stream():
+                data += part
+                if len(data) > most:
+                    raise BadData(f"a request may have {most} bytes")
+    except TimeoutError as error:
+        raise BadData(f"the request took more than {_BODY_S:.0f} s to come") from error
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:

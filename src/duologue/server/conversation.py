@@ -4,15 +4,20 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import fields
 from typing import Any, Protocol
 
-from duologue.core.events import Event
+from duologue.core.events import Edited, Event
+from duologue.core.session import Session
 from duologue.engine.handle import Handle
 from duologue.errors import DuologueError, EngineError
+from duologue.server.lease import Lease
 from duologue.server.record import Recorder
 from duologue.server.settings import ConversationSettings
 
 MOST_KEPT = 4096  # events for clients that come back or read slowly
+MOST_BYTES = 1 << 20  # of them
+_EVENT_BYTES = 200  # beside its texts
 log = logging.getLogger("duologue.server")
 
 
@@ -23,19 +28,26 @@ class EventsLost(EngineError):
 class EventLog:
     """The newest events with their numbers, from 1, for any number of readers, each at its own speed.
 
-    `first` is the number of earlier events.
+    `first` is the number of earlier events. At most `most` events of `most_bytes` in all are kept.
     """
 
-    def __init__(self, first: int = 0, *, most: int = MOST_KEPT) -> None:
-        self.newest = first
+    def __init__(self, first: int = 0, *, most: int = MOST_KEPT, most_bytes: int = MOST_BYTES) -> None:
+        self.first = self.newest = first
         self.ended: str | None = None  # why there will be no more
-        self._kept: deque[Event] = deque(maxlen=most)
+        self.most = most
+        self.num_bytes = 0  # about
+        self._most_bytes = most_bytes
+        self._kept: deque[tuple[Event, int]] = deque()  # with their sizes
         self._changed = asyncio.Event()
 
     def add(self, event: Event) -> None:
         """Append an event."""
-        self._kept.append(event)
+        size = _size(event)
+        self._kept.append((event, size))
+        self.num_bytes += size
         self.newest += 1
+        while len(self._kept) > self.most or (self.num_bytes > self._most_bytes and len(self._kept) > 1):
+            self.num_bytes -= self._kept.popleft()[1]
         self._tell()
 
     def end(self, reason: str) -> None:
@@ -59,7 +71,7 @@ class EventLog:
                 if not self.has(number):
                     raise EventsLost(f"events after {number} are no longer kept")
                 number += 1
-                yield number, self._kept[number - self.newest - 1]
+                yield number, self._kept[number - self.newest - 1][0]
             if self.ended is not None:
                 return
             await self._changed.wait()
@@ -90,13 +102,16 @@ class Conversation:
         *,
         recorder: Recorder | None,
         closed: Callable[[], object],
+        most_bytes: int = MOST_BYTES,
     ) -> None:
         self.id = name
         self.settings = settings
         self.handle = handle
-        self.events = EventLog(recorder.num_events if recorder is not None else 0)
+        first = recorder.num_events if recorder is not None else 0
+        self.events = EventLog(first, most_bytes=min(most_bytes, MOST_BYTES))
         self.owner: Owner | None = None
         self.taken = 0  # highest id of the messages that were carried out: repeated messages are ignored
+        self.is_new = True  # nobody has had it since it was opened, or resumed from its record
         self.detached_at: float | None = None  # engine's time at which its connection was cut
         self._recorder = recorder
         self._closed = closed
@@ -108,6 +123,17 @@ class Conversation:
         return self.events.ended is None
 
     @property
+    def session(self) -> Session:
+        """The session, to be read."""
+        assert isinstance(self.handle.session, Session), "conversations of the server have one"
+        return self.handle.session
+
+    @property
+    def lease(self) -> Lease | None:
+        """The right to write its record, if it has one."""
+        return None if self._recorder is None else self._recorder.lease
+
+    @property
     def is_speaking(self) -> bool:
         """Whether an answer is running."""
         return self.is_open and self.handle.session.running is not None
@@ -115,6 +141,7 @@ class Conversation:
     def attach(self, owner: Owner) -> None:
         """Give the conversation to `owner`, and tell the previous owner."""
         before, self.owner, self.detached_at = self.owner, owner, None
+        self.is_new = False
         if before is not None and before is not owner:
             before.replaced()
         self.handle.pause(False)
@@ -145,7 +172,9 @@ class Conversation:
         self.events.end(reason)
         log.info("closed", extra={"session": self.id[:6], "reason": reason, "events": self.events.newest})
         self.handle.close()
-        self._end_record()
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
         self._closed()
 
     async def _follow(self) -> None:
@@ -160,14 +189,18 @@ class Conversation:
             self.close("closed")
 
     def _record(self, event: Event) -> None:
+        recorder = self._recorder
+        if recorder is None:
+            return
         try:
-            if self._recorder is not None:
-                self._recorder(event)
+            recorder(event)
         except OSError as error:  # a full disk: the conversation is worth more than its record
             log.error("a record cannot be written; it ends here", extra={"session": self.id[:6], "error": str(error)})
-            self._end_record()
+            recorder.stop()
 
-    def _end_record(self) -> None:
-        if self._recorder is not None:
-            self._recorder.close()
-            self._recorder = None
+
+def _size(event: Event) -> int:
+    """About how many bytes an event takes."""
+    texts = [turn.text for turn in event.history] if isinstance(event, Edited) else []
+    texts += [value for item in fields(event) if isinstance(value := getattr(event, item.name), str)]
+    return _EVENT_BYTES + sum(map(len, texts))

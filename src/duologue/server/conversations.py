@@ -4,22 +4,32 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+from duologue.core.session import Session
 from duologue.core.trace import Sink
 from duologue.engine.engine import Engine
 from duologue.engine.handle import Handle
-from duologue.errors import ContextOverflow, EngineFull, TemplateError
+from duologue.errors import EngineFull
 from duologue.models.model import Model
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation
-from duologue.server.record import Recorded, Recorder, read_record, record_path
+from duologue.server.lease import RENEWAL_S, Lease
+from duologue.server.record import Recorder, is_private, record_path
+from duologue.server.resuming import fit, read_state
 from duologue.server.settings import ConversationSettings
 from duologue.server.voice import Voices
-from duologue.types import Role, Turn
+from duologue.types import Turn
 
 _SWEEP_S = 1.0
+_LONG = 4000  # characters, which take some milliseconds to be tokenised
+PER_TURN = 20  # characters that take as long as a turn does beside its text
+_MOST_BYTES = 1 << 25  # of events that are kept for all conversations
+P = ParamSpec("P")
+T = TypeVar("T")
 log = logging.getLogger("duologue.server")
 
 
@@ -40,7 +50,13 @@ class Conversations:
         self.num_refused = 0
         self._sink = sink
         self._open: dict[str, Conversation] = {}
+        self._resuming: dict[str, asyncio.Task[Conversation]] = {}
         self._folder = Path(config.record) if config.record else None
+        if self._folder is not None and self._folder.is_dir() and not is_private(self._folder):
+            log.warning(
+                "others may read the folder of records, and take conversations up; chmod 700",
+                extra={"folder": str(self._folder)},
+            )
 
     def __len__(self) -> int:
         return len(self._open)
@@ -48,7 +64,7 @@ class Conversations:
     def __iter__(self) -> Iterator[Conversation]:
         return iter(tuple(self._open.values()))
 
-    def open(
+    async def open(
         self, settings: ConversationSettings, history: tuple[Turn, ...] = (), *, keeps_record: bool = True
     ) -> Conversation:
         """Open a conversation. If there is no room, the one whose client has been away for longest is closed.
@@ -57,39 +73,82 @@ class Conversations:
             EngineFull: there is no room, or the server is shutting down.
             ContextOverflow, TemplateError: the model cannot take the history or the system prompt.
         """
-        name, model = secrets.token_urlsafe(18), self.model.name
-        handle = self._admit(settings, history)
-        recorder = None
-        if keeps_record:
-            recorder = self._recorder(
-                lambda folder: Recorder.open_new(
-                    folder, name, model=model, settings=settings.as_json(), history=history
-                )
-            )
+        size = sum(len(turn.text) + PER_TURN for turn in history) + len(settings.system or "")
+        session = await off_loop(size, settings.session, self.model, self.config, history)
+        handle = self._admit(settings, session)
+        name, recorder = secrets.token_urlsafe(18), None
+        if keeps_record and self._folder is not None:
+            model, row = self.model.name, settings.as_json()
+            try:
+                recorder = Recorder.open_new(self._folder, name, model=model, settings=row, history=history)
+            except OSError as error:  # a folder that cannot be written stops no conversation
+                log.error("no record is kept", extra={"error": str(error)})
         return self._add(name, settings, handle, recorder)
 
-    def find(self, name: str) -> Conversation | None:
+    async def find(self, name: str) -> Conversation | None:
         """The conversation of that name, whether it is open or has a record; None if there is none.
 
         Raises:
             BadData: its record is damaged.
-            EngineFull, ContextOverflow: see `open`.
+            EngineFull: there is no room, or another server has it.
+            ContextOverflow: see `open`.
             UsageError: this cannot be a name.
         """
-        if (found := self._open.get(name)) is not None:
+        if (found := self._open.get(name)) is not None or self._folder is None:
             return found
-        if self._folder is None or not record_path(self._folder, name).is_file():
+        path = record_path(self._folder, name)
+        if not path.is_file() or path.stat().st_mtime < time.time() - self.config.record_expiry:
             return None
-        return self._take_up(read_record(record_path(self._folder, name)))
+        if name not in self._resuming:
+            self._resuming[name] = asyncio.create_task(self._resume(path), name="duologue-resume")
+            self._resuming[name].add_done_callback(lambda task: (self._resuming.pop(name), task.exception()))
+        return await asyncio.shield(self._resuming[name])  # others may wait for it, too
+
+    async def _resume(self, path: Path) -> Conversation:
+        lease = await asyncio.to_thread(Lease.acquire, path)
+        talk = None
+        try:
+            state = await asyncio.to_thread(read_state, path)
+            settings = ConversationSettings.from_json(state.settings)
+            session = await off_loop(len(settings.system or ""), settings.session, self.model, self.config)
+            turns, laid_out = await asyncio.to_thread(fit, session, state.history)
+            recorder = await asyncio.to_thread(
+                Recorder.go_on, path, lease, num_events=state.num_events, size=state.size
+            )
+            session.advance(state.now)
+            talk = self._add(path.stem, settings, self._admit(settings, session), recorder)
+            talk.detached_at = self.engine.now()  # until somebody attaches
+            if turns:
+                talk.handle.edit(turns, laid_out=laid_out)
+            for words in state.unanswered:
+                talk.handle.hear(words.text, utterance=words.utterance, final=words.final)
+            return talk
+        except BaseException:
+            if talk is not None:
+                talk.close("failed")
+            lease.release()
+            raise
 
     async def sweep(self) -> None:
-        """Close, for ever, the conversations to which nobody came back."""
+        """Close, for ever, the conversations to which nobody came back, and keep the leases of the others."""
+        renewed_at = self.engine.now()
         while True:
             await asyncio.sleep(_SWEEP_S)
-            before = self.engine.now() - self.config.keep
-            for talk in self:
-                if talk.detached_at is not None and talk.detached_at < before:
-                    talk.close("abandoned")
+            self._close_abandoned(self.engine.now() - self.config.keep)
+            if self.engine.now() >= renewed_at + RENEWAL_S:
+                renewed_at = self.engine.now()
+                await self._renew_leases()
+
+    def _close_abandoned(self, before: float) -> None:
+        for talk in self:
+            if talk.detached_at is not None and talk.detached_at < before:
+                talk.close("abandoned")
+
+    async def _renew_leases(self) -> None:
+        leases = {talk.id: talk.lease for talk in self if talk.lease is not None}
+        for name, lease in leases.items():
+            if not await asyncio.to_thread(lease.renew) and (talk := self._open.get(name)) is not None:
+                talk.close("another server has it")
 
     async def drain(self) -> None:
         """Admit no new ones; return when all answers have been heard, or the time for that is over."""
@@ -101,12 +160,10 @@ class Conversations:
         for talk in self:
             talk.close("shutdown")
 
-    def _admit(self, settings: ConversationSettings, history: tuple[Turn, ...], now: float = 0.0) -> Handle:
+    def _admit(self, settings: ConversationSettings, session: Session) -> Handle:
         if self.is_draining:
             self.num_refused += 1
             raise EngineFull("the server is shutting down; connect again in a moment")
-        session = settings.session(self.model, self.config, history)
-        session.advance(now)
         while True:
             try:
                 if len(self._open) >= self.config.max_sessions:
@@ -122,54 +179,19 @@ class Conversations:
     def _add(
         self, name: str, settings: ConversationSettings, handle: Handle, recorder: Recorder | None
     ) -> Conversation:
-        talk = Conversation(name, settings, handle, recorder=recorder, closed=lambda: self._open.pop(name, None))
+        talk = Conversation(
+            name,
+            settings,
+            handle,
+            recorder=recorder,
+            closed=lambda: self._open.pop(name, None),
+            most_bytes=_MOST_BYTES // self.config.max_sessions,
+        )
         self._open[name] = talk
         log.info("opened", extra={"session": name[:6], "open": len(self._open)})
         return talk
 
-    def _recorder(self, make: Callable[[Path], Recorder]) -> Recorder | None:
-        """A recorder, if records are kept and it can be made: a folder that cannot be written stops no conversation."""
-        try:
-            return None if self._folder is None else make(self._folder)
-        except OSError as error:
-            log.error("no record is kept", extra={"error": str(error)})
-            return None
 
-    def _take_up(self, recorded: Recorded) -> Conversation:
-        settings, ledger = ConversationSettings.from_json(recorded.settings), recorded.ledger
-        handle = self._admit(settings, (), recorded.events[-1].at if recorded.events else 0.0)
-        recorder = self._recorder(lambda folder: Recorder.go_on(folder, recorded))
-        talk = self._add(recorded.session, settings, handle, recorder)
-        _go_on_from(talk.handle, ledger.history)
-        for words in ledger.unanswered.values():
-            talk.handle.hear(words.text, utterance=words.utterance, final=words.final)
-        return talk
-
-
-def _go_on_from(handle: Handle, history: list[Turn]) -> None:
-    """Set the history. If it leaves no room for a turn, the oldest exchanges are left out."""
-    if not history:
-        return
-    while True:
-        try:
-            handle.edit(history)
-            return
-        except TemplateError:
-            # a resumed answer is two turns of the assistant in the record, and the template requires one
-            merged = _merged(history)
-            if merged == history:
-                raise
-            history = merged
-        except ContextOverflow:
-            later = (i for i, turn in enumerate(history) if i and turn.role is Role.USER)
-            history = history[next(later, len(history)) :]
-
-
-def _merged(history: list[Turn]) -> list[Turn]:
-    """`history` with successive turns of one side joined."""
-    merged: list[Turn] = []
-    for turn in history:
-        if merged and merged[-1].role is turn.role:
-            turn = Turn(turn.role, merged.pop().text + turn.text)
-        merged.append(turn)
-    return merged
+async def off_loop(size: int, call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """`call`, which takes longer the larger `size` is (characters to be tokenised): in a thread if that is long."""
+    return call(*args, **options) if size < _LONG else await asyncio.to_thread(call, *args, **options)

@@ -1,8 +1,10 @@
-"""A conversation on disk: a line of JSON an event, written at once: a killed server loses at most the last one."""
+"""A conversation on disk: one line of JSON per event, written at once. A killed server loses at most the last one."""
 
+import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,25 +14,26 @@ from typing import Any
 from duologue.core.events import Event, as_dict, from_dict
 from duologue.core.history import Ledger
 from duologue.errors import BadData, UsageError
+from duologue.server.lease import Lease
 from duologue.types import Role, Turn
 
 VERSION = 1
+MOST_BYTES = 1 << 26  # of a record, which then ends: some hours of talk
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a record says."""
+    """The content of a record."""
 
     session: str
     settings: dict[str, Any]  # of the conversation, as its client gave them
     history: tuple[Turn, ...]  # what it began with
     events: tuple[Event, ...]
-    size: int  # bytes up to the end of the last whole line
 
     @property
     def ledger(self) -> Ledger:
-        """What came of it."""
+        """The state of the conversation after its events."""
         ledger = Ledger(self.history)
         for event in self.events:
             ledger(event)
@@ -38,12 +41,13 @@ class Recorded:
 
 
 class Recorder:
-    """Writes one conversation into `path`; see `open_new` and `go_on`."""
+    """Writes one conversation into its record, whose lease it holds; see `open_new` and `go_on`."""
 
-    def __init__(self, path: Path, num_events: int, *, keep: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, lease: Lease, num_events: int, *, keep: int) -> None:
+        self.lease = lease
         self.num_events = num_events
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._size = keep
+        self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.ftruncate(self._fd, keep)
         os.lseek(self._fd, 0, os.SEEK_END)
 
@@ -51,9 +55,10 @@ class Recorder:
     def open_new(
         cls, folder: Path, session: str, *, model: str, settings: dict[str, Any], history: Sequence[Turn]
     ) -> "Recorder":
-        """A new record. Raises `OSError`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        recorder = cls(record_path(folder, session), 0, keep=0)
+        """Begin a record. Raises `OSError`."""
+        make_folder(folder)
+        path = record_path(folder, session)
+        recorder = cls(path, Lease.acquire(path, is_new=True), 0, keep=0)
         turns = [{"role": str(turn.role), "text": turn.text} for turn in history]
         began = datetime.now(UTC).isoformat(timespec="seconds")
         header = {"record": VERSION, "session": session, "model": model, "began": began}
@@ -61,28 +66,70 @@ class Recorder:
         return recorder
 
     @classmethod
-    def go_on(cls, folder: Path, recorded: Recorded) -> "Recorder":
-        """Take a record up; what a kill left of its last line goes. Raises `OSError`."""
-        return cls(record_path(folder, recorded.session), len(recorded.events), keep=recorded.size)
+    def go_on(cls, path: Path, lease: Lease, *, num_events: int, size: int) -> "Recorder":
+        """Go on with a record of which `size` bytes are whole lines. Raises `OSError`.
+
+        If the previous holder of the lease may still write, the record is replaced by a copy, so that it cannot.
+        """
+        if lease.is_takeover:
+            copy = path.with_name(f".{path.stem}.copy")
+            with path.open("rb") as old, open(copy, "wb", opener=_private) as new:
+                shutil.copyfileobj(old, new)
+                new.truncate(size)
+                os.fsync(new.fileno())
+            copy.replace(path)
+        return cls(path, lease, num_events, keep=size)
 
     def __call__(self, event: Event) -> None:
         """Write an event. Raises `OSError`."""
         self._line(as_dict(event))
         self.num_events += 1
 
+    def stop(self) -> None:
+        """Write no more; nobody else may, either."""
+        if self._fd is not None:
+            number, self._fd = self._fd, None
+            os.close(number)
+
     def close(self) -> None:
-        """Write no more."""
-        os.close(self._fd)
+        """Write no more, and give the lease back."""
+        try:
+            self.stop()
+        finally:
+            self.lease.release()
 
     def _line(self, row: dict[str, Any]) -> None:
         # No buffer of ours: what was written survives the process, if not the machine.
         data = memoryview((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+        self._size += len(data)
+        if self._fd is None:
+            return
+        if self._size > MOST_BYTES:
+            raise OSError(errno.EFBIG, f"a record may have {MOST_BYTES} bytes")
         while data:
             data = data[os.write(self._fd, data) :]
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of the records, which only its owner may read: names of conversations are secrets.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def is_private(folder: Path) -> bool:
+    """Whether only its owner may read the folder."""
+    return not folder.stat().st_mode & 0o077
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def record_path(folder: Path, session: str) -> Path:
-    """Where the record of `session` is. Raises `UsageError` for what cannot be a session's name."""
+    """The path of a session's record. Raises `UsageError` if this cannot be a session's name."""
     if not _NAME.fullmatch(session):
         raise UsageError("a session's name has 1 to 64 letters, digits, - and _")
     return folder / f"{session}.jsonl"
@@ -97,45 +144,64 @@ def is_record(path: Path) -> bool:
         return False
 
 
-def read_record(path: Path) -> Recorded:
-    """Read a record. A last line that is not whole is left out.
+class RecordReader:
+    """Reads a record line by line: its beginning at once, and its events while it is iterated over.
+
+    A last line that is not whole is left out. `size` and `num_events` count what was read.
 
     Raises:
         BadData: the file cannot be read, or a line of it cannot be used; the message names the line.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadData(f"cannot read the record {path}: {error}") from error
-    size = data.rfind(b"\n") + 1
-    rows = _rows(path, data[:size])
-    number, header = next(rows, (1, {}))
-    if header.get("record") != VERSION:
-        raise BadData(f"{path} is no record of version {VERSION}")
-    try:
-        turns = tuple(Turn(Role(turn["role"]), str(turn["text"])) for turn in header["history"])
-        session, settings = str(header["session"]), dict(header["settings"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadData(f"{path}, line {number}: this is not how a record begins: {error}") from error
-    events = []
-    for number, row in rows:
+
+    def __init__(self, path: Path) -> None:
+        self.size = 0  # bytes of whole lines
+        self.num_events = 0
+        self._path = path
+        self._rows = self._read()
+        number, header = next(self._rows, (1, {}))
+        if header.get("record") != VERSION:
+            raise BadData(f"{path} is no record of version {VERSION}")
         try:
-            event = from_dict(row)
-        except BadData as error:
-            raise BadData(f"{path}, line {number}: {error}") from error
-        if event is not None:
-            events.append(event)
-    return Recorded(session, settings, turns, tuple(events), size)
+            self.history = tuple(Turn(Role(turn["role"]), str(turn["text"])) for turn in header["history"])
+            self.session, self.settings = str(header["session"]), dict(header["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadData(f"{path}, line {number}: this is not how a record begins: {error}") from error
+        if any(turn.role is Role.SYSTEM for turn in self.history):
+            raise BadData(f"{path}, line {number}: a history has turns of the user and the assistant")
 
+    def __iter__(self) -> Iterator[Event]:
+        for number, row in self._rows:
+            try:
+                event = from_dict(row)
+            except BadData as error:
+                raise BadData(f"{self._path}, line {number}: {error}") from error
+            if event is not None:
+                self.num_events += 1
+                yield event
 
-def _rows(path: Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
+    def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        try:
+            with self._path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    if not line.endswith(b"\n"):
+                        return
+                    self.size += len(line)
+                    if line.strip():
+                        yield number, self._row(number, line)
+        except OSError as error:
+            raise BadData(f"cannot read the record {self._path}: {error}") from error
+
+    def _row(self, number: int, line: bytes) -> dict[str, Any]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise BadData(f"{path}, line {number}: this is not JSON: {error}") from error
+            raise BadData(f"{self._path}, line {number}: this is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise BadData(f"{path}, line {number}: a line is a JSON object, not {type(row).__name__}")
-        yield number, row
+            raise BadData(f"{self._path}, line {number}: a line is a JSON object, not {type(row).__name__}")
+        return row
+
+
+def read_record(path: Path) -> Recorded:
+    """Read a whole record. Raises `BadData` as `RecordReader` does."""
+    reader = RecordReader(path)
+    return Recorded(reader.session, reader.settings, reader.history, tuple(reader))

@@ -16,7 +16,7 @@ from duologue.core.events import as_dict
 from duologue.errors import BadData, DuologueError, EngineError, EngineFull, UsageError
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation, EventsLost
-from duologue.server.conversations import Conversations
+from duologue.server.conversations import PER_TURN, Conversations, off_loop
 from duologue.server.duplex.voice import DuplexVoice
 from duologue.server.fields import Field, Table, read
 from duologue.server.settings import ConversationSettings, VoiceSettings, read_turns
@@ -146,7 +146,10 @@ class Duplex:
             case "resume":
                 handle.resume()
             case "edit":
-                handle.edit(read_turns(fields["history"]))
+                turns = read_turns(fields["history"])
+                size = sum(len(turn.text) + PER_TURN for turn in turns)
+                laid_out = await off_loop(size, conversation.session.lay_out, turns)
+                handle.edit(turns, laid_out=laid_out)
             case "settings":
                 await self._change(conversation, fields)
             case "end":
@@ -159,7 +162,9 @@ class Duplex:
         if self._conversation is not None:
             raise UsageError("the conversation has begun; end it, or connect again for another one")
         is_new = fields["session"] is None
-        conversation = self._open(fields) if is_new else self._find(fields["session"])
+        conversation = await (self._open(fields) if is_new else self._find(fields["session"]))
+        events = conversation.events
+        newest = events.first if conversation.is_new else events.newest
         conversation.attach(self)  # the previous owner gives its voice back
         try:
             voice = self._make_voice(conversation, conversation.settings.voice)
@@ -170,8 +175,8 @@ class Duplex:
             raise
         self._conversation = conversation
         after = fields["after"]
-        is_whole = after is not None and not is_new and conversation.events.has(after)
-        begin = after if is_whole else conversation.events.newest
+        is_whole = after is not None and not is_new and events.has(after)
+        begin = after if is_whole else newest
         await self._wire.send(
             {
                 "type": "started",
@@ -190,13 +195,13 @@ class Duplex:
         await self._use_voice(voice)
         return conversation
 
-    def _open(self, fields: dict[str, Any]) -> Conversation:
+    async def _open(self, fields: dict[str, Any]) -> Conversation:
         default = ConversationSettings(hearing=self._config.words_per_second)
         settings = ConversationSettings.from_json(fields["settings"] or {}, before=default)
-        return self._conversations.open(settings, read_turns(fields["history"] or []))
+        return await self._conversations.open(settings, read_turns(fields["history"] or []))
 
-    def _find(self, session: str) -> Conversation:
-        found = self._conversations.find(session)
+    async def _find(self, session: str) -> Conversation:
+        found = await self._conversations.find(session)
         if found is None:
             raise UsageError("no conversation has this name any more; start without one")
         return found

@@ -92,7 +92,7 @@ class Realtime:
         """Until the client leaves, or the conversation ends."""
         try:
             settings = ConversationSettings(hearing=self._config.words_per_second)
-            talk = self._conversation = self._conversations.open(settings)
+            talk = self._conversation = await self._conversations.open(settings)
         except (EngineFull, UsageError) as error:
             await self._refuse(error)
             return

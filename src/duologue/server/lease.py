@@ -1,0 +1,133 @@
+"""Leases on records: one writer per record, also where servers on several machines share a folder.
+
+A lease is a file beside the record, `.NAME.EPOCH.lease`. It is valid while its holder lives and renews its time of
+change, which is compared with the storage's own clock. To take over an expired one is to create the file of the next
+epoch, which the storage lets one of several contenders do. A holder that was taken over while it stood still finds its
+file gone when it renews the lease. What it writes until then goes into a file that is not the record any more, since
+whoever takes over replaces the record by a copy (see `Recorder.go_on`).
+"""
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from duologue.errors import EngineFull
+
+LEASE_S = 15.0  # a lease that was not renewed for so long has expired
+RENEWAL_S = 5.0
+
+
+class Lease:
+    """The right to write one record, until it is released or lost. See `acquire`."""
+
+    def __init__(self, path: Path, *, is_takeover: bool) -> None:
+        self.path = path
+        self.is_takeover = is_takeover  # the previous holder did not release it
+
+    @classmethod
+    def acquire(cls, record: Path, *, is_new: bool = False) -> "Lease":
+        """Take the lease on `record`. `is_new`: nobody else can know the name.
+
+        Raises:
+            EngineFull: another server has it.
+            OSError: the storage does not work.
+        """
+        epoch, before = (0, None) if is_new else _newest(record)
+        if before is not None and _is_valid(before):
+            raise EngineFull(f"another server has this conversation; try again in {LEASE_S:.0f} seconds")
+        path = _path(record, epoch + 1)
+        try:
+            number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError as error:
+            raise EngineFull("another server has just taken this conversation up") from error
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            json.dump(_identity(os.getpid()), file)
+        if before is not None:
+            try:
+                before.unlink()
+            except FileNotFoundError as error:  # its epoch was over: somebody was faster
+                path.unlink(missing_ok=True)
+                raise EngineFull("another server has just taken this conversation up") from error
+        return cls(path, is_takeover=before is not None)
+
+    def renew(self) -> bool:
+        """Keep the lease. Returns whether it was still held."""
+        try:
+            os.utime(self.path)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # the storage is away for a moment
+        return True
+
+    def release(self) -> None:
+        """Give the lease back."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+
+def _path(record: Path, epoch: int) -> Path:
+    return record.with_name(f".{record.stem}.{epoch}.lease")
+
+
+def _newest(record: Path) -> tuple[int, Path | None]:
+    """The newest epoch, and its lease if there is one."""
+    begin = f".{record.stem}."
+    epochs = [
+        int(part)
+        for entry in os.scandir(record.parent)
+        if entry.name.startswith(begin)
+        and entry.name.endswith(".lease")
+        and (part := entry.name.removeprefix(begin).removesuffix(".lease")).isdecimal()
+    ]
+    newest = max(epochs, default=0)
+    return newest, _path(record, newest) if newest else None
+
+
+def _is_valid(lease: Path) -> bool:
+    try:
+        holder = json.loads(lease.read_text(encoding="utf-8"))
+        age = _storage_time(lease.parent) - lease.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        holder, age = {}, _storage_time(lease.parent) - lease.stat().st_mtime  # it is just being written
+    return age < LEASE_S and not _is_dead(holder)
+
+
+def _storage_time(folder: Path) -> float:
+    """The time on the storage's clock: other machines' clocks may differ."""
+    probe = folder / f".{os.getpid()}-{os.urandom(6).hex()}.probe"
+    try:
+        number = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            return os.fstat(number).st_mtime
+        finally:
+            os.close(number)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _is_dead(holder: Any) -> bool:
+    """Whether the process that held a lease was one of this machine and is over."""
+    if not isinstance(holder, dict) or not isinstance(holder.get("pid"), int):
+        return False
+    here = _identity(holder["pid"])
+    return bool(here["machine"] == holder.get("machine") and here["began"] != holder.get("began"))
+
+
+def _identity(pid: int) -> dict[str, Any]:
+    """A process, so that no other one is taken for it: not after a restart, nor in another container."""
+    machine, began = [socket.gethostname()], ""
+    with contextlib.suppress(OSError):
+        machine += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    with contextlib.suppress(OSError):
+        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    if len(machine) == 1:  # not on Linux
+        with contextlib.suppress(OSError):
+            os.kill(pid, 0)
+            began = "alive"
+    return {"machine": " ".join(machine), "pid": pid, "began": began}

@@ -1,0 +1,83 @@
+"""What a recorded conversation goes on from. Everything here takes long for a long record, and runs in a thread."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from duologue.core.compaction import newest_that_fit
+from duologue.core.config import MAX_CHARACTERS_PER_TOKEN
+from duologue.core.events import Received
+from duologue.core.history import Ledger
+from duologue.core.session import Session
+from duologue.errors import BadData, ContextOverflow, TemplateError
+from duologue.server.record import RecordReader
+from duologue.types import Role, Token, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedState:
+    """The state of a conversation after its last recorded event."""
+
+    settings: dict[str, Any]
+    history: list[Turn]
+    unanswered: list[Received]
+    now: float  # seconds since it began
+    num_events: int
+    size: int  # bytes of whole lines
+
+
+def read_state(path: Path) -> RecordedState:
+    """Read a record in one pass, without keeping its events.
+
+    Raises:
+        BadData: it is damaged, or a copy of another session's.
+    """
+    reader, now = RecordReader(path), 0.0
+    if reader.session != path.stem:
+        raise BadData(f"{path} is a copy of the record of another session")
+    ledger = Ledger(reader.history)
+    for event in reader:
+        ledger(event)
+        now = event.at
+    unanswered = list(ledger.unanswered.values())
+    return RecordedState(reader.settings, ledger.history, unanswered, now, reader.num_events, reader.size)
+
+
+def fit(session: Session, history: list[Turn]) -> tuple[list[Turn], list[Token]]:
+    """The newest turns of `history` that leave room for another one, and their ids.
+
+    Raises:
+        TemplateError: the model's template does not allow these turns.
+    """
+    template, config = session.template, session.config
+    turns = _newest(history, MAX_CHARACTERS_PER_TOKEN * config.max_length, config.max_length // 2)
+    kept = newest_that_fit(template, turns, config.max_history - len(template.begin))
+    while True:
+        turns = turns[len(turns) - kept :]
+        try:
+            return turns, session.lay_out(turns)
+        except TemplateError:
+            # A resumed answer is two turns of the assistant in the record, and this template requires one.
+            if (merged := _merged(turns)) == turns:
+                raise
+            turns, kept = merged, len(merged)
+        except ContextOverflow:
+            kept = next((len(turns) - i for i, turn in enumerate(turns) if i and turn.role is Role.USER), 0)
+
+
+def _newest(history: list[Turn], num_characters: int, num_turns: int) -> list[Turn]:
+    """The newest turns within both limits, so that what cannot fit is not tokenised."""
+    start = len(history)
+    while start and num_turns and (num_characters := num_characters - len(history[start - 1].text)) >= 0:
+        start, num_turns = start - 1, num_turns - 1
+    return history[start:]
+
+
+def _merged(history: list[Turn]) -> list[Turn]:
+    """`history` with successive turns of one side joined."""
+    parts: list[tuple[Role, list[str]]] = []
+    for turn in history:
+        if not parts or parts[-1][0] is not turn.role:
+            parts.append((turn.role, []))
+        parts[-1][1].append(turn.text)
+    return [Turn(role, "".join(texts)) for role, texts in parts]
