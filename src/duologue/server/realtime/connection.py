@@ -130,7 +130,7 @@ class Realtime:
         commands = Commands(session, speak=lambda: self._speaking(session, commands))
         telling = asyncio.create_task(self._tell(talk, session), name="duologue-realtime-teller")
         sending = asyncio.create_task(self._outbox.run(), name="duologue-realtime-sender")
-        others = (self._read(session, commands), self._take(commands), self._outbox.overflow.wait())
+        others = (self._read(session, commands), self._take(session, commands), self._outbox.overflow.wait())
         tasks = (sending, telling, *(asyncio.create_task(other, name="duologue-realtime") for other in others))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -197,19 +197,21 @@ class Realtime:
             return False
         return True  # it was refused
 
-    async def _take(self, commands: Commands) -> None:
+    async def _take(self, session: RealtimeSession, commands: Commands) -> None:
         """Carry out what the client asks for."""
         while True:
             message = await self._orders.get()
             await self._outbox.room()
             with self._refusing(message):
-                await self._carry_out(message, commands)
+                await self._carry_out(message, session, commands)
             self._orders.task_done()
 
-    async def _carry_out(self, message: dict[str, Any] | BadData, commands: Commands) -> None:
-        await self._catch_up()
+    async def _carry_out(self, message: dict[str, Any] | BadData, session: RealtimeSession, commands: Commands) -> None:
         if isinstance(message, BadData):
+            await self._catch_up()
             raise Rejection(str(message), code="invalid_json")
+        await session.prepare(message["type"], message.get("session") or message.get("response"))
+        await self._catch_up()
         if message["type"] == "input_audio_buffer.commit" and self._voice is not None:
             words = await self._voice.committed()
             await self._catch_up()

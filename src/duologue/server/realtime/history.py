@@ -1,16 +1,19 @@
 """Keeps the session's history the same as what the client sees: the items and the instructions."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from duologue.core.compaction import newest_that_fit
+from duologue.core.config import MAX_CHARACTERS_PER_TOKEN
 from duologue.core.session import Session
 from duologue.engine.handle import Handle
-from duologue.errors import ContextOverflow
+from duologue.errors import ContextOverflow, UsageError
 from duologue.models.model import Model
+from duologue.server.conversations import PER_TURN, off_loop
 from duologue.server.fields import Rejection
 from duologue.server.realtime.items import Item
 from duologue.text.template import Template
-from duologue.types import Role, Turn, well_formed
+from duologue.types import Role, Token, Turn, well_formed
 
 
 class History:
@@ -24,6 +27,8 @@ class History:
         self._model = model
         self._default = default  # the server's instructions; empty: the model's own
         self._current = default  # the session's instructions
+        self._newest_template: tuple[str, Template] | None = None  # and its instructions
+        self._laid_out: tuple[list[Turn], Template, tuple[list[Turn], list[Token]]] | None = None  # see `prepare`
 
     @property
     def session(self) -> Session:
@@ -31,14 +36,26 @@ class History:
         assert isinstance(self._handle.session, Session), "conversations of the server have one"
         return self._handle.session
 
+    async def prepare(self, instructions: str, items: list[Item]) -> None:
+        """Tokenise in a thread what `check` and `sync` will want of these, if that takes long."""
+        if len(instructions) > self._most_characters:
+            return  # `check` refuses it
+        template = await off_loop(len(instructions), self._template, instructions)
+        wanted = self._missing(instructions, items)
+        if wanted is not None:
+            size = sum(len(turn.text) + PER_TURN for turn in wanted)
+            with suppress(UsageError):  # which `sync` raises, too
+                self._laid_out = wanted, template, await off_loop(size, self._fit, wanted, template)
+
     def check(self, instructions: str) -> None:
         """Raise `Rejection` if `instructions` leave too little room for a conversation."""
         if instructions == self._current:
             return
-        length, limit = len(self._template(instructions).begin), self.session.config.max_length // 4
-        if length > limit:
+        limit = self.session.config.max_length // 4
+        is_longer = len(instructions) > self._most_characters
+        if is_longer or len(self._template(instructions).begin) > limit:
             raise Rejection(
-                f"the instructions take {length} tokens, and at most {limit} leave room for a conversation",
+                f"instructions may have {limit} tokens: more leave too little room for a conversation",
                 code="string_above_max_length",
                 param="instructions",
             )
@@ -46,7 +63,7 @@ class History:
     def check_turn(self, text: str) -> None:
         """Raise `Rejection` if `text` is too long for the user's turn."""
         limit = self.session.config.max_user_text
-        if len(text) > 32 * limit or len(self.session.template.user(text, first=False)) > limit:
+        if len(text) > MAX_CHARACTERS_PER_TOKEN * limit or len(self.session.template.user(text, first=False)) > limit:
             raise Rejection(
                 f"the words of one turn may have {limit} tokens in all; say them in parts",
                 code="string_above_max_length",
@@ -61,30 +78,49 @@ class History:
         Raises:
             TemplateError: the model's chat template does not allow such a history.
         """
-        wanted, has = turns(items), merged(self.session.history)
-        if self.num_trimmed and has and wanted[len(wanted) - len(has) :] == has:
-            wanted = has
-        if not is_forced and instructions == self._current and wanted == has:
+        wanted = self._missing(instructions, items)
+        if wanted is None and not is_forced:
             return False
+        if wanted is None:
+            wanted = merged(self.session.history)
         template = self._template(instructions)
-        try:
-            self._handle.edit(wanted, template=template)
-        except ContextOverflow:
-            num_kept = self._num_fitting(wanted, template)
-            self._handle.edit(wanted[len(wanted) - num_kept :], template=template)
-            self.num_trimmed += len(wanted) - num_kept
+        prepared, self._laid_out = self._laid_out, None
+        if prepared is not None and prepared[:2] == (wanted, template):
+            kept, laid_out = prepared[2]
+        else:
+            kept, laid_out = self._fit(wanted, template)
+        self._handle.edit(kept, template=template, laid_out=laid_out)
+        self.num_trimmed += len(wanted) - len(kept)
         self._current = instructions
         return True
 
-    def _template(self, instructions: str) -> Template:
-        text = well_formed(instructions) or self._default
-        return self._model.template.with_system(text) if text else self._model.template
+    def _missing(self, instructions: str, items: list[Item]) -> list[Turn] | None:
+        """What the history has to be set to; None if it is as it should be."""
+        wanted, has = turns(items), merged(self.session.history)
+        if self.num_trimmed and has and wanted[len(wanted) - len(has) :] == has:
+            wanted = has
+        return None if instructions == self._current and wanted == has else wanted
 
-    def _num_fitting(self, history: list[Turn], template: Template) -> int:
-        """How many of the newest turns leave room for another one."""
-        config = self.session.config
-        budget = config.max_length - config.max_user_text - config.min_room - len(template.begin)
-        return newest_that_fit(template, history, budget)
+    def _fit(self, history: list[Turn], template: Template) -> tuple[list[Turn], list[Token]]:
+        """The newest turns that leave room for another one, and their ids."""
+        try:
+            return history, self.session.lay_out(history, template)
+        except ContextOverflow:
+            config = self.session.config
+            budget = config.max_history - len(template.begin)
+            kept = history[len(history) - newest_that_fit(template, history, budget) :]
+            return kept, self.session.lay_out(kept, template)
+
+    def _template(self, instructions: str) -> Template:
+        if self._newest_template is None or self._newest_template[0] != instructions:
+            text = well_formed(instructions) or self._default
+            template = self._model.template.with_system(text) if text else self._model.template
+            self._newest_template = instructions, template
+        return self._newest_template[1]
+
+    @property
+    def _most_characters(self) -> int:
+        return MAX_CHARACTERS_PER_TOKEN * self.session.config.max_length // 4
 
 
 def turns(items: Iterable[Item]) -> list[Turn]:
@@ -98,13 +134,14 @@ def turns(items: Iterable[Item]) -> list[Turn]:
 
 def merged(history: Iterable[Turn]) -> list[Turn]:
     """`history` without empty turns, successive turns of one side joined."""
-    out: list[Turn] = []
+    parts: list[tuple[Role, list[str]]] = []
     for turn in history:
         if not turn.text.strip():
             continue
-        if out and out[-1].role is turn.role:
-            before = out.pop().text
-            joint = "" if before[-1].isspace() or turn.text[0].isspace() else " "
-            turn = Turn(turn.role, before + joint + turn.text)
-        out.append(turn)
-    return out
+        if not parts or parts[-1][0] is not turn.role:
+            parts.append((turn.role, []))
+        texts = parts[-1][1]
+        if texts and not texts[-1][-1].isspace() and not turn.text[0].isspace():
+            texts.append(" ")
+        texts.append(turn.text)
+    return [Turn(role, "".join(texts)) for role, texts in parts]

@@ -10,6 +10,7 @@ from duologue.server.realtime.messages import MOST_ID
 from duologue.types import well_formed
 
 MOST_ITEMS = 1000  # of a conversation; beyond, the oldest is deleted
+MOST_CHARACTERS = 1 << 18  # of all items; the same
 
 
 _PREFIX = "text:"  # of an utterance's name in the session, which keeps it apart from the ids of items
@@ -160,8 +161,9 @@ class Items:
             self._items.remove(item)
 
     def pop_surplus(self) -> Item | None:
-        """Remove and return the oldest item if there are too many."""
-        return self._items.pop(0) if len(self._items) > MOST_ITEMS else None
+        """Remove and return the oldest item if there are too many, or too long ones."""
+        is_surplus = len(self._items) > MOST_ITEMS or sum(len(item.text) for item in self._items) > MOST_CHARACTERS
+        return self._items.pop(0) if is_surplus and len(self._items) > 1 else None
 
     def previous(self, item: Item) -> str | None:
         """Id of the item before `item`; None if it is the first, or not there."""

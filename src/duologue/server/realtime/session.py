@@ -7,6 +7,7 @@ assistant.
 
 import asyncio
 from dataclasses import dataclass, replace
+from typing import Any
 
 from duologue.core import events as e
 from duologue.core.answer import Answer
@@ -173,7 +174,7 @@ class RealtimeSession:
         previous = self.items.previous(item)
         self.send("conversation.item.added", previous_item_id=previous, item=item.as_json())
         self.send("conversation.item.done", previous_item_id=previous, item=item.as_json())
-        if (surplus := self.items.pop_surplus()) is not None:
+        while (surplus := self.items.pop_surplus()) is not None:
             self.send("conversation.item.deleted", item_id=surplus.id)
 
     def show_committed(self, item: Item, failure: str | None = None) -> None:
@@ -239,6 +240,13 @@ class RealtimeSession:
     def _complete(self, response: Response, reason: str) -> None:
         status, why = ("incomplete", "max_output_tokens") if reason == "length" else ("completed", None)
         response.end(status, why, self.items.previous(response.item))
+
+    async def prepare(self, kind: str, fields: Any) -> None:
+        """Tokenise in a thread what a request of type `kind` will need, if that takes long."""
+        wanted = fields.get("instructions") if isinstance(fields, dict) else None
+        if kind in ("session.update", "response.create", "input.text.append"):
+            instructions = wanted if isinstance(wanted, str) else self.config.instructions
+            await self.history.prepare(instructions, self.items.answered)
 
     def close(self) -> None:
         """End the session."""
