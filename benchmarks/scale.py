@@ -18,8 +18,9 @@ from typing import Any
 
 import measuring
 
+from duologue import pictures
 from duologue.evaluation.results import describe_model
-from duologue.evaluation.scale import ScaleResult, ScaleSetting, largest, measure
+from duologue.evaluation.scale import MAX_P95_MS, ScaleResult, ScaleSetting, largest, measure
 
 _HEADER = ("context", "sessions", "decision p50 (ms)", "p95", "tokens/s each, least", "missed", "passes", "real time")
 
@@ -52,18 +53,19 @@ def row(outcome: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def draw(outcomes: list[dict[str, Any]], path: Path) -> None:
-    """The decisions' p95 against the number of sessions, a line for each context, into the picture `path` (PNG)."""
-    from matplotlib.figure import Figure  # without pyplot: no window, no state
+    """Write a PNG file: the p95 of decisions by the number of sessions, one line per history length."""
 
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    for context in sorted({outcome["context_tokens"] for outcome in outcomes}):
-        points = sorted((o["sessions"], o["decision_ms"]["p95"]) for o in outcomes if o["context_tokens"] == context)
-        axes.plot(*zip(*points, strict=True), "o-", markersize=4, label=f"{context:,} tokens of history")
-    axes.axhline(300, color="0.7", linestyle="--", label="real time")
-    axes.set(title="Decisions, 95 of 100 within", xlabel="live sessions", ylabel="ms", yscale="log")
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150, format="png")
+    def fill(axes: Any) -> None:
+        for context in sorted({one["context_tokens"] for one in outcomes}):
+            points = sorted(
+                (o["sessions"], o["decision_ms"]["p95"]) for o in outcomes if o["context_tokens"] == context
+            )
+            axes.plot(*zip(*points, strict=True), "o-", markersize=4, label=f"{context:,} tokens of history")
+        axes.axhline(MAX_P95_MS, color="0.7", linestyle="--", label="real time")
+        axes.set(title="Latency of 95 of 100 decisions", xlabel="live sessions", ylabel="ms", yscale="log")
+        axes.legend(fontsize=8)
+
+    pictures.draw(path, [fill], width=6.0)
 
 
 def main() -> int:

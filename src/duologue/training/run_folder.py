@@ -9,6 +9,7 @@ import torch
 
 from duologue.data.jsonl import read_rows
 from duologue.errors import BadData, MissingDependency, UsageError
+from duologue.pictures import new_figure
 
 _CURVES = {  # field of the log: label, style
     "loss": ("training loss", "C0-"),
@@ -111,13 +112,7 @@ def plot(log: Path, out: Path) -> None:
         MissingDependency: matplotlib is not installed.
     """
     curves = _read_curves(log)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency(
-            "a loss curve needs matplotlib; install it with: pip install 'duologue[train]'"
-        ) from error
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7.0, 4.0)
     losses = figure.subplots()
     losses.set(xlabel="step", ylabel="loss")
     losses.locator_params(axis="x", integer=True)

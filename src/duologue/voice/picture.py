@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from duologue.errors import MissingDependency
+from duologue.pictures import new_figure
 from duologue.voice.sound import Samples
 from duologue.voice.timeline import Row
 
@@ -29,13 +29,9 @@ def draw(path: Path, user: tuple[Samples, int], assistant: tuple[Samples, int], 
     Raises:
         MissingDependency: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency("the picture needs matplotlib: pip install matplotlib") from error
     seconds = len(user[0]) / user[1]
     width = min(60.0, max(10.0, seconds * _INCHES_PER_S))
-    figure = Figure(figsize=(width, 5.2), layout="constrained")
+    figure = new_figure(width, 5.2)
     upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1.6, 2))
     for axes, (samples, rate), name, colour in (
         (upper, user, "user", "#0969da"),
