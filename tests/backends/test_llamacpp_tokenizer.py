@@ -4,6 +4,7 @@ What might end the process runs in another one.
 """
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,24 @@ def test_no_run_of_characters_ends_the_process(tmp_path: Path) -> None:
     length, num_mixed = ("100000", "2000") if IS_SOAK else ("8000", "20")
     done = python(RUNS, length, num_mixed, *map(str, paths))
     assert (done.returncode, done.stdout.split()) == (0, [str(path) for path in paths]), done.stderr[-2000:]
+
+
+def test_long_runs_of_digits_are_split_where_superbpe_splits_them(tmp_path: Path) -> None:
+    tokenizer = GgufTokenizer.from_file(tiny_vocabularies.write_bpe(tmp_path / "model.gguf", "superbpe"))
+    chance = random.Random(0)
+    for _ in range(200 if IS_SOAK else 5):
+        pieces = [
+            "a",
+            " ",
+            "\xb2",
+            "\uff11",
+            ".",
+            "",
+            *("".join(chance.choices("0123456789", k=n)) for n in (700, 1301)),
+        ]
+        text = "".join(chance.choices(pieces, k=5)) + pieces[-1]
+        assert tokenizer.encode(text) == tokenizer._tokenize(text.encode(), False)
+    assert len(tokenizer.encode("7" * 100_000)) == 66_667, "which takes minutes unless it is split"
 
 
 def test_a_text_that_no_context_could_hold_is_refused(tmp_path: Path) -> None:

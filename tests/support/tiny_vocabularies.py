@@ -22,9 +22,10 @@ WORDS = ["▁the", "▁fox", "▁a", "▁", *"thefoxa"]
 
 
 def write_bpe(path: Path, pre: str) -> Path:
-    """Byte-level BPE with the 256 bytes and two merges, split by the pre-tokenizer `pre`."""
-    tokens = [_byte_letter(byte) for byte in range(256)] + ["th", "the", "aa"]
-    extra = {"add_tokenizer_pre": pre, "add_token_merges": ["t h", "th e", "a a"]}
+    """Byte-level BPE with the 256 bytes and a few merges, split by the pre-tokenizer `pre`."""
+    merges = ["t h", "th e", "a a", *(f"{first} {second}" for first in "0123456789" for second in "0123456789")]
+    tokens = [_byte_letter(byte) for byte in range(256)] + [merge.replace(" ", "") for merge in merges]
+    extra = {"add_tokenizer_pre": pre, "add_token_merges": merges}
     return _write(path, "gpt2", tokens, [TokenType.NORMAL] * len(tokens), extra)
 
 

@@ -4,9 +4,13 @@ llama.cpp splits text with `std::regex` for most kinds of vocabularies. Its recu
 character of a run (letters, digits, spaces): a run of 26,000 characters overflows a stack of 8 MiB, which ends the
 process. Texts that might do so are tokenised on a thread with a stack in proportion to their length. The ids are those
 of llama.cpp for the whole text, whatever the vocabulary.
+
+With the pre-tokenizer "superbpe", its time grows with the square of a run of digits (minutes for 60,000). That
+pre-tokenizer splits a run into groups of three from its end, so long runs are split there beforehand, with equal ids.
 """
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +31,8 @@ MAX_TEXT = 1 << 20
 
 _SHALLOW = 500  # characters that are tokenised on any stack: 160 KiB at most
 _STACK_PER_CHARACTER = 2048  # six times what was measured
+_LONG_DIGITS = re.compile(r"[0-9]{600,}")
+_DIGITS_AT_ONCE = 300  # a multiple of three
 _NO_TOKEN = -1  # llama.cpp's id for a token that the vocabulary lacks
 
 
@@ -39,6 +45,7 @@ class GgufTokenizer:
         self._model = model
         self._vocab = llama_cpp.llama_model_get_vocab(model.handle)
         self._vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self._pre_tokenizer = model.metadata.get("tokenizer.ggml.pre")
         self._pieces: dict[Token, bytes] = {}
         if self._vocab_size == 0:
             raise UsageError("the GGUF file has no vocabulary; use a file that includes its tokenizer")
@@ -112,10 +119,14 @@ class GgufTokenizer:
         """
         if len(text) > MAX_TEXT:
             raise UsageError(f"a text of {len(text)} characters is too long to tokenise; the limit is {MAX_TEXT}")
-        data = well_formed(text).encode()
+        text = well_formed(text)
         if len(text) <= _SHALLOW:
-            return self._tokenize(data, special)
-        return call_with_stack(len(text) * _STACK_PER_CHARACTER, lambda: self._tokenize(data, special))
+            return self._tokenize(text.encode(), special)
+        parts = _split_digits(text) if self._pre_tokenizer == "superbpe" else [text]
+        return call_with_stack(
+            len(text) * _STACK_PER_CHARACTER,
+            lambda: [token for part in parts for token in self._tokenize(part.encode(), special)],
+        )
 
     def _tokenize(self, data: bytes, special: bool) -> list[Token]:
         """The ids of a text in UTF-8."""
@@ -142,7 +153,7 @@ class GgufTokenizer:
 
     def _reason_to_abort(self) -> str | None:
         """Why llama.cpp would fail an assertion or an unchecked lookup on some text, if it would."""
-        if self._model.metadata.get("tokenizer.ggml.pre") == "whitespace":
+        if self._pre_tokenizer == "whitespace":
             return 'with the pre-tokenizer "whitespace", two adjacent spaces fail an assertion'
         if llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_SPM:
             texts = {llama_cpp.llama_vocab_get_text(self._vocab, token) for token in range(self._vocab_size)}
@@ -169,3 +180,11 @@ class GgufTokenizer:
                 return buffer.raw[:count]
             room = -count
         raise UsageError(f"llama.cpp has no text for token {token}")
+
+
+def _split_digits(text: str) -> list[str]:
+    """Parts of `text`, cut inside long runs of digits at multiples of three from the end of the run."""
+    cuts = [0]
+    for run in _LONG_DIGITS.finditer(text):
+        cuts += sorted(range(run.end() - _DIGITS_AT_ONCE, run.start(), -_DIGITS_AT_ONCE))
+    return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
