@@ -156,16 +156,16 @@ class Adapter:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise AdapterMismatch(f"{folder} is not an adapter folder: {error.strerror} ({path.name})") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AdapterMismatch(f"{path} is damaged: {error}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             version = content.get("format") if isinstance(content, dict) else None
             raise AdapterMismatch(f"{path} has format {version!r}; this version of duologue reads format {FORMAT}")
         try:
             return cls._from_content(content, folder)
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-            if isinstance(error, AdapterMismatch):
-                raise
+        except AdapterMismatch:
+            raise
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
             raise AdapterMismatch(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
     @classmethod
@@ -236,5 +236,7 @@ def _read_tensors(folder: Path, lora: Mapping[str, Any] | None) -> tuple[Adapter
     probes, states = (np.ascontiguousarray(tensors[name], dtype=np.float32) for name in ("probes", "states"))
     if probes.ndim != 2 or states.ndim != 2 or probes.shape[1] != states.shape[1]:
         raise AdapterMismatch(f"{path} has shapes {probes.shape} and {states.shape}; expected [P, D] and [S, D]")
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise AdapterMismatch(f"{path} contains values that are not finite; copy the whole adapter folder again")
     rows = AdapterRows(probes, states)
     return rows, None if lora is None else Lora.from_tensors(tensors, float(lora["scale"]))

@@ -26,7 +26,7 @@ from duologue.backends.llamacpp.gguf_facts import (
     read_facts,
 )
 from duologue.backends.rows import AdapterRows
-from duologue.errors import BrokenModel, ModelNotFound, UnsupportedModel, UsageError
+from duologue.errors import BrokenModel, DuologueError, ModelNotFound, UnsupportedModel, UsageError
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
@@ -96,6 +96,10 @@ def convert(
         for done in _write(writer, tensors):
             if progress is not None:
                 progress(target.name, done)
+    except (DuologueError, OSError):
+        raise
+    except Exception as error:  # damaged metadata raises errors without a common class
+        raise _broken(source, error) from error
     finally:
         writer.close()
     return read_facts(target)
@@ -135,7 +139,11 @@ def _open(path: Path) -> Any:
     try:
         return GGUFReader(path)
     except Exception as error:  # the reader of a damaged file raises errors without a common class
-        raise BrokenModel(f"{path} cannot be read as GGUF ({error}); the download may be incomplete") from error
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> BrokenModel:
+    return BrokenModel(f"{path} cannot be read as GGUF ({error}); the download may be incomplete")
 
 
 def _value(reader: Any, key: str, default: Any = None) -> Any:

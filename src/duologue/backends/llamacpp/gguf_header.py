@@ -53,7 +53,7 @@ def read_header(path: Path) -> GgufHeader:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Scanner(data).header()
-    except (struct.error, ValueError, KeyError, OSError) as error:
+    except (struct.error, ArithmeticError, ValueError, KeyError, OSError) as error:
         raise BrokenModel(f"{path} cannot be read as GGUF ({error}); the download may be incomplete") from error
 
 

@@ -1,0 +1,55 @@
+"""Damaged GGUF files raise errors of this package, whatever reads them; llama.cpp runs in another process."""
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gguf")
+pytest.importorskip("torch")
+import gguf_mutations
+from duologue.backends.llamacpp.gguf_facts import read_facts
+from duologue.errors import BrokenModel, DuologueError
+from duologue.testing.tiny_models import tiny_model
+from tiny_gguf import write_tiny_gguf
+
+IS_SOAK = os.environ.get("DUOLOGUE_SOAK") == "1"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tiny_model("llama"), "llama", tmp_path_factory.mktemp("gguf") / "sound.gguf")
+
+
+def test_a_damaged_header_raises_an_error_of_this_package(sound: Path, tmp_path: Path) -> None:
+    mutator, path, num_refused = gguf_mutations.Mutator(sound.read_bytes()), tmp_path / "damaged.gguf", 0
+    number = 50_000 if IS_SOAK else 500
+    for seed in range(number):
+        path.write_bytes(mutator.damaged(seed))
+        try:
+            read_facts(path)
+        except DuologueError:
+            num_refused += 1
+    assert number / 20 < num_refused < number, "the damage matters, but does not hit the magic every time"
+
+
+@pytest.mark.llamacpp
+def test_a_damaged_file_does_not_end_the_process(sound: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    command = [sys.executable, gguf_mutations.__file__, str(sound), str(tmp_path), "0", "20000" if IS_SOAK else "60"]
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=36_000, check=False)
+    assert done.returncode == 0, f"number {done.stdout.split()[-1:]}: {done.stderr[-2000:]}"
+
+
+def test_arrays_that_are_nested_deeply_are_refused(tmp_path: Path) -> None:
+    """`tokenizer.ggml.tokens` is an array of arrays of arrays …"""
+    path, key = tmp_path / "nested.gguf", b"tokenizer.ggml.tokens"
+    nested = struct.pack("<IQ", 9, 1) * 100_000
+    header = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(key)) + key + struct.pack("<I", 9)
+    path.write_bytes(header + nested)
+    with pytest.raises(BrokenModel, match="nested more than 4 deep"):
+        read_facts(path)
