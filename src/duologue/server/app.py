@@ -16,8 +16,6 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from duologue.core.events import Event, Received, Said, as_dict
-from duologue.core.trace import Pass, Sink
 from duologue.engine.engine import Engine
 from duologue.models.model import Model, load
 from duologue.server import assets, chat
@@ -75,8 +73,8 @@ class Server:
                     log.error("the voice cannot be loaded", extra={"error": str(error)})
                     return
                 engine = await stack.enter_async_context(Engine(model.backend))
-                talks = Conversations(model, engine, self.config, sink=self._sink(), voices=voices)
-                self.metrics.watch(engine.totals, lambda: len(talks), lambda: talks.num_refused)
+                talks = Conversations(model, engine, self.config, sink=self.metrics, voices=voices)
+                self.metrics.watch(engine, lambda: len(talks), lambda: talks.num_refused)
                 sweeping = asyncio.create_task(talks.sweep(), name="duologue-sweep")
                 self.conversations = talks
                 log.info("ready", extra={"model": model.name, "backend": model.backend.info.name})
@@ -178,17 +176,6 @@ class Server:
     def _talks(self) -> Conversations:
         assert self.conversations is not None, "routes are guarded"
         return self.conversations
-
-    def _sink(self) -> Sink:
-        if not self.config.log_text:
-            return self.metrics
-
-        def sink(record: Pass | Event) -> None:
-            self.metrics(record)
-            if isinstance(record, Received | Said):
-                log.info("text", extra=as_dict(record))
-
-        return sink
 
 
 def create_app(

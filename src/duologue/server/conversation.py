@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import fields
 from typing import Any, Protocol
 
-from duologue.core.events import Edited, Event
+from duologue.core.events import Edited, Event, Received, Said, as_dict
 from duologue.core.session import Session
 from duologue.engine.handle import Handle
 from duologue.errors import DuologueError, EngineError
@@ -103,6 +103,7 @@ class Conversation:
         recorder: Recorder | None,
         closed: Callable[[], object],
         most_bytes: int = MOST_BYTES,
+        logs_text: bool = False,
     ) -> None:
         self.id = name
         self.settings = settings
@@ -114,6 +115,7 @@ class Conversation:
         self.is_new = True  # nobody has had it since it was opened, or resumed from its record
         self.detached_at: float | None = None  # engine's time at which its connection was cut
         self._recorder = recorder
+        self._logs_text = logs_text
         self._closed = closed
         self._task = asyncio.create_task(self._follow(), name=f"duologue-conversation-{name[:6]}")
 
@@ -181,6 +183,8 @@ class Conversation:
         try:
             async for event in self.handle.events():
                 self._record(event)
+                if self._logs_text and isinstance(event, Received | Said):
+                    log.info("text", extra={"session": self.id[:6], "event": as_dict(event)})
                 self.events.add(event)
         except DuologueError as error:
             log.error("a conversation failed", extra={"session": self.id[:6], "error": str(error)})

@@ -186,6 +186,7 @@ class Conversations:
             recorder=recorder,
             closed=lambda: self._open.pop(name, None),
             most_bytes=_MOST_BYTES // self.config.max_sessions,
+            logs_text=self.config.log_text,
         )
         self._open[name] = talk
         log.info("opened", extra={"session": name[:6], "open": len(self._open)})

@@ -1,5 +1,6 @@
 """Tables of what a client may send, and the one function that reads a message by its table."""
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -101,5 +102,10 @@ def _check_range(field: Field, value: Any, param: str) -> None:
     raise _invalid(param, value, f"{_EXPECTED[field.kind]} of {' and '.join(bounds)}{unit}")
 
 
+def _shown(value: Any) -> str:
+    """The beginning of a value, which may be large."""
+    return reprlib.repr(value)[:60]
+
+
 def _invalid(param: str, value: Any, expected: str, *, code: str = "invalid_value") -> Rejection:
-    return Rejection(f"{param} is {value!r:.60}: it must be {expected}", code=code, param=param)
+    return Rejection(f"{param} is {_shown(value)}: it must be {expected}", code=code, param=param)

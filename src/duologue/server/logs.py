@@ -1,28 +1,33 @@
-"""The log: a line of JSON an entry. What is said is left out unless the configuration asks for it."""
+"""The log: one line of JSON per entry. What is said is left out unless the settings ask for it."""
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
+_UNSEEN = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Ends of lines and control characters that JSON leaves as they are, and surrogates, which cannot be written."""
+
 
 class JsonFormatter(logging.Formatter):
-    """An entry as JSON: when, how bad, what, and the fields given by `extra`."""
+    """An entry as one line of JSON: time, level, message, and the fields given by `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """The line. Nothing that somebody said can look like another one, whatever reads the log."""
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        row = {"at": at, "level": record.levelname.lower(), "message": record.getMessage()}
-        row |= {name: value for name, value in vars(record).items() if name not in _OWN}
+        row: dict[str, object] = {"at": at, "level": record.levelname.lower(), "message": record.getMessage()}
+        more = {name: value for name, value in vars(record).items() if name not in _OWN}
+        row = row | more | row  # what is given has no say in when and what
         if record.exc_info and record.exc_info[1] is not None:
             row["error"] = self.formatException(record.exc_info)
-        return json.dumps(row, ensure_ascii=False, default=str)
+        return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(row, ensure_ascii=False, default=str))
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """All but what uvicorn says of each WebSocket that is refused with an answer, as if it were a mistake."""
+    """All but what uvicorn says of each WebSocket that is refused with an answer: it takes that for an error."""
     return "without completing handshake" not in record.getMessage()
 
 

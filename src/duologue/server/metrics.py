@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""The metrics of a server, for Prometheus."""
 
 from collections.abc import Callable, Iterable
 
@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from duologue.core.events import Decided, Event
 from duologue.core.trace import Pass
-from duologue.engine.engine import Totals
+from duologue.engine.engine import Engine
 
 _DECISION_S = (0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 
@@ -26,39 +26,39 @@ class Metrics:
         self.connections = Gauge("duologue_connections", "Open WebSockets.", ["protocol"], registry=self.registry)
         self.requests = Counter("duologue_requests", "HTTP requests and WebSockets.", ["route"], registry=self.registry)
         self.denied = Counter("duologue_denied", "Refused for their token or origin.", registry=self.registry)
-        self.kv_entries = Gauge("duologue_kv_entries", "Tokens in the KV cache.", registry=self.registry)
-        self.kv_bytes = Gauge("duologue_kv_bytes", "Bytes of the KV cache that are in use.", registry=self.registry)
 
     def __call__(self, record: Pass | Event) -> None:
         """Take a record of a session."""
-        if isinstance(record, Pass):
-            self.kv_entries.set(record.kv_entries)
-            self.kv_bytes.set(record.kv_bytes)
-        elif isinstance(record, Decided):
+        if isinstance(record, Decided):
             self.decision.labels(str(record.decision.state)).observe(record.at - record.heard_at)
 
-    def watch(self, totals: Totals, num_sessions: Callable[[], int], num_refused: Callable[[], int]) -> None:
-        """Tell what an engine has done so far, too."""
-        self.registry.register(_Engine(totals, num_sessions, num_refused))
+    def watch(self, engine: Engine, num_sessions: Callable[[], int], num_refused: Callable[[], int]) -> None:
+        """Also report what an engine has done so far, and what it holds."""
+        self.registry.register(_EngineCollector(engine, num_sessions, num_refused))
 
 
-class _Engine(Collector):
-    def __init__(self, totals: Totals, num_sessions: Callable[[], int], num_refused: Callable[[], int]) -> None:
-        self._totals = totals
+class _EngineCollector(Collector):
+    def __init__(self, engine: Engine, num_sessions: Callable[[], int], num_refused: Callable[[], int]) -> None:
+        self._engine = engine
         self._num_sessions = num_sessions
         self._num_refused = num_refused
 
     def collect(self) -> Iterable[Metric]:
-        """What it is now."""
-        totals = self._totals
-        yield GaugeMetricFamily("duologue_sessions", "Open conversations.", value=self._num_sessions())
+        """The present values."""
+        totals, usage = self._engine.totals, self._engine.backend.usage()
         for name, text, value in (
+            ("sessions", "Open conversations.", self._num_sessions()),
+            ("kv_entries", "Tokens in the KV cache.", usage.kv_entries),
+            ("kv_bytes", "Bytes of the KV cache that are in use.", usage.kv_bytes),
+        ):
+            yield GaugeMetricFamily(f"duologue_{name}", text, value=value)
+        for name, text, count in (
             ("passes", "Forward passes.", totals.passes),
             ("tokens_fed", "Tokens fed.", totals.tokens),
             ("pass_seconds", "Seconds in forward passes.", totals.seconds),
-            ("sessions_admitted", "Conversations let in.", totals.admitted),
-            ("sessions_refused", "Conversations refused for want of room.", self._num_refused()),
+            ("sessions_admitted", "Conversations that were admitted.", totals.admitted),
+            ("sessions_refused", "Conversations that were refused for want of room.", self._num_refused()),
             ("sessions_failed", "Conversations that could not go on.", totals.failed),
             ("evictions", "Suspended answers given up for others.", totals.evicted),
         ):
-            yield CounterMetricFamily(f"duologue_{name}", text, value=value)
+            yield CounterMetricFamily(f"duologue_{name}", text, value=count)

@@ -11,34 +11,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
+from duologue.server.allowance import Allowance
+
 HEAD_S = 10.0  # for the head of a request to come
 MOST_WAITING = 256  # connections on which no request has come yet; beyond, the oldest is closed
 LEAST_FRAMES_PER_S = 500.0  # voice clients send 50
 _SLICE = 4096  # bytes that are parsed at a time: some hundred of the smallest frames, 5 ms
-_BURST_S = 2.0  # seconds' worth of frames that may come at once
 _MOST_PONGS = 1 << 16  # bytes in the buffer beyond which pings are not answered
 _MOST_FRAGMENTS = 1024  # kept apart
-
-
-class Allowance:
-    """So many per second, and `_BURST_S` seconds' worth at once."""
-
-    def __init__(self, per_second: float, *, burst_s: float = _BURST_S) -> None:
-        self._rate = per_second
-        self._most = self._left = per_second * burst_s
-        self._at = asyncio.get_running_loop().time()
-
-    def take(self, number: int = 1) -> None:
-        """Use the allowance up, which may go below zero."""
-        self._left -= number
-
-    @property
-    def wait_s(self) -> float:
-        """How long to wait until there is some again."""
-        now = asyncio.get_running_loop().time()
-        self._left = min(self._most, self._left + (now - self._at) * self._rate)
-        self._at = now
-        return max(0.0, -self._left / self._rate)
 
 
 class LimitedHttp(H11Protocol):

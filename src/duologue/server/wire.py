@@ -9,10 +9,11 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from duologue.errors import BadData
+from duologue.server.allowance import Allowance
 from duologue.server.config import ServerConfig
 
 PING_S = 20.0  # how often a client has to show that it is alive
-_BURST_S = 2.0  # seconds' worth of messages that may come at once
+_WEIGHT = 1 << 14  # characters that count as another message
 
 
 class CloseCode(IntEnum):
@@ -40,8 +41,7 @@ class Wire:
         self._is_busy = is_busy
         self.accepts_sound = False
         self._sending = asyncio.Lock()
-        self._allowance = config.messages_per_second * _BURST_S
-        self._counted_at = asyncio.get_running_loop().time()
+        self._allowance = Allowance(config.messages_per_second)
 
     async def messages(self) -> AsyncIterator[dict[str, Any] | bytes | BadData]:
         """What the client sends, or what is wrong with it, until the client leaves or has been idle for too long."""
@@ -62,8 +62,9 @@ class Wire:
             if sound and self.accepts_sound and len(sound) <= self._config.max_message:
                 yield sound
                 continue
-            await self._slow_down()
-            yield self._read(data)
+            text = data.get("text")
+            await self._slow_down(1 + len(text or "") // _WEIGHT)
+            yield self._read(text)
 
     async def send(self, message: dict[str, Any]) -> bool:
         """Send a message. Returns whether the client was still there."""
@@ -87,8 +88,7 @@ class Wire:
             return False
         return True
 
-    def _read(self, data: Any) -> dict[str, Any] | BadData:
-        text = data.get("text")
+    def _read(self, text: str | None) -> dict[str, Any] | BadData:
         if text is None:
             return BadData("expected JSON text, got a binary message: sound needs settings with a voice")
         if len(text.encode("utf-8", "replace")) > self._config.max_message:
@@ -101,10 +101,7 @@ class Wire:
             return BadData('a message is a JSON object with a "type"')
         return message
 
-    async def _slow_down(self) -> None:
+    async def _slow_down(self, number: int) -> None:
         """Take messages at the rate that is allowed: what comes faster waits in the network."""
-        rate, now = self._config.messages_per_second, asyncio.get_running_loop().time()
-        self._allowance = min(rate * _BURST_S, self._allowance + (now - self._counted_at) * rate) - 1
-        self._counted_at = now
-        if self._allowance < 0:
-            await asyncio.sleep(-self._allowance / rate)
+        self._allowance.take(number)
+        await asyncio.sleep(self._allowance.wait_s)

@@ -57,7 +57,7 @@ export class Conversation {
     this.#ledger.take(event);
     this.begin ??= event.at;
     this.now = Math.max(this.now, event.at);
-    TAKE[event.type]?.call(this, event);
+    if (Object.hasOwn(TAKE, event.type)) TAKE[event.type].call(this, event);
   }
 
   /** A remark of the page's own. */
