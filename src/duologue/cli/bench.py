@@ -1,7 +1,8 @@
 """`duologue bench`: the commands that measure performance on this machine."""
 
 import argparse
-import importlib
+
+from duologue.cli.options import add_group
 
 MEASUREMENTS = ("scale", "serve", "cost")
 """Each is a module `bench_…` of this package."""
@@ -18,14 +19,11 @@ examples:
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the group with its commands."""
-    parser = commands.add_parser(
+    add_group(
+        commands,
         "bench",
-        usage="duologue bench WHAT [options]",
-        help="measure the cost of conversations on this machine",
+        MEASUREMENTS,
+        summary="measure the cost of conversations on this machine",
         description="Measure the cost of conversations on this machine, with real forward passes of the model.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    measurements = parser.add_subparsers(prog="duologue bench", title="what is measured", metavar="WHAT", required=True)
-    for name in MEASUREMENTS:
-        importlib.import_module(f"duologue.cli.bench_{name}").add_parser(measurements)

@@ -1,7 +1,8 @@
 """`duologue eval`: the commands that measure a model."""
 
 import argparse
-import importlib
+
+from duologue.cli.options import add_group
 
 MEASUREMENTS = ("states", "behaviour")
 """Each is a module `eval_…` of this package."""
@@ -17,13 +18,11 @@ examples:
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the group with its commands."""
-    parser = commands.add_parser(
+    add_group(
+        commands,
         "eval",
-        help="measure a model with its adapter",
+        MEASUREMENTS,
+        summary="measure a model with its adapter",
         description="Measure a model with its adapter on your own data, through the same code as conversations.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    measurements = parser.add_subparsers(title="what is measured", metavar="WHAT", required=True)
-    for name in MEASUREMENTS:
-        importlib.import_module(f"duologue.cli.eval_{name}").add_parser(measurements)

@@ -1,7 +1,8 @@
 """Options that several commands share: the model and its backend, and the conversation."""
 
 import argparse
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,29 @@ if TYPE_CHECKING:
     from duologue.core.backend import Sampling
     from duologue.core.policy import Policy
     from duologue.models.model import Model
+
+
+def add_group(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    members: Sequence[str],
+    *,
+    summary: str,
+    description: str,
+    epilog: str,
+) -> None:
+    """Add a group of commands. Each member is a module `NAME_MEMBER` of this package."""
+    parser = commands.add_parser(
+        name,
+        usage=f"duologue {name} WHAT [options]",
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group = parser.add_subparsers(prog=f"duologue {name}", title="what is measured", metavar="WHAT", required=True)
+    for member in members:
+        importlib.import_module(f"duologue.cli.{name}_{member}").add_parser(group)
 
 
 def number(*, least: float, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:

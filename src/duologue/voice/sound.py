@@ -1,5 +1,6 @@
 """Sound as arrays `[n]`: float32, mono, from -1 to 1. Conversions, rates, levels and files."""
 
+import importlib
 import wave
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,14 @@ def resampled(samples: Samples, rate: int, wanted: int) -> Samples:
     """A complete sound, `[n]` at `rate`, at the rate `wanted`."""
     if rate == wanted or not len(samples):
         return samples
-    return np.asarray(_soxr().resample(samples, rate, wanted), np.float32)
+    return np.asarray(library("soxr").resample(samples, rate, wanted), np.float32)
 
 
 class Resampler:
     """Resamples a stream, with a delay of a few milliseconds."""
 
     def __init__(self, rate: int, wanted: int) -> None:
-        self._stream = None if rate == wanted else _soxr().ResampleStream(rate, wanted, 1, dtype="float32")
+        self._stream = None if rate == wanted else library("soxr").ResampleStream(rate, wanted, 1, dtype="float32")
 
     def __call__(self, samples: Samples) -> Samples:
         """Add `[n]` samples; returns those of the other rate that are ready, `[m]`."""
@@ -68,12 +69,9 @@ def read_sound(path: Path, rate: int = RATE) -> Samples:
     Raises:
         BadData: the file cannot be read.
     """
+    audio = library("faster_whisper.audio")
     try:
-        from faster_whisper.audio import decode_audio
-    except ImportError as error:
-        raise missing("faster-whisper") from error
-    try:
-        return np.asarray(decode_audio(str(path), sampling_rate=rate), np.float32)
+        return np.asarray(audio.decode_audio(str(path), sampling_rate=rate), np.float32)
     except Exception as error:  # PyAV's errors have no other common base
         raise BadData(f"{path} cannot be read as a sound file: {error}") from error
 
@@ -89,14 +87,10 @@ def write_wav(path: Path, channels: list[Samples], rate: int) -> None:
         file.writeframes(np.stack(columns, axis=1).tobytes())
 
 
-def missing(package: str) -> MissingDependency:
-    """The error for a missing package of the voice extra."""
-    return MissingDependency(f'{package} is not installed: pip install "duologue[voice]"')
-
-
-def _soxr() -> Any:
+def library(module: str) -> Any:
+    """Import a module of the voice extra. Raises `MissingDependency`."""
     try:
-        import soxr
+        return importlib.import_module(module)
     except ImportError as error:
-        raise missing("soxr") from error
-    return soxr
+        package = module.partition(".")[0].replace("_", "-")
+        raise MissingDependency(f'{package} is not installed: pip install "duologue[voice]"') from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from duologue.voice.sound import Samples, missing
+from duologue.voice.sound import Samples, library
 
 _CONTEXT = 64  # samples of the previous frame that the model sees
 
@@ -19,11 +19,7 @@ class SileroDetector:
     frame = 512
 
     def __init__(self) -> None:
-        try:
-            from faster_whisper.vad import get_vad_model
-        except ImportError as error:
-            raise missing("faster-whisper") from error
-        self._session: Any = get_vad_model().session
+        self._session: Any = library("faster_whisper.vad").get_vad_model().session
         self._state = [np.zeros((1, 1, 128), np.float32), np.zeros((1, 1, 128), np.float32)]
         self._context: Samples = np.zeros(_CONTEXT, np.float32)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from duologue.errors import EngineError, MissingDependency, UsageError
 from duologue.voice.engines.interfaces import Recognition
-from duologue.voice.sound import RATE, Samples, level_db, missing, silence
+from duologue.voice.sound import RATE, Samples, level_db, library, silence
 
 _LONGEST_S = 10.0  # maximum length of a window
 _KEPT_S = 2.0  # at the end of a window, never cut off
@@ -66,24 +66,19 @@ class WhisperRecogniser:
     """
 
     def __init__(self, model: str | None = None, *, threads: int = 2, language: str = "en") -> None:
-        try:
-            from faster_whisper import WhisperModel
-            from faster_whisper.tokenizer import Tokenizer
-            from faster_whisper.transcribe import get_suppressed_tokens
-        except ImportError as error:
-            raise missing("faster-whisper") from error
+        whisper, tokenizer = library("faster_whisper"), library("faster_whisper.tokenizer")
         options: dict[str, Any] = {"device": "cpu", "compute_type": "int8", "cpu_threads": threads}
         if model is None:
-            self._model = WhisperModel("whisper-base", files=packaged_model(), **options)
+            self._model = whisper.WhisperModel("whisper-base", files=packaged_model(), **options)
         else:
             try:
-                self._model = WhisperModel(model, **options)
+                self._model = whisper.WhisperModel(model, **options)
             except (ValueError, OSError, RuntimeError) as error:
                 raise UsageError(f"{model!r} is not a faster-whisper model or a folder with one: {error}") from error
-        self._tokenizer: Any = Tokenizer(
+        self._tokenizer: Any = tokenizer.Tokenizer(
             self._model.hf_tokenizer, self._model.model.is_multilingual, task="transcribe", language=language
         )
-        self._suppressed = get_suppressed_tokens(self._tokenizer, [-1])
+        self._suppressed = library("faster_whisper.transcribe").get_suppressed_tokens(self._tokenizer, [-1])
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="duologue-recogniser")
 
     async def warm_up(self) -> None:
