@@ -33,7 +33,7 @@ from duologue.training.finetune.loop import Finetuning, Validation
 from duologue.training.finetune.recipes import FINETUNE_RECIPES, FinetuneSettings
 from duologue.training.finetune.run import FinetuneRun, finetune
 from duologue.training.run_folder import plot
-from duologue.training.targets import state_losses
+from duologue.training.tensors import state_losses
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
 from tiny_tokenizers import bytelevel

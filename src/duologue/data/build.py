@@ -35,11 +35,10 @@ _LEAVE = re.compile(
 _ASKS = re.compile(
     r"\b(what|when|where|which|who|how|can|could|would|will|do|does|is|are|find|tell|book|show|get|need)\b"
 )
-_AGREEMENT_WORDS = (
+_AGREEMENT = forms.word_set(
     "yes yeah yep okay ok sure great good perfect right correct that's that is it it's all sounds looks fine nice "
     "cool thanks thank you very much so to me works for i like love wonderful awesome excellent absolutely"
 )
-_AGREEMENT = frozenset(_AGREEMENT_WORDS.split())
 _BARE_ANSWER = re.compile(
     r"((yes|no|yeah) )?(i|it|that|they|he|she|we|you) (is|are|was|do|does|did|would|will|am|can|could)"
 )

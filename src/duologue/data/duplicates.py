@@ -18,8 +18,7 @@ from duologue.types import InputState
 MIN_CONTENT_WORDS = 4
 """Texts with fewer content words are never near duplicates ("please stop", "can you stop")."""
 
-_QUESTIONS_AND_NEGATIONS = "what who where when why how which no don't doesn't can't won't without"
-_CONTENT_FUNCTION_WORDS = frozenset(_QUESTIONS_AND_NEGATIONS.split())
+_CONTENT_FUNCTION_WORDS = forms.word_set("what who where when why how which no don't doesn't can't won't without")
 """Function words that count as content: with another of them, it is another question."""
 
 

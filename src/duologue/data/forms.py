@@ -8,7 +8,13 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
-_FUNCTION_WORDS = (
+
+def word_set(words: str) -> frozenset[str]:
+    """The words of a string that separates them by spaces."""
+    return frozenset(words.split())
+
+
+FUNCTION_WORDS = word_set(
     "a an the my your his her its our their this these those some any every each no of to in on at for with "
     "from by about into onto over under between during through without than as like near and or but so "
     "because if when while that which who whose whom what where why how is are was were am be been do does "
@@ -17,22 +23,19 @@ _FUNCTION_WORDS = (
     "didn't can't couldn't won't wouldn't shouldn't haven't hasn't very more most less least too also just "
     "only many much another other please could've um uh er hmm"
 )
-FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Words after which an English request is rarely complete."""
 
-_COMPLETE_ENDS = (
+COMPLETE_ENDS = word_set(
     "it me you them him her us i'm too also more much most please that this on in off up out over about am "
     "are is was do does did have has can will would should mine yours like for to at with from of by near"
 )
-COMPLETE_ENDS = frozenset(_COMPLETE_ENDS.split())
 """Function words that can end a request ("what is this for", "turn it on"); a cut there is clear only early on."""
 
-_QUESTION_WORDS = (
+QUESTION_WORDS = word_set(
     "what who whom whose which where when why how is are was were am do does did can could will would shall "
     "should may might must have has had isn't aren't don't doesn't didn't can't couldn't won't wouldn't "
     "what's who's where's when's how's"
 )
-QUESTION_WORDS = frozenset(_QUESTION_WORDS.split())
 
 _NOT_SPOKEN = re.compile(r"[^\w\s'$%€£+&@.:/-]", re.UNICODE)
 _LOOSE = re.compile(r"(?<!\w)['.:/-]+|['.:/-]+(?!\w)")

@@ -14,12 +14,11 @@ SPLITS = {"train": (0.0, 0.82), "dev": (0.82, 0.9), "test": (0.9, 1.0)}
 """Which documents of a training source belong to which split (`corpus.part_of`)."""
 
 STOP_INTENTS = frozenset({"cancel", "general_commandstop", "audio_volume_mute"})
-_DEVICES = (
+_DEVICE_WORDS = forms.word_set(
     "alarm speaker speakers volume sound sounds tv television music song video radio phone audio lights light process "
     "payment payments reservation appointment order booking table list event account card notifications ringer noise "
     "device computer system program task action command commands last undo mistake"
 )
-_DEVICE_WORDS = frozenset(_DEVICES.split())
 """A stop command with one of these words concerns a device, a booking or an earlier order: process, not stop.
 
 A time does not count: "be quiet for an hour" is said to the assistant.

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.text.template import Template
-from duologue.training.batching import padded
+from duologue.training.tensors import padded
 
 _BATCH = 32
 _MARKS = ("?", ".", "!", "\n", "?\n", ".\n")

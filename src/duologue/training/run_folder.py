@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 
@@ -18,17 +18,8 @@ _CURVES = {  # field of the log: label, style
 }
 
 
-class HeldOut(Protocol):
-    """A result on held-out samples."""
-
-    @property
-    def dev_loss(self) -> float:
-        """Mean loss."""
-
-
-def num_stale(results: Sequence[HeldOut]) -> int:
-    """How many results have followed the best one, which is the first with the lowest loss."""
-    losses = [result.dev_loss for result in results]
+def num_stale(losses: Sequence[float]) -> int:
+    """How many held-out losses have followed the best one, which is the first minimum."""
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from duologue.data.samples import Sample
 from duologue.text.template import Template
-from duologue.training.batching import padded
 from duologue.training.layout import Layouts, Lost, Truncation, fit
-from duologue.training.targets import target_rows
+from duologue.training.tensors import padded, target_rows
 from duologue.types import InputState, Token
 
 NO_LABEL = -100  # what cross-entropy ignores

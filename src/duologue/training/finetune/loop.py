@@ -32,7 +32,7 @@ from duologue.training.finetune.duplex_model import DuplexModel
 from duologue.training.finetune.examples import Batch, Example
 from duologue.training.finetune.recipes import FinetuneSettings
 from duologue.training.run_folder import RunFolder, num_stale, write_state
-from duologue.training.targets import state_losses
+from duologue.training.tensors import state_losses
 from duologue.types import InputState
 
 
@@ -121,7 +121,7 @@ class Finetuning:
             UsageError: a checkpoint cannot be written.
         """
         patience = self._settings.patience
-        while self.step < self.num_steps and (patience is None or num_stale(self.validations) < patience):
+        while self.step < self.num_steps and (patience is None or self._num_stale < patience):
             loss = self._take_step()
             right = f", {100 * self.validations[-1].dev_accuracy:.1f} % right" if self.validations else ""
             progress(f"{self._settings.kind}: loss {loss:.3f}{right}", self.step, self.num_steps)
@@ -229,7 +229,7 @@ class Finetuning:
         self.files.log(**asdict(validation))
         if self.is_main:
             weights = {name: parameter.detach() for name, parameter in self._trained.items()}
-            if self._settings.patience is not None and num_stale(self.validations) == 0:
+            if self._settings.patience is not None and self._num_stale == 0:
                 write_state(self._best, weights)
             state = {
                 "step": self.step,
@@ -240,6 +240,11 @@ class Finetuning:
             }
             self.files.save(state, self._made_with)
         self._accelerator.wait_for_everyone()
+
+    @property
+    def _num_stale(self) -> int:
+        """Validations since the best one."""
+        return num_stale([validation.dev_loss for validation in self.validations])
 
     @torch.no_grad()
     def _restore(self, weights: dict[str, Tensor]) -> None:

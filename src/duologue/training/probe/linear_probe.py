@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from duologue.backends.torch.huggingface import PreTrainedModel
 from duologue.decisions.thresholds import Probabilities
-from duologue.training.batching import batches_by_tokens, padded
 from duologue.training.layout import Layout
+from duologue.training.tensors import batches_by_tokens, padded
 
 _TOKENS_PER_PASS = 2048
 _PENALTY = 1e-3  # on the squared weights of standardised features

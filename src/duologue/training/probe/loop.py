@@ -30,7 +30,7 @@ from duologue.training.probe.prefixes import Prefixes, even_shards, shards
 from duologue.training.probe.probe_model import ProbeModel
 from duologue.training.probe.recipes import ProbeSettings
 from duologue.training.run_folder import RunFolder, num_stale
-from duologue.training.targets import state_losses, target_losses, target_rows
+from duologue.training.tensors import state_losses, target_losses, target_rows
 from duologue.types import InputState
 
 ComputePrefixes = Callable[[Sequence[Layout]], Prefixes]
@@ -149,7 +149,7 @@ class ProbeTraining:
             dev_prefixes = self._compute(self._dev.layouts)
         prefixes, teacher_p, data = None, None, self._data
         for number in range(len(self.history), len(self._shards) * epochs):
-            if num_stale(self.history) >= self._settings.patience and len(self._shards) == 1:
+            if self._num_stale >= self._settings.patience and len(self._shards) == 1:
                 break
             if prefixes is None or number % epochs == 0:
                 prefixes = None  # frees the memory before the next shard needs it
@@ -199,7 +199,7 @@ class ProbeTraining:
         seconds = round(time.monotonic() - self._began, 1)
         epoch = Epoch(number + 1, self._steps, train_loss, dev_loss, dev_accuracy, seconds)
         self.history.append(epoch)
-        if num_stale(self.history) == 0:
+        if self._num_stale == 0:
             self._best = self._model.trained()
         figures = asdict(epoch)
         del figures["seconds"]  # so that equal runs write equal logs
@@ -210,7 +210,7 @@ class ProbeTraining:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "history": [asdict(epoch) for epoch in self.history],
-            "stale": num_stale(self.history),
+            "stale": self._num_stale,
             "steps": self._steps,
         }
         self.files.save(state, self._made_with)
@@ -242,6 +242,11 @@ class ProbeTraining:
             return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
 
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+    @property
+    def _num_stale(self) -> int:
+        """Epochs since the best one."""
+        return num_stale([epoch.dev_loss for epoch in self.history])
 
     @contextmanager
     def _lora_disabled(self) -> Iterator[None]:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from duologue.data.progress import StageProgress, silent
 from duologue.errors import UnsupportedModel, UsageError
-from duologue.training.batching import batches_by_tokens, padded
 from duologue.training.layout import Layout
 from duologue.training.probe.prefix_attention import Past, PrefixCache, PrefixModel
+from duologue.training.tensors import batches_by_tokens, padded
 from duologue.types import Token
 
 _TOKENS_PER_PASS = 4096

@@ -1,4 +1,7 @@
-"""Token sequences of different lengths in padded batches. B sequences, T tokens of the longest."""
+"""Samples as tensors: padded batches of token ids, target probabilities of the states, and the loss over them.
+
+B samples, T tokens of the longest, S states.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -7,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from duologue.types import Token
+from duologue.data.samples import Sample
+from duologue.types import InputState, Token
 
 T = TypeVar("T")
+
+_MIN_P = 1e-6  # lower probabilities count as this one
 
 
 def padded(rows: Sequence[Sequence[Token]]) -> tuple[Tensor, Tensor]:
@@ -36,3 +42,23 @@ def batches_by_tokens(items: Sequence[T], length: Callable[[T], int], max_tokens
         batch.append(item)
     if batch:
         yield batch
+
+
+def target_rows(samples: Sequence[Sample], states: Sequence[InputState], accepted_weight: float) -> Tensor:
+    """Targets [B, S]: 1 for the label, `accepted_weight` for accepted states, 0 elsewhere."""
+    return torch.tensor(
+        [
+            [1.0 if state is sample.state else accepted_weight if state in sample.accept else 0.0 for state in states]
+            for sample in samples
+        ]
+    )
+
+
+def target_losses(p: Tensor, targets: Tensor) -> Tensor:
+    """Losses [B] of probabilities [B, S]: negative log of the target-weighted sum."""
+    return -(p * targets).sum(-1).clamp_min(_MIN_P).log()
+
+
+def state_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Losses [B] of logits [B, S]; see `target_losses`."""
+    return target_losses(logits.softmax(-1), targets)
