@@ -49,7 +49,7 @@ class Answer:
         self.interrupted = interrupted  # id of the answer that was suspended for this one
         self.max_tokens = max_tokens  # with so many tokens, it ends with `length`
         self.text = ""
-        self.num_said = 0  # characters that were told to the outside
+        self.num_said = 0  # characters reported in `Said` events
         self.num_heard = 0  # characters heard, rounded down to whole words
         self.num_reported = 0  # characters reported as heard, not rounded
         self.finished: str | None = None  # `stop` or `length`

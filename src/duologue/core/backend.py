@@ -73,7 +73,7 @@ class BackendInfo:
     """What a backend is and can do."""
 
     name: str  # "torch", "llamacpp", ...
-    model: str  # for people
+    model: str  # for display
     weights: str  # "bf16", "f32", "Q4_0", ...
     vocab_size: int  # ids that can be drawn: 0 … vocab_size - 1
     num_added: int  # adapter rows: ids vocab_size … vocab_size + num_added - 1

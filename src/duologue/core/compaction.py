@@ -1,6 +1,6 @@
 """Context compaction: a shorter context is built beside the old one, which serves until the new one is cached.
 
-Positions are never shifted: shifted KV is not what the model would compute (design rule 10).
+Positions are never shifted: shifted KV is not what the model would compute (choice 10).
 """
 
 from collections.abc import Sequence

@@ -184,7 +184,7 @@ class Memory:
         self._answered: OrderedDict[str, str] = OrderedDict()  # id to the text that became part of a turn
 
     def drop(self, utterances: Iterable[Utterance]) -> None:
-        """These were dropped: if they grow, they are judged whole (design rule 1)."""
+        """These were dropped: if they grow, they are judged whole (choice 1)."""
         _remember(self._dropped, utterances)
 
     def answer(self, utterances: Iterable[Utterance]) -> None:
@@ -328,7 +328,7 @@ class InputChannel:
         return bool(rest)
 
     def words_changed(self) -> None:
-        """Judge the words anew: the sequence is rolled back to the first id that differs."""
+        """Judge the words again: the sequence is rolled back to the first id that differs."""
         heard = self.heard
         heard.grow(self._log.now)
         point = heard.fork or self._prefix.fork_point()

@@ -449,7 +449,7 @@ class OutputChannel:
     # ------------------------------------------------------------------ long and edited conversations
 
     def replace(self, history: Sequence[Turn], template: Template, laid_out: Sequence[Token] | None = None) -> None:
-        """Begin anew with `history` in `template`. The running answer and the suspended ones are given up.
+        """Start over with `history` in `template`. The running answer and the suspended ones are given up.
 
         `laid_out` is what `lay_out` returned for them, if that was called before.
 
@@ -480,7 +480,7 @@ class OutputChannel:
         return True
 
     def trim_at_once(self) -> bool:
-        """Leave out the older half, and feed the rest anew. Returns whether there was anything to leave out."""
+        """Leave out the older half, and feed the rest again. Returns whether there was anything to leave out."""
         if self.answer is not None:
             return False
         compaction = Compaction(self._template, self.history, len(self.sequence.items) // 2, self._cache)

@@ -115,6 +115,7 @@ class BaseSession(ABC):
     def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]:
         """The words of `utterance` are now `text`: all of it so far, which may also revise earlier words.
 
+        The slices of the paper come in this way, too: each call has one slice more (`duologue.text.slicing.partials`).
         Empty text is the onset of speech. `final` ends the utterance; afterwards, the same id names a new one. A text
         of more than `SessionConfig.max_user_characters` is refused, and nothing of it is kept.
         """
