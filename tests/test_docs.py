@@ -17,6 +17,7 @@ from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
 from duologue.core.transitions import PROTECTED, TABLE, Floor, figure
 from duologue.engine.replay import read_script
+from duologue.evaluation.behaviour.cases import case_from
 from duologue.models.adapters import prompted
 from duologue.models.model import Model
 from duologue.types import InputState
@@ -82,6 +83,11 @@ def test_the_script_of_the_manual_has_every_kind_of_line(tmp_path):
     assert script.system is not None
     assert script.history
     assert {cue.command for cue in script.cues} >= {"resume"}
+
+
+def test_the_case_in_the_manual_is_one():
+    (row,) = blocks((ROOT / "docs" / "behaviour.md").read_text(encoding="utf-8"), "json")
+    assert [one.action for one in case_from(json.loads(row)).expect] == ["go_on", "stop"]
 
 
 # ---------------------------------------------------------------------------------------------------- names and links
