@@ -127,16 +127,20 @@ def _merged(found: Sequence[Speech]) -> list[Speech]:
 
 def judge(case: Case, spoken: Sequence[Speech]) -> list[Verdict]:
     """A verdict on each expectation of `case`."""
-    return [_verdict(one, spoken) for one in case.expect]
+    return [_verdict(one, spoken, _said_before(case, one.start)) for one in case.expect]
 
 
-def _verdict(one: Expectation, spoken: Sequence[Speech]) -> Verdict:
+def _said_before(case: Case, start: float) -> str:
+    return " ".join(act.speak or act.type or act.text or "" for act in case.acts if act.at < start)
+
+
+def _verdict(one: Expectation, spoken: Sequence[Speech], before: str) -> Verdict:
     running = next((s for s in spoken if s.start < one.start <= s.end), None)  # the first sound may cut it at once
     begun = [s for s in spoken if one.start < s.start <= one.until]
     overlap = running.end - one.start if running is not None and running.cut and running.end <= one.until else None
     match one.action:
         case Action.ANSWER | Action.RESUME:
-            return _on_speaking(one, begun, running, overlap)
+            return _on_speaking(one, begun, running, overlap, before)
         case Action.WAIT:
             problem = Problem.SPOKE if begun else Problem.NONE
             return Verdict(one, problem, acted=not begun)
@@ -151,24 +155,27 @@ def _verdict(one: Expectation, spoken: Sequence[Speech]) -> Verdict:
             return Verdict(one, problem, acted=not went_on, overlap_s=overlap)
 
 
-def _on_speaking(one: Expectation, begun: Sequence[Speech], running: Speech | None, overlap: float | None) -> Verdict:
+def _on_speaking(
+    one: Expectation, begun: Sequence[Speech], running: Speech | None, overlap: float | None, before: str
+) -> Verdict:
     """An answer must begin, or go on, behind the gold time and in time."""
     wanted = [s for s in begun if one.action is Action.RESUME or not s.resumed]
-    early = [s for s in wanted if s.start <= one.at]
+    # What answers words that had been said before is not early.
+    early = [s for s in wanted if s.start <= one.at and not (s.asked and _ends_with(before, s.asked))]
     timely = [s for s in wanted if s.start > one.at]
     first = timely[0] if timely else None
     delay = first.start - one.at if first is not None else None
+    goes_on = running is not None and overlap is None and running.end >= one.until
     if early:
         problem, delay = Problem.EARLY, early[0].start - one.at
     elif first is None:
-        goes_on = running is not None and overlap is None
         problem = Problem.WENT_ON if goes_on or len(wanted) < len(begun) else Problem.MISSED
     elif one.to and not _ends_with(first.asked, one.to):
         problem = Problem.WRONG_TURN
     else:
         problem = Problem.NONE
     yields = one.floor is Floor.SPEAKING
-    acted = (overlap is not None or running is None) if yields else first is not None and not early
+    acted = not goes_on if yields else first is not None and not early
     return Verdict(one, problem, acted=acted, delay_s=delay, overlap_s=overlap)
 
 

@@ -175,11 +175,11 @@ def _penalties(judged: Sequence[Judged]) -> Iterable[float]:
                 yield rest if verdict.overlap_s is None else verdict.overlap_s
 
 
-def _intervals(judged: Sequence[Judged]) -> dict[str, tuple[float, float]]:
+def _intervals(judged: Sequence[Judged]) -> dict[str, list[float]]:
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for one in judged:
         by_kind[one.played.case.kind].append(one.right)
-    return {kind: tuple(round(x, 4) for x in wilson(sum(found), len(found))) for kind, found in by_kind.items()}  # type: ignore[misc]
+    return {kind: [round(bound, 4) for bound in wilson(sum(f), len(f))] for kind, f in by_kind.items()}
 
 
 def _intents(judged: Sequence[Judged]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -185,7 +185,7 @@ def _timed(name: str, words: list[Any], marks: list[Any], *, is_pause: bool) -> 
 
 
 _TAG = re.compile(r"<\|([^|>]+)\|>")
-_CODETT = {"maintain": Action.GO_ON, "stopandlisten": Action.ANSWER, "takeover": Action.ANSWER, "dismiss": Action.WAIT}
+_CODETT = {"maintain": Action.GO_ON, "stop": Action.ANSWER, "takeover": Action.ANSWER, "dismiss": Action.WAIT}
 
 
 def _codett(path: Path) -> Iterator[Case]:
@@ -193,12 +193,13 @@ def _codett(path: Path) -> Iterator[Case]:
     for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
         for number, row in read_rows(file):
             *before, asked, label = row["messages"]
-            tags = [re.sub(r"\W", "", tag).lower() for tag in _TAG.findall(label["content"])]
-            intent = tags[-1]
-            action = Action.STOP if (tags[-2], intent) == ("stopandlisten", "dismissal") else _CODETT[tags[-2]]
+            name, intent = _TAG.findall(label["content"].lower())[-2:]
+            action = _CODETT["stop" if name.startswith("stop") else name]
+            if name.startswith("stop") and intent == "dismissal":
+                action = Action.STOP
             text = re.split(r"(?:输入内容|Input)\s*[::]", asked["content"])[-1].strip()
             turns = [Turn(Role(one["role"]), one["content"]) for one in before if one["role"] in ("user", "assistant")]
-            name = f"{file.stem}-{number}"
+            name = f"{file.stem}-{number}"  # of the case
             if "SystemSpeaking" in asked["content"]:
                 answer = turns.pop().text if turns and turns[-1].role is Role.ASSISTANT else NEUTRAL
                 question = turns[-1].text if turns else "Please tell me about it."
