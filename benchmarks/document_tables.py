@@ -489,7 +489,17 @@ def experiment_table(result: Result) -> str:
         shares += [over["answer_f1"], over["false_answers"]]
         trained = f"{row['trained_numbers']:,}"
         rows.append((row["variant"], row["samples"], trained, row["training_s"], *map(percent, shares)))
-    header = ("variant", "samples", "numbers trained", "s", *_STATES, "F1", "false", "F1 over", "false over")
+    header = (
+        "variant",
+        "samples",
+        "numbers trained",
+        f"s{busy_mark(result)}",
+        *_STATES,
+        "F1",
+        "false",
+        "F1 over",
+        "false over",
+    )
     return table(header, rows)
 
 

@@ -26,7 +26,7 @@ def tables(sessions: Sessions) -> str:
         [
             summary(sessions),
             "Times in ms are compute time; further waiting on the conversation's clock is in brackets. "
-            f"Who decides in {kinds}.",
+            f"Decisions of {kinds}.",
             growth(sessions),
         ]
     )

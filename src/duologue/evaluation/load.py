@@ -19,7 +19,7 @@ from typing import Any
 from duologue.client import Talk, connect
 from duologue.core.events import Committed, Decided, Finished, Heard, Refused, Released
 from duologue.errors import RemoteError
-from duologue.evaluation.quantiles import percentile
+from duologue.evaluation.quantiles import p50_p95, percentile
 from duologue.evaluation.scale import MAX_P95_MS
 from duologue.evaluation.simulated_user import SLICES, WORDS, utterances
 from duologue.types import SLICE_PERIOD_S
@@ -77,7 +77,7 @@ class LoadResult:
             "seconds": self.setting.seconds,
             "answer": self.setting.answer,
             "decisions": len(self.decisions),
-            "decision_ms": {f"p{p}": round(percentile(self.decisions, p), 1) for p in (50, 95)},
+            "decision_ms": p50_p95(self.decisions, 1),
             "answers": self.answers,
             "longest_wait_s": round(max(self.longest_waits, default=0.0), 3),
             "starved": self.starved,

@@ -9,7 +9,11 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else float("inf")
 
 
+def p50_p95(values: Sequence[float], digits: int) -> dict[str, float]:
+    """Median and 95th percentile, rounded; infinity if there are no values."""
+    return {f"p{percent}": round(percentile(values, percent), digits) for percent in (50, 95)}
+
+
 def summary(values: Sequence[float], digits: int = 3) -> dict[str, float]:
     """Number, median, 95th percentile and maximum of `values`, which must not be empty."""
-    found = {"p50": percentile(values, 50), "p95": percentile(values, 95), "max": max(values)}
-    return {"n": len(values), **{name: round(value, digits) for name, value in found.items()}}
+    return {"n": len(values), **p50_p95(values, digits), "max": round(max(values), digits)}

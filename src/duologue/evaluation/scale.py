@@ -26,7 +26,7 @@ from duologue.core.transitions import Floor
 from duologue.engine.engine import Engine
 from duologue.engine.handle import Handle
 from duologue.evaluation.forced_policy import ForcedPolicy, NextDecision
-from duologue.evaluation.quantiles import percentile
+from duologue.evaluation.quantiles import p50_p95, percentile
 from duologue.evaluation.simulated_user import Listener, history, utterances
 from duologue.text.template import Template
 from duologue.types import SLICE_PERIOD_S, InputState
@@ -77,7 +77,7 @@ class ScaleResult:
         return {
             "sessions": self.setting.sessions,
             "context_tokens": self.setting.context_tokens,
-            "decision_ms": {f"p{p}": round(percentile(self.decisions, p), 1) for p in (50, 95)},
+            "decision_ms": p50_p95(self.decisions, 1),
             "tokens_per_second": {
                 "min": round(min(rates), 2),
                 "median": round(statistics.median(rates), 2),

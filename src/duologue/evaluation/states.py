@@ -16,7 +16,7 @@ from duologue.decisions.metrics import DecisionMetrics, metrics_by, rounded
 from duologue.decisions.thresholds import Probabilities, ThresholdPair, decide
 from duologue.decisions.tradeoff import operating_point, tradeoffs
 from duologue.evaluation.labelled_rows import LabelledRows, check_labels, lay_out
-from duologue.evaluation.quantiles import percentile
+from duologue.evaluation.quantiles import p50_p95
 from duologue.evaluation.scoring import latencies, score
 from duologue.models.model import Model
 from duologue.models.opening import Progress
@@ -84,9 +84,7 @@ def _section(judgement: Judgement) -> dict[str, Any]:
         "per_source": _groups(judgement, "source"),
         "per_kind": _groups(judgement, "kind"),
         "ece": rounded(error),
-        "latency_ms": {
-            f"p{percent}": round(percentile(latencies_ms, percent), 2) if latencies_ms else None for percent in (50, 95)
-        },
+        "latency_ms": p50_p95(latencies_ms, 2) if latencies_ms else {"p50": None, "p95": None},
     }
 
 
