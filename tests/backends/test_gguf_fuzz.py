@@ -46,10 +46,31 @@ def test_a_damaged_file_does_not_end_the_process(sound: Path, tmp_path: Path) ->
 
 
 def test_arrays_that_are_nested_deeply_are_refused(tmp_path: Path) -> None:
-    """`tokenizer.ggml.tokens` is an array of arrays of arrays …"""
-    path, key = tmp_path / "nested.gguf", b"tokenizer.ggml.tokens"
+    """The value is an array of arrays of arrays …"""
+    path, key = tmp_path / "nested.gguf", b"general.languages"
     nested = struct.pack("<IQ", 9, 1) * 100_000
     header = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(key)) + key + struct.pack("<I", 9)
     path.write_bytes(header + nested)
     with pytest.raises(BrokenModel, match="nested more than 4 deep"):
         read_facts(path)
+
+
+@pytest.mark.llamacpp
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("twice", "1 tokens have the text of another"), ("layers", "0 layers"), ("nan", "a norm's epsilon")],
+)
+def test_what_llamacpp_asserts_is_checked_before(sound: Path, tmp_path: Path, what: str, message: str) -> None:
+    pytest.importorskip("llama_cpp")
+    from duologue.backends.llamacpp.library import LoadedModel
+
+    data = sound.read_bytes()
+    change = {
+        "twice": (b"\x01" + bytes(7) + b"b", b"\x01" + bytes(7) + b"a"),
+        "layers": (b"llama.block_count" + struct.pack("<II", 4, 2), b"llama.block_count" + struct.pack("<II", 4, 0)),
+        "nan": (b"rms_epsilon" + struct.pack("<If", 6, 1e-6), b"rms_epsilon" + struct.pack("<If", 6, float("nan"))),
+    }[what]
+    assert change[0] in data
+    (tmp_path / "odd.gguf").write_bytes(data.replace(*change, 1))
+    with pytest.raises(BrokenModel, match=message):
+        LoadedModel(tmp_path / "odd.gguf")

@@ -37,6 +37,7 @@ class GgufHeader:
     """The result of `read_header`."""
 
     values: dict[str, Any]  # numbers, booleans and strings by key
+    num_repeated_tokens: int  # tokens of the vocabulary with the text of an earlier one
     shapes: dict[str, tuple[int, ...]]  # tensor shapes in GGUF's order: the number of rows comes last
 
 
@@ -72,9 +73,13 @@ class _Scanner:
     def header(self) -> GgufHeader:
         num_tensors, num_values = self._count(), self._count()
         values: dict[str, Any] = {}
+        num_repeated_tokens = 0
         for _ in range(num_values):
             key, kind = self._text(), self._number(_U32)
-            if kind == _ARRAY:
+            if kind == _ARRAY and key == "tokenizer.ggml.tokens":
+                texts = [text for text in self._texts() if text]  # llama.cpp makes empty ones unique
+                num_repeated_tokens = len(texts) - len(set(texts))
+            elif kind == _ARRAY:
                 self._skip_array()
             else:
                 values[key] = self._text() if kind == _STRING else self._number(_NUMBERS[kind])
@@ -86,7 +91,7 @@ class _Scanner:
             self._number(_U64)  # offset
         if self._offset > len(self._data):
             raise ValueError("it ends inside an array")
-        return GgufHeader(values, shapes)
+        return GgufHeader(values, num_repeated_tokens, shapes)
 
     def _number(self, kind: struct.Struct) -> Any:
         (value,) = kind.unpack_from(self._data, self._offset)
@@ -106,6 +111,19 @@ class _Scanner:
         if len(data) != length:
             raise ValueError("it ends inside a string")
         return data.decode("utf-8", "replace")
+
+    def _texts(self) -> list[bytes]:
+        """An array of strings."""
+        kind, count = self._number(_U32), self._count()
+        if kind != _STRING:
+            raise ValueError("the vocabulary is not an array of strings")
+        texts, start, data, read = list[bytes](), self._offset, self._data, _U64.unpack_from
+        for _ in range(count):
+            end = start + 8 + read(data, start)[0]
+            texts.append(data[start + 8 : end])
+            start = end
+        self._offset = start
+        return texts
 
     def _skip_array(self, depth: int = 1) -> None:
         if depth > _MAX_NESTING:

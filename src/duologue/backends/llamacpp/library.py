@@ -18,8 +18,10 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import llama_cpp as ll
 
 from duologue.backends.llamacpp.gguf_facts import BASE_VOCAB_KEY, NUM_ADDED_KEY, NUM_PROBES_KEY, weights_label
-from duologue.backends.llamacpp.gguf_header import read_header
+from duologue.backends.llamacpp.gguf_header import GgufHeader, read_header
 from duologue.errors import AdapterMismatch, BrokenModel, EngineError, ModelNotFound, UnsupportedModel
+
+_MAX_LAYERS = 512
 
 _messages: deque[str] = deque(maxlen=20)
 _lock = threading.Lock()
@@ -69,7 +71,9 @@ class LoadedModel:
     """
 
     def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
-        self.metadata = read_header(path).values
+        header = read_header(path)
+        _check_header(path, header)
+        self.metadata = header.values
         """Numbers, booleans and strings of the file, by key."""
         _prepare()
         params = ll.llama_model_default_params()
@@ -274,6 +278,22 @@ def set_lora(context: Any, lora: Any | None) -> None:
     pointer = None if adapters is None else ctypes.cast(adapters, ctypes.POINTER(ll.llama_adapter_lora_p_ctypes))
     if ll.llama_set_adapters_lora(context, pointer, 0 if lora is None else 1, scales) != 0:
         raise EngineError(f"llama.cpp did not set the LoRA: {last_messages()}")
+
+
+def _check_header(path: Path, header: GgufHeader) -> None:
+    """Raise `BrokenModel` for what llama.cpp does not check, but asserts."""
+    arch = header.values.get("general.architecture")
+    epsilons = [value for key, value in header.values.items() if key.endswith("epsilon")]
+    num_layers = header.values.get(f"{arch}.block_count", 1)
+    if header.num_repeated_tokens:
+        problem = f"{header.num_repeated_tokens} tokens have the text of another"
+    elif not (isinstance(num_layers, int) and 1 <= num_layers <= _MAX_LAYERS):
+        problem = f"it declares {num_layers} layers; llama.cpp supports 1 to {_MAX_LAYERS}"
+    elif not all(isinstance(value, float) and value >= 0.0 for value in epsilons):
+        problem = "a norm's epsilon is not a positive number"
+    else:
+        return
+    raise BrokenModel(f"llama.cpp cannot load {path.name}: {problem}; the download may be incomplete")
 
 
 def _load_error(path: Path) -> Exception:
