@@ -1,6 +1,6 @@
 """MkDocs hooks: the pages in docs/ stay plain Markdown that GitHub renders; the site gets what it needs beyond that.
 
-* The READMEs, CONTRIBUTING.md and CHANGELOG.md become pages.
+* The READMEs, CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become pages.
 * Links that leave docs/, such as those to result files, point to copies under files/. A target that does not exist
   fails the build.
 * The second word of a code fence (`python run`), which tells the tests what to do with it, is removed.
@@ -21,6 +21,7 @@ PAGES = {
     "README.md": "overview.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security-policy.md",
     "benchmarks/README.md": "benchmarks.md",
     "experiments/README.md": "experiments.md",
 }

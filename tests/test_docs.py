@@ -27,7 +27,10 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "duologue"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 PAGES = sorted(
-    [*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "experiments/README.md"))]
+    [
+        *DOCUMENTS,
+        *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "experiments/README.md")),
+    ]
 )
 """All documents of the site but the changelog."""
 RUNNABLE = [path for path in DOCUMENTS if "```python run" in path.read_text(encoding="utf-8")]
