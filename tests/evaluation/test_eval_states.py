@@ -205,7 +205,7 @@ def test_the_default_model_decides_alike_on_both_backends() -> None:
         ("[]", "line 2: expected an object"),
         ('{"text": "a", "state": "process"}', "line 2: .*no field 'source'"),
         ('{"text": "a", "state": "maybe", "source": "x"}', "line 2: .*'maybe'.*process"),
-        ('{"text": 1, "state": "process", "source": "x"}', "line 2: .*text is int"),
+        ('{"text": 1, "state": "process", "source": "x"}', "line 2: .*text must be a string, got int"),
         ('{"text": " ", "state": "process", "source": "x"}', "line 2: .*empty"),
         ('{"text": "a", "state": "process", "source": "x", "accept": ["no"]}', "line 2: .*'no'"),
         ('{"text": "a", "state": "process", "source": "x", "speaking": true}', "line 2: .*running answer"),
