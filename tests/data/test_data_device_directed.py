@@ -1,4 +1,4 @@
-"""Lines of talk that may be meant for a machine, and those that only sound a little like it."""
+"""Lines of talk that may be addressed to a machine, and lines that only sound similar."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which samples repeat or contradict another, and which only look like it."""
+"""Which samples repeat or contradict another, and which only seem to."""
 
 import random
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Datasets of the hub, on local files of the same shape with made-up rows."""
+"""Datasets of the hub, on local files with the same columns and made-up rows."""
 
 import dataclasses
 import gzip

@@ -1,4 +1,4 @@
-"""The judge against a real HTTP server on this machine that speaks the shape of chat completions."""
+"""The judge against a real HTTP server on this machine that answers with chat completions."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""The report of a build counts what went by and keeps little of it."""
+"""The report of a build counts all samples and keeps few of them."""
 
 from duologue.data.report import PLACES, Report, markdown, place_of
 from duologue.data.samples import Sample

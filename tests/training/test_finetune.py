@@ -1,4 +1,4 @@
-"""`full` and `lora` on tiny models: what is laid out, what a step is, that it learns, and what comes out loads."""
+"""`full` and `lora` on tiny models: layouts, losses, whole runs, and results that load."""
 
 import json
 import os
@@ -52,7 +52,7 @@ FULL = FinetuneSettings(
 LORA = replace(FULL, kind="lora", lr=1e-2, lora_rank=4, lora_alpha=8)
 
 
-# What is laid out
+# Layouts
 
 
 def test_the_response_does_not_see_the_probe() -> None:
@@ -109,7 +109,7 @@ def test_words_and_responses_that_are_too_long_are_cut_and_counted() -> None:
         lay_out(samples, template, 12)
 
 
-# What a step is
+# Losses and steps
 
 
 def examples(num: int, seed: int) -> list[Example]:
@@ -156,7 +156,7 @@ def test_lora_is_held_to_the_base() -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_()  # it starts from nothing
+                parameter.normal_()  # its initial value is zero
     chosen = examples(8, seed=3)
     batch = Batch.of(chosen, model.vocab_size, STATES, 0.5)
     _, divergence = model(batch)
@@ -208,7 +208,7 @@ def assert_same_log(folder: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])
 def test_accumulated_passes_are_one_large_batch(settings: FinetuneSettings, tmp_path: Path) -> None:
-    # the second step is enough to see a loss weighted wrongly; later ones amplify rounding
+    # two steps suffice to reveal wrong loss weights; later ones amplify rounding
     large, _ = finetuned(tmp_path / "large", replace(settings, batch=8, steps=2))
     small, _ = finetuned(tmp_path / "small", replace(settings, batch=2, accumulation=4, steps=2))
     assert_close(large, small, atol=2e-4, rtol=1e-3)
@@ -216,7 +216,7 @@ def test_accumulated_passes_are_one_large_batch(settings: FinetuneSettings, tmp_
 
 
 def test_two_processes_are_one_with_twice_the_passes(tmp_path: Path) -> None:
-    settings = replace(FULL, batch=2, steps=2, eval_every=2)  # so small that some passes have no response
+    settings = replace(FULL, batch=2, steps=2, eval_every=2)  # small enough that some passes have no response
     finetuned(tmp_path / "one", replace(settings, accumulation=2))
     code = "from test_finetune import *\nfinetuned(Path(sys.argv[1]), replace(FULL, batch=2, steps=2, eval_every=2))\n"
     script = tmp_path / "script.py"
@@ -248,7 +248,7 @@ def test_gradient_checkpointing_changes_nothing(settings: FinetuneSettings, tmp_
 # Whole runs
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])  # with a matrix for the output of its own, and without
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])  # with untied and tied output embeddings
 @pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])
 def test_it_learns(architecture: str, settings: FinetuneSettings, tmp_path: Path) -> None:
     run, validations = finetuned(tmp_path, settings, architecture=architecture)
@@ -270,7 +270,7 @@ def _is_in(run: Finetuning, name: str, value: torch.Tensor) -> bool:
 @pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])
 def test_a_killed_run_goes_on_to_the_same_bits(settings: FinetuneSettings, tmp_path: Path) -> None:
     settings = replace(settings, schedule="linear", warmup=0.1, steps=30, eval_every=10)
-    # with dropout: random numbers go on as well
+    # with dropout, so that random numbers must continue as well
     whole, validations = finetuned(
         tmp_path / "whole", settings, architecture="gpt2" if settings.kind == "full" else "llama"
     )
@@ -293,7 +293,7 @@ def _same(run: Finetuning) -> str:
 
 
 def test_patience_ends_a_run_with_its_best_weights(tmp_path: Path) -> None:
-    settings = replace(FULL, lr=0.05, steps=400, eval_every=5, patience=2)  # so large a rate that it gets worse
+    settings = replace(FULL, lr=0.05, steps=400, eval_every=5, patience=2)  # a rate so large that the loss rises
     run, validations = finetuned(tmp_path, settings)
     losses = [validation.dev_loss for validation in validations]
     assert len(losses) < 80
@@ -497,7 +497,7 @@ def test_the_command_writes_a_model_and_its_adapter(
     assert f"recipe {recipe}" in capsys.readouterr().err
 
 
-# The picture
+# The loss curve
 
 
 def test_a_log_becomes_a_picture(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training around a frozen base, on tiny models: prefixes are the plain ones, it learns, and goes on after a kill."""
+"""Training around a frozen base, on tiny models: prefixes, shards, learning, and continuing after a kill."""
 
 import random
 import re

@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         adapter = train(model, HfTokenizer(tokenizer), name=source.name, progress=stage.count, say=say)
     print("\n".join(report_lines(adapter.facts)))
     where = args.model if is_probe else args.out / "model"
-    print(f"the adapter is in {args.out}; use it with: duologue chat --model {where} --adapter {args.out}")
+    print(f"The adapter is in {args.out}. Use it with: duologue chat --model {where} --adapter {args.out}")
     return 0
 
 

@@ -255,16 +255,13 @@ class ProbeTraining:
             yield
 
 
-def score(
-    model: ProbeModel, layouts: Sequence[Layout], *, max_tokens: int, progress: StageProgress = silent
-) -> Probabilities:
+def score(model: ProbeModel, layouts: Sequence[Layout], *, max_tokens: int) -> Probabilities:
     """Probabilities [N, S] of the states for all samples, with at most `max_tokens` tokens of prefixes in memory."""
     found = np.zeros((len(layouts), len(model.states)), dtype=np.float32)
     for part in shards(layouts, max_tokens):
         with model.lora_disabled():
             prefixes = Prefixes(model.prefix_model, layouts[part.start : part.stop])
         found[part.start : part.stop] = score_prefixes(model, prefixes)
-        progress("scoring", part.stop, len(layouts))
     return found
 
 

@@ -70,12 +70,12 @@ class ProbeModel(nn.Module):
 
     @property
     def lora_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the LoRA in a fixed order; empty without one."""
+        """Factors [R, in] and [out, R] of each LoRA layer, with rank R, in a fixed order; empty without a LoRA."""
         return [cast(nn.Parameter, part.weight) for layer in self._layers.values() for part in _factors(layer)]
 
     @property
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Everything that is trained, in a fixed order: probes [P, D], states [S, D], LoRA."""
+        """Everything that is trained, in a fixed order: probes [P, D], states [S, D], factors of the LoRA."""
         return [self.probes, self.states, *self.lora_parameters]
 
     def train(self, mode: bool = True) -> "ProbeModel":
