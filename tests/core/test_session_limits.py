@@ -106,7 +106,7 @@ def test_a_context_that_is_made_shorter_during_an_answer_has_room_for_the_answer
 
 
 @pytest.mark.parametrize(("system", "num_words"), [(None, 28), ("You know all long words.", 22)])
-def test_words_for_which_there_is_no_room_are_answered_after_a_rebuild_in_one_go(system, num_words):
+def test_words_for_which_there_is_no_room_are_answered_after_a_compaction_in_one_go(system, num_words):
     talk = Talk({"q": "word " * num_words}, config=SHORT_CONTEXT, system=system)
     talk.hear("q")
     talk.run()
@@ -136,7 +136,7 @@ def test_a_probe_that_leaves_no_room_for_words_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("capacity", [400, 340, 270, 220])
-def test_a_cache_without_room_for_a_rebuild_does_not_stop_the_answer(capacity):
+def test_a_cache_without_room_for_a_compaction_does_not_stop_the_answer(capacity):
     talk = Talk({"q": "word " * 40}, config=SHORT_CONTEXT, system="s" * 100, capacity=capacity)
     talk.hear("q")
     talk.tick(70)

@@ -397,22 +397,23 @@ class Tdm(BaseSession):
                 answer.push(token)
                 if answer.num_tokens >= self.config.max_answer:
                     self._finish(answer, "length")
-        start = answer.num_said
-        if len(answer.text) > start:
-            answer.num_said = len(answer.text)
-            self._log.add(Said(self.now, answer.id, start, answer.text[start:]))
-            if self.config.heard == "shown":
-                self._heard(answer, answer.num_said)
+        if self._say(answer) and self.config.heard == "shown":
+            self._heard(answer, answer.num_said)
         if has_ended:
             self._finish(answer)
+
+    def _say(self, answer: Answer) -> bool:
+        """Report the new text of the answer. Returns whether there is any."""
+        start, answer.num_said = answer.num_said, len(answer.text)
+        if start < answer.num_said:
+            self._log.add(Said(self.now, answer.id, start, answer.text[start:]))
+        return start < answer.num_said
 
     def _finish(self, answer: Answer, reason: str = "stop") -> None:
         if answer.finished is None:
             answer.finish(reason)
             self._log.add(Finished(self.now, answer.id, reason))
-            if len(answer.text) > answer.num_said:
-                self._log.add(Said(self.now, answer.id, answer.num_said, answer.text[answer.num_said :]))
-                answer.num_said = len(answer.text)
+            self._say(answer)
         self._heard(answer, answer.num_said if self.config.heard == "shown" else answer.num_reported)
 
     def _heard(self, answer: Answer, position: int) -> None:

@@ -55,22 +55,14 @@ class Splicer:
         longest_first = sorted((text for text in self._specials if text), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._anchors = self._find_anchors()
+        self._puts_space = bool(self._anchors)  # whether the tokenizer puts a space before texts
         self._manner = cache(self._find_manner)
-
-    @property
-    def puts_space(self) -> bool:
-        """Whether the tokenizer puts a space before texts."""
-        return bool(self._anchors)
-
-    def is_special(self, context: Context) -> bool:
-        """Whether it is a special token."""
-        return isinstance(context, str)
 
     def space_after(self, context: Context) -> bool:
         """Whether a space is put before a text in this context."""
         if isinstance(context, str):
             return self._manner(context).space_after
-        return context is Place.START and self.puts_space
+        return context is Place.START and self._puts_space
 
     def encode(self, spans: Iterable[Span], context: Context) -> tuple[list[Token], Context]:
         """Ids of the spans, one after the other, after `context`, and the context after them.
@@ -167,7 +159,7 @@ class Splicer:
 
         plain = after("x")
         return _Manner(
-            space_after=self.puts_space and plain == self._tokenizer.encode("x"),
+            space_after=self._puts_space and plain == self._tokenizer.encode("x"),
             strips_after=after(" \nx") == plain,
             strips_before=before("x \n") == before("x"),
         )

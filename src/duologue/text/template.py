@@ -50,7 +50,9 @@ class Template:
     _renderer: Renderer
     _skeleton: Skeleton
     _splicer: Splicer
-    _places: "_Places"
+    _at_first: Context  # what stands before the opener of the first user turn,
+    _at_user: Context  # of a later one,
+    _at_answer: Context  # and before an answer
 
     @classmethod
     def from_tokenizer(
@@ -103,7 +105,9 @@ class Template:
             _renderer=renderer,
             _skeleton=skeleton,
             _splicer=splicer,
-            _places=_Places(first=at_first, user=at_user, answer=at_answer),
+            _at_first=at_first,
+            _at_user=at_user,
+            _at_answer=at_answer,
         )
 
     def with_system(self, text: str | None) -> "Template":
@@ -119,9 +123,9 @@ class Template:
         skeleton = self._skeleton
         said = Span(skeleton.trim_user.apply(text), said=True)
         if first:
-            tokens, _ = self._splicer.encode([*skeleton.first_opener, said], self._places.first)
+            tokens, _ = self._splicer.encode([*skeleton.first_opener, said], self._at_first)
         else:
-            tokens, _ = self._splicer.encode([Span(skeleton.opener), said], self._places.user)
+            tokens, _ = self._splicer.encode([Span(skeleton.opener), said], self._at_user)
         return tuple(tokens)
 
     def encode(self, text: str) -> tuple[Token, ...]:
@@ -137,11 +141,11 @@ class Template:
         if not said:
             return ()
         spans = [Span(self._skeleton.lead), Span(said, said=True)]
-        return tuple(self._splicer.encode(spans, self._places.answer)[0])
+        return tuple(self._splicer.encode(spans, self._at_answer)[0])
 
     def detokenizer(self) -> Detokenizer:
         """A new detokenizer for an answer that follows `header`."""
-        puts_space = self._splicer.space_after(self._places.answer)
+        puts_space = self._splicer.space_after(self._at_answer)
         return Detokenizer(self.tokenizer, self.header, skip=self._skeleton.lead or (" " if puts_space else ""))
 
     def decode(self, tokens: Sequence[Token]) -> str:
@@ -260,15 +264,6 @@ class Template:
         if bos is not None and whole[:1] != [bos]:
             whole = [bos, *whole]
         return [*self.render(turns), *self.header] == whole
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """What stands before the words of each kind of turn."""
-
-    first: Context  # before the opener of the first user turn
-    user: Context  # before the opener of a later one
-    answer: Context
 
 
 def _starts_with(bos: Token, skeleton: Skeleton, splicer: Splicer) -> bool:
