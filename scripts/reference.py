@@ -51,7 +51,8 @@ def _section(command: argparse.ArgumentParser) -> str:
         if not isinstance(action, argparse._HelpAction) and action.help != argparse.SUPPRESS
     ]
     parts = [f"## {command.prog}"]
-    parts += [f"```text\n{text.strip()}\n```" for text in (command.description, command.epilog) if text]
+    parts += [command.description.strip()] if command.description else []
+    parts += [f"```text\n{command.epilog.strip()}\n```"] if command.epilog else []
     if rows:
         parts.append("\n".join(["| argument | meaning |", "|---|---|", *rows]))
     return "\n\n".join(parts)
