@@ -46,8 +46,8 @@ function line(role, text, mark) {
 }
 
 function draw(c) {
-  const width = Math.max(700, c.end * 70), x = s => 10 + s / c.end * (width - 30);
-  const height = 250 + 22 * c.verdicts.length;
+  const width = Math.max(800, c.end * 80), x = s => 10 + s / c.end * (width - 30);
+  const height = 256 + 22 * c.verdicts.length;
   const svg = node("svg", {width, height, role: "img", "aria-label": `timeline of ${c.id}`});
   for (let s = 0; s <= c.end; s++) {
     svg.append(node("line", {x1: x(s), x2: x(s), y1: 14, y2: height, stroke: "#eaeef2"}));
@@ -62,20 +62,20 @@ function draw(c) {
   }
   svg.append(node("text", {x: 10, y: 110, fill: "#59636e"}, "decisions"));
   c.decided.forEach(([at, text, state, p], i) => {
-    const dot = node("circle", {cx: x(at), cy: 118, r: 5, fill: COLOURS[state]});
+    const dot = node("circle", {cx: x(at), cy: 116, r: 5, fill: COLOURS[state]});
     dot.append(node("title", {}, `${text}: ${state} ${p}`));
-    svg.append(dot, node("text", {x: x(at) + 6, y: 122 + 13 * (i % 3), fill: COLOURS[state]}, `${state} ${p}`));
+    svg.append(dot, node("text", {x: x(at) - 3, y: 132 + 12 * (i % 3), fill: COLOURS[state]}, `${state} ${p}`));
   });
   c.spoken.forEach(([answer, start, end, text, asked, cut]) => {
-    svg.append(node("rect", {x: x(start), y: 162, width: Math.max(2, x(end) - x(start)), height: 26, fill: answer % 2 ? "#b083f0" : "#8250df", rx: 3}));
-    const clip = node("svg", {x: x(start), y: 162, width: Math.max(2, x(end) - x(start)), height: 26});
+    svg.append(node("rect", {x: x(start), y: 168, width: Math.max(2, x(end) - x(start)), height: 26, fill: answer % 2 ? "#b083f0" : "#8250df", rx: 3}));
+    const clip = node("svg", {x: x(start), y: 168, width: Math.max(2, x(end) - x(start)), height: 26});
     clip.append(node("text", {x: 4, y: 17, fill: "white"}, text), node("title", {}, `answers “${asked}”: ${text}`));
     svg.append(clip);
-    if (cut) svg.append(node("line", {x1: x(end), x2: x(end), y1: 156, y2: 194, stroke: "#cf222e", "stroke-width": 2}));
+    if (cut) svg.append(node("line", {x1: x(end), x2: x(end), y1: 162, y2: 200, stroke: "#cf222e", "stroke-width": 2}));
   });
-  svg.append(node("text", {x: 10, y: 210, fill: "#59636e"}, "expected"));
+  svg.append(node("text", {x: 10, y: 216, fill: "#59636e"}, "expected"));
   c.verdicts.forEach((v, i) => {
-    const y = 218 + 22 * i, colour = v.problem ? "#cf222e" : "#1a7f37";
+    const y = 224 + 22 * i, colour = v.problem ? "#cf222e" : "#1a7f37";
     svg.append(node("rect", {x: x(v.from), y, width: Math.max(2, x(v.at) - x(v.from)), height: 14, fill: colour, opacity: .25}));
     svg.append(node("rect", {x: x(v.at), y, width: Math.max(2, x(v.until) - x(v.at)), height: 14, fill: colour, opacity: .6}));
     svg.append(node("text", {x: x(v.from) + 3, y: y + 11}, `${v.action}: ${v.problem || "right"}${v.delay_s === null ? "" : `, ${v.delay_s} s`}`));

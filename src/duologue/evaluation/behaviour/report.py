@@ -120,18 +120,18 @@ def draw(runs: Runs, path: Path) -> None:
     except ImportError as error:
         raise MissingDependency("pictures need matplotlib: pip install matplotlib") from error
     kinds = list(dict.fromkeys(kind for run in runs.values() for kind in run["kinds"]))
-    figure = Figure(figsize=(9, 1.5 + 0.24 * len(kinds) * max(1, 0.5 * len(runs))), layout="constrained")
+    figure = Figure(figsize=(9, 1.5 + len(kinds) * max(0.24, 0.09 * len(runs))), layout="constrained")
     axes = figure.add_subplot()
     height = 0.8 / len(runs)
     for number, (name, run) in enumerate(runs.items()):
-        places = [i + 0.4 - height * (number + 0.5) for i in range(len(kinds))]
+        places = [i - 0.4 + height * (number + 0.5) for i in range(len(kinds))]
         shares = [100 * run["kinds"][kind]["accuracy"] for kind in kinds]
         bounds = [[100 * x for x in run["intervals"][kind]] for kind in kinds]
         errors = [[max(0.0, s - b[0]) for s, b in zip(shares, bounds, strict=True)]]
         errors.append([max(0.0, b[1] - s) for s, b in zip(shares, bounds, strict=True)])
         axes.barh(places, shares, height, xerr=errors, label=name, error_kw={"linewidth": 0.6})
     axes.set(yticks=range(len(kinds)), yticklabels=kinds, xlim=(0, 100), xlabel="cases right, % (95 % interval)")
-    axes.invert_yaxis()
+    axes.set_ylim(len(kinds) - 0.4, -0.6)
     figure.legend(loc="outside upper center", ncols=len(runs), frameon=False)
     figure.savefig(path, dpi=130)
 
