@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from duologue.decisions.metrics import Detection
 from duologue.evaluation import cost_report
+from duologue.evaluation.behaviour import report as behaviour_report
 from duologue.evaluation.markdown import MISSING, percent, table
 from duologue.evaluation.results import Result, Results, busy_mark
 
@@ -574,3 +575,33 @@ def voice_stages(results: Results) -> str:
         ]
         return table(header, rows)
     return _NOTHING
+
+
+# ---------------------------------------------------------------------------------------------------------- behaviour
+
+
+def _behaviour(results: Results) -> dict[str, Result]:
+    """Runs of the behaviour benchmark by name: sessions that decide by an adapter are named by it."""
+    found = {_kind(r) if r["session"] == "duplex" else str(r["session"]): r for _, r in results.of("behaviour")}
+    return {name: found[name] for name in _BEHAVIOUR if name in found}
+
+
+_BEHAVIOUR = ("alora", "rows", "prompted", "slices", "turns", "vad", "tdm")
+
+
+@whole("behaviour")
+def behaviour(results: Results) -> str:
+    """Every kind of session."""
+    return behaviour_report.overview(_behaviour(results))
+
+
+@whole("behaviour-kinds")
+def behaviour_kinds(results: Results) -> str:
+    """By kind of conversation."""
+    return behaviour_report.kinds(_behaviour(results))
+
+
+@whole("behaviour-field")
+def behaviour_field(results: Results) -> str:
+    """By the definitions of other benchmarks."""
+    return behaviour_report.field(_behaviour(results))

@@ -10,9 +10,10 @@ import pytest
 from duologue.cli.main import main
 from duologue.core import events as e
 from duologue.core.events import Decision
+from duologue.core.transitions import Floor
 from duologue.errors import BadData, UsageError
 from duologue.evaluation.behaviour import generate as g
-from duologue.evaluation.behaviour.cases import Act, Action, Case, Expectation, Floor, plain_words
+from duologue.evaluation.behaviour.cases import Act, Action, Case, Expectation, plain_words
 from duologue.evaluation.behaviour.judge import Problem, Speech, judge, speeches
 from duologue.evaluation.behaviour.measures import Judged, details, difference, line, wilson
 from duologue.evaluation.behaviour.readers import read

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from duologue.core.transitions import Floor
 from duologue.data.jsonl import read_rows
 from duologue.engine.playback_clock import CHARACTERS_PER_WORD
 from duologue.engine.replay import Cue
@@ -54,13 +55,6 @@ class Action(StrEnum):
     GO_ON = "go_on"  # the answer goes on as if nothing had been said
     STOP = "stop"  # the answer ends, and nothing follows
     RESUME = "resume"  # the assistant speaks again: the answer that was cut goes on
-
-
-class Floor(StrEnum):
-    """Whether the assistant is speaking when the user begins."""
-
-    SPEAKING = "speaking"
-    SILENT = "silent"
 
 
 FLOORS: Mapping[Action, tuple[Floor, ...]] = {
@@ -358,7 +352,7 @@ def _expectation(row: Any, *, is_first: bool, has_answer: bool) -> Expectation:
     floor = Floor.SPEAKING if is_first and has_answer else FLOORS[action][-1]
     if "floor" in row:
         if row["floor"] not in list(Floor):
-            raise BadData(f"unknown floor {row['floor']!r}; there are {', '.join(Floor)}")
+            raise BadData(f"unknown floor {row['floor']!r}; there are speaking and silent")
         floor = Floor(row["floor"])
     texts = {key: _text(row, key) for key in ("to", "intent") if key in row}
     return Expectation(action, start, at, within, floor, **texts)

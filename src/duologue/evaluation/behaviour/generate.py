@@ -11,6 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import final
 
+from duologue.core.transitions import Floor
 from duologue.errors import UsageError
 from duologue.evaluation.behaviour.cases import (
     PLAYED_PER_S,
@@ -20,7 +21,6 @@ from duologue.evaluation.behaviour.cases import (
     Action,
     Case,
     Expectation,
-    Floor,
     check,
     plain_words,
     set_hash,
@@ -76,12 +76,6 @@ class _Section:
     form: str
     wait_s: float
     lines: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Context:
-    question: str
-    answer: str
 
 
 def generate(seed: int = TEST_SEED) -> list[Case]:
@@ -158,12 +152,12 @@ class _Writer:
                 answer = self._filled(rest, "typed")
             elif part[0] in "@#":
                 names = sorted(_contexts())
-                chosen = _contexts()[part[1:] if part[1:] != "*" else self._chance.choice(names)]
-                history.append(Turn(Role.USER, self._said(chosen.question)))
+                question, said = _contexts()[part[1:] if part[1:] != "*" else self._chance.choice(names)]
+                history.append(Turn(Role.USER, self._said(question)))
                 if part[0] == "@":
-                    answer = chosen.answer
+                    answer = said
                 else:
-                    history.append(Turn(Role.ASSISTANT, chosen.answer))
+                    history.append(Turn(Role.ASSISTANT, said))
             elif (step := _STEP.fullmatch(part)) is not None:
                 steps.append(step)
             else:
@@ -234,21 +228,13 @@ class _Writer:
         return _SLOT.sub(lambda slot: self._slot(slot, form), text)
 
     def _slot(self, slot: re.Match[str], form: str) -> str:
-        key = slot["name"] + slot["other"]
-        if key not in self._slots:
-            taken = {self._slots.get(slot["name"])} if slot["other"] else set()
-            if slot["other"] and not taken - {None}:
-                self._slot(_match(slot["name"]), form)
-                taken = {self._slots[slot["name"]]}
-            self._slots[key] = self._chance.choice([one for one in _slots()[slot["name"]] if one not in taken])
+        name, key = slot["name"], slot["name"] + slot["other"]
+        for needed in (name, key):  # the second city is another one than the first
+            if needed not in self._slots:
+                taken = self._slots.get(name)
+                self._slots[needed] = self._chance.choice([one for one in _slots()[name] if one != taken])
         typed, _, said = self._slots[key].partition("~")
         return said if said and form == "spoken" else typed
-
-
-def _match(name: str) -> re.Match[str]:
-    found = _SLOT.fullmatch(f"{{{name}}}")
-    assert found is not None
-    return found
 
 
 def _before(one: Expectation, next_at: float) -> Expectation:
@@ -304,12 +290,11 @@ def _sections() -> tuple[_Section, ...]:
 
 
 @cache
-def _contexts() -> dict[str, _Context]:
+def _contexts() -> dict[str, tuple[str, str]]:
+    """By name: the question and the answer."""
     lines = _read("contexts.txt")
-    return {
-        name[1:-1]: _Context(question, answer)
-        for name, question, answer in zip(lines[::3], lines[1::3], lines[2::3], strict=True)
-    }
+    names = [line[1:-1] for line in lines[::3]]
+    return dict(zip(names, zip(lines[1::3], lines[2::3], strict=True), strict=True))
 
 
 @cache

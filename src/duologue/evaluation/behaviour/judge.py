@@ -11,7 +11,8 @@ from enum import StrEnum
 from typing import Any
 
 from duologue.core import events as e
-from duologue.evaluation.behaviour.cases import PLAYED_PER_S, Action, Case, Expectation, Floor, plain_words
+from duologue.core.transitions import Floor
+from duologue.evaluation.behaviour.cases import PLAYED_PER_S, Action, Case, Expectation, plain_words
 
 GAP_S = 0.5
 _EARLY_WORDS, _EARLY_S = 3, 1.0  # what is no takeover yet, by Full-Duplex-Bench v1 (arXiv 2503.04721)

@@ -24,7 +24,8 @@ from statistics import mean, median
 from typing import Any
 
 from duologue.core.events import Decided
-from duologue.evaluation.behaviour.cases import Action, Expectation, Floor, set_hash
+from duologue.core.transitions import Floor
+from duologue.evaluation.behaviour.cases import Action, Expectation, set_hash
 from duologue.evaluation.behaviour.judge import Problem, Speech, Verdict, judge, rest_s, speeches
 from duologue.evaluation.behaviour.stage import Played
 from duologue.types import InputState

@@ -12,7 +12,7 @@ from typing import Any
 
 from duologue.core import events as e
 from duologue.core.history import Ledger
-from duologue.core.transitions import Floor as SessionFloor
+from duologue.core.transitions import Floor
 from duologue.data.jsonl import read_rows
 from duologue.errors import BadData
 from duologue.evaluation.behaviour.cases import (
@@ -21,7 +21,6 @@ from duologue.evaluation.behaviour.cases import (
     Action,
     Case,
     Expectation,
-    Floor,
     check,
     plain_words,
     read_cases,
@@ -99,7 +98,7 @@ def _record(path: Path) -> Iterator[Case]:
         if isinstance(event, e.Received) and event.text:
             words = groups[-1][2] if groups else []
             if not words or words[-1].utterance != event.utterance or words[-1].final:
-                over = ledger.floor is SessionFloor.SPEAKING
+                over = ledger.floor is Floor.SPEAKING
                 groups.append((ledger.history, texts.get(speaking) if over else None, [], []))
             groups[-1][2].append(event)
         elif groups:

@@ -17,11 +17,12 @@ Runs = Mapping[str, Mapping[str, Any]]
 
 def tables(runs: Runs) -> str:
     """All tables in Markdown."""
-    parts = [_overview(runs), _kinds(runs), *(_intents(name, run) for name, run in runs.items()), _field(runs)]
+    parts = [overview(runs), kinds(runs), *(_intents(name, run) for name, run in runs.items()), field(runs)]
     return "\n\n".join(parts)
 
 
-def _overview(runs: Runs) -> str:
+def overview(runs: Runs) -> str:
+    """Accuracy of the actions, and of whole cases."""
     header = ("session", "n", "actions, mean", *ACTIONS, "cases right", "pairs", "context right")
     rows = [
         (
@@ -38,15 +39,16 @@ def _overview(runs: Runs) -> str:
     return table(header, rows)
 
 
-def _kinds(runs: Runs) -> str:
-    kinds = dict.fromkeys(kind for run in runs.values() for kind in run["kinds"])
+def kinds(runs: Runs) -> str:
+    """Cases right by kind, with 95 % intervals."""
+    names = dict.fromkeys(kind for run in runs.values() for kind in run["kinds"])
     rows = [
         (
             kind,
             next(run["kinds"][kind]["n"] for run in runs.values()),
             *(_with_interval(run, kind) for run in runs.values()),
         )
-        for kind in kinds
+        for kind in names
     ]
     return table(("kind: cases right, % (95 %)", "n", *runs), rows)
 
@@ -65,7 +67,7 @@ def _intents(name: str, run: Mapping[str, Any]) -> str:
     return table((f"{name}: action and intent", "n", "right"), rows)
 
 
-def _field(runs: Runs) -> str:
+def field(runs: Runs) -> str:
     """What other benchmarks call it, by session."""
 
     def cell(value: float | None, unit: str = "") -> str:
@@ -142,10 +144,10 @@ def page(title: str, runs: Runs, judged: Mapping[str, Sequence[Judged]]) -> str:
         (name, percent(run["cases_right"]), percent(run["accuracy"]), percent(run["pairs"]))
         for name, run in runs.items()
     ]
-    overview = html.table(("session", "cases right", "actions, mean", "pairs"), rows)
+    summary = html.table(("session", "cases right", "actions, mean", "pairs"), rows)
     style, script, body = (_part(name) for name in ("page.css", "page.js", "page.html"))
     data = {name: [_conversation(one) for one in found] for name, found in judged.items()}
-    return html.page(title, f"<h1>{html.escape(title)}</h1>\n{overview}\n{body}", style=style, script=script, data=data)
+    return html.page(title, f"<h1>{html.escape(title)}</h1>\n{summary}\n{body}", style=style, script=script, data=data)
 
 
 def _part(name: str) -> str:
