@@ -4,15 +4,17 @@ import asyncio
 import gc
 import tracemalloc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
+from duologue.core.backend import Extend, Step
 from duologue.core.events import Committed, Said
 from duologue.core.policy import Policy
 from duologue.core.session import Session
 from duologue.engine.engine import Engine
 from duologue.engine.handle import Handle
+from duologue.errors import DuologueError, UsageError
 from scripted import PROBE, Talk
 from soak import size
 
@@ -118,6 +120,26 @@ def test_a_session_is_freed_while_the_engine_runs_on(reads: bool) -> None:
             engaged.check()
 
     asyncio.run(main())
+
+
+@pytest.mark.usefixtures("no_gc")
+@pytest.mark.parametrize("kind", [RuntimeError, UsageError])
+def test_a_session_that_failed_is_freed_with_its_handle(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    engaged = Engaged()
+
+    def broken(batch: Sequence[Extend]) -> list[Step]:
+        raise kind("out of order")
+
+    monkeypatch.setattr(engaged.script.backend, "forward", broken)
+    handle = engaged.open()
+    while engaged.engine.tick():
+        pass
+    for _ in range(2):
+        with pytest.raises(DuologueError, match="out of order"):
+            handle.stop()
+    assert engaged.engine.handles == ()
+    del handle
+    engaged.check()
 
 
 def test_many_short_conversations_take_no_more_memory_than_a_few() -> None:

@@ -1,6 +1,8 @@
 """One open session: its commands, its events, its time, and the sequences that it holds on the backend."""
 
 import asyncio
+import copy
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,8 +77,7 @@ class Handle:
         """
         while self._events:
             yield self._events.popleft()
-        if self._failure is not None:
-            raise self._failure
+        self._raise_failure()
 
     def record(self, record: Pass | Event) -> None:
         """Give a record of the session to the sink, and an event to whoever reads events."""
@@ -202,8 +203,13 @@ class Handle:
     def fail(self, failure: DuologueError) -> None:
         """Close the session because of `failure`, which readers of events and later commands receive."""
         if self.is_open:
+            _release_frames(failure)
             self._failure = failure
             self.close()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:  # a copy: the traceback of the original would refer to this handle
+            raise copy.copy(self._failure) from self._failure.__cause__
 
     def advance(self, now: float) -> None:
         """Set the session's time to the engine's `now`, in seconds."""
@@ -226,10 +232,21 @@ class Handle:
         return self.session
 
     def _command(self, command: Callable[[], list[Event] | None]) -> None:
-        if self._failure is not None:
-            raise self._failure
+        self._raise_failure()
         if not self.is_open:
             raise UsageError("the session is not open any more; open another one with Engine.open")
         self.advance(self._host.clock())
         self.report(command() or ())
         self._host.wake()
+
+
+def _release_frames(error: BaseException | None) -> None:
+    """Turn the tracebacks of `error` and its causes into notes.
+
+    Their frames refer to the handle that keeps the error. Such a cycle would keep a closed session in memory.
+    """
+    while error is not None:
+        if error.__traceback__ is not None:
+            error.add_note("".join(traceback.format_tb(error.__traceback__)))
+            error.__traceback__ = None
+        error = error.__cause__
