@@ -167,24 +167,6 @@ def unchanged(result: Result) -> Iterator[Row]:
     )
 
 
-@by_result(
-    "exports",
-    *("weights, adapter", "tokens looked at", "an added token won", "smallest lead (logits)"),
-    *("greedy tokens as the base", "decision error"),
-    of="export",
-)
-def exports(result: Result) -> Iterator[Row]:
-    """Whether an added token ever wins in an exported file."""
-    yield (
-        f"{result['model']['weights']}, {_kind(result)}",
-        f"{result['tokens']:,}",
-        result["won"],
-        f"{result['smallest_lead']:.2f}",
-        result["greedy_tokens_as_the_base"],
-        f"{result['decision_error']:.4f}",
-    )
-
-
 # --------------------------------------------------------------------------------------------------------------- cost
 
 

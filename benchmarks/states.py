@@ -18,14 +18,15 @@ from duologue.cli.main import main as duologue
 
 def main() -> int:
     """Run it."""
-    own, _, passed = " ".join(sys.argv[1:]).partition(" -- ")
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
     parser = measuring.arguments(__doc__, with_model=False)
     parser.add_argument("file", help="rows to decide on")
-    args = parser.parse_args(own.split())
+    args = parser.parse_args(words[:end])
     measurement = measuring.begin(args)
     line = io.StringIO()
     with contextlib.redirect_stdout(line):
-        status = duologue(["eval", "states", args.file, "--json", *passed.split()])
+        status = duologue(["eval", "states", args.file, "--json", *words[end + 1 :]])
     if status:
         return status
     found = json.loads(line.getvalue())
