@@ -5,7 +5,6 @@ import os
 import threading
 from collections import deque
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -73,88 +72,51 @@ class LoadedModel:
     def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
         header = read_header(path)
         _check_header(path, header)
-        self.metadata = header.values
-        """Numbers, booleans and strings of the file, by key."""
         _prepare()
         params = ll.llama_model_default_params()
         params.vocab_only = vocab_only
         self.path = path
+        self.metadata = header.values  # numbers, booleans and strings of the file, by key
+        self.architecture = str(self.metadata.get("general.architecture", "unknown"))
         self._num_users = 1
         self._loras: dict[Path, Any] = {}
-        self._model: Any = ll.llama_model_load_from_file(os.fsencode(path), params)
-        if not self._model:
+        self.handle: Any = ll.llama_model_load_from_file(os.fsencode(path), params)  # llama.cpp's pointer
+        if not self.handle:
             raise _load_error(path)
         try:
             if not vocab_only:
                 self._check_kind()
+            self._describe()
+        except (TypeError, ValueError) as error:
+            self.close()
+            raise BrokenModel(f"{path.name} has metadata of the wrong type: {error}") from error
         except UnsupportedModel:
             self.close()
             raise
 
-    @property
-    def handle(self) -> Any:
-        """llama.cpp's pointer to the model."""
-        return self._model
-
-    @property
-    def architecture(self) -> str:
-        """`general.architecture`, such as "llama"."""
-        return str(self.metadata.get("general.architecture", "unknown"))
-
-    @property
-    def name(self) -> str:
-        """The display name."""
-        return str(self.metadata.get("general.name") or self.path.stem)
-
-    @property
-    def weights(self) -> str:
-        """The weight type, such as "bf16" or "Q4_0"."""
-        label = weights_label(int(ll.llama_model_ftype(self._model)) & ~1024)  # 1024: guessed from the tensors
-        return label.lower() if label in ("F32", "F16", "BF16") else label
-
-    @cached_property
-    def vocab_size(self) -> int:
-        """Rows of the output matrix: base, added and padding ids."""
-        return int(ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self._model)))
-
-    @property
-    def base_vocab_size(self) -> int:
-        """The number of base ids: what the file declares if rows were added to it, otherwise all."""
-        return int(self.metadata.get(BASE_VOCAB_KEY, self.vocab_size))
-
-    @property
-    def num_added(self) -> int:
-        """The number of adapter rows in this file."""
-        return int(self.metadata.get(NUM_ADDED_KEY, 0))
-
-    @property
-    def num_probes(self) -> int | None:
-        """The number of probe tokens among the adapter rows, if it is known."""
-        return self.metadata.get(NUM_PROBES_KEY)
-
-    @property
-    def context_length(self) -> int:
-        """Tokens the model was trained for."""
-        return int(ll.llama_model_n_ctx_train(self._model))
-
-    @property
-    def sliding_window(self) -> int:
-        """The sliding window in tokens, of those layers that have one; 0 for none."""
-        return int(ll.llama_model_n_swa(self._model))
-
-    @cached_property
-    def softcap(self) -> float:
-        """The model squashes its logits into ± this; 0 if it does not."""
-        return float(self.metadata.get(f"{self.architecture}.final_logit_softcapping", 0.0))
+    def _describe(self) -> None:
+        """Set the public attributes."""
+        self.name = str(self.metadata.get("general.name") or self.path.stem)  # for display
+        label = weights_label(int(ll.llama_model_ftype(self.handle)) & ~1024)  # 1024: guessed from the tensors
+        self.weights = label.lower() if label in ("F32", "F16", "BF16") else label  # such as "bf16" or "Q4_0"
+        # Rows of the output matrix: base, added and padding ids. Base and added ids are as the file declares them.
+        self.vocab_size = int(ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self.handle)))
+        self.base_vocab_size = int(self.metadata.get(BASE_VOCAB_KEY, self.vocab_size))
+        self.num_added = int(self.metadata.get(NUM_ADDED_KEY, 0))
+        self.num_probes = int(self.metadata[NUM_PROBES_KEY]) if NUM_PROBES_KEY in self.metadata else None
+        self.context_length = int(ll.llama_model_n_ctx_train(self.handle))
+        self.sliding_window = int(ll.llama_model_n_swa(self.handle))  # of the layers that have one; 0 for none
+        # The model squashes its logits into ± this; 0 if it does not.
+        self.softcap = float(self.metadata.get(f"{self.architecture}.final_logit_softcapping", 0.0))
 
     @property
     def kv_numbers_per_token(self) -> int:
         """The numbers in one KV entry, over all layers."""
-        width = int(ll.llama_model_n_embd(self._model)) // max(1, int(ll.llama_model_n_head(self._model)))
+        width = int(ll.llama_model_n_embd(self.handle)) // max(1, int(ll.llama_model_n_head(self.handle)))
         key = int(self.metadata.get(f"{self.architecture}.attention.key_length") or width)
         value = int(self.metadata.get(f"{self.architecture}.attention.value_length") or width)
-        heads = int(ll.llama_model_n_head_kv(self._model))
-        return int(ll.llama_model_n_layer(self._model)) * heads * (key + value)
+        heads = int(ll.llama_model_n_head_kv(self.handle))
+        return int(ll.llama_model_n_layer(self.handle)) * heads * (key + value)
 
     def lora(self, path: Path) -> Any:
         """llama.cpp's pointer to a LoRA for this model, which owns it. Load it before a context is opened.
@@ -168,7 +130,7 @@ class LoadedModel:
         if not path.is_file():
             raise ModelNotFound(f"there is no file {path}; give the path of a GGUF file with a LoRA")
         _messages.clear()
-        lora = ll.llama_adapter_lora_init(self._model, os.fsencode(path))
+        lora = ll.llama_adapter_lora_init(self.handle, os.fsencode(path))
         if not lora:
             raise AdapterMismatch(
                 f"llama.cpp cannot apply the LoRA {path.name} to {self.path.name}: {last_messages()}; "
@@ -185,19 +147,19 @@ class LoadedModel:
     def close(self) -> None:
         """Release the weights if there are no other users. Closing again is harmless."""
         self._num_users -= 1
-        if self._model and self._num_users <= 0:
-            ll.llama_model_free(self._model)
-            self._model = None
+        if self.handle and self._num_users <= 0:
+            ll.llama_model_free(self.handle)
+            self.handle = None
 
     def _check_kind(self) -> None:
         reason = None
-        if ll.llama_model_is_recurrent(self._model):
+        if ll.llama_model_is_recurrent(self.handle):
             reason = "is recurrent: it keeps a running state instead of an entry per token, and cannot roll back"
-        elif ll.llama_model_is_hybrid(self._model):
+        elif ll.llama_model_is_hybrid(self.handle):
             reason = "mixes attention with recurrent layers, whose running state cannot roll back"
-        elif ll.llama_model_is_diffusion(self._model):
+        elif ll.llama_model_is_diffusion(self.handle):
             reason = "is a diffusion model: it does not generate from left to right"
-        elif ll.llama_model_has_encoder(self._model) or not ll.llama_model_has_decoder(self._model):
+        elif ll.llama_model_has_encoder(self.handle) or not ll.llama_model_has_decoder(self.handle):
             reason = "has an encoder: it is not a decoder-only model"
         if reason:
             raise UnsupportedModel(
