@@ -266,11 +266,17 @@ def test_penalties_are_those_of_sid_bench() -> None:
 
 def test_a_short_noise_is_no_takeover() -> None:
     pause = Expectation(Action.WAIT, 1.0, 2.0, 1.2)
-    case = Case("a", "pause_1.2", (), None, (Act(1.0, speak="so [1.2] what"),), (pause,))
-    short = Speech(0, 2.1, 2.5, "so", "It is", cut=True)
-    assert line([judged_as(case, short)])["takeover"]["pause_1.2"] == 0.0
-    assert line([judged_as(case, Speech(0, 2.1, 3.2, "so", "It is", cut=True))])["takeover"]["pause_1.2"] == 1.0
-    assert not judged_as(case, short).right, "but it is heard, and wrong"
+    expect = (pause, Expectation(Action.ANSWER, 3.2, 4.0))
+    case = Case("a", "pause_1.2", (), None, (Act(1.0, speak="so [1.2] what is it"),), expect)
+
+    def rate(start: float, end: float) -> float:
+        return float(line([judged_as(case, Speech(0, start, end, "so", "It is", cut=True))])["takeover"]["pause_1.2"])
+
+    assert rate(2.1, 2.5) == 0.0
+    assert rate(2.1, 3.2) == 1.0
+    assert rate(3.7, 5.0) == 1.0, "the turn goes on"
+    assert rate(4.1, 5.2) == 0.0, "it has ended"
+    assert not judged_as(case, Speech(0, 2.1, 2.5, "so", "It is", cut=True)).right, "but it is heard, and wrong"
 
 
 def asked(at: float, p: float) -> e.Decided:

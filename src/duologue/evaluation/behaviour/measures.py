@@ -3,7 +3,8 @@
 * Actions by intent: CoDeTT (arXiv 2603.25434). Four actions, by whether the system speaks, over 14 intents; accuracy of
   each action, and their unweighted mean.
 * Takeover rate and latency: Full-Duplex-Bench v1 (arXiv 2503.04721). An answer shorter than a second with at most three
-  words is no takeover; latency is the first sound minus the end of the user's turn, never below 0, takeovers only.
+  words is no takeover. In a turn with a pause, the floor must not be taken anywhere before the turn ends. Latency is the
+  first sound minus the end of the user's turn, never below 0, takeovers only.
 * Respond and resume rates, stop latency: Full-Duplex-Bench v1.5 (arXiv 2507.23159). Stop latency is the overlap: from
   where the user begins to where the assistant falls silent.
 * Premature, late and spurious: TurnBench (arXiv 2608.25218). Right is what is detected in (gold, gold + 2 s] at commit
@@ -151,16 +152,14 @@ def _decided(played: Played) -> list[Decided]:
 
 
 def _takeover(judged: Sequence[Judged], name: str) -> float | None:
-    """Share of pauses of that length, or of plain turns' ends, at which the assistant took the floor."""
-    kind, action = ("plain_turn", Action.ANSWER) if name == "turn" else (name, Action.WAIT)
-    found = [
-        (one, v.expectation.at, math.inf if name == "turn" else v.expectation.until)
+    """Share of turns with such a pause in which the assistant took the floor before their end, or of plain turns."""
+    if name == "turn":
+        return _share(any(s.is_takeover for s in one.spoken) for one in judged if one.played.case.kind == "plain_turn")
+    return _share(
+        any(s.is_takeover and s.start <= one.played.case.expect[-1].at for s in one.spoken)
         for one in judged
-        if one.played.case.kind == kind
-        for v in one.verdicts
-        if v.expectation.action is action
-    ]
-    return _share(any(s.is_takeover and at < s.start <= until for s in one.spoken) for one, at, until in found)
+        if one.played.case.kind == name
+    )
 
 
 def _penalties(judged: Sequence[Judged]) -> Iterable[float]:
