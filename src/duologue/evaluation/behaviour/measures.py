@@ -3,8 +3,8 @@
 * Actions by intent: CoDeTT (arXiv 2603.25434). Four actions, by whether the system speaks, over 14 intents; accuracy of
   each action, and their unweighted mean.
 * Takeover rate and latency: Full-Duplex-Bench v1 (arXiv 2503.04721). An answer shorter than a second with at most three
-  words is no takeover. In a turn with a pause, the floor must not be taken anywhere before the turn ends. Latency is the
-  first sound minus the end of the user's turn, never below 0, takeovers only.
+  words is no takeover. In a turn with a pause, any takeover before the turn ends counts. Latency is the first sound
+  minus the end of the user's turn, never below 0, takeovers only.
 * Respond and resume rates, stop latency: Full-Duplex-Bench v1.5 (arXiv 2507.23159). Stop latency is the overlap: from
   where the user begins to where the assistant falls silent.
 * Premature, late and spurious: TurnBench (arXiv 2608.25218). Right is what is detected in (gold, gold + 2 s] at commit
