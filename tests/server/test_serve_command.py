@@ -12,7 +12,6 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from test_server_duplex import ANSWERS, run
 
 from duologue.client import connect
 from duologue.core.events import Committed, Promoted, Said
@@ -21,6 +20,7 @@ from duologue.evaluation.load import LoadSetting, measure, starts_after_s
 from duologue.evaluation.server_process import server_process
 from duologue.server.app import create_app
 from duologue.server.config import ServerConfig
+from duplex_peer import ANSWERS, run
 from serving import scripted_model, serving
 
 
@@ -67,7 +67,7 @@ DRAINED = """
 import sys
 sys.path[:0] = {paths!r}
 from serving import scripted_model
-from test_server_duplex import ANSWERS
+from duplex_peer import ANSWERS
 from duologue.server import app, run
 from duologue.server.config import ServerConfig
 app._load = lambda config: scripted_model(ANSWERS)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_server_duplex import ANSWERS, LONG, Peer, join, run
 from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import ConnectionClosed
 
 from duologue.core.events import EVENT_TYPES
 from duologue.server.duplex.connection import MESSAGES
+from duplex_peer import ANSWERS, LONG, Peer, join, run
 from serving import Running, scripted_model, serving
 
 IS_SOAK = bool(os.environ.get("DUOLOGUE_SOAK"))

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from test_server_duplex import LONG, join, run
 from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import InvalidStatus
 
 from duologue.server import logs
+from duplex_peer import LONG, join, run
 from serving import Running, scripted_model, serving
 
 TOKEN = "a-secret-of-the-tests"

@@ -4,13 +4,13 @@ import re
 
 import httpx
 import pytest
-from test_server_duplex import join, run
 
 from duologue.baselines.gated import Turns, Vad
 from duologue.core.session import Session
 from duologue.server.assets import FOLDER
 from duologue.server.fields import Rejection
 from duologue.server.settings import KINDS, ConversationSettings
+from duplex_peer import join, run
 from serving import Running, scripted_model, serving
 
 

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_server_duplex import ANSWERS, LONG, join, run
 
 from duologue.cli.main import main
 from duologue.client import Missed, connect
@@ -18,6 +17,7 @@ from duologue.core.events import Committed, Decided, Event, Heard, Said
 from duologue.errors import BadData, RemoteError
 from duologue.server.record import is_record, read_record
 from duologue.types import Role
+from duplex_peer import ANSWERS, LONG, join, run
 from serving import scripted_model, serving
 
 NUM_KILLS = 200 if os.environ.get("DUOLOGUE_SOAK") else 2
@@ -162,7 +162,7 @@ SERVER = """
 import asyncio, sys
 sys.path[:0] = {paths!r}
 from serving import scripted_model, serving
-from test_server_duplex import ANSWERS
+from duplex_peer import ANSWERS
 async def main():
     async with serving(scripted_model(ANSWERS), record={folder!r}, words_per_second=400.0) as server:
         print(server.port, flush=True)

@@ -16,7 +16,7 @@ from duologue.core.events import Committed, Finished, Said
 from duologue.errors import BadData, DuologueError, EngineError, EngineFull, UsageError
 from duologue.server.conversation import Conversation
 from duologue.server.conversations import Conversations
-from duologue.server.fields import Field, Rejection, Table, read
+from duologue.server.fields import Field, Rejection, Table, parse, read
 from duologue.server.settings import ConversationSettings
 from duologue.types import Role, Turn
 
@@ -84,6 +84,8 @@ class _Completion:
             UsageError: the request cannot be answered.
         """
         options = read(_BODY, body)
+        if len(options["messages"]) > conversations.most_turns:
+            raise Rejection(f"at most {conversations.most_turns} messages fit into the context", param="messages")
         settings, history, words = _conversation_of(body, options["messages"])
         talk = await conversations.open(settings, history, keeps_record=False)
         talk.handle.hear(words, utterance="message", final=True)
@@ -167,13 +169,7 @@ async def _body(request: Request, most: int) -> dict[str, Any]:
                     raise BadData(f"a request may have {most} bytes")
     except TimeoutError as error:
         raise BadData(f"the request took more than {_BODY_S:.0f} s to come") from error
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BadData(f"this is not JSON: {error}"[:200]) from error
-    if not isinstance(body, dict):
-        raise BadData("a request is a JSON object")
-    return body
+    return parse(data)
 
 
 async def _until_gone(request: Request) -> None:

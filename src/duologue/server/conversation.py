@@ -172,6 +172,7 @@ class Conversation:
         if not self.is_open:
             return
         self.events.end(reason)
+        self.owner = None
         log.info("closed", extra={"session": self.id[:6], "reason": reason, "events": self.events.newest})
         self.handle.close()
         if self._recorder is not None:

@@ -61,6 +61,11 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._open)
 
+    @property
+    def most_turns(self) -> int:
+        """Turns of a history: more certainly do not fit into a context."""
+        return self.model.max_length // 2
+
     def __iter__(self) -> Iterator[Conversation]:
         return iter(tuple(self._open.values()))
 

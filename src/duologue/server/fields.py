@@ -1,11 +1,12 @@
 """Tables of what a client may send, and the one function that reads a message by its table."""
 
+import json
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from duologue.errors import UsageError
+from duologue.errors import BadData, UsageError
 
 _EXPECTED = {
     str: "text",
@@ -15,6 +16,8 @@ _EXPECTED = {
     list: "a list",
     dict: "an object",
 }
+
+_MOST_BRACKETS = 10_000  # objects and lists, whose parsing takes milliseconds
 
 
 class Rejection(UsageError):
@@ -41,6 +44,20 @@ class Field:
 
 
 Table: TypeAlias = Mapping[str, Field]
+
+
+def parse(text: str | bytes | bytearray) -> dict[str, Any]:
+    """The JSON object that a client sent. Raises `BadData`."""
+    num_brackets = text.count("{") + text.count("[") if isinstance(text, str) else text.count(b"{") + text.count(b"[")
+    if num_brackets > _MOST_BRACKETS:
+        raise BadData(f"a message may have {_MOST_BRACKETS} objects and lists")
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadData(f"this is not JSON: {error}"[:200]) from error
+    if not isinstance(message, dict):
+        raise BadData("a message is a JSON object")
+    return message
 
 
 def read(table: Table, row: Mapping[str, Any], where: str = "", *, only_given: bool = False) -> dict[str, Any]:

@@ -92,10 +92,12 @@ class ConversationSettings:
         return model.session(KINDS[self.kind], policy=self.policy(model), config=config, system=system, history=history)
 
 
-def read_turns(rows: Any, where: str = "history") -> tuple[Turn, ...]:
-    """Turns from JSON. Raises `Rejection`."""
+def read_turns(rows: Any, *, most: int | None = None, where: str = "history") -> tuple[Turn, ...]:
+    """Turns from JSON, at most `most`. Raises `Rejection`."""
     if not isinstance(rows, list):
         raise Rejection(f'{where} must be a list of turns such as [{{"role": "user", "text": "hello"}}]', param=where)
+    if most is not None and len(rows) > most:
+        raise Rejection(f"{where} has {len(rows)} turns; the context holds at most {most}", param=where)
     return tuple(_turn(row, f"{where}[{number}]") for number, row in enumerate(rows))
 
 

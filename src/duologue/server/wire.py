@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from duologue.errors import BadData
 from duologue.server.allowance import Allowance
 from duologue.server.config import ServerConfig
+from duologue.server.fields import parse
 
 PING_S = 20.0  # how often a client has to show that it is alive
 _WEIGHT = 1 << 14  # characters that count as another message
@@ -94,12 +95,10 @@ class Wire:
         if len(text.encode("utf-8", "replace")) > self._config.max_message:
             return BadData(f"a message may have {self._config.max_message} bytes")
         try:
-            message = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            return BadData(f"this is not JSON: {error}"[:200])
-        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-            return BadData('a message is a JSON object with a "type"')
-        return message
+            message = parse(text)
+        except BadData as error:
+            return error
+        return message if isinstance(message.get("type"), str) else BadData('a message is a JSON object with a "type"')
 
     async def _slow_down(self, number: int) -> None:
         """Take messages at the rate that is allowed: what comes faster waits in the network."""

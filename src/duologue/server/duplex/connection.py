@@ -74,6 +74,7 @@ class Duplex:
                     await self._sender
             if self._conversation is not None:
                 self._conversation.detach(self, self._conversations.engine.now())
+                self._conversation = None
 
     @property
     def has_begun(self) -> bool:
@@ -146,7 +147,7 @@ class Duplex:
             case "resume":
                 handle.resume()
             case "edit":
-                turns = read_turns(fields["history"])
+                turns = read_turns(fields["history"], most=self._conversations.most_turns)
                 size = sum(len(turn.text) + PER_TURN for turn in turns)
                 laid_out = await off_loop(size, conversation.session.lay_out, turns)
                 handle.edit(turns, laid_out=laid_out)
@@ -198,7 +199,8 @@ class Duplex:
     async def _open(self, fields: dict[str, Any]) -> Conversation:
         default = ConversationSettings(hearing=self._config.words_per_second)
         settings = ConversationSettings.from_json(fields["settings"] or {}, before=default)
-        return await self._conversations.open(settings, read_turns(fields["history"] or []))
+        history = read_turns(fields["history"] or [], most=self._conversations.most_turns)
+        return await self._conversations.open(settings, history)
 
     async def _find(self, session: str) -> Conversation:
         found = await self._conversations.find(session)

@@ -28,9 +28,9 @@ _MOST_DRAFTS = 64
 class Commands:
     """Carries out the client's events, one after the other."""
 
-    def __init__(self, session: RealtimeSession, *, speak: Callable[[], object]) -> None:
+    def __init__(self, session: RealtimeSession, *, speak: Callable[["Commands"], object]) -> None:
         """`speak` makes sure that there is a voice; it raises `EngineFull` if there cannot be one."""
-        self._session = session
+        self.session = session
         self._speak = speak
         self._drafts: dict[str, str] = {}  # words that grow while nobody is to judge them
         self._has_reports = False  # the client reports what has been heard
@@ -41,11 +41,11 @@ class Commands:
         Raises:
             Rejection, UsageError, EngineError: it is not done, and nothing else changed.
         """
-        kind, fields = message["type"], read_event(message, is_duplex=self._session.is_duplex)
+        kind, fields = message["type"], read_event(message, is_duplex=self.session.is_duplex)
         if kind == "response.create":
             self._create_response(ResponseRequest.from_json(fields["response"], event_id(message)))
             return
-        self._session.go_on()
+        self.session.go_on()
         if kind in _WITHOUT_VOICE:
             text, code, param = _WITHOUT_VOICE[kind]
             raise Rejection(text, code=code, param=param)
@@ -54,21 +54,21 @@ class Commands:
     # ------------------------------------------------------------------ the session
 
     def _update(self, fields: dict[str, Any]) -> None:
-        session = self._session
+        session = self.session
         before, config = session.config, session.config.changed(fields["session"])
         if config.instructions != before.instructions:
             session.history.check(config.instructions)
         if before.is_audio and not config.is_audio and session.has_spoken:
             raise Rejection("a session that has spoken cannot go back to text", param="session.output_modalities")
         if config.is_audio:
-            self._speak()
+            self._speak(self)
         self._configure(config)
         if session.running is None and not session.listening.items and session.request is None:
             session.history.sync(config.instructions, session.items.answered)  # now, since it takes a while
         session.tell_config("session.updated")
 
     def _configure(self, config: RealtimeConfig) -> None:
-        session, detection = self._session, config.turn_detection
+        session, detection = self.session, config.turn_detection
         before, session.config = session.config, config
         if detection != before.turn_detection or config.is_audio != before.is_audio:
             eagerness = 0.0 if detection is None else EAGERNESS[detection.eagerness]
@@ -81,13 +81,13 @@ class Commands:
 
     def mute(self) -> None:
         """The voice has failed: from now on the session is one in text."""
-        self._configure(replace(self._session.config, is_audio=False, has_voice=False))
-        self._session.tell_config("session.updated")
+        self._configure(replace(self.session.config, is_audio=False, has_voice=False))
+        self.session.tell_config("session.updated")
 
     # ------------------------------------------------------------------ items
 
     def _create_item(self, fields: dict[str, Any]) -> None:
-        session, item = self._session, Item.from_json(fields["item"])
+        session, item = self.session, Item.from_json(fields["item"])
         if item.role != "assistant":
             session.history.check_turn(item.text)
         elif len(item.text) > 32 * session.handle.session.config.max_length:
@@ -107,10 +107,10 @@ class Commands:
 
     def _retrieve_item(self, fields: dict[str, Any]) -> None:
         item = self._item(fields, "item_retrieve_invalid_item_id")
-        self._session.send("conversation.item.retrieved", item=item.as_json())
+        self.session.send("conversation.item.retrieved", item=item.as_json())
 
     def _delete_item(self, fields: dict[str, Any]) -> None:
-        session, item = self._session, self._item(fields, "item_delete_invalid_item_id")
+        session, item = self.session, self._item(fields, "item_delete_invalid_item_id")
         if item in session.listening.items:
             message = f"item {item.id!r} is being judged; delete it after the decision"
             raise Rejection(message, code="item_delete_invalid_item_id", param="item_id")
@@ -119,7 +119,7 @@ class Commands:
         session.delete(item)
 
     def _truncate_item(self, fields: dict[str, Any]) -> None:
-        session, item = self._session, self._item(fields, "item_truncate_invalid_item_id")
+        session, item = self.session, self._item(fields, "item_truncate_invalid_item_id")
         if item.role != "assistant":
             message = "only items of the assistant can be truncated"
             raise Rejection(message, code="item_truncate_invalid_item_id", param="item_id")
@@ -134,7 +134,7 @@ class Commands:
         session.tell_truncated(item, fields["audio_end_ms"])
 
     def _item(self, fields: dict[str, Any], code: str) -> Item:
-        item = self._session.items.find(fields["item_id"])
+        item = self.session.items.find(fields["item_id"])
         if item is None:
             raise Rejection(f"there is no item {fields['item_id']!r}", code=code, param="item_id")
         return item
@@ -142,7 +142,7 @@ class Commands:
     # ------------------------------------------------------------------ responses
 
     def _create_response(self, request: ResponseRequest) -> None:
-        session = self._session
+        session = self.session
         if request.instructions is not None:
             session.history.check(request.instructions)
         if session.adopt(request):
@@ -166,7 +166,7 @@ class Commands:
             session.start(request)
 
     def _cancel(self, fields: dict[str, Any]) -> None:
-        session, response = self._session, self._session.response
+        session, response = self.session, self.session.response
         name = fields["response_id"]
         if name is not None and (response is None or response.id != name):
             raise Rejection(f"Cancellation failed: {name!r} is not in progress", code=NOT_ACTIVE, param="response_id")
@@ -181,7 +181,7 @@ class Commands:
 
     def grow(self, label: str, text: str, *, is_final: bool, is_audio: bool = False) -> None:
         """Set all words so far of the utterance that the client calls `label`. `is_audio`: they were spoken."""
-        session, listening, text = self._session, self._session.listening, well_formed(text)
+        session, listening, text = self.session, self.session.listening, well_formed(text)
         detection, running = session.config.turn_detection, session.running
         is_free = running is None and not listening.items
         if detection is None:
@@ -214,7 +214,7 @@ class Commands:
         Raises:
             Rejection: it is too long for a turn.
         """
-        session, text = self._session, well_formed(text)
+        session, text = self.session, well_formed(text)
         session.history.check_turn(text)
         session.go_on()
         item = Item("user", text, is_audio=True)
@@ -224,7 +224,7 @@ class Commands:
 
     def _draft(self, label: str, text: str, is_final: bool, is_audio: bool) -> None:
         """Only the client says when something is answered: words that have ended are an item, and wait."""
-        session = self._session
+        session = self.session
         session.history.check_turn(text)
         if not is_final:
             if label not in self._drafts and len(self._drafts) >= _MOST_DRAFTS:
@@ -241,7 +241,7 @@ class Commands:
             session.show(item)
 
     def _retract(self, fields: dict[str, Any]) -> None:
-        session, listening, wanted = self._session, self._session.listening, fields["utterance"]
+        session, listening, wanted = self.session, self.session.listening, fields["utterance"]
         grown = [utterance for _, utterance in listening.grown if wanted in (None, utterance.label)]
         drafts = [label for label in self._drafts if wanted in (None, label)]
         if not grown and not drafts:
@@ -253,7 +253,7 @@ class Commands:
             listening.forget(utterance)
 
     def _acknowledge(self, fields: dict[str, Any]) -> None:
-        session, response, length = self._session, self._session.response, fields["played_chars"]
+        session, response, length = self.session, self.session.response, fields["played_chars"]
         if length is None:
             if fields["played_ms"] is None:
                 raise Rejection("played_chars or played_ms is needed", code="missing_required_parameter")
@@ -277,7 +277,7 @@ class Commands:
         session.send("playback.acknowledged", item_id=item_id, played_chars=length, heard_chars=heard)
 
     def _clear(self, _: dict[str, Any]) -> None:
-        self._session.send("input_audio_buffer.cleared")
+        self.session.send("input_audio_buffer.cleared")
 
     _COMMANDS: ClassVar[Mapping[str, Callable[["Commands", dict[str, Any]], None]]] = {
         "session.update": _update,

@@ -113,6 +113,7 @@ class Realtime:
                 await self._voice.aclose()
             session.close()
             talk.close("ended")
+            self.session = self._conversation = self._voice = None  # nothing of it is kept
 
     @property
     def has_begun(self) -> bool:
@@ -127,10 +128,10 @@ class Realtime:
 
     async def _exchange(self, talk: Conversation, session: RealtimeSession) -> None:
         """Both ways at once, until one of them ends; then the other does."""
-        commands = Commands(session, speak=lambda: self._speaking(session, commands))
+        commands = Commands(session, speak=self._speaking)
         telling = asyncio.create_task(self._tell(talk, session), name="duologue-realtime-teller")
         sending = asyncio.create_task(self._outbox.run(), name="duologue-realtime-sender")
-        others = (self._read(session, commands), self._take(session, commands), self._outbox.overflow.wait())
+        others = (self._read(commands), self._take(session, commands), self._outbox.overflow.wait())
         tasks = (sending, telling, *(asyncio.create_task(other, name="duologue-realtime") for other in others))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -168,32 +169,32 @@ class Realtime:
         session.tell_error(ServerFault(f"the conversation is over: {reason}", code="session_ended"))
         self._outbox.finish()
 
-    async def _read(self, session: RealtimeSession, commands: Commands) -> None:
+    async def _read(self, commands: Commands) -> None:
         """Read what the client sends. Sound goes to the voice as it comes. Everything else is carried out in order by
         `_take`, so that what follows a commit finds its words: a `response.create` answers them, a `response.cancel`
         after that is about that response, and so on, without a rule for each pair."""
         async for message in self._wire.messages():
             assert not isinstance(message, bytes), "binary messages are not accepted here"
             await self._outbox.room()
-            if await self._hear(message, session, commands):
+            if await self._hear(message, commands):
                 continue
             await self._orders.put(message)
             if not isinstance(message, BadData) and message["type"] in _ABOUT_SOUND:
                 await self._orders.join()
         await self._orders.join()
 
-    async def _hear(self, message: dict[str, Any] | BadData, session: RealtimeSession, commands: Commands) -> bool:
+    async def _hear(self, message: dict[str, Any] | BadData, commands: Commands) -> bool:
         """Take sound, and note where it ends, on a server with a voice. Returns whether the message is done with."""
         if self._conversations.voices is None or isinstance(message, BadData):
             return False
         with self._refusing(message):
             if message["type"] == "input_audio_buffer.append":
                 audio = read_event(message, is_duplex=self._is_duplex)["audio"]
-                await self._speaking(session, commands).append(audio)
+                await self._speaking(commands).append(audio)
                 return True
             if message["type"] == "input_audio_buffer.commit":
                 await self._orders.join()  # one at a time: what waits to be recognised stays small
-                self._speaking(session, commands).commit()
+                self._speaking(commands).commit()
             return False
         return True  # it was refused
 
@@ -233,9 +234,9 @@ class Realtime:
             name = None if isinstance(message, BadData) else event_id(message)
             self._outbox.put("error", error=as_error(error, name))
 
-    def _speaking(self, session: RealtimeSession, commands: Commands) -> RealtimeVoice:
+    def _speaking(self, commands: Commands) -> RealtimeVoice:
         if self._voice is None:
-            self._voice = RealtimeVoice(session, commands, needed(self._conversations.voices))
+            self._voice = RealtimeVoice(commands.session, commands, needed(self._conversations.voices))
         return self._voice
 
     async def _catch_up(self) -> None:

@@ -1,0 +1,130 @@
+"""Clients that take connections and give nothing: health is answered, and so are others."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from duologue.server import app, protocols
+from duplex_peer import ANSWERS, Peer, join, run
+from honest import honest
+from serving import Running, scripted_model, serving
+
+HEAD = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@contextlib.asynccontextmanager
+async def connections(server: Running, number: int, head: bytes = b"") -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Connections on which nothing else is said."""
+    opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(number)]
+    try:
+        for _, writer in opened:
+            writer.write(head)
+        yield [reader for reader, _ in opened]
+    finally:
+        for _, writer in opened:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for _, writer in opened), return_exceptions=True)
+
+
+@pytest.mark.parametrize("head", [b"", HEAD], ids=["silent", "half a head"])
+def test_connections_without_a_request_keep_nobody_out(head: bytes) -> None:
+    async def talk() -> None:
+        async with (
+            serving(scripted_model(ANSWERS)) as server,
+            honest(server),
+            connections(server, 400, head),
+            httpx.AsyncClient(base_url=server.http) as http,
+        ):
+            for path in ("/health", "/ready", "/v1/models", "/metrics"):
+                assert (await http.get(path)).status_code == 200
+            await (await join(server)).start()
+
+    run(talk())
+
+
+@pytest.mark.parametrize("head", [b"", HEAD, HEAD + b"\r\n" + HEAD], ids=["silent", "first", "second"])
+def test_a_head_that_comes_slowly_is_given_up(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "HEAD_S", 0.5)
+
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS)) as server, honest(server):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(head)
+            began = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                while await asyncio.wait_for(reader.read(4096), 10):
+                    writer.write(b"X: y\r\n")
+            assert time.monotonic() - began < 5
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    run(talk())
+
+
+def test_requests_are_limited_and_health_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_REQUESTS", -2)
+
+    async def talk() -> None:
+        body = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+        async with (
+            serving(scripted_model(ANSWERS), max_sessions=2) as server,
+            connections(server, 6, body),
+            httpx.AsyncClient(base_url=server.http) as http,
+        ):
+            while (await http.get("/v1/models")).status_code != 503:
+                await asyncio.sleep(0.01)
+            assert (await http.get("/health")).status_code == 200
+            assert (await http.get("/ready")).status_code == 200
+
+    run(talk())
+
+
+def test_websockets_that_say_nothing_make_way() -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), max_connections=4) as server, honest(server):
+            silent = [await join(server) for _ in range(3)]
+            peer = await join(server)
+            await peer.start()
+            assert await silent[0].closed() == 1013
+            await silent[1].start()
+            await silent[2].start()
+            with pytest.raises(InvalidStatus) as refused:
+                await join(server)
+            assert refused.value.response.status_code == 503
+            async with httpx.AsyncClient(base_url=server.http) as http:
+                assert (await http.get("/health")).status_code == 200
+            await peer.socket.close()
+            await free(server, 3)
+            await (await join(server)).start()
+
+    async def free(server: Running, number: int) -> None:
+        while len(server.server._connections) > number:
+            await asyncio.sleep(0.01)
+
+    run(talk())
+
+
+def test_places_are_given_back_whatever_happens() -> None:
+    async def one(server: Running, number: int) -> None:
+        peer: Peer = await join(server)
+        await peer.say("start", settings={"system": "x" * (number % 3) * 100_000})
+        if number % 2:
+            await peer.next()
+        peer.socket.transport.abort()
+
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), keep=0.0, max_sessions=8) as server, honest(server):
+            for number in range(60):
+                await one(server, number)
+            while len(server.talks) > 1:
+                await asyncio.sleep(0.05)
+            assert len(server.talks.engine.handles) == 1
+            assert len(server.server._connections) == 1
+
+    run(talk())
