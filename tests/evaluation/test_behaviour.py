@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import browsing
 from duologue.cli.main import main
 from duologue.core import events as e
 from duologue.core.events import Decision
@@ -334,6 +335,30 @@ def test_tables_picture_and_page(tmp_path: Path) -> None:
     assert "http" not in made.replace("http://www.w3.org/2000/svg", ""), "nothing is loaded"
     assert json.loads(json.dumps(runs)) == runs
     assert judged[0].played.case.id in made
+
+
+@pytest.mark.chromium
+def test_the_page_opens_in_a_browser(tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    judged = played_by_oracle(g.split("dev")[::12])
+    path = tmp_path / "index.html"
+    path.write_text(page("Behaviour", {"duplex": {**line(judged), **details(judged)}}, {"duplex": judged}), "utf-8")
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browsing.CHROMIUM, args=["--no-sandbox"])
+        shown = browser.new_page()
+        shown.on("pageerror", lambda error: complaints.append(str(error)))
+        shown.goto(path.as_uri())
+        assert shown.inner_text("#count") == f"{len(judged)} of {len(judged)} right"
+        last = judged[-1].played.case
+        shown.click(f"#list li:has-text('{last.id}')")
+        assert shown.inner_text("#case h2") == f"{last.id} ({last.kind})"
+        assert shown.locator("#case svg rect").count() >= 2 * len(last.expect)
+        shown.check("#wrong")
+        assert shown.locator("#list li").count() == 0
+        browser.close()
+    assert complaints == []
 
 
 # ---------------------------------------------------------------------------------------------------- the command
