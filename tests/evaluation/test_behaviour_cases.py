@@ -179,7 +179,7 @@ def without(name: str) -> dict[str, Any]:
         ({**GOOD, "kind": "dance"}, "unknown kind 'dance'"),
         ({**GOOD, "color": "red"}, "unknown fields: color"),
         ({**GOOD, "acts": []}, "at least one act"),
-        ({**GOOD, "acts": "mhm"}, '"acts" is a list'),
+        ({**GOOD, "acts": "mhm"}, "\"acts\" is 'mhm'; it is a list"),
         ({**GOOD, "acts": [{"at": 3, "speak": "a"}, {"at": 2, "speak": "b"}]}, "go back: 2 s comes behind 3 s"),
         ({**GOOD, "acts": [{"at": -1, "speak": "a"}]}, '"at" is -1'),
         ({**GOOD, "acts": [{"at": True, "speak": "a"}]}, '"at" is True'),
@@ -195,7 +195,7 @@ def without(name: str) -> dict[str, Any]:
         ({**GOOD, "expect": [{"action": "stop", "at": 3, "to": "mhm"}]}, "answers nothing"),
         (
             {**GOOD, "expect": [{"action": "answer", "at": 3, "to": "bananas"}]},
-            "'bananas', which nobody has said by 3 s",
+            "['bananas'], which nobody has said by 3 s",
         ),
         (
             {**GOOD, "expect": [{"action": "go_on", "at": 2, "within": 9}, {"action": "answer", "at": 5}]},

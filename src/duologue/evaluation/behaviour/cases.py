@@ -6,7 +6,7 @@ A case is one line of JSON. `docs/behaviour.md` describes every field.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -78,6 +78,11 @@ class Act:
     command: str | None = None  # stop, resume or respond
     utterance: str = ""
     final: bool = True  # of `text`
+
+    @property
+    def words(self) -> str:
+        """What is said or typed; "" for a command."""
+        return self.speak or self.type or self.text or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,156 +238,137 @@ def case_from(row: Mapping[str, Any]) -> Case:
     Raises:
         BadData: something is missing, unknown, or contradicts the rest.
     """
-    _only(row, "a case", {"id", "kind", "acts", "expect"}, {"history", "answer", "reply", "pair", "words"})
-    kind = _text(row, "kind")
-    if kind not in KINDS:
-        raise BadData(f"unknown kind {kind!r}; there are {', '.join(KINDS)}")
-    history = tuple(_turn(turn) for turn in _list(row, "history")) if "history" in row else ()
-    answer = _text(row, "answer") if "answer" in row else None
-    acts = tuple(_act(one) for one in _list(row, "acts"))
-    expect = tuple(
-        _expectation(one, is_first=i == 0, has_answer=answer is not None) for i, one in enumerate(_list(row, "expect"))
-    )
+    found = _fields(row, "a case", _CASE, optional={"history", "answer", "reply", "pair", "words"})
+    _need(found["kind"] in KINDS, f"unknown kind {found['kind']!r}; there are {', '.join(KINDS)}")
+    has_answer = "answer" in found
     case = Case(
-        _text(row, "id"), kind, history, answer, acts, expect,
-        reply=_text(row, "reply") if "reply" in row else REPLY,
-        pair=_text(row, "pair") if "pair" in row else "",
-        words=_text(row, "words") if "words" in row else "",
-    )  # fmt: skip
+        **{"answer": None, **found}
+        | {
+            "history": tuple(_turn(turn) for turn in found.get("history", ())),
+            "acts": tuple(_act(one) for one in found["acts"]),
+            "expect": tuple(_expectation(one, over=has_answer and not i) for i, one in enumerate(found["expect"])),
+        }
+    )
     check(case)
     return case
 
 
 def check(case: Case) -> None:
     """Raise `BadData` for what contradicts itself in `case`."""
-    if not case.acts or not case.expect:
-        raise BadData("a case needs at least one act and one expectation")
-    if case.answer is not None and (not case.history or case.history[-1].role is not Role.USER):
-        raise BadData('"answer" is what is being said to the user: the last turn of "history" must be the user\'s')
-    if case.answer is None and case.history and case.history[-1].role is Role.USER:
-        raise BadData('"history" ends with a user\'s turn, and there is no "answer" to it')
+    _need(bool(case.acts and case.expect), "a case needs at least one act and one expectation")
+    is_asked = bool(case.history) and case.history[-1].role is Role.USER
+    _need(
+        case.answer is None or is_asked,
+        '"answer" is what is being said to the user: the last turn of "history" must be the user\'s',
+    )
+    _need(case.answer is not None or not is_asked, '"history" ends with a user\'s turn, and there is no "answer" to it')
     for name, times in (("acts", [a.at for a in case.acts]), ("expect", [e.start for e in case.expect])):
         for earlier, later in pairwise(times):
-            if later < earlier:
-                raise BadData(f'times of "{name}" go back: {later:g} s comes behind {earlier:g} s')
+            _need(earlier <= later, f'times of "{name}" go back: {later:g} s comes behind {earlier:g} s')
     can_speak = case.answer is not None
-    for number, one in enumerate(case.expect):
-        if one.floor not in FLOORS[one.action]:
-            raise BadData(
-                f"expectation {number + 1}: {one.action} while the assistant is {one.floor} contradicts itself"
-            )
-        if one.floor is Floor.SPEAKING and not can_speak:
-            raise BadData(
-                f"expectation {number + 1}: the assistant cannot be speaking; nothing has been answered by then"
-            )
-        if one.action is Action.RESUME and not can_speak:
-            raise BadData(f"expectation {number + 1}: nothing can be resumed; nothing has been answered by then")
-        if one.to and one.action is not Action.ANSWER:
-            raise BadData(f'expectation {number + 1}: "to" names what is answered, and {one.action} answers nothing')
+    for number, one in enumerate(case.expect, 1):
+        _check_expectation(f"expectation {number}", one, case, can_speak=can_speak)
         can_speak |= one.action is Action.ANSWER
     for number, (before, after) in enumerate(pairwise(case.expect), 1):
-        _check_order(number, before, after)
-    _check_answered(case)
+        _check_order(f"expectations {number} and {number + 1}", before, after)
 
 
-def _check_order(number: int, before: Expectation, after: Expectation) -> None:
-    """Two expectations that cannot both be met."""
+def _check_expectation(name: str, one: Expectation, case: Case, *, can_speak: bool) -> None:
+    what = f"{name}: {one.action}"
+    _need(one.floor in FLOORS[one.action], f"{what} while the assistant is {one.floor} contradicts itself")
+    is_possible = can_speak or one.floor is Floor.SILENT
+    _need(is_possible, f"{name}: the assistant cannot be speaking; nothing has been answered by then")
+    is_possible = can_speak or one.action is not Action.RESUME
+    _need(is_possible, f"{name}: nothing can be resumed; nothing has been answered by then")
+    _need(not one.to or one.action is Action.ANSWER, f'{what} answers nothing, so "to" cannot name what is answered')
+    said = [word for act in case.acts if act.at <= one.at for word in plain_words(act.words)]
+    unsaid = [word for word in plain_words(one.to) if word not in said]
+    _need(not unsaid, f'{name}: "to" has {unsaid[:1]}, which nobody has said by {one.at:g} s')
+
+
+def _check_order(names: str, before: Expectation, after: Expectation) -> None:
+    """Two expectations must be possible together."""
     silent = {Action.WAIT, Action.GO_ON, Action.STOP}
-    if before.action in silent and after.action not in silent and after.until <= before.until:
-        raise BadData(
-            f"expectations {number} and {number + 1} contradict each other: {before.action} until {before.until:g} s "
-            f"leaves no time for {after.action} up to {after.until:g} s"
-        )
-    if (before.start, before.at) == (after.start, after.at) and before.action is not after.action:
-        raise BadData(
-            f"expectations {number} and {number + 1} want {before.action} and {after.action} of the same words"
-        )
-
-
-def _check_answered(case: Case) -> None:
-    """Words that are to be answered must have been said by then."""
-    for number, one in enumerate(case.expect, 1):
-        said = [word for act in case.acts if act.at <= one.at for word in plain_words(_said(act))]
-        for word in plain_words(one.to):
-            if word not in said:
-                raise BadData(f'expectation {number}: "to" has {word!r}, which nobody has said by {one.at:g} s')
-
-
-def _said(act: Act) -> str:
-    return act.speak or act.type or act.text or ""
+    is_open = before.action not in silent or after.action in silent or after.until > before.until
+    _need(
+        is_open,
+        f"{names} contradict each other: {before.action} until {before.until:g} s leaves no time for {after.action} "
+        f"up to {after.until:g} s",
+    )
+    is_same = (before.start, before.at) == (after.start, after.at)
+    is_one = not is_same or before.action is after.action
+    _need(is_one, f"{names} want {before.action} and {after.action} of the same words")
 
 
 def _turn(row: Any) -> Turn:
-    _only(row, "a turn", {"role", "text"})
-    role = _text(row, "role")
-    if role not in (Role.USER, Role.ASSISTANT):
-        raise BadData(f"a turn has role {role!r}; there are user and assistant")
-    return Turn(Role(role), _text(row, "text"))
+    found = _fields(row, "a turn", {"role": _text, "text": _text})
+    _need(found["role"] in ("user", "assistant"), f"a turn has role {found['role']!r}; there are user and assistant")
+    return Turn(Role(found["role"]), found["text"])
 
 
 def _act(row: Any) -> Act:
-    _only(row, "an act", {"at"}, {*_ACTS, "utterance", "final"})
-    named = [name for name in _ACTS if name in row]
-    if len(named) != 1:
-        raise BadData(f"an act has exactly one of {', '.join(_ACTS)}; this one has {', '.join(named) or 'none'}")
-    value = _text(row, named[0])
-    if named[0] == "command" and value not in _COMMANDS:
-        raise BadData(f"unknown command {value!r}; there are {', '.join(_COMMANDS)}")
-    if named[0] in ("speak", "type") and not value.strip():
-        raise BadData(f'"{named[0]}" has no words')
-    final = row.get("final", True)
-    if not isinstance(final, bool):
-        raise BadData(f'"final" is {final!r}; it is true or false')
-    utterance = _text(row, "utterance") if "utterance" in row else ""
-    return Act(_seconds(row, "at"), **{named[0]: value}, utterance=utterance, final=final)
+    found = _fields(row, "an act", _ACT, optional=_ACT.keys() - {"at"})
+    named = [name for name in _ACTS if name in found]
+    _need(len(named) == 1, f"an act has exactly one of {', '.join(_ACTS)}; this one has {', '.join(named) or 'none'}")
+    value = found[named[0]]
+    is_known = named[0] != "command" or value in _COMMANDS
+    _need(is_known, f"unknown command {value!r}; there are {', '.join(_COMMANDS)}")
+    _need(named[0] not in ("speak", "type") or bool(value.strip()), f'"{named[0]}" has no words')
+    return Act(**found)
 
 
-def _expectation(row: Any, *, is_first: bool, has_answer: bool) -> Expectation:
-    _only(row, "an expectation", {"action", "at"}, {"from", "within", "floor", "to", "intent"})
-    name = _text(row, "action")
-    if name not in list(Action):
-        raise BadData(f"unknown action {name!r}; there are {', '.join(Action)}")
-    action, at = Action(name), _seconds(row, "at")
-    start = _seconds(row, "from") if "from" in row else at
-    if start > at:
-        raise BadData(f'times go back: "from" is {start:g} s and "at" {at:g} s')
-    within = _seconds(row, "within") if "within" in row else WITHIN_S
-    if within == 0:
-        raise BadData('"within" is 0; something must have time to happen')
-    floor = Floor.SPEAKING if is_first and has_answer else FLOORS[action][-1]
-    if "floor" in row:
-        if row["floor"] not in list(Floor):
-            raise BadData(f"unknown floor {row['floor']!r}; there are speaking and silent")
-        floor = Floor(row["floor"])
-    texts = {key: _text(row, key) for key in ("to", "intent") if key in row}
-    return Expectation(action, start, at, within, floor, **texts)
+def _expectation(row: Any, *, over: bool) -> Expectation:
+    """`over`: unless the row says otherwise, the assistant is speaking."""
+    found = _fields(row, "an expectation", _EXPECTATION, optional=_EXPECTATION.keys() - {"action", "at"})
+    name, at = found["action"], found["at"]
+    _need(name in list(Action), f"unknown action {name!r}; there are {', '.join(Action)}")
+    floor = found.get("floor", Floor.SPEAKING if over else FLOORS[Action(name)][-1])
+    _need(floor in ("speaking", "silent"), f"unknown floor {floor!r}; there are speaking and silent")
+    start = found.pop("from", at)
+    _need(start <= at, f'times go back: "from" is {start:g} s and "at" {at:g} s')
+    _need(found.get("within") != 0, '"within" is 0; something must have time to happen')
+    return Expectation(**found | {"action": Action(name), "start": start, "floor": Floor(floor)})
 
 
-def _only(row: Any, what: str, needed: set[str], allowed: Sequence[str] | set[str] = ()) -> None:
-    if not isinstance(row, dict):
-        raise BadData(f"{what} is a JSON object, not {row!r:.60}")
-    if missing := needed - row.keys():
-        raise BadData(f"{what} lacks {', '.join(sorted(missing))}")
-    if unknown := row.keys() - needed - set(allowed):
-        raise BadData(f"{what} has unknown fields: {', '.join(sorted(unknown))}")
+def _need(is_fine: bool, message: str) -> None:
+    if not is_fine:
+        raise BadData(message)
 
 
-def _list(row: Mapping[str, Any], name: str) -> list[Any]:
-    value = row[name]
-    if not isinstance(value, list):
-        raise BadData(f'"{name}" is a list, not {value!r:.60}')
-    return value
+def _fields(
+    row: Any, what: str, kinds: Mapping[str, Callable[[Any], str]], *, optional: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The fields of `row`. `kinds` has every field, and what is wrong with a value of it ("" for nothing)."""
+    _need(isinstance(row, dict), f"{what} is a JSON object, not {row!r:.60}")
+    missing = sorted(kinds.keys() - set(optional) - row.keys())
+    _need(not missing, f"{what} lacks {', '.join(missing)}")
+    unknown = sorted(row.keys() - kinds.keys())
+    _need(not unknown, f"{what} has unknown fields: {', '.join(unknown)}")
+    for name, value in row.items():
+        wrong = kinds[name](value)
+        _need(not wrong, f'"{name}" is {value!r:.60}; it is {wrong}')
+    return dict(row)
 
 
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row[name]
-    if not isinstance(value, str):
-        raise BadData(f'"{name}" is text in quotes, not {value!r:.60}')
-    return value
+def _text(value: Any) -> str:
+    return "" if isinstance(value, str) else "text in quotes"
 
 
-def _seconds(row: Mapping[str, Any], name: str) -> float:
-    value = row[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _LATEST_S:
-        raise BadData(f'"{name}" is {value!r:.60}; it is a number of seconds from the beginning')
-    return float(value)
+def _list(value: Any) -> str:
+    return "" if isinstance(value, list) else "a list"
+
+
+def _flag(value: Any) -> str:
+    return "" if isinstance(value, bool) else "true or false"
+
+
+def _seconds(value: Any) -> str:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return "" if is_number and 0 <= value < _LATEST_S else "a number of seconds from the beginning"
+
+
+_TEXTS = dict.fromkeys(("id", "kind", "answer", "reply", "pair", "words"), _text)
+_CASE = {**_TEXTS, "history": _list, "acts": _list, "expect": _list}
+_ACT = {"at": _seconds, "final": _flag, **dict.fromkeys((*_ACTS, "utterance"), _text)}
+_NAMES = dict.fromkeys(("action", "floor", "to", "intent"), _text)
+_EXPECTATION = {**_NAMES, "at": _seconds, "from": _seconds, "within": _seconds}

@@ -132,7 +132,7 @@ def judge(case: Case, spoken: Sequence[Speech]) -> list[Verdict]:
 
 
 def _said_before(case: Case, start: float) -> str:
-    return " ".join(act.speak or act.type or act.text or "" for act in case.acts if act.at < start)
+    return " ".join(act.words for act in case.acts if act.at < start)
 
 
 def _verdict(one: Expectation, spoken: Sequence[Speech], before: str) -> Verdict:
