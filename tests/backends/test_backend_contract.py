@@ -1,4 +1,4 @@
-"""Every backend keeps the same contract, on every architecture."""
+"""Every backend passes the same contract on every architecture."""
 
 from collections.abc import Callable
 from typing import Any
@@ -113,7 +113,7 @@ def test_a_lora_on_a_layer_that_is_not_called_once_is_refused(monkeypatch: pytes
 
 
 class _Around(torch.nn.Module):
-    """Uses a layer's weights as a fused kernel does, and calls the layer itself so many times."""
+    """Uses a layer's weights directly, as a fused kernel does, and calls the layer itself this many times."""
 
     def __init__(self, layer: torch.nn.Module, num_calls: int) -> None:
         super().__init__()

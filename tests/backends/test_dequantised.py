@@ -1,4 +1,4 @@
-"""What is kept of an unpacked GGUF file is the model that was read from it."""
+"""The cache of dequantised weights returns the model that was read from the GGUF file."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ READ = transformers.AutoModelForCausalLM.from_pretrained
 
 @pytest.fixture
 def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny file, a cache of its own, and a limit that lets tiny models in."""
+    """A tiny GGUF file, with an empty cache that accepts models of that size."""
     monkeypatch.setenv("DUOLOGUE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(dequantised, "SMALLEST", 0)
     return write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "tiny.gguf")
@@ -25,7 +25,7 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which kind of source each reading of a model took."""
+    """The kind of source that each read used."""
     taken: list[str] = []
 
     def read(folder: str, **options: Any) -> Any:
@@ -44,7 +44,7 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gemma3"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_second_reading_gives_the_same_bits(gguf: Path, sources: list[str], name: str, dtype: str) -> None:
+def test_the_second_read_gives_the_same_bits(gguf: Path, sources: list[str], name: str, dtype: str) -> None:
     write_tiny_gguf(tiny_model(name), name, gguf)
     first, _ = read_model(gguf, dtype=dtype)
     second, _ = read_model(gguf, dtype=dtype)
@@ -63,7 +63,7 @@ def test_the_tokenizer_is_the_same(gguf: Path, sources: list[str]) -> None:
     assert first.chat_template == second.chat_template
 
 
-def test_another_type_or_another_file_is_read_anew(gguf: Path, sources: list[str]) -> None:
+def test_another_type_or_another_file_is_read_again(gguf: Path, sources: list[str]) -> None:
     read_model(gguf, dtype="float32")
     read_model(gguf, dtype="bfloat16")
     write_tiny_gguf(tiny_model("llama", seed=1), "llama", gguf)
@@ -82,7 +82,7 @@ def test_a_damaged_folder_is_replaced(gguf: Path, sources: list[str]) -> None:
     assert torch.equal(logits(first), logits(second))
 
 
-def test_a_model_of_another_size_is_not_kept(
+def test_a_model_out_of_the_size_range_is_not_stored(
     gguf: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(dequantised, "LARGEST", 1000)
@@ -103,7 +103,7 @@ def test_a_cache_that_cannot_be_written_changes_nothing(
 
 
 @pytest.mark.smollm2
-def test_the_default_model_in_form_of_a_folder_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stored_default_model_gives_the_same_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     monkeypatch.setenv("DUOLOGUE_CACHE", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Damaged GGUF files raise errors of this package, whatever reads them; llama.cpp runs in another process."""
+"""Damaged GGUF files raise errors of this package in every reader. llama.cpp runs in a subprocess."""
 
 import os
 import struct

@@ -1,5 +1,5 @@
 # ruff: noqa: E402 - what may be missing is looked for before it is imported
-"""The llama.cpp backend on tiny models written as GGUF, against the same models in torch and against itself."""
+"""The llama.cpp backend on tiny GGUF models, compared with the same models in torch and with itself."""
 
 import dataclasses
 import random
@@ -155,7 +155,7 @@ def test_channels_share_a_prefix_and_do_not_see_each_other(opened, name):
 
 
 @pytest.mark.parametrize("first", ["fork", "watch", "few"])
-def test_a_text_that_was_read_apart_is_what_it_would_be_elsewhere(opened, first):
+def test_a_text_in_the_prefill_cache_gives_the_same_results(opened, first):
     plain, apart = opened(**EXACT), opened(**EXACT, prefill_capacity=64)
     text, other = ids(40), ids(20, 1)
     found = []
@@ -183,7 +183,7 @@ def test_a_text_that_was_read_apart_is_what_it_would_be_elsewhere(opened, first)
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
-def test_what_the_prefill_cache_has_no_room_for_is_read_where_all_others_are(opened):
+def test_what_does_not_fit_the_prefill_cache_is_read_in_the_shared_cache(opened):
     backend = opened(prefill_capacity=32)
     batch = [Extend(backend.fork(None), ids(20, n)) for n in range(2)]
     assert backend.num_passes(batch) == 2
@@ -195,7 +195,7 @@ def test_what_the_prefill_cache_has_no_room_for_is_read_where_all_others_are(ope
 
 
 @pytest.mark.parametrize("flash", [True, False])
-def test_with_flash_attention_no_tiles_are_computed_but_in_the_prefill_cache(opened, flash):
+def test_with_flash_attention_only_the_prefill_cache_computes_tiles(opened, flash):
     backend = opened(capacity=256, flash_attention=flash, prefill_capacity=256)
     assert llama_cpp.llama_n_ubatch(backend._context) == (63 if flash else 256)
     assert llama_cpp.llama_n_ubatch(backend._prefill_cache.context) == 256
@@ -377,7 +377,7 @@ def test_random_operations_agree_with_the_reference(subject, name, seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_operations_agree_with_the_reference_where_new_texts_are_read_apart(subject, monkeypatch, seed):
+def test_random_operations_with_a_prefill_cache_agree_with_the_reference(subject, monkeypatch, seed):
     monkeypatch.setattr("duologue.backends.llamacpp.backend.MIN_PREFILL", 2)
     twin = ReferenceBackend(tiny_model("llama"), rows=tiny_rows())
     check_random_operations(subject("llama", **EXACT, **APART), twin, seed=seed, num_operations=200)
@@ -433,7 +433,7 @@ def test_a_lora_for_another_model_is_refused(files):
         LlamaCppBackend(files["llama"], capacity=64, lora_path=Path("nowhere.gguf"))
 
 
-def test_the_micro_batch_does_not_change_what_is_said(opened):
+def test_the_micro_batch_does_not_change_results(opened):
     whole, cut = opened(), opened(micro_batch=4)
     np.testing.assert_allclose(asked(whole, ids(50)), asked(cut, ids(50)), atol=NEAR)
 
@@ -554,7 +554,7 @@ def test_a_file_whose_metadata_contradict_its_vocabulary_is_broken(tmp_path, fil
         LlamaCppBackend(tmp_path / "odd.gguf", capacity=64, threads=1)
 
 
-def test_what_is_not_a_model_is_named(tmp_path, files):
+def test_files_that_are_not_models_are_refused(tmp_path, files):
     with pytest.raises(ModelNotFound, match="no file"):
         LlamaCppBackend(tmp_path / "none.gguf")
     with pytest.raises(ModelNotFound, match="folder"):

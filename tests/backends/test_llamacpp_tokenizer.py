@@ -1,6 +1,6 @@
-"""No text ends the process, whatever the vocabulary; ids are those of one plain call of llama.cpp.
+"""No text ends the process, whatever the vocabulary, and ids equal those of a plain call of llama.cpp.
 
-What might end the process runs in another one.
+Calls that might end the process run in a subprocess.
 """
 
 import os
@@ -75,7 +75,7 @@ def python(script: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="stacks of other systems differ")
 def test_a_plain_call_of_llamacpp_ends_the_process(tmp_path: Path) -> None:
-    """The defect that the tokenizer works around; without it, `deep_stack` could go."""
+    """The defect that the tokenizer works around. When this fails, `deep_stack` may be obsolete."""
     path = tiny_vocabularies.write_bpe(tmp_path / "tekken.gguf", "tekken")
     assert python(PLAIN_CALL, str(path)).returncode < 0
 
@@ -121,7 +121,7 @@ def test_a_text_that_no_context_could_hold_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["whitespace", "no bytes"])
 def test_a_vocabulary_with_which_llamacpp_aborts_is_refused(tmp_path: Path, kind: str) -> None:
-    """Two spaces do it with the pre-tokenizer "whitespace", an unknown letter without the tokens of bytes."""
+    """Two spaces abort with the pre-tokenizer "whitespace"; an unknown letter aborts without tokens for bytes."""
     path = tmp_path / "model.gguf"
     if kind == "whitespace":
         tiny_vocabularies.write_bpe(path, "whitespace")

@@ -1,4 +1,4 @@
-"""A LoRA as values, as files, and on the default model on both backends."""
+"""LoRAs as values, as files, and with the default model on both backends."""
 
 import json
 from pathlib import Path
@@ -52,13 +52,13 @@ def random_adapter(dtype: Any = np.float32) -> Adapter:
         ({"x": factors((2, 3), (4, 2), np.float64)}, 1.0, "float64"),
     ],
 )
-def test_a_lora_that_makes_no_sense_is_refused(layers: dict[str, Factors], scale: float, message: str) -> None:
+def test_an_invalid_lora_is_refused(layers: dict[str, Factors], scale: float, message: str) -> None:
     with pytest.raises(AdapterMismatch, match=message):
         Lora(layers, scale)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_folder_gives_back_the_lora_to_the_last_bit(tmp_path: Path, dtype: Any) -> None:
+def test_a_lora_is_saved_and_loaded_bit_for_bit(tmp_path: Path, dtype: Any) -> None:
     adapter = random_adapter(dtype)
     adapter.save(tmp_path)
     again = Adapter.load(tmp_path)
@@ -158,7 +158,7 @@ def test_a_lora_is_written_to_the_cache_once(tmp_path: Path, monkeypatch: pytest
 
 
 def on_default_model() -> Adapter:
-    """The shipped rows with a random LoRA that changes what they say, on every kind of layer."""
+    """The shipped rows with a random LoRA on every kind of layer, which changes decisions."""
     random, (base, *_) = np.random.default_rng(0), shipped()
     width, kv, inner = 576, 192, 1536
     shapes = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (kv, width), "self_attn.v_proj": (kv, width)}

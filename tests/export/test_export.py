@@ -1,5 +1,5 @@
 # ruff: noqa: E402 - what may be missing is looked for before it is imported
-"""Rows in model files: conversion, the cache of converted files, rows that never win, exported models."""
+"""Adapter rows in model files: conversion, the cache of converted files, suppressed rows, exported models."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def tensors(path) -> dict[str, np.ndarray]:
     return {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
 
 
-def test_rows_are_added_below_and_the_base_is_untouched(bare, tmp_path):
+def test_rows_are_appended_and_the_base_is_unchanged(bare, tmp_path):
     rows = tiny_rows()
     facts = convert(bare, tmp_path / "rows.gguf", rows=rows)
     assert facts == read_facts(tmp_path / "rows.gguf")
@@ -80,7 +80,7 @@ def test_untied_rows_go_to_two_matrices(bare, tmp_path):
 
 @pytest.mark.parametrize("weights", [None, *WEIGHTS])
 @pytest.mark.parametrize("untie", [False, True])
-def test_the_base_says_the_same_to_the_bit_with_rows_in_place(bare, tmp_path, weights, untie):
+def test_the_base_gives_identical_results_with_rows_in_place(bare, tmp_path, weights, untie):
     convert(bare, tmp_path / "bare.gguf", weights=weights)
     convert(bare, tmp_path / "rows.gguf", weights=weights, rows=tiny_rows(), untie=untie)
     steps = []
@@ -138,7 +138,7 @@ def test_what_cannot_be_converted_is_refused(bare, tmp_path):
         read_facts(odd)
 
 
-def test_converted_files_are_kept_and_told_apart(bare, tmp_path, monkeypatch):
+def test_converted_files_are_cached_separately(bare, tmp_path, monkeypatch):
     monkeypatch.setenv("DUOLOGUE_CACHE", str(tmp_path / "cache"))
     seen = []
     rows = tiny_rows()
@@ -223,7 +223,7 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize(("name", "scale"), [("llama", 0.2), ("qwen2", 0.2), ("qwen2", 9.0), ("gemma3", 0.2)])
-def test_a_hugging_face_folder_decides_as_the_rows(tmp_path, name, scale):
+def test_an_exported_folder_decides_like_the_rows(tmp_path, name, scale):
     rows = tiny_rows()
     # A tiny random model has little in common from token to token: give its final norm some.
     model = with_common_direction(tiny_model(name))
@@ -245,7 +245,7 @@ def test_a_hugging_face_folder_decides_as_the_rows(tmp_path, name, scale):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
-def test_peft_reads_the_exported_lora_and_decides_as_the_backend(tmp_path, name):
+def test_peft_reads_the_exported_lora_and_decides_like_the_backend(tmp_path, name):
     peft = pytest.importorskip("peft")
     rows, model = tiny_rows(), with_common_direction(tiny_model(name))
     rows = AdapterRows(rows.probes * np.float32(0.2), rows.states)

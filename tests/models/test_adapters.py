@@ -1,4 +1,4 @@
-"""Adapter folders, the match with a model, the question in words, and what is shipped."""
+"""Adapter folders, matching with a model, prompted adapters, and shipped adapters."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def an_adapter() -> Adapter:
     )
 
 
-def test_a_folder_gives_back_the_adapter(tmp_path: Path) -> None:
+def test_an_adapter_is_saved_and_loaded(tmp_path: Path) -> None:
     adapter = an_adapter()
     adapter.save(tmp_path / "new" / "folder")
     again = Adapter.load(tmp_path / "new" / "folder")
@@ -71,7 +71,7 @@ def test_another_model_is_refused_with_what_differs() -> None:
     prompted().check(PRINT)
 
 
-def test_the_fingerprint_knows_how_a_tokenizer_cuts() -> None:
+def test_the_fingerprint_depends_on_how_a_tokenizer_splits() -> None:
     class Other(ByteTokenizer):
         def encode(self, text: str, *, special: bool = False) -> list[int]:
             return super().encode(text.lower(), special=special)

@@ -1,4 +1,4 @@
-"""Names of models: what they mean, and what is said of those that mean nothing."""
+"""Names of models, and error messages for unknown names."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from duologue.models.catalogue import CATALOGUE, DEFAULT, CatalogueEntry, expand
 
 @pytest.fixture
 def carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The default model, in a package that is installed."""
+    """The default model in an installed package."""
     entry = next(entry for entry in CATALOGUE if entry.name == DEFAULT)
     folder = tmp_path / entry.module
     folder.mkdir()
@@ -34,7 +34,7 @@ def test_a_package_that_is_not_installed() -> None:
     assert CatalogueEntry("none", "None", "no_such_package_anywhere", "none", "pip install it").path is None
 
 
-def test_a_file_that_is_put_together_from_parts(carried: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_assembled_from_parts(carried: Path, tmp_path: Path) -> None:
     (carried / "model.gguf.part00").write_bytes(b"")
     entry = CatalogueEntry("parts", "Parts", carried.name, "none", "pip install it", str(tmp_path / "put"))
     assert entry.path is None
@@ -59,7 +59,7 @@ def test_files_folders_and_names_of_the_hub(tmp_path: Path) -> None:
     assert (find("owner/name").name, find("owner/name").path) == ("owner/name", None)
 
 
-def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert expanded("~/x") == tmp_path / "x"
 
@@ -78,14 +78,14 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest
         ("a\0b", "no "),
     ],
 )
-def test_names_that_mean_nothing(name: str, words: str) -> None:
+def test_unknown_names_are_refused(name: str, words: str) -> None:
     with pytest.raises(ModelNotFound) as caught:
         find(name)
     assert words in str(caught.value)
     assert len(str(caught.value)) < 6000
 
 
-def test_things_that_are_no_models(tmp_path: Path) -> None:
+def test_files_and_folders_without_a_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ModelNotFound, match=r"not a \.gguf"):
         find(str(tmp_path / "notes.txt"))

@@ -1,4 +1,4 @@
-"""The shipped adapter on its model: what people say and type in a first conversation is understood."""
+"""The shipped adapter on its model decides correctly in a first conversation, spoken and typed."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Writes a tiny Hugging Face model as a GGUF file in float32, for tests of what reads GGUF."""
+"""Writes a tiny Hugging Face model as a GGUF file in float32, for tests of GGUF readers."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ ARCHS = {
 
 
 def write_tiny_gguf(model, name: str, path: Path, *, extra=()) -> Path:
-    """The model that `tiny_model(name)` made, at `path`; `extra`: more (method, value) pairs for the writer."""
+    """Write the `model` of `tiny_model(name)` to `path`. `extra`: additional (method, value) pairs for the writer."""
     config, arch = model.config, ARCHS[name]
     writer = GGUFWriter(path, arch.name.lower())
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -89,5 +89,5 @@ def _add_tensors(writer, model, name: str, arch: MODEL_ARCH) -> None:
 
 
 def _interleave(array: np.ndarray, heads: int) -> np.ndarray:
-    """Rotary pairs next to each other, as llama.cpp has them, instead of half a head apart."""
+    """Rotary pairs adjacent, as in llama.cpp, instead of half a head apart. array: [out, in]."""
     return array.reshape(heads, 2, -1, array.shape[-1]).swapaxes(1, 2).reshape(array.shape)

@@ -1,4 +1,4 @@
-"""The probe of the rows that `tiny_models.tiny_rows` makes, for models whose ids end at `VOCAB_SIZE`."""
+"""The probe for the rows of `tiny_models.tiny_rows`, on models with `VOCAB_SIZE` ids."""
 
 from duologue.core.prompt import Probe
 from duologue.testing.tiny_models import VOCAB_SIZE

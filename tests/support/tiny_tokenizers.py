@@ -1,4 +1,4 @@
-"""Tiny tokenizers of the kinds there are, trained on a few lines of our own; for tests of templates and text."""
+"""Tiny tokenizers of each common kind, trained on a few lines; for tests of templates and text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ LINES = [
 
 
 def bytelevel(specials: Sequence[str | AddedToken], **declared: object) -> HfTokenizer:
-    """Byte-level BPE, as GPT-2, Llama 3 and Qwen have it; `declared` goes to transformers (`bos_token=` …)."""
+    """Byte-level BPE, as in GPT-2, Llama 3 and Qwen; `declared` is passed to transformers (`bos_token=` …)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -29,7 +29,7 @@ def bytelevel(specials: Sequence[str | AddedToken], **declared: object) -> HfTok
 
 
 def sentencepiece_like(specials: Sequence[str | AddedToken], *, space: str, **declared: object) -> HfTokenizer:
-    """BPE over "▁" with byte fallback, as Llama 2, Mistral and Gemma have it.
+    """BPE over "▁" with byte fallback, as in Llama 2, Mistral and Gemma.
 
     `space` says where one is put before a text: "first" (at the start), "always" (after special tokens, too),
     "legacy" (the same, by a normalizer), "never".
@@ -71,7 +71,7 @@ def _wrap(tokenizer: Tokenizer, specials: Sequence[str | AddedToken], declared: 
 
 
 def smollm2() -> Path:
-    """The GGUF file of the default model, or a skip."""
+    """The GGUF file of the default model; skips the test if it is not installed."""
     import importlib.util
 
     import pytest
@@ -83,7 +83,7 @@ def smollm2() -> Path:
 
 
 def putting_bos(tokenizer: HfTokenizer, bos: str) -> HfTokenizer:
-    """The same tokenizer, but it begins every text with `bos` by itself."""
+    """The same tokenizer, prepending `bos` to every text."""
     import copy
 
     inner = copy.deepcopy(tokenizer.wrapped)

@@ -41,7 +41,7 @@ def write_sentencepiece(path: Path, *, has_bytes: bool = True) -> Path:
 
 
 def write_wordpiece(path: Path) -> Path:
-    """WordPiece, as BERT has it."""
+    """WordPiece, as in BERT."""
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(WORDS)]
     kinds = [TokenType.CONTROL] * 5 + [TokenType.NORMAL] * (len(tokens) - 5)
     ids = {"add_pad_token_id": 0, "add_unk_token_id": 1, "add_bos_token_id": 2, "add_sep_token_id": 3}
@@ -49,7 +49,7 @@ def write_wordpiece(path: Path) -> Path:
 
 
 def write_unigram(path: Path) -> Path:
-    """SentencePiece unigram, as T5 has it."""
+    """SentencePiece unigram, as in T5."""
     tokens = ["<pad>", "</s>", "<unk>", *dict.fromkeys(WORDS)]
     kinds = [TokenType.CONTROL, TokenType.CONTROL, TokenType.UNKNOWN] + [TokenType.NORMAL] * (len(tokens) - 3)
     extra = {"add_token_scores": [-float(rank) for rank in range(len(tokens))], "add_unk_token_id": 2}

@@ -5,8 +5,9 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 
+from duologue.backends.slots import check_room
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
-from duologue.errors import CacheFull, ContextOverflow, UnknownSeq, UsageError
+from duologue.errors import CacheFull, UnknownSeq, UsageError
 from duologue.types import Seq, Token
 
 
@@ -61,17 +62,8 @@ class IdBackend(Backend):
     def check(self, batch: Sequence[Extend]) -> None:
         """Raise the errors that `Backend.forward` documents for `batch`."""
         check_batch(self._info, batch)
-        num_new = 0
-        for extend in batch:
-            length = len(self._get(extend.seq)) + len(extend.tokens)
-            if length > self._info.context_length:
-                raise ContextOverflow(
-                    f"sequence {extend.seq} would have {length} tokens; the context holds {self._info.context_length}"
-                )
-            num_new += len(extend.tokens)
         num_free = self._info.capacity - self.usage().kv_entries
-        if num_new > num_free:
-            raise CacheFull(f"the pass feeds {num_new} tokens; {num_free} of {self._info.capacity} entries are free")
+        check_room(batch, self.length, self._info.context_length, num_free)
 
     def truncate(self, seq: Seq, length: int) -> None:
         held = self._get(seq)

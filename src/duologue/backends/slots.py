@@ -1,7 +1,7 @@
 """Which KV entry ("slot") holds which token of which sequence. Knows counts and positions, not keys or models."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -80,25 +80,8 @@ class SlotTable:
         return seq
 
     def check(self, batch: Sequence[Extend], context_length: int) -> None:
-        """Raise what `Backend.forward` documents unless there is room for the tokens of `batch`.
-
-        Raises:
-            UnknownSeq: a sequence is not open.
-            ContextOverflow: a sequence would become longer than `context_length`.
-            CacheFull: the pool has too few free slots.
-        """
-        for extend in batch:
-            length = self.length(extend.seq) + len(extend.tokens)
-            if length > context_length:
-                raise ContextOverflow(
-                    f"sequence {extend.seq} would have {length} tokens; the context holds {context_length}"
-                )
-        num_wanted, num_free = sum(len(extend.tokens) for extend in batch), self.capacity - self.num_used
-        if num_wanted > num_free:
-            raise CacheFull(
-                f"the pass feeds {num_wanted} tokens, but only {num_free} of {self.capacity} KV entries are free; "
-                "free or truncate a sequence, or open the backend with a larger capacity"
-            )
+        """Raise what `check_room` raises unless there is room for the tokens of `batch`."""
+        check_room(batch, self.length, context_length, self.capacity - self.num_used)
 
     def extend(self, seq: Seq, number: int) -> None:
         """Give `seq` so many new slots, which `check` has found to be free."""
@@ -156,3 +139,25 @@ def _middle_of_widest_gap(free: IntArray) -> int:
     lengths = np.diff(np.concatenate([starts, [len(free)]]))
     widest = int(np.argmax(lengths))
     return int(free[starts[widest] + lengths[widest] // 2])
+
+
+def check_room(batch: Sequence[Extend], length: Callable[[Seq], int], context_length: int, num_free: int) -> None:
+    """Check that `num_free` KV entries hold the tokens of `batch`, added to sequences with these lengths.
+
+    Raises:
+        UnknownSeq: a sequence is not open.
+        ContextOverflow: a sequence would become longer than `context_length`.
+        CacheFull: there are too few free entries.
+    """
+    for extend in batch:
+        longer = length(extend.seq) + len(extend.tokens)
+        if longer > context_length:
+            raise ContextOverflow(
+                f"sequence {extend.seq} would have {longer} tokens; the context holds {context_length}"
+            )
+    num_wanted = sum(len(extend.tokens) for extend in batch)
+    if num_wanted > num_free:
+        raise CacheFull(
+            f"the pass feeds {num_wanted} tokens, but only {num_free} KV entries are free; free or truncate a "
+            "sequence, or open the backend with a larger capacity"
+        )

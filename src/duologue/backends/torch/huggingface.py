@@ -71,6 +71,8 @@ class CausalModel:
     def __init__(self, model: PreTrainedModel, rows: AdapterRows | None, lora: Lora | None = None) -> None:
         self.model = model.eval()  # dropout would make results random
         self.config = model.config.get_text_config()
+        path = str(getattr(model.config, "_name_or_path", "")).rstrip("/")
+        self.label = path.rsplit("/", 1)[-1] or type(model).__name__  # for display
         if model.config.is_encoder_decoder:
             raise UnsupportedModel(
                 f"{self.label} is an encoder-decoder model; duplex decoding needs a causal (decoder-only) model"
@@ -79,6 +81,9 @@ class CausalModel:
         if head is None:
             raise UnsupportedModel(f"{self.label} has no output embeddings; load it with AutoModelForCausalLM")
         embeddings = model.get_input_embeddings()
+        self.device: torch.device = embeddings.weight.device  # to which tokens are fed
+        self.dtype: torch.dtype = embeddings.weight.dtype
+        self.weights = _WEIGHTS.get(self.dtype, str(self.dtype).removeprefix("torch."))  # such as "bf16"
         self.vocab_size = min(int(head.weight.shape[0]), int(embeddings.weight.shape[0]))
         self.rows = rows
         if rows is not None:
@@ -89,29 +94,6 @@ class CausalModel:
         self._probes = None if rows is None else torch.from_numpy(rows.probes).to(self.device, self.dtype)
         self.configs = configs_of(model)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-
-    @property
-    def label(self) -> str:
-        """The model's display name: its folder or its class."""
-        path = str(getattr(self.model.config, "_name_or_path", "")).rstrip("/")
-        return path.rsplit("/", 1)[-1] or type(self.model).__name__
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the embeddings, to which tokens are fed."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the embeddings."""
-        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
-        return dtype
-
-    @property
-    def weights(self) -> str:
-        """The weight type for display, such as "bf16"."""
-        return _WEIGHTS.get(self.dtype, str(self.dtype).removeprefix("torch."))
 
     def context_length(self, wanted: int | None) -> int:
         """`wanted`, or by default the model's limit. Raises `UsageError` if `wanted` exceeds the limit."""
