@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from duologue.cli.options import add_model_options
+from duologue.cli.command import add_options
+from duologue.cli.options import MODEL_WITHOUT_CONTEXT
 from duologue.cli.options import load_model as load
 from duologue.evaluation import results
 from duologue.evaluation.markdown import table
@@ -25,7 +26,7 @@ def arguments(doc: str | None, *, with_model: bool = True) -> argparse.ArgumentP
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default 0)")
     parser.add_argument("--out", type=Path, help="write the result file here")
     if with_model:
-        add_model_options(parser, with_context=False)
+        add_options(parser.add_argument_group("model"), MODEL_WITHOUT_CONTEXT)
     return parser
 
 

@@ -14,13 +14,14 @@ clients. The exit status is 1 if it was not in real time.
 
 import measuring
 
-from duologue.cli.bench_serve import add_options, measured
+from duologue.cli.bench_serve import LOAD, measured
+from duologue.cli.command import add_options
 
 
 def main() -> int:
     """Run it."""
     parser = measuring.arguments(__doc__)
-    add_options(parser)
+    add_options(parser, LOAD)
     parser.add_argument("--context", type=int, default=1024, help="tokens of a conversation (default 1024)")
     args = parser.parse_args()
     measurement = measuring.begin(args)

@@ -16,8 +16,8 @@ import pytest
 
 from duologue import __version__
 from duologue.cli import main as cli
+from duologue.cli.command import number, whole
 from duologue.cli.main import COMMANDS, main
-from duologue.cli.options import number, whole
 from duologue.cli.progress import progress
 from duologue.models.adapters import prompted
 from duologue.models.model import Model

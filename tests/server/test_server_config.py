@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from duologue.cli import serve
+from duologue.cli.command import add_command
 from duologue.errors import UsageError
 from duologue.server.config import ServerConfig
 
@@ -61,7 +61,7 @@ def test_others_may_be_let_in_with_a_token(tmp_path):
 
 def test_every_setting_is_a_flag(tmp_path):
     commands = argparse.ArgumentParser().add_subparsers()
-    serve.add_parser(commands)
+    add_command(commands, "serve")
     args = commands.choices["serve"].parse_args(["m.gguf", "--max-sessions", "3", "--log-text", "--port", "0"])
     given = {name: value for name, value in vars(args).items() if name not in ("config", "run")}
     assert read(tmp_path, flags=given) == ServerConfig(model="m.gguf", max_sessions=3, log_text=True, port=0)

@@ -1,11 +1,6 @@
 """`duologue bench`: the commands that measure performance on this machine."""
 
-import argparse
-
-from duologue.cli.options import add_group
-
-MEASUREMENTS = ("scale", "serve", "cost")
-"""Each is a module `bench_…` of this package."""
+from duologue.cli.command import Command
 
 _EPILOG = """\
 examples:
@@ -16,14 +11,10 @@ examples:
   duologue bench cost --help                           the kinds of sessions, and all options
 """
 
-
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the group with its commands."""
-    add_group(
-        commands,
-        "bench",
-        MEASUREMENTS,
-        summary="measure the cost of conversations on this machine",
-        description="Measure the cost of conversations on this machine, with real forward passes of the model.",
-        epilog=_EPILOG,
-    )
+COMMAND = Command(
+    "measure the cost of conversations on this machine",
+    "Measure the cost of conversations on this machine, with real forward passes of the model.",
+    usage="duologue bench WHAT [options]",
+    epilog=_EPILOG,
+    members=("scale", "serve", "cost"),
+)

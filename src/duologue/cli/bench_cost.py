@@ -6,7 +6,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from duologue.cli.options import add_model_options, load_model, whole
+from duologue.cli.command import Command, Option, whole
+from duologue.cli.options import MODEL, load_model
 from duologue.cli.progress import progress
 from duologue.errors import UsageError
 
@@ -27,36 +28,31 @@ examples:
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "cost",
-        help="passes, time and memory of six kinds of sessions",
-        description="Hold the same scripted conversations in six kinds of sessions, and count what each costs.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object; tables go to standard error")
-    parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="also draw the figures into FILE (PNG; needs matplotlib)"
-    )
-    parser.add_argument(
-        "--conversations",
-        type=whole(least=1, most=1000),
-        default=2,
-        metavar="N",
-        help="number of conversations (default 2)",
-    )
-    parser.add_argument(
-        "--exchanges",
-        type=whole(least=1, most=1000),
-        default=6,
-        metavar="N",
-        help="questions per conversation (default 6)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of order and timing (default 0)")
-    add_model_options(parser)
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    "passes, time and memory of six kinds of sessions",
+    "Hold the same scripted conversations in six kinds of sessions, and count what each costs.",
+    options=(
+        Option("--json", action="store_true", help="print one JSON object; tables go to standard error"),
+        Option("--picture", type=Path, metavar="FILE", help="also draw the figures into FILE (PNG; needs matplotlib)"),
+        Option(
+            "--conversations",
+            type=whole(least=1, most=1000),
+            default=2,
+            metavar="N",
+            help="number of conversations (default 2)",
+        ),
+        Option(
+            "--exchanges",
+            type=whole(least=1, most=1000),
+            default=6,
+            metavar="N",
+            help="questions per conversation (default 6)",
+        ),
+        Option("--seed", type=int, default=0, metavar="N", help="random seed of order and timing (default 0)"),
+    ),
+    groups={"model": MODEL},
+    epilog=_EPILOG,
+)
 
 
 def run(args: argparse.Namespace) -> int:

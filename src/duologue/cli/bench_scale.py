@@ -5,7 +5,8 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
-from duologue.cli.options import add_model_options, load_model, number, whole
+from duologue.cli.command import Command, Option, number, whole
+from duologue.cli.options import MODEL_WITHOUT_CONTEXT, load_model
 
 if TYPE_CHECKING:
     from duologue.evaluation.scale import ScaleResult
@@ -22,39 +23,40 @@ examples:
 """
 
 
-def add_parser(measurements: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    parser = measurements.add_parser(
-        "scale",
-        usage="duologue bench scale [options]",
-        help="measure how many live sessions run in real time",
-        description="Run live sessions at the same time, and measure whether all are served in real time: 95 %% of "
-        "decisions within 300 ms, and 5 tokens per second for each session.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--sessions",
-        type=whole(least=1),
-        default=8,
-        metavar="N",
-        help="live sessions; with --find, the maximum to try",
-    )
-    parser.add_argument(
-        "--context",
-        type=whole(least=1),
-        default=512,
-        metavar="T",
-        help="tokens of history of each session (default 512)",
-    )
-    parser.add_argument("--find", action="store_true", help="search for the largest number that runs in real time")
-    parser.add_argument(
-        "--seconds", type=number(least=1), default=20.0, metavar="S", help="duration of each measurement (default 20)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the words (default 0)")
-    parser.add_argument("--json", action="store_true", help="also print the result as a last line of JSON")
-    add_model_options(parser, with_context=False)
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    "measure how many live sessions run in real time",
+    "Run live sessions at the same time, and measure whether all are served in real time: 95 %% of "
+    "decisions within 300 ms, and 5 tokens per second for each session.",
+    options=(
+        Option(
+            "--sessions",
+            type=whole(least=1),
+            default=8,
+            metavar="N",
+            help="live sessions; with --find, the maximum to try",
+        ),
+        Option(
+            "--context",
+            type=whole(least=1),
+            default=512,
+            metavar="T",
+            help="tokens of history of each session (default 512)",
+        ),
+        Option("--find", action="store_true", help="search for the largest number that runs in real time"),
+        Option(
+            "--seconds",
+            type=number(least=1),
+            default=20.0,
+            metavar="S",
+            help="duration of each measurement (default 20)",
+        ),
+        Option("--seed", type=int, default=0, metavar="N", help="random seed of the words (default 0)"),
+        Option("--json", action="store_true", help="also print the result as a last line of JSON"),
+    ),
+    groups={"model": MODEL_WITHOUT_CONTEXT},
+    usage="duologue bench scale [options]",
+    epilog=_EPILOG,
+)
 
 
 def run(args: argparse.Namespace) -> int:

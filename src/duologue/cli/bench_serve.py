@@ -6,7 +6,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from duologue.cli.options import add_model_options, number, whole
+from duologue.cli.command import Command, Option, number, whole
+from duologue.cli.options import MODEL
 from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
@@ -23,41 +24,36 @@ examples:
 """
 
 
-def add_parser(measurements: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    parser = measurements.add_parser(
-        "serve",
-        usage="duologue bench serve [options]",
-        help="the load of many clients on a server",
-        description="Talk to a server with many clients at the same time, and measure whether all are served in real "
-        "time: 95 of 100 decisions within 300 ms from words sent to decision received, and no client waits a second "
-        "for words.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the words (default 0)")
-    parser.add_argument("--json", action="store_true", help="print the result as a last line of JSON")
-    add_options(parser)
-    add_model_options(parser)
-    parser.set_defaults(run=run)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the load."""
-    parser.add_argument("--url", metavar="URL", help="a running server; its token is read from DUOLOGUE_TOKEN")
-    parser.add_argument(
+LOAD = (
+    Option("--url", metavar="URL", help="a running server; its token is read from DUOLOGUE_TOKEN"),
+    Option(
         "--clients", type=whole(least=1, most=1000), default=8, metavar="N", help="simultaneous clients (default 8)"
-    )
-    parser.add_argument(
-        "--minutes", type=number(least=0, above=True), default=1.0, metavar="T", help="duration (default 1)"
-    )
-    parser.add_argument(
+    ),
+    Option("--minutes", type=number(least=0, above=True), default=1.0, metavar="T", help="duration (default 1)"),
+    Option(
         "--answer",
         type=whole(least=1, most=1 << 20),
         default=128,
         metavar="N",
         help="most tokens of an answer (default 128)",
-    )
+    ),
+)
+"""Options of the load."""
+
+COMMAND = Command(
+    "the load of many clients on a server",
+    "Talk to a server with many clients at the same time, and measure whether all are served in real "
+    "time: 95 of 100 decisions within 300 ms from words sent to decision received, and no client waits a second "
+    "for words.",
+    options=(
+        Option("--seed", type=int, default=0, metavar="N", help="random seed of the words (default 0)"),
+        Option("--json", action="store_true", help="print the result as a last line of JSON"),
+        *LOAD,
+    ),
+    groups={"model": MODEL},
+    usage="duologue bench serve [options]",
+    epilog=_EPILOG,
+)
 
 
 def run(args: argparse.Namespace) -> int:

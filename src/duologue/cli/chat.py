@@ -7,7 +7,8 @@ import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from duologue.cli.options import add_model_options, add_talk_options, load_model, number, policy, sampling
+from duologue.cli.command import Command, Option, number
+from duologue.cli.options import CONVERSATION, MODEL, load_model, policy, sampling
 from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
@@ -38,31 +39,28 @@ examples:
 _RATE = 4.0
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "chat",
-        usage="duologue chat [options]",
-        help="chat with a model, and interrupt it by typing",
-        description="Chat with a model that listens while it speaks. Type at any moment.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--rate",
-        type=number(least=0, most=1000),
-        metavar="W",
-        help=f"your reading speed in words per second; 0: instant (default {_RATE:g}; in a pipe 0)",
-    )
-    parser.add_argument(
-        "--url",
-        metavar="URL",
-        help="talk to a server (`duologue serve`) instead of loading a model; the token is read from DUOLOGUE_TOKEN",
-    )
-    parser.add_argument("--plain", action="store_true", help="no full screen: lines in, lines out")
-    add_model_options(parser)
-    add_talk_options(parser)
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    "chat with a model, and interrupt it by typing",
+    "Chat with a model that listens while it speaks. Type at any moment.",
+    options=(
+        Option(
+            "--rate",
+            type=number(least=0, most=1000),
+            metavar="W",
+            help=f"your reading speed in words per second; 0: instant (default {_RATE:g}; in a pipe 0)",
+        ),
+        Option(
+            "--url",
+            metavar="URL",
+            help="talk to a server (`duologue serve`) instead of loading a model; the token is read from "
+            "DUOLOGUE_TOKEN",
+        ),
+        Option("--plain", action="store_true", help="no full screen: lines in, lines out"),
+    ),
+    groups={"model": MODEL, "conversation": CONVERSATION},
+    usage="duologue chat [options]",
+    epilog=_EPILOG,
+)
 
 
 def run(args: argparse.Namespace) -> int:

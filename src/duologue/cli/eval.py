@@ -1,11 +1,6 @@
 """`duologue eval`: the commands that measure a model."""
 
-import argparse
-
-from duologue.cli.options import add_group
-
-MEASUREMENTS = ("states", "behaviour")
-"""Each is a module `eval_…` of this package."""
+from duologue.cli.command import Command
 
 _EPILOG = """\
 examples:
@@ -15,14 +10,10 @@ examples:
   duologue eval behaviour                              conversations on a virtual clock, judged by rules
 """
 
-
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the group with its commands."""
-    add_group(
-        commands,
-        "eval",
-        MEASUREMENTS,
-        summary="measure a model with its adapter",
-        description="Measure a model with its adapter on your own data, through the same code as conversations.",
-        epilog=_EPILOG,
-    )
+COMMAND = Command(
+    "measure a model with its adapter",
+    "Measure a model with its adapter on your own data, through the same code as conversations.",
+    usage="duologue eval WHAT [options]",
+    epilog=_EPILOG,
+    members=("states", "behaviour"),
+)

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duologue.cli.options import add_model_options, load_model, make_folder, other_backend, whole
+from duologue.cli.command import Command, Option, whole
+from duologue.cli.options import MODEL_WITHOUT_CONTEXT, load_model, make_folder, other_backend
 from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
 
@@ -37,38 +38,33 @@ examples:
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "behaviour",
-        usage="duologue eval behaviour [CASES] [options]",
-        help="conversations on a virtual clock, judged by rules",
-        description="Play scripted conversations and judge what happens in them by rules: the same verdicts every run.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("cases", type=Path, nargs="?", metavar="CASES", help="conversations of your own")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="which of the package's conversations")
-    parser.add_argument("--seed", type=int, metavar="N", help="instead, conversations with other names and times")
-    parser.add_argument("--read", choices=FORMATS, help="format of CASES (default: cases, or a record)")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the conversations there as cases, and stop")
-    parser.add_argument(
-        "--sessions",
-        default="duplex",
-        metavar="NAMES",
-        help="kinds of sessions, separated by commas: duplex (default), prompted, slices, turns, vad, tdm, or all",
-    )
-    parser.add_argument("--smoke", action="store_true", help=f"only one in {_SMOKE} conversations")
-    parser.add_argument(
-        "--at-once", type=whole(least=1, most=24), default=8, metavar="N", help="conversations per pass (default 8)"
-    )
-    parser.add_argument(
-        "--compare", metavar="BACKEND[:WEIGHTS]", help="play on another backend too, and count other verdicts"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object per kind of session; tables to stderr")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write result.json, kinds.png and index.html there")
-    add_model_options(parser, with_context=False)
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    "conversations on a virtual clock, judged by rules",
+    "Play scripted conversations and judge what happens in them by rules: the same verdicts every run.",
+    options=(
+        Option("cases", type=Path, nargs="?", metavar="CASES", help="conversations of your own"),
+        Option("--split", choices=SPLITS, default="test", help="which of the package's conversations"),
+        Option("--seed", type=int, metavar="N", help="instead, conversations with other names and times"),
+        Option("--read", choices=FORMATS, help="format of CASES (default: cases, or a record)"),
+        Option("--write", type=Path, metavar="FILE", help="write the conversations there as cases, and stop"),
+        Option(
+            "--sessions",
+            default="duplex",
+            metavar="NAMES",
+            help="kinds of sessions, separated by commas: duplex (default), prompted, slices, turns, vad, tdm, or all",
+        ),
+        Option("--smoke", action="store_true", help=f"only one in {_SMOKE} conversations"),
+        Option(
+            "--at-once", type=whole(least=1, most=24), default=8, metavar="N", help="conversations per pass (default 8)"
+        ),
+        Option("--compare", metavar="BACKEND[:WEIGHTS]", help="play on another backend too, and count other verdicts"),
+        Option("--json", action="store_true", help="one JSON object per kind of session; tables to stderr"),
+        Option("--out", type=Path, metavar="DIR", help="write result.json, kinds.png and index.html there"),
+    ),
+    groups={"model": MODEL_WITHOUT_CONTEXT},
+    usage="duologue eval behaviour [CASES] [options]",
+    epilog=_EPILOG,
+)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duologue.cli.options import add_model_options, load_model, make_folder, other_backend, whole
+from duologue.cli.command import Command, Option, whole
+from duologue.cli.options import MODEL, load_model, make_folder, other_backend
 from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import find
@@ -37,41 +38,34 @@ examples:
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "states",
-        usage="duologue eval states FILE [options]",
-        help="accuracy of the decisions on labelled rows",
-        description="Decide on labelled rows as in a conversation, and compare the decisions with the labels.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", type=Path, metavar="FILE", help="labelled rows")
-    parser.add_argument("--json", action="store_true", help="one JSON object; the tables go to standard error")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write result.json, reliability.png and curve.png to this folder"
-    )
-    parser.add_argument(
-        "--baselines", action="store_true", help="also run rules and the prompted model on the same rows"
-    )
-    parser.add_argument(
-        "--train", type=Path, metavar="FILE", help="also train a linear probe on these rows, as a baseline"
-    )
-    parser.add_argument(
-        "--compare",
-        metavar="BACKEND[:WEIGHTS]",
-        help="decide on another backend too, and report how often both agree; for example torch or torch:f32",
-    )
-    parser.add_argument(
-        "--latencies",
-        type=whole(least=0),
-        default=50,
-        metavar="N",
-        help="measure the time of a decision on N rows, one at a time (default 50; 0: none)",
-    )
-    add_model_options(parser)
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    "accuracy of the decisions on labelled rows",
+    "Decide on labelled rows as in a conversation, and compare the decisions with the labels.",
+    options=(
+        Option("file", type=Path, metavar="FILE", help="labelled rows"),
+        Option("--json", action="store_true", help="one JSON object; the tables go to standard error"),
+        Option(
+            "--out", type=Path, metavar="DIR", help="write result.json, reliability.png and curve.png to this folder"
+        ),
+        Option("--baselines", action="store_true", help="also run rules and the prompted model on the same rows"),
+        Option("--train", type=Path, metavar="FILE", help="also train a linear probe on these rows, as a baseline"),
+        Option(
+            "--compare",
+            metavar="BACKEND[:WEIGHTS]",
+            help="decide on another backend too, and report how often both agree; for example torch or torch:f32",
+        ),
+        Option(
+            "--latencies",
+            type=whole(least=0),
+            default=50,
+            metavar="N",
+            help="measure the time of a decision on N rows, one at a time (default 50; 0: none)",
+        ),
+    ),
+    groups={"model": MODEL},
+    usage="duologue eval states FILE [options]",
+    epilog=_EPILOG,
+)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duologue.cli.options import add_model_name
+from duologue.cli.command import Command, Option
+from duologue.cli.options import MODEL_NAME
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import find
 
@@ -16,40 +17,39 @@ if TYPE_CHECKING:
     from duologue.models.adapters import Adapter
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "export",
-        help="write a model that includes the adapter, for llama.cpp or vLLM",
-        description="Write a GGUF file or a Hugging Face folder with the adapter's rows in the vocabulary. The output "
-        "of the base model does not change, and the added tokens are never sampled in ordinary text; both are checked. "
-        "The LoRA of an alora adapter is written to a separate GGUF file or PEFT folder, active from the probe on.",
-    )
-    add_model_name(parser)
-    parser.add_argument(
-        "--adapter",
-        default="auto",
-        metavar="NAME",
-        help="an adapter folder; alora or rows: the one shipped for the model; auto (default): the best shipped one",
-    )
-    parser.add_argument("--format", required=True, choices=("gguf", "hf"))
-    parser.add_argument(
-        "--weights",
-        metavar="TYPE",
-        help="gguf: BF16, F16, Q8_0, Q4_0 (default: unchanged); hf: bf16 (default), f16, f32",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="the file or folder to write")
-    parser.add_argument("--force", action="store_true", help="overwrite an existing file or folder")
-    parser.add_argument(
-        "--tokens",
-        type=int,
-        default=2000,
-        metavar="N",
-        help="tokens of text for the computation and the check (default 2000)",
-    )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of the check (gguf only)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    "write a model that includes the adapter, for llama.cpp or vLLM",
+    "Write a GGUF file or a Hugging Face folder with the adapter's rows in the vocabulary. The output "
+    "of the base model does not change, and the added tokens are never sampled in ordinary text; both are checked. "
+    "The LoRA of an alora adapter is written to a separate GGUF file or PEFT folder, active from the probe on.",
+    options=(
+        *MODEL_NAME,
+        Option(
+            "--adapter",
+            default="auto",
+            metavar="NAME",
+            help="an adapter folder; alora or rows: the one shipped for the model; auto (default): the best "
+            "shipped one",
+        ),
+        Option("--format", required=True, choices=("gguf", "hf")),
+        Option(
+            "--weights",
+            metavar="TYPE",
+            help="gguf: BF16, F16, Q8_0, Q4_0 (default: unchanged); hf: bf16 (default), f16, f32",
+        ),
+        Option("--out", type=Path, required=True, metavar="PATH", help="the file or folder to write"),
+        Option("--force", action="store_true", help="overwrite an existing file or folder"),
+        Option(
+            "--tokens",
+            type=int,
+            default=2000,
+            metavar="N",
+            help="tokens of text for the computation and the check (default 2000)",
+        ),
+        Option("--threads", type=int, default=1, metavar="N", help="CPU threads of the check (gguf only)"),
+        Option("--json", action="store_true", help="print one JSON object"),
+    ),
+)
 
 
 def run(args: argparse.Namespace) -> int:

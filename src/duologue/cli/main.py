@@ -2,13 +2,13 @@
 
 import argparse
 import errno
-import importlib
 import io
 import os
 import sys
 from collections.abc import Sequence
 
 from duologue import __version__
+from duologue.cli.command import add_command
 from duologue.errors import DuologueError
 
 COMMANDS = ("chat", "talk", "replay", "models", "data", "train", "eval", "bench", "serve", "export")
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"duologue {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        importlib.import_module(f"duologue.cli.{name}").add_parser(commands)
+        add_command(commands, name)
     return top
 
 

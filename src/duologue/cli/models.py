@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 
+from duologue.cli.command import Command, Option
 from duologue.models.catalogue import CATALOGUE
 
 _BACKENDS = (
@@ -30,17 +31,12 @@ examples:
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "models",
-        help="list what is installed and what is missing",
-        description="List the backends, the models that need no download from a hub, and the shipped adapters.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    "list what is installed and what is missing",
+    "List the backends, the models that need no download from a hub, and the shipped adapters.",
+    options=(Option("--json", action="store_true", help="print one JSON object"),),
+    epilog=_EPILOG,
+)
 
 
 def run(args: argparse.Namespace) -> int:

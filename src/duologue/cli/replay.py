@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-from duologue.cli.options import add_model_options, add_talk_options, load_model, number, policy, sampling, whole
+from duologue.cli.command import Command, Option, number, whole
+from duologue.cli.options import CONVERSATION, MODEL, load_model, policy, sampling
 from duologue.cli.terminal.lines import EventPrinter
 from duologue.core import events as e
 
@@ -31,29 +32,21 @@ examples:
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "replay",
-        usage="duologue replay FILE [options]",
-        help="run a scripted conversation on a virtual clock",
-        description="Run a scripted conversation and print its events. The same script gives the same events.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the script")
-    parser.add_argument(
-        "--period", type=number(least=0, above=True), default=2.0, metavar="S", help="seconds per cycle (default 2)"
-    )
-    parser.add_argument(
-        "--passes", type=whole(least=1), default=10, metavar="K", help="forward passes per cycle (default 10)"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help='one event per line, then {"said", "heard", "history", "passes"}'
-    )
-    add_model_options(parser)
-    add_talk_options(parser)
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    "run a scripted conversation on a virtual clock",
+    "Run a scripted conversation and print its events. The same script gives the same events.",
+    options=(
+        Option("file", type=Path, metavar="FILE", help="the script"),
+        Option(
+            "--period", type=number(least=0, above=True), default=2.0, metavar="S", help="seconds per cycle (default 2)"
+        ),
+        Option("--passes", type=whole(least=1), default=10, metavar="K", help="forward passes per cycle (default 10)"),
+        Option("--json", action="store_true", help='one event per line, then {"said", "heard", "history", "passes"}'),
+    ),
+    groups={"model": MODEL, "conversation": CONVERSATION},
+    usage="duologue replay FILE [options]",
+    epilog=_EPILOG,
+)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,10 +1,11 @@
 """`duologue serve`: a server for duplex clients, OpenAI clients and the page."""
 
 import argparse
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
+from duologue.cli.command import Command, Option
 from duologue.errors import MissingDependency
 from duologue.server.config import PREFIX, ServerConfig
 
@@ -28,36 +29,31 @@ examples:
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "serve",
-        usage="duologue serve [MODEL] [options]",
-        help="serve conversations over WebSockets and HTTP",
-        description="Serve many conversations at the same time, on one model.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
-    for item in fields(ServerConfig):
-        _add(parser, item)
-    parser.set_defaults(run=run)
-
-
-def _add(parser: argparse.ArgumentParser, item: Any) -> None:
+def _option(item: Field[Any]) -> Option:
     assert item.default is not MISSING, "every setting has a default"
     default = item.default
     # The values stay text: `ServerConfig.read` parses flags as it parses the environment.
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": item.metadata["help"].replace("%", "%%")}
     if item.name == "model":
-        parser.add_argument("model", nargs="?", metavar="MODEL", **options)
-        return
+        return Option("model", nargs="?", metavar="MODEL", **options)
     if isinstance(default, bool):
         options["action"] = argparse.BooleanOptionalAction
     else:
         options["metavar"] = {int: "N", float: "X", tuple: "A,B"}.get(type(default), "TEXT")
         options["help"] += f" (default {default})" if default not in ("", ()) else ""
-    parser.add_argument(f"--{item.name.replace('_', '-')}", **options)
+    return Option(f"--{item.name.replace('_', '-')}", **options)
+
+
+COMMAND = Command(
+    "serve conversations over WebSockets and HTTP",
+    "Serve many conversations at the same time, on one model.",
+    options=(
+        Option("--config", type=Path, metavar="FILE", help="settings in TOML"),
+        *map(_option, fields(ServerConfig)),
+    ),
+    usage="duologue serve [MODEL] [options]",
+    epilog=_EPILOG,
+)
 
 
 def run(args: argparse.Namespace) -> int:

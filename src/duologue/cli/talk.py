@@ -8,7 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duologue.cli.options import add_model_options, add_talk_options, load_model, policy, sampling, whole
+from duologue.cli.command import Command, Option, whole
+from duologue.cli.options import CONVERSATION, MODEL, load_model, policy, sampling
 from duologue.cli.progress import progress
 from duologue.errors import UsageError
 
@@ -38,37 +39,37 @@ used), and for the default engines, which need no hub:
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "talk",
-        usage="duologue talk [options]",
-        help="talk to a model by voice, and interrupt it",
-        description="Talk by voice to a model that listens while it speaks.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    group = parser.add_argument_group("sound")
-    group.add_argument("--in", dest="source", type=Path, metavar="FILE", help="a sound file instead of the microphone")
-    group.add_argument("--out", type=Path, metavar="FILE", help="record both sides to this stereo WAV file")
-    group.add_argument(
-        "--voice", default="auto", metavar="NAME", help="piper, espeak, a Piper .onnx file, or auto (default)"
-    )
-    group.add_argument(
-        "--recogniser", metavar="MODEL", help="a faster-whisper model (default: whisper-base, from pip packages)"
-    )
-    group.add_argument("--language", default="en", metavar="CODE", help="spoken language (default en)")
-    group.add_argument(
-        "--recogniser-threads",
-        type=whole(least=1, most=64),
-        default=2,
-        metavar="N",
-        help="CPU threads of the recogniser (default 2)",
-    )
-    group.add_argument("--sound-device", metavar="NAME", help="PortAudio device, by name or number")
-    add_model_options(parser)
-    add_talk_options(parser)
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    "talk to a model by voice, and interrupt it",
+    "Talk by voice to a model that listens while it speaks.",
+    groups={
+        "sound": (
+            Option("--in", dest="source", type=Path, metavar="FILE", help="a sound file instead of the microphone"),
+            Option("--out", type=Path, metavar="FILE", help="record both sides to this stereo WAV file"),
+            Option(
+                "--voice", default="auto", metavar="NAME", help="piper, espeak, a Piper .onnx file, or auto (default)"
+            ),
+            Option(
+                "--recogniser",
+                metavar="MODEL",
+                help="a faster-whisper model (default: whisper-base, from pip packages)",
+            ),
+            Option("--language", default="en", metavar="CODE", help="spoken language (default en)"),
+            Option(
+                "--recogniser-threads",
+                type=whole(least=1, most=64),
+                default=2,
+                metavar="N",
+                help="CPU threads of the recogniser (default 2)",
+            ),
+            Option("--sound-device", metavar="NAME", help="PortAudio device, by name or number"),
+        ),
+        "model": MODEL,
+        "conversation": CONVERSATION,
+    },
+    usage="duologue talk [options]",
+    epilog=_EPILOG,
+)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from duologue.cli.options import add_model_name
+from duologue.cli.command import Command, Option
+from duologue.cli.options import MODEL_NAME
 from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import find
@@ -31,43 +32,44 @@ examples:
 _PROBE = ("rows", "alora")
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "train",
-        help="train an adapter that makes a model duplex",
-        description="Train an adapter that makes a model duplex.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("recipe", choices=("alora", "rows", "lora", "full"))
-    add_model_name(parser)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train.jsonl, dev.jsonl")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="adapter folder to write")
-    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the samples, at most (default: recipe)")
-    parser.add_argument("--lr", type=float, help="learning rate (default: recipe)")
-    parser.add_argument("--batch", type=int, metavar="N", help="samples per step (default: recipe)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="bf16", choices=("bf16", "f32"), help="precision (default bf16)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: chosen by PyTorch)")
-    probe = parser.add_argument_group("rows and alora")
-    probe.add_argument("--samples", type=int, metavar="N", help="use the first N of train.jsonl (default: all)")
-    probe.add_argument("--probes", type=int, metavar="N", help="number of probe tokens (default 1)")
-    probe.add_argument("--lora-lr", type=float, help="learning rate of the LoRA")
-    probe.add_argument("--rank", type=int, metavar="R", help="rank of the LoRA (default: 8; lora: 32)")
-    probe.add_argument(
-        "--targets",
-        nargs="+",
-        metavar="NAME",
-        help="linear layers that get a LoRA (default: q_proj and so on, the usual names)",
-    )
-    probe.add_argument("--memory-gb", type=float, default=8.0, metavar="GB", help="for cached prefixes (default 8)")
-    probe.add_argument("--start", type=Path, metavar="DIR", help="adapter to start from")
-    probe.add_argument("--teacher", type=Path, metavar="DIR", help="adapter whose probabilities are learned as well")
-    tuned = parser.add_argument_group("lora and full")
-    tuned.add_argument("--steps", type=int, metavar="N", help="total number of steps (default: recipe)")
-    tuned.add_argument("--max-length", type=int, metavar="N", help="tokens in a sequence (default 512)")
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    "train an adapter that makes a model duplex",
+    "Train an adapter that makes a model duplex.",
+    options=(
+        Option("recipe", choices=("alora", "rows", "lora", "full")),
+        *MODEL_NAME,
+        Option("--data", type=Path, required=True, metavar="DIR", help="folder with train.jsonl, dev.jsonl"),
+        Option("--out", type=Path, required=True, metavar="DIR", help="adapter folder to write"),
+        Option("--epochs", type=int, metavar="N", help="passes over the samples, at most (default: recipe)"),
+        Option("--lr", type=float, help="learning rate (default: recipe)"),
+        Option("--batch", type=int, metavar="N", help="samples per step (default: recipe)"),
+        Option("--seed", type=int, default=0),
+        Option("--dtype", default="bf16", choices=("bf16", "f32"), help="precision (default bf16)"),
+        Option("--threads", type=int, metavar="N", help="CPU threads (default: chosen by PyTorch)"),
+    ),
+    groups={
+        "rows and alora": (
+            Option("--samples", type=int, metavar="N", help="use the first N of train.jsonl (default: all)"),
+            Option("--probes", type=int, metavar="N", help="number of probe tokens (default 1)"),
+            Option("--lora-lr", type=float, help="learning rate of the LoRA"),
+            Option("--rank", type=int, metavar="R", help="rank of the LoRA (default: 8; lora: 32)"),
+            Option(
+                "--targets",
+                nargs="+",
+                metavar="NAME",
+                help="linear layers that get a LoRA (default: q_proj and so on, the usual names)",
+            ),
+            Option("--memory-gb", type=float, default=8.0, metavar="GB", help="for cached prefixes (default 8)"),
+            Option("--start", type=Path, metavar="DIR", help="adapter to start from"),
+            Option("--teacher", type=Path, metavar="DIR", help="adapter whose probabilities are learned as well"),
+        ),
+        "lora and full": (
+            Option("--steps", type=int, metavar="N", help="total number of steps (default: recipe)"),
+            Option("--max-length", type=int, metavar="N", help="tokens in a sequence (default 512)"),
+        ),
+    },
+    epilog=_EPILOG,
+)
 
 
 def run(args: argparse.Namespace) -> int:

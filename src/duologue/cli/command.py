@@ -1,0 +1,84 @@
+"""What a command consists of. A module `NAME` of this package has the constant `COMMAND` and, unless it is a group, the
+function `run`."""
+
+import argparse
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+_Number = TypeVar("_Number", int, float)
+
+
+class Option:
+    """An option or an argument, described by the parameters of `ArgumentParser.add_argument`."""
+
+    def __init__(self, *names: str, **settings: Any) -> None:
+        self.names = names
+        self.settings = settings
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """The description of a command."""
+
+    summary: str  # for the list of commands
+    description: str
+    options: Sequence[Option] = ()
+    groups: Mapping[str, Sequence[Option]] = field(default_factory=dict)  # of further options, by title
+    usage: str | None = None  # by default, all options
+    epilog: str | None = None
+    members: Sequence[str] = ()  # of a group of commands: member M is the module `NAME_M`
+    title: str = "what is measured"  # of the list of members
+
+
+def add_options(parser: argparse._ActionsContainer, options: Sequence[Option]) -> None:
+    """Add `options` to a parser or a group."""
+    for option in options:
+        parser.add_argument(*option.names, **option.settings)
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str) -> None:
+    """Add the command in module `name`, with its members."""
+    module = importlib.import_module(f"duologue.cli.{name}")
+    command: Command = module.COMMAND
+    parser = commands.add_parser(
+        name.rpartition("_")[2],
+        usage=command.usage,
+        help=command.summary,
+        description=command.description,
+        epilog=command.epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser, command.options)
+    for title, options in command.groups.items():
+        add_options(parser.add_argument_group(title), options)
+    if not command.members:
+        parser.set_defaults(run=module.run)
+        return
+    members = parser.add_subparsers(prog=f"duologue {name}", title=command.title, metavar="WHAT", required=True)
+    for member in command.members:
+        add_command(members, f"{name}_{member}")
+
+
+def number(*, least: float, most: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """An argument type: a finite number from `least` (excluded with `above`) to `most`."""
+    return partial(_read, float, least, most, above)
+
+
+def whole(*, least: int, most: int = 1 << 30) -> Callable[[str], int]:
+    """An argument type: an integer from `least` to `most`."""
+    return partial(_read, int, least, most, False)
+
+
+def _read(kind: type[_Number], least: float, most: float, above: bool, text: str) -> _Number:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}") from None
+    if not least <= value <= most or math.isinf(value) or (above and value == least):
+        low = f"greater than {least:g}" if above else f"at least {least:g}"
+        raise argparse.ArgumentTypeError(f"{text} is not {low}" + (f" and at most {most}" if most < math.inf else ""))
+    return value

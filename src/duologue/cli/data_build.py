@@ -1,0 +1,117 @@
+"""`duologue data build`: builds labelled samples from a folder of sources."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from duologue.cli.command import Command, Option
+from duologue.cli.progress import progress
+from duologue.data.recipes import RECIPES
+from duologue.errors import MissingDependency, UsageError
+from duologue.models.catalogue import DEFAULT, find
+
+_EPILOG = """\
+DIR contains folders of JSONL files, plain or gzipped, with one object per line:
+  queries/      {"id", "text", "kind": "assistant_query"}          said to an assistant
+  background/   {"id", "text", "doc"}                              said to others
+  dialogues/    {"id", "turns": [{"role", "text"}, ...]}           user and assistant alternate
+  hard/         stop_commands.jsonl and other cases                optional
+
+recipes:
+  duologue      four states: alone, in a dialogue and during an answer; only cuts that are clearly unfinished
+  paper         the mix of the DUO paper: queries whole or cut at a random word, background speech, no context
+
+OUT gets train.jsonl, dev.jsonl (other documents of the same sources), test.jsonl (whole sources that the other two do
+not contain) and report.md, which shows how well labels can be guessed from surface features alone.
+
+example:
+  duologue data build duologue --sources corpora --out samples
+"""
+
+COMMAND = Command(
+    "build labelled samples from a folder of sources",
+    "Build labelled samples from a folder of sources.",
+    options=(
+        Option("recipe", choices=sorted(RECIPES)),
+        Option("--sources", type=Path, required=True, metavar="DIR", help="folder of JSONL sources"),
+        Option("--out", type=Path, required=True, metavar="OUT", help="folder to write the samples to"),
+        Option("--samples", type=int, metavar="N", help="number of training samples (default: the recipe's)"),
+        Option("--dev", type=int, metavar="N", help="number of samples for early stopping and thresholds"),
+        Option("--test", type=int, metavar="N", help="samples per test group; 0: no test set"),
+        Option("--unseen", nargs="+", metavar="SOURCE", help="sources for the test set only"),
+        Option(
+            "--cuts-by",
+            default=DEFAULT,
+            metavar="MODEL",
+            help="a model that detects complete requests, so that cuts which are complete are left out; "
+            f'"rules": no model (default {DEFAULT}; the recipe "paper" uses none)',
+        ),
+        Option("--judge-url", metavar="URL", help="an OpenAI-compatible server that checks the background lines"),
+        Option("--judge-model", metavar="NAME", help="the model of that server"),
+        Option("--judge-key-env", metavar="VARIABLE", help="environment variable that holds the key of that server"),
+        Option("--seed", type=int, default=0),
+    ),
+    epilog=_EPILOG,
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build a folder of samples and print the report."""
+    from dataclasses import replace
+
+    from duologue.data.corpus import source_files
+    from duologue.data.dataset import DatasetBuilder
+    from duologue.data.judge import Judge
+
+    if not args.sources.is_dir():
+        raise UsageError(
+            f"--sources {args.sources} is not a folder; `duologue data build --help` describes its contents"
+        )
+    if (args.judge_url is None) != (args.judge_model is None):
+        raise UsageError("--judge-url and --judge-model must be given together")
+    given = {"num_samples": args.samples, "num_dev": args.dev, "num_test": args.test, "seed": args.seed}
+    recipe = replace(RECIPES[args.recipe], **{name: value for name, value in given.items() if value is not None})
+    if args.unseen is not None:
+        there = {name for sources in source_files(args.sources).values() for name in sources}
+        if missing := sorted(set(args.unseen) - there):
+            raise UsageError(f"--unseen {' '.join(missing)}: no such source; the folder has {', '.join(sorted(there))}")
+        recipe = replace(recipe, unseen=frozenset(args.unseen))
+    judge = None
+    if args.judge_url is not None:
+        cache = args.out / "verdicts.jsonl"
+        judge = Judge(args.judge_url, args.judge_model, cache=cache, api_key_env=args.judge_key_env)
+    end_of_turn = None if args.cuts_by == "rules" or recipe.cuts == "random" else _end_of_turn(args.cuts_by)
+    made_by = {"cuts_by": None if end_of_turn is None else args.cuts_by, "judge": args.judge_model}
+    with progress("Building samples") as stage:
+        content = DatasetBuilder(
+            args.sources,
+            args.out,
+            recipe,
+            end_of_turn=end_of_turn,
+            judge=judge,
+            made_by=made_by,
+            at_most=[split for split, number in (("train", args.samples), ("dev", args.dev)) if number is None],
+            progress=stage.count,
+        ).build()
+    print((args.out / "report.md").read_text(encoding="utf-8"))
+    for split, wanted in (("train", recipe.num_samples), ("dev", recipe.num_dev)):
+        if (number := content[split]["num_samples"]) < wanted:
+            print(f"The sources give only {number} different samples for {split}.jsonl, not the recipe's {wanted}.")
+    print(f"The samples are in {args.out}. Train on them with: duologue train alora --data {args.out} --out DIR")
+    return 0
+
+
+def _end_of_turn(name: str) -> Any:
+    """The model that detects complete cuts."""
+    source = find(name)
+    try:
+        from duologue.backends.torch.loading import read_model
+        from duologue.backends.torch.tokenizer import HfTokenizer
+        from duologue.training.end_of_turn import EndOfTurnModel
+    except ImportError as error:
+        raise MissingDependency(
+            f"a model that judges cuts needs {error.name}; install it with: pip install 'duologue[train]', or use "
+            "--cuts-by rules"
+        ) from error
+    model, tokenizer = read_model(source.location)
+    return EndOfTurnModel(model, HfTokenizer(tokenizer))
