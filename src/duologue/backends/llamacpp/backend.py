@@ -9,6 +9,7 @@ second cache (see `prefill_cache`).
 
 import contextlib
 import os
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -425,9 +426,8 @@ def _check_sizes(
 
 
 def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # a container may be allowed fewer cores than the machine has
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    # A container may be allowed fewer cores than the machine has; other systems do not tell.
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _check_vocabulary(model: library.LoadedModel) -> None:

@@ -46,7 +46,9 @@ def attention_by(configs: Sequence[Any], name: str, attend: Callable[..., tuple[
 
 def configs_of(model: PreTrainedModel) -> list[Any]:
     """Every configuration object that a layer of the model reads, once."""
-    return list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+    return list(
+        {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}.values()
+    )
 
 
 def layer_windows(config: Any) -> list[Window]:
