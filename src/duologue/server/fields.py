@@ -99,7 +99,14 @@ def _value(field: Field, value: Any, param: str, only_given: bool) -> Any:
             raise _invalid(param, value, str(error)) from error
     if field.fields is not None:
         return read(field.fields, value, f"{param}.", only_given=only_given)
-    return float(value) if field.kind is float else value
+    return value if field.kind is not float else _float(value, param)
+
+
+def _float(value: float, param: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:  # a whole number of hundreds of digits
+        raise _invalid(param, value, "a number that can be counted with") from error
 
 
 def _is_of_kind(kind: type, value: Any) -> bool:
