@@ -233,8 +233,10 @@ def test_what_is_downloaded_is_a_record_and_can_be_shown_again(tmp_path: Path):
             told = [(str(turn.role), turn.text) for turn in read_record(path).ledger.history]
             assert told == history(server)
             live = await on.heard_text()
+            end = read_record(path).events[-1].at
             with path.open("a", encoding="utf-8") as file:  # of later versions, or of somebody who means no good
-                file.writelines(f'{{"at": 1, "type": "{kind}"}}\n' for kind in ("__proto__", "constructor", "later"))
+                for kind in ("__proto__", "constructor", "later"):
+                    file.write(json.dumps({"at": end, "type": kind}) + "\n")
 
             await on.page.locator("#file").set_input_files(path)
             await on.shows("#player #time")
