@@ -42,6 +42,8 @@ SLOW = {
     "test_what_is_cut_by_the_limit_changes_no_answer",
 }
 """Tests that take a second or more each."""
+SLOW_FILES = {"test_bench_cost.py"}
+"""Files whose tests share a fixture that takes seconds."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,7 +57,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     files: dict[Path, list[pytest.Item]] = defaultdict(list)
     for item in items:
         needed = {marker.name for marker in item.iter_markers()} & {*NEEDS, "chromium"}
-        if not needed and getattr(item, "originalname", item.name) not in SLOW:
+        is_slow = getattr(item, "originalname", item.name) in SLOW or item.path.name in SLOW_FILES
+        if not needed and not is_slow:
             files[item.path].append(item)
     kept = {item for path, found in files.items() for item in _spaced(found, _most(path))}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
