@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from duologue.decisions.metrics import Detection
 from duologue.evaluation import cost_report
@@ -255,6 +255,29 @@ def serve(results: Results) -> str:
             )
         )
     return table(header, rows) if rows else _NOTHING
+
+
+@whole("attacks")
+def attacks(results: Results) -> str:
+    """What an attack did to another client, before the server was hardened and now."""
+    found = {"before" if "before" in name else "now": result for name, result in results.of("attacks")}
+    header = ["attack"]
+    for when in found:
+        header += [f"{when}: p95, calm → attacked (ms)", "ratio", "memory, at most / after (MB)"]
+    rows: dict[str, list[str]] = {}
+    for result in found.values():
+        for row in result["attacks"]:
+            rows.setdefault(row["attack"], [row["attack"]]).extend(_attack(row))
+    return table(header, rows.values()) if rows else _NOTHING
+
+
+def _attack(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Cells of one attack."""
+    shown = [MISSING if row[name] is None else f"{row[name]:.0f}" for name in ("calm_p95_ms", "p95_ms")]
+    ratio = MISSING if row["ratio"] is None else f"{row['ratio']:.2f}"
+    failures = f", {row['honest_failures']} failures" if row["honest_failures"] else ""
+    memory = f"+{row['rss_growth_mb']:.0f} / {row['rss_after_mb'] - row['rss_before_mb']:+.0f}"
+    return " → ".join(shown), ratio + failures, memory if row["survived"] else "the server died"
 
 
 @by_result(
