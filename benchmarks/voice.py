@@ -41,7 +41,7 @@ from duologue.voice.engines.defaults import Engines, load_engines
 from duologue.voice.engines.espeak import EspeakSynthesiser
 from duologue.voice.engines.silero import SileroDetector
 from duologue.voice.policy import by_voice
-from duologue.voice.pump import converse
+from duologue.voice.recording import converse
 from duologue.voice.sound import RATE, Samples, silence
 from duologue.voice.timeline import Row
 from duologue.voice.voice import Voice

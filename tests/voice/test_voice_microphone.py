@@ -12,7 +12,7 @@ import pytest
 
 from duologue.errors import EngineError, MissingDependency, UsageError
 from duologue.voice.engines.microphone import Microphone, check_devices
-from duologue.voice.pump import Recording
+from duologue.voice.recording import Recording
 from duologue.voice.sound import Samples
 from voiced import STEP_S, Spoken, in_loop
 

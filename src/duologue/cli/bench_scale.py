@@ -3,13 +3,12 @@
 import argparse
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
 
 from duologue.cli.command import Command, Option, number, whole
 from duologue.cli.options import MODEL_WITHOUT_CONTEXT, load_model
-
-if TYPE_CHECKING:
-    from duologue.evaluation.scale import ScaleResult
 
 _EPILOG = """\
 Each session has a history of T tokens, speaks 5 tokens per second without end, and meanwhile hears five more words of
@@ -61,29 +60,22 @@ COMMAND = Command(
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and print one line per measurement."""
-    from duologue.evaluation.scale import ScaleSetting, largest, measure
+    from duologue.evaluation.scale import ScaleResult, ScaleSetting, largest, measure
 
     def setting(sessions: int) -> ScaleSetting:
         return ScaleSetting(sessions, args.context, args.seconds, seed=args.seed)
 
-    model = load_model(args, context_length=setting(1).max_length, sessions=args.sessions)
-
-    def measured(sessions: int) -> "ScaleResult":
+    def measured(sessions: int) -> ScaleResult:
         result = asyncio.run(measure(model.backend, model.template, model.probe, setting(sessions)))
-        print(_line(result), flush=True)
+        print(_line(result.as_dict()), flush=True)
         return result
 
-    try:
+    with closing(load_model(args, context_length=setting(1).max_length, sessions=args.sessions)) as model:
         print(_HEADER)
-        if args.find:
-            found, best = largest(args.sessions, measured)
-            figures = {**best.as_dict(), "largest": found}
-        else:
-            figures = measured(args.sessions).as_dict()
+        found, best = largest(args.sessions, measured) if args.find else (0, measured(args.sessions))
         info = model.backend.info
+        figures = {**best.as_dict(), **({"largest": found} if args.find else {})}
         figures |= {"model": model.name, "backend": info.name, "weights": info.weights, "adapter": model.adapter.kind}
-    finally:
-        model.close()
     if args.json:
         print(json.dumps(figures))
     elif args.find:
@@ -94,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
 _HEADER = "sessions  context   decision p50    p95   tokens/s of slowest    missed   passes   in real time"
 
 
-def _line(result: "ScaleResult") -> str:
-    row = result.as_dict()
+def _line(row: Mapping[str, Any]) -> str:
     decision, rate = row["decision_ms"], row["tokens_per_second"]
     return (
         f"{row['sessions']:8}  {row['context_tokens']:7}  {decision['p50']:10.0f} ms {decision['p95']:4.0f} ms"

@@ -2,13 +2,14 @@
 
 import argparse
 import asyncio
+import importlib.util
 import os
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from duologue.cli.command import Command, Option, number
-from duologue.cli.options import CONVERSATION, MODEL, load_model, policy, sampling
+from duologue.cli.options import CONVERSATION, MODEL, load_model, session_config
 from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
@@ -67,8 +68,10 @@ def run(args: argparse.Namespace) -> int:
     """Load the model and chat."""
     is_typed = _is_terminal(0)
     is_plain = args.plain or not (is_typed and _is_terminal(1)) or os.environ.get("TERM", "dumb") == "dumb"
-    if not is_plain:
-        _need_terminal()
+    if not is_plain and importlib.util.find_spec("prompt_toolkit") is None:
+        raise MissingDependency(
+            'the full-screen chat needs prompt_toolkit: pip install "duologue[demo]"; or use --plain'
+        )
     rate = args.rate if args.rate is not None else _RATE if is_typed else 0.0
     if args.url is not None:
         asyncio.run(_talk_to_server(args, rate, is_plain))
@@ -86,27 +89,11 @@ def _is_terminal(fd: int) -> bool:
         return False
 
 
-def _need_terminal() -> None:
-    try:
-        import prompt_toolkit  # noqa: F401
-    except ImportError as error:
-        raise MissingDependency(
-            'the full-screen chat needs prompt_toolkit: pip install "duologue[demo]"; or use --plain'
-        ) from error
-
-
 async def _talk(args: argparse.Namespace, model: "Model", rate: float, is_plain: bool) -> None:
-    from duologue.core.config import SessionConfig
     from duologue.engine.engine import Engine
 
-    config = SessionConfig(
-        max_length=model.max_length,
-        max_answer=args.max_answer,
-        sampling=sampling(args),
-        seed=args.seed,
-        heard="reported" if rate else "shown",
-    )
-    session = model.session(policy=policy(args, model), config=config)
+    config = session_config(args, model, heard="reported" if rate else "shown")
+    session = model.session(policy=model.policy(eagerness=args.eagerness), config=config)
     info = model.backend.info
     title = f"{model.name} {info.weights} on {info.name}, {model.adapter.kind}"
     async with Engine(model.backend) as engine:
@@ -133,11 +120,7 @@ async def _converse(talk: "Handle | Talk", title: str, *, is_plain: bool, is_pac
         from duologue.cli.terminal.plain import Plain
 
         await Plain(talk, is_paced=is_paced).run(sys.stdin, sys.stdout)
-    else:
-        await _on_screen(talk, title)
-
-
-async def _on_screen(talk: "Handle | Talk", title: str) -> None:
+        return
     from duologue.cli.terminal.screen import Terminal
 
     terminal = Terminal(talk, title)
@@ -145,6 +128,6 @@ async def _on_screen(talk: "Handle | Talk", title: str) -> None:
         await terminal.run()
     finally:
         # the full screen vanishes; the conversation stays readable above the next prompt
-        text = terminal.transcript.text(min(os.get_terminal_size(1).columns if _is_terminal(1) else 100, 110))
-        if text:
+        width = os.get_terminal_size(1).columns if _is_terminal(1) else 100
+        if text := terminal.transcript.text(min(width, 110)):
             print(text, flush=True)

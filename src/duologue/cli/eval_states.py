@@ -4,21 +4,19 @@ import argparse
 import json
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duologue.cli.command import Command, Option, whole
-from duologue.cli.options import MODEL, load_model, make_folder, other_backend
-from duologue.cli.progress import progress
-from duologue.errors import MissingDependency, UsageError
+from duologue.cli.options import MODEL, load_model, make_folder, other_backend, write_result
+from duologue.cli.progress import Stage, progress
 from duologue.models.catalogue import find
 
 if TYPE_CHECKING:
-    from duologue.core.policy import Thresholds
     from duologue.evaluation.labelled_rows import LabelledRows
     from duologue.evaluation.states import Judgement
     from duologue.models.model import Model
-    from duologue.models.opening import Progress
 
 _EPILOG = """\
 FILE has one JSON object per line, plain or gzipped:
@@ -71,7 +69,7 @@ COMMAND = Command(
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write."""
     from duologue.evaluation.labelled_rows import read
-    from duologue.evaluation.states_report import tables
+    from duologue.evaluation.states_report import draw, tables
 
     rows = read(args.file)
     train = None if args.train is None else read(args.train)
@@ -84,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     result = _measure(args, rows, train, other)
     print(tables(result), file=sys.stderr if args.json else sys.stdout)
     if args.out is not None:
-        _write(result, args.out)
+        write_result(args.out, result, partial(draw, result, args.out))
     if args.json:
         print(json.dumps(result, ensure_ascii=False))
     return 0
@@ -96,56 +94,10 @@ def _measure(
     from duologue.evaluation.states import compare, details, judge_model, report
 
     with closing(load_model(args)) as model, progress("Deciding") as stage:
-        # first, because the second file may have errors too
-        probed = None if train is None else _linear_probe(args, rows, train, model, stage)
+        baselines = _baselines(args, rows, train, model, stage)
         judged, thresholds = judge_model(rows, model, num_latencies=args.latencies, progress=stage)
-        baselines = _baselines(args, rows, model, stage)
-    if probed is not None:
-        baselines["linear probe"] = probed
-    result = {**_facts(args, model, thresholds), **report(judged), **details(judged)}
-    if baselines:
-        result["baselines"] = {
-            name: {"unavailable": one} if isinstance(one, str) else report(one) for name, one in baselines.items()
-        }
-    if other is not None:
-        again, what = _judge_again(other, rows)
-        result["compare"] = {**what, **compare(rows, judged, again)}
-    return result
-
-
-def _linear_probe(
-    args: argparse.Namespace, rows: "LabelledRows", train: "LabelledRows", model: "Model", stage: "Progress"
-) -> "Judgement":
-    from duologue.evaluation.baselines import linear_probe
-
-    if shared := {sample.source for sample in rows.samples} & {sample.source for sample in train.samples}:
-        print(f"note: the linear probe is trained on sources of the test: {', '.join(sorted(shared))}", file=sys.stderr)
-    return linear_probe(rows, train, model, find(args.model, args.revision), progress=stage)
-
-
-def _baselines(
-    args: argparse.Namespace, rows: "LabelledRows", model: "Model", stage: "Progress"
-) -> "dict[str, Judgement | str]":
-    from duologue.evaluation import baselines
-
-    if not args.baselines:
-        return {}
-    return {**dict(baselines.by_rules(rows.samples)), **dict(baselines.by_prompting(rows, model, progress=stage))}
-
-
-def _judge_again(args: argparse.Namespace, rows: "LabelledRows") -> "tuple[Judgement, dict[str, str]]":
-    """The decisions of another backend, and which one it is."""
-    from duologue.evaluation.states import judge_model
-
-    with closing(load_model(args)) as model, progress("Deciding again") as stage:
-        judged, _ = judge_model(rows, model, num_latencies=0, progress=stage)
-    return judged, {"backend": model.backend.info.name, "weights": model.backend.info.weights}
-
-
-def _facts(args: argparse.Namespace, model: "Model", thresholds: "tuple[Thresholds, Thresholds]") -> dict[str, Any]:
-    """The facts of what was measured."""
     info = model.backend.info
-    return {
+    result: dict[str, Any] = {
         "file": args.file.name,
         "model": model.name,
         "adapter": f"{model.adapter.kind} ({args.adapter})",
@@ -155,18 +107,33 @@ def _facts(args: argparse.Namespace, model: "Model", thresholds: "tuple[Threshol
             name: {state.value: one.of(state) for state in model.probe.states}
             for name, one in zip(("idle", "speaking"), thresholds, strict=True)
         },
+        **report(judged),
+        **details(judged),
     }
+    if baselines:
+        result["baselines"] = {
+            name: {"unavailable": one} if isinstance(one, str) else report(one) for name, one in baselines.items()
+        }
+    if other is not None:
+        with closing(load_model(other)) as model, progress("Deciding again") as stage:
+            again, _ = judge_model(rows, model, num_latencies=0, progress=stage)
+        info = model.backend.info
+        result["compare"] = {"backend": info.name, "weights": info.weights, **compare(rows, judged, again)}
+    return result
 
 
-def _write(result: dict[str, Any], folder: Path) -> None:
-    """Write the result and, if matplotlib is installed, its pictures."""
-    from duologue.evaluation.states_report import draw
+def _baselines(
+    args: argparse.Namespace, rows: "LabelledRows", train: "LabelledRows | None", model: "Model", stage: Stage
+) -> "dict[str, Judgement | str]":
+    """What other ways to decide make of the rows, or why they cannot be run."""
+    from duologue.evaluation.baselines import by_prompting, by_rules, linear_probe
 
-    text = json.dumps(result, indent=2, ensure_ascii=False)
-    try:
-        (folder / "result.json").write_text(text + "\n", encoding="utf-8")
-        draw(result, folder)
-    except MissingDependency as error:
-        print(f"no pictures: {error}", file=sys.stderr)
-    except OSError as error:
-        raise UsageError(f"the result cannot be written to {folder}: {error}") from error
+    found: dict[str, Judgement | str] = {}
+    if train is not None:
+        if shared := {sample.source for sample in rows.samples} & {sample.source for sample in train.samples}:
+            names = ", ".join(sorted(shared))
+            print(f"note: the linear probe is trained on sources of the test: {names}", file=sys.stderr)
+        found["linear probe"] = linear_probe(rows, train, model, find(args.model, args.revision), progress=stage)
+    if args.baselines:
+        found = {**dict(by_rules(rows.samples)), **dict(by_prompting(rows, model, progress=stage)), **found}
+    return found

@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import json
-import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duologue.cli.command import Command, Option
 from duologue.cli.options import MODEL_NAME
+from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import find
 
@@ -54,9 +55,8 @@ COMMAND = Command(
 
 def run(args: argparse.Namespace) -> int:
     """Export, check and report."""
-    source = find(args.model, args.revision)
+    where = find(args.model, args.revision).location
     adapter = _adapter(args)
-    where = source.location
     try:
         report = _with_lora(args, adapter, where)
     except ImportError as error:
@@ -72,9 +72,8 @@ def _adapter(args: argparse.Namespace) -> "Adapter":
     from duologue.models.model import load
 
     if args.adapter in ("auto", *TRAINED, *PROMPTED):
-        model = load(args.model, adapter=args.adapter, revision=args.revision)
-        adapter = model.adapter
-        model.close()
+        with closing(load(args.model, adapter=args.adapter, revision=args.revision)) as model:
+            adapter = model.adapter
     else:
         adapter = Adapter.load(Path(args.adapter).expanduser())
     if adapter.rows is None:
@@ -124,14 +123,10 @@ def _write(args: argparse.Namespace, where: Path | str, adapter: "Adapter") -> "
     from duologue.export.gguf import export_gguf
 
     weights = args.weights.upper() if args.weights else None
-    return export_gguf(
-        where, adapter.rows, args.out, weights=weights, threads=args.threads, progress=_show_progress, **options
-    )
-
-
-def _show_progress(name: str, share: float) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{name} {share:4.0%}", end="\n" if share == 1 else "", file=sys.stderr, flush=True)
+    with progress("Exporting") as stage:
+        return export_gguf(
+            where, adapter.rows, args.out, weights=weights, threads=args.threads, progress=stage, **options
+        )
 
 
 def _as_json(report: "ExportReport") -> dict[str, Any]:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from duologue.models.adapters import shipped
 
     backends = [
-        {"name": name, "installed": _has(modules), "install": install, "for": what}
+        {"name": name, "installed": all(map(importlib.util.find_spec, modules)), "install": install, "for": what}
         for name, modules, install, what in _BACKENDS
     ]
     models = [
@@ -78,7 +78,3 @@ def run(args: argparse.Namespace) -> int:
     if not adapters:
         print("  none")
     return 0
-
-
-def _has(modules: tuple[str, ...]) -> bool:
-    return all(importlib.util.find_spec(module) is not None for module in modules)

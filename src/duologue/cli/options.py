@@ -1,18 +1,21 @@
 """Options that several commands share: the model and its backend, and the conversation."""
 
 import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from duologue.cli.command import Option, number, whole
 from duologue.cli.progress import progress
 from duologue.cli.terminal.text import shortened
-from duologue.errors import UsageError
+from duologue.core.backend import Sampling
+from duologue.core.config import SessionConfig
+from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import DEFAULT
 
 if TYPE_CHECKING:
-    from duologue.core.backend import Sampling
-    from duologue.core.policy import Policy
     from duologue.models.model import Model
 
 MODEL_NAME = (
@@ -112,16 +115,15 @@ def load_model(args: argparse.Namespace, *, context_length: int | None = None, s
         )
 
 
-def sampling(args: argparse.Namespace) -> "Sampling":
-    """How tokens are sampled, from the options."""
-    from duologue.core.backend import Sampling
-
-    return Sampling(temperature=args.temperature, top_p=args.top_p)
-
-
-def policy(args: argparse.Namespace, model: "Model") -> "Policy":
-    """The decision policy, from the options."""
-    return model.policy(eagerness=args.eagerness)
+def session_config(args: argparse.Namespace, model: "Model", *, heard: Literal["shown", "reported"]) -> SessionConfig:
+    """The configuration of a session of `model`, from the options."""
+    return SessionConfig(
+        max_length=model.max_length,
+        max_answer=args.max_answer,
+        sampling=Sampling(temperature=args.temperature, top_p=args.top_p),
+        seed=args.seed,
+        heard=heard,
+    )
 
 
 def other_backend(args: argparse.Namespace) -> argparse.Namespace:
@@ -148,3 +150,19 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {folder} cannot be created: {error.strerror}") from error
+
+
+def write_result(folder: Path, result: Mapping[str, Any], draw: Callable[[], object]) -> None:
+    """Write `result.json` and then, if matplotlib is installed, what `draw` writes beside it.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    try:
+        text = json.dumps(result, indent=2, ensure_ascii=False)
+        (folder / "result.json").write_text(text + "\n", encoding="utf-8")
+        draw()
+    except MissingDependency as error:
+        print(f"no pictures: {error}", file=sys.stderr)
+    except OSError as error:
+        raise UsageError(f"the result cannot be written to {folder}: {error}") from error

@@ -8,9 +8,10 @@ from contextlib import closing
 from pathlib import Path
 
 from duologue.cli.command import Command, Option, number, whole
-from duologue.cli.options import CONVERSATION, MODEL, load_model, policy, sampling
+from duologue.cli.options import CONVERSATION, MODEL, load_model
 from duologue.cli.terminal.lines import EventPrinter
 from duologue.core import events as e
+from duologue.core.backend import Sampling
 
 _EPILOG = """\
 The file has one JSON object per line:
@@ -63,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
             model.backend,
             model.template,
             model.probe,
-            policy=policy(args, model),
+            policy=model.policy(eagerness=args.eagerness),
             period_s=args.period,
             passes=args.passes,
             max_length=model.max_length,
             max_answer=args.max_answer,
-            sampling=sampling(args),
+            sampling=Sampling(temperature=args.temperature, top_p=args.top_p),
             seed=args.seed,
         )
         _print(replay, as_json=args.json)

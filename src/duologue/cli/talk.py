@@ -2,24 +2,16 @@
 
 import argparse
 import asyncio
-import json
 import sys
-from contextlib import closing
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from duologue.cli.command import Command, Option, whole
-from duologue.cli.options import CONVERSATION, MODEL, load_model, policy, sampling
+from duologue.cli.options import CONVERSATION, MODEL, load_model, session_config
 from duologue.cli.progress import progress
 from duologue.errors import UsageError
-
-if TYPE_CHECKING:
-    from duologue.engine.handle import Handle
-    from duologue.models.model import Model
-    from duologue.voice.engines.defaults import Engines
-    from duologue.voice.sound import Samples
-    from duologue.voice.timeline import Row
-    from duologue.voice.voice import Voice
 
 _EPILOG = """\
 Speak at any moment. While you speak, the assistant lowers its voice. It stops if your words are meant for it, and
@@ -78,113 +70,64 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--in needs --out, for example --out both.wav")
     if args.source is not None and not args.source.is_file():
         raise UsageError(f"--in {args.source}: no such file")
-    if args.source is None:
-        from duologue.voice.engines.microphone import check_devices
-
-        check_devices(args.sound_device)
-    return asyncio.run(_run(args))
-
-
-async def _run(args: argparse.Namespace) -> int:
-    from duologue.voice.engines.defaults import load_engines
-
-    with progress("Loading the voice"):
-        engines = await load_engines(
-            recogniser=args.recogniser, voice=args.voice, threads=args.recogniser_threads, language=args.language
-        )
-    try:
-        with closing(load_model(args)) as model:
-            await _talk(args, model, engines)
-    finally:
-        await engines.aclose()
+    asyncio.run(_talk(args))
     return 0
 
 
-async def _talk(args: argparse.Namespace, model: "Model", engines: "Engines") -> None:
-    from duologue.core.config import SessionConfig
+async def _talk(args: argparse.Namespace) -> None:
     from duologue.engine.engine import Engine
+    from duologue.voice.engines import defaults, microphone
     from duologue.voice.policy import by_voice
+    from duologue.voice.recording import converse
+    from duologue.voice.sound import read_sound
     from duologue.voice.timeline import Timeline
     from duologue.voice.voice import Voice
 
-    config = SessionConfig(
-        max_length=model.max_length,
-        max_answer=args.max_answer,
-        sampling=sampling(args),
-        seed=args.seed,
-        heard="reported",
-    )
-    session = model.session(policy=by_voice(policy(args, model)), config=config)
-    timeline = Timeline(_print, keeps=args.out is not None)
-    engine = Engine(model.backend)
-    handle = engine.open(session)
-    parts = engines.detector(), engines.recogniser, engines.synthesiser
-    async with engine, Voice(handle, *parts, timeline=timeline) as voice:
+    if args.source is None:
+        microphone.check_devices(args.sound_device)
+    with progress("Loading the voice"):
+        engines = await defaults.load_engines(
+            recogniser=args.recogniser, voice=args.voice, threads=args.recogniser_threads, language=args.language
+        )
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engines.aclose)
+        model = stack.enter_context(closing(load_model(args)))
+        policy = by_voice(model.policy(eagerness=args.eagerness))
+        session = model.session(policy=policy, config=session_config(args, model, heard="reported"))
+        engine = await stack.enter_async_context(Engine(model.backend))
+        handle = engine.open(session)
+        timeline = Timeline(_print, keeps=args.out is not None)
+        parts = engines.detector(), engines.recogniser, engines.synthesiser
+        voice = await stack.enter_async_context(Voice(handle, *parts, timeline=timeline))
         voice.follow(handle.events())
-        if args.source is not None:
-            await _from_file(args, handle, voice)
-        else:
-            from duologue.voice.engines.microphone import Microphone
-
+        if args.source is None:
             print("Speak now. Ctrl-C ends the conversation.", file=sys.stderr)
-            recording = await Microphone(voice, args.sound_device, keeps=args.out is not None).run()
-            if args.out is not None:
-                write_conversation(args.out, recording.user, recording.assistant, voice.config.rate, timeline.rows)
+            recording = await microphone.Microphone(voice, args.sound_device, keeps=args.out is not None).run()
+        else:
+            sound = read_sound(args.source)
+            recording = await converse(
+                voice, sound, is_over=lambda: session.running is None and session.input_text is None
+            )
+        if args.out is not None:
+            written = recording.write(args.out, timeline.rows)
+            print(f"wrote {', '.join(map(str, written))}", file=sys.stderr)
 
 
-async def _from_file(args: argparse.Namespace, handle: "Handle", voice: "Voice") -> None:
-    from duologue.voice.pump import converse
-    from duologue.voice.sound import read_sound
-
-    def is_over() -> bool:
-        return handle.session.running is None and handle.session.input_text is None
-
-    recording = await converse(voice, read_sound(args.source), is_over=is_over)
-    rows = voice.timeline.rows
-    written = write_conversation(args.out, recording.user, recording.assistant, voice.config.rate, rows)
-    print(f"wrote {', '.join(map(str, written))}", file=sys.stderr)
-
-
-def write_conversation(path: Path, user: "Samples", assistant: "Samples", rate: int, rows: "list[Row]") -> list[Path]:
-    """Write the stereo file, the events as JSON and, with matplotlib, as a picture. Returns the paths."""
-    from duologue.errors import MissingDependency
-    from duologue.voice.picture import draw
-    from duologue.voice.sound import RATE, resampled, write_wav
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_wav(path, [resampled(user, RATE, rate), assistant], rate)
-    table = path.with_suffix(".json")
-    lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    table.write_text(f'{{"rate": {rate}, "timeline": [\n  {lines}\n]}}\n', encoding="utf-8")
-    written = [path, table]
-    try:
-        draw(path.with_suffix(".png"), (user, RATE), (assistant, rate), rows)
-        written.append(path.with_suffix(".png"))
-    except MissingDependency as error:
-        print(f"no picture: {error}", file=sys.stderr)
-    return written
-
-
-def _print(row: "Row") -> None:
+def _print(row: Mapping[str, Any]) -> None:
     """Print one line for a row of the timeline, if it is worth one."""
-    line = _line(row)
-    if line:
-        print(f"{row['at']:8.2f}  {line}", flush=True)
-
-
-def _line(row: "Row") -> str:
     match row["type"]:
         case "recognised" if row["text"]:
-            return f"you        {row['text']}"
+            line = f"you        {row['text']}"
         case "decided":
-            return f"           {row['state']} {row['p']:.2f}"
+            line = f"           {row['state']} {row['p']:.2f}"
         case "synthesised":
-            return f"assistant  {' '.join(row['text'].split())}"
+            line = f"assistant  {' '.join(row['text'].split())}"
         case "ducked" | "yielded" | "came_back" | "cut":
-            return f"           ({row['type'].replace('_', ' ')})"
+            line = f"           ({row['type'].replace('_', ' ')})"
         case "suspended":
-            return f"           heard: …{row['heard'][-40:]!r}"
+            line = f"           heard: …{row['heard'][-40:]!r}"
         case "recogniser_failed" | "synthesiser_failed":
-            return f"           {row['type'].replace('_', ' ')}: {row['message']}"
+            line = f"           {row['type'].replace('_', ' ')}: {row['message']}"
         case _:
-            return ""
+            return
+    print(f"{row['at']:8.2f}  {line}", flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from duologue.errors import EngineFull, UsageError
 from duologue.voice.engines.defaults import Engines
-from duologue.voice.pump import BLOCK_S
+from duologue.voice.recording import BLOCK_S
 from duologue.voice.sound import RATE, Resampler, Samples, silence
 from duologue.voice.timeline import Row, Timeline
 from duologue.voice.voice import SessionCommands, Voice, VoiceConfig

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from duologue.errors import EngineError, MissingDependency, UsageError
-from duologue.voice.pump import Recording
+from duologue.voice.recording import Recording
 from duologue.voice.sound import RATE, Resampler, Samples, silence
 from duologue.voice.voice import Voice
 
@@ -81,7 +81,7 @@ class Microphone:
         if self._voice.failure is not None:
             raise self._voice.failure
         none = silence(0)
-        return Recording(np.concatenate([none, *self._user]), np.concatenate([none, *self._assistant]), 0.0)
+        return Recording(np.concatenate([none, *self._user]), np.concatenate([none, *self._assistant]), rate)
 
     def _take(self, heard: Samples, played: Samples) -> None:
         self._voice.push(heard)

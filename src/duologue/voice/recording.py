@@ -1,12 +1,18 @@
-"""Runs a spoken conversation in real time without devices: sound from an array, sound into an array."""
+"""Runs a spoken conversation in real time without devices, from an array into an array, and writes both sides."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import json
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from duologue.voice.sound import RATE, Samples, silence
+from duologue.errors import MissingDependency
+from duologue.voice.picture import draw
+from duologue.voice.sound import RATE, Samples, resampled, silence, write_wav
+from duologue.voice.timeline import Row
 from duologue.voice.voice import Voice
 
 BLOCK_S = 0.02
@@ -15,14 +21,34 @@ _REST_S = 1.0  # of silence at the end
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """Both sides, aligned: `user`, `[n]`, at 16 kHz, and `assistant`, `[m]`, at the voice's rate.
+    """Both sides, aligned: `user`, `[n]`, at 16 kHz, and `assistant`, `[m]`, at `rate`.
 
     `late_s` is the longest delay of a block, in seconds.
     """
 
     user: Samples
     assistant: Samples
-    late_s: float
+    rate: int
+    late_s: float = 0.0
+
+    def write(self, path: Path, rows: Sequence[Row]) -> list[Path]:
+        """Write a stereo WAV file and, beside it, the events `rows` as JSON and as a picture.
+
+        Without matplotlib there is no picture, and a note on standard error says so.
+
+        Returns the paths.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table, picture = path.with_suffix(".json"), path.with_suffix(".png")
+        write_wav(path, [resampled(self.user, RATE, self.rate), self.assistant], self.rate)
+        lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        table.write_text(f'{{"rate": {self.rate}, "timeline": [\n  {lines}\n]}}\n', encoding="utf-8")
+        try:
+            draw(picture, (self.user, RATE), (self.assistant, self.rate), rows)
+        except MissingDependency as error:
+            print(f"no picture: {error}", file=sys.stderr)
+            return [path, table]
+        return [path, table, picture]
 
 
 async def converse(
@@ -59,4 +85,4 @@ async def converse(
         if voice.failure is not None:
             raise voice.failure
         num_quiet = num_quiet + 1 if voice.is_idle and is_over() else 0
-    return Recording(np.concatenate(heard), np.concatenate(said)[: len(heard) * count], late_s)
+    return Recording(np.concatenate(heard), np.concatenate(said)[: len(heard) * count], voice.config.rate, late_s)
