@@ -131,6 +131,7 @@ class LlamaCppBackend(Backend):
             raise
 
     def _open_caches(self, prefill_capacity: int, micro_batch: int, options: library.ContextOptions) -> None:
+        """Open the shared cache and the prefill cache, and check that the model can roll back."""
         capacity, max_seqs = self._info.capacity, self._info.max_seqs
         # Layers with a sliding window reuse cells that have left it, unless two sequences hold them. Each sequence has
         # a mirror that holds the same cells, so that it can roll back beyond the window.

@@ -139,6 +139,7 @@ class SlotPool:
 
 
 def _zeros(capacity: int, like: Tensor) -> Tensor:
+    """Zeros [C, G, D] for C = `capacity`. like: [1, G, N, D]."""
     return like.new_zeros(capacity, like.shape[1], like.shape[3])
 
 
@@ -155,7 +156,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
         self._num_reads = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Note which layer attends next; its keys and values are written when it attends.
+        """Note which layer attends next; its keys and values [1, G, N, D] are written when it attends.
 
         By then, latent attention (DeepSeek, MiniCPM 3) has expanded its latents into keys. The pool holds those keys.
         """
@@ -254,7 +255,10 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Replaces the model's attention. key, value: [1, G, N, D], those of this pass; the others come from the pool."""
+    """Replaces the model's attention. query: [1, H, N, D]; key, value: [1, G, N, D]; returns [1, N, H, D'].
+
+    The keys and values are those of this pass; the others come from the pool.
+    """
     if kwargs.get("position_bias") is not None:
         raise UnsupportedModel("the model adds a position bias to its attention scores, which this backend lacks")
     cache: SlotCache = _running.cache
