@@ -26,7 +26,7 @@ NEEDS = {
 QUICK_PER_FILE = 12
 QUICK_PER_FILE_IN_REAL_TIME = 2
 IN_REAL_TIME = {"server", "clients"}
-"""Rooms whose tests wait for a clock that cannot be made to go faster."""
+"""Subpackages whose tests wait for a clock that cannot be made to go faster."""
 SLOW = {
     "test_a_folder_is_a_model_one_can_talk_to",
     "test_a_long_conversation_needs_no_more_memory_than_a_short_one",

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from test_repository import FLOORS
+from test_repository import LAYERS
 
 import duologue
 from documents import blocks, run_snippets
@@ -149,7 +149,7 @@ def test_tables_are_up_to_date(monkeypatch):
 
 def test_the_layout_that_contributing_draws_is_the_checked_one():
     rows = table((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), after="## Layout")
-    assert {room: int(floor) for floor, rooms, _ in rows for room in re.findall(r"`(\w+)`", rooms)} == FLOORS
+    assert {name: int(layer) for layer, names, _ in rows for name in re.findall(r"`(\w+)`", names)} == LAYERS
 
 
 def test_every_environment_variable_is_listed():

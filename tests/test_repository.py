@@ -18,8 +18,8 @@ import duologue
 ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src"
 
-# Which room stands on which floor; a module may import those of its own and lower floors only.
-FLOORS: dict[str, int] = {
+# The layer of each subpackage; a module may import only from its own layer and from lower ones.
+LAYERS: dict[str, int] = {
     "types": 0,
     "errors": 0,
     "pictures": 1,
@@ -49,7 +49,7 @@ HEAVY = {"torch", "transformers", "llama_cpp", "gguf", "peft", "accelerate", "da
     "soxr",
 }
 # Where they may be imported at the top of a file. Elsewhere only inside a function that needs them.
-HEAVY_FLOORS = ("backends", "testing", "training", "export")
+HEAVY_PACKAGES = ("backends", "testing", "training", "export")
 PACKAGES = {"llama_cpp": "llama-cpp-python", "piper": "piper-tts"}  # import names that pip knows under another
 CORE_MAY_USE = {"duologue.types", "duologue.errors"}
 
@@ -101,8 +101,8 @@ def violations(module: str, edges: list[tuple[str, int]]) -> list[str]:
         if first == "duologue":
             if name == "duologue.__version__":
                 continue
-            if FLOORS[part(name)] > FLOORS[part(module)]:
-                wrong.append(f"{module}:{line} imports {name}, which is a floor above it")
+            if LAYERS[part(name)] > LAYERS[part(module)]:
+                wrong.append(f"{module}:{line} imports {name}, which is in a layer above it")
             if part(module) == "core" and part(name) != "core" and name not in CORE_MAY_USE:
                 wrong.append(f"{module}:{line} imports {name}; the core needs nothing but types and errors")
         elif part(module) == "core" and first not in sys.stdlib_module_names:
@@ -110,10 +110,10 @@ def violations(module: str, edges: list[tuple[str, int]]) -> list[str]:
     return wrong
 
 
-def test_the_table_of_floors_is_that_of_the_package() -> None:
-    rooms = {part(module) for module in modules()} - {"__init__"}
-    assert rooms - FLOORS.keys() == set(), "say in FLOORS where they stand"
-    assert FLOORS.keys() - rooms == set(), "FLOORS names rooms that do not exist"
+def test_the_table_of_layers_is_that_of_the_package() -> None:
+    found = {part(module) for module in modules()} - {"__init__"}
+    assert found - LAYERS.keys() == set(), "add them to LAYERS"
+    assert LAYERS.keys() - found == set(), "LAYERS names subpackages that do not exist"
 
 
 def test_few_modules_stand_outside_of_a_room() -> None:
@@ -156,7 +156,7 @@ def test_the_check_of_floors_sees_what_is_wrong(module: str, imported: str, is_a
 def test_heavy_libraries_stay_where_they_are_needed() -> None:
     for module in modules():
         heavy = top_level_imports(module) & HEAVY
-        assert not heavy or part(module) in HEAVY_FLOORS, f"{module} imports {heavy} at its top"
+        assert not heavy or part(module) in HEAVY_PACKAGES, f"{module} imports {heavy} at its top"
         assert not {"torch", "llama_cpp"} <= heavy, f"{module} needs two heavy libraries; nobody may have both"
 
 
@@ -190,7 +190,7 @@ def test_the_core_is_small() -> None:
 
 
 def test_the_method_and_the_command_line_load_no_heavy_library() -> None:
-    light = [module for module in modules() if part(module) not in (*HEAVY_FLOORS, "__main__", "__init__")]
+    light = [module for module in modules() if part(module) not in (*HEAVY_PACKAGES, "__main__", "__init__")]
     light = [module.removesuffix(".__init__") for module in light if module != "duologue.cli.terminal.screen"]
     loaded = loaded_by("\n".join(f"import {module}" for module in light))
     assert loaded.isdisjoint(HEAVY)

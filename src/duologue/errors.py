@@ -1,6 +1,7 @@
 """The errors of the package, by what the caller can do about them.
 
-`UsageError`: the call was wrong. `EngineError`: the backend failed. `RemoteError`: the other side of a connection did.
+`UsageError`: the call was wrong. `EngineError`: the backend failed. `RemoteError`: the other side of a connection
+failed.
 A message says what was passed, what was expected, and what to write instead. A call that raises changes nothing.
 """
 
@@ -42,7 +43,7 @@ class AdapterMismatch(UsageError):
 
 
 class TemplateError(UsageError):
-    """The model's chat template cannot be used: it is invalid, or its turns cannot be told apart."""
+    """The model's chat template cannot be used: it is invalid, or its turns cannot be separated."""
 
 
 class MissingDependency(UsageError):
@@ -58,9 +59,9 @@ class EngineError(DuologueError):
 
 
 class CacheFull(EngineError):
-    """No room for these tokens or for another sequence; free something and try again.
+    """There is no room for these tokens or for another sequence; free something and try again.
 
-    If one of several caches is full, `seqs` are the sequences in it: only freeing some of these helps. None means all.
+    If one of several caches is full, `seqs` are the sequences in it, and only freeing these helps. None means all.
     """
 
     def __init__(self, message: str, seqs: frozenset[Seq] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What every part of the package shares: tokens, sequences, roles, turns, states, and text that can be encoded."""
+"""Values that every part of the package shares: tokens, sequences, roles, turns and states."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +15,7 @@ SLICE_PERIOD_S = 2.0
 
 
 class InputState(StrEnum):
-    """The state of the words being heard (DUO, section 2.2). The paper does not have `STOP`."""
+    """The state of the words being heard: the paper's three state tokens (DUO, section 2.2), and `STOP`."""
 
     PROCESS = "process"  # complete and meant for the assistant: answer it
     INCOMPLETE = "incomplete"  # more will come: wait
@@ -45,7 +45,7 @@ class Turn:
 
 
 def well_formed(text: str) -> str:
-    """`text` as UTF-8 can encode it: pairs of surrogates are joined, lone surrogates become U+FFFD.
+    """`text` in a form that UTF-8 can encode: pairs of surrogates are joined, lone surrogates become U+FFFD.
 
     JSON readers may return strings with surrogates, which no tokenizer accepts.
     """

@@ -120,7 +120,7 @@ def test_a_session_that_is_closed_while_a_pass_runs_is_gone_at_once_and_frees_ev
             leaving.close()
             told = [event async for event in leaving.events()]
             assert isinstance(told[0], Received), "what had happened is told, and then the end"
-            with pytest.raises(UsageError, match="not open any more"):
+            with pytest.raises(UsageError, match="the session is closed"):
                 leaving.stop()
             assert engine.handles == (staying,)
             assert talk.backend.usage().num_seqs > 1

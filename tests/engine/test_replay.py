@@ -159,7 +159,7 @@ def test_a_failing_backend_is_an_engine_error() -> None:
         ('{"at": 0}', "exactly one of"),
         ('{"at": 0, "say": "hello", "text": "hello"}', "exactly one of"),
         ('{"at": 0, "sya": "hello"}', "exactly one of"),
-        ('{"at": 0, "say": "hello", "final": true}', "final cannot stand beside say"),
+        ('{"at": 0, "say": "hello", "final": true}', "final cannot be combined with say"),
         ('{"at": "now", "say": "hello"}', '"at"'),
         ('{"at": -1, "say": "hello"}', '"at"'),
         ('{"at": NaN, "say": "hello"}', '"at"'),

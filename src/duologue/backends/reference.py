@@ -1,4 +1,4 @@
-"""The slow twin of every backend: it stores ids, not KV, and recomputes each sequence in every pass."""
+"""The slow backend that others are compared with: it stores ids, not KV, and recomputes each sequence in every pass."""
 
 from collections.abc import Sequence
 from typing import Any

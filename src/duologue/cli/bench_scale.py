@@ -24,7 +24,7 @@ examples:
 
 COMMAND = Command(
     "measure how many live sessions run in real time",
-    "Run live sessions at the same time, and measure whether all are served in real time: 95 %% of "
+    "Run live sessions at the same time, and measure whether all are served in real time: 95 % of "
     "decisions within 300 ms, and 5 tokens per second for each session.",
     options=(
         Option(

@@ -35,15 +35,15 @@ LOAD = (
         type=whole(least=1, most=1 << 20),
         default=128,
         metavar="N",
-        help="most tokens of an answer (default 128)",
+        help="maximum tokens of an answer (default 128)",
     ),
 )
-"""Options of the load."""
+"""Options that describe the load."""
 
 COMMAND = Command(
-    "the load of many clients on a server",
+    "measure a server under the load of many clients",
     "Talk to a server with many clients at the same time, and measure whether all are served in real "
-    "time: 95 of 100 decisions within 300 ms from words sent to decision received, and no client waits a second "
+    "time: 95 % of decisions within 300 ms, from words sent to decision received, and no client waits a second "
     "for words.",
     options=(
         Option("--seed", type=int, default=0, metavar="N", help="random seed of the words (default 0)"),

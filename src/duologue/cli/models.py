@@ -21,7 +21,7 @@ _EPILOG = """\
 A model is given as a short name, the path of a .gguf file or of a Hugging Face folder, or owner/name on the hub.
 
 Any causal language model with a chat template works, but decides well only with a trained adapter. Without one it is
-asked in words (--adapter prompted): it answers requests, but often also noise and what was said to somebody else, and a
+prompted (--adapter prompted): it answers requests, but often also noise and what was said to somebody else, and a
 backchannel such as "mhm" interrupts it. `duologue train` trains an adapter.
 
 examples:

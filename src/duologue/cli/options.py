@@ -39,7 +39,7 @@ MODEL = (
         default="auto",
         metavar="NAME",
         help="auto: the best adapter shipped for the model, else prompted; alora or rows: a shipped one; prompted or "
-        "prompted-5: ask the model in words, with no or five examples; or an adapter folder",
+        "prompted-5: prompt the model, with no or five examples; or an adapter folder",
     ),
     Option(
         "--backend",

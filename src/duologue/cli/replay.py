@@ -29,7 +29,7 @@ The result does not depend on the speed of the machine: a forward pass takes PER
 examples:
   duologue replay examples/interruption.jsonl
   duologue replay talk.jsonl --json | tail -1         {"said", "heard", "history", "passes"}
-  duologue replay talk.jsonl --period 2 --passes 4    the cycle of the DUO paper
+  duologue replay talk.jsonl --period 2 --passes 4    the values of the DUO paper
 """
 
 
@@ -39,9 +39,13 @@ COMMAND = Command(
     options=(
         Option("file", type=Path, metavar="FILE", help="the script"),
         Option(
-            "--period", type=number(least=0, above=True), default=2.0, metavar="S", help="seconds per cycle (default 2)"
+            "--period",
+            type=number(least=0, above=True),
+            default=2.0,
+            metavar="S",
+            help="seconds per period (default 2)",
         ),
-        Option("--passes", type=whole(least=1), default=10, metavar="K", help="forward passes per cycle (default 10)"),
+        Option("--passes", type=whole(least=1), default=10, metavar="K", help="forward passes per period (default 10)"),
         Option("--json", action="store_true", help='one event per line, then {"said", "heard", "history", "passes"}'),
     ),
     groups={"model": MODEL, "conversation": CONVERSATION},

@@ -15,7 +15,7 @@ _CJK = 0x2E80  # from here on, scripts are written without spaces: every charact
 
 @final
 class Answer:
-    """generating → draining (finished, not yet heard to the end) → committed; or suspended on the way.
+    """An answer: generating → draining (finished, not yet heard to its end) → committed, or suspended before that.
 
     Positions named `…_at` and `mark` count items of `sequence`; positions in the text count characters.
     """
@@ -47,14 +47,14 @@ class Answer:
         self.interruptible = interruptible
         self.begun_at = begun_at  # session time when the words of its turn last changed
         self.interrupted = interrupted  # id of the answer that was suspended for this one
-        self.max_tokens = max_tokens  # with so many tokens, it ends with `length`
+        self.max_tokens = max_tokens  # when it has this many tokens, it ends with `length`
         self.text = ""
         self.num_said = 0  # characters reported in `Said` events
         self.num_heard = 0  # characters heard, rounded down to whole words
         self.num_reported = 0  # characters reported as heard, not rounded
         self.finished: str | None = None  # `stop` or `length`
         self.is_released = False
-        self.is_evicted = False  # suspended without KV: what was not heard has to be fed again
+        self.is_evicted = False  # suspended without KV: its unheard tokens have to be fed again
         self._detokenizer = detokenizer
         self._ends: list[int] = []  # characters of the text after each token
 
@@ -77,7 +77,7 @@ class Answer:
 
     @property
     def heard_at(self) -> int:
-        """Where what has been heard ends in the sequence."""
+        """Where the heard part ends in the sequence."""
         return self.answer_at + bisect_right(self._ends, self.num_heard)
 
     @property
@@ -98,7 +98,7 @@ class Answer:
 
     @property
     def is_heard_to_the_end(self) -> bool:
-        """Whether it is finished and nothing of it is left to be heard."""
+        """Whether it is finished and nothing is left to be heard."""
         return self.finished is not None and self.is_released and not self.unheard_text.strip()
 
     def find(self, utterance: str) -> Utterance | None:
@@ -106,7 +106,7 @@ class Answer:
         return find_open(self.utterances, utterance)
 
     def rewind(self) -> None:
-        """It resumes after a cut: what was not heard is said again."""
+        """Prepare to resume after a cut: what was not heard is said again."""
         self.is_released = True
         self.num_said = self.num_reported = self.num_heard
 
@@ -122,7 +122,7 @@ class Answer:
             self._ends[i] = self._ends[-1]
 
     def finish(self, reason: str) -> None:
-        """No more tokens will come."""
+        """End the answer: no more tokens will come."""
         if self.finished is None:
             self.finished = reason
             self.text += self._detokenizer.flush()
@@ -130,7 +130,7 @@ class Answer:
                 self._ends[-1] = len(self.text)
 
     def hear(self, position: int) -> bool:
-        """The user has heard up to `position`, rounded down to a whole word. Returns whether that is new."""
+        """Record that the user has heard up to `position`, rounded down to a whole word. Returns whether it is new."""
         self.num_reported = max(self.num_reported, position)
         position = min(position, self.num_said)
         if self.finished is not None and not self.text[position:].strip():

@@ -1,4 +1,4 @@
-"""What the method needs of a model: fork, forward, truncate and free, over token sequences with a shared KV cache.
+"""What the method needs from a model: fork, forward, truncate and free, over token sequences with a shared KV cache.
 
 A backend holds weights and KV. It knows ids, positions and sequences, but no roles, states or time. Every call either
 does what it says, or raises and changes nothing. All backends pass the same tests (`duologue.testing.contract`).
@@ -34,9 +34,9 @@ class Sampling:
 class Draw:
     """Sample one token after the last one fed.
 
-    `uniform` in [0, 1) is the only source of chance. It is passed in, so that no other channel or session can change
-    what a channel says (choice 12). Tokens are ordered by decreasing probability, ties by id, and the first whose
-    cumulative probability exceeds `uniform` is drawn.
+    `uniform` in [0, 1) is the only source of randomness. It is passed in, so that no other channel or session can
+    change what a channel says (choice 12). Tokens are ordered by decreasing probability, ties by id, and the first
+    whose cumulative probability exceeds `uniform` is drawn.
     """
 
     sampling: Sampling = Sampling()
@@ -105,7 +105,7 @@ class Backend(ABC):
     @property
     @abstractmethod
     def info(self) -> BackendInfo:
-        """What this backend is. Constant."""
+        """What this backend is and can do. Constant."""
 
     @abstractmethod
     def fork(self, parent: Seq | None, length: int = 0) -> Seq:
@@ -128,7 +128,8 @@ class Backend(ABC):
         probes take another pass, and must be the last tokens of their `Extend`; where there are several caches
         (`info.num_caches`), each one that is involved takes its own.
 
-        A token attends to the tokens before it in its own sequence, and to nothing else.
+        A token attends to the tokens before it in its own sequence, and to nothing else: channels that share a prefix
+        do not attend to each other (DUO, section 2.1).
 
         Raises:
             UsageError: the batch or an `Extend` is empty, a sequence occurs twice, an id is out of range, `draw` and
@@ -217,7 +218,7 @@ def _check_order(vocab_size: int, extend: Extend) -> None:
 def uniform(seed: int, turn: int, index: int) -> float:
     """A random number in [0, 1) for token `index` of the answer after `turn` turns, in the session with `seed`.
 
-    It depends on nothing else: no other session, ignored words or answer that was taken back changes it (choice 12).
+    It depends on nothing else, so other sessions, ignored words and answers taken back do not change it (choice 12).
     """
     digest = hashlib.blake2b(f"{seed}/{turn}/{index}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)

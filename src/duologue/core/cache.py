@@ -41,7 +41,7 @@ Op: TypeAlias = Fork | Truncate | Free
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One cycle: `ops` in order, then one forward pass over `batch` (no pass if it is empty).
+    """The work of one cycle: `ops` in order, then one forward pass over `batch` (no pass if it is empty).
 
     Every plan must be carried out.
     """
@@ -54,12 +54,12 @@ class Plan:
 class TokenSequence:
     """The tokens that one sequence should hold (`items`), and what the KV cache holds of them.
 
-    `items[:cached]` is in the cache; the rest is *pending*. `fed` are the tokens in flight, between a plan and its
-    result; `items` may change meanwhile, and `land` finds out which of them still count.
+    `items[:cached]` is in the cache; the rest is *pending*. `fed` holds the tokens in flight, between a plan and
+    its result; `items` may change meanwhile, and `land` determines which of the tokens still count.
 
     Rollback is lazy. When a probe has been read, or words are revised, `items` and `cached` change at once, but the
     cache keeps the surplus (`kv_length` exceeds `cached`) until something is fed next. A rollback that nothing follows
-    so costs nothing, and several are carried out as one truncation.
+    therefore costs nothing, and several are carried out as one truncation.
     """
 
     __slots__ = ("cached", "fed", "items", "kv_length", "seq")
@@ -87,7 +87,7 @@ class TokenSequence:
         return self.kv_length - self.cached
 
     def fork(self, seq: Seq, length: int) -> "TokenSequence":
-        """A sequence of the first `length` items: those that are cached are shared, the rest is pending."""
+        """A sequence of the first `length` items: cached ones are shared, the others are pending."""
         return TokenSequence(seq, self.items[:length], min(self.cached, length))
 
     def shorten(self, length: int) -> None:
@@ -100,7 +100,7 @@ class TokenSequence:
         self.cached = min(self.cached, len(self.items) - 1)
 
     def replace_tail(self, start: int, tail: Sequence[Token]) -> None:
-        """Make the items from `start` on `tail`. Cached tokens are kept up to the first id that differs."""
+        """Replace the items from `start` on by `tail`. Cached tokens are kept up to the first id that differs."""
         same = start
         for old, new in zip(self.items[start:], tail, strict=False):
             if old != new:
@@ -110,13 +110,13 @@ class TokenSequence:
         self.cached = min(self.cached, same)
 
     def feed(self, tokens: tuple[Token, ...]) -> None:
-        """`tokens` are in flight, to be appended to the cached items."""
+        """Record that `tokens` are in flight, to be appended to the cached items."""
         assert self.fed is None, "a sequence has one forward pass in flight at most"
         assert self.num_surplus == 0, "surplus is rolled back before anything is fed"
         self.fed = tokens
 
     def land(self) -> None:
-        """The tokens in flight are in the cache; those that `items` no longer holds become surplus."""
+        """Record that the tokens in flight are cached. Those that `items` no longer holds become surplus."""
         assert self.fed is not None, "nothing was in flight"
         start, fed, self.fed = self.kv_length, self.fed, None
         self.kv_length = start + len(fed)
@@ -139,10 +139,10 @@ class Work:
 
 @final
 class CacheOperations:
-    """Collects operations on the cache and tokens to feed, until `flush` makes a plan of them."""
+    """Collects operations on the cache and tokens to feed, until `flush` turns them into a plan."""
 
     def __init__(self, chunk: int) -> None:
-        self.room: int | None = None  # tokens that the plan in the making can still take; None: no limit
+        self.room: int | None = None  # tokens that the current plan can still take; None: no limit
         self._chunk = chunk  # most tokens of one sequence in a pass
         self._num_seqs = 0
         self._num_tickets = 0
@@ -163,7 +163,7 @@ class CacheOperations:
         return child
 
     def free(self, sequence: TokenSequence) -> None:
-        """Release `sequence`. A result that is still in flight for it is discarded."""
+        """Release `sequence`. If a result is still in flight for it, that result is discarded."""
         self._ops.append(Free(sequence.seq))
 
     def roll_back(self, sequence: TokenSequence) -> None:
@@ -177,7 +177,7 @@ class CacheOperations:
         return min(sequence.num_pending, self._chunk, sequence.num_pending if self.room is None else self.room)
 
     def has_room(self, num_tokens: int) -> bool:
-        """Whether this plan can take so many tokens."""
+        """Whether this plan can take `num_tokens` more tokens."""
         return self.room is None or num_tokens <= self.room
 
     def feed(
@@ -208,14 +208,14 @@ class CacheOperations:
         return plan
 
     def land(self, ticket: int) -> Work | None:
-        """The pass with `ticket` took place. None if there is no such work."""
+        """Record that the work with `ticket` was done, and return it. None if there is no such work."""
         work = self._work.pop(ticket, None)
         if work is not None:
             work.sequence.land()
         return work
 
     def lose(self, batch: Iterable[Extend]) -> None:
-        """The pass over `batch` did not take place."""
+        """Record that the pass over `batch` did not take place."""
         for extend in batch:
             work = self._work.pop(extend.ticket, None)
             if work is not None:

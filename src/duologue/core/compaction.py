@@ -1,4 +1,4 @@
-"""Context compaction: a shorter context is built beside the old one, which serves until the new one is cached.
+"""Context compaction: a shorter context is built beside the old one, which stays in use until the new one is cached.
 
 Positions are never shifted: shifted KV is not what the model would compute (choice 10).
 """
@@ -13,12 +13,12 @@ from duologue.types import Role, Turn
 
 @final
 class Compaction:
-    """System prompt and the newest turns of `history` that fit into `budget` tokens, on a sequence of their own."""
+    """The system prompt and the newest turns of `history` that fit into `budget` tokens, in a sequence of their own."""
 
     def __init__(self, template: Template, history: Sequence[Turn], budget: int, cache: CacheOperations) -> None:
         kept = newest_that_fit(template, history, budget - len(template.begin))
         self.num_dropped = len(history) - kept  # turns that are left out
-        self.num_laid = len(history)  # turns that are accounted for, those left out included
+        self.num_laid = len(history)  # turns that are accounted for, including those left out
         self.is_awaited = False  # whether words or an answer wait for it
         self.sequence = cache.open([*template.begin, *template.lay_out(history[self.num_dropped :])])
         self._template = template
@@ -30,7 +30,7 @@ class Compaction:
         return self.sequence.num_waiting
 
     def plan(self, limit: int | None) -> None:
-        """Feed a part of it. If nothing waits for it, `limit` tokens (None: what the pass has left)."""
+        """Feed part of it: at most `limit` tokens if nothing waits for it (None: what is left of the pass)."""
         if self.sequence.fed is not None:
             return
         if limit is not None and not self.is_awaited:
@@ -39,7 +39,7 @@ class Compaction:
             self._cache.feed(self.sequence, size)
 
     def catch_up(self, history: Sequence[Turn]) -> bool:
-        """Append the turns that were committed meanwhile. Returns whether everything is cached."""
+        """Append the turns that have been committed meanwhile. Returns whether everything is cached."""
         if self.num_laid < len(history):
             last = history[self.num_laid - 1].role if self.num_laid > self.num_dropped else None
             self.sequence.items.extend(self._template.lay_out(history[self.num_laid :], last))

@@ -1,4 +1,4 @@
-"""Limits and chance of one session."""
+"""The limits and the sampling of one session."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,20 +9,22 @@ from duologue.errors import ContextOverflow, UsageError
 from duologue.types import Turn
 
 MAX_CHARACTERS_PER_TOKEN = 32
-"""No text has more characters per token, on average; what is longer is refused before it is tokenised."""
+"""No text has more characters per token on average, so longer texts are refused before they are tokenised."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
-    """Limits and chance of one session. Lengths are in tokens."""
+    """The limits and the sampling of one session. Lengths are in tokens."""
 
     max_length: int = 4096  # of the output channel; the backend's capacity should be about twice that
     max_answer: int = 1024
     chunk: int = 256  # most tokens of one sequence in a pass, so that a long text cannot stall the answer
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
-    heard: Literal["shown", "reported"] = "shown"  # what `Said` tells is heard at once, or when `heard` is called
-    lookahead: int = 48  # most unheard tokens of an answer, where hearing is reported
+    heard: Literal["shown", "reported"] = (
+        "shown"  # text counts as heard as soon as it is said, or when `heard` is called
+    )
+    lookahead: int = 48  # most unheard tokens of an answer if hearing is reported
     lookahead_listening: int = 16  # the same while words are being heard: less is lost if they cut the answer
 
     def __post_init__(self) -> None:
@@ -36,7 +38,7 @@ class SessionConfig:
 
     @property
     def max_user_characters(self) -> int:
-        """Characters that the user's turn may have: more are certainly too many tokens, and are not tokenised."""
+        """Characters that the user's turn may have. More would certainly be too many tokens, and are not tokenised."""
         return MAX_CHARACTERS_PER_TOKEN * self.max_user_text
 
     @property
@@ -46,7 +48,7 @@ class SessionConfig:
 
     @property
     def max_history(self) -> int:
-        """Tokens that system prompt and history may have, so that there is room for a turn."""
+        """Tokens that the system prompt and the history may have, so that there is room for a turn."""
         return self.max_length - self.max_user_text - self.min_room
 
     def check_size(self, turns: Sequence[Turn]) -> None:

@@ -1,4 +1,4 @@
-"""What a session tells: facts in the past tense, in the order in which they happened."""
+"""What a session reports: facts in the past tense, in the order in which they happened."""
 
 import re
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Received(Event):
-    """Words of an utterance were received. `text` is all of it so far; too long a text is refused, not received."""
+    """Words of an utterance were received. `text` is all of it so far. A text that is too long is refused instead."""
 
     utterance: str
     text: str
@@ -36,7 +36,7 @@ class Received(Event):
 
 @dataclass(frozen=True, slots=True)
 class Refused(Event):
-    """Something was not done, and changed nothing. `what` is the id of an utterance or the name of a command."""
+    """Something was refused and changed nothing. `what` is the id of an utterance or the name of a command."""
 
     what: str
     reason: str
@@ -44,7 +44,7 @@ class Refused(Event):
 
 @dataclass(frozen=True, slots=True)
 class Decided(Event):
-    """The state of the words of the input channel was forecast, and a decision made."""
+    """The state of the words in the input channel was read, and a decision was made."""
 
     utterance: str
     text: str
@@ -63,9 +63,9 @@ class Held(Event):
 
 @dataclass(frozen=True, slots=True)
 class Dropped(Event):
-    """Words were given up; `reason` is ignore, stop, patience, retracted, too long, no room, edit or deaf.
+    """Words were dropped. `reason` is ignore, stop, patience, retracted, too long, no room, edit or deaf.
 
-    Of a text that was refused as too long, `text` is the beginning, or what had been received of it before.
+    If a text was refused as too long, `text` is its beginning, or the part that had been received before.
     """
 
     utterance: str
@@ -131,7 +131,7 @@ class Suspended(Event):
 
 @dataclass(frozen=True, slots=True)
 class Resumed(Event):
-    """A suspended answer goes on as `answer`: with its own KV (`exact`), or replayed as a new turn."""
+    """A suspended answer continues as `answer`: with its own KV (`exact`), or replayed as a new turn."""
 
     answer: int
     suspended: int
@@ -148,7 +148,7 @@ class Finished(Event):
 
 @dataclass(frozen=True, slots=True)
 class Committed(Event):
-    """An answer was finished and heard to the end: its turn is history."""
+    """An answer was finished and heard to its end: its turn is now part of the history."""
 
     answer: int
     text: str
@@ -228,14 +228,14 @@ EVENT_TYPES: dict[str, type[Event]] = {_type_name(kind): kind for kind in Event.
 
 
 class EventLog:
-    """Collects what happens in a session, for all its parts. `now` is the session's time in seconds."""
+    """Collects the events of all parts of a session. `now` is the session's time in seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self._events: list[Event] = []
 
     def add(self, event: Event) -> None:
-        """`event` has happened."""
+        """Append `event`."""
         self._events.append(event)
 
     def drain(self) -> list[Event]:

@@ -1,4 +1,4 @@
-"""The history of a session, followed from its events alone: for clients and records, which do not have the session."""
+"""The history of a session, reconstructed from its events: for clients and records, which do not have the session."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _MOST_CUT = 64  # suspended answers that are remembered; a session keeps fewer
 
 @dataclass(slots=True)
 class _Told:
-    """An answer, as far as the events tell."""
+    """An answer, as far as the events describe it."""
 
     id: int
     asked: str | None  # the user's turn; None: the assistant spoke without being asked
@@ -33,7 +33,7 @@ class Ledger:
     """
 
     def __init__(self, history: Sequence[Turn] = ()) -> None:
-        self.unanswered: dict[str, e.Received] = {}  # by utterance, what was neither answered nor dropped
+        self.unanswered: dict[str, e.Received] = {}  # by utterance: words that were neither answered nor dropped
         self._turns = list(history)
         self._running: _Told | None = None
         self._cut: dict[int, _Told] = {}
@@ -52,7 +52,7 @@ class Ledger:
         return Floor.SPEAKING if self._running.num_heard else Floor.PREPARED
 
     def __call__(self, event: e.Event) -> None:
-        """`event` happened."""
+        """Process `event`."""
         match event:
             case e.Received():
                 self._receive(event)

@@ -1,6 +1,6 @@
 """The listening side: the words being heard, on a fork of the output channel, and what became of earlier words.
 
-Knows utterances and their place in the cache. Knows no answers: the session says what is made of a state.
+Knows utterances and their place in the cache, but no answers: the session decides what a state leads to.
 """
 
 from collections import OrderedDict
@@ -48,20 +48,20 @@ def join_words(utterances: Iterable[Utterance]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ForkPoint:
-    """Where the next user turn continues the output channel: after what the user has heard of it.
+    """Where the next user turn continues the output channel: after the part that the user has heard.
 
     Two fork points are equal if a turn at one of them is the same, token by token, as at the other.
     """
 
     sequence: TokenSequence = field(compare=False)  # that of the output channel
-    at: int  # the fork shares so many of its items
-    opening: tuple[Token, ...]  # closes what came before, in front of the user's opener
+    at: int  # number of its items that the fork shares
+    opening: tuple[Token, ...]  # closes the turn before, in front of the user's opener
     is_first: bool  # whether nothing came before
     epoch: int  # of the output channel
 
 
 class Prefix(Protocol):
-    """What an input channel needs of the output channel that it forks from."""
+    """What an input channel needs from the output channel that it forks from."""
 
     @property
     def epoch(self) -> int:
@@ -87,7 +87,7 @@ class _Hold:
 
 @final
 class Input:
-    """One user turn in the making: one or more utterances, and the sequence that they are fed to.
+    """A user turn that is being heard: one or more utterances, and the sequence that they are fed to.
 
     The sequence is forked when there is something to fork from (None until then). Its items from `fork.at` on are
     `fork.opening`, the opener of the user's turn and the words.
@@ -123,7 +123,7 @@ class Input:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether patience runs: the words were judged incomplete, or there are none yet."""
+        """Whether patience can run out: the words were judged incomplete, or there are none yet."""
         return not self.deferred and (self.decision is not None or not self.text)
 
     @property
@@ -139,32 +139,32 @@ class Input:
         return self._ids[2]
 
     def grow(self, now: float) -> None:
-        """The words have changed: they have to be judged again."""
+        """Record that the words have changed and have to be judged again."""
         self.changed_at = now
         self.version += 1
         self.decision = None
         self.deferred = False
 
     def hold(self) -> None:
-        """The words were judged as they are, and wait."""
+        """Record that the words were judged as they are, and wait."""
         assert self.decision is not None, "what waits was judged"
         self._hold = _Hold(len(self.utterances), self.text, self.decision, self.deferred, self.changed_at)
 
     def forget_cut(self) -> None:
-        """It was ignored, and more words came: it starts over, and has cut no answer."""
+        """Start over as an input that has cut no answer: it was ignored, and more words came."""
         self.interrupted = self._hold = None
 
     def drop_newest(self) -> list[Utterance]:
         """Give up the utterances that came after those that are held, which go on waiting.
 
-        Returns what was given up; nothing if no words are held, or if these have grown as well.
+        Returns what was given up: nothing if no words are held, or if the held words have grown, too.
         """
         hold = self._hold
         if hold is None or len(self.utterances) <= hold.num_utterances:
             return []
         held, newest = self.utterances[: hold.num_utterances], self.utterances[hold.num_utterances :]
         if join_words(held) != hold.text:
-            return []  # the decision is about the held words, too
+            return []  # the decision also covers the held words
         self.utterances = held
         self.version += 1
         self.scored, self.decision, self.deferred = self.version, hold.decision, hold.deferred
@@ -184,15 +184,15 @@ class Memory:
         self._answered: OrderedDict[str, str] = OrderedDict()  # id to the text that became part of a turn
 
     def drop(self, utterances: Iterable[Utterance]) -> None:
-        """These were dropped: if they grow, they are judged whole (choice 1)."""
+        """Record that these were dropped. If they grow, they are judged as a whole (choice 1)."""
         _remember(self._dropped, utterances)
 
     def answer(self, utterances: Iterable[Utterance]) -> None:
-        """These are part of a turn that is being answered: if they grow, only the new words are a turn."""
+        """Record that these are part of a turn that is being answered. If they grow, only the new words form a turn."""
         _remember(self._answered, utterances)
 
     def reopen(self, utterances: Iterable[Utterance]) -> None:
-        """The turn of these was taken back."""
+        """Record that the turn of these was taken back."""
         for utterance in utterances:
             if utterance.skip and not utterance.final:
                 self._answered[utterance.id] = utterance.text[: utterance.skip]
@@ -208,7 +208,7 @@ class Memory:
         return True
 
     def num_answered(self, utterance: str, text: str) -> int:
-        """Characters of `text` that are part of an earlier turn already."""
+        """Characters of `text` that are already part of an earlier turn."""
         before = self._answered.get(utterance)
         if before is None:
             return 0
@@ -219,7 +219,7 @@ class Memory:
         return len(text) - len(rest[num_words]) if len(rest) > num_words else len(text)
 
     def end(self, utterance: str) -> None:
-        """The utterance has ended: its id may be used again."""
+        """Record that the utterance has ended: its id may be used again."""
         self._answered.pop(utterance, None)
         self._dropped.pop(utterance, None)
 
@@ -236,9 +236,9 @@ def _remember(where: OrderedDict[str, str], utterances: Iterable[Utterance]) -> 
 class InputChannel:
     """At most one input, which is fed and judged, and what is remembered of earlier ones.
 
-    **Kept channels.** The KV of an input that was ignored is given up as soon as its utterance ends, other words are
-    heard, the output channel is rolled back, or room is wanted. Until then it is kept aside, since its words may grow
-    and turn out to be meant for the assistant; then only the new words have to be fed.
+    **Kept channels.** The KV of an ignored input is kept, because its words may grow and turn out to be meant for the
+    assistant; then only the new words have to be fed. It is given up as soon as its utterance ends, other words are
+    heard, the output channel is rolled back, or room is needed.
     """
 
     def __init__(
@@ -290,7 +290,7 @@ class InputChannel:
         return find_open(self.current.utterances, utterance) if self.current else None
 
     def was_dropped(self, utterance: str, text: str, *, final: bool) -> bool:
-        """Whether exactly these words were judged and dropped. If they end with it, nothing is kept for them."""
+        """Whether exactly these words were judged and dropped. If they have ended, nothing is kept for them."""
         if not self.memory.was_dropped(utterance, text, final=final):
             return False
         if final:
@@ -299,7 +299,7 @@ class InputChannel:
         return True
 
     def hear(self, utterance: str, text: str, *, final: bool) -> bool:
-        """The words of `utterance` are now `text`. Returns whether they say anything that has not been answered."""
+        """Set the words of `utterance` to `text`. Returns whether they contain anything that has not been answered."""
         num_answered = self.memory.num_answered(utterance, text)
         if final:
             self.memory.end(utterance)
@@ -319,7 +319,7 @@ class InputChannel:
         return True
 
     def retract(self, utterance: str) -> bool:
-        """Take `utterance` out of what is being heard. Returns whether anything else is left of it."""
+        """Remove `utterance` from what is being heard. Returns whether anything is left."""
         heard = self.heard
         rest = [one for one in heard.utterances if one.id != utterance]
         if rest:
@@ -328,7 +328,7 @@ class InputChannel:
         return bool(rest)
 
     def words_changed(self) -> None:
-        """Judge the words again: the sequence is rolled back to the first id that differs."""
+        """Have the words judged again, with the sequence rolled back to the first id that differs."""
         heard = self.heard
         heard.grow(self._log.now)
         point = heard.fork or self._prefix.fork_point()
@@ -340,10 +340,10 @@ class InputChannel:
         elif heard.sequence is not None and self._prefix.has_room(point, ids, to_answer=False):
             heard.sequence.replace_tail(point.at, (*point.opening, *ids))
         else:
-            self.detach()  # there was room for the earlier words, but not for these
+            self.detach()  # the earlier words had room, but these do not
 
     def _is_too_long(self, ids: Sequence[Token], *, first: bool) -> bool:
-        """Whether a turn has too many ids. A system prompt that the template folds into the first is not counted."""
+        """Whether a turn has too many ids, not counting a system prompt that the template folds into the first turn."""
         limit = self._config.max_user_text
         if first and len(ids) > limit:
             limit += len(self._template.user("", first=True)) - len(self._template.user("", first=False))
@@ -368,11 +368,11 @@ class InputChannel:
         return True
 
     def detach(self) -> None:
-        """Give up the sequence of what is being heard; it is forked again from where the output channel is then."""
+        """Give up the sequence of what is being heard. A new one is forked later, from the current output channel."""
         self._free(self.current)
 
     def plan(self) -> None:
-        """Feed the pending words, and after the last of them the probe, at which the state is forecast."""
+        """Feed the pending words and, after the last, the probe (`<|prediction|>`), at which the state is read."""
         heard, probe = self.current, self._probe
         if heard is None or heard.sequence is None:
             return
@@ -388,7 +388,7 @@ class InputChannel:
             self._cache.feed(sequence, size)
 
     def is_forecast_by(self, work: Work) -> bool:
-        """Whether `work` tells the state of the words as they are now."""
+        """Whether the result of `work` is about the words as they are now."""
         return self.current is not None and work.owner is self.current and work.version == self.current.version
 
     def discard_stale(self) -> None:
@@ -411,14 +411,14 @@ class InputChannel:
         self.detach()
         self.current = None
 
-    # ------------------------------------------------------------------ what becomes of it
+    # ------------------------------------------------------------------ transitions of the input
 
     def score(self, decision: Decision) -> None:
-        """The words as they are were judged."""
+        """Record the decision on the current words."""
         self.heard.scored, self.heard.decision = self.heard.version, decision
 
     def hold(self, *, deferred: bool = False) -> None:
-        """The words wait for more words or, if `deferred`, until they can be answered. Their KV is kept."""
+        """Let the words wait for more words or, if `deferred`, until they can be answered. Their KV is kept."""
         heard = self.heard
         heard.deferred = heard.deferred or deferred
         if heard.decision is not None:
@@ -426,7 +426,7 @@ class InputChannel:
         self._log.add(Held(self._log.now, heard.id, deferred=deferred))
 
     def interrupts(self, answer: int) -> None:
-        """What is being heard cuts the answer of that id."""
+        """Record that what is being heard cuts the answer of that id."""
         self.heard.interrupted = answer
 
     def drop(self, reason: str) -> Input:
@@ -458,7 +458,7 @@ class InputChannel:
         return True
 
     def hand_over(self, point: ForkPoint) -> TokenSequence | None:
-        """What is being heard becomes a turn at `point`. Returns its sequence, unless it was forked elsewhere."""
+        """Make what is being heard a turn at `point`. Returns its sequence, unless it was forked elsewhere."""
         heard = self.heard
         self.current = None
         if heard.sequence is not None and heard.fork == point:
@@ -467,14 +467,14 @@ class InputChannel:
         return None
 
     def reopen(self, utterances: Sequence[Utterance], sequence: TokenSequence, *, interrupted: int | None) -> None:
-        """The turn of `utterances` was taken back: it is heard again, with its words cached in `sequence`."""
+        """Hear the turn of `utterances` again, which was taken back. Its words are cached in `sequence`."""
         others = self.current.utterances if self.current else []
         self.current = Input([*utterances, *others], self._log.now, interrupted=interrupted)
         self.current.sequence, self.current.fork = sequence, self._prefix.fork_point()
         self.memory.reopen(utterances)
 
     def use(self, template: Template) -> None:
-        """Lay words out by `template` from now on. Nothing may be heard meanwhile."""
+        """Lay out words by `template` from now on. Call it only while nothing is being heard."""
         self._template = template
 
     @property
@@ -484,9 +484,9 @@ class InputChannel:
         return self.current
 
     def _bring_back(self, utterance: str) -> Input:
-        """A new input; or the kept one, if its utterance is what is growing.
+        """A new input, or the kept one if it is its utterance that grows.
 
-        If what grows has stopped an answer, the new input counts as what interrupted it.
+        If the growing utterance has stopped an answer, the new input counts as the one that interrupted it.
         """
         kept, stop = self._kept, self._stop
         is_current = kept is not None and kept.fork is not None and kept.fork.epoch == self._prefix.epoch

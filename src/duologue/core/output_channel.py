@@ -1,6 +1,6 @@
-"""The speaking side: everything that was committed, the running answer, and the answers that were suspended.
+"""The speaking side: everything that was committed, the running answer, and suspended answers.
 
-Knows turns and answers. Knows neither what is being heard nor why an answer begins or ends.
+Knows turns and answers, but neither what is being heard nor why an answer begins or ends.
 """
 
 from collections.abc import Sequence
@@ -37,10 +37,10 @@ MAX_SUSPENDED = 2  # answers that can be resumed; older ones are given up
 
 @final
 class OutputChannel:
-    """The live conversation in one token sequence: what was committed, and at its end the running answer.
+    """The live conversation in one token sequence: what was committed, followed by the running answer.
 
-    `epoch` counts how often the sequence was rolled back or replaced: what was forked before that is out of date. A
-    turn that is appended leaves earlier forks valid.
+    `epoch` counts how often the sequence was rolled back or replaced; forks from before that are out of date. Appending
+    a turn leaves earlier forks valid.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class OutputChannel:
         self._cache = cache
         self._log = log
         self._was_cut = False  # whether the last turn of the history was
-        self._num_trimmed = 0  # turns left out so far: chance counts them, too
+        self._num_trimmed = 0  # turns left out so far; they count towards the random numbers, too
         self._compaction: Compaction | None = None
         self._crowded: Answer | None = None  # while it runs, the cache has no room for a compaction
         self._probe_length = probe_length
@@ -94,13 +94,13 @@ class OutputChannel:
         return 0 if compaction is None or compaction.is_awaited else compaction.backlog
 
     def backlog(self, lookahead: int) -> int:
-        """Tokens that wait to be fed, without those of the other two backlogs."""
+        """Tokens that wait to be fed, excluding those of the other two backlogs."""
         own = 0 if self._is_ahead(lookahead // 2 + 1) else self.sequence.num_waiting
         compaction = self._compaction
         return own + (compaction.backlog if compaction is not None and compaction.is_awaited else 0)
 
     def deferrable_backlog(self, lookahead: int) -> int:
-        """Tokens with which an answer that is well ahead of its listener can go on."""
+        """Tokens that continue an answer that is well ahead of its listener."""
         is_well_ahead = self._is_ahead(lookahead // 2 + 1) and not self._is_ahead(lookahead)
         return self.sequence.num_waiting if is_well_ahead else 0
 
@@ -112,7 +112,7 @@ class OutputChannel:
         return answer.num_waiting_tokens >= least
 
     def fork_point(self) -> ForkPoint:
-        """Where the next user turn begins: at what the user has heard, not at what has been generated (choice 2)."""
+        """Where the next user turn begins: after what the user has heard, not what has been generated (choice 2)."""
         answer, was_cut = self.answer, self._was_cut
         at, last = len(self.sequence.items), self.last_role
         if answer is not None and answer.num_heard:
@@ -127,7 +127,7 @@ class OutputChannel:
     def has_room(self, point: ForkPoint, words: Sequence[Token], *, to_answer: bool) -> bool:
         """Whether a user turn of `words` at `point` can be judged, or, with `to_answer`, answered.
 
-        If no answer to it would fit, a compaction is begun; where the room is wanted at once, the turn waits for it.
+        If no answer to it would fit, a compaction is begun. If the room is needed at once, the turn waits for it.
         """
         left = self._config.max_length - point.at - len(point.opening) - len(words)
         if left < self._min_room:
@@ -138,7 +138,7 @@ class OutputChannel:
         return is_enough
 
     def protect(self, interruptible: Interruptible) -> None:
-        """Say what may cut the running answer, and those that follow."""
+        """Set what may cut the running answer and later ones."""
         self._interruptible = interruptible
         if self.answer is not None:
             self.answer.interruptible = interruptible
@@ -148,8 +148,9 @@ class OutputChannel:
     def promote(self, turn: Input, point: ForkPoint, words: Sequence[Token], sequence: TokenSequence | None) -> Answer:
         """Begin an answer to the user's turn `turn` at `point`.
 
-        `sequence` is the input channel's, which becomes the output channel's: its words are cached. Without it, more
-        was heard since the fork; then `words` are appended to what was heard, and fed in one pass with the header.
+        `sequence` is that of the input channel, with its words cached; it becomes that of the output channel. It is
+        None if more was heard since the fork; then `words` are appended to what was heard, and fed in one pass with the
+        header.
         """
         if sequence is not None:
             self._adopt(sequence)
@@ -160,7 +161,7 @@ class OutputChannel:
         return answer
 
     def speak_up(self) -> None:
-        """Answer without new words: the user's turn that ends the history, or of the assistant's own accord."""
+        """Answer the user's turn that ends the history, or let the assistant speak unprompted."""
         if self.last_role is Role.USER:
             text = self.history[-1].text
             self._reopen(len(self.history) - 1)
@@ -177,7 +178,7 @@ class OutputChannel:
         """Open the assistant's turn; the user's turn began at `turn_at`.
 
         Raises:
-            TemplateError: nobody asked (`user_text` is None), and the template allows no answer without a question.
+            TemplateError: there is no question (`user_text` is None), and the template allows no answer without one.
         """
         header = self._template.joint(Role.USER if user_text is not None else self.last_role, Role.ASSISTANT)
         mark = len(self.sequence.items)
@@ -205,7 +206,7 @@ class OutputChannel:
         if sequence.fed is not None or self._is_ahead(lookahead):
             return
         if answer is not None and not answer.finished and not sequence.num_pending:
-            sequence.forget_last()  # its result was discarded: the token has to be fed again to draw the next
+            sequence.forget_last()  # its result was discarded, so the token has to be fed again to draw the next
         size = self._cache.portion(sequence)
         if size == 0:
             return
@@ -227,7 +228,7 @@ class OutputChannel:
         return answer is not None and work.owner is answer and work.version == answer.num_tokens
 
     def go_on(self, tokens: Sequence[Token]) -> None:
-        """The model drew `tokens` for the running answer."""
+        """Append `tokens`, which the model drew, to the running answer."""
         answer = self._running
         for token in tokens:
             if token in self._template.stop_tokens:
@@ -239,7 +240,7 @@ class OutputChannel:
         self._say(answer)
 
     def cut_short(self) -> bool:
-        """End the running answer here, for want of room. Returns whether there was an unfinished one."""
+        """End the running answer here for lack of room. Returns whether there was an unfinished one."""
         answer = self.answer
         if answer is None or answer.finished:
             return False
@@ -248,12 +249,12 @@ class OutputChannel:
         return True
 
     def hold_back(self) -> None:
-        """Somebody speaks: a prepared answer waits for what the words will be."""
+        """Delay a prepared answer because somebody has started to speak."""
         if self.answer is not None:
             self.answer.begun_at = self._log.now
 
     def end_words(self, utterance: str) -> None:
-        """`utterance`, which the running answer answers, has ended without further words."""
+        """Record that `utterance`, part of the turn being answered, has ended without further words."""
         ended = self._running.find(utterance)
         if ended is not None:
             ended.final = True
@@ -277,7 +278,7 @@ class OutputChannel:
         self._say(answer)
 
     def hear(self, position: int) -> None:
-        """The user has heard the running answer up to character `position`."""
+        """Record that the user has heard the running answer up to character `position`."""
         answer = self._running
         if answer.hear(position):
             self._log.add(Heard(self._log.now, answer.id, answer.num_heard))
@@ -301,7 +302,7 @@ class OutputChannel:
         self._log.add(Finished(self._log.now, answer.id, reason))
 
     def _say(self, answer: Answer) -> None:
-        """Tell the new text of a released answer."""
+        """Report the new text of a released answer."""
         if not answer.is_released:
             return
         start = answer.num_said
@@ -318,14 +319,14 @@ class OutputChannel:
             self._begin_compaction()
 
     def _adopt(self, sequence: TokenSequence) -> None:
-        """Go over to `sequence`, which continues the present one."""
+        """Switch to `sequence`, which continues the current one."""
         self._cache.free(self.sequence)
         self.sequence = sequence
 
     # ------------------------------------------------------------------ cutting and resuming
 
     def silence(self) -> None:
-        """End the running answer: it is suspended if something of it was heard, and withdrawn otherwise."""
+        """End the running answer: suspend it if part of it was heard, and withdraw it otherwise."""
         answer = self.answer
         if answer is not None and answer.num_heard:
             self.suspend()
@@ -345,7 +346,7 @@ class OutputChannel:
         return answer
 
     def take_back(self) -> TokenSequence:
-        """Undo the running answer, of which nothing was heard. Returns a sequence in which the user's words are."""
+        """Roll back the running answer, of which nothing was heard. Returns a sequence with the user's words cached."""
         answer = self._running
         words = self._cache.fork(self.sequence, answer.mark)
         self._roll_back_turn(answer)
@@ -357,19 +358,19 @@ class OutputChannel:
         self.epoch += 1
 
     def resume(self) -> None:
-        """Let the answer that was cut last go on (choice 6)."""
+        """Continue the answer that was cut last (choice 6)."""
         cut = self.suspended[-1]
         self.silence()
         if self._still_fits(cut):
             self._resume_exactly(cut)
-        elif cut not in self.suspended:  # cutting the running answer left no place for it
+        elif cut not in self.suspended:  # suspending the running answer displaced it
             self._log.add(Refused(self._log.now, "resume", "the suspended answer had to be released"))
         else:
             self.epoch += 1
             self._replay(cut, self._answer_unasked())
 
     def resume_undisturbed(self, answer: int) -> None:
-        """Let the answer of that id go on if it is suspended and no turn was committed since."""
+        """Continue the answer of that id if it is suspended and no turn has been committed since."""
         for cut in self.suspended:
             if cut.id == answer and self._still_fits(cut):
                 self._resume_exactly(cut)
@@ -380,7 +381,7 @@ class OutputChannel:
         return cut in self.suspended and len(self.history) == cut.num_turns + len(cut.turns)
 
     def _resume_exactly(self, cut: Answer) -> None:
-        """`cut` goes on, with its own KV if that was not evicted."""
+        """Continue `cut`, with its own KV if that was not evicted."""
         self.suspended.remove(cut)
         if cut.is_evicted:  # the sequence ends where the answer was cut
             self.sequence.replace_tail(cut.heard_at, cut.sequence.items[cut.heard_at :])
@@ -395,7 +396,7 @@ class OutputChannel:
         self._say(cut)
 
     def _resume_as_asked(self, cut: Answer, asked: Answer) -> None:
-        """`asked` answers words that mean "go on"."""
+        """Resume `cut` in place of `asked`, which answers words that mean "go on"."""
         if self._still_fits(cut):
             self.resume()
         else:
@@ -405,7 +406,7 @@ class OutputChannel:
     def _answer_unasked(self) -> Answer:
         try:
             return self._begin_answer(len(self.sequence.items), None, ())
-        except TemplateError:  # turns have to alternate: somebody has to ask
+        except TemplateError:  # turns have to alternate, so a user turn is inserted
             text = next(iter(self.policy.resume_phrases), "go on")
             point = self.fork_point()
             self.sequence.items.extend((*point.opening, *self._template.user(text, first=point.is_first)))
@@ -413,7 +414,7 @@ class OutputChannel:
             return self._begin_answer(point.at, text, [Utterance("resume", text, final=True)])
 
     def _replay(self, cut: Answer, answer: Answer) -> None:
-        """Feed what was not heard of `cut` as the beginning of `answer`."""
+        """Feed the unheard part of `cut` as the beginning of `answer`."""
         self.suspended.remove(cut)
         self._evict(cut)
         answer.is_released = True
@@ -471,7 +472,7 @@ class OutputChannel:
         self._cache.free(self.sequence)
 
     def swap_if_compacted(self) -> bool:
-        """Go over to the compacted context if it is cached and no answer is running. Returns whether that was so."""
+        """Switch to the compacted context if it is cached and no answer is running. Returns whether it did."""
         compaction = self._compaction
         if compaction is None or self.answer is not None or not compaction.catch_up(self.history):
             return False
@@ -491,9 +492,9 @@ class OutputChannel:
         return False
 
     def give_up_compaction(self) -> bool:
-        """There is no room for the compaction in progress. Returns whether there was one.
+        """Give up the compaction in progress for lack of room. Returns whether there was one.
 
-        While the same answer runs, it is not begun again, since it would fail again. Without an answer, the context is
+        It is not begun again while the same answer runs, since it would fail again. Without an answer, the context is
         trimmed at once instead.
         """
         if not self._abandon_compaction():
@@ -515,7 +516,7 @@ class OutputChannel:
 
     def _begin_compaction(self) -> None:
         if self._compaction is None and not self._is_crowded:
-            # By the time it is put to use, it also holds the running answer and its question.
+            # When it comes into use, it will also hold the running answer and its question.
             running = 0 if self.answer is None else len(self.sequence.items) - self.answer.turn_at
             budget = max(0, self._config.max_length // 2 - running)
             self._compaction = Compaction(self._template, self.history, budget, self._cache)
@@ -529,10 +530,10 @@ class OutputChannel:
         self._log.add(Trimmed(self._log.now, compaction.num_dropped, len(self.sequence.items)))
 
     def _reopen(self, num_kept: int) -> None:
-        """Turns after the first `num_kept` are open again."""
+        """Remove all turns after the first `num_kept` from the history, so that they can change again."""
         del self.history[num_kept:]
         if self._compaction is not None and self._compaction.num_laid > num_kept:
-            self._abandon_compaction()  # it has them as they were; it is begun again when a turn ends
+            self._abandon_compaction()  # it contains those turns; it is begun again when a turn ends
 
     def lay_out(self, turns: Sequence[Turn], template: Template) -> list[Token]:
         """Ids of a context that begins with `turns`; nothing changes.

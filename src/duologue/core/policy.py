@@ -61,16 +61,16 @@ RESUME_PHRASES = (
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How eager the assistant is (choices 4, 6, 7 and 8). `eagerness` moves waits and thresholds together."""
+    """How eager the assistant is (choices 4, 6, 7 and 8). `eagerness` changes waits and thresholds together."""
 
     idle: Thresholds = Thresholds()  # while the assistant is silent
     speaking: Thresholds = Thresholds()  # while the user hears an answer
     eagerness: float = 0.0  # -1 patient … 1 eager: 1 halves the waits and the threshold of process, -1 doubles them
-    settle_ms: float = 600.0  # a prepared answer is released after that time without new words
-    p_sure: float = 0.97  # or at once, if process is at least that probable
+    settle_ms: float = 600.0  # a prepared answer is released after this time without new words
+    p_sure: float = 0.97  # or at once, if process is at least this probable
     period_s: float = 1.0  # length of a quiet period
-    quiet_periods: int = 4  # after so many, an incomplete input is answered (silent) or dropped (speaking)
-    answers_unfinished: bool = False  # or answered when speaking, too, if process beats ignore
+    quiet_periods: int = 4  # after this many, an incomplete input is answered (silent) or dropped (speaking)
+    answers_unfinished: bool = False  # if set, it is answered when speaking, too, if process beats ignore
     interruptible: Interruptible = Interruptible.YES  # of answers, unless `Session.protect` says otherwise
     resume_phrases: tuple[str, ...] = RESUME_PHRASES  # processed while an answer is suspended, they resume it
     cut_note: str = ""  # appended to a cut answer to tell the model that it was cut, for instance " —"
@@ -109,9 +109,9 @@ class Policy:
         return Decision(states[best], p[best], tuple(zip(states, p, strict=True)))
 
     def decide_unfinished(self, decision: Decision) -> InputState:
-        """The state of words that were incomplete over an answer, when no more came in time."""
+        """The state of words that stayed incomplete over an answer for too long."""
         others = [(state, p) for state, p in decision.probabilities if state is not InputState.INCOMPLETE]
-        others.sort(key=lambda other: other[0] is not InputState.IGNORE)  # on a tie, the answer goes on
+        others.sort(key=lambda other: other[0] is not InputState.IGNORE)  # on a tie, the answer continues
         if not self.answers_unfinished or not others:
             return InputState.IGNORE
         states, p = zip(*others, strict=True)

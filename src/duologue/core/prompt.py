@@ -1,4 +1,4 @@
-"""What is fed around the words: the segments of the model's chat format, and the probe that asks for the state.
+"""The tokens fed around the words: the segments of the model's chat format, and the probe that asks for the state.
 
 The core knows the chat format only as the two protocols below; `duologue.text.template.Template` implements them.
 """
@@ -34,7 +34,7 @@ class Template(Protocol):
 
     @property
     def header(self) -> tuple[Token, ...]:
-        """Closes the user's turn and opens the assistant's."""
+        """Closes the user's turn and opens the assistant's: the paper's prompt token (DUO, section 2.3)."""
 
     @property
     def close(self) -> tuple[Token, ...]:
@@ -73,8 +73,9 @@ class Probe:
     """What is fed after the words to ask for their state, and where the state is read (DUO, section 2.2).
 
     `tokens` follow the words, the probabilities of `watch` are read at the last of them, and they are rolled back. For
-    the `rows` adapter the probe is the one token `<|prediction|>`; for a prompted model it is an instruction in words.
-    `watch[i]` is the id that stands for `states[i]`. `STOP` is optional: the paper's three states work, too.
+    a trained adapter the probe is the token `<|prediction|>`; for a prompted model it is an instruction in plain text.
+    `watch[i]` is the state token, such as `<|process|>`, that stands for `states[i]`: an added row of a trained
+    adapter, or an ordinary id. `STOP` is optional: the paper's three states work, too.
     """
 
     tokens: tuple[Token, ...]
@@ -92,7 +93,7 @@ class Probe:
 
 
 def lay_out(template: Template, turns: Sequence[Turn], config: SessionConfig, limit: int) -> list[Token]:
-    """Ids of `begin` and `turns`. What is too long is refused as early as possible: tokenising it all takes long.
+    """Ids of `begin` and `turns`. Whatever is too long is refused as early as possible, because tokenising it is slow.
 
     Raises:
         ContextOverflow: they take more than `limit` tokens.

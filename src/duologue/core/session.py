@@ -1,9 +1,11 @@
-"""One conversation as a pure state machine: it is told what was heard, and says what to run and what happened.
+"""One conversation as a pure state machine: it receives words and commands, and returns what to run and what happened.
 
     hear · heard · advance · respond · stop · resume · edit ─▶ Session ─▶ plan ─▶ (a forward pass) ─▶ take ─▶ events
 
-A cycle is one `plan`, its forward pass, and `take`. Commands change only what is wanted; `plan` works out what that
-means for the KV cache. Every piece of work has a ticket, and a result that nothing waits for is discarded.
+A cycle is one `plan`, its forward pass, and `take`. In that pass, the output channel decodes its next token while the
+input channel is prefilled and its state is read (DUO, section 2.1). Commands change only what is wanted; `plan` works
+out what that means for the KV cache. Every piece of work has a ticket, and results that are no longer wanted are
+discarded.
 """
 
 from abc import ABC, abstractmethod
@@ -37,7 +39,7 @@ class Phase(StrEnum):
 
 
 class BaseSession(ABC):
-    """What an engine drives and a replay can run: `Session`, and the baselines that it is compared with."""
+    """The interface that engines drive: `Session`, and the baselines that it is compared with."""
 
     def __init__(self, template: Template, probe: Probe, config: SessionConfig | None) -> None:
         self.template = template
@@ -81,16 +83,16 @@ class BaseSession(ABC):
     @property
     @abstractmethod
     def backlog(self) -> int:
-        """About how many tokens wait to be fed, without those in flight and those of the other two backlogs."""
+        """About how many tokens wait to be fed, excluding those in flight and those of the other two backlogs."""
 
     @property
     def compaction_backlog(self) -> int:
-        """Tokens of a shorter context in the making. Nothing waits for them while there is room in the old one."""
+        """Tokens of a compaction in progress that nothing waits for, since the old context still has room."""
         return 0
 
     @property
     def deferrable_backlog(self) -> int:
-        """Tokens of an answer that is well ahead of its listener: they can wait for a pass that is run anyway."""
+        """Tokens of an answer that is well ahead of its listener. They can wait for a pass that runs anyway."""
         return 0
 
     @property
@@ -98,10 +100,10 @@ class BaseSession(ABC):
     def next_deadline(self) -> float | None:
         """Session time at which `advance` will change something, if nothing else happens before."""
 
-    # ------------------------------------------------------------------ what it can be told
+    # ------------------------------------------------------------------ input and commands
 
     def advance(self, now: float) -> list[Event]:
-        """The time is `now` (seconds, never going back). Waits that are over take effect.
+        """Set the time to `now` (seconds, never decreasing). Waits that have ended take effect.
 
         Raises:
             UsageError: `now` is earlier than before.
@@ -115,7 +117,7 @@ class BaseSession(ABC):
     def hear(self, text: str, *, utterance: str = "user", final: bool = False) -> list[Event]:
         """The words of `utterance` are now `text`: all of it so far, which may also revise earlier words.
 
-        The slices of the paper come in this way, too: each call has one slice more (`duologue.text.slicing.partials`).
+        The paper's slices are passed in the same way: each call adds one slice (`duologue.text.slicing.partials`).
         Empty text is the onset of speech. `final` ends the utterance; afterwards, the same id names a new one. A text
         of more than `SessionConfig.max_user_characters` is refused, and nothing of it is kept.
         """
@@ -145,7 +147,7 @@ class BaseSession(ABC):
 
     @abstractmethod
     def respond(self) -> list[Event]:
-        """Answer now: what is being heard, whatever its state; without words, let the assistant speak."""
+        """Answer what is being heard now, whatever its state. Without words, let the assistant speak."""
 
     @abstractmethod
     def stop(self) -> list[Event]:
@@ -153,7 +155,7 @@ class BaseSession(ABC):
 
     @abstractmethod
     def resume(self) -> list[Event]:
-        """Let the answer that was cut last go on."""
+        """Continue the answer that was cut last."""
 
     @abstractmethod
     def edit(self, history: Sequence[Turn]) -> list[Event]:
@@ -177,18 +179,18 @@ class BaseSession(ABC):
 
     @abstractmethod
     def take(self, steps: Sequence[Step]) -> list[Event]:
-        """The results of a pass. What nothing waits for any more is discarded."""
+        """Process the results of a pass. Results that are no longer wanted are discarded."""
 
     def lose(self, batch: Sequence[Extend]) -> None:
-        """The pass over `batch` did not take place; its work is planned again."""
+        """Record that the pass over `batch` did not take place. Its work is planned again."""
         self._cache.lose(batch)
 
     @abstractmethod
     def make_room(self) -> bool:
-        """The cache is full: give up what is missed least. Returns whether anything was left to give up."""
+        """Give up the least valuable content because the cache is full. Returns whether there was anything left."""
 
     def evict(self) -> bool:
-        """Give up KV that can be computed again later. Returns whether there was any."""
+        """Give up KV that can be recomputed later. Returns whether there was any."""
         return False
 
     def close(self) -> Plan:
@@ -196,7 +198,7 @@ class BaseSession(ABC):
         self._free()
         return self._cache.flush()
 
-    # ------------------------------------------------------------------ what each kind does in its own way
+    # ------------------------------------------------------------------ implemented by each kind of session
 
     @abstractmethod
     def _act_on_time(self) -> None:
@@ -208,7 +210,7 @@ class BaseSession(ABC):
 
     @abstractmethod
     def _refuse(self, utterance: str, excerpt: str, *, final: bool) -> None:
-        """Words of `utterance`, of which `excerpt` is the beginning, were refused."""
+        """Handle the refusal of words of `utterance` that begin with `excerpt`."""
 
     @abstractmethod
     def _heard(self, answer: Answer, position: int) -> None:
@@ -219,10 +221,10 @@ class BaseSession(ABC):
         """Free all sequences."""
 
     def _follow_up(self) -> None:  # noqa: B027 - not every kind has something to do
-        """Do what follows from the last change."""
+        """Carry out the consequences of the last change."""
 
     def _settle(self) -> list[Event]:
-        """Do what follows from the last change. Returns the events since the last call."""
+        """Carry out the consequences of the last change. Returns the events since the last call."""
         self._follow_up()
         return self._log.drain()
 
@@ -319,8 +321,8 @@ class Session(BaseSession):
     def _lookahead(self) -> int:
         """How many tokens of an answer may be unheard.
 
-        While words are heard, fewer: if they cut the answer, less was computed in vain, and the backend is likely to
-        be idle when the next words come.
+        While words are being heard, the number is lower: if they cut the answer, less work is wasted, and the backend
+        is likely to be idle when the next words arrive.
         """
         config = self.config
         return min(config.lookahead, config.lookahead_listening) if self._input.current else config.lookahead
@@ -399,7 +401,7 @@ class Session(BaseSession):
         return self._settle()
 
     def _judge(self, heard: Input, p: tuple[float, ...]) -> None:
-        """The state of the words was forecast: decide, and apply one transition (see `transitions`)."""
+        """Decide on the words by the probabilities `p` of the states, and apply one transition (see `transitions`)."""
         speaking = self.floor is Floor.SPEAKING
         decision = self.policy.decide(self.probe.states, p, speaking=speaking)
         self._input.score(decision)
@@ -423,17 +425,18 @@ class Session(BaseSession):
     # ------------------------------------------------------------------ transitions, in the order of their table
 
     def _hold(self) -> None:
-        """incomplete: the words wait for more, with their KV.
+        """incomplete: the words keep their KV and wait for more.
 
-        The probe is rolled back lazily: in the cache it is surplus from now on, and is truncated when more is fed.
+        As after every decision, the probe is rolled back lazily: it is surplus in the cache from now on, and is
+        truncated before anything else is fed.
         """
         self._input.hold()
 
     def _drop(self) -> None:
-        """ignore, or stop while nothing is said: the words are given up, and an answer goes on undisturbed.
+        """ignore, or stop while the assistant is silent: the words are dropped; a running answer continues undisturbed.
 
-        If other words are held, the newest are dropped alone. The KV is released at once, unless the words may still
-        grow: then the channel is kept for a while (see `InputChannel`).
+        If other words are held, only the newest are dropped. The KV is released at once, unless the words may still
+        grow; then the channel is kept for a while (see `InputChannel`).
         """
         decision = self._input.heard.decision
         assert decision is not None, "it was judged"
@@ -444,7 +447,8 @@ class Session(BaseSession):
     def _promote(self) -> None:
         """process: the input channel becomes the output channel, and the assistant's header is appended.
 
-        Where no answer would fit, the words wait for a shorter context.
+        The header is the paper's prompt token. Before it is fed, the probe is rolled back (see `_hold`). If there is no
+        room for an answer, the words wait for a compacted context.
         """
         heard, point = self._input.heard, self._output.fork_point()
         words = heard.ids(self.template, first=point.is_first)
@@ -478,7 +482,7 @@ class Session(BaseSession):
         self._input.words_changed()
 
     def _defer(self) -> None:
-        """process over an answer that may not be interrupted, or without room: the words wait until it is possible."""
+        """process over an answer that must not be interrupted, or without room: the words are answered later."""
         self._input.hold(deferred=True)
 
     def _reopen_turn(self, answer: Answer) -> None:
@@ -489,7 +493,7 @@ class Session(BaseSession):
         self._log.add(TakenBack(self.now, answer.id))
 
     def _give_up(self, reason: str) -> None:
-        """Drop what is being heard. If it had seemed to interrupt an answer and did not, the answer resumes."""
+        """Drop what is being heard. If it cut an answer but turns out to be no interruption, the answer resumes."""
         cut = self._input.drop(reason).interrupted
         is_aside = reason in (InputState.IGNORE, "patience", "retracted")
         if cut is not None and is_aside and self.running is None:
@@ -563,30 +567,30 @@ class Session(BaseSession):
         return self._settle()
 
     def protect(self, interruptible: Interruptible) -> None:
-        """Say what may cut the running answer, and those that follow until said otherwise."""
+        """Set what may cut the running answer and later ones."""
         self._output.protect(interruptible)
 
     def limit(self, max_answer: int) -> None:
         """Answers that begin from now on have at most `max_answer` tokens.
 
         Raises:
-            UsageError: that is none.
+            UsageError: `max_answer` is less than 1.
         """
         if max_answer < 1:
             raise UsageError(f"an answer of {max_answer} tokens says nothing; allow at least 1")
         self._output.max_answer = max_answer
 
     def adjust(self, policy: Policy) -> None:
-        """Decide by `policy` from now on. What may cut an answer is not changed by it; see `protect`."""
+        """Decide by `policy` from now on. This does not change what may cut an answer; see `protect`."""
         self.policy = self._output.policy = policy
 
     # ------------------------------------------------------------------ room
 
     def make_room(self) -> bool:
-        """The cache is full: give up what is missed least. Returns whether anything was left to give up.
+        """Give up the least valuable content because the cache is full. Returns whether anything was left to give up.
 
-        Words that were ignored and suspended answers (see `evict`) go first, then a compaction in progress, then the
-        words being heard; then the answer ends here, and last the older half of the conversation is left out at once.
+        Ignored words and suspended answers (see `evict`) go first, then a compaction in progress, then the words being
+        heard. After that, the running answer ends here. Last, the older half of the conversation is left out at once.
         """
         output, heard = self._output, self._input.current
         if self._input.forget_kept() or output.evict():
@@ -603,7 +607,7 @@ class Session(BaseSession):
     def evict(self) -> bool:
         """Give up the KV of a suspended answer. Returns whether there was any.
 
-        The answer can still be resumed: what was not heard of it is fed again then.
+        The answer can still be resumed: its unheard tokens are then fed again.
         """
         return self._output.evict()
 
@@ -621,7 +625,7 @@ class Session(BaseSession):
             self._lose_patience(heard)
 
     def _lose_patience(self, heard: Input) -> None:
-        """Nothing came after words that were incomplete, or after an onset without any (choice 7)."""
+        """Act on incomplete words, or an onset without words, after which nothing more came (choice 7)."""
         decision = heard.decision
         if decision is None:
             self._give_up("patience")
@@ -640,7 +644,7 @@ class Session(BaseSession):
             yield heard.changed_at + self.policy.patience_s
 
     def _follow_up(self) -> None:
-        """A compacted context is put to use, and deferred words get their turn."""
+        """Switch to a compacted context if it is ready, and answer deferred words if that is possible now."""
         self._output.swap_if_compacted()
         self._input.discard_stale()
         heard = self._input.current

@@ -1,4 +1,4 @@
-"""What a conversation cost: one record per forward pass, streamed to a sink. All measurements are read from these."""
+"""The cost of a conversation: one record per forward pass, streamed to a sink. All measurements use these records."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -2,8 +2,8 @@
 
 The input channel forks from what the user has heard, so both outcomes are ready when the state is known. Dropping the
 channel leaves the answer as it is; promoting it makes it the new output channel, already prefilled. The paper leaves
-open what happens while an answer exists of which nothing has been heard: then there is nothing to interrupt, and the
-words belong to the same turn (choice 5).
+open what happens if nothing has been heard of an answer: here, there is nothing to interrupt, and the words belong to
+the same turn (choice 5).
 
 `TABLE` is complete: `Session` looks its transitions up here and has one method for each, in this order. The figure in
 `docs/method.md` is drawn from it (`python -m duologue.core.transitions`).
@@ -24,7 +24,7 @@ class Floor(StrEnum):
 
 
 class Transition(StrEnum):
-    """What happens to the two channels. `Session` has a method of the same name for each."""
+    """What happens to the two channels and their KV (figure 2 of the paper). `Session` has a method for each."""
 
     HOLD = "hold"  # incomplete: roll back the probe, keep the input's KV, wait
     DROP = "drop"  # ignore: free the input channel; everything else goes on

@@ -1,11 +1,11 @@
-"""Runs many sessions on one backend: a synchronous core, and an asynchronous front around it.
+"""Runs many sessions on one backend: a synchronous core, and an asynchronous interface around it.
 
-Each round of the core is the same, whoever drives it:
+Each cycle of the core is the same, whoever drives it:
 
     plan (what all sessions feed) ─▶ ForwardPass.run (one pass on the backend) ─▶ take (results to their sessions)
 
-Between `plan` and `take` sessions may be given commands; tickets tell which results are still wanted. `tick` does all
-three in the caller's thread. In asynchronous use the event loop's thread owns the sessions, so that commands are
+Sessions may receive commands between `plan` and `take`; tickets identify the results that are still wanted. `tick` does
+all three in the caller's thread. In asynchronous use the event loop's thread owns the sessions, so that commands are
 carried out at once even while a pass runs, and one worker thread owns the backend. Neither needs a lock: they meet when
 a pass is handed over and when it returns.
 """
@@ -68,9 +68,9 @@ class Engine:
     Args:
         max_tokens_per_pass: the most tokens of a pass, which bounds how long words can wait for it to end; None: every
             session feeds all it has in each pass (see `Scheduler`).
-        max_seconds_per_pass: how long a pass should take; wider ones are narrowed.
-        overcommit: sessions are admitted while all of them together could fill the KV cache this many times. At 1 every
-            session can always have its whole `SessionConfig.max_length`.
+        max_seconds_per_pass: how long a pass should take; passes that take longer are narrowed.
+        overcommit: sessions are admitted while all of them together could fill the KV cache at most this many times. At
+            1, every session can always use its whole `SessionConfig.max_length`.
         clock: returns seconds and never goes back. All time comes from it; a virtual one makes runs reproducible.
 
     Raises:
@@ -187,7 +187,7 @@ class Engine:
     # ------------------------------------------------------------------ the synchronous core
 
     def tick(self) -> bool:
-        """One round in the caller's thread. Returns whether there was anything to feed."""
+        """Run one cycle in the caller's thread. Returns whether there was anything to feed."""
         forward_pass = self.plan()
         if forward_pass is not None:
             forward_pass.run()
@@ -195,7 +195,7 @@ class Engine:
         return forward_pass is not None
 
     def plan(self) -> ForwardPass | None:
-        """The next pass, or None when there is nothing to feed. Cache operations alone are carried out at once."""
+        """The next pass, or None if there is nothing to feed. Cache operations without a pass take place at once."""
         assert self._running is None, "the previous pass has not been taken"
         now = self.now()
         for handle in self.handles:
@@ -218,7 +218,7 @@ class Engine:
         self._free_leaving()
 
     def due(self) -> float | None:
-        """When there will be something to do without words or commands; None if there will not."""
+        """The time at which there will be something to do without new words or commands; None if never."""
         now = self.now()
         dues = [handle.due(now) for handle in self._handles]
         return min((due for due in (*dues, self.scheduler.due(self._handles)) if due is not None), default=None)
@@ -260,9 +260,9 @@ class Engine:
                     handle.report(events)
 
     def _recover(self, portion: Portion, error: DuologueError, forward_pass: ForwardPass) -> None:
-        """A session's portion of a pass did not take place. If the cache was full, make room and plan it again.
+        """Handle a portion that failed. If the cache was full, make room, so that it is planned again.
 
-        If the session has nothing to give up, it waits until the others hold less: what all were promised fits.
+        A session that has nothing to give up waits until the others hold less: what all were promised fits.
         """
         session = portion.handle.session
         session.lose(portion.plan.batch)
@@ -293,7 +293,7 @@ class Engine:
                 self.totals.failed += 1
                 handle.fail(error if isinstance(error, DuologueError) else _failure("the conversation failed", error))
 
-    # ------------------------------------------------------------------ the asynchronous front
+    # ------------------------------------------------------------------ the asynchronous interface
 
     async def __aenter__(self) -> "Engine":
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="duologue-backend")

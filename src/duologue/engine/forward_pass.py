@@ -14,7 +14,7 @@ from duologue.errors import CacheFull, DuologueError
 
 @dataclass(slots=True, eq=False)
 class Portion:
-    """What one session feeds in a pass, and the result."""
+    """The work of one session in a pass, and its result."""
 
     handle: Handle
     plan: Plan
@@ -68,7 +68,7 @@ class ForwardPass:
         self.seconds = time.perf_counter() - began
 
     def _forward(self, portions: list[Portion]) -> None:
-        """Feed `portions`. If the cache is full, the largest is left out; if the pass fails, each is tried alone."""
+        """Feed `portions`. If the cache is full, the largest is left out. If the pass fails, each is run separately."""
         while portions:
             batch: list[Extend] = []
             try:

@@ -23,7 +23,7 @@ from duologue.types import Token, Turn
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What a handle needs of its engine."""
+    """What a handle needs from its engine."""
 
     backend: Backend
     clock: Callable[[], float]
@@ -40,7 +40,7 @@ class Handle:
 
     def __init__(self, host: Host, session: BaseSession, playback: PlaybackClock | None, sink: Sink | None) -> None:
         self.session = session  # read only
-        self.num_told = 0  # events so far
+        self.num_told = 0  # events recorded so far
         self.sequences = SequenceMap(host.backend)
         self.is_open = True
         self.last_fed = 0  # number of the last pass that fed anything of it
@@ -80,7 +80,7 @@ class Handle:
         self._raise_failure()
 
     def record(self, record: Pass | Event) -> None:
-        """Give a record of the session to the sink, and an event to whoever reads events."""
+        """Pass a record of the session to the sink, and an event also to the readers of events."""
         if self._sink is not None:
             self._sink(record)
         if self.is_open and not isinstance(record, Pass):
@@ -133,12 +133,12 @@ class Handle:
         self._command(lambda: self.session.heard(position, answer=answer))
 
     def take_reports(self) -> None:
-        """From now on, calls of `heard` say what has been heard, and the playback clock does not."""
+        """From now on, calls of `heard` report what has been heard, instead of the playback clock."""
         if self._playback is not None:
             self._playback.is_paused, self._playback = True, None
 
     def hear_out(self, position: int | None = None) -> None:
-        """Count the running answer as heard up to `position` (None: all that was said), whatever the clock says."""
+        """Count the running answer as heard up to `position` (None: all that was said), regardless of the clock."""
         running = self.session.running
         if running is not None:
             until = running.num_said if position is None else min(position, running.num_said)
@@ -234,7 +234,7 @@ class Handle:
     def _command(self, command: Callable[[], list[Event] | None]) -> None:
         self._raise_failure()
         if not self.is_open:
-            raise UsageError("the session is not open any more; open another one with Engine.open")
+            raise UsageError("the session is closed; open another one with Engine.open")
         self.advance(self._host.clock())
         self.report(command() or ())
         self._host.wake()

@@ -2,7 +2,8 @@
 
 Time passes in two ways only. A forward pass takes `period / passes` seconds, during which cues may occur as in real
 time; and when there is nothing to run, the clock jumps to the next cue or deadline. The paper's cycle is a period of
-two seconds with K = 4 passes (section 3.1). The default of ten passes gives five tokens a second, the rate of speech.
+two seconds with K = 4 passes (section 3.1). The default of ten passes per period gives five tokens per second, the rate
+of speech.
 """
 
 import json
@@ -138,7 +139,7 @@ def _cues(row: dict[str, Any], line: int, period_s: float, seed: int) -> list[Cu
     kind = kinds.pop()
     unknown = row.keys() - _FIELDS[kind] - {"at", kind}
     if unknown:
-        raise BadData(f"{', '.join(sorted(unknown))} cannot stand beside {kind}")
+        raise BadData(f"{', '.join(sorted(unknown))} cannot be combined with {kind}")
     if kind == "command":
         if row["command"] not in _COMMANDS:
             raise BadData(f'"command" is {row["command"]!r}; there are {", ".join(_COMMANDS)}')
@@ -163,12 +164,12 @@ def _cues(row: dict[str, Any], line: int, period_s: float, seed: int) -> list[Cu
 
 def _check_pace(period_s: float, passes: int) -> None:
     if not 0 < period_s < _LATEST_S or passes < 1:
-        raise UsageError(f"a period of {period_s} s with {passes} passes cannot be; both must be positive")
+        raise UsageError(f"a period of {period_s} s with {passes} passes is not possible; both must be positive")
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """What a replay led to. Texts of several answers are joined by line breaks."""
+    """The result of a replay. Texts of several answers are joined by line breaks."""
 
     said: str  # everything that was released
     heard: str  # the part of it that was heard

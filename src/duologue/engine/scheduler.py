@@ -2,17 +2,17 @@
 
 Work is in one of two queues:
 
-* *Urgent*: the next token of an answer, words to be judged, short texts. It goes first, longest waiting first, so that
-  speech continues and decisions are made whatever else is pending. It is small, hence the pass stays short.
+* *Urgent*: the next token of an answer, words to be judged, short texts. This queue goes first, longest waiting first,
+  so that speech continues and decisions are made whatever else is pending. Its work is small, so passes stay short.
 * *Deferrable*: long texts, context compaction, and answers well ahead of their listener. It gets the rest of the pass.
-  Among long texts the shortest remaining one goes first: served one after another they end sooner than side by side,
-  and a turn does not wait for a history. Nothing starves: each long text gets `SHARE` tokens of every pass, and after
-  `AGEING` passes the one that has waited longest is sure of half of the pass.
+  Among long texts, the shortest remaining one goes first: one after another, they finish sooner on average than in
+  parallel, and a turn does not wait for a history. No work starves: each long text gets `SHARE` tokens of every pass,
+  and after `AGEING` passes the one that has waited longest is guaranteed half of the pass.
 
-Two kinds of deferrable work have rules of their own. Compaction gets half of the pass while somebody speaks, all of it
-in silence, and nothing while words wait, but for a quarter every `AGEING` passes. An answer well ahead of its listener
-joins passes that are made for other answers, since one more token in a pass costs little; passes with words to be
-judged, or for nothing else, take it along every `MAX_WAIT_S` seconds only.
+Two kinds of deferrable work have additional rules. Compaction gets half of the pass while somebody speaks, all of it
+in silence, and nothing while words wait, except for a quarter every `AGEING` passes. An answer well ahead of its
+listener joins passes that are made for other answers, since one more token in a pass costs little. Passes with words to
+be judged, and passes for nothing else, include it only every `MAX_WAIT_S` seconds.
 """
 
 import math
@@ -25,15 +25,15 @@ from duologue.errors import UsageError
 
 MAX_TOKENS_PER_PASS = 128
 MAX_WAIT_S = 0.15
-"""How long new words may have to wait for the end of the pass that is running, and how long an answer that is well
-ahead may be put off. It is heard more slowly than one token in this time, or it would fall behind."""
-SMALL = 32  # tokens: no more than this is urgent work of a session, and no slow pass is narrowed below it
+"""How long new words may have to wait for the end of the running pass, and how long an answer that is well ahead may be
+deferred. Listeners take longer than this for one token; otherwise the answer would fall behind."""
+SMALL = 32  # tokens: the most urgent work of one session, and the least to which slow passes are narrowed
 SHARE = 8  # tokens of each pass for every long text, since it may contain the next token of an answer
-AGEING = 4  # passes after which deferrable work is sure of its part
+AGEING = 4  # passes after which deferrable work is guaranteed its share
 
 Feed: TypeAlias = Callable[[Handle, int | None, int | None], int]
-"""Plans a session's work: at most so many tokens, and so many of a compaction beside them. Returns how many of the
-first limit it uses. None is no limit."""
+"""Plans the work of a session within two limits in tokens, the second in addition and for a compaction only. Returns
+how much of the first limit it uses. None is no limit."""
 
 
 class Scheduler:
@@ -42,8 +42,8 @@ class Scheduler:
     Args:
         max_tokens: the most tokens of a pass; None: every session feeds all it has, and nothing is deferred. It is
             raised to twice the longest probe of a session, since a probe cannot be split.
-        max_seconds: how long a pass should take. Where wide passes take longer, they are narrowed, but not below
-            `SMALL` tokens or twice the longest probe.
+        max_seconds: how long a pass should take. If wide passes take longer, they are narrowed, but not below `SMALL`
+            tokens or twice the longest probe.
 
     Raises:
         UsageError: a number is not positive.
@@ -69,7 +69,7 @@ class Scheduler:
             self.max_tokens = max(self.max_tokens, 2 * length)
 
     def count(self, num_tokens: int, seconds: float) -> None:
-        """A pass over `num_tokens` tokens has taken place."""
+        """Record a pass over `num_tokens` tokens that took `seconds`."""
         self._num_passes += 1
         if num_tokens >= SMALL // 2:
             self._token_seconds = (self._token_seconds + seconds / num_tokens) / 2
@@ -128,7 +128,7 @@ class Scheduler:
         return urgent, long
 
     def _compaction(self, handles: Sequence[Handle]) -> dict[Handle, int]:
-        """Tokens of a compaction that each session may feed in the next pass; one is finished before the next."""
+        """Tokens of a compaction that each session may feed in the next pass. They are compacted one after another."""
         waiting = sorted(
             (handle for handle in handles if handle.session.compaction_backlog),
             key=lambda handle: handle.session.compaction_backlog,
@@ -152,7 +152,7 @@ class Scheduler:
         return self._num_passes if handle.waiting_since is None else handle.waiting_since
 
     def _note_progress(self, handle: Handle) -> None:
-        """`handle` has been planned: does any of its work wait?"""
+        """Record whether any work of `handle`, which has been planned, still waits."""
         if not handle.session.backlog:
             handle.waiting_since = None
         elif handle.waiting_since is None:

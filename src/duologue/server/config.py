@@ -1,4 +1,4 @@
-"""The operator's settings of a server: one table, from which flags, environment and file are read."""
+"""The operator's settings of a server: one table that defines flags, environment variables and file settings."""
 
 import os
 import tomllib
@@ -31,38 +31,40 @@ class ServerConfig:
     revision: str = _setting("", "commit, tag or branch to download from the hub; empty: the newest")
     threads: int = _setting(0, "CPU threads; 0: one per core", least=0)
     device: str = _setting("cpu", "torch device")
-    host: str = _setting("127.0.0.1", "address to listen on; any but loopback needs a token")
+    host: str = _setting("127.0.0.1", "address to listen on; any other than loopback needs a token")
     port: int = _setting(8080, "port; 0 takes a free one", least=0, most=65535)
     tokens: tuple[str, ...] = _setting(
-        (), "bearer tokens, any of which is accepted; none: whoever can reach the server may use it"
+        (), "bearer tokens, any of which is accepted; none: anyone who can reach the server may use it"
     )
     origins: tuple[str, ...] = _setting(
         (), "web origins that may connect besides the server's own, such as https://example.org"
     )
-    hosts: tuple[str, ...] = _setting((), "host names accepted without tokens, besides those of loopback and `host`")
-    max_sessions: int = _setting(12, "conversations at the same time", least=1)
-    context: int = _setting(2048, "tokens of a conversation", least=256)
-    max_answer: int = _setting(512, "most tokens of an answer", least=1)
+    hosts: tuple[str, ...] = _setting(
+        (), "host names accepted without tokens, in addition to loopback names and `host`"
+    )
+    max_sessions: int = _setting(12, "maximum number of simultaneous conversations", least=1)
+    context: int = _setting(2048, "context length of a conversation, in tokens", least=256)
+    max_answer: int = _setting(512, "maximum tokens of an answer", least=1)
     system: str = _setting("", "system prompt for clients that give none; empty: the model's own")
     words_per_second: float = _setting(
         4.0, "reading speed assumed for clients that do not report what was heard", least=0.1, most=1000
     )
-    max_message: int = _setting(1 << 20, "bytes of a message", least=1024)
+    max_message: int = _setting(1 << 20, "maximum bytes of a message", least=1024)
     messages_per_second: float = _setting(
-        50.0, "messages a client may send per second; faster ones wait in the network", least=0.1
+        50.0, "messages a client may send per second; further ones wait in the network", least=0.1
     )
-    max_connections: int = _setting(128, "WebSockets at the same time", least=1)
+    max_connections: int = _setting(128, "maximum number of simultaneous WebSockets", least=1)
     idle: float = _setting(600.0, "seconds without a message or an answer after which a connection is closed", least=1)
-    keep: float = _setting(120.0, "seconds a conversation waits for a client whose connection was cut", least=0)
-    drain: float = _setting(20.0, "seconds answers may go on after SIGTERM", least=0)
-    voice: str = _setting("", "speak and listen: auto, piper, espeak, or a voice of Piper's; empty: text only")
-    recogniser: str = _setting("", "a model of faster-whisper, for the voice; empty: whisper-base, from pip packages")
-    max_voices: int = _setting(2, "conversations by voice at the same time", least=1)
-    record: str = _setting("", "folder for a record of every conversation; empty: none is kept")
+    keep: float = _setting(120.0, "seconds a conversation waits for a client that has lost its connection", least=0)
+    drain: float = _setting(20.0, "seconds that running answers may continue after SIGTERM", least=0)
+    voice: str = _setting("", "speak and listen: auto, piper, espeak, or a Piper voice; empty: text only")
+    recogniser: str = _setting("", "faster-whisper model for the voice; empty: whisper-base, from pip packages")
+    max_voices: int = _setting(2, "maximum number of simultaneous conversations by voice", least=1)
+    record: str = _setting("", "folder for records of all conversations; empty: no records")
     record_expiry: float = _setting(
         86400.0, "seconds after its last event until which a recorded conversation can be resumed", least=0
     )
-    log_text: bool = _setting(False, "write what is said to the log")
+    log_text: bool = _setting(False, "write the text of conversations to the log")
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -72,11 +74,11 @@ class ServerConfig:
                 raise UsageError(f"{item.name} is {value}; it must be at least {rules['least']:g}{most}")
         if any(len(token) < 8 or not token.isascii() or any(c.isspace() for c in token) for token in self.tokens):
             raise UsageError(
-                "a token needs eight or more ASCII characters without spaces; others can be guessed or not sent"
+                "a token needs eight or more ASCII characters without spaces; others could be guessed or cannot be sent"
             )
         if self.host not in LOOPBACK and not self.tokens:
             raise UsageError(
-                f"listening on {self.host} lets others in, and there is no token: set {PREFIX}TOKENS (or --tokens), "
+                f"other machines can reach {self.host}, and there is no token: set {PREFIX}TOKENS (or --tokens), "
                 "or listen on 127.0.0.1"
             )
 
@@ -91,7 +93,7 @@ class ServerConfig:
         """Settings by precedence: flags, then the environment (`DUOLOGUE_SERVE_PORT` …), then a TOML file.
 
         Raises:
-            UsageError: an unknown setting, or a value that cannot be used; the message says where it stands.
+            UsageError: an unknown setting, or a value that cannot be used; the message says where it was found.
         """
         environ = os.environ if environ is None else environ
         known = {item.name: item.default for item in fields(cls)}
@@ -117,7 +119,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _value(name: str, default: Any, value: Any, where: str) -> Any:
-    """`value` as the type that the setting has; text is read as such."""
+    """`value` as the type of the setting; text is parsed."""
     kind = type(default)
     try:
         if kind is tuple:

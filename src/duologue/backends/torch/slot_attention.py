@@ -1,5 +1,8 @@
 """Attention over a pool of KV slots: each conversation attends to its own slots, and nothing is copied.
 
+Within a conversation, masks hide the tokens of one channel from the other, except for the prefix that they share: the
+paper's attention mask (DUO, section 2.1).
+
 It enters a model's layers through the transformers attention interface. Shapes: N tokens of a pass, Q of them in one
 conversation, H query heads, G key/value heads, D head width, C slots of the pool, T slots that one conversation sees.
 """
@@ -69,7 +72,10 @@ def plan_attention(
 def _block(
     positions: IntArray, fed: list[tuple[IntArray, int]], start: int, windows: set[Window], causal: CausalModel
 ) -> AttentionBlock:
-    """Plan one conversation. positions: [C]; fed: for each of its sequences, all its slots and how many are new."""
+    """Plan one conversation: a token sees the slots of its own sequence up to its own position.
+
+    positions: [C]; fed: for each of its sequences, all its slots and how many are new.
+    """
     low = min(int(own.min()) for own, _ in fed)
     high = max(int(own.max()) for own, _ in fed) + 1
     if high - low <= _SPARSE * max(len(own) for own, _ in fed) + 64:
