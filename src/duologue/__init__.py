@@ -1,4 +1,4 @@
-"""Duologue gives any open language model duplex ability: it listens while it speaks.
+"""Duologue gives open language models duplex ability: the model listens while it speaks.
 
     import duologue
 

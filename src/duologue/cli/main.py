@@ -21,7 +21,7 @@ _OF_FILES = frozenset(
 """Errors that a path may cause, such as a full disk or a missing permission."""
 
 DESCRIPTION = """\
-Duplex decoding for any open language model. The model listens while it speaks. It decides whether the words it hears
+Duplex decoding for open language models. The model listens while it speaks. It decides whether the words it hears
 are finished and meant for it, and stops, waits or continues accordingly.
 
   duologue chat                     chat with the default model, and interrupt it by typing
