@@ -147,7 +147,7 @@ async def end_well(server: Running, peer: RealtimePeer, reading: asyncio.Task[No
 
 
 @settings(
-    max_examples=1000 if IS_SOAK else 25,
+    max_examples=5000 if IS_SOAK else 25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=not IS_SOAK,

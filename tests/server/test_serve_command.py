@@ -153,7 +153,7 @@ def test_load():
                 await measure(small.http, LoadSetting(1, 1.0))
         with pytest.raises(RemoteError, match="cannot be reached"):
             await measure(server.http, LoadSetting(1, 1.0))
-        with pytest.raises(UsageError, match="no address"):
+        with pytest.raises(UsageError, match="not the address of a server"):
             await connect("ftp://127.0.0.1")
 
     run(talk())

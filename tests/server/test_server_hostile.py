@@ -35,7 +35,7 @@ TALK = st.lists(st.one_of(MESSAGE, MESSAGE, st.text(max_size=20)), max_size=25)
 
 
 @settings(
-    max_examples=400 if IS_SOAK else 12,
+    max_examples=5000 if IS_SOAK else 12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=not IS_SOAK,

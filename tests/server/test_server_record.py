@@ -20,7 +20,7 @@ from duologue.types import Role
 from duplex_peer import ANSWERS, LONG, join, run
 from serving import scripted_model, serving
 
-NUM_KILLS = 200 if os.environ.get("DUOLOGUE_SOAK") else 2
+NUM_KILLS = 1000 if os.environ.get("DUOLOGUE_SOAK") else 2
 
 
 def test_a_record_is_what_happened(tmp_path, capsys):
