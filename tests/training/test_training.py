@@ -231,7 +231,7 @@ def test_training_learns_changes_no_weight_and_is_the_same_again(lora: LoraShape
     weights = {name.replace(".base_layer", ""): value for name, value in model.base.state_dict().items()}
     assert all(torch.equal(value, weights[name]) for name, value in fresh.items())
     again, _ = trained(SETTINGS, tmp_path / "again", lora=lora)
-    assert all(torch.equal(one, other) for one, other in zip(model.trained(), again.trained(), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(model.trained_parameters, again.trained_parameters, strict=True))
 
 
 @pytest.mark.parametrize("max_tokens", [MANY, 500])
@@ -247,7 +247,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, max_tokens: in
     resumed, again = trained(settings, killed, lora=lora, max_tokens=max_tokens)
     assert len(again) == len(history)
     assert log.read_text() == (tmp_path / "whole" / "training.jsonl").read_text()
-    assert all(torch.equal(one, other) for one, other in zip(whole.trained(), resumed.trained(), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(whole.trained_parameters, resumed.trained_parameters, strict=True))
     assert again[-1].seconds > again[1].seconds, "counted on from what the killed run had taken"
 
 
@@ -271,7 +271,7 @@ def test_what_drops_out_of_a_lora_does_so_in_steps_alone(tmp_path: Path) -> None
     plain, _ = trained(SETTINGS, tmp_path / "plain", lora=LORA)
     model, history = trained(SETTINGS, tmp_path / "dropout", lora=replace(LORA, dropout=0.3))
     assert history[-1].dev_accuracy > 0.7, "a quarter is chance"
-    assert not all(torch.equal(one, other) for one, other in zip(plain.trained(), model.trained(), strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(plain.trained_parameters, model.trained_parameters, strict=True))
     layouts = random_layouts(8)
     assert (score(model, layouts, max_tokens=MANY) == score(model, layouts, max_tokens=MANY)).all()
     with pytest.raises(UsageError, match="dropout"):
@@ -370,8 +370,8 @@ def test_what_was_trained_becomes_an_adapter_and_can_be_gone_on_from(tmp_path: P
     assert isinstance(loaded.rows, AdapterRows)
     other = probe_model("llama", 2, lora, seed=1)
     other.set_adapter(loaded.rows, loaded.lora)
-    for one, another in zip(model.trained(), other.trained(), strict=True):
-        np.testing.assert_allclose(one.numpy(), another.numpy(), rtol=1e-3, atol=1e-4)
+    for one, another in zip(model.trained_parameters, other.trained_parameters, strict=True):
+        np.testing.assert_allclose(one.detach(), another.detach(), rtol=1e-3, atol=1e-4)
     with pytest.raises(UsageError, match="LoRA"):
         probe_model("llama", 2, replace(LORA, rank=3)).set_adapter(
             loaded.rows, loaded.lora or probe_model("llama", 2, LORA).lora()

@@ -28,13 +28,12 @@ class EndOfTurnModel:
 
     def __call__(self, texts: Sequence[str]) -> list[Sequence[float]]:
         """One probability per word of each text; empty for a text without words."""
-        found: list[Sequence[float]] = [()] * len(texts)
-        order = sorted((i for i, text in enumerate(texts) if text), key=lambda i: len(texts[i]))
+        found: dict[str, Sequence[float]] = {"": ()}
+        order = sorted(filter(None, texts), key=len)
         for start in range(0, len(order), _BATCH):
             batch = order[start : start + _BATCH]
-            for i, p in zip(batch, self._score([texts[i].split(" ") for i in batch]), strict=True):
-                found[i] = p
-        return found
+            found |= zip(batch, self._score([text.split(" ") for text in batch]), strict=True)
+        return [found[text] for text in texts]
 
     def _score(self, texts: list[list[str]]) -> list[list[float]]:
         """The same for texts that are split into words, in one forward pass of ids [B, T]."""

@@ -4,9 +4,11 @@ The probe that follows is not part of a layout. `Template.lay_out` decides where
 alike. Samples longer than a model or a sequence allows lose their oldest turns first, then their first words.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cache
 
 from duologue.data.samples import Sample
 from duologue.errors import UsageError
@@ -36,7 +38,7 @@ class Layouts:
     """Lays out samples with one template and its variants for other system prompts."""
 
     def __init__(self, template: Template) -> None:
-        self._templates: dict[str | None, Template] = {None: template}
+        self._template = cache(lambda system: template if system is None else template.with_system(system))
 
     def of(self, sample: Sample) -> Layout:
         """The token ids of `sample`. A running answer ends where the user has heard it, as in a fork."""
@@ -45,11 +47,6 @@ class Layouts:
         words = well_formed(sample.text).strip()
         context = (*template.begin, *template.lay_out(sample.context), *template.joint(last, Role.USER))
         return Layout(context, template.user(words, first=last is None))
-
-    def _template(self, system: str | None) -> Template:
-        if system not in self._templates:
-            self._templates[system] = self._templates[None].with_system(system)
-        return self._templates[system]
 
 
 class Lost(IntEnum):
@@ -87,20 +84,18 @@ def lay_out_within(samples: Sequence[Sample], template: Template, room: int | No
         UsageError: not even one word fits after the system prompt.
     """
     layouts = Layouts(template)
-    if room is None:
-        return [layouts.of(sample) for sample in samples], Truncation(0, 0, 0)
     found, lost = zip(*(fit(layouts, sample, room) for sample in samples), strict=True)
     return list(found), Truncation(lost.count(Lost.TURNS), lost.count(Lost.WORDS), 0)
 
 
-def fit(layouts: Layouts, sample: Sample, room: int) -> tuple[Layout, Lost]:
-    """As much of the end of the sample as fits into `room` tokens, and what was lost.
+def fit(layouts: Layouts, sample: Sample, room: int | None) -> tuple[Layout, Lost]:
+    """As much of the end of the sample as fits into `room` tokens (None: no limit), and what was lost.
 
     Raises:
         UsageError: not even one word fits after the system prompt.
     """
     layout = layouts.of(sample)
-    if layout.length <= room:
+    if room is None or layout.length <= room:
         return layout, Lost.NOTHING
     # A dialogue starts with the user in every template.
     starts = [i for i, turn in enumerate(sample.context) if i and turn.role is Role.USER]
@@ -113,14 +108,12 @@ def fit(layouts: Layouts, sample: Sample, room: int) -> tuple[Layout, Lost]:
 
 def _fit_words(layouts: Layouts, sample: Sample, room: int) -> Layout:
     """The last words that fit, found by bisection over characters: not every language separates words by spaces."""
-    low, high = 0, len(sample.text) - 1  # the last character at least
-    while low < high:
-        middle = (low + high) // 2
-        if layouts.of(replace(sample, text=sample.text[middle:])).length <= room:
-            high = middle
-        else:
-            low = middle + 1
-    cut = sample.text[low:]
+
+    def fits(start: int) -> bool:
+        return layouts.of(replace(sample, text=sample.text[start:])).length <= room
+
+    starts = range(len(sample.text) - 1)  # none of them fits: the last character is kept
+    cut = sample.text[bisect_left(starts, True, key=fits) :]
     whole_words = cut.partition(" ")[2]
     layout = layouts.of(replace(sample, text=whole_words if whole_words.strip() else cut))
     if layout.length > room:

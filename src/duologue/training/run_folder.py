@@ -1,11 +1,15 @@
 """The files of a training run: a log of its steps, its loss curve, and a checkpoint to continue a killed run from."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 from duologue.data.jsonl import read_rows
 from duologue.errors import BadData, MissingDependency, UsageError
@@ -18,79 +22,151 @@ _CURVES = {  # field of the log: label, style
 }
 
 
-def num_stale(losses: Sequence[float]) -> int:
-    """How many held-out losses have followed the best one, which is the first minimum."""
-    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+class Validated(Protocol):
+    """A dataclass that says how good a model is after some step."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def dev_loss(self) -> float:
+        """The held-out loss."""
 
 
-def write_state(path: Path, state: Any) -> None:
-    """Replace `path` with `state` atomically: a kill during the write leaves the old file intact.
+V = TypeVar("V", bound=Validated)
 
-    Raises:
-        UsageError: the file cannot be written.
+
+@final
+class RunFolder(Generic[V]):
+    """Progress, log, checkpoint and best weights of a run. In distributed runs one process writes and all of them read.
+
+    The training loop counts `step`; it logs each step and records each validation.
     """
+
+    def __init__(
+        self,
+        log: Path,
+        made_with: Mapping[str, Any],
+        trained: Mapping[str, Parameter],
+        optimizer: Any,
+        validation: Callable[..., V],
+        *,
+        keeps_best: bool = True,
+        is_writer: bool = True,
+    ) -> None:
+        """Continue from the checkpoint that a killed run left beside `log`, or start a new run with an empty log.
+
+        Args:
+            made_with: settings and data that must be those of the killed run.
+            trained: what is trained, by name; restored together with the state of `optimizer`.
+            validation: makes a validation from its fields.
+            keeps_best: whether `restore_best` will be called.
+
+        Raises:
+            UsageError: the checkpoint belongs to another run.
+        """
+        self._log, self._checkpoint, self._best = log, log.with_name("checkpoint.pt"), log.with_name("best.pt")
+        self._made_with = {**made_with, "format of checkpoints": 2}
+        self._trained, self._optimizer = trained, optimizer
+        self._keeps_best, self._is_writer = keeps_best, is_writer
+        self.history: list[V] = []
+        self.step = 0
+        self._began = time.monotonic()
+        if self._checkpoint.exists():
+            self._resume(validation)
+        elif is_writer:
+            log.unlink(missing_ok=True)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the run so far, including the processes that it continues."""
+        return time.monotonic() - self._began
+
+    @property
+    def num_stale(self) -> int:
+        """How many validations have followed the best one, which is the first minimum of the held-out loss."""
+        losses = [validation.dev_loss for validation in self.history]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+    def log(self, **row: Any) -> None:
+        """Append a line to the log."""
+        if self._is_writer:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def record(self, validation: V) -> None:
+        """Log a validation, and write the checkpoint and the weights, if they are the best.
+
+        Raises:
+            UsageError: a file cannot be written.
+        """
+        self.history.append(validation)
+        # without seconds, so that equal runs write equal logs
+        self.log(**{name: figure for name, figure in asdict(validation).items() if name != "seconds"})
+        if not self._is_writer:
+            return
+        weights = {name: parameter.detach() for name, parameter in self._trained.items()}
+        if self._keeps_best and self.num_stale == 0:
+            _save(self._best, weights)
+        state = {
+            "made_with": self._made_with,
+            "step": self.step,
+            "weights": weights,
+            "optimizer": self._optimizer.state_dict(),
+            "history": [asdict(past) for past in self.history],
+            "seconds": self.seconds,
+        }
+        _save(self._checkpoint, state)
+
+    def restore_best(self) -> None:
+        """Set what is trained to the weights of the best validation, if there was one and they are kept."""
+        if self._keeps_best and self._best.exists():
+            self._restore(torch.load(self._best, weights_only=True, map_location="cpu"))
+
+    def finish(self, picture: Path, say: Callable[[str], None]) -> None:
+        """Plot the log, and remove what only an unfinished run needs.
+
+        A missing library must not lose a trained adapter, so `say` only reports why there is no plot.
+        """
+        try:
+            plot(self._log, picture)
+        except MissingDependency as error:
+            say(str(error))
+        for path in (self._checkpoint, self._best):
+            path.unlink(missing_ok=True)
+
+    def _resume(self, validation: Callable[..., V]) -> None:
+        """Restore the state of the checkpoint, and drop log lines of later steps, which will be repeated."""
+        state = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
+        theirs = state.get("made_with", {})
+        if different := [name for name, value in self._made_with.items() if theirs.get(name) != value]:
+            raise UsageError(
+                f"{self._checkpoint} belongs to a run with another {', '.join(different)}; "
+                "use the same settings to continue it, or another --out to start anew"
+            )
+        self._restore(state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.history = [validation(**row) for row in state["history"]]
+        self.step = state["step"]
+        self._began -= state["seconds"]
+        if self._is_writer and self._log.exists():
+            lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+            self._log.write_text("".join(kept), encoding="utf-8")
+
+    @torch.no_grad()
+    def _restore(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._trained.items():
+            parameter.copy_(weights[name])
+
+
+def _save(path: Path, state: Any) -> None:
+    """Replace `path` with `state` atomically: a kill during the write leaves the old file intact."""
     partial = path.with_suffix(".partial")
     try:
         torch.save(state, partial)
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch raises either when the disk is full
         raise UsageError(f"cannot write {path}: {error}; free some space and repeat the command") from error
-
-
-@final
-class RunFolder:
-    """Log and checkpoint in the output folder. In distributed runs one process writes and all of them read."""
-
-    def __init__(self, folder: Path, log_name: str, *, is_writer: bool = True) -> None:
-        self.log_path, self.checkpoint = folder / log_name, folder / "checkpoint.pt"
-        self._is_writer = is_writer
-
-    def resume(self, made_with: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The state that a killed run left, on the CPU; None for a new run, which starts with an empty log.
-
-        Args:
-            made_with: settings and data that must be those of the killed run.
-
-        Raises:
-            UsageError: the checkpoint belongs to another run.
-        """
-        if not self.checkpoint.exists():
-            if self._is_writer:
-                self.log_path.unlink(missing_ok=True)
-            return None
-        state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
-        theirs = state.get("made_with", {})
-        if different := [name for name, value in made_with.items() if theirs.get(name) != value]:
-            raise UsageError(
-                f"{self.checkpoint} belongs to a run with another {', '.join(different)}; "
-                "use the same settings to continue it, or another --out to start anew"
-            )
-        return state
-
-    def save(self, state: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
-        """Write the checkpoint. Raises `UsageError` if that fails."""
-        write_state(self.checkpoint, {"made_with": dict(made_with), **state})
-
-    def log(self, **row: Any) -> None:
-        """Append a line to the log."""
-        if self._is_writer:
-            with self.log_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def rewind_log(self, step: int) -> None:
-        """Drop log lines of steps after `step`, which will be repeated, and an incomplete last line."""
-        if not self._is_writer or not self.log_path.exists():
-            return
-        lines = self.log_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.log_path.write_text("".join(kept), encoding="utf-8")
-
-    def draw(self, out: Path, say: Callable[[str], None]) -> None:
-        """Plot the log, or report why that is not possible here: a missing library must not lose a trained adapter."""
-        try:
-            plot(self.log_path, out)
-        except MissingDependency as error:
-            say(str(error))
 
 
 def plot(log: Path, out: Path) -> None:

@@ -44,6 +44,12 @@ def batches_by_tokens(items: Sequence[T], length: Callable[[T], int], max_tokens
         yield batch
 
 
+def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """The indices of items in batches of `size`, those of similar length together."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def target_rows(samples: Sequence[Sample], states: Sequence[InputState], accepted_weight: float) -> Tensor:
     """Targets [B, S]: 1 for the label, `accepted_weight` for accepted states, 0 elsewhere."""
     return torch.tensor(

@@ -5,8 +5,7 @@ B samples, R of them with a response, T tokens, N tokens of responses, D hidden 
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,8 +61,11 @@ class DuplexModel(nn.Module):
         if self.lora is None:
             labels = batch.labels[batch.labels != NO_LABEL]
             return logits, functional.cross_entropy(said, labels, reduction="sum")
-        with self._frozen_base():
-            kept = self._said(batch).log_softmax(-1)
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.lora.disable_adapter():
+            kept = self._said(batch).log_softmax(-1)  # of the frozen base
+        self.model.train(was_training)
         changed = said.log_softmax(-1)
         return logits, functional.kl_div(changed, kept, reduction="sum", log_target=True)
 
@@ -90,21 +92,8 @@ class DuplexModel(nn.Module):
         if self._keeps_logits:  # logits of every position would take most of the memory
             kwargs["logits_to_keep"] = torch.arange(first, last, device=is_said.device)
         output = self.base(batch.replies, attention_mask=batch.replies_mask, use_cache=False, **kwargs)
-        logits = output.logits if self._keeps_logits else output.logits[:, first:last]
-        said: Tensor = logits[is_said[:, first:last]].float()
-        return said
-
-    @contextmanager
-    def _frozen_base(self) -> Iterator[None]:
-        """The model without its LoRA, dropout and gradients."""
-        assert self.lora is not None
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), self.lora.disable_adapter():
-                yield
-        finally:
-            self.model.train(was_training)
+        logits: Tensor = output.logits if self._keeps_logits else output.logits[:, first:last]
+        return logits[is_said[:, first:last]].float()
 
 
 def _with_lora(base: PreTrainedModel, settings: FinetuneSettings) -> PeftModel:

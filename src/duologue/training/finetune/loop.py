@@ -31,8 +31,8 @@ from duologue.errors import EngineError
 from duologue.training.finetune.duplex_model import DuplexModel
 from duologue.training.finetune.examples import Batch, Example
 from duologue.training.finetune.recipes import FinetuneSettings
-from duologue.training.run_folder import RunFolder, num_stale, write_state
-from duologue.training.tensors import state_losses
+from duologue.training.run_folder import RunFolder
+from duologue.training.tensors import batches_by_length, state_losses
 from duologue.types import InputState
 
 
@@ -73,38 +73,23 @@ class Finetuning:
         self._accelerator = _accelerator(settings)
         self._per_step = settings.batch * settings.accumulation * self._accelerator.num_processes
         self.num_steps = settings.steps or max(1, round((settings.epochs or 0) * len(train) / self._per_step))
-        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = list(trained.values())
         added = [model.probes, model.states]
-        base = [p for p in self._trained.values() if not any(p is row for row in added)]
-        self._peaks = (settings.lr, settings.rows_lr or settings.lr)
-        optimizer = torch.optim.AdamW(
-            [{"params": params, "lr": lr} for params, lr in zip((base, added), self._peaks, strict=True)],
-            weight_decay=settings.weight_decay,
-        )
+        base = [p for p in self._parameters if not any(p is row for row in added)]
+        groups = [{"params": base, "peak": settings.lr}, {"params": added, "peak": settings.rows_lr or settings.lr}]
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
         self._prepared, self._optimizer = self._accelerator.prepare(model, optimizer)
-        self.validations: list[Validation] = []
-        self.step = 0
-        self._began = time.monotonic()
-        self._best = folder / "best.pt"
-        self.files = RunFolder(folder, "log.jsonl", is_writer=self.is_main)
         samples = repr([(e.heard, e.reply, e.sample.state) for e in (*train, *dev)])
-        self._made_with = {
+        made_with = {
             **asdict(settings),
             "samples": sha256(samples.encode()).hexdigest(),
             "samples per step": self._per_step,
         }
-        if (state := self.files.resume(self._made_with)) is not None:
-            self._restore(state["weights"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            self.validations = [Validation(**row) for row in state["looks"]]
-            self.step = state["step"]
-            self._began -= state["seconds"]
-            self.files.rewind_log(self.step)
-
-    @property
-    def seconds(self) -> float:
-        """Duration of the run so far, including the processes that it continues."""
-        return time.monotonic() - self._began
+        self.files = RunFolder(
+            folder / "log.jsonl", made_with, trained, self._optimizer, Validation,
+            keeps_best=settings.patience is not None, is_writer=self.is_main,
+        )  # fmt: skip
 
     @property
     def is_main(self) -> bool:
@@ -120,47 +105,42 @@ class Finetuning:
             EngineError: the loss is no longer finite.
             UsageError: a checkpoint cannot be written.
         """
-        patience = self._settings.patience
-        while self.step < self.num_steps and (patience is None or self._num_stale < patience):
+        files, patience = self.files, self._settings.patience
+        while files.step < self.num_steps and (patience is None or files.num_stale < patience):
             loss = self._take_step()
-            right = f", {100 * self.validations[-1].dev_accuracy:.1f} % right" if self.validations else ""
-            progress(f"{self._settings.kind}: loss {loss:.3f}{right}", self.step, self.num_steps)
-            if self.step % self._settings.eval_every == 0 or self.step == self.num_steps:
-                self._validate()
-                report(self.validations[-1])
-        if patience is not None and self._best.exists():
-            self._restore(torch.load(self._best, weights_only=True, map_location="cpu"))
-        return self.validations
+            right = f", {100 * files.history[-1].dev_accuracy:.1f} % right" if files.history else ""
+            progress(f"{self._settings.kind}: loss {loss:.3f}{right}", files.step, self.num_steps)
+            if files.step % self._settings.eval_every == 0 or files.step == self.num_steps:
+                files.record(self._validate())
+                self._accelerator.wait_for_everyone()
+                report(files.history[-1])
+        files.restore_best()
+        return files.history
 
     def score(self, examples: Sequence[Example]) -> Probabilities:
         """Probabilities [N, S] of the states for all examples."""
         return self._evaluate(examples)[0]
 
-    def remove_checkpoints(self) -> None:
-        """Remove what only an unfinished run needs."""
-        for path in (self.files.checkpoint, self._best):
-            path.unlink(missing_ok=True)
-
     def _take_step(self) -> float:
         """Take one step; returns its loss."""
-        settings, accelerator = self._settings, self._accelerator
+        settings, accelerator, step = self._settings, self._accelerator, self.files.step
         began = time.monotonic()
-        seeds = random.Random(f"{settings.seed} {self.step} {accelerator.process_index}")
+        seeds = random.Random(f"{settings.seed} {step} {accelerator.process_index}")
         torch.manual_seed(seeds.getrandbits(62))  # dropout
-        share = settings.rate(self.step, self.num_steps)
-        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * share
-        sums = self._backward(sorted(self._samples(self.step), key=lambda example: example.length))
-        norm = float(accelerator.clip_grad_norm_(list(self._trained.values()), settings.max_grad_norm))
+        share = settings.rate(step, self.num_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        sums = self._backward(sorted(self._samples(step), key=lambda example: example.length))
+        norm = float(accelerator.clip_grad_norm_(self._parameters, settings.max_grad_norm))
         if not math.isfinite(norm):
-            raise EngineError(f"the gradient of step {self.step + 1} is no longer finite; try a smaller lr, or f32")
+            raise EngineError(f"the gradient of step {step + 1} is no longer finite; try a smaller lr, or f32")
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self.step += 1
+        self.files.step += 1
         state_loss, response_loss = accelerator.reduce(sums, "sum").tolist()
         loss: float = state_loss + settings.response_weight * response_loss
         self.files.log(
-            step=self.step,
+            step=self.files.step,
             loss=loss,
             state_loss=state_loss,
             response_loss=response_loss,
@@ -206,10 +186,8 @@ class Finetuning:
         """Probabilities [N, S], mean loss per state and per response token; the same on every process."""
         self.model.eval()
         p = np.zeros((len(examples), len(self._states)), dtype=np.float32)
-        order = sorted(range(len(examples)), key=lambda i: examples[i].length)
         state_loss = response_loss = 0.0
-        for start in range(0, len(order), self._settings.batch):
-            indices = order[start : start + self._settings.batch]
+        for indices in batches_by_length([example.length for example in examples], self._settings.batch):
             batch = self._batch([examples[i] for i in indices])
             with self._accelerator.autocast():
                 logits, responses = self.model(batch)
@@ -219,37 +197,12 @@ class Finetuning:
         num_tokens = max(1, sum(example.num_response for example in examples))
         return p, state_loss / len(examples), response_loss / num_tokens
 
-    def _validate(self) -> None:
-        """Evaluate on the held-out samples, and write the log and the checkpoint."""
+    def _validate(self) -> Validation:
+        """Evaluate on the held-out samples."""
         p, state_loss, response_loss = self._evaluate(self._dev)
         right = [self._states[i] in example.sample.right for i, example in zip(p.argmax(1), self._dev, strict=True)]
         loss = state_loss + self._settings.response_weight * response_loss
-        validation = Validation(self.step, loss, state_loss, response_loss, sum(right) / len(right))
-        self.validations.append(validation)
-        self.files.log(**asdict(validation))
-        if self.is_main:
-            weights = {name: parameter.detach() for name, parameter in self._trained.items()}
-            if self._settings.patience is not None and self._num_stale == 0:
-                write_state(self._best, weights)
-            state = {
-                "step": self.step,
-                "weights": weights,
-                "optimizer": self._optimizer.state_dict(),
-                "looks": [asdict(past) for past in self.validations],  # their name in checkpoints
-                "seconds": self.seconds,
-            }
-            self.files.save(state, self._made_with)
-        self._accelerator.wait_for_everyone()
-
-    @property
-    def _num_stale(self) -> int:
-        """Validations since the best one."""
-        return num_stale([validation.dev_loss for validation in self.validations])
-
-    @torch.no_grad()
-    def _restore(self, weights: dict[str, Tensor]) -> None:
-        for name, parameter in self._trained.items():
-            parameter.copy_(weights[name])
+        return Validation(self.files.step, loss, state_loss, response_loss, sum(right) / len(right))
 
 
 def _accelerator(settings: FinetuneSettings) -> Accelerator:

@@ -81,8 +81,8 @@ def finetune(
     say = say if training.is_main else _say_nothing
     say(f"{describe_splits(samples, dev_samples)}; {_num_responses(train)} with a response")
     say(f"longer than {settings.max_length} tokens: in training {truncation}; held out {dev_truncation}")
-    if training.step:
-        say(f"continuing after step {training.step}")
+    if training.files.step:
+        say(f"continuing after step {training.files.step}")
     training.run(progress=progress, report=lambda validation: say(_line(validation, training.num_steps)))
 
     p = training.score(dev)
@@ -90,7 +90,7 @@ def finetune(
         **_facts(settings, samples, train, training),
         "base": name,
         "shortened": asdict(truncation),
-        "seconds": round(before + training.seconds),
+        "seconds": round(before + training.files.seconds),
     }
     fingerprint, label = fingerprint_of(duplex.base, tokenizer), f"{name}, {settings.kind}"
     adapter = Adapter("rows", states, duplex.rows(), fingerprint=fingerprint, name=label, facts=facts)
@@ -98,8 +98,7 @@ def finetune(
     if training.is_main:
         _write(run.out, duplex, tokenizer, settings)
         adapter.save(run.out)
-        training.files.draw(run.out / "curve.png", say)
-        training.remove_checkpoints()
+        training.files.finish(run.out / "curve.png", say)
     return adapter
 
 
@@ -124,8 +123,8 @@ def _facts(
         "sources": count_sources(samples),
         "responses": _num_responses(train),
         "settings": asdict(settings),
-        "looks": [asdict(validation) for validation in training.validations],  # their name in adapter folders
-        "steps": training.step,
+        "looks": [asdict(validation) for validation in training.files.history],  # their name in adapter folders
+        "steps": training.files.step,
         "torch": torch.__version__,
     }
 

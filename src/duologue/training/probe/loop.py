@@ -7,7 +7,6 @@ in a batch, S states.
 
 import math
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -29,7 +28,7 @@ from duologue.training.layout import Layout
 from duologue.training.probe.prefixes import Prefixes, even_shards, shards
 from duologue.training.probe.probe_model import ProbeModel
 from duologue.training.probe.recipes import ProbeSettings
-from duologue.training.run_folder import RunFolder, num_stale
+from duologue.training.run_folder import RunFolder
 from duologue.training.tensors import state_losses, target_losses, target_rows
 from duologue.types import InputState
 
@@ -122,21 +121,20 @@ class ProbeTraining:
         self._teacher, self._progress = teacher, progress
         self._compute = compute or (lambda layouts: Prefixes(model.prefix_model, layouts, progress=progress))
         self._shards = even_shards(data.layouts, max_tokens)
-        self._optimizer, self._schedule = self._make_optimizer()
-        self.history: list[Epoch] = []
-        self._best = model.trained()
-        self._steps = 0
-        self._began = time.monotonic()
-        self._made_with = {
+        self._num_steps = settings.epochs * sum(math.ceil(len(part) / settings.batch) for part in self._shards)
+        groups = [{"params": [model.probes], "peak": settings.lr}, {"params": [model.states], "peak": settings.lr / 2}]
+        if model.lora_parameters:
+            groups.append({"params": model.lora_parameters, "peak": settings.lora_lr})
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
+        made_with = {
             **(origin or {}),
             **asdict(settings),
             "set of samples": f"{data.digest} {dev.digest}",
             "memory for prefixes": [len(part) for part in self._shards],
             "size of what is trained": [list(value.shape) for value in model.trained_parameters],
         }
-        self.files = RunFolder(folder, "training.jsonl")
-        if (state := self.files.resume(self._made_with)) is not None:
-            self._restore(state)
+        trained = {str(number): parameter for number, parameter in enumerate(model.trained_parameters)}
+        self.files = RunFolder(folder / "training.jsonl", made_with, trained, self._optimizer, Epoch)
 
     def run(self, *, report: Callable[[Epoch], None] = lambda epoch: None) -> list[Epoch]:
         """Train to the end, and leave the weights with the lowest held-out loss in the model.
@@ -144,12 +142,12 @@ class ProbeTraining:
         Raises:
             UsageError: a checkpoint cannot be written.
         """
-        epochs = self._settings.epochs
+        files, epochs = self.files, self._settings.epochs
         with self._lora_disabled():
             dev_prefixes = self._compute(self._dev.layouts)
         prefixes, teacher_p, data = None, None, self._data
-        for number in range(len(self.history), len(self._shards) * epochs):
-            if self._num_stale >= self._settings.patience and len(self._shards) == 1:
+        for number in range(len(files.history), len(self._shards) * epochs):
+            if files.num_stale >= self._settings.patience and len(self._shards) == 1:
                 break
             if prefixes is None or number % epochs == 0:
                 prefixes = None  # frees the memory before the next shard needs it
@@ -160,17 +158,20 @@ class ProbeTraining:
                     teacher_p = torch.from_numpy(score_prefixes(self._teacher, prefixes))
             with nullcontext() if self._teacher is None else self._teacher.lora_disabled():
                 loss = self._train_epoch(number, data, prefixes, teacher_p)
-                report(self._finish_epoch(number, loss, dev_prefixes))
-        self._model.restore(self._best)
-        return self.history
+                figures = (loss, *_evaluate(self._model, self._dev, dev_prefixes), round(files.seconds, 1))
+                files.record(Epoch(number + 1, files.step, *figures))
+            report(files.history[-1])
+        files.restore_best()
+        return files.history
 
     def _train_epoch(self, number: int, data: LabelledLayouts, prefixes: Prefixes, teacher_p: Tensor | None) -> float:
         """Train on every sample of a shard once; returns the mean loss. teacher_p: [N, S]."""
         torch.manual_seed(self._settings.seed + number)  # dropout is the same after a kill
         self._model.train()
-        batches = list(prefixes.batches(self._settings.batch))
+        batches = prefixes.batches(self._settings.batch)
         random.Random(f"{self._settings.seed} {number}").shuffle(batches)
-        accuracy = f", {100 * self.history[-1].dev_accuracy:.1f} % right" if self.history else ""
+        history = self.files.history
+        accuracy = f", {100 * history[-1].dev_accuracy:.1f} % right" if history else ""
         total = seen = 0.0
         for done, batch in enumerate(batches, 1):
             logits = self._model(prefixes.past(batch))
@@ -183,70 +184,17 @@ class ProbeTraining:
 
     def _step(self, loss: Tensor) -> float:
         """One optimiser step on the loss []; returns its value."""
+        files, settings = self.files, self._settings
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._model.trained_parameters, 1.0)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * settings.rate(files.step, self._num_steps)
         self._optimizer.step()
-        self._schedule.step()
-        self._steps += 1
+        files.step += 1
         value = float(loss.detach())
-        self.files.log(step=self._steps, loss=round(value, 5), lr=self._schedule.get_last_lr()[0])
+        files.log(step=files.step, loss=round(value, 5), lr=settings.lr * settings.rate(files.step, self._num_steps))
         return value
-
-    def _finish_epoch(self, number: int, train_loss: float, dev_prefixes: Prefixes) -> Epoch:
-        """Evaluate on the held-out samples, and write the log and the checkpoint."""
-        dev_loss, dev_accuracy = _evaluate(self._model, self._dev, dev_prefixes)
-        seconds = round(time.monotonic() - self._began, 1)
-        epoch = Epoch(number + 1, self._steps, train_loss, dev_loss, dev_accuracy, seconds)
-        self.history.append(epoch)
-        if self._num_stale == 0:
-            self._best = self._model.trained()
-        figures = asdict(epoch)
-        del figures["seconds"]  # so that equal runs write equal logs
-        self.files.log(**figures)
-        state = {
-            "trained": self._model.trained(),
-            "best": self._best,
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
-            "history": [asdict(epoch) for epoch in self.history],
-            "stale": self._num_stale,
-            "steps": self._steps,
-        }
-        self.files.save(state, self._made_with)
-        return epoch
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self._model.restore(state["trained"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
-        self.history = [Epoch(**epoch) for epoch in state["history"]]
-        self._best, self._steps = state["best"], state["steps"]
-        self._began -= self.history[-1].seconds
-        self.files.rewind_log(self._steps)
-
-    def _make_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-        """AdamW with linear warm-up and a cosine down to a twentieth of each rate."""
-        model, settings = self._model, self._settings
-        groups = [{"params": [model.probes], "lr": settings.lr}, {"params": [model.states], "lr": settings.lr / 2}]
-        if model.lora_parameters:
-            groups.append({"params": model.lora_parameters, "lr": settings.lora_lr})
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
-        num_steps = settings.epochs * sum(math.ceil(len(part) / settings.batch) for part in self._shards)
-        warmup = max(1, int(num_steps * settings.warmup))
-
-        def rate(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            done = min(1.0, (step - warmup) / max(1, num_steps - warmup))
-            return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
-
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-
-    @property
-    def _num_stale(self) -> int:
-        """Epochs since the best one."""
-        return num_stale([epoch.dev_loss for epoch in self.history])
 
     @contextmanager
     def _lora_disabled(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ B samples, L layers, G key-value heads, T tokens, E entries per head. The KV of 
 segment of its own text.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from duologue.data.progress import StageProgress, silent
 from duologue.errors import UnsupportedModel, UsageError
 from duologue.training.layout import Layout
 from duologue.training.probe.prefix_attention import Past, PrefixCache, PrefixModel
-from duologue.training.tensors import batches_by_tokens, padded
+from duologue.training.tensors import batches_by_length, batches_by_tokens, padded
 from duologue.types import Token
 
 _TOKENS_PER_PASS = 4096
@@ -46,11 +46,9 @@ class Prefixes:
         """The prefixes of these samples, kv [L, 2, B, G, T, E], on the model's device; valid until the next call."""
         return self._joined([self._segments(index) for index in indices])
 
-    def batches(self, size: int) -> Iterator[list[int]]:
+    def batches(self, size: int) -> list[list[int]]:
         """The indices of all samples in batches of `size`, samples of similar length together."""
-        ordered = sorted(range(len(self._layouts)), key=lambda i: self._layouts[i].length)
-        for start in range(0, len(ordered), size):
-            yield ordered[start : start + size]
+        return batches_by_length([layout.length for layout in self._layouts], size)
 
     def _segments(self, index: int) -> tuple[Tensor, ...]:
         """The segments of a sample, each [L, 2, G, T, E]; some templates have no context before the first turn."""

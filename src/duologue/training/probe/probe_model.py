@@ -141,14 +141,6 @@ class ProbeModel(nn.Module):
         values += [torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in factors]
         if [value.shape for value in values] != [parameter.shape for parameter in self.trained_parameters]:
             raise UsageError("the adapter to start from has a LoRA of another rank than this run")
-        self.restore(values)
-
-    def trained(self) -> list[Tensor]:
-        """Copies of `trained_parameters`."""
-        return [parameter.detach().clone() for parameter in self.trained_parameters]
-
-    def restore(self, values: Sequence[Tensor]) -> None:
-        """Set `trained_parameters` to what `trained` returned."""
         with torch.no_grad():
             for parameter, value in zip(self.trained_parameters, values, strict=True):
                 parameter.copy_(value)

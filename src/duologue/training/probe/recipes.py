@@ -1,5 +1,6 @@
 """Hyperparameters for training around a frozen base, and named sets of them."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 from duologue.errors import UsageError
@@ -44,6 +45,14 @@ class ProbeSettings:
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.patience) < 1 or min(self.lr, self.lora_lr) <= 0:
             raise UsageError("epochs, batch, patience and learning rates must be positive")
+
+    def rate(self, step: int, num_steps: int) -> float:
+        """The learning rates at `step`, counted from 0, as a share of their peaks."""
+        warmup = max(1, int(num_steps * self.warmup))
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, num_steps - warmup))
+        return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,12 +104,11 @@ def train_probe(
     history = training.run(report=lambda epoch: say(_line(epoch)))
     if teacher is not None:
         teacher.unload()
-    facts = _facts(run, settings, name, history, round(before + history[-1].seconds), samples)
+    facts = _facts(run, settings, name, history, round(before + training.files.seconds), samples)
     p = score(probe_model, dev_layouts, max_tokens=max_tokens)
     adapter = _calibrated(run, probe_model, states, fingerprint, facts, dev_samples, p)
     adapter.save(run.out)
-    training.files.draw(run.out / "training.png", say)
-    training.files.checkpoint.unlink(missing_ok=True)
+    training.files.finish(run.out / "training.png", say)
     return adapter
 
 
