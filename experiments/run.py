@@ -37,14 +37,12 @@ from duologue.text.template import Template
 from duologue.training.finetune.duplex_model import DuplexModel
 from duologue.training.finetune.examples import lay_out
 from duologue.training.finetune.loop import Finetuning
-from duologue.training.finetune.recipes import FINETUNE_RECIPES
 from duologue.training.layout import Layout, Layouts
 from duologue.training.probe.linear_probe import fit, hidden_states
 from duologue.training.probe.loop import ProbeTraining, label, score_prefixes
-from duologue.training.probe.prefix_attention import Past, PrefixModel
-from duologue.training.probe.prefixes import Prefixes
+from duologue.training.probe.prefixes import Past, Prefixes, PrefixModel
 from duologue.training.probe.probe_model import ProbeModel
-from duologue.training.probe.recipes import LoraShape, ProbeSettings
+from duologue.training.recipes import FINETUNE_RECIPES, LoraShape, ProbeSettings
 from duologue.training.runs import start_tokens
 from duologue.types import InputState
 

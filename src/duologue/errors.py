@@ -10,6 +10,13 @@ from collections.abc import Iterable
 from duologue.types import Seq
 
 
+def refuse(rules: Iterable[tuple[bool, str]]) -> None:
+    """Raise `UsageError` with the message of the first of `rules` (is violated, message) that is violated."""
+    for is_violated, message in rules:
+        if is_violated:
+            raise UsageError(message)
+
+
 class DuologueError(Exception):
     """Root of all errors that this package raises on purpose."""
 

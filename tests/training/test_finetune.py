@@ -30,8 +30,8 @@ from duologue.text.template import Template
 from duologue.training.finetune.duplex_model import DuplexModel
 from duologue.training.finetune.examples import Batch, Example, lay_out
 from duologue.training.finetune.loop import Finetuning, Validation
-from duologue.training.finetune.recipes import FINETUNE_RECIPES, FinetuneSettings
-from duologue.training.finetune.run import FinetuneRun, finetune
+from duologue.training.finetune.run import finetune
+from duologue.training.recipes import FINETUNE_RECIPES, FinetuneSettings
 from duologue.training.run_folder import plot
 from duologue.training.tensors import state_losses
 from duologue.types import InputState, Role, Turn
@@ -381,15 +381,15 @@ def test_what_is_written_loads_and_decides_as_in_training(
 ) -> None:
     said: list[str] = []
     model, tokenizer = tiny_chat(is_tied=is_tied)
-    spec = FinetuneRun(write_data(tmp_path), tmp_path / "out", replace(settings, steps=30, eval_every=15))
-    adapter = finetune(spec, model, tokenizer, name="tiny", say=said.append)  # type: ignore[arg-type]
+    spec = (write_data(tmp_path), tmp_path / "out", replace(settings, steps=30, eval_every=15))
+    adapter = finetune(*spec, model, tokenizer, name="tiny", say=said.append)  # type: ignore[arg-type]
     assert "48 samples to train on" in said[0]
     assert adapter.facts["steps"] == 30
-    written = {path.name for path in spec.out.iterdir()}
+    written = {path.name for path in spec[1].iterdir()}
     assert written - {"lora", "curve.png"} == {"adapter.json", "adapter.safetensors", "model", "log.jsonl"}
     assert ("lora" in written) == (settings.kind == "lora")
 
-    loaded = load(str(spec.out / "model"), backend="torch", adapter=spec.out, weights="f32")
+    loaded = load(str(spec[1] / "model"), backend="torch", adapter=spec[1], weights="f32")
     torch.manual_seed(0)
     plain, _ = tiny_chat(is_tied=is_tied)
     samples = [Sample("where is the tent now", PROCESS, "own"), Sample("the lamp of", IGNORE, "own", context=TALK)]
@@ -399,15 +399,15 @@ def test_what_is_written_loads_and_decides_as_in_training(
             p = loaded.backend.forward(
                 [Extend(loaded.backend.fork(None), (*ids, *loaded.probe.tokens), watch=loaded.probe.watch)]
             )[0].p
-            assert p == pytest.approx(_by_hand(spec.out, ids), abs=1e-4)
+            assert p == pytest.approx(_by_hand(spec[1], ids), abs=1e-4)
     finally:
         loaded.close()
-    changed = transformers.AutoModelForCausalLM.from_pretrained(spec.out / "model", dtype=torch.float32).eval()
+    changed = transformers.AutoModelForCausalLM.from_pretrained(spec[1] / "model", dtype=torch.float32).eval()
     assert (changed.lm_head.weight is changed.model.embed_tokens.weight) == is_tied
     if settings.kind == "lora":
         from peft import PeftModel
 
-        unmerged = PeftModel.from_pretrained(plain.eval(), spec.out / "lora")
+        unmerged = PeftModel.from_pretrained(plain.eval(), spec[1] / "lora")
         ids = torch.tensor([[5, 6, 7, 8, 9]])
         torch.testing.assert_close(unmerged(ids).logits, changed(ids).logits, atol=1e-4, rtol=1e-3)
 
@@ -437,7 +437,7 @@ def test_bad_data_is_explained(change: Callable[[Path], object], message: str, t
     change(write_data(tmp_path))
     model, tokenizer = tiny_chat(is_tied=True)
     with pytest.raises(UsageError, match=message):
-        finetune(FinetuneRun(tmp_path, tmp_path / "out", FULL), model, tokenizer, name="tiny")  # type: ignore
+        finetune(tmp_path, tmp_path / "out", FULL, model, tokenizer, name="tiny")  # type: ignore
 
 
 def test_a_set_without_stop_makes_an_adapter_without_it(tmp_path: Path) -> None:
@@ -446,36 +446,36 @@ def test_a_set_without_stop_makes_an_adapter_without_it(tmp_path: Path) -> None:
     for path in (tmp_path / "train.jsonl", tmp_path / "dev.jsonl"):
         write_samples(path, [sample for sample in list(read_samples(path)) if sample.state is not STOP])
     model, tokenizer = tiny_chat(is_tied=True)
-    spec = FinetuneRun(tmp_path, tmp_path / "out", replace(FULL, steps=1))
-    adapter = finetune(spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
+    spec = (tmp_path, tmp_path / "out", replace(FULL, steps=1))
+    adapter = finetune(*spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
     assert adapter.states == (PROCESS, INCOMPLETE, IGNORE)
 
 
 def test_sequences_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
     model, tokenizer = tiny_chat(is_tied=True)
-    spec = FinetuneRun(write_data(tmp_path), tmp_path / "out", replace(FULL, max_length=2049))
+    spec = (write_data(tmp_path), tmp_path / "out", replace(FULL, max_length=2049))
     with pytest.raises(UsageError, match="2048"):
-        finetune(spec, model, tokenizer, name="tiny")  # type: ignore[arg-type]
+        finetune(*spec, model, tokenizer, name="tiny")  # type: ignore[arg-type]
 
 
 def test_states_can_be_trained_alone(tmp_path: Path) -> None:
     model, tokenizer = tiny_chat(is_tied=True)
-    spec = FinetuneRun(write_data(tmp_path, response=""), tmp_path / "out", replace(FULL, steps=2, response_weight=0.0))
-    adapter = finetune(spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
+    spec = (write_data(tmp_path, response=""), tmp_path / "out", replace(FULL, steps=2, response_weight=0.0))
+    adapter = finetune(*spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
     assert adapter.facts["responses"] == 0
 
 
 @pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])
 def test_bf16_computes_in_it_and_is_written_so(settings: FinetuneSettings, tmp_path: Path) -> None:
     model, tokenizer = tiny_chat(is_tied=True)
-    spec = FinetuneRun(write_data(tmp_path), tmp_path / "out", replace(settings, steps=2, precision="bf16"))
-    finetune(spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
-    assert json.loads((spec.out / "model" / "config.json").read_text())["dtype"] == "bfloat16"
-    logs = [json.loads(line) for line in (spec.out / "log.jsonl").read_text().splitlines()]
+    spec = (write_data(tmp_path), tmp_path / "out", replace(settings, steps=2, precision="bf16"))
+    finetune(*spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
+    assert json.loads((spec[1] / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+    logs = [json.loads(line) for line in (spec[1] / "log.jsonl").read_text().splitlines()]
     model, tokenizer = tiny_chat(is_tied=True)
-    precise = FinetuneRun(tmp_path, tmp_path / "f32", replace(settings, steps=2))
-    finetune(precise, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
-    expected = [json.loads(line) for line in (precise.out / "log.jsonl").read_text().splitlines()]
+    precise = (tmp_path, tmp_path / "f32", replace(settings, steps=2))
+    finetune(*precise, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
+    expected = [json.loads(line) for line in (precise[1] / "log.jsonl").read_text().splitlines()]
     assert logs[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.05)
     assert logs[0]["loss"] != expected[0]["loss"]
 

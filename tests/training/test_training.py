@@ -25,10 +25,17 @@ from duologue.text.template import Template
 from duologue.training.end_of_turn import EndOfTurnModel
 from duologue.training.layout import Layout, Layouts
 from duologue.training.probe.loop import Epoch, LabelledLayouts, ProbeTraining, _evaluate, _loss, label, score
-from duologue.training.probe.prefix_attention import Past, PrefixModel
-from duologue.training.probe.prefixes import Prefixes, even_shards, kv_bytes_per_token, num_tokens, shards
+from duologue.training.probe.prefixes import (
+    Past,
+    Prefixes,
+    PrefixModel,
+    even_shards,
+    kv_bytes_per_token,
+    num_tokens,
+    shards,
+)
 from duologue.training.probe.probe_model import ProbeModel
-from duologue.training.probe.recipes import LoraShape, ProbeRecipe, ProbeSettings
+from duologue.training.recipes import LoraShape, ProbeRecipe, ProbeSettings
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
 from tiny_tokenizers import bytelevel
@@ -231,7 +238,9 @@ def test_training_learns_changes_no_weight_and_is_the_same_again(lora: LoraShape
     weights = {name.replace(".base_layer", ""): value for name, value in model.base.state_dict().items()}
     assert all(torch.equal(value, weights[name]) for name, value in fresh.items())
     again, _ = trained(SETTINGS, tmp_path / "again", lora=lora)
-    assert all(torch.equal(one, other) for one, other in zip(model.trained_parameters, again.trained_parameters, strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(model.trained_parameters, again.trained_parameters, strict=True)
+    )
 
 
 @pytest.mark.parametrize("max_tokens", [MANY, 500])
@@ -247,7 +256,9 @@ def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, max_tokens: in
     resumed, again = trained(settings, killed, lora=lora, max_tokens=max_tokens)
     assert len(again) == len(history)
     assert log.read_text() == (tmp_path / "whole" / "training.jsonl").read_text()
-    assert all(torch.equal(one, other) for one, other in zip(whole.trained_parameters, resumed.trained_parameters, strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(whole.trained_parameters, resumed.trained_parameters, strict=True)
+    )
     assert again[-1].seconds > again[1].seconds, "counted on from what the killed run had taken"
 
 
@@ -267,11 +278,16 @@ def test_a_run_does_not_go_on_from_that_of_another(tmp_path: Path) -> None:
         trained(settings, tmp_path, origin={"teacher": "other"})
 
 
+def _are_equal(one: ProbeModel, other: ProbeModel) -> bool:
+    """Whether both have trained to the same bits."""
+    return all(torch.equal(*pair) for pair in zip(one.trained_parameters, other.trained_parameters, strict=True))
+
+
 def test_what_drops_out_of_a_lora_does_so_in_steps_alone(tmp_path: Path) -> None:
     plain, _ = trained(SETTINGS, tmp_path / "plain", lora=LORA)
     model, history = trained(SETTINGS, tmp_path / "dropout", lora=replace(LORA, dropout=0.3))
     assert history[-1].dev_accuracy > 0.7, "a quarter is chance"
-    assert not all(torch.equal(one, other) for one, other in zip(plain.trained_parameters, model.trained_parameters, strict=True))
+    assert not _are_equal(plain, model)
     layouts = random_layouts(8)
     assert (score(model, layouts, max_tokens=MANY) == score(model, layouts, max_tokens=MANY)).all()
     with pytest.raises(UsageError, match="dropout"):

@@ -107,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _probe_training(args: argparse.Namespace) -> Any:
     from duologue.models.adapters import Adapter
-    from duologue.training.probe.recipes import PROBE_RECIPES
     from duologue.training.probe.run import ProbeRun, train_probe
+    from duologue.training.recipes import PROBE_RECIPES
 
     _refuse(args, ("steps", "max_length"))
     recipe = PROBE_RECIPES[args.recipe]
@@ -136,8 +136,8 @@ def _probe_training(args: argparse.Namespace) -> Any:
 
 
 def _finetuning(args: argparse.Namespace) -> Any:
-    from duologue.training.finetune.recipes import FINETUNE_RECIPES
-    from duologue.training.finetune.run import FinetuneRun, finetune
+    from duologue.training.finetune.run import finetune
+    from duologue.training.recipes import FINETUNE_RECIPES
 
     _refuse(args, ("probes", "lora_lr", "targets", "start", "teacher", "samples"))
     changes = _given(args, lr="lr", batch="batch", max_length="max_length", lora_rank="rank")
@@ -146,7 +146,7 @@ def _finetuning(args: argparse.Namespace) -> Any:
     elif args.epochs is not None:
         changes |= {"steps": None, "epochs": args.epochs}
     settings = replace(FINETUNE_RECIPES[args.recipe], seed=args.seed, precision=args.dtype, **changes)
-    return partial(finetune, FinetuneRun(args.data, args.out, settings))
+    return partial(finetune, args.data, args.out, settings)
 
 
 def _given(args: argparse.Namespace, **names: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from duologue.backends.rows import AdapterRows
 from duologue.training.finetune.examples import NO_LABEL, Batch
-from duologue.training.finetune.recipes import FinetuneSettings
+from duologue.training.recipes import FinetuneSettings
 from duologue.training.runs import adapter_rows
 from duologue.types import Token
 

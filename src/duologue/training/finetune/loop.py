@@ -30,7 +30,7 @@ from duologue.decisions.thresholds import Probabilities
 from duologue.errors import EngineError
 from duologue.training.finetune.duplex_model import DuplexModel
 from duologue.training.finetune.examples import Batch, Example
-from duologue.training.finetune.recipes import FinetuneSettings
+from duologue.training.recipes import FinetuneSettings
 from duologue.training.run_folder import RunFolder
 from duologue.training.tensors import batches_by_length, state_losses
 from duologue.types import InputState

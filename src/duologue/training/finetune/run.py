@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from duologue.text.template import Template
 from duologue.training.finetune.duplex_model import DuplexModel
 from duologue.training.finetune.examples import Example, lay_out
 from duologue.training.finetune.loop import Finetuning, Validation
-from duologue.training.finetune.recipes import FinetuneSettings
+from duologue.training.recipes import FinetuneSettings
 from duologue.training.runs import (
     Say,
     calibrated,
@@ -34,17 +34,10 @@ from duologue.training.runs import (
 from duologue.types import InputState
 
 
-@dataclass(frozen=True, slots=True)
-class FinetuneRun:
-    """What to train on, how, and where to write the result."""
-
-    data: Path  # train.jsonl, dev.jsonl
-    out: Path
-    settings: FinetuneSettings
-
-
 def finetune(
-    run: FinetuneRun,
+    data: Path,
+    out: Path,
+    settings: FinetuneSettings,
     model: PreTrainedModel,
     tokenizer: HfTokenizer,
     *,
@@ -52,7 +45,7 @@ def finetune(
     progress: StageProgress = silent,
     say: Say = print,
 ) -> Adapter:
-    """Train `model`, which is changed, write everything into the folder `run.out`, and return the adapter.
+    """Train `model` on the folder `data`; it is changed. Write everything into `out`, and return the adapter.
 
     Besides the adapter (kind rows), the folder gets the changed model as a Hugging Face folder `model`, for `lora` also
     the PEFT folder `lora`, and `log.jsonl` and `curve.png`. The adapter belongs to the changed model. The unchanged
@@ -65,9 +58,9 @@ def finetune(
         BadData: see `read_splits`; no sample has a response.
         UsageError: sequences longer than the model accepts; see `lay_out` and `Finetuning`.
     """
-    started, settings = time.monotonic(), run.settings
-    run.out.mkdir(parents=True, exist_ok=True)
-    samples, dev_samples, states = read_splits(run.data)
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    samples, dev_samples, states = read_splits(data)
     _check(samples, model, settings)
     template = Template.from_tokenizer(tokenizer)
     train, truncation = lay_out(samples, template, settings.max_length)
@@ -77,8 +70,9 @@ def finetune(
     # bfloat16 would round such small updates away, so the weights themselves stay in float32
     duplex = DuplexModel(model.float(), len(states), start_tokens(tokenizer), settings)
     before = time.monotonic() - started
-    training = Finetuning(duplex, states, train, dev, settings, run.out)
-    say = say if training.is_main else _say_nothing
+    training = Finetuning(duplex, states, train, dev, settings, out)
+    if not training.is_main:
+        say = _say_nothing
     say(f"{describe_splits(samples, dev_samples)}; {_num_responses(train)} with a response")
     say(f"longer than {settings.max_length} tokens: in training {truncation}; held out {dev_truncation}")
     if training.files.step:
@@ -96,9 +90,9 @@ def finetune(
     adapter = Adapter("rows", states, duplex.rows(), fingerprint=fingerprint, name=label, facts=facts)
     adapter = calibrated(adapter, dev_samples, p)
     if training.is_main:
-        _write(run.out, duplex, tokenizer, settings)
-        adapter.save(run.out)
-        training.files.finish(run.out / "curve.png", say)
+        _write(out, duplex, tokenizer, settings)
+        adapter.save(out)
+        training.files.finish(out / "curve.png", say)
     return adapter
 
 

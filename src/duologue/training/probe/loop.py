@@ -27,7 +27,7 @@ from duologue.errors import BadData
 from duologue.training.layout import Layout
 from duologue.training.probe.prefixes import Prefixes, even_shards, shards
 from duologue.training.probe.probe_model import ProbeModel
-from duologue.training.probe.recipes import ProbeSettings
+from duologue.training.recipes import ProbeSettings
 from duologue.training.run_folder import RunFolder
 from duologue.training.tensors import state_losses, target_losses, target_rows
 from duologue.types import InputState

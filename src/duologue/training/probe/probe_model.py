@@ -20,8 +20,8 @@ from duologue.backends.lora import Factors, Lora
 from duologue.backends.rows import AdapterRows
 from duologue.errors import UsageError
 from duologue.models.adapters import Adapter
-from duologue.training.probe.prefix_attention import Past, PrefixModel
-from duologue.training.probe.recipes import LoraShape
+from duologue.training.probe.prefixes import Past, PrefixModel
+from duologue.training.recipes import LoraShape
 from duologue.training.runs import adapter_rows
 from duologue.types import InputState
 

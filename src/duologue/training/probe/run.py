@@ -23,7 +23,7 @@ from duologue.training.layout import lay_out_within
 from duologue.training.probe.loop import Epoch, ProbeTraining, label, score
 from duologue.training.probe.prefixes import kv_bytes_per_token, shards
 from duologue.training.probe.probe_model import ProbeModel
-from duologue.training.probe.recipes import ProbeRecipe, ProbeSettings
+from duologue.training.recipes import ProbeRecipe, ProbeSettings
 from duologue.training.runs import (
     Say,
     calibrated,
