@@ -7,6 +7,7 @@ in the style of their corpora. N samples, C classes, V features.
 """
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from duologue.data import forms
 from duologue.data.samples import Sample
@@ -52,7 +52,7 @@ class ArtifactReport:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, shares rounded to four places."""
-        row: dict[str, Any] = _rounded(asdict(self))
+        row: dict[str, Any] = json.loads(json.dumps(asdict(self)), parse_float=lambda share: round(float(share), 4))
         return row
 
 
@@ -114,38 +114,27 @@ def _is_training(text: str, seed: int) -> bool:
     return bool(hashlib.blake2b(f"{seed} {forms.spoken(text)}".encode(), digest_size=1).digest()[0] & 1)
 
 
-class _NaiveBayes:
-    """Multinomial naive Bayes with add-one smoothing, on the V features seen in training."""
-
-    def __init__(self, train: Sequence[Sample], classes: Sequence[str], features: Features) -> None:
-        rows = [(classes.index(sample.state.value), features(sample.text)) for sample in train]
-        self._columns = {name: i for i, name in enumerate(sorted({name for _, names in rows for name in names}))}
-        counts = np.ones((len(classes), len(self._columns)))
-        num_texts = np.zeros(len(classes))
-        for label, names in rows:
-            num_texts[label] += 1
-            np.add.at(counts[label], [self._columns[name] for name in names], 1)
-        self._log_p: npt.NDArray[np.float64] = np.log(counts / counts.sum(axis=1, keepdims=True))  # [C, V]
-        self.log_prior: npt.NDArray[np.float64] = np.log(num_texts / num_texts.sum())  # [C]
-
-    def score(self, names: list[str]) -> npt.NDArray[np.float64]:
-        """Log likelihood of each class, [C]; unknown features are ignored."""
-        known = [self._columns[name] for name in names if name in self._columns]
-        scores: npt.NDArray[np.float64] = self._log_p[:, known].sum(axis=1)
-        return scores
-
-
 def _separation(
     train: Sequence[Sample], test: Sequence[Sample], classes: Sequence[str], features: Features
 ) -> Separation:
-    model = _NaiveBayes(train, classes, features)
+    """What multinomial naive Bayes with add-one smoothing reaches, on the V features seen in training."""
+    rows = [(classes.index(sample.state.value), features(sample.text)) for sample in train]
+    columns = {name: i for i, name in enumerate(sorted({name for _, names in rows for name in names}))}
+    counts = np.ones((len(classes), len(columns)))
+    for label, names in rows:
+        np.add.at(counts[label], [columns[name] for name in names], 1)
+    log_p = np.log(counts / counts.sum(axis=1, keepdims=True))  # [C, V]
+    num_texts = np.bincount([label for label, _ in rows], minlength=len(classes))
+    log_prior = np.log(num_texts / num_texts.sum())  # [C]
+
     labels = np.array([classes.index(sample.state.value) for sample in test])  # [N]
-    scores = np.stack([model.score(features(sample.text)) for sample in test])  # [N, C]
+    known = [[columns[name] for name in features(sample.text) if name in columns] for sample in test]
+    scores = np.stack([log_p[:, found].sum(axis=1) for found in known])  # [N, C]
     unweighted = scores.argmax(axis=1)
     recall = {name: float((unweighted[labels == i] == i).mean()) for i, name in enumerate(classes)}
     return Separation(
-        accuracy=float((labels == (scores + model.log_prior).argmax(axis=1)).mean()),
-        majority=float((labels == model.log_prior.argmax()).mean()),
+        accuracy=float((labels == (scores + log_prior).argmax(axis=1)).mean()),
+        majority=float((labels == log_prior.argmax()).mean()),
         balanced_accuracy=sum(recall.values()) / len(classes),
         chance=1 / len(classes),
         recall=recall,
@@ -170,12 +159,3 @@ def _telling(train: Sequence[Sample], classes: Sequence[str]) -> dict[str, tuple
                 weight[word] = p * math.log(p / q)
         telling[name] = tuple(sorted(weight, key=lambda word: (-weight[word], word))[:NUM_TELLING])
     return telling
-
-
-def _rounded(value: Any) -> Any:
-    """`value` with every share rounded, and tuples as lists."""
-    if isinstance(value, float):
-        return round(value, 4)
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value

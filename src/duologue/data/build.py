@@ -262,7 +262,7 @@ class SampleBuilder:
         return _Draft(phrases.fill(self._rng.choice(self._lines[section]), self._rng), "own", kind)
 
     def _any_query(self) -> CorpusUtterance:
-        return self._rng.choice(self._pools.queries[_random_source(self._pools.queries, self._rng)])
+        return _draw(self._pools.queries, self._rng)
 
     def _query(self) -> CorpusUtterance:
         for _ in range(100):
@@ -360,7 +360,7 @@ class SampleBuilder:
         want_short = scene.speaking and rng.random() < 0.2  # listeners say little
         item, others = None, []
         for _ in range(60):
-            drawn = rng.choice(pools.background[_random_source(pools.background, rng)])
+            drawn = _draw(pools.background, rng)
             size = len(forms.words(drawn.text))
             if size < (1 if scene.speaking else 3):
                 continue
@@ -390,18 +390,16 @@ class SampleBuilder:
         return _Draft(text, source, kind, question=forms.is_question(text))
 
 
-def _random_source(pool: Mapping[str, Sequence[CorpusUtterance]], rng: random.Random) -> str:
-    """A random source; a larger one is more likely, in proportion to the square root of its size."""
-    names = list(pool)
-    return rng.choices(names, [math.sqrt(len(pool[name])) for name in names])[0]
+def _draw(pool: Mapping[str, Sequence[CorpusUtterance]], rng: random.Random) -> CorpusUtterance:
+    """An utterance of a random source; the probability of a source is proportional to the square root of its size."""
+    sources = list(pool.values())
+    return rng.choice(rng.choices(sources, [math.sqrt(len(source)) for source in sources])[0])
 
 
 def _first_words(text: str, num_words: int) -> str:
     """The first `num_words` words of `text`, with the spaces and line breaks between them unchanged."""
-    end = 0
-    for _, word in zip(range(num_words), re.finditer(r"\S+", text), strict=False):
-        end = word.end()
-    return text[:end]
+    found = re.match(rf"(?:\s*\S+){{0,{num_words}}}", text)
+    return found[0] if found else ""
 
 
 def takes_leave(text: str) -> bool:

@@ -17,7 +17,7 @@ from duologue.data.recipes import Recipe
 from duologue.data.report import Report, markdown
 from duologue.data.samples import Sample, read_samples, write_samples
 from duologue.data.unseen import unseen_samples
-from duologue.errors import BadData, UsageError
+from duologue.errors import UsageError
 
 _DEVICE_DIRECTED = "background that speaks to an assistant"
 
@@ -159,17 +159,12 @@ class DatasetBuilder:
                 f"{kind}/{path.name}": path.stat().st_size for kind, paths in files.items() for path in paths.values()
             },
         }
-        path = self._out / "manifest.json"
+        path, content = self._out / "manifest.json", json.dumps(manifest, indent=2) + "\n"
         if not path.exists():
             if any((self._out / f"{name}.jsonl").exists() for name in ("train", "dev", "test")):
                 raise UsageError(f"{self._out} has samples but no manifest.json; use another --out, or empty it")
-            _replace(path, json.dumps(manifest, indent=2) + "\n")
-            return
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BadData(f"{path} is damaged ({error}); use another --out, or empty it") from None
-        if known != manifest:
+            _replace(path, content)
+        elif path.read_text(encoding="utf-8", errors="replace") != content:
             raise UsageError(
                 f"{self._out} has samples of another recipe or of other sources (see manifest.json there); "
                 "use another --out, or empty it"

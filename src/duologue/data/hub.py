@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duologue.errors import BadData, DuologueError, MissingDependency, RemoteError, UsageError
+from duologue.data.jsonl import complete_lines
+from duologue.errors import BadData, DuologueError, MissingDependency, RemoteError, refuse
 from duologue.types import Role
 
 Row = dict[str, Any]
@@ -125,14 +126,12 @@ def fetch(
     *,
     repo: str | None = None,
     config: str | None = None,
-    split: str | None = None,
-    revision: str | None = None,
     on_row: Callable[[int], None] = lambda num_rows: None,
 ) -> Path:
     """Write up to `limit` rows of a dataset as a source below `out`; returns the file, `queries/NAME.jsonl.gz`.
 
     Args:
-        repo: a copy of the dataset, on the hub or in a local folder; `config`, `split` and `revision` select a part.
+        repo: a copy of the dataset, on the hub or in a local folder; `config` selects a part of it.
         on_row: receives the number of rows after each row.
 
     Raises:
@@ -141,19 +140,15 @@ def fetch(
         RemoteError: the hub cannot be reached or requires a login; rows fetched so far are kept.
         BadData: the dataset has other columns or splits, or the existing file comes from another dataset.
     """
-    if name not in SOURCES:
-        raise UsageError(f"unknown dataset {name!r}; known are {', '.join(SOURCES)}")
-    if limit < 1:
-        raise UsageError(f"the limit must be at least one row, got a limit of {limit}")
+    refuse(
+        [
+            (name not in SOURCES, f"unknown dataset {name!r}; known are {', '.join(SOURCES)}"),
+            (limit < 1, f"the limit must be at least one row, got a limit of {limit}"),
+        ]
+    )
     source = SOURCES[name]
     if repo is not None:  # a copy has its own configurations and revisions
-        source = dataclasses.replace(source, repo=repo, config=None, revision=None)
-    source = dataclasses.replace(
-        source,
-        config=config or source.config,
-        split=split or source.split,
-        revision=revision or source.revision,
-    )
+        source = dataclasses.replace(source, repo=repo, config=config, revision=None)
     final = out / source.folder / f"{name}.jsonl.gz"
     part = final.with_name(f"{name}.part")
     try:
@@ -227,25 +222,18 @@ def _stream(source: HubSource) -> tuple[Any, dict[str, Any]]:
 
 def _progress(part: Path, source: HubSource) -> tuple[int, int]:
     """The number of existing rows and the position of the next; an incomplete last line is removed."""
-    num_rows = position = length = 0
-    if not part.exists():
-        return 0, 0
-    with part.open("r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                row = json.loads(line)
-                is_ours, position = row["source"] == source.repo, int(row["position"]) + 1
-            except (ValueError, LookupError, TypeError):
-                is_ours = False
-            if not is_ours:
-                raise BadData(
-                    f"line {num_rows + 1} of {part} was not fetched from {source.repo}; remove the file and its "
-                    "compressed form, or fetch into another folder"
-                )
-            num_rows, length = num_rows + 1, length + len(line)
-        file.truncate(length)
+    num_rows = position = 0
+    for num_rows, line in enumerate(complete_lines(part, b'{"id": '), 1):
+        try:
+            row = json.loads(line)
+            is_ours, position = row["source"] == source.repo, int(row["position"]) + 1
+        except (ValueError, LookupError, TypeError):
+            is_ours = False
+        if not is_ours:
+            raise BadData(
+                f"line {num_rows} of {part} was not fetched from {source.repo}; remove the file and its compressed "
+                "form, or fetch into another folder"
+            )
     return num_rows, position
 
 

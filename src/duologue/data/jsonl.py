@@ -27,6 +27,27 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise BadData(f"{path} cannot be read after line {number}: {error}") from error
 
 
+def complete_lines(path: Path, start: bytes) -> Iterator[bytes]:
+    """The lines of a file of ours, perhaps missing, to which a killed process was appending.
+
+    An incomplete last line is removed after all others have been read.
+
+    Raises:
+        BadData: the last line does not begin with `start`, so the file is not ours; it stays as it is.
+    """
+    if path.exists():
+        length = 0
+        with path.open("r+b") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    if not start.startswith(line[: len(start)]):
+                        raise BadData(f"{path} was not written by this command; use another file")
+                    break
+                yield line
+                length += len(line)
+            file.truncate(length)
+
+
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)

@@ -15,6 +15,7 @@ from enum import StrEnum
 from http.client import HTTPException
 from pathlib import Path
 
+from duologue.data.jsonl import complete_lines
 from duologue.errors import BadData, RemoteError, UsageError
 
 PROMPT = (
@@ -26,9 +27,6 @@ PROMPT = (
 NUM_TRIES = 4
 FIRST_WAIT_S = 1.0
 """Wait before the second try; doubled before each further one."""
-
-_START = b'{"text": '
-"""The start of every line of the cache."""
 
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """HTTP status codes after which another try may succeed."""
@@ -137,27 +135,16 @@ def _read_answer(answer: str) -> Addressee:
 
 def _read_cache(path: Path, model: str) -> dict[str, Addressee]:
     """The cached answers of a model; an incomplete last line is removed."""
-    if not path.exists():
-        return {}
     found: dict[str, Addressee] = {}
+    line = b""
     try:
-        with path.open("r+b") as file:
-            *lines, cut = file.read().split(b"\n")
-            for number, line in enumerate(lines, 1):
-                text, addressee, asked = _fields(path, number, line)
-                if asked == model:
-                    found[text] = addressee
-            if not _START.startswith(cut[: len(_START)]):
-                raise BadData(f"{path} is not a cache of verdicts; use another file")
-            file.truncate(sum(len(line) + 1 for line in lines))
+        for line in complete_lines(path, b'{"text": '):
+            row = json.loads(line)
+            text, addressee, asked = str(row["text"]), Addressee(row["verdict"]), row["model"]
+            if asked == model:
+                found[text] = addressee
     except OSError as error:
         raise BadData(f"cannot use the cache of verdicts {path}: {error}") from error
-    return found
-
-
-def _fields(path: Path, number: int, line: bytes) -> tuple[str, Addressee, str]:
-    try:
-        row = json.loads(line)
-        return str(row["text"]), Addressee(row["verdict"]), str(row["model"])
     except (LookupError, TypeError, ValueError) as error:
-        raise BadData(f"{path}, line {number}: not a verdict ({error!r}); use another file as cache") from None
+        raise BadData(f"{path} has a line that is not a verdict ({error!r}): {line!r}; use another file") from None
+    return found

@@ -15,16 +15,10 @@ OPEN_NOISES = frozenset({"um", "uh", "so", "well", "like", "you know", "and so",
 @cache
 def sections() -> dict[str, tuple[str, ...]]:
     """Section → its lines."""
-    found: dict[str, list[str]] = {}
     text = (resources.files("duologue.data") / "english.txt").read_text(encoding="utf-8")
-    name = ""
-    for line in map(str.strip, text.splitlines()):
-        if line.startswith("[") and line.endswith("]"):
-            name = line[1:-1]
-            found[name] = []
-        elif line and not line.startswith("#"):
-            found[name].append(line)
-    return {name: tuple(lines) for name, lines in found.items()}
+    _, *parts = re.split(r"^\[(\w+)\]$", re.sub(r"^#.*", "", text, flags=re.MULTILINE), flags=re.MULTILINE)
+    bodies = zip(parts[::2], parts[1::2], strict=True)
+    return {name: tuple(line.strip() for line in body.splitlines() if line.strip()) for name, body in bodies}
 
 
 def lines(name: str) -> tuple[str, ...]:

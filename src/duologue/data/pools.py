@@ -1,14 +1,17 @@
 """What samples are drawn from: the utterances and dialogues of one split of a folder of sources."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from duologue.data import corpus, forms, phrases
 from duologue.data.corpus import CorpusDialogue, CorpusUtterance
 from duologue.data.recipes import INCOMPLETE, PROCESS, STOP, Recipe
 from duologue.errors import BadData, UsageError
 from duologue.types import InputState, Role
+
+T = TypeVar("T")
 
 SPLITS = {"train": (0.0, 0.82), "dev": (0.82, 0.9), "test": (0.9, 1.0)}
 """Which documents of a training source belong to which split (`corpus.part_of`)."""
@@ -55,16 +58,20 @@ class Pools:
         self._held_back = _openings_after(self._high, files["dialogues"])
 
         # hard/ takes precedence over queries/, where the same stop commands occur without a mark
-        self.queries = self._read(
+        self.queries = self._utterances(
             files["queries"], lambda u: u.kind == corpus.QUERY_KIND and forms.spoken(u.text) not in hard_texts
         )
-        self.background = self._read(files["background"], lambda u: bool(forms.words(u.text)))
-        self.hard = self._read(files["hard"], lambda u: u.source != "stop_commands")
-        stops = [item for item in stops if self._low <= item.part < self._high]
+        self.background = self._utterances(files["background"], lambda u: bool(forms.words(u.text)))
+        self.hard = self._utterances(files["hard"], lambda u: u.source != "stop_commands")
+        stops = [item for item in stops if self._is_in_split(item)]
         self.stops = [item for item in stops if _is_stop(item)]
         self.not_stops = [item for item in stops if _is_command(item)]
         self.complaints = [item for item in stops if item.kind == "negative_feedback"]
-        self.dialogues = self._read_dialogues(files["dialogues"], with_unseen=split == "test")
+        self.dialogues = self._read(
+            corpus.dialogues,
+            {name: path for name, path in files["dialogues"].items() if split == "test" or name not in recipe.unseen},
+            lambda d: self._is_in_split(d) and forms.spoken(d.turns[0].text) not in self._held_back,
+        )
         self._whole = {
             hash(forms.spoken(text))
             for texts in (
@@ -87,35 +94,33 @@ class Pools:
         """Whether somebody said exactly `text` to an assistant."""
         return hash(forms.spoken(text)) in self._whole
 
-    def _read(
-        self, files: dict[str, Path], keep: Callable[[CorpusUtterance], bool]
+    def _utterances(
+        self, files: Mapping[str, Path], keep: Callable[[CorpusUtterance], bool]
     ) -> dict[str, list[CorpusUtterance]]:
         """Source → its utterances in this split, without empty sources."""
-        found = {}
-        for source, path in files.items():
-            if (source in self._recipe.unseen) is self._unseen:
-                items = corpus.utterances(path, source, self._limit, self._rng)
-                found[source] = [
-                    item
-                    for item in items
-                    if (self._unseen or self._low <= item.part < self._high)
-                    and keep(item)
-                    and forms.spoken(item.text) not in self._held_back
-                ]
+        return self._read(
+            corpus.utterances,
+            {source: path for source, path in files.items() if (source in self._recipe.unseen) is self._unseen},
+            lambda u: (
+                (self._unseen or self._is_in_split(u)) and keep(u) and forms.spoken(u.text) not in self._held_back
+            ),
+        )
+
+    def _read(
+        self,
+        read: Callable[[Path, str, int, random.Random], list[T]],
+        files: Mapping[str, Path],
+        keep: Callable[[T], bool],
+    ) -> dict[str, list[T]]:
+        """Source → the items of its file that are kept, without empty sources."""
+        found = {
+            source: [item for item in read(path, source, self._limit, self._rng) if keep(item)]
+            for source, path in files.items()
+        }
         return {source: items for source, items in found.items() if items}
 
-    def _read_dialogues(self, files: dict[str, Path], *, with_unseen: bool) -> dict[str, list[CorpusDialogue]]:
-        """Source → its dialogues in this split, without empty sources."""
-        found = {}
-        for source, path in files.items():
-            if with_unseen or source not in self._recipe.unseen:
-                found[source] = [
-                    dialogue
-                    for dialogue in corpus.dialogues(path, source, self._limit, self._rng)
-                    if self._low <= dialogue.part < self._high
-                    and forms.spoken(dialogue.turns[0].text) not in self._held_back
-                ]
-        return {source: dialogues for source, dialogues in found.items() if dialogues}
+    def _is_in_split(self, item: CorpusUtterance | CorpusDialogue) -> bool:
+        return self._low <= item.part < self._high
 
 
 def fixed_labels(folder: Path, recipe: Recipe) -> Iterator[tuple[str, InputState]]:

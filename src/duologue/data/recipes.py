@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from duologue.errors import UsageError
+from duologue.errors import refuse
 from duologue.types import InputState
 
 PROCESS, INCOMPLETE, IGNORE, STOP = (
@@ -43,15 +43,16 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.num_samples, self.num_dev, self.texts_per_context) < 1 or self.num_test < 0:
-            raise UsageError("a recipe needs at least one sample, one held out, and one text per context")
-        for name in ("in_context", "speaking", "follow_ups"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UsageError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
-        if self.cuts not in ("unfinished", "random"):
-            raise UsageError(f'cuts is "unfinished" or "random", got {self.cuts!r}')
-        if not self.shares or min(self.shares.values()) <= 0:
-            raise UsageError("shares gives each state of the set a positive number")
+        numbers = (self.num_samples, self.num_dev, self.texts_per_context, self.num_test + 1)
+        shares = {name: getattr(self, name) for name in ("in_context", "speaking", "follow_ups")}
+        refuse(
+            [
+                (min(numbers) < 1, "a recipe needs at least one sample, one held out, and one text per context"),
+                *((not 0 <= x <= 1, f"{name} is a share between 0 and 1, got {x}") for name, x in shares.items()),
+                (self.cuts not in ("unfinished", "random"), f'cuts is "unfinished" or "random", got {self.cuts!r}'),
+                (min(self.shares.values(), default=0) <= 0, "shares gives each state of the set a positive number"),
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,17 +41,7 @@ class Sample:
 
     def to_json(self) -> dict[str, Any]:
         """One line of a sample file; default values are left out."""
-        row = {
-            "text": self.text,
-            "state": self.state.value,
-            "source": self.source,
-            "kind": self.kind,
-            "accept": [state.value for state in self.accept],
-            "context": [{"role": turn.role.value, "text": turn.text} for turn in self.context],
-            "speaking": self.speaking,
-            "system": self.system,
-            "response": self.response,
-        }
+        row = {**asdict(self), "accept": list(self.accept), "context": [asdict(turn) for turn in self.context]}
         return {name: value for name, value in row.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
 
     @classmethod

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from duologue.data.jsonl import read_rows
+from duologue.data.jsonl import complete_lines, read_rows
 from duologue.errors import BadData, MissingDependency, UsageError
 from duologue.pictures import new_figure
 
@@ -148,10 +148,9 @@ class RunFolder(Generic[V]):
         self.history = [validation(**row) for row in state["history"]]
         self.step = state["step"]
         self._began -= state["seconds"]
-        if self._is_writer and self._log.exists():
-            lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-            self._log.write_text("".join(kept), encoding="utf-8")
+        if self._is_writer:
+            lines = complete_lines(self._log, b'{"step": ')
+            self._log.write_bytes(b"".join([line for line in lines if json.loads(line)["step"] <= self.step]))
 
     @torch.no_grad()
     def _restore(self, weights: Mapping[str, Tensor]) -> None:
