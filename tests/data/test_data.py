@@ -11,9 +11,9 @@ import pytest
 
 from duologue.data import corpus, forms, phrases
 from duologue.data.build import OPEN_WORDS, SampleBuilder, Scene, takes_leave
+from duologue.data.corpus import SPLITS, Pools
 from duologue.data.dataset import DatasetBuilder
 from duologue.data.jsonl import read_rows
-from duologue.data.pools import SPLITS, Pools
 from duologue.data.recipes import RECIPES, Recipe
 from duologue.data.samples import Sample, read_samples, write_samples
 from duologue.data.unseen import unseen_samples

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from duologue.data.artifacts import ArtifactReport, find_artifacts, form_features, length_features, word_features
+from duologue.data.report import ArtifactReport, find_artifacts, form_features, length_features, word_features
 from duologue.data.samples import Sample
 from duologue.errors import BadData
 from duologue.types import InputState

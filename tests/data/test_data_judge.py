@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from duologue.data.judge import NUM_TRIES, PROMPT, Addressee, Judge
+from duologue.data.device_directed import NUM_TRIES, PROMPT, Addressee, Judge
 from duologue.errors import BadData, RemoteError, UsageError
 
 Reply = Callable[[str], tuple[int, str]]

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     from duologue.data.corpus import source_files
     from duologue.data.dataset import DatasetBuilder
-    from duologue.data.judge import Judge
+    from duologue.data.device_directed import Judge
 
     if not args.sources.is_dir():
         raise UsageError(

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from duologue.data import corpus, forms, phrases
-from duologue.data.corpus import CorpusDialogue, CorpusUtterance
+from duologue.data.corpus import SPLITS, CorpusDialogue, CorpusUtterance, Pools
 from duologue.data.forms import EndOfTurn
-from duologue.data.pools import SPLITS, Pools
 from duologue.data.recipes import IGNORE, INCOMPLETE, PROCESS, STOP, Recipe
 from duologue.data.samples import Sample
 from duologue.errors import BadData

@@ -7,11 +7,10 @@ from typing import Any, final
 
 from duologue.data import corpus, forms
 from duologue.data.build import SampleBuilder
-from duologue.data.device_directed import device_directed
+from duologue.data.corpus import Pools, fixed_labels
+from duologue.data.device_directed import Addressee, Judge, device_directed
 from duologue.data.duplicates import Duplicates
 from duologue.data.forms import EndOfTurn
-from duologue.data.judge import Addressee, Judge
-from duologue.data.pools import Pools, fixed_labels
 from duologue.data.progress import StageProgress, silent
 from duologue.data.recipes import Recipe
 from duologue.data.report import Report, markdown

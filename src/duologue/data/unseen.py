@@ -6,9 +6,8 @@ from pathlib import Path
 
 from duologue.data import forms
 from duologue.data.build import SampleBuilder, Scene, takes_leave
-from duologue.data.corpus import CorpusUtterance
+from duologue.data.corpus import CorpusUtterance, Pools
 from duologue.data.forms import EndOfTurn
-from duologue.data.pools import Pools
 from duologue.data.recipes import IGNORE, INCOMPLETE, PROCESS, STOP, Recipe
 from duologue.data.samples import Sample
 from duologue.types import InputState, Role, Turn
