@@ -36,12 +36,12 @@ from duologue.models.catalogue import DEFAULT, find
 from duologue.text.template import Template
 from duologue.training.finetune.duplex_model import DuplexModel
 from duologue.training.finetune.examples import lay_out
-from duologue.training.finetune.loop import Finetuning
+from duologue.training.finetune.run import Finetuning
 from duologue.training.layout import Layout, Layouts
 from duologue.training.probe.linear_probe import fit, hidden_states
-from duologue.training.probe.loop import ProbeTraining, label, score_prefixes
 from duologue.training.probe.prefixes import Past, Prefixes, PrefixModel
 from duologue.training.probe.probe_model import ProbeModel
+from duologue.training.probe.run import ProbeTraining, label, score_prefixes
 from duologue.training.recipes import FINETUNE_RECIPES, LoraShape, ProbeSettings
 from duologue.training.runs import start_tokens
 from duologue.types import InputState

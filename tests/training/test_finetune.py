@@ -29,10 +29,9 @@ from duologue.testing.tiny_models import tiny_model
 from duologue.text.template import Template
 from duologue.training.finetune.duplex_model import DuplexModel
 from duologue.training.finetune.examples import Batch, Example, lay_out
-from duologue.training.finetune.loop import Finetuning, Validation
-from duologue.training.finetune.run import finetune
+from duologue.training.finetune.run import Finetuning, Validation, finetune
 from duologue.training.recipes import FINETUNE_RECIPES, FinetuneSettings
-from duologue.training.run_folder import plot
+from duologue.training.runs import plot
 from duologue.training.tensors import state_losses
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer

@@ -24,7 +24,6 @@ from duologue.testing.tiny_models import tiny_model
 from duologue.text.template import Template
 from duologue.training.end_of_turn import EndOfTurnModel
 from duologue.training.layout import Layout, Layouts
-from duologue.training.probe.loop import Epoch, LabelledLayouts, ProbeTraining, _evaluate, _loss, label, score
 from duologue.training.probe.prefixes import (
     Past,
     Prefixes,
@@ -35,6 +34,7 @@ from duologue.training.probe.prefixes import (
     shards,
 )
 from duologue.training.probe.probe_model import ProbeModel
+from duologue.training.probe.run import Epoch, LabelledLayouts, ProbeTraining, _evaluate, _loss, label, score
 from duologue.training.recipes import LoraShape, ProbeRecipe, ProbeSettings
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer

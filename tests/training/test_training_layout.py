@@ -9,7 +9,7 @@ TRAINING = Path(duologue.__file__).parent / "training"
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of training that a file imports anywhere, as paths relative to it ("probe.loop")."""
+    """The modules of training that a file imports anywhere, as paths relative to it ("probe.run")."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     names = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
     return {name.removeprefix("duologue.training.") for name in names if name.startswith("duologue.training.")}
@@ -22,7 +22,7 @@ def modules() -> dict[str, set[str]]:
 
 
 def test_the_shared_modules_and_the_two_folders_are_independent() -> None:
-    assert {"recipes", "probe.loop"} <= modules()["probe.run"]
+    assert {"recipes", "runs"} <= modules()["probe.run"]
     for module, names in modules().items():
         folder = module.partition(".")[0] if "." in module else ""
         others = {"probe", "finetune"} - {folder}

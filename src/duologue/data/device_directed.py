@@ -2,9 +2,8 @@
 
 Talk between people contains lines that an assistant should answer ("hey google, what's on tonight"). Labelled as
 background, they teach the wrong thing. A match with a rule makes a line doubtful, so it is left out and never
-relabelled. A model behind an OpenAI-compatible URL can find the cases that rules cannot, in the same way as the authors
-of the paper did. Its answers are cached in a file, so that a killed run continues where it stopped and a second run asks
-nothing.
+relabelled. A model behind an OpenAI-compatible URL can find the cases that rules cannot, as the authors of the paper
+did. Its answers are cached in a file: a killed run continues where it stopped, and a second run asks nothing.
 """
 
 import json

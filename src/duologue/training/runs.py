@@ -1,25 +1,32 @@
-"""What every training run does: read the splits, start the probe, calibrate an adapter, report on it.
+"""What every training run needs: its splits, the start of its probe, its files, and the calibration of its adapter.
 
-N samples, S states.
+The files are a log of the steps, a picture of the losses, and a checkpoint to continue a killed run from. N samples,
+S states.
 """
 
+import json
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from duologue.backends.rows import AdapterRows
 from duologue.backends.torch.tokenizer import HfTokenizer
+from duologue.data.jsonl import complete_lines, read_rows
 from duologue.data.samples import Sample, read_samples
 from duologue.decisions.metrics import adapter_facts
 from duologue.decisions.thresholds import Probabilities, calibrate, decide
-from duologue.errors import BadData, UsageError
+from duologue.errors import BadData, MissingDependency, UsageError
 from duologue.models.adapters import ANY_WEIGHTS, Adapter, Fingerprint
+from duologue.pictures import new_figure
 from duologue.types import InputState, Token
 
 Say = Callable[[str], None]
@@ -126,3 +133,195 @@ def report_lines(facts: Mapping[str, Any]) -> list[str]:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
+
+
+_CURVES = {  # field of the log: label, style
+    "loss": ("training loss", "C0-"),
+    "dev_loss": ("held-out loss", "C1o-"),
+    "dev_accuracy": ("held-out accuracy", "C2s--"),
+}
+
+
+class Validated(Protocol):
+    """A dataclass that says how good a model is after some step."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def dev_loss(self) -> float:
+        """The held-out loss."""
+
+
+V = TypeVar("V", bound=Validated)
+
+
+@final
+class RunFolder(Generic[V]):
+    """Progress, log, checkpoint and best weights of a run. In distributed runs one process writes and all of them read.
+
+    The training loop counts `step`; it logs each step and records each validation.
+    """
+
+    def __init__(
+        self,
+        log: Path,
+        made_with: Mapping[str, Any],
+        trained: Mapping[str, Parameter],
+        optimizer: Any,
+        validation: Callable[..., V],
+        *,
+        keeps_best: bool = True,
+        is_writer: bool = True,
+    ) -> None:
+        """Continue from the checkpoint that a killed run left beside `log`, or start a new run with an empty log.
+
+        Args:
+            made_with: settings and data that must be those of the killed run.
+            trained: what is trained, by name; restored together with the state of `optimizer`.
+            validation: makes a validation from its fields.
+            keeps_best: whether `restore_best` will be called.
+
+        Raises:
+            UsageError: the checkpoint belongs to another run.
+        """
+        self._log, self._checkpoint, self._best = log, log.with_name("checkpoint.pt"), log.with_name("best.pt")
+        self._made_with = {**made_with, "format of checkpoints": 2}
+        self._trained, self._optimizer = trained, optimizer
+        self._keeps_best, self._is_writer = keeps_best, is_writer
+        self.history: list[V] = []
+        self.step = 0
+        self._began = time.monotonic()
+        if self._checkpoint.exists():
+            self._resume(validation)
+        elif is_writer:
+            log.unlink(missing_ok=True)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the run so far, including the processes that it continues."""
+        return time.monotonic() - self._began
+
+    @property
+    def num_stale(self) -> int:
+        """How many validations have followed the best one, which is the first minimum of the held-out loss."""
+        losses = [validation.dev_loss for validation in self.history]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+    def log(self, **row: Any) -> None:
+        """Append a line to the log."""
+        if self._is_writer:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def record(self, validation: V) -> None:
+        """Log a validation, and write the checkpoint and the weights, if they are the best.
+
+        Raises:
+            UsageError: a file cannot be written.
+        """
+        self.history.append(validation)
+        # without seconds, so that equal runs write equal logs
+        self.log(**{name: figure for name, figure in asdict(validation).items() if name != "seconds"})
+        if not self._is_writer:
+            return
+        weights = {name: parameter.detach() for name, parameter in self._trained.items()}
+        if self._keeps_best and self.num_stale == 0:
+            _save(self._best, weights)
+        state = {
+            "made_with": self._made_with,
+            "step": self.step,
+            "weights": weights,
+            "optimizer": self._optimizer.state_dict(),
+            "history": [asdict(past) for past in self.history],
+            "seconds": self.seconds,
+        }
+        _save(self._checkpoint, state)
+
+    def restore_best(self) -> None:
+        """Set what is trained to the weights of the best validation, if there was one and they are kept."""
+        if self._keeps_best and self._best.exists():
+            self._restore(torch.load(self._best, weights_only=True, map_location="cpu"))
+
+    def finish(self, picture: Path, say: Callable[[str], None]) -> None:
+        """Plot the log, and remove what only an unfinished run needs.
+
+        A missing library must not lose a trained adapter, so `say` only reports why there is no plot.
+        """
+        try:
+            plot(self._log, picture)
+        except MissingDependency as error:
+            say(str(error))
+        for path in (self._checkpoint, self._best):
+            path.unlink(missing_ok=True)
+
+    def _resume(self, validation: Callable[..., V]) -> None:
+        """Restore the state of the checkpoint, and drop log lines of later steps, which will be repeated."""
+        state = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
+        theirs = state.get("made_with", {})
+        if different := [name for name, value in self._made_with.items() if theirs.get(name) != value]:
+            raise UsageError(
+                f"{self._checkpoint} belongs to a run with another {', '.join(different)}; "
+                "use the same settings to continue it, or another --out to start anew"
+            )
+        self._restore(state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.history = [validation(**row) for row in state["history"]]
+        self.step = state["step"]
+        self._began -= state["seconds"]
+        if self._is_writer:
+            lines = complete_lines(self._log, b'{"step": ')
+            self._log.write_bytes(b"".join([line for line in lines if json.loads(line)["step"] <= self.step]))
+
+    @torch.no_grad()
+    def _restore(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._trained.items():
+            parameter.copy_(weights[name])
+
+
+def _save(path: Path, state: Any) -> None:
+    """Replace `path` with `state` atomically: a kill during the write leaves the old file intact."""
+    partial = path.with_suffix(".partial")
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch raises either when the disk is full
+        raise UsageError(f"cannot write {path}: {error}; free some space and repeat the command") from error
+
+
+def plot(log: Path, out: Path) -> None:
+    """Draw training loss, held-out loss and held-out accuracy over the steps into the PNG file `out`.
+
+    Each line of `log` is a JSON object with `step` and any of `loss`, `dev_loss` and `dev_accuracy` (0 to 1).
+
+    Raises:
+        BadData: the log cannot be read, or has nothing to draw.
+        MissingDependency: matplotlib is not installed.
+    """
+    curves = _read_curves(log)
+    figure = new_figure(7.0, 4.0)
+    losses = figure.subplots()
+    losses.set(xlabel="step", ylabel="loss")
+    losses.locator_params(axis="x", integer=True)
+    accuracies = losses.twinx()
+    accuracies.set(ylabel="accuracy", ylim=(0, 1))
+    drawn = []
+    for name, points in curves.items():
+        label, style = _CURVES[name]
+        axes = accuracies if name == "dev_accuracy" else losses
+        drawn += axes.plot(*zip(*points, strict=True), style, markersize=3, linewidth=1, label=label)
+    losses.legend(handles=drawn, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=len(drawn), frameon=False)
+    figure.savefig(out, dpi=150, format="png")
+
+
+def _read_curves(log: Path) -> dict[str, list[tuple[float, float]]]:
+    """The points (step, value) of each curve that the log has."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for number, row in read_rows(log):
+        for name in _CURVES.keys() & row.keys():
+            try:
+                curves.setdefault(name, []).append((float(row["step"]), float(row[name])))
+            except (KeyError, TypeError, ValueError):
+                raise BadData(f"{log}, line {number}: expected numbers for step and {name}, got {row}") from None
+    if not curves:
+        raise BadData(f"{log} has no line with {', '.join(_CURVES)}; nothing to draw")
+    return {name: curves[name] for name in _CURVES if name in curves}
