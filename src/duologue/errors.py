@@ -25,6 +25,12 @@ class UsageError(DuologueError):
     """The call cannot be carried out; change the call."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise `UsageError` with `message` unless `condition` holds."""
+    if not condition:
+        raise UsageError(message)
+
+
 class UnknownSeq(UsageError):
     """The backend has no such sequence."""
 

@@ -6,9 +6,7 @@ from functools import partial
 import pytest
 
 from crowd import Crowd, Guest
-from duologue.baselines.gated import Turns, Vad
-from duologue.baselines.sequential import Sequential
-from duologue.baselines.sessions import NAMES, factory
+from duologue.baselines.sessions import NAMES, Sequential, Turns, Vad, factory
 from duologue.baselines.tdm import Tdm
 from duologue.core.config import SessionConfig
 from duologue.core.events import Decided, Dropped, Held, Promoted, Refused, Suspended, Trimmed

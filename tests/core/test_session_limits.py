@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from duologue.baselines.gated import Turns, Vad
-from duologue.baselines.sequential import Sequential
+from duologue.baselines.sessions import Sequential, Turns, Vad
 from duologue.baselines.tdm import Tdm
 from duologue.core.cache import TokenSequence
 from duologue.core.config import SessionConfig
@@ -99,7 +98,7 @@ def test_a_context_that_is_made_shorter_during_an_answer_has_room_for_the_answer
     talk.hear("oh (radio)", "aside")  # for an answer to these words there would be no room
     talk.tick()
     assert talk.session.running is not None
-    assert talk.session._output.is_making_room
+    assert talk.session._output.compaction is not None
     talk.run()
     (trimmed,) = [e for e in talk.events if isinstance(e, Trimmed)]
     assert trimmed.length <= 256 // 2

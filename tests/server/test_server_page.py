@@ -5,7 +5,7 @@ import re
 import httpx
 import pytest
 
-from duologue.baselines.gated import Turns, Vad
+from duologue.baselines.sessions import Turns, Vad
 from duologue.core.session import Session
 from duologue.server.assets import FOLDER
 from duologue.server.fields import Rejection

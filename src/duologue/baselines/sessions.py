@@ -1,12 +1,17 @@
-"""All kinds of sessions by name."""
+"""All kinds of sessions by name; and those that differ from `Session` in a few methods."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any, final
 
-from duologue.baselines.gated import Turns, Vad
-from duologue.baselines.sequential import Sequential
 from duologue.baselines.tdm import Tdm
-from duologue.core.session import Session, SessionFactory
+from duologue.core.backend import Extend
+from duologue.core.cache import Plan
+from duologue.core.events import Dropped, Received
+from duologue.core.input_channel import Utterance
+from duologue.core.session import Phase, Session, SessionFactory
+from duologue.core.transitions import Floor
 from duologue.types import SLICE_PERIOD_S, InputState, Token
 
 NAMES = ("cdm", "sequential", "tdm", "tdm_skip_idle", "turns", "vad")
@@ -22,6 +27,99 @@ def factory(
 ) -> SessionFactory:
     """The factory of sessions of kind `name` (one of `NAMES`). The other arguments are for time division: see `Tdm`."""
     plain: dict[str, SessionFactory] = {"cdm": Session, "sequential": Sequential, "turns": Turns, "vad": Vad}
-    if name in plain:
-        return plain[name]
-    return partial(Tdm, judge=judge, idle=idle, skip_idle=name == "tdm_skip_idle", period_s=period_s)
+    timed = partial(Tdm, judge=judge, idle=idle, skip_idle=name == "tdm_skip_idle", period_s=period_s)
+    return plain.get(name, timed)
+
+
+@final
+class Sequential(Session):
+    """Both channels, one after the other, as the paper's prototype computes them.
+
+    Decides and says what `Session` does, but each channel takes a forward pass of its own. The two channels share the
+    KV of their prefix; the prototype keeps a separate cache for each.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Takes the arguments of `Session`."""
+        super().__init__(*args, **options)
+        self._rest: deque[Extend] = deque()  # planned with what was fed, to be fed next
+
+    @property
+    def backlog(self) -> int:
+        return super().backlog + sum(len(extend.tokens) for extend in self._rest)
+
+    def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
+        if self._rest:
+            is_too_long = limit is not None and len(self._rest[0].tokens) > limit
+            return Plan((), () if is_too_long else (self._rest.popleft(),))
+        whole = super().plan(limit, compaction_limit)
+        self._rest.extend(whole.batch[1:])
+        return Plan(whole.ops, whole.batch[:1])
+
+
+class _Gated(Session):
+    """Takes turns: the words are read when the user's turn has ended, and their state is never asked for.
+
+    Gathers words; a whole turn is fed with the assistant's header, in the pass that draws the first token.
+    """
+
+    @property
+    def phase(self) -> Phase:
+        """The pass that reads the turn counts as listening, though its answer has begun."""
+        answer = self.running
+        return Phase.LISTENING if answer is not None and not answer.num_tokens else super().phase
+
+    def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
+        self._cache.room = limit
+        self._output.plan(self._lookahead)
+        self._output.plan_compaction(compaction_limit)
+        return self._cache.flush()
+
+    def _answer_gathered(self) -> None:
+        """Answer the gathered words, unless they wait for room already."""
+        gathered = self._input.current
+        if gathered is not None and gathered.text and not gathered.deferred:
+            self._answer_now()
+
+
+@final
+class Turns(_Gated):
+    """Waits for the end of the user's turn (`final`), and is deaf while it answers."""
+
+    def _hear(self, utterance: str, text: str, *, final: bool) -> None:
+        if self.running is not None:  # the words are lost; what the same utterance says after them is not
+            self._log.add(Received(self.now, utterance, text, final))
+            self._log.add(Dropped(self.now, utterance, text, "deaf"))
+            self._input.memory.answer([Utterance(utterance, text, final)])
+            if final:
+                self._input.memory.end(utterance)
+            return
+        super()._hear(utterance, text, final=final)
+        self._follow_up()
+        gathered = self._input.current
+        if gathered is not None and all(one.final for one in gathered.utterances):
+            self._answer_gathered()
+
+
+@final
+class Vad(_Gated):
+    """Any sound stops it, and silence starts it: `Policy.settle_ms` after the end of the words.
+
+    If their end (`final`) is not reported, the words have to stay the same for `Policy.patience_s`.
+    """
+
+    def _hear(self, utterance: str, text: str, *, final: bool) -> None:
+        super()._hear(utterance, text, final=final)
+        self._follow_up()
+        if self._input.current is not None and self.floor is Floor.SPEAKING:
+            self._output.silence()
+            self._output.forget_suspended()  # such systems forget what they were about to say
+        elif self._input.current is not None and self.floor is Floor.PREPARED:
+            self._take_back()
+
+    def _waits(self) -> Iterator[tuple[float, Callable[[], None]]]:
+        yield from super()._waits()
+        said = self._input.current
+        if said is not None and said.text and not said.deferred:  # it waits for silence
+            ended = all(one.final for one in said.utterances)
+            yield said.changed_at + (self.policy.settle_s if ended else self.policy.patience_s), self._answer_gathered

@@ -20,14 +20,11 @@ from duologue.core.events import (
     Dropped,
     Edited,
     Event,
-    Finished,
-    Heard,
     Held,
     Promoted,
     Received,
     Refused,
     Released,
-    Said,
     Suspended,
     Trimmed,
 )
@@ -35,8 +32,7 @@ from duologue.core.input_channel import Memory, Utterance, find_open, join_words
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template, lay_out
 from duologue.core.session import BaseSession, Phase
-from duologue.core.transitions import Interruptible
-from duologue.errors import UsageError
+from duologue.errors import require
 from duologue.types import SLICE_PERIOD_S, InputState, Role, Token, Turn
 
 SLICE_TOKENS = 10
@@ -92,10 +88,10 @@ class Tdm(BaseSession):
         period_s: float = SLICE_PERIOD_S,
         slice_tokens: int = SLICE_TOKENS,
     ) -> None:
-        if period_s <= 0 or slice_tokens < 1:
-            raise UsageError(
-                f"slices of {period_s} s with {slice_tokens} tokens are not possible; both must be positive"
-            )
+        require(
+            period_s > 0 and slice_tokens >= 1,
+            f"slices of {period_s} s with {slice_tokens} tokens are not possible; both must be positive",
+        )
         super().__init__(template, probe, config)
         self.decider = "prompted" if judge is None else "forced"
         self._judge = judge
@@ -104,17 +100,23 @@ class Tdm(BaseSession):
         self._period_s = period_s
         self._slice_tokens = slice_tokens
         self._memory = Memory()
-        self._waiting: list[Utterance] = []  # whose words came after the last slice began
         self._changed_at = 0.0
-        self._turn: list[str] = []  # words of the user since the last answer began
-        self._slice: _Slice | None = None
-        self._starts: list[int] = []  # where slices begin in the channel
         self._next_at = 0.0
         self._num_answers = 0
-        self._answer: Answer | None = None
+        self._start(history, self._lay_out(history))
+
+    def _lay_out(self, turns: Sequence[Turn]) -> list[Token]:
+        return lay_out(self.template, turns, self.config, self.config.max_length // 2)
+
+    def _start(self, history: Sequence[Turn], items: Sequence[Token]) -> None:
+        """Begin with `history`, whose ids are `items`."""
+        self._channel = self._cache.open(items)
         self._history = list(history)
-        self._channel = self._cache.open(self._lay_out(history))
-        self._is_first = not history
+        self._waiting: list[Utterance] = []  # whose words came after the last slice began
+        self._turn: list[str] = []  # words of the user since the last answer began
+        self._starts: list[int] = []  # where slices begin in the channel
+        self._slice: _Slice | None = None
+        self._answer: Answer | None = None
 
     # ------------------------------------------------------------------ what can be seen
 
@@ -225,10 +227,7 @@ class Tdm(BaseSession):
         """
         items = self._lay_out(history)
         self._cache.free(self._channel)
-        self._channel = self._cache.open(items)
-        self._history, self._is_first = list(history), not history
-        self._slice = self._answer = None
-        self._starts, self._turn, self._waiting = [], [], []
+        self._start(history, items)
         self._log.add(Edited(self.now, tuple(history)))
         return self._settle()
 
@@ -277,8 +276,9 @@ class Tdm(BaseSession):
         if self._next_at <= self.now:  # whole periods were missed, and are not made up for
             self._next_at = self.now + self._period_s
         words = self._take_words()
-        opening = () if self._is_first else self.template.joint(Role.ASSISTANT, Role.USER)
-        user = self.template.user(words, first=self._is_first)
+        is_first = len(self._channel.items) == len(self.template.begin)
+        opening = () if is_first else self.template.joint(Role.ASSISTANT, Role.USER)
+        user = self.template.user(words, first=is_first)
         ids = (*opening, *user, *(() if words else self._idle), *self.template.header)
         needed = len(ids) + max(self._slice_tokens, len(self._idle))
         if len(self._channel.items) + needed > self.config.max_length:
@@ -286,13 +286,14 @@ class Tdm(BaseSession):
         at = len(self._channel.items)
         self._channel.items.extend(ids)
         self._starts.append(at + len(opening))
-        self._is_first = False
         newest = self._waiting[-1] if self._waiting else Utterance("")
         self._slice = _Slice(at, len(self._channel.items), words, newest.id, self._changed_at)
         self._memory.answer(self._waiting)  # they are in the channel now
         self._waiting = []
         if self._judge is not None:
-            self._decide_from_outside(self._slice, self._judge(newest.text) if words else None)
+            state = self._slice.state = self._judge(newest.text) if words else None
+            is_going_on = self._answer is not None and not self._answer.finished
+            self._slice.speaks = state is InputState.PROCESS or (state is not InputState.STOP and is_going_on)
 
     def _take_words(self) -> str:
         """The words of the next slice; none if they are too many."""
@@ -304,11 +305,6 @@ class Tdm(BaseSession):
             return ""
         return words
 
-    def _decide_from_outside(self, piece: _Slice, state: InputState | None) -> None:
-        is_going_on = self._answer is not None and not self._answer.finished
-        piece.state = state
-        piece.speaks = state is InputState.PROCESS or (state is not InputState.STOP and is_going_on)
-
     def _drew(self, piece: _Slice, token: Token) -> None:
         """The model drew `token`, or was forced to."""
         has_ended = token in self.template.stop_tokens
@@ -319,9 +315,8 @@ class Tdm(BaseSession):
             if not has_ended and begun != self._idle and begun == self._idle[: len(begun)]:
                 self._channel.replace_tail(piece.output_at, begun)
                 return  # possibly the beginning of <idle>
-            piece.speaks = bool(begun) and begun != self._idle
-        if has_ended and not piece.tokens:
-            piece.speaks = False  # ending at once means saying nothing
+            piece.speaks = begun != self._idle
+        piece.speaks = piece.speaks and bool(piece.tokens)  # ending at once means saying nothing
         if not piece.is_read:
             piece.is_read = True
             self._decide(piece, has_ended=has_ended)
@@ -340,7 +335,6 @@ class Tdm(BaseSession):
             if self._skip_idle and not piece.speaks and not piece.words:
                 self._channel.shorten(piece.at)
                 self._starts.pop()
-                self._is_first = not self._starts and not self._history
 
     def _decide(self, piece: _Slice, *, has_ended: bool) -> None:
         """The first token of a slice decides about the user's words and a running answer."""
@@ -379,15 +373,17 @@ class Tdm(BaseSession):
             self._num_answers,
             self._channel,
             self.template.detokenizer(),
+            self._log,
             turn_at=place,
             mark=place,
+            answer_at=place,
             num_turns=len(self._history),
             user_text=user_text,
             utterances=(),
-            interruptible=Interruptible.YES,
-            begun_at=self.now,
+            is_shown=self.config.heard == "shown",
+            max_tokens=self.config.max_answer,
+            is_released=True,
         )
-        self._answer.is_released = True
         self._num_answers += 1
         return self._answer
 
@@ -395,38 +391,29 @@ class Tdm(BaseSession):
         for token in tokens:
             if not answer.finished:
                 answer.push(token)
-                if answer.num_tokens >= self.config.max_answer:
-                    self._finish(answer, "length")
-        if self._say(answer) and self.config.heard == "shown":
-            self._heard(answer, answer.num_said)
-        if has_ended:
+        answer.say()
+        if answer.is_shown:
+            self._heard(answer, answer.num_reported)
+        if answer.finished or has_ended:
             self._finish(answer)
 
-    def _say(self, answer: Answer) -> bool:
-        """Report the new text of the answer. Returns whether there is any."""
-        start, answer.num_said = answer.num_said, len(answer.text)
-        if start < answer.num_said:
-            self._log.add(Said(self.now, answer.id, start, answer.text[start:]))
-        return start < answer.num_said
-
-    def _finish(self, answer: Answer, reason: str = "stop") -> None:
-        if answer.finished is None:
-            answer.finish(reason)
-            self._log.add(Finished(self.now, answer.id, reason))
-            self._say(answer)
-        self._heard(answer, answer.num_said if self.config.heard == "shown" else answer.num_reported)
+    def _finish(self, answer: Answer) -> None:
+        answer.finish("stop")
+        answer.say()
+        self._heard(answer, answer.num_reported)
 
     def _heard(self, answer: Answer, position: int) -> None:
         """The position is noted; the channel does not change."""
-        if answer.hear(position):
-            self._log.add(Heard(self.now, answer.id, answer.num_heard))
+        answer.hear(position)
         if answer.is_heard_to_the_end and self._answer is answer:
             self._log.add(Committed(self.now, answer.id, answer.text))
-            self._history += answer.turns
-            self._answer = None
+            self._close(answer)
 
     def _cut(self, answer: Answer) -> None:
         self._log.add(Suspended(self.now, answer.id, answer.heard_text, answer.unheard_text))
+        self._close(answer)
+
+    def _close(self, answer: Answer) -> None:
         self._history += answer.turns
         self._answer = None
 
@@ -447,9 +434,5 @@ class Tdm(BaseSession):
         if piece is not None:
             piece.at = max(piece.at - at + begin, begin)
             piece.output_at += begin - at
-        self._is_first = not self._starts
         self._log.add(Trimmed(self.now, 2 * kept, len(self._channel.items)))
         return True
-
-    def _lay_out(self, turns: Sequence[Turn]) -> list[Token]:
-        return lay_out(self.template, turns, self.config, self.config.max_length // 2)

@@ -2,9 +2,11 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import final
 
 from duologue.core.cache import TokenSequence
+from duologue.core.events import EventLog, Finished, Heard, Said
 from duologue.core.input_channel import Utterance, find_open
 from duologue.core.prompt import Detokenizer
 from duologue.core.transitions import Interruptible
@@ -14,49 +16,36 @@ _CJK = 0x2E80  # from here on, scripts are written without spaces: every charact
 
 
 @final
+@dataclass(slots=True, eq=False)
 class Answer:
     """An answer: generating → draining (finished, not yet heard to its end) → committed, or suspended before that.
 
     Positions named `…_at` and `mark` count items of `sequence`; positions in the text count characters.
     """
 
-    def __init__(
-        self,
-        number: int,
-        sequence: TokenSequence,
-        detokenizer: Detokenizer,
-        *,
-        turn_at: int,
-        mark: int,
-        num_turns: int,
-        user_text: str | None,
-        utterances: Sequence[Utterance],
-        interruptible: Interruptible,
-        begun_at: float,
-        interrupted: int | None = None,
-        max_tokens: int = 1 << 30,
-    ) -> None:
-        self.id = number
-        self.sequence = sequence
-        self.turn_at = turn_at  # start of the user's turn, the closer before it included: the turn rolls back to it
-        self.mark = mark  # end of the user's text: the answer rolls back to it
-        self.answer_at = len(sequence.items)  # first token of the answer
-        self.num_turns = num_turns  # turns of the history before the user's turn
-        self.user_text = user_text  # None: the assistant spoke without being asked
-        self.utterances = list(utterances)  # of the user's turn
-        self.interruptible = interruptible
-        self.begun_at = begun_at  # session time when the words of its turn last changed
-        self.interrupted = interrupted  # id of the answer that was suspended for this one
-        self.max_tokens = max_tokens  # when it has this many tokens, it ends with `length`
-        self.text = ""
-        self.num_said = 0  # characters reported in `Said` events
-        self.num_heard = 0  # characters heard, rounded down to whole words
-        self.num_reported = 0  # characters reported as heard, not rounded
-        self.finished: str | None = None  # `stop` or `length`
-        self.is_released = False
-        self.is_evicted = False  # suspended without KV: its unheard tokens have to be fed again
-        self._detokenizer = detokenizer
-        self._ends: list[int] = []  # characters of the text after each token
+    id: int
+    sequence: TokenSequence
+    detokenizer: Detokenizer
+    log: EventLog
+    turn_at: int  # start of the user's turn, the closer before it included: the turn rolls back to it
+    mark: int  # end of the user's text: the answer rolls back to it
+    answer_at: int  # first token of the answer
+    num_turns: int  # turns of the history before the user's turn
+    user_text: str | None  # None: the assistant spoke without being asked
+    utterances: Sequence[Utterance]  # of the user's turn
+    is_shown: bool  # what is said is heard at once; otherwise, hearing is reported
+    max_tokens: int  # when it has this many tokens, it ends with `length`
+    interruptible: Interruptible = Interruptible.YES
+    interrupted: int | None = None  # id of the answer that was suspended for this one
+    begun_at: float = 0.0  # session time when the words of its turn last changed
+    text: str = ""
+    num_said: int = 0  # characters reported in `Said` events
+    num_heard: int = 0  # characters heard, rounded down to whole words
+    num_reported: int = 0  # characters reported as heard, not rounded
+    finished: str | None = None  # `stop` or `length`
+    is_released: bool = False
+    is_evicted: bool = False  # suspended without KV: its unheard tokens have to be fed again
+    _ends: list[int] = field(default_factory=list)  # characters of the text after each token
 
     @property
     def num_tokens(self) -> int:
@@ -105,45 +94,48 @@ class Answer:
         """The utterance of that id, if it is part of this turn and still growing."""
         return find_open(self.utterances, utterance)
 
-    def rewind(self) -> None:
-        """Prepare to resume after a cut: what was not heard is said again."""
-        self.is_released = True
-        self.num_said = self.num_reported = self.num_heard
-
     def push(self, token: Token) -> None:
         """Add the next token, which its caller appends to the sequence."""
         before = len(self.text)
-        self.text += self._detokenizer.push(token)
+        self.text += self.detokenizer.push(token)
         # Without new text the token is part of a character to come: it ends where that character will.
-        self._ends.append(max(len(self.text), before + 1))
-        for i in range(len(self._ends) - 1, -1, -1):
-            if self._ends[i] <= before:
-                break
-            self._ends[i] = self._ends[-1]
+        end = max(len(self.text), before + 1)
+        unfinished = bisect_right(self._ends, before)
+        self._ends[unfinished:] = [end] * (len(self._ends) - unfinished + 1)
+        if self.num_tokens >= self.max_tokens:
+            self.finish("length")
 
     def finish(self, reason: str) -> None:
         """End the answer: no more tokens will come."""
         if self.finished is None:
             self.finished = reason
-            self.text += self._detokenizer.flush()
+            self.text += self.detokenizer.flush()
             if self._ends:
                 self._ends[-1] = len(self.text)
+            self.log.add(Finished(self.log.now, self.id, reason))
 
-    def hear(self, position: int) -> bool:
-        """Record that the user has heard up to `position`, rounded down to a whole word. Returns whether it is new."""
+    def say(self) -> None:
+        """Tell the new text."""
+        start, self.num_said = self.num_said, len(self.text)
+        if start < self.num_said:
+            self.log.add(Said(self.log.now, self.id, start, self.text[start:]))
+        if self.is_shown:
+            self.num_reported = self.num_said
+
+    def hear(self, position: int) -> None:
+        """Record that the user has heard up to `position`, rounded down to a whole word."""
         self.num_reported = max(self.num_reported, position)
         position = min(position, self.num_said)
         if self.finished is not None and not self.text[position:].strip():
-            has_moved, self.num_heard = self.num_heard < len(self.text), len(self.text)
-            return has_moved
-        count = bisect_right(self._ends, position)
-        while count and not self._is_word_end(self._ends[count - 1]):
-            count -= 1
-        end = self._ends[count - 1] if count else 0
-        if end <= self.num_heard:
-            return False
-        self.num_heard = end
-        return True
+            end = len(self.text)
+        else:
+            count = bisect_right(self._ends, position)
+            while count and not self._is_word_end(self._ends[count - 1]):
+                count -= 1
+            end = self._ends[count - 1] if count else 0
+        if end > self.num_heard:
+            self.num_heard = end
+            self.log.add(Heard(self.log.now, self.id, end))
 
     def _is_word_end(self, position: int) -> bool:
         if position >= len(self.text):
@@ -153,8 +145,4 @@ class Answer:
             return False
         if ord(before) >= _CJK or ord(after) >= _CJK:
             return True
-        return not (_is_letter(before) and _is_letter(after))
-
-
-def _is_letter(character: str) -> bool:
-    return character.isalnum() or character in "'’_"
+        return not all(each.isalnum() or each in "'’_" for each in (before, after))

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from duologue.errors import UsageError
+from duologue.errors import UsageError, require
 from duologue.types import Seq, Token
 
 
@@ -22,12 +22,9 @@ class Sampling:
     top_p: float = 1.0  # then keep the smallest set that holds this much probability
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature <= 10.0:
-            raise UsageError(f"temperature {self.temperature} is not between 0 (greedy) and 10")
-        if self.top_k < 0:
-            raise UsageError(f"top_k {self.top_k} is negative; 0 keeps every token")
-        if not 0.0 < self.top_p <= 1.0:
-            raise UsageError(f"top_p {self.top_p} is not in (0, 1]; 1 keeps every token")
+        require(0.0 <= self.temperature <= 10.0, f"temperature {self.temperature} is not between 0 (greedy) and 10")
+        require(self.top_k >= 0, f"top_k {self.top_k} is negative; 0 keeps every token")
+        require(0.0 < self.top_p <= 1.0, f"top_p {self.top_p} is not in (0, 1]; 1 keeps every token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,17 +199,12 @@ def check_batch(info: BackendInfo, batch: Sequence[Extend]) -> None:
                 raise UsageError(
                     f"token {token} of sequence {extend.seq} is not an id of this model (0 … {num_ids - 1})"
                 )
-        if info.probe_passes:
-            _check_order(info.vocab_size, extend)
-
-
-def _check_order(vocab_size: int, extend: Extend) -> None:
-    is_probe = [token >= vocab_size for token in extend.tokens]
-    if is_probe != sorted(is_probe):
-        raise UsageError(
-            f"Extend of sequence {extend.seq} has probe tokens before others; this backend computes probes last, "
-            "so feed what follows them in another call"
-        )
+        is_probe = [token >= info.vocab_size for token in extend.tokens] if info.probe_passes else []
+        if is_probe != sorted(is_probe):
+            raise UsageError(
+                f"Extend of sequence {extend.seq} has probe tokens before others; this backend computes probes last, "
+                "so feed what follows them in another call"
+            )
 
 
 def uniform(seed: int, turn: int, index: int) -> float:

@@ -6,6 +6,7 @@ sequences mean.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeAlias, final
 
 from duologue.core.backend import Draw, Extend
@@ -51,6 +52,7 @@ class Plan:
 
 
 @final
+@dataclass(slots=True, eq=False)
 class TokenSequence:
     """The tokens that one sequence should hold (`items`), and what the KV cache holds of them.
 
@@ -62,14 +64,11 @@ class TokenSequence:
     therefore costs nothing, and several are carried out as one truncation.
     """
 
-    __slots__ = ("cached", "fed", "items", "kv_length", "seq")
-
-    def __init__(self, seq: Seq, items: Sequence[Token] = (), cached: int = 0) -> None:
-        self.seq = seq
-        self.items: list[Token] = list(items)
-        self.cached = cached
-        self.kv_length = cached
-        self.fed: tuple[Token, ...] | None = None
+    seq: Seq
+    items: list[Token]
+    cached: int = 0
+    kv_length: int = 0
+    fed: tuple[Token, ...] | None = None
 
     @property
     def num_pending(self) -> int:
@@ -86,46 +85,30 @@ class TokenSequence:
         """Tokens in the cache that have to be rolled back before anything is fed."""
         return self.kv_length - self.cached
 
-    def fork(self, seq: Seq, length: int) -> "TokenSequence":
-        """A sequence of the first `length` items: cached ones are shared, the others are pending."""
-        return TokenSequence(seq, self.items[:length], min(self.cached, length))
-
     def shorten(self, length: int) -> None:
         """Roll back to the first `length` items."""
         del self.items[length:]
         self.cached = min(self.cached, length)
 
-    def forget_last(self) -> None:
-        """Roll the last item back, so that it is fed again."""
-        self.cached = min(self.cached, len(self.items) - 1)
-
     def replace_tail(self, start: int, tail: Sequence[Token]) -> None:
         """Replace the items from `start` on by `tail`. Cached tokens are kept up to the first id that differs."""
-        same = start
-        for old, new in zip(self.items[start:], tail, strict=False):
-            if old != new:
-                break
-            same += 1
-        self.items[same:] = tail[same - start :]
-        self.cached = min(self.cached, same)
-
-    def feed(self, tokens: tuple[Token, ...]) -> None:
-        """Record that `tokens` are in flight, to be appended to the cached items."""
-        assert self.fed is None, "a sequence has one forward pass in flight at most"
-        assert self.num_surplus == 0, "surplus is rolled back before anything is fed"
-        self.fed = tokens
+        num_same = _num_same(self.items[start:], tail)
+        self.items[start + num_same :] = tail[num_same:]
+        self.cached = min(self.cached, start + num_same)
 
     def land(self) -> None:
         """Record that the tokens in flight are cached. Those that `items` no longer holds become surplus."""
         assert self.fed is not None, "nothing was in flight"
         start, fed, self.fed = self.kv_length, self.fed, None
-        self.kv_length = start + len(fed)
-        if self.cached < start:  # rolled back meanwhile to before what was fed
-            return
-        for old, new in zip(self.items[start:], fed, strict=False):
-            if old != new:
-                break
-            self.cached += 1
+        self.kv_length += len(fed)
+        if self.cached == start:  # not rolled back meanwhile to before what was fed
+            self.cached += _num_same(self.items[start : self.kv_length], fed)
+
+
+def _num_same(old: Sequence[Token], new: Sequence[Token]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(old, new, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,22 +127,23 @@ class CacheOperations:
     def __init__(self, chunk: int) -> None:
         self.room: int | None = None  # tokens that the current plan can still take; None: no limit
         self._chunk = chunk  # most tokens of one sequence in a pass
-        self._num_seqs = 0
-        self._num_tickets = 0
+        self._seqs = count(1)
+        self._tickets = count(1)
         self._ops: list[Op] = []
         self._batch: list[Extend] = []
         self._work: dict[int, Work] = {}
 
     def open(self, items: Sequence[Token]) -> TokenSequence:
         """A new sequence of which nothing is cached yet."""
-        sequence = TokenSequence(self._next_seq(), items)
+        sequence = TokenSequence(next(self._seqs), list(items))
         self._ops.append(Fork(sequence.seq, None, 0))
         return sequence
 
     def fork(self, parent: TokenSequence, length: int) -> TokenSequence:
-        """A new sequence that shares the first `length` items of `parent`."""
-        child = parent.fork(self._next_seq(), length)
-        self._ops.append(Fork(child.seq, parent.seq, child.cached))
+        """A new sequence of the first `length` items of `parent`: cached ones are shared, the others are pending."""
+        cached = min(parent.cached, length)
+        child = TokenSequence(next(self._seqs), parent.items[:length], cached, kv_length=cached)
+        self._ops.append(Fork(child.seq, parent.seq, cached))
         return child
 
     def free(self, sequence: TokenSequence) -> None:
@@ -193,13 +177,14 @@ class CacheOperations:
     ) -> None:
         """Feed the next `num_tokens` pending items of `sequence`, then `probe`."""
         self.roll_back(sequence)
+        assert sequence.fed is None, "a sequence has one forward pass in flight at most"
         tokens = (*sequence.items[sequence.cached : sequence.cached + num_tokens], *probe)
-        sequence.feed(tokens)
+        sequence.fed = tokens
         if self.room is not None:
             self.room -= len(tokens)
-        self._num_tickets += 1
-        self._work[self._num_tickets] = Work(sequence, owner, version)
-        self._batch.append(Extend(sequence.seq, tokens, draw=draw, watch=watch, ticket=self._num_tickets))
+        ticket = next(self._tickets)
+        self._work[ticket] = Work(sequence, owner, version)
+        self._batch.append(Extend(sequence.seq, tokens, draw=draw, watch=watch, ticket=ticket))
 
     def flush(self) -> Plan:
         """The plan of everything collected since the last call."""
@@ -220,7 +205,3 @@ class CacheOperations:
             work = self._work.pop(extend.ticket, None)
             if work is not None:
                 work.sequence.fed = None
-
-    def _next_seq(self) -> int:
-        self._num_seqs += 1
-        return self._num_seqs

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from duologue.core.backend import Sampling
-from duologue.errors import ContextOverflow, UsageError
+from duologue.errors import ContextOverflow, require
 from duologue.types import Turn
 
 MAX_CHARACTERS_PER_TOKEN = 32
@@ -28,8 +28,10 @@ class SessionConfig:
     lookahead_listening: int = 16  # the same while words are being heard: less is lost if they cut the answer
 
     def __post_init__(self) -> None:
-        if self.max_length < 128 or min(self.max_answer, self.chunk, self.lookahead, self.lookahead_listening) < 1:
-            raise UsageError("max_length must be at least 128, max_answer, chunk and both lookaheads at least 1")
+        require(
+            self.max_length >= 128 and min(self.max_answer, self.chunk, self.lookahead, self.lookahead_listening) >= 1,
+            "max_length must be at least 128, max_answer, chunk and both lookaheads at least 1",
+        )
 
     @property
     def max_user_text(self) -> int:

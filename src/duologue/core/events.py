@@ -26,10 +26,23 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Received(Event):
-    """Words of an utterance were received. `text` is all of it so far. A text that is too long is refused instead."""
+class UtteranceEvent(Event):
+    """Something happened to words being heard. `utterance` is the id of the newest utterance in them."""
 
     utterance: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEvent(Event):
+    """Something happened to an answer. `answer` is its id."""
+
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Received(UtteranceEvent):
+    """Words of an utterance were received. `text` is all of it so far. A text that is too long is refused instead."""
+
     text: str
     final: bool
 
@@ -43,10 +56,9 @@ class Refused(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Decided(Event):
+class Decided(UtteranceEvent):
     """The state of the words in the input channel was read, and a decision was made."""
 
-    utterance: str
     text: str
     decision: Decision
     speaking: bool  # whether the user was hearing an answer
@@ -54,103 +66,88 @@ class Decided(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Held(Event):
+class Held(UtteranceEvent):
     """The input waits for more words, or, if `deferred`, until it can be answered."""
 
-    utterance: str
     deferred: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped(Event):
+class Dropped(UtteranceEvent):
     """Words were dropped. `reason` is ignore, stop, patience, retracted, too long, no room, edit or deaf.
 
     If a text was refused as too long, `text` is its beginning, or the part that had been received before.
     """
 
-    utterance: str
     text: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Promoted(Event):
+class Promoted(UtteranceEvent):
     """The input channel became the output channel of `answer`. `text` is the whole user turn."""
 
-    utterance: str
     text: str
     answer: int
 
 
 @dataclass(frozen=True, slots=True)
-class Released(Event):
+class Released(AnswerEvent):
     """A prepared answer may be heard from now on."""
-
-    answer: int
 
 
 @dataclass(frozen=True, slots=True)
-class Said(Event):
+class Said(AnswerEvent):
     """Text of a released answer, from its character `start` on."""
 
-    answer: int
     start: int
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Heard(Event):
+class Heard(AnswerEvent):
     """The user has heard the answer up to character `position`, the end of a word."""
 
-    answer: int
     position: int
 
 
 @dataclass(frozen=True, slots=True)
-class TakenBack(Event):
+class TakenBack(AnswerEvent):
     """An answer of which nothing had been heard was rolled back, because its turn continues."""
 
-    answer: int
-
 
 @dataclass(frozen=True, slots=True)
-class Withdrawn(Event):
+class Withdrawn(AnswerEvent):
     """An answer of which nothing had been heard was rolled back, and its user turn with it."""
 
-    answer: int
-
 
 @dataclass(frozen=True, slots=True)
-class Suspended(Event):
+class Suspended(AnswerEvent):
     """An answer was cut; it can be resumed. `heard` and `unheard` are its text before and after the cut."""
 
-    answer: int
     heard: str
     unheard: str
 
 
 @dataclass(frozen=True, slots=True)
-class Resumed(Event):
+class Resumed(AnswerEvent):
     """A suspended answer continues as `answer`: with its own KV (`exact`), or replayed as a new turn."""
 
-    answer: int
     suspended: int
     exact: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Finished(Event):
+class Finished(AnswerEvent):
     """The model ended its answer (`stop`), or it reached a limit (`length`). Some of it may still be unheard."""
 
-    answer: int
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Committed(Event):
+class Committed(AnswerEvent):
     """An answer was finished and heard to its end: its turn is now part of the history."""
 
-    answer: int
     text: str
 
 
@@ -172,9 +169,7 @@ class Edited(Event):
 def as_dict(event: Event) -> dict[str, Any]:
     """`event` as JSON values: `at`, `type` (`taken_back` for `TakenBack`), then its own fields."""
     out: dict[str, Any] = {"at": round(event.at, 6), "type": _type_name(type(event))}
-    for field in fields(event):
-        if field.name == "at":
-            continue
+    for field in fields(event)[1:]:
         value = getattr(event, field.name)
         if isinstance(value, Decision):
             out["state"] = str(value.state)
@@ -223,7 +218,12 @@ def _type_name(kind: type[Event]) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
-EVENT_TYPES: dict[str, type[Event]] = {_type_name(kind): kind for kind in Event.__subclasses__()}
+EVENT_TYPES: dict[str, type[Event]] = {
+    _type_name(kind): kind
+    for group in (Event, UtteranceEvent, AnswerEvent)
+    for kind in group.__subclasses__()
+    if not kind.__name__.endswith("Event")
+}
 """Every kind of event, by its name in JSON."""
 
 

@@ -7,8 +7,6 @@ from duologue.core import events as e
 from duologue.core.transitions import Floor
 from duologue.types import Role, Turn
 
-_MOST_CUT = 64  # suspended answers that are remembered; a session keeps fewer
-
 
 @dataclass(slots=True)
 class _Told:
@@ -75,8 +73,6 @@ class Ledger:
             case e.Suspended(answer=answer):
                 self._cut[answer] = self._release(answer)
                 self._close()
-                if len(self._cut) > _MOST_CUT:
-                    del self._cut[next(iter(self._cut))]
             case e.Resumed():
                 self._resume(event)
             case e.TakenBack() | e.Withdrawn():

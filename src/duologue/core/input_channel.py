@@ -19,16 +19,14 @@ _MAX_REMEMBERED = 32  # utterances that were dropped, and as many that were answ
 
 
 @final
+@dataclass(slots=True, eq=False)
 class Utterance:
     """Words of one speaker that grow and end. The first `skip` characters of `text` belong to an earlier turn."""
 
-    __slots__ = ("final", "id", "skip", "text")
-
-    def __init__(self, name: str, text: str = "", *, final: bool = False, skip: int = 0) -> None:
-        self.id = name
-        self.text = text
-        self.final = final
-        self.skip = skip
+    id: str
+    text: str = ""
+    final: bool = False
+    skip: int = 0
 
     @property
     def words(self) -> str:
@@ -146,11 +144,11 @@ class Input:
         self.deferred = False
 
     def hold(self) -> None:
-        """Record that the words were judged as they are, and wait."""
-        assert self.decision is not None, "what waits was judged"
-        self._hold = _Hold(len(self.utterances), self.text, self.decision, self.deferred, self.changed_at)
+        """Record that the words wait as they are."""
+        if self.decision is not None:
+            self._hold = _Hold(len(self.utterances), self.text, self.decision, self.deferred, self.changed_at)
 
-    def forget_cut(self) -> None:
+    def start_over(self) -> None:
         """Start over as an input that has cut no answer: it was ignored, and more words came."""
         self.interrupted = self._hold = None
 
@@ -252,7 +250,7 @@ class InputChannel:
     ) -> None:
         self.current: Input | None = None
         self.memory = Memory()
-        self._template = template
+        self.template = template
         self._probe = probe
         self._config = config
         self._prefix = prefix
@@ -262,11 +260,6 @@ class InputChannel:
         self._stop: Input | None = None  # what was last taken for a request to stop; its words may grow, too
 
     # ------------------------------------------------------------------ what is being heard
-
-    @property
-    def text(self) -> str | None:
-        """The words being heard; None while there is no input."""
-        return self.current.text if self.current else None
 
     @property
     def needs_score(self) -> bool:
@@ -333,7 +326,7 @@ class InputChannel:
         heard.grow(self._log.now)
         point = heard.fork or self._prefix.fork_point()
         is_too_long = len(heard.text) > self._config.max_user_characters  # not even tokenised
-        ids = () if is_too_long else heard.ids(self._template, first=point.is_first)
+        ids = () if is_too_long else heard.ids(self.template, first=point.is_first)
         if is_too_long or self._is_too_long(ids, first=point.is_first):
             self._log.add(Refused(self._log.now, heard.id, self._config.too_long))
             self.drop("too long")
@@ -346,7 +339,7 @@ class InputChannel:
         """Whether a turn has too many ids, not counting a system prompt that the template folds into the first turn."""
         limit = self._config.max_user_text
         if first and len(ids) > limit:
-            limit += len(self._template.user("", first=True)) - len(self._template.user("", first=False))
+            limit += len(self.template.user("", first=True)) - len(self.template.user("", first=False))
         return len(ids) > limit
 
     # ------------------------------------------------------------------ in the cache
@@ -359,7 +352,7 @@ class InputChannel:
         point = self._prefix.fork_point()
         if point.at - point.sequence.cached > 1:
             return True  # the prefix is still being fed: after a fork it would be fed twice
-        ids = heard.ids(self._template, first=point.is_first)
+        ids = heard.ids(self.template, first=point.is_first)
         if not self._prefix.has_room(point, ids, to_answer=False):
             return False
         self.forget_kept()
@@ -421,13 +414,8 @@ class InputChannel:
         """Let the words wait for more words or, if `deferred`, until they can be answered. Their KV is kept."""
         heard = self.heard
         heard.deferred = heard.deferred or deferred
-        if heard.decision is not None:
-            heard.hold()
+        heard.hold()
         self._log.add(Held(self._log.now, heard.id, deferred=deferred))
-
-    def interrupts(self, answer: int) -> None:
-        """Record that what is being heard cuts the answer of that id."""
-        self.heard.interrupted = answer
 
     def drop(self, reason: str) -> Input:
         """Give up what is being heard. Returns it."""
@@ -453,7 +441,7 @@ class InputChannel:
         self.memory.drop(newest)
         self._log.add(Dropped(self._log.now, newest[-1].id, join_words(newest), reason))
         if heard.sequence is not None and heard.fork is not None:
-            ids = heard.ids(self._template, first=heard.fork.is_first)
+            ids = heard.ids(self.template, first=heard.fork.is_first)
             heard.sequence.replace_tail(heard.fork.at, (*heard.fork.opening, *ids))
         return True
 
@@ -473,10 +461,6 @@ class InputChannel:
         self.current.sequence, self.current.fork = sequence, self._prefix.fork_point()
         self.memory.reopen(utterances)
 
-    def use(self, template: Template) -> None:
-        """Lay out words by `template` from now on. Call it only while nothing is being heard."""
-        self._template = template
-
     @property
     def heard(self) -> Input:
         """The input, where there is one."""
@@ -492,7 +476,7 @@ class InputChannel:
         is_current = kept is not None and kept.fork is not None and kept.fork.epoch == self._prefix.epoch
         if kept is not None and is_current and find_open(kept.utterances, utterance):
             self._kept = None
-            kept.forget_cut()
+            kept.start_over()
             return kept
         has_stopped = stop is not None and find_open(stop.utterances, utterance)
         return Input([], self._log.now, interrupted=stop.interrupted if stop and has_stopped else None)

@@ -14,13 +14,10 @@ from duologue.core.config import SessionConfig
 from duologue.core.events import (
     Committed,
     EventLog,
-    Finished,
-    Heard,
     Promoted,
     Refused,
     Released,
     Resumed,
-    Said,
     Suspended,
     Trimmed,
     Withdrawn,
@@ -29,7 +26,7 @@ from duologue.core.input_channel import ForkPoint, Input, Utterance
 from duologue.core.policy import Policy
 from duologue.core.prompt import Template, lay_out
 from duologue.core.transitions import Interruptible
-from duologue.errors import ContextOverflow, TemplateError
+from duologue.errors import TemplateError
 from duologue.types import Role, Token, Turn
 
 MAX_SUSPENDED = 2  # answers that can be resumed; older ones are given up
@@ -68,19 +65,14 @@ class OutputChannel:
         self._log = log
         self._was_cut = False  # whether the last turn of the history was
         self._num_trimmed = 0  # turns left out so far; they count towards the random numbers, too
-        self._compaction: Compaction | None = None
+        self.compaction: Compaction | None = None  # the one in progress
         self._crowded: Answer | None = None  # while it runs, the cache has no room for a compaction
         self._probe_length = probe_length
         self._min_room = max(len(template.header) + config.min_room, probe_length)  # tokens wanted for an answer
-        self.sequence = cache.open(self.lay_out(history, template))
+        self.sequence = cache.open(lay_out(template, history, config))
         self.history.extend(history)
 
     # ------------------------------------------------------------------ what it holds
-
-    @property
-    def is_making_room(self) -> bool:
-        """Whether a compaction is in progress."""
-        return self._compaction is not None
 
     @property
     def last_role(self) -> Role | None:
@@ -88,15 +80,21 @@ class OutputChannel:
         return self.history[-1].role if self.history else None
 
     @property
+    def running(self) -> Answer:
+        """The running answer, where there is one."""
+        assert self.answer is not None, "an answer is running"
+        return self.answer
+
+    @property
     def compaction_backlog(self) -> int:
         """Tokens of a compaction that nothing waits for."""
-        compaction = self._compaction
+        compaction = self.compaction
         return 0 if compaction is None or compaction.is_awaited else compaction.backlog
 
     def backlog(self, lookahead: int) -> int:
         """Tokens that wait to be fed, excluding those of the other two backlogs."""
         own = 0 if self._is_ahead(lookahead // 2 + 1) else self.sequence.num_waiting
-        compaction = self._compaction
+        compaction = self.compaction
         return own + (compaction.backlog if compaction is not None and compaction.is_awaited else 0)
 
     def deferrable_backlog(self, lookahead: int) -> int:
@@ -133,8 +131,8 @@ class OutputChannel:
         if left < self._min_room:
             self._begin_compaction()
         is_enough = left >= (self._min_room if to_answer or self._is_crowded else self._probe_length)
-        if not is_enough and self._compaction is not None:
-            self._compaction.is_awaited = True
+        if not is_enough and self.compaction is not None:
+            self.compaction.is_awaited = True
         return is_enough
 
     def protect(self, interruptible: Interruptible) -> None:
@@ -187,14 +185,17 @@ class OutputChannel:
             self.num_answers,
             self.sequence,
             self._template.detokenizer(),
+            self._log,
             turn_at=turn_at,
             mark=mark,
+            answer_at=len(self.sequence.items),
             num_turns=len(self.history),
             user_text=user_text,
             utterances=utterances,
+            is_shown=self._config.heard == "shown",
+            max_tokens=self.max_answer,
             interruptible=self._interruptible,
             begun_at=self._log.now,
-            max_tokens=self.max_answer,
         )
         self.num_answers += 1
         return self.answer
@@ -206,7 +207,7 @@ class OutputChannel:
         if sequence.fed is not None or self._is_ahead(lookahead):
             return
         if answer is not None and not answer.finished and not sequence.num_pending:
-            sequence.forget_last()  # its result was discarded, so the token has to be fed again to draw the next
+            sequence.cached = len(sequence.items) - 1  # its result was discarded: feed the token again to draw the next
         size = self._cache.portion(sequence)
         if size == 0:
             return
@@ -219,8 +220,8 @@ class OutputChannel:
 
     def plan_compaction(self, limit: int | None) -> None:
         """Feed a part of the compaction in progress, if any; see `Compaction.plan`."""
-        if self._compaction is not None:
-            self._compaction.plan(limit)
+        if self.compaction is not None:
+            self.compaction.plan(limit)
 
     def is_continued_by(self, work: Work) -> bool:
         """Whether `work` drew the next token of the running answer."""
@@ -229,10 +230,10 @@ class OutputChannel:
 
     def go_on(self, tokens: Sequence[Token]) -> None:
         """Append `tokens`, which the model drew, to the running answer."""
-        answer = self._running
+        answer = self.running
         for token in tokens:
             if token in self._template.stop_tokens:
-                self._finish(answer, "stop")
+                answer.finish("stop")
             else:
                 self._push(answer, token)
             if answer.finished:
@@ -244,7 +245,7 @@ class OutputChannel:
         answer = self.answer
         if answer is None or answer.finished:
             return False
-        self._finish(answer, "length")
+        answer.finish("length")
         self._say(answer)
         return True
 
@@ -253,16 +254,9 @@ class OutputChannel:
         if self.answer is not None:
             self.answer.begun_at = self._log.now
 
-    def end_words(self, utterance: str) -> None:
-        """Record that `utterance`, part of the turn being answered, has ended without further words."""
-        ended = self._running.find(utterance)
-        if ended is not None:
-            ended.final = True
-        self.release_if_sure()
-
     def release_if_sure(self, is_sure: bool = False) -> None:
         """Let the running answer be heard if its words are final, or `is_sure`."""
-        if is_sure or all(utterance.final for utterance in self._running.utterances):
+        if is_sure or all(utterance.final for utterance in self.running.utterances):
             self.release()
 
     def release(self) -> None:
@@ -279,37 +273,23 @@ class OutputChannel:
 
     def hear(self, position: int) -> None:
         """Record that the user has heard the running answer up to character `position`."""
-        answer = self._running
-        if answer.hear(position):
-            self._log.add(Heard(self._log.now, answer.id, answer.num_heard))
+        answer = self.running
+        answer.hear(position)
         if answer.is_heard_to_the_end:
             self._log.add(Committed(self._log.now, answer.id, answer.text))
             self._close_turn(answer, was_cut=False)
 
-    @property
-    def _running(self) -> Answer:
-        assert self.answer is not None, "an answer is running"
-        return self.answer
-
     def _push(self, answer: Answer, token: Token) -> None:
         answer.sequence.items.append(token)
         answer.push(token)
-        if answer.num_tokens >= answer.max_tokens or len(answer.sequence.items) >= self._config.max_length:
-            self._finish(answer, "length")
-
-    def _finish(self, answer: Answer, reason: str) -> None:
-        answer.finish(reason)
-        self._log.add(Finished(self._log.now, answer.id, reason))
+        if len(answer.sequence.items) >= self._config.max_length:
+            answer.finish("length")
 
     def _say(self, answer: Answer) -> None:
         """Report the new text of a released answer."""
-        if not answer.is_released:
-            return
-        start = answer.num_said
-        if len(answer.text) > start:
-            answer.num_said = len(answer.text)
-            self._log.add(Said(self._log.now, answer.id, start, answer.text[start:]))
-        self.hear(answer.num_said if self._config.heard == "shown" else answer.num_reported)
+        if answer.is_released:
+            answer.say()
+            self.hear(answer.num_reported)
 
     def _close_turn(self, answer: Answer, *, was_cut: bool) -> None:
         self.history += answer.turns
@@ -336,18 +316,18 @@ class OutputChannel:
 
     def suspend(self) -> Answer:
         """Cut the running answer where it has been heard, and return it. Its KV is kept; the channel goes on there."""
-        answer = self._running
+        answer = self.running
         self.sequence = self._cache.fork(answer.sequence, answer.heard_at)
         self.suspended.append(answer)
         if len(self.suspended) > MAX_SUSPENDED:
-            self._forget_oldest()
+            self._evict(self.suspended.pop(0))
         self._log.add(Suspended(self._log.now, answer.id, answer.heard_text, answer.unheard_text))
         self._close_turn(answer, was_cut=True)
         return answer
 
     def take_back(self) -> TokenSequence:
         """Roll back the running answer, of which nothing was heard. Returns a sequence with the user's words cached."""
-        answer = self._running
+        answer = self.running
         words = self._cache.fork(self.sequence, answer.mark)
         self._roll_back_turn(answer)
         return words
@@ -391,7 +371,8 @@ class OutputChannel:
         self._reopen(cut.num_turns)
         self.answer = cut
         self.epoch += 1
-        cut.rewind()
+        cut.is_released = True
+        cut.num_said = cut.num_reported = cut.num_heard  # what was not heard is said again
         self._log.add(Resumed(self._log.now, cut.id, cut.id, exact=True))
         self._say(cut)
 
@@ -423,29 +404,27 @@ class OutputChannel:
             if not answer.finished:
                 self._push(answer, token)
         if cut.finished == "stop" and not answer.finished:
-            self._finish(answer, cut.finished)
+            answer.finish(cut.finished)
         self._say(answer)
 
     def evict(self) -> bool:
         """Give up the KV of the oldest suspended answer that has any. Returns whether there was one."""
-        cut = next((cut for cut in self.suspended if not cut.is_evicted), None)
-        if cut is None:
-            return False
-        self._evict(cut)
-        return True
+        for cut in self.suspended:
+            if not cut.is_evicted:
+                self._evict(cut)
+                return True
+        return False
 
     def forget_suspended(self) -> None:
         """Give up every suspended answer."""
-        while self.suspended:
-            self._forget_oldest()
+        for cut in self.suspended:
+            self._evict(cut)
+        self.suspended.clear()
 
     def _evict(self, cut: Answer) -> None:
         if not cut.is_evicted:
             self._cache.free(cut.sequence)
             cut.is_evicted = True
-
-    def _forget_oldest(self) -> None:
-        self._evict(self.suspended.pop(0))
 
     # ------------------------------------------------------------------ long and edited conversations
 
@@ -457,7 +436,7 @@ class OutputChannel:
         Raises:
             ContextOverflow, TemplateError: see `Session.edit`.
         """
-        items = self.lay_out(history, template) if laid_out is None else list(laid_out)
+        items = lay_out(template, history, self._config) if laid_out is None else list(laid_out)
         self._template = template
         self.free()
         self.sequence = self._cache.open(items)
@@ -473,10 +452,10 @@ class OutputChannel:
 
     def swap_if_compacted(self) -> bool:
         """Switch to the compacted context if it is cached and no answer is running. Returns whether it did."""
-        compaction = self._compaction
+        compaction = self.compaction
         if compaction is None or self.answer is not None or not compaction.catch_up(self.history):
             return False
-        self._compaction = None
+        self.compaction = None
         self._swap(compaction)
         return True
 
@@ -504,10 +483,10 @@ class OutputChannel:
         return True
 
     def _abandon_compaction(self) -> bool:
-        if self._compaction is None:
+        if self.compaction is None:
             return False
-        self._cache.free(self._compaction.sequence)
-        self._compaction = None
+        self._cache.free(self.compaction.sequence)
+        self.compaction = None
         return True
 
     @property
@@ -515,11 +494,11 @@ class OutputChannel:
         return self._crowded is not None and self._crowded is self.answer
 
     def _begin_compaction(self) -> None:
-        if self._compaction is None and not self._is_crowded:
+        if self.compaction is None and not self._is_crowded:
             # When it comes into use, it will also hold the running answer and its question.
             running = 0 if self.answer is None else len(self.sequence.items) - self.answer.turn_at
             budget = max(0, self._config.max_length // 2 - running)
-            self._compaction = Compaction(self._template, self.history, budget, self._cache)
+            self.compaction = Compaction(self._template, self.history, budget, self._cache)
 
     def _swap(self, compaction: Compaction) -> None:
         self.forget_suspended()
@@ -532,19 +511,5 @@ class OutputChannel:
     def _reopen(self, num_kept: int) -> None:
         """Remove all turns after the first `num_kept` from the history, so that they can change again."""
         del self.history[num_kept:]
-        if self._compaction is not None and self._compaction.num_laid > num_kept:
+        if self.compaction is not None and self.compaction.num_laid > num_kept:
             self._abandon_compaction()  # it contains those turns; it is begun again when a turn ends
-
-    def lay_out(self, turns: Sequence[Turn], template: Template) -> list[Token]:
-        """Ids of a context that begins with `turns`; nothing changes.
-
-        Raises:
-            ContextOverflow, TemplateError: see `Session.edit`.
-        """
-        config = self._config
-        if len(template.begin) > config.max_length // 2:  # no compaction could ever make room
-            raise ContextOverflow(
-                f"the system prompt takes {len(template.begin)} tokens of a context of {config.max_length}; "
-                "shorten it to half of that, or raise max_length"
-            )
-        return lay_out(template, turns, config, config.max_history)

@@ -3,11 +3,11 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from duologue.core.events import Decision
 from duologue.core.transitions import Interruptible
-from duologue.errors import UsageError
+from duologue.errors import require
 from duologue.types import InputState
 
 
@@ -25,8 +25,7 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for state in InputState:
-            if not 0.0 < self.of(state) <= 1.0:
-                raise UsageError(f"threshold of {state} is {self.of(state)}; it must be in (0, 1]")
+            require(0.0 < self.of(state) <= 1.0, f"threshold of {state} is {self.of(state)}; it must be in (0, 1]")
 
     def of(self, state: InputState) -> float:
         """The threshold of `state`."""
@@ -36,8 +35,7 @@ class Thresholds:
     def from_mapping(cls, values: Mapping[str, float]) -> "Thresholds":
         """Thresholds by the names of states, as in `adapter.json`. Raises `UsageError` for an unknown name."""
         unknown = set(values) - {state.value for state in InputState}
-        if unknown:
-            raise UsageError(f"unknown states {sorted(unknown)} in thresholds; known: {[s.value for s in InputState]}")
+        require(not unknown, f"unknown states {sorted(unknown)} in thresholds; known: {[s.value for s in InputState]}")
         return cls(**{name: float(value) for name, value in values.items()})
 
 
@@ -74,16 +72,14 @@ class Policy:
     interruptible: Interruptible = Interruptible.YES  # of answers, unless `Session.protect` says otherwise
     resume_phrases: tuple[str, ...] = RESUME_PHRASES  # processed while an answer is suspended, they resume it
     cut_note: str = ""  # appended to a cut answer to tell the model that it was cut, for instance " —"
-    _phrases: frozenset[str] = field(init=False, repr=False, compare=False, default=frozenset())
 
     def __post_init__(self) -> None:
-        if not -1.0 <= self.eagerness <= 1.0:
-            raise UsageError(f"eagerness {self.eagerness} is not between -1 (patient) and 1 (eager)")
-        if self.settle_ms < 0 or self.period_s <= 0 or self.quiet_periods < 1:
-            raise UsageError("settle_ms must not be negative, period_s must be positive, quiet_periods at least 1")
-        if not self.p_sure > 0.0:
-            raise UsageError(f"p_sure {self.p_sure} must be positive; above 1 it never applies")
-        object.__setattr__(self, "_phrases", frozenset(_bare(phrase) for phrase in self.resume_phrases))
+        require(-1.0 <= self.eagerness <= 1.0, f"eagerness {self.eagerness} is not between -1 (patient) and 1 (eager)")
+        require(
+            self.settle_ms >= 0 and self.period_s > 0 and self.quiet_periods >= 1,
+            "settle_ms must not be negative, period_s must be positive, quiet_periods at least 1",
+        )
+        require(self.p_sure > 0.0, f"p_sure {self.p_sure} must be positive; above 1 it never applies")
 
     @property
     def settle_s(self) -> float:
@@ -99,13 +95,9 @@ class Policy:
         """Choose one of `states`, whose probabilities are `p`."""
         thresholds = self.speaking if speaking else self.idle
 
-        def strength(state: InputState, probability: float) -> float:
-            threshold = thresholds.of(state)
-            if state is InputState.PROCESS:
-                threshold = min(1.0, threshold * math.exp2(-self.eagerness))
-            return probability / threshold
-
-        best = max(range(len(states)), key=lambda i: strength(states[i], p[i]))
+        limits = {state: thresholds.of(state) for state in states}
+        limits[InputState.PROCESS] = min(1.0, thresholds.process * math.exp2(-self.eagerness))
+        best = max(range(len(states)), key=lambda i: p[i] / limits[states[i]])
         return Decision(states[best], p[best], tuple(zip(states, p, strict=True)))
 
     def decide_unfinished(self, decision: Decision) -> InputState:
@@ -119,7 +111,7 @@ class Policy:
 
     def asks_to_resume(self, text: str) -> bool:
         """Whether `text` is one of `resume_phrases`, ignoring case and punctuation."""
-        return _bare(text) in self._phrases
+        return _bare(text) in map(_bare, self.resume_phrases)
 
 
 def _bare(text: str) -> str:

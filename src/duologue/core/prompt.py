@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from duologue.core.config import SessionConfig
-from duologue.errors import ContextOverflow, UsageError
+from duologue.errors import ContextOverflow, require
 from duologue.types import InputState, Role, Token, Turn
 
 
@@ -83,23 +83,31 @@ class Probe:
     states: tuple[InputState, ...]
 
     def __post_init__(self) -> None:
-        if not self.tokens:
-            raise UsageError("a probe needs at least one token")
-        if len(self.watch) != len(self.states) or len(set(self.states)) != len(self.states):
-            raise UsageError(f"a probe watches one id per state; got {len(self.watch)} ids for {self.states}")
+        require(bool(self.tokens), "a probe needs at least one token")
+        require(
+            len(self.watch) == len(self.states) == len(set(self.states)),
+            f"a probe watches one id per state; got {len(self.watch)} ids for {self.states}",
+        )
         missing = {InputState.PROCESS, InputState.INCOMPLETE, InputState.IGNORE} - set(self.states)
-        if missing:
-            raise UsageError(f"a probe must know process, incomplete and ignore; missing: {sorted(missing)}")
+        require(not missing, f"a probe must know process, incomplete and ignore; missing: {sorted(missing)}")
 
 
-def lay_out(template: Template, turns: Sequence[Turn], config: SessionConfig, limit: int) -> list[Token]:
-    """Ids of `begin` and `turns`. Whatever is too long is refused as early as possible, because tokenising it is slow.
+def lay_out(template: Template, turns: Sequence[Turn], config: SessionConfig, limit: int | None = None) -> list[Token]:
+    """Ids of a context that begins with `turns`.
+
+    Whatever is too long is refused as early as possible, because tokenising it is slow.
 
     Raises:
-        ContextOverflow: they take more than `limit` tokens.
+        ContextOverflow: they take more than `limit` tokens (None: `config.max_history`).
         TemplateError: the template does not allow these turns.
     """
+    if len(template.begin) > config.max_length // 2:  # no compaction could ever make room
+        raise ContextOverflow(
+            f"the system prompt takes {len(template.begin)} tokens of a context of {config.max_length}; "
+            "shorten it to half of that, or raise max_length"
+        )
     config.check_size(turns)
+    limit = config.max_history if limit is None else limit
     items, previous = list(template.begin), None
     for turn in turns:
         items += template.lay_out([turn], previous)

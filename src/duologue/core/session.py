@@ -15,15 +15,15 @@ from typing import TypeAlias
 
 from duologue.core.answer import Answer
 from duologue.core.backend import Extend, Step
-from duologue.core.cache import CacheOperations, Plan
+from duologue.core.cache import CacheOperations, Plan, Work
 from duologue.core.config import SessionConfig
 from duologue.core.events import Decided, Dropped, Edited, Event, EventLog, Promoted, Received, Refused, TakenBack
-from duologue.core.input_channel import Input, InputChannel
+from duologue.core.input_channel import InputChannel
 from duologue.core.output_channel import OutputChannel
 from duologue.core.policy import Policy
-from duologue.core.prompt import Probe, Template
+from duologue.core.prompt import Probe, Template, lay_out
 from duologue.core.transitions import Floor, Interruptible, Transition, transition
-from duologue.errors import ContextOverflow, UsageError
+from duologue.errors import ContextOverflow, UsageError, require
 from duologue.types import InputState, Token, Turn, well_formed
 
 _EXCERPT = 80  # characters of a refused text that an event carries
@@ -136,12 +136,14 @@ class BaseSession(ABC):
         Raises:
             UsageError: there has never been such an answer, or the position is beyond what was said.
         """
-        if answer is not None and not 0 <= answer < self.num_answers:
-            raise UsageError(f"there is no answer {answer}; the newest is {self.num_answers - 1}")
+        require(
+            answer is None or 0 <= answer < self.num_answers,
+            f"there is no answer {answer}; the newest is {self.num_answers - 1}",
+        )
         running = self.running
         if running is not None and answer in (None, running.id):
-            if not 0 <= position <= running.num_said:
-                raise UsageError(f"position {position} is not within the {running.num_said} characters said so far")
+            num_said = running.num_said
+            require(0 <= position <= num_said, f"position {position} is not within the {num_said} characters said")
             self._heard(running, position)
         return self._settle()
 
@@ -294,7 +296,7 @@ class Session(BaseSession):
 
     @property
     def input_text(self) -> str | None:
-        return self._input.text
+        return self._input.current.text if self._input.current else None
 
     @property
     def num_suspended(self) -> int:
@@ -315,7 +317,7 @@ class Session(BaseSession):
 
     @property
     def next_deadline(self) -> float | None:
-        return min(self._deadlines(), default=None)
+        return min((at for at, _ in self._waits()), default=None)
 
     @property
     def _lookahead(self) -> int:
@@ -339,17 +341,15 @@ class Session(BaseSession):
         return self._cache.flush()
 
     def take(self, steps: Sequence[Step]) -> list[Event]:
-        forecast: tuple[Input, tuple[float, ...]] | None = None
+        forecast: tuple[Work, tuple[float, ...]] | None = None
         for step in steps:
             work = self._cache.land(step.ticket)
-            if work is None or work.owner is None:
-                continue
-            if self._output.is_continued_by(work):
+            if work is not None and self._output.is_continued_by(work):
                 self._output.go_on(step.tokens)
-            elif self._input.is_forecast_by(work) and self._input.current is not None:
-                forecast = self._input.current, step.p
-        if forecast is not None and forecast[0] is self._input.current:  # after the answer's token: they share the pass
-            self._judge(*forecast)
+            elif work is not None and step.p:
+                forecast = work, step.p
+        if forecast is not None and self._input.is_forecast_by(forecast[0]):  # after the answer: they share the pass
+            self._judge(forecast[1])
         return self._settle()
 
     # ------------------------------------------------------------------ listening
@@ -365,7 +365,8 @@ class Session(BaseSession):
         self._log.add(Received(self.now, utterance, text, final))
         if answered is not None and answered.text == text:  # only the end is new
             self._input.memory.end(utterance)
-            self._output.end_words(utterance)
+            answered.final = True
+            self._output.release_if_sure()
             return
         if answer is not None and answered is not None and not answer.num_heard:
             self._reopen_turn(answer)
@@ -374,7 +375,7 @@ class Session(BaseSession):
             return
         if is_new:
             self._output.hold_back()
-        if final and self._input.text == "":
+        if final and self.input_text == "":
             self._give_up("retracted")
 
     def _refuse(self, utterance: str, excerpt: str, *, final: bool) -> None:
@@ -384,8 +385,9 @@ class Session(BaseSession):
             self._log.add(Dropped(self.now, utterance, excerpt, "too long"))
         if final:
             self._input.memory.end(utterance)
-            if self.running is not None and self.running.find(utterance):
-                self._output.end_words(utterance)
+            if self.running is not None and (answered := self.running.find(utterance)):
+                answered.final = True
+                self._output.release_if_sure()
 
     def retract(self, utterance: str) -> list[Event]:
         """Take back the words of `utterance` that are being heard, even if it has ended."""
@@ -400,8 +402,9 @@ class Session(BaseSession):
             self._input.memory.end(utterance)
         return self._settle()
 
-    def _judge(self, heard: Input, p: tuple[float, ...]) -> None:
+    def _judge(self, p: tuple[float, ...]) -> None:
         """Decide on the words by the probabilities `p` of the states, and apply one transition (see `transitions`)."""
+        heard = self._input.heard
         speaking = self.floor is Floor.SPEAKING
         decision = self.policy.decide(self.probe.states, p, speaking=speaking)
         self._input.score(decision)
@@ -465,20 +468,18 @@ class Session(BaseSession):
 
     def _interrupt(self) -> None:
         """process over an answer: the answer is suspended with its KV, and the words are promoted."""
-        self._input.interrupts(self._output.suspend().id)
+        self._input.heard.interrupted = self._output.suspend().id
         self._promote()
 
     def _halt(self) -> None:
         """stop: the answer is suspended, or withdrawn if nothing of it was heard; the words are dropped."""
-        assert self.running is not None, "there is an answer to halt"
-        self._input.interrupts(self.running.id)
+        self._input.heard.interrupted = self._output.running.id
         self._give_up(InputState.STOP.value)
         self._output.silence()
 
     def _take_back(self) -> None:
         """process or incomplete before anything was heard: the words continue the turn that is being answered."""
-        assert self.running is not None, "there is an answer to take back"
-        self._reopen_turn(self.running)
+        self._reopen_turn(self._output.running)
         self._input.words_changed()
 
     def _defer(self) -> None:
@@ -505,7 +506,7 @@ class Session(BaseSession):
         self._output.hear(position)
 
     def respond(self) -> list[Event]:
-        if self._input.text:
+        if self.input_text:
             self._answer_now()
         elif self.running:
             self._output.release()
@@ -542,7 +543,7 @@ class Session(BaseSession):
         Raises:
             ContextOverflow, TemplateError: see `edit`.
         """
-        return self._output.lay_out(history, template or self.template)
+        return lay_out(template or self.template, history, self.config)
 
     def edit(
         self, history: Sequence[Turn], *, template: Template | None = None, laid_out: Sequence[Token] | None = None
@@ -562,7 +563,7 @@ class Session(BaseSession):
         self.template = template
         if self._input.current:
             self._give_up("edit")
-        self._input.use(template)
+        self._input.template = template
         self._log.add(Edited(self.now, tuple(history)))
         return self._settle()
 
@@ -576,8 +577,7 @@ class Session(BaseSession):
         Raises:
             UsageError: `max_answer` is less than 1.
         """
-        if max_answer < 1:
-            raise UsageError(f"an answer of {max_answer} tokens says nothing; allow at least 1")
+        require(max_answer >= 1, f"an answer of {max_answer} tokens says nothing; allow at least 1")
         self._output.max_answer = max_answer
 
     def adjust(self, policy: Policy) -> None:
@@ -617,16 +617,22 @@ class Session(BaseSession):
 
     # ------------------------------------------------------------------ time
 
-    def _act_on_time(self) -> None:
+    def _waits(self) -> Iterator[tuple[float, Callable[[], None]]]:
+        """What will be done if nothing else happens, and when (session time)."""
         answer, heard = self.running, self._input.current
-        if answer and not answer.is_released and answer.begun_at + self.policy.settle_s <= self.now:
-            self._output.release()
-        elif heard and heard.is_waiting and heard.changed_at + self.policy.patience_s <= self.now:
-            self._lose_patience(heard)
+        if answer and not answer.is_released:
+            yield answer.begun_at + self.policy.settle_s, self._output.release
+        if heard and heard.is_waiting:
+            yield heard.changed_at + self.policy.patience_s, self._lose_patience
 
-    def _lose_patience(self, heard: Input) -> None:
+    def _act_on_time(self) -> None:
+        act = next((act for at, act in self._waits() if at <= self.now), None)
+        if act is not None:
+            act()
+
+    def _lose_patience(self) -> None:
         """Act on incomplete words, or an onset without words, after which nothing more came (choice 7)."""
-        decision = heard.decision
+        decision = self._input.heard.decision
         if decision is None:
             self._give_up("patience")
         elif self.floor is not Floor.SPEAKING:
@@ -636,17 +642,10 @@ class Session(BaseSession):
         else:
             self._apply_state(state)
 
-    def _deadlines(self) -> Iterator[float]:
-        answer, heard = self.running, self._input.current
-        if answer and not answer.is_released:
-            yield answer.begun_at + self.policy.settle_s
-        if heard and heard.is_waiting:
-            yield heard.changed_at + self.policy.patience_s
-
     def _follow_up(self) -> None:
         """Switch to a compacted context if it is ready, and answer deferred words if that is possible now."""
         self._output.swap_if_compacted()
         self._input.discard_stale()
         heard = self._input.current
-        if heard is not None and heard.deferred and self.running is None and not self._output.is_making_room:
+        if heard is not None and heard.deferred and self.running is None and self._output.compaction is None:
             self._promote()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from duologue.core.backend import Extend, Usage
@@ -33,24 +33,23 @@ class Pass:
         output = sum(len(extend.tokens) for extend in batch if extend.draw is not None)
         judged = sum(len(extend.tokens) for extend in batch if extend.watch)
         rest = sum(len(extend.tokens) for extend in batch) - output - judged
-        held = usage.kv_entries, usage.kv_bytes
-        return cls(at, phase, len(batch), output, judged, rest, seconds, *held, num_passes)
+        return cls(at, phase, len(batch), output, judged, rest, seconds, usage.kv_entries, usage.kv_bytes, num_passes)
 
 
 Sink: TypeAlias = Callable[[Pass | Event], None]
 """Takes every record as it is made."""
 
 
+@dataclass(slots=True, eq=False)
 class Trace:
     """A sink that keeps sums, in constant memory."""
 
-    def __init__(self) -> None:
-        self.passes: Counter[Phase] = Counter()
-        self.tokens_fed: Counter[Phase] = Counter()
-        self.decisions: Counter[str] = Counter()
-        self.seconds = 0.0
-        self.kv_entries_peak = 0
-        self.kv_bytes_peak = 0
+    passes: Counter[Phase] = field(default_factory=Counter)
+    tokens_fed: Counter[Phase] = field(default_factory=Counter)
+    decisions: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    kv_entries_peak: int = 0
+    kv_bytes_peak: int = 0
 
     @property
     def num_passes(self) -> int:

@@ -53,7 +53,7 @@ class Model:
     ) -> Session:
         """A conversation with this model. `system` replaces its system prompt; `options` are those of `Session`.
 
-        `make` is another kind of session, such as `duologue.baselines.gated.Turns`.
+        `make` is another kind of session, such as `duologue.baselines.sessions.Turns`.
 
         Raises:
             ContextOverflow, TemplateError: see `Session`.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from duologue.baselines.gated import Turns, Vad
+from duologue.baselines.sessions import Turns, Vad
 from duologue.core.backend import Sampling
 from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, final
 
-from duologue.baselines.gated import Turns, Vad
+from duologue.baselines.sessions import Turns, Vad
 from duologue.baselines.tdm import PROMPT, Tdm
 from duologue.core.answer import Answer
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage
