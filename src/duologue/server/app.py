@@ -73,16 +73,16 @@ class Server:
                     log.error("the voice cannot be loaded", extra={"error": str(error)})
                     return
                 engine = await stack.enter_async_context(Engine(model.backend))
-                talks = Conversations(model, engine, self.config, sink=self.metrics, voices=voices)
-                self.metrics.watch(engine, lambda: len(talks), lambda: talks.num_refused)
-                sweeping = asyncio.create_task(talks.sweep(), name="duologue-sweep")
-                self.conversations = talks
+                conversations = Conversations(model, engine, self.config, sink=self.metrics, voices=voices)
+                self.metrics.watch(engine, lambda: len(conversations), lambda: conversations.num_refused)
+                sweeping = asyncio.create_task(conversations.sweep(), name="duologue-sweep")
+                self.conversations = conversations
                 log.info("ready", extra={"model": model.name, "backend": model.backend.info.name})
                 await self._ended.wait()
                 self.conversations = None
                 sweeping.cancel()
-                for talk in talks:
-                    talk.close("shutdown")
+                for conversation in conversations:
+                    conversation.close("shutdown")
         finally:
             if self._model is None:
                 model.close()
@@ -120,7 +120,8 @@ class Server:
                 self.metrics.denied.inc()
                 await socket.send_denial_response(chat.problem(403, "authentication_error", why))
             elif self.conversations is None or not await self._has_room():
-                why = "all connections are taken" if self.conversations else "the model is being loaded"
+                is_loading = self.conversations is None
+                why = "the model is being loaded" if is_loading else "all connections are taken"
                 headers = {"Retry-After": "2"}
                 await socket.send_denial_response(chat.problem(503, "server_error", why, headers=headers))
             else:
@@ -154,11 +155,11 @@ class Server:
 
     async def models(self, _: Request) -> Response:
         """The models that there are."""
-        return chat.models(self._talks, self.started)
+        return chat.models(self._ready_conversations, self.started)
 
     async def complete(self, request: Request) -> Response:
         """Answer a chat request."""
-        return await chat.complete(request, self._talks)
+        return await chat.complete(request, self._ready_conversations)
 
     async def tell_metrics(self, _: Request) -> Response:
         """The metrics, for Prometheus."""
@@ -173,7 +174,7 @@ class Server:
         return JSONResponse({"ready": self.is_ready}, 200 if self.is_ready else 503)
 
     @property
-    def _talks(self) -> Conversations:
+    def _ready_conversations(self) -> Conversations:
         assert self.conversations is not None, "routes are guarded"
         return self.conversations
 

@@ -65,13 +65,13 @@ def problem(status: int, kind: str, message: str, *, headers: dict[str, str] | N
 class _Completion:
     """One request that has been admitted."""
 
-    def __init__(self, talk: Conversation, answer: Answer, model: str, options: dict[str, Any]) -> None:
+    def __init__(self, conversation: Conversation, answer: Answer, model: str, options: dict[str, Any]) -> None:
         self.is_stream: bool = options["stream"]
         self._with_usage: bool = options["stream_options"].get("include_usage", False)
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._model = model
-        self._talk = talk
+        self._conversation = conversation
         self._answer = answer
         self._prompt_tokens = answer.answer_at
 
@@ -87,14 +87,14 @@ class _Completion:
         if len(options["messages"]) > conversations.most_turns:
             raise Rejection(f"at most {conversations.most_turns} messages fit into the context", param="messages")
         settings, history, words = _conversation_of(body, options["messages"])
-        talk = await conversations.open(settings, history, keeps_record=False)
-        talk.handle.hear(words, utterance="message", final=True)
-        talk.handle.respond()
-        answer = talk.handle.session.running
+        conversation = await conversations.open(settings, history, keeps_record=False)
+        conversation.handle.hear(words, utterance="message", final=True)
+        conversation.handle.respond()
+        answer = conversation.handle.session.running
         if answer is None or answer.user_text is None:
-            talk.close("too long")
+            conversation.close("too long")
             raise BadData("the last message is too long for the context")
-        return cls(talk, answer, conversations.model.name, options)
+        return cls(conversation, answer, conversations.model.name, options)
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
@@ -123,13 +123,13 @@ class _Completion:
         except DuologueError as error:
             yield _event({"error": {"message": str(error), "type": "server_error", "param": None, "code": None}})
         finally:
-            self._talk.close("done")
+            self._conversation.close("done")
 
     async def _events(self) -> AsyncGenerator[tuple[str, str | None], None]:
         """Parts of the answer, and why it ended."""
         try:
             reason = "stop"
-            async for _, event in self._talk.events.after(0):
+            async for _, event in self._conversation.events.after(0):
                 if isinstance(event, Said):
                     yield event.text, None
                 elif isinstance(event, Finished):
@@ -137,9 +137,9 @@ class _Completion:
                 elif isinstance(event, Committed):
                     yield "", reason
                     return
-            raise EngineError(f"the answer ended: {self._talk.events.ended}")
+            raise EngineError(f"the answer ended: {self._conversation.events.ended}")
         finally:
-            self._talk.close("done")
+            self._conversation.close("done")
 
     def _chunk(self, delta: dict[str, Any], reason: str | None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}

@@ -111,7 +111,7 @@ class Conversations:
 
     async def _resume(self, path: Path) -> Conversation:
         lease = await asyncio.to_thread(Lease.acquire, path)
-        talk = None
+        conversation = None
         try:
             state = await asyncio.to_thread(read_state, path)
             settings = ConversationSettings.from_json(state.settings)
@@ -121,16 +121,16 @@ class Conversations:
                 Recorder.go_on, path, lease, num_events=state.num_events, size=state.size
             )
             session.advance(state.now)
-            talk = self._add(path.stem, settings, self._admit(settings, session), recorder)
-            talk.detached_at = self.engine.now()  # until somebody attaches
+            conversation = self._add(path.stem, settings, self._admit(settings, session), recorder)
+            conversation.detached_at = self.engine.now()  # until somebody attaches
             if turns:
-                talk.handle.edit(turns, laid_out=laid_out)
+                conversation.handle.edit(turns, laid_out=laid_out)
             for words in state.unanswered:
-                talk.handle.hear(words.text, utterance=words.utterance, final=words.final)
-            return talk
+                conversation.handle.hear(words.text, utterance=words.utterance, final=words.final)
+            return conversation
         except BaseException:
-            if talk is not None:
-                talk.close("failed")
+            if conversation is not None:
+                conversation.close("failed")
             lease.release()
             raise
 
@@ -145,25 +145,25 @@ class Conversations:
                 await self._renew_leases()
 
     def _close_abandoned(self, before: float) -> None:
-        for talk in self:
-            if talk.detached_at is not None and talk.detached_at < before:
-                talk.close("abandoned")
+        for conversation in self:
+            if conversation.detached_at is not None and conversation.detached_at < before:
+                conversation.close("abandoned")
 
     async def _renew_leases(self) -> None:
-        leases = {talk.id: talk.lease for talk in self if talk.lease is not None}
+        leases = {conversation.id: conversation.lease for conversation in self if conversation.lease is not None}
         for name, lease in leases.items():
-            if not await asyncio.to_thread(lease.renew) and (talk := self._open.get(name)) is not None:
-                talk.close("another server has it")
+            if not await asyncio.to_thread(lease.renew) and (conversation := self._open.get(name)) is not None:
+                conversation.close("another server has it")
 
     async def drain(self) -> None:
         """Admit no new ones; return when all answers have been heard, or the time for that is over."""
         self.is_draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain):
-                while any(talk.owner is not None and talk.is_speaking for talk in self):
+                while any(conversation.owner is not None and conversation.is_speaking for conversation in self):
                     await asyncio.sleep(0.05)
-        for talk in self:
-            talk.close("shutdown")
+        for conversation in self:
+            conversation.close("shutdown")
 
     def _admit(self, settings: ConversationSettings, session: Session) -> Handle:
         if self.is_draining:
@@ -175,16 +175,16 @@ class Conversations:
                     raise EngineFull(f"all {self.config.max_sessions} places are taken; try again later")
                 return self.engine.open(session, words_per_second=settings.words_per_second, sink=self._sink)
             except EngineFull:
-                away = [talk for talk in self if talk.detached_at is not None]
+                away = [conversation for conversation in self if conversation.detached_at is not None]
                 if not away:
                     self.num_refused += 1
                     raise
-                min(away, key=lambda talk: talk.detached_at or 0.0).close("given up for others")
+                min(away, key=lambda conversation: conversation.detached_at or 0.0).close("given up for others")
 
     def _add(
         self, name: str, settings: ConversationSettings, handle: Handle, recorder: Recorder | None
     ) -> Conversation:
-        talk = Conversation(
+        conversation = Conversation(
             name,
             settings,
             handle,
@@ -193,9 +193,9 @@ class Conversations:
             most_bytes=_MOST_BYTES // self.config.max_sessions,
             logs_text=self.config.log_text,
         )
-        self._open[name] = talk
+        self._open[name] = conversation
         log.info("opened", extra={"session": name[:6], "open": len(self._open)})
-        return talk
+        return conversation
 
 
 async def off_loop(size: int, call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:

@@ -18,7 +18,7 @@ from duologue.server.lease import Lease
 from duologue.types import Role, Turn
 
 VERSION = 1
-MOST_BYTES = 1 << 26  # of a record, which then ends: some hours of talk
+MOST_BYTES = 1 << 26  # of a record, which then ends: some hours of conversation
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 

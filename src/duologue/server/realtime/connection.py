@@ -92,13 +92,13 @@ class Realtime:
         """Until the client leaves, or the conversation ends."""
         try:
             settings = ConversationSettings(hearing=self._config.words_per_second)
-            talk = self._conversation = await self._conversations.open(settings)
+            conversation = self._conversation = await self._conversations.open(settings)
         except (EngineFull, UsageError) as error:
             await self._refuse(error)
             return
-        talk.attach(self)
+        conversation.attach(self)
         session = self.session = RealtimeSession(
-            talk,
+            conversation,
             self._conversations.model,
             self._config,
             self._outbox.put,
@@ -107,12 +107,12 @@ class Realtime:
         )
         session.tell_config("session.created")
         try:
-            await self._exchange(talk, session)
+            await self._exchange(conversation, session)
         finally:
             if self._voice is not None:
                 await self._voice.aclose()
             session.close()
-            talk.close("ended")
+            conversation.close("ended")
             self.session = self._conversation = self._voice = None  # nothing of it is kept
 
     @property
@@ -126,10 +126,10 @@ class Realtime:
     def replaced(self) -> None:
         """Nobody else can have the conversation: its name is not told."""
 
-    async def _exchange(self, talk: Conversation, session: RealtimeSession) -> None:
+    async def _exchange(self, conversation: Conversation, session: RealtimeSession) -> None:
         """Both ways at once, until one of them ends; then the other does."""
         commands = Commands(session, speak=self._speaking)
-        telling = asyncio.create_task(self._tell(talk, session), name="duologue-realtime-teller")
+        telling = asyncio.create_task(self._tell(conversation, session), name="duologue-realtime-teller")
         sending = asyncio.create_task(self._outbox.run(), name="duologue-realtime-sender")
         others = (self._read(commands), self._take(session, commands), self._outbox.overflow.wait())
         tasks = (sending, telling, *(asyncio.create_task(other, name="duologue-realtime") for other in others))
@@ -137,7 +137,7 @@ class Realtime:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if telling.done() and telling.exception() is None:
                 await asyncio.wait((sending,), timeout=_LAST_WORDS_S)
-                is_restart = talk.events.ended == "shutdown"
+                is_restart = conversation.events.ended == "shutdown"
                 await self._wire.close(CloseCode.RESTART if is_restart else CloseCode.GOING_AWAY, "it is over")
         finally:
             self._is_over = True
@@ -152,20 +152,20 @@ class Realtime:
                 async with asyncio.timeout(_LAST_WORDS_S):
                     await self._wire.close(CloseCode.POLICY, "too slow")
 
-    async def _tell(self, talk: Conversation, session: RealtimeSession) -> None:
+    async def _tell(self, conversation: Conversation, session: RealtimeSession) -> None:
         """Translate the conversation's events."""
         reason = ""
         try:
-            async for number, event in talk.events.after(0):
+            async for number, event in conversation.events.after(0):
                 session.take(event)
                 if self._voice is not None:
                     self._voice.take(event)
                 self._num_taken = number
-                if number == talk.events.newest:
+                if number == conversation.events.newest:
                     session.settle()
         except EventsLost as lost:
             reason = str(lost)
-        reason = reason or talk.events.ended or "closed"
+        reason = reason or conversation.events.ended or "closed"
         session.tell_error(ServerFault(f"the conversation is over: {reason}", code="session_ended"))
         self._outbox.finish()
 
@@ -241,8 +241,13 @@ class Realtime:
 
     async def _catch_up(self) -> None:
         """Wait until all events have been translated: requests are judged by the present state."""
-        talk = self._conversation
-        while talk is not None and talk.is_open and not self._is_over and self._num_taken < talk.handle.num_told:
+        conversation = self._conversation
+        while (
+            conversation is not None
+            and conversation.is_open
+            and not self._is_over
+            and self._num_taken < conversation.handle.num_told
+        ):
             await asyncio.sleep(0)
 
     async def _refuse(self, error: EngineFull | UsageError) -> None:

@@ -47,10 +47,17 @@ class RealtimeSession:
     """
 
     def __init__(
-        self, talk: Conversation, model: Model, limits: ServerConfig, send: Send, *, is_duplex: bool, has_voice: bool
+        self,
+        conversation: Conversation,
+        model: Model,
+        limits: ServerConfig,
+        send: Send,
+        *,
+        is_duplex: bool,
+        has_voice: bool,
     ) -> None:
         self.id = new_id("sess")
-        self.handle = talk.handle
+        self.handle = conversation.handle
         self.model = model
         self.send = send
         self.is_duplex = is_duplex
@@ -58,7 +65,7 @@ class RealtimeSession:
         self.config = RealtimeConfig(instructions=limits.system, has_voice=has_voice)
         self.has_spoken = False  # by voice
         self.items = Items()
-        self.history = History(talk.handle, model, limits.system)
+        self.history = History(conversation.handle, model, limits.system)
         self.listening = Listening()
         self.response: Response | None = None  # whose answer is running, until it was heard to the end or cut
         self.request: ResponseRequest | None = None  # which waits for its answer to begin
