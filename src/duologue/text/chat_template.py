@@ -8,8 +8,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from itertools import product
-from typing import Any, final
+from typing import final
 
 import jinja2
 import jinja2.ext
@@ -33,6 +34,9 @@ PLAIN = (
 # Letters and digits only, which no template trims, splits or escapes. None is part of another.
 _SYSTEM, _USER, _USER2, _ASSISTANT, _ASSISTANT2 = (f"Qz{n}mark{n}zQ" for n in range(5))
 _PAD = " \n "
+_TOLD, _ASK, _MORE = Turn(Role.SYSTEM, _SYSTEM), Turn(Role.USER, _USER), Turn(Role.USER, _USER2)
+_TELL = Turn(Role.ASSISTANT, _ASSISTANT)
+_DIALOGUE = (_ASK, _TELL, _MORE)
 
 
 class _Generation(jinja2.ext.Extension):  # type: ignore[misc]
@@ -53,11 +57,12 @@ class Renderer:
     def __init__(self, source: str, special_text: Mapping[str, str], now: datetime) -> None:
         """`now` is the time for templates that write the date."""
         environment = LimitedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+            {"tojson": partial(json.dumps, ensure_ascii=False)},
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, jinja2.ext.loopcontrols],
         )
-        environment.add_filter("tojson", _tojson)
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = now.strftime
+        environment.globals.update(raise_exception=_raise, strftime_now=now.strftime)
         try:
             self._template = within_limits(environment.from_string, source)
         except (jinja2.TemplateError, RecursionError) as error:
@@ -75,14 +80,15 @@ class Renderer:
         try:
             return self._render(turns, reply)
         except Exception as error:
-            raise TemplateError(f"the chat template refuses {_roles(turns)}: {error}") from error
+            roles = ", ".join(turn.role.value for turn in turns)
+            raise TemplateError(f"the chat template refuses turns of {roles}: {error}") from error
 
     def _find_ways(self) -> tuple[bool, bool]:
         """Whether the template expects content in parts, and whether it requires a system turn."""
         for ways in product((False, True), (False, True)):
             self._as_parts, self._insists = ways
             try:
-                if _USER in self._render([Turn(Role.USER, _USER)], reply=True):
+                if _USER in self._render([_ASK], reply=True):
                     return ways
             except LimitExceeded as error:
                 raise TemplateError(f"the chat template cannot be used: {error}") from error
@@ -112,22 +118,8 @@ class Renderer:
         return text
 
 
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
 def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _roles(turns: Sequence[Turn]) -> str:
-    return "turns of " + ", ".join(turn.role.value for turn in turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,35 +147,13 @@ class Skeleton:
     opener: str
     header: str
     close: str
-    user_close: str | None  # None: no user turn may follow another
-    again: str | None  # None: no answer may follow another
     lead: str  # white space before a finished answer that is not before one to be generated
-    trim_user: Trim
-    trim_assistant: Trim
-    folds: bool  # the template has no system turn: we put the system text into the first user turn
     notes: tuple[str, ...]  # differences from what the template renders
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """The parts of a dialogue without a system text."""
-
-    head: str
-    opener: str
-    header: str
-    close: str
-    lead: str
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """How a dialogue starts. The fields are those of `Skeleton`."""
-
-    begin: tuple[Span, ...]
-    first_opener: tuple[Span, ...]
-    folds: bool = False
-    notes: tuple[str, ...] = ()
+    folds: bool = False  # the template has no system turn: we put the system text into the first user turn
+    user_close: str | None = None  # None: no user turn may follow another
+    again: str | None = None  # None: no answer may follow another
+    trim_user: Trim = Trim()
+    trim_assistant: Trim = Trim()
 
 
 def take_apart(renderer: Renderer, split: Callable[[str], Sequence[Span]], system: str | None) -> Skeleton:
@@ -194,44 +164,37 @@ def take_apart(renderer: Renderer, split: Callable[[str], Sequence[Span]], syste
     Raises:
         TemplateError: the turns cannot be told apart.
     """
-    parts = _read_parts(renderer, split)
-    start = _read_start(renderer, parts, system)
-    return Skeleton(
-        begin=start.begin,
-        first_opener=start.first_opener,
-        opener=parts.opener,
-        header=parts.header,
-        close=parts.close,
-        user_close=_read_user_close(renderer, parts),
-        again=_read_again(renderer, parts),
-        lead=parts.lead,
-        trim_user=_read_trim(renderer, Turn(Role.USER, _USER), []),
-        trim_assistant=_read_trim(renderer, Turn(Role.ASSISTANT, _ASSISTANT), [Turn(Role.USER, _USER)]),
-        folds=start.folds,
-        notes=(*parts.notes, *start.notes),
+    bare = _read_bare(renderer, split)
+    return replace(
+        bare if system is None else _with_system(renderer, bare, system),
+        user_close=_read_user_close(renderer, bare),
+        again=_read_again(renderer, bare),
+        trim_user=_read_trim(renderer, _DIALOGUE, 0),
+        trim_assistant=_read_trim(renderer, _DIALOGUE, 1),
     )
 
 
-def _read_parts(renderer: Renderer, split: Callable[[str], Sequence[Span]]) -> _Parts:
-    ask, tell, more = Turn(Role.USER, _USER), Turn(Role.ASSISTANT, _ASSISTANT), Turn(Role.USER, _USER2)
-    whole = renderer.render([ask, tell, more], reply=True)
-    head, joint, between, header = _around(whole, _USER, _ASSISTANT, _USER2)
-    notes: list[str] = []
+def _read_bare(renderer: Renderer, split: Callable[[str], Sequence[Span]]) -> Skeleton:
+    """What a dialogue without a system text tells of the skeleton."""
+    head, joint, between, header = _gaps(renderer, _DIALOGUE)
+    notes: tuple[str, ...] = ()
     lead = joint.removeprefix(header) if joint.startswith(header) else ""
     if lead.strip():
         header, lead = joint, ""  # the template has no generation prompt, or only a part of it
     elif joint != header + lead:
-        notes.append(
-            f"in the template, a finished answer follows {joint!r}; here, it follows {header!r}, as it was generated"
+        notes = (
+            f"in the template, a finished answer follows {joint!r}; here, it follows {header!r}, as it was generated",
         )
-    ended = _around(renderer.render([ask, tell], reply=False), _ASSISTANT)[-1]
+    ended = _gaps(renderer, _DIALOGUE[:2], reply=False)[-1]
     close, opener = _split_between(between, ended, head, split)
-    return _Parts(head, opener, header, close, lead, tuple(notes))
+    begin = head.removesuffix(opener)
+    return Skeleton((Span(begin),), (Span(head[len(begin) :]),), opener, header, close, lead, notes)
 
 
-def _around(text: str, *marks: str) -> list[str]:
-    """The text before, between and after the markers."""
-    parts = []
+def _gaps(renderer: Renderer, turns: Sequence[Turn], *, reply: bool = True) -> list[str]:
+    """The text before, between and after the words of `turns`, which are markers."""
+    text = renderer.render(turns, reply=reply)
+    parts, marks = [], [turn.text.strip() for turn in turns]
     for mark in marks:
         before, found, text = text.partition(mark)
         if not found or mark in text or any(other in before for other in marks):
@@ -269,39 +232,33 @@ def _split_between(between: str, ended: str, head: str, split: Callable[[str], S
     return close, opener
 
 
-def _read_start(renderer: Renderer, parts: _Parts, system: str | None) -> _Start:
-    """What stands before the first user turn."""
-    bare = parts.head.removesuffix(parts.opener)
-    begin: tuple[Span, ...] = (Span(bare),)
-    opener: tuple[Span, ...] = (Span(parts.head[len(bare) :]),)
-    if system is None:
-        return _Start(begin, opener)
-    turns = [Turn(Role.SYSTEM, _SYSTEM), Turn(Role.USER, _USER)]
+def _with_system(renderer: Renderer, bare: Skeleton, system: str) -> Skeleton:
+    """`bare` with a system text before the first user turn, or in it."""
+    turns = (_TOLD, _ASK)
     try:
-        before, after, header = _around(renderer.render(turns, reply=True), _SYSTEM, _USER)
+        before, after, header = _gaps(renderer, turns)
     except TemplateError:
-        folded = _read_trim(renderer, turns[1], []).apply(system)
+        folded = _read_trim(renderer, _DIALOGUE, 0).apply(system)
         said = (Span(folded, said=True), Span("\n\n")) if folded else ()
-        return _Start(begin, (*opener, *said), folds=True)
-    notes: tuple[str, ...] = ()
-    if header != parts.header:
-        notes = ("the template writes another header when there is a system text",)
-    notes += _where_system_stays(renderer, turns)
-    text = Span(_read_trim(renderer, turns[0], []).apply(system), said=True)
-    if after.endswith(parts.opener):
-        begin = (Span(before), text, Span(after.removesuffix(parts.opener)))
-        return _Start(begin, (Span(parts.opener),), notes=notes)
+        return replace(bare, first_opener=(*bare.first_opener, *said), folds=True)
+    notes = bare.notes
+    if header != bare.header:
+        notes += ("the template writes another header when there is a system text",)
+    bare = replace(bare, notes=notes + _where_system_stays(renderer))
+    text = Span(_read_trim(renderer, turns, 0).apply(system), said=True)
+    if after.endswith(bare.opener):
+        begin = (Span(before), text, Span(after.removesuffix(bare.opener)))
+        return replace(bare, begin=begin, first_opener=(Span(bare.opener),))
     if not system:
-        return _Start(begin, opener, notes=notes)
-    start = len(bare) if before.startswith(bare) else 0
-    return _Start((Span(before[:start]),), (Span(before[start:]), text, Span(after)), notes=notes)
+        return bare
+    start = len(bare.begin[0].text) if before.startswith(bare.begin[0].text) else 0
+    return replace(bare, begin=(Span(before[:start]),), first_opener=(Span(before[start:]), text, Span(after)))
 
 
-def _where_system_stays(renderer: Renderer, turns: list[Turn]) -> tuple[str, ...]:
+def _where_system_stays(renderer: Renderer) -> tuple[str, ...]:
     """A note, if the system text does not stay at the start of a longer dialogue."""
-    longer = [*turns, Turn(Role.ASSISTANT, _ASSISTANT), Turn(Role.USER, _USER2)]
     try:
-        whole = renderer.render(longer, reply=True)
+        whole = renderer.render([_TOLD, *_DIALOGUE], reply=True)
     except TemplateError:
         return ()
     if whole.find(_SYSTEM) < whole.find(_USER):
@@ -309,48 +266,34 @@ def _where_system_stays(renderer: Renderer, turns: list[Turn]) -> tuple[str, ...
     return ("the template moves the system text to the newest user turn; here, it stays in the first",)
 
 
-def _read_user_close(renderer: Renderer, parts: _Parts) -> str | None:
-    turns = [Turn(Role.USER, _USER), Turn(Role.USER, _USER2)]
+def _read_user_close(renderer: Renderer, bare: Skeleton) -> str | None:
     try:
-        _, between, header = _around(renderer.render(turns, reply=True), _USER, _USER2)
+        _, between, header = _gaps(renderer, (_ASK, _MORE))
     except TemplateError:
         return None
-    if header != parts.header or not between.endswith(parts.opener):
-        return None
-    return between.removesuffix(parts.opener)
+    is_alike = header == bare.header and between.endswith(bare.opener)
+    return between.removesuffix(bare.opener) if is_alike else None
 
 
-def _read_again(renderer: Renderer, parts: _Parts) -> str | None:
-    turns = [
-        Turn(Role.USER, _USER),
-        Turn(Role.ASSISTANT, _ASSISTANT),
-        Turn(Role.ASSISTANT, _ASSISTANT2),
-        Turn(Role.USER, _USER2),
-    ]
+def _read_again(renderer: Renderer, bare: Skeleton) -> str | None:
     try:
-        _, joint, between, _, _ = _around(renderer.render(turns, reply=True), _USER, _ASSISTANT, _ASSISTANT2, _USER2)
-        closed = _around(renderer.render(turns[:1], reply=False), _USER)[-1]
+        _, joint, between, _, _ = _gaps(renderer, (_ASK, _TELL, Turn(Role.ASSISTANT, _ASSISTANT2), _MORE))
+        closed = _gaps(renderer, (_ASK,), reply=False)[-1]
     except TemplateError:
         return None
-    opener = between.removeprefix(parts.close)
-    if not opener.strip() or not between.startswith(parts.close):
+    opener = between.removeprefix(bare.close)
+    if not opener.strip() or not between.startswith(bare.close):
         return None
-    if parts.header.startswith(closed) and joint == closed + opener:
-        opener = parts.header.removeprefix(closed)  # as before an answer to be generated
-    return parts.close + opener
+    if bare.header.startswith(closed) and joint == closed + opener:
+        opener = bare.header.removeprefix(closed)  # as before an answer to be generated
+    return bare.close + opener
 
 
-def _read_trim(renderer: Renderer, turn: Turn, before: list[Turn]) -> Trim:
-    """Which white space around the text of `turn` is removed, in a dialogue that continues after it."""
-    follow = {
-        Role.SYSTEM: [Turn(Role.USER, _USER)],
-        Role.USER: [Turn(Role.ASSISTANT, _ASSISTANT), Turn(Role.USER, _USER2)],
-        Role.ASSISTANT: [Turn(Role.USER, _USER2)],
-    }[turn.role]
-    padded = replace(turn, text=_PAD + turn.text + _PAD)
+def _read_trim(renderer: Renderer, turns: Sequence[Turn], index: int) -> Trim:
+    """Which white space around the text of `turns[index]` is removed. Its dialogue goes on after it."""
+    padded = [replace(turn, text=_PAD + turn.text + _PAD) if turn is turns[index] else turn for turn in turns]
     try:
-        start, end = _around(renderer.render([*before, turn, *follow], reply=True), turn.text)
-        padded_start, padded_end = _around(renderer.render([*before, padded, *follow], reply=True), turn.text)
+        plain, spaced = _gaps(renderer, turns), _gaps(renderer, padded)
     except TemplateError:
         return Trim()
-    return Trim(start=padded_start == start, end=padded_end == end)
+    return Trim(start=spaced[index] == plain[index], end=spaced[index + 1] == plain[index + 1])

@@ -27,8 +27,7 @@ BUDGET = 10_000_000  # characters and items that a rendering may make, intermedi
 MAX_PRODUCT = 100_000_000  # of the sizes of everything that goes into one operation
 MAX_BITS = 1_000_000  # of a number
 
-_WIDE_PERCENT = re.compile(r"%[^%a-zA-Z]*(?:\*|\d{5})")  # "%100000d", "%*d"
-_WIDE_BRACES = re.compile(r"\{[^{}]*:[^{}]*\d{5}")  # "{:100000}"
+_WIDE = re.compile(r"%[^%a-zA-Z]*(?:\*|\d{5})|\{[^{}]*:[^{}]*\d{5}")  # "%100000d", "%*d", "{:100000}"
 
 
 T = TypeVar("T")
@@ -102,8 +101,8 @@ def _check_operands(operands: Iterable[Any]) -> None:
         raise LimitExceeded("an operation in it could make an enormous text")
 
 
-def _check_format(text: Any, pattern: re.Pattern[str]) -> None:
-    if isinstance(text, str) and pattern.search(text):
+def _check_format(text: Any) -> None:
+    if isinstance(text, str) and _WIDE.search(text):
         raise LimitExceeded("it formats with an enormous width")
 
 
@@ -114,7 +113,7 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **options: Any) -> Any:
         _check_operands((*args, *options.values()))
         if name == "format":
-            _check_format(args[0], _WIDE_PERCENT)
+            _check_format(args[0])
         return _meter.get().charge(function(*args, **options))
 
     return call
@@ -128,13 +127,8 @@ def _watched(_: Context, items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _charged(_: Context, value: Any) -> Any:
-    """The value of a list, tuple or dictionary that the template writes out."""
+    """The value of a list, tuple or dictionary that the template writes out, or of `a ~ b`."""
     return _meter.get().charge(value)
-
-
-def _joined(_: Context, parts: list[Any]) -> str:
-    """The value of `a ~ b ~ c`."""
-    return "".join(map(str, parts))
 
 
 @final
@@ -151,8 +145,7 @@ class _Instrument(NodeTransformer):  # type: ignore[misc]
             case jinja2.nodes.List() | jinja2.nodes.Tuple() | jinja2.nodes.Dict():
                 return _through("charged", node)
             case jinja2.nodes.Concat():
-                operands = jinja2.nodes.List(node.nodes, lineno=node.lineno, environment=node.environment)
-                return _through("joined", _through("charged", operands))
+                return functools.reduce(_concatenated, node.nodes)
         return node
 
 
@@ -161,22 +154,25 @@ def _through(name: str, node: Any) -> jinja2.nodes.Filter:
     return jinja2.nodes.Filter(node, f"limits_{name}", [], [], None, None, **where)
 
 
+def _concatenated(left: Any, right: Any) -> jinja2.nodes.Node:
+    """`left ~ right`. Operands are added one by one: the text so far is charged before it can grow again."""
+    return _through("charged", jinja2.nodes.Concat([left, right], lineno=left.lineno, environment=left.environment))
+
+
 @final
 class LimitedEnvironment(ImmutableSandboxedEnvironment):  # type: ignore[misc]
     """The sandbox with limits."""
 
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, filters: Mapping[str, Callable[..., Any]] | None = None, **options: Any) -> None:
+        """Templates may use `filters` beside those of jinja2."""
         super().__init__(finalize=lambda value: _meter.get().charge(value), **options)
-        self.filters = {name: _limited(name, each) for name, each in jinja2.defaults.DEFAULT_FILTERS.items()}
-        for own in (_watched, _charged, _joined):  # as filters that depend on the context, they are never precomputed
+        known = {**jinja2.defaults.DEFAULT_FILTERS, **(filters or {})}
+        self.filters = {name: _limited(name, each) for name, each in known.items()}
+        for own in (_watched, _charged):  # as filters that depend on the context, they are never precomputed
             self.filters[f"limits{own.__name__}"] = jinja2.pass_context(own)
         del self.globals["lipsum"]  # random text of any length
-
-    def add_filter(self, name: str, function: Callable[..., Any]) -> None:
-        """Let templates use `function` as a filter."""
-        self.filters[name] = _limited(name, function)
 
     def concat(self, parts: Iterable[str]) -> str:
         return "".join(map(_meter.get().charge, parts))
@@ -189,7 +185,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):  # type: ignore[misc]
         elif operator == "*":
             _check_operands((left, right))
         elif operator == "%":
-            _check_format(left, _WIDE_PERCENT)
+            _check_format(left)
         return _meter.get().charge(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **options: Any) -> Any:  # noqa: N805 - as its base
@@ -200,7 +196,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):  # type: ignore[misc]
     def wrap_str_format(self, value: Any) -> Any:
         safe = super().wrap_str_format(value)  # None: not `str.format`
         if safe is not None:
-            _check_format(value.__self__, _WIDE_BRACES)
+            _check_format(value.__self__)
         return safe
 
     def _generate(self, source: jinja2.nodes.Template, *args: Any, **options: Any) -> str:

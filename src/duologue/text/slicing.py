@@ -1,8 +1,9 @@
 """Cuts text into slices, as a speaker would say it period by period (DUO, section 2)."""
 
 import random
+from itertools import accumulate, islice
 
-from duologue.errors import UsageError
+from duologue.errors import require
 
 
 def slices(text: str, *, words: tuple[int, int] = (4, 6), seed: int) -> list[str]:
@@ -15,16 +16,11 @@ def slices(text: str, *, words: tuple[int, int] = (4, 6), seed: int) -> list[str
         UsageError: `words` is not a range of positive numbers.
     """
     least, most = words
-    if not 1 <= least <= most:
-        raise UsageError(f"words={words!r} is not a range of slice lengths; write for instance words=(4, 6)")
+    require(1 <= least <= most, f"words={words!r} is not a range of slice lengths; write for instance words=(4, 6)")
     chance = random.Random(seed)
-    said = text.split()
-    cut: list[str] = []
-    start = 0
-    while start < len(said):
-        end = start + chance.randint(least, most)
-        cut.append(" ".join(said[start:end]))
-        start = end
+    rest, cut = iter(text.split()), []
+    while piece := list(islice(rest, chance.randint(least, most))):
+        cut.append(" ".join(piece))
     return cut
 
 
@@ -36,7 +32,4 @@ def partials(text: str, *, words: tuple[int, int] = (4, 6), seed: int) -> list[s
     Raises:
         UsageError: as `slices`.
     """
-    grown: list[str] = []
-    for piece in slices(text, words=words, seed=seed):
-        grown.append(f"{grown[-1]} {piece}" if grown else piece)
-    return grown
+    return list(accumulate(slices(text, words=words, seed=seed), "{} {}".format))

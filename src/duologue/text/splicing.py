@@ -53,7 +53,7 @@ class Splicer:
         self._specials = dict(tokenizer.special_tokens)
         self._ids = frozenset(self._specials.values())
         longest_first = sorted((text for text in self._specials if text), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         self._anchors = self._find_anchors()
         self._puts_space = bool(self._anchors)  # whether the tokenizer puts a space before texts
         self._manner = cache(self._find_manner)
@@ -92,26 +92,19 @@ class Splicer:
     def _atoms(self, spans: Iterable[Span]) -> list[tuple[str, bool]]:
         """Special tokens, and the ordinary text between them: (text, whether it is a special token)."""
         atoms: list[tuple[str, bool]] = []
-
-        def ordinary(text: str) -> None:
-            if text and atoms and not atoms[-1][1]:
-                atoms[-1] = (atoms[-1][0] + text, False)
-            elif text:
-                atoms.append((text, False))
-
         for span in spans:
-            end = 0
-            for found in self._pattern.finditer(span.text) if self._pattern and not span.said else ():
-                ordinary(span.text[end : found.start()])
-                atoms.append((found[0], True))
-                end = found.end()
-            ordinary(span.text[end:])
+            for index, text in enumerate([span.text] if span.said else self._pattern.split(span.text)):
+                is_special = index % 2 == 1
+                if atoms and not is_special and not atoms[-1][1]:
+                    text = atoms.pop()[0] + text
+                if text:
+                    atoms.append((text, is_special))
         return atoms
 
     def _ordinary(self, text: str, context: Context) -> list[Token]:
         """Ids of `text`, with no special token among them, whatever it spells."""
         tokens = self._in_place(text, self.space_after(context))
-        if self._pattern is None or self._ids.isdisjoint(tokens):
+        if self._ids.isdisjoint(tokens):
             return tokens
         # Unbreakable words are matched even in ordinary text: split each one after its first character.
         ends = [found.start() + 1 for found in self._pattern.finditer(text)]
@@ -136,16 +129,11 @@ class Splicer:
         A good one never merges with the text: a control character (bytes, in SentencePiece), or punctuation of another
         script. One that the tokenizer drops or does not know cannot be used.
         """
-        anchors: list[tuple[str, list[Token]]] = []
-        for anchor in ("\x01", "\n", "。", "|", "."):
-            ids = self._tokenizer.encode(anchor)
-            if ids and self._tokenizer.decode(ids).strip(" ") == anchor:
-                anchors.append((anchor, ids))
-        words = ("a", "the", "x", "1")
-        for anchor, ids in anchors:
-            if all(self._tokenizer.encode(anchor + word) == [*ids, *self._tokenizer.encode(word)] for word in words):
-                return []
-        return anchors
+        encode, words = self._tokenizer.encode, ("a", "the", "x", "1")
+        tried = [(anchor, encode(anchor)) for anchor in ("\x01", "\n", "。", "|", ".")]
+        anchors = [(anchor, ids) for anchor, ids in tried if ids and self._tokenizer.decode(ids).strip(" ") == anchor]
+        puts_none = any(all(encode(anchor + word) == ids + encode(word) for word in words) for anchor, ids in anchors)
+        return [] if puts_none else anchors
 
     def _find_manner(self, special: str) -> _Manner:
         """Try how the tokenizer treats text around `special`."""

@@ -81,17 +81,16 @@ class Template:
     ) -> "Template":
         skeleton = take_apart(renderer, splicer.split, system)
         begin, at_first = splicer.encode(skeleton.begin, Place.START)
-        if tokenizer.bos is not None and not _starts_with(tokenizer.bos, skeleton, splicer):
+        start, _ = splicer.encode([*skeleton.begin, *skeleton.first_opener], Place.START)
+        if tokenizer.bos is not None and start[:1] != [tokenizer.bos]:
             # If the template does not write BOS, the tokenizer puts it before the rendered text.
             begin = [tokenizer.bos, *begin]
         header, at_answer = splicer.encode([Span(skeleton.header)], Place.MIDDLE)
         close, at_user = splicer.encode([Span(skeleton.close)], Place.MIDDLE)
-        again = None
-        if skeleton.again is not None:
-            again = tuple(splicer.encode([Span(skeleton.again)], Place.MIDDLE)[0])
-        user_close = (*header, *close)
-        if skeleton.user_close is not None:
-            user_close = tuple(splicer.encode([Span(skeleton.user_close)], Place.MIDDLE)[0])
+
+        def middle(text: str) -> tuple[Token, ...]:
+            return tuple(splicer.encode([Span(text)], Place.MIDDLE)[0])
+
         return cls(
             tokenizer=tokenizer,
             is_plain=is_plain,
@@ -99,8 +98,8 @@ class Template:
             begin=tuple(begin),
             header=tuple(header),
             close=tuple(close),
-            user_close=user_close,
-            again=again,
+            user_close=(*header, *close) if skeleton.user_close is None else middle(skeleton.user_close),
+            again=None if skeleton.again is None else middle(skeleton.again),
             stop_tokens=tokenizer.stop_tokens | _opening_specials(tokenizer, splicer, skeleton),
             _renderer=renderer,
             _skeleton=skeleton,
@@ -122,11 +121,8 @@ class Template:
         """
         skeleton = self._skeleton
         said = Span(skeleton.trim_user.apply(text), said=True)
-        if first:
-            tokens, _ = self._splicer.encode([*skeleton.first_opener, said], self._at_first)
-        else:
-            tokens, _ = self._splicer.encode([Span(skeleton.opener), said], self._at_user)
-        return tuple(tokens)
+        opener = skeleton.first_opener if first else (Span(skeleton.opener),)
+        return tuple(self._splicer.encode([*opener, said], self._at_first if first else self._at_user)[0])
 
     def encode(self, text: str) -> tuple[Token, ...]:
         """Ids of plain text in the middle of a turn: no special tokens, and no space put before it."""
@@ -176,11 +172,9 @@ class Template:
         """
         tokens: list[Token] = []
         for turn in turns:
-            tokens += self.joint(previous, turn.role)
-            if turn.role is Role.USER:
-                tokens += self.user(turn.text, first=previous is None)
-            else:
-                tokens += self.answer(turn.text)
+            is_user = turn.role is Role.USER
+            said = self.user(turn.text, first=previous is None) if is_user else self.answer(turn.text)
+            tokens += (*self.joint(previous, turn.role), *said)
             previous = turn.role
         return tokens
 
@@ -227,7 +221,9 @@ class Template:
             written = self._text(turns)
             if written != expected:
                 texts.append(f"the template renders {expected!r}; the segments give {written!r}")
-            if not _merges_with_header(turns) and not self._same_ids(turns, expected):
+            # White space at the start of an answer could merge with the header, which is fed separately.
+            merges = any(turn.role is Role.ASSISTANT and turn.text[:1].isspace() for turn in turns)
+            if not merges and not self._same_ids(turns, expected):
                 ids.append(f"the tokenizer gives other ids for {expected!r}")
         # One example of each kind is enough for display.
         differences = (*self._skeleton.notes, *texts[:1], *ids[:1])
@@ -266,24 +262,10 @@ class Template:
         return [*self.render(turns), *self.header] == whole
 
 
-def _starts_with(bos: Token, skeleton: Skeleton, splicer: Splicer) -> bool:
-    tokens, _ = splicer.encode([*skeleton.begin, *skeleton.first_opener], Place.START)
-    return tokens[:1] == [bos]
-
-
 def _opening_specials(tokenizer: Tokenizer, splicer: Splicer, skeleton: Skeleton) -> set[Token]:
     """Special tokens at the start of an answer's closer and of a user's opener: sampling one ends the answer."""
-    found = set()
-    for text in (skeleton.close, skeleton.opener):
-        marks = splicer.split(text.lstrip())
-        if marks and not marks[0].said:
-            found.add(tokenizer.special_tokens[marks[0].text])
-    return found
-
-
-def _merges_with_header(turns: Sequence[Turn]) -> bool:
-    """Whether white space at the start of an answer could merge with the header, which is fed separately."""
-    return any(turn.role is Role.ASSISTANT and turn.text[:1].isspace() for turn in turns)
+    marks = [mark for text in (skeleton.close, skeleton.opener) for mark in splicer.split(text.lstrip())[:1]]
+    return {tokenizer.special_tokens[mark.text] for mark in marks if not mark.said}
 
 
 def _dialogue(*texts: str) -> tuple[Turn, ...]:
