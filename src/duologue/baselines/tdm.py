@@ -240,11 +240,10 @@ class Tdm(BaseSession):
         self._cache.roll_back(channel)
         size = self._cache.portion(channel)
         if channel.fed is None and piece is not None and size:
-            draw = None
-            if size == channel.num_pending:
-                chance = uniform(self.config.seed, len(self._starts), len(piece.tokens))
-                draw = Draw(self.config.sampling, chance)
-            self._cache.feed(channel, size, draw=draw, owner=piece, version=len(piece.tokens))
+            index = len(piece.tokens)
+            draw = Draw(self.config.sampling, uniform(self.config.seed, len(self._starts), index))
+            is_all = size == channel.num_pending
+            self._cache.feed(channel, size, draw=draw if is_all else None, owner=piece, version=index)
         return self._cache.flush()
 
     def take(self, steps: Sequence[Step]) -> list[Event]:
@@ -252,10 +251,9 @@ class Tdm(BaseSession):
         for step in steps:
             work = self._cache.land(step.ticket)
             piece = self._slice
-            if work is None or piece is None or work.owner is not piece:
-                continue
-            for token in step.tokens[: self._slice_tokens - len(piece.tokens)]:
-                self._drew(piece, token)
+            if work is not None and piece is not None and work.owner is piece:
+                for token in step.tokens[: self._slice_tokens - len(piece.tokens)]:
+                    self._drew(piece, token)
         self._open_slice()
         return self._settle()
 

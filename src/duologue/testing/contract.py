@@ -5,13 +5,15 @@ is broken. They compare a backend with itself (rolled back with never fed, packe
 model. `random_walk` compares a backend with a twin, normally `ReferenceBackend` with the same weights.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from random import Random
 from typing import Protocol
 
-from duologue.core.backend import Backend, Draw, Extend, Sampling, Step
+from duologue.core.backend import Backend, Draw, Extend, Sampling, Step, Usage
 from duologue.errors import CacheFull, ContextOverflow, DuologueError, UnknownSeq, UsageError
 from duologue.types import Seq, Token
 
@@ -30,15 +32,26 @@ class Subject:
     tolerance: float = 1e-4  # how far probabilities may differ between passes of different width
     tie: float = 1e-3  # below this margin of the best two logits, rounding may decide which token is drawn
     num_passes: Callable[[Backend], int] | None = None  # forward passes of the model so far, if they can be counted
+    _pending: list[Callable[[], None]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @contextmanager
     def open(self, *, capacity: int = 256, max_seqs: int = 8, context_length: int = 64) -> Iterator[Backend]:
-        """An open backend, closed afterwards."""
+        """An open backend, closed afterwards. Then what `require_fresh` has asked for is compared."""
         backend = self.opener(capacity=capacity, max_seqs=max_seqs, context_length=context_length)
         try:
             yield backend
         finally:
             backend.close()
+        while self._pending:
+            self._pending.pop(0)()
+
+    @contextmanager
+    def begun(self) -> Iterator[tuple[Backend, Seq]]:
+        """An open backend, and a sequence of it in which `PREFIX` is cached."""
+        with self.open() as backend:
+            seq = backend.fork(None)
+            backend.forward([Extend(seq, PREFIX)])
+            yield backend, seq
 
     def same(self, got: Step, expected: Step, what: str) -> None:
         """Require that two steps are equal up to rounding."""
@@ -50,6 +63,17 @@ class Subject:
             margins = (got.margin, expected.margin)
             is_tie = all(margin is not None and margin < self.tie for margin in margins)
             _require(is_tie, f"{what}: token {got.tokens} instead of {expected.tokens}, margins {margins}")
+
+    def require_fresh(
+        self, backend: Backend, seq: Seq, held: Sequence[Token], tokens: tuple[Token, ...], what: str
+    ) -> None:
+        """Feed `tokens` to `seq`, and require the result of a new backend that is fed `held` and `tokens` at once.
+
+        They are compared when `backend` is closed, so that no two backends are open at the same time.
+        """
+        extend = Extend(seq, tokens, watch=WATCH)
+        step = backend.forward([extend])[0]
+        self._pending.append(lambda: self.same(step, self.alone((*held, *tokens), extend), what))
 
     def alone(self, tokens: Sequence[Token], like: Extend) -> Step:
         """The step of `like` when all `tokens` are fed at once to a new backend that does nothing else."""
@@ -73,17 +97,13 @@ WATCH = (*ids(4, 3), 261, 17, 99)
 def check_rollback_is_as_if_never_fed(subject: Subject) -> None:
     """Truncating to any length and feeding other tokens equals a fresh run."""
     for length in (0, 1, len(PREFIX) - 1, len(PREFIX)):
-        with subject.open() as backend:
-            seq = backend.fork(None)
-            backend.forward([Extend(seq, PREFIX)])
+        with subject.begun() as (backend, seq):
             backend.forward([Extend(seq, OTHER)])
             backend.forward([Extend(seq, WORDS[:1], draw=Draw())])
             backend.truncate(seq, length)
             require_equal(backend.length(seq), length, "length after truncate")
             require_equal(backend.usage().kv_entries, length, "entries after truncate")
-            extend = Extend(seq, WORDS, watch=WATCH)
-            step = backend.forward([extend])[0]
-        subject.same(step, subject.alone(PREFIX[:length] + WORDS, extend), f"rolled back to {length}")
+            subject.require_fresh(backend, seq, PREFIX[:length], WORDS, f"rolled back to {length}")
 
 
 def check_probe_leaves_nothing(subject: Subject) -> None:
@@ -93,9 +113,7 @@ def check_probe_leaves_nothing(subject: Subject) -> None:
         for index, token in enumerate(PREFIX):
             backend.forward([Extend(seq, (token, *OTHER, *probe_of(backend)), watch=WATCH)])
             backend.truncate(seq, index + 1)
-        extend = Extend(seq, WORDS, watch=WATCH)
-        step = backend.forward([extend])[0]
-    subject.same(step, subject.alone(PREFIX + WORDS, extend), "after fourteen probes")
+        subject.require_fresh(backend, seq, PREFIX, WORDS, "after fourteen probes")
 
 
 def check_drop_leaves_the_other_channel_alone(subject: Subject) -> None:
@@ -106,10 +124,10 @@ def check_drop_leaves_the_other_channel_alone(subject: Subject) -> None:
 
 
 def _answer(subject: Subject, talked_over: bool) -> list[Step]:
-    steps = []
+    steps: list[Step] = []
     with subject.open() as backend:
         output = backend.fork(None)
-        step = backend.forward([Extend(output, PREFIX, draw=Draw())])[0]
+        backend.forward([Extend(output, PREFIX, draw=Draw())])
         words: Seq | None = None
         for index, forced in enumerate(WORDS):
             if talked_over and index in (2, 6):
@@ -117,35 +135,29 @@ def _answer(subject: Subject, talked_over: bool) -> list[Step]:
             batch = [Extend(output, (forced,), draw=Draw(), ticket=index)]
             if words is not None:
                 batch.insert(index % 2, Extend(words, OTHER[: 1 + index % 3], watch=WATCH))
-            step = next(step for step in backend.forward(batch) if step.tokens)
+            steps += [step for step in backend.forward(batch) if step.tokens]
             if words is not None and index in (4, 7):
                 backend.free(words)
                 words = None
-            steps.append(step)
     return steps
 
 
 def check_promotion_equals_fresh_prefill(subject: Subject) -> None:
     """An input channel forked inside an answer, fed in pieces beside it, then continued, equals a fresh prefill."""
     heard = len(PREFIX) - 4
-    with subject.open() as backend:
-        output = backend.fork(None)
-        backend.forward([Extend(output, PREFIX)])
+    with subject.begun() as (backend, output):
         channel = backend.fork(output, heard)
         backend.forward([Extend(channel, WORDS[:4], watch=WATCH), Extend(output, OTHER[:1], draw=Draw())])
         backend.truncate(channel, heard + 3)
         backend.forward([Extend(output, OTHER[1:2], draw=Draw()), Extend(channel, WORDS[3:], watch=WATCH)])
         backend.free(output)
-        extend = Extend(channel, OTHER, watch=WATCH)
-        step = backend.forward([extend])[0]
-    subject.same(step, subject.alone(PREFIX[:heard] + WORDS + OTHER, extend), "promoted channel")
+        subject.require_fresh(backend, channel, PREFIX[:heard] + WORDS, OTHER, "promoted channel")
 
 
 def check_channels_do_not_see_each_other(subject: Subject) -> None:
     """Siblings, their parent and an unrelated sequence in one pass give the same results as each alone."""
-    with subject.open() as backend:
-        parent, stranger = backend.fork(None), backend.fork(None)
-        backend.forward([Extend(parent, PREFIX)])
+    with subject.begun() as (backend, parent):
+        stranger = backend.fork(None)
         first, second = backend.fork(parent, len(PREFIX)), backend.fork(parent, 5)
         fed = {parent: OTHER[:1], stranger: WORDS[::-1], first: WORDS, second: OTHER}
         before = {parent: PREFIX, stranger: (), first: PREFIX, second: PREFIX[:5]}
@@ -158,22 +170,16 @@ def check_channels_do_not_see_each_other(subject: Subject) -> None:
 def check_forks_of_every_length(subject: Subject) -> None:
     """A fork of length 0, of a part or of everything continues exactly from there."""
     for length in (0, 1, 7, len(PREFIX)):
-        with subject.open() as backend:
-            parent = backend.fork(None)
-            backend.forward([Extend(parent, PREFIX)])
+        with subject.begun() as (backend, parent):
             child = backend.fork(parent, length)
             require_equal(backend.length(child), length, "length of a fork")
             require_equal(backend.usage().kv_entries, len(PREFIX), "entries after a fork")
-            extend = Extend(child, WORDS, watch=WATCH)
-            step = backend.forward([extend])[0]
-        subject.same(step, subject.alone(PREFIX[:length] + WORDS, extend), f"fork of length {length}")
+            subject.require_fresh(backend, child, PREFIX[:length], WORDS, f"fork of length {length}")
 
 
 def check_grandchildren_outlive_their_parents(subject: Subject) -> None:
     """A fork of a fork keeps the tokens it shares when parent and grandparent are cut and freed."""
-    with subject.open() as backend:
-        old = backend.fork(None)
-        backend.forward([Extend(old, PREFIX)])
+    with subject.begun() as (backend, old):
         middle = backend.fork(old, 10)
         backend.forward([Extend(middle, WORDS)])
         young = backend.fork(middle, 13)
@@ -183,26 +189,20 @@ def check_grandchildren_outlive_their_parents(subject: Subject) -> None:
         backend.forward([Extend(middle, OTHER)])
         backend.free(middle)
         require_equal(backend.usage().kv_entries, 13, "entries of the grandchild")
-        extend = Extend(young, OTHER, watch=WATCH)
-        step = backend.forward([extend])[0]
-    subject.same(step, subject.alone(PREFIX[:10] + WORDS[:3] + OTHER, extend), "grandchild")
+        subject.require_fresh(backend, young, PREFIX[:10] + WORDS[:3], OTHER, "grandchild")
 
 
 def check_shared_entries_count_once(subject: Subject) -> None:
     """`usage` counts an entry once, however many sequences hold it, until the last of them releases it."""
-    with subject.open() as backend:
-        per_token = backend.info.kv_bytes_per_token
-        parent = backend.fork(None)
-        backend.forward([Extend(parent, PREFIX)])
+    with subject.begun() as (backend, parent):
         children = [backend.fork(parent, 10) for _ in range(3)]
         backend.forward([Extend(child, WORDS[:2]) for child in children])
+        per_token = backend.info.kv_bytes_per_token
         expected = [(4, 20), (3, 16), (2, 14), (1, 12), (0, 0)]
-        require_equal((backend.usage().num_seqs, backend.usage().kv_entries), expected[0], "sequences and entries")
-        for seq, count in zip((parent, *children), expected[1:], strict=True):
-            backend.free(seq)
-            usage = backend.usage()
-            require_equal((usage.num_seqs, usage.kv_entries), count, "sequences and entries")
-            require_equal(usage.kv_bytes, usage.kv_entries * per_token, "bytes")
+        for seq, (num_left, kept) in zip((None, parent, *children), expected, strict=True):
+            if seq is not None:
+                backend.free(seq)
+            require_equal(backend.usage(), Usage(num_left, kept, kept * per_token), "what the backend holds")
         _require(backend.fork(None) not in (parent, *children), "the name of a freed sequence was reused")
 
 
@@ -213,9 +213,7 @@ def check_one_pass_whatever_the_number_of_channels(subject: Subject) -> None:
     """
     if subject.num_passes is None:
         raise UsageError("give Subject a num_passes to check how often the model runs")
-    with subject.open() as backend:
-        parent = backend.fork(None)
-        backend.forward([Extend(parent, PREFIX)])
+    with subject.begun() as (backend, parent):
         seqs = [backend.fork(parent, 3 + index) for index in range(4)]
         seqs += [backend.fork(None if backend.info.num_caches == 1 else parent) for _ in range(2)]
         probe = probe_of(backend)
@@ -271,17 +269,13 @@ def check_chunked_prefill_equals_whole(subject: Subject) -> None:
             seq = backend.fork(None)
             for start in range(0, len(text) - 1, size):
                 backend.forward([Extend(seq, text[start : min(start + size, len(text) - 1)])])
-            extend = Extend(seq, text[-1:], watch=WATCH)
-            step = backend.forward([extend])[0]
-        subject.same(step, subject.alone(text, extend), f"prefill in chunks of {size}")
+            subject.require_fresh(backend, seq, text[:-1], text[-1:], f"prefill in chunks of {size}")
 
 
 def check_draws_follow_the_distribution(subject: Subject) -> None:
     """Greedy draws the most probable base id, `uniform` selects by descending probability, watched ids sum to 1."""
-    with subject.open() as backend:
+    with subject.begun() as (backend, base):
         everything = tuple(range(backend.info.vocab_size))
-        base = backend.fork(None)
-        backend.forward([Extend(base, PREFIX[:-1])])
 
         def step(draw: Draw | None, watch: tuple[Token, ...] = ()) -> Step:
             backend.truncate(base, len(PREFIX) - 1)
@@ -304,14 +298,10 @@ def check_draws_follow_the_distribution(subject: Subject) -> None:
 
 def _kept(p: Sequence[float], order: list[Token], sampling: Sampling) -> list[Token]:
     kept = order[: sampling.top_k or len(order)]
-    if sampling.top_p < 1.0:
-        enough = sampling.top_p * sum(p[token] for token in kept)
-        total = 0.0
-        for number, token in enumerate(kept, start=1):
-            total += p[token]
-            if total >= enough:
-                return kept[:number]
-    return kept
+    if sampling.top_p == 1.0:
+        return kept
+    totals = list(accumulate(p[token] for token in kept))
+    return kept[: 1 + bisect_left(totals, sampling.top_p * totals[-1])]
 
 
 def _drawn_at(
@@ -328,10 +318,8 @@ def _drawn_at(
 
 def check_illegal_calls_change_nothing(subject: Subject) -> None:
     """Every illegal call raises the documented error and has no effect on later calls."""
-    with subject.open() as backend:
-        seq, gone = backend.fork(None), backend.fork(None)
-        backend.forward([Extend(seq, PREFIX)])
-        child = backend.fork(seq, 5)
+    with subject.begun() as (backend, seq):
+        gone, child = backend.fork(None), backend.fork(seq, 5)
         backend.free(gone)
         num_ids = backend.info.vocab_size + backend.info.num_added
         good = Extend(child, WORDS)
@@ -345,10 +333,8 @@ def check_illegal_calls_change_nothing(subject: Subject) -> None:
             require_equal(
                 (backend.usage(), backend.length(seq), backend.length(child)), before, "state after a refused call"
             )
-        extends = [Extend(seq, WORDS, watch=WATCH), Extend(child, OTHER, watch=WATCH)]
-        steps = backend.forward(extends)
-    subject.same(steps[0], subject.alone(PREFIX + WORDS, extends[0]), "after refused calls")
-    subject.same(steps[1], subject.alone(PREFIX[:5] + OTHER, extends[1]), "after refused calls")
+        subject.require_fresh(backend, seq, PREFIX, WORDS, "after refused calls")
+        subject.require_fresh(backend, child, PREFIX[:5], OTHER, "fork after refused calls")
 
 
 def _illegal_calls(
@@ -392,13 +378,12 @@ def check_limits(subject: Subject) -> None:
         seqs = [backend.fork(None)]
         left = capacity
         while left > 2:
-            number = min(left - 2, info.context_length, 16)
             room = info.context_length - backend.length(seqs[-1])
             if room == 0 and len(seqs) < max_seqs:
                 seqs.append(backend.fork(None if info.num_caches == 1 else seqs[0]))
                 continue
             _require(room > 0, f"max_seqs {max_seqs} times the context is less than the capacity {capacity}")
-            number = min(number, room)
+            number = min(left - 2, room, 16)
             backend.forward([Extend(seqs[-1], ids(left, number))])
             left -= number
         while len(seqs) < max_seqs:
@@ -410,11 +395,8 @@ def check_limits(subject: Subject) -> None:
         _refuses(CacheFull, lambda: backend.forward([Extend(seqs[-1], OTHER[:1])]))
         backend.truncate(seqs[-1], 3)
         backend.free(seqs[-2])
-        extend = Extend(seqs[-1], OTHER[:2], watch=WATCH)
-        step = backend.forward([extend])[0]
+        subject.require_fresh(backend, seqs[-1], ids(capacity, 3), OTHER[:2], "after a full cache")
         _full_context(backend, seqs)
-    number = min(capacity - 2, info.context_length, 16)
-    subject.same(step, subject.alone(ids(capacity, number)[:3] + OTHER[:2], extend), "after a full cache")
 
 
 def _full_context(backend: Backend, seqs: list[Seq]) -> None:

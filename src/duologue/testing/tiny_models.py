@@ -83,17 +83,14 @@ def tiny_model(architecture: str, *, seed: int = 0) -> Any:
     `architecture` is one of `ARCHITECTURES` or "mamba", which is recurrent, so that cached backends must refuse it.
     """
     model_class, config_class, changes = _MODELS[architecture]
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        model = getattr(transformers, model_class)(getattr(transformers, config_class)(**{**_COMMON, **changes}))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                # The usual initial values are so small that attention, and errors in it, hardly affect the logits.
-                if parameter.dim() > 1:
-                    parameter.normal_(0.0, 1.5 / parameter.shape[-1] ** 0.5)
-    finally:
-        torch.random.set_rng_state(state)
+    config = getattr(transformers, config_class)(**{**_COMMON, **changes})
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = getattr(transformers, model_class)(config)
+        for parameter in model.parameters():
+            # The usual initial values are so small that attention, and errors in it, hardly affect the logits.
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 1.5 / parameter.shape[-1] ** 0.5)
     return model.eval()
 
 

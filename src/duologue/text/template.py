@@ -4,7 +4,7 @@
 that a session puts together: begin, user, header, answer, close.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import final
@@ -47,6 +47,7 @@ class Template:
     user_close: tuple[Token, ...]  # user closer before another user turn; an empty answer, if there is none
     again: tuple[Token, ...] | None  # closes an answer and opens another; None if that is not allowed
     stop_tokens: frozenset[Token]  # an answer ends before one of these
+    _joints: Mapping[tuple[Role | None, Role], tuple[Token, ...] | None]  # see `joint`; None: not allowed
     _renderer: Renderer
     _skeleton: Skeleton
     _splicer: Splicer
@@ -91,6 +92,19 @@ class Template:
         def middle(text: str) -> tuple[Token, ...]:
             return tuple(splicer.encode([Span(text)], Place.MIDDLE)[0])
 
+        user_close = (*header, *close) if skeleton.user_close is None else middle(skeleton.user_close)
+        again = None if skeleton.again is None else middle(skeleton.again)
+        # The assistant's opener without the user's closer, if the header consists of these two.
+        size = len(user_close)
+        has_opener = again is not None and tuple(header[:size]) == user_close
+        joints = {
+            (None, Role.USER): (),
+            (None, Role.ASSISTANT): tuple(header[size:]) if has_opener else None,
+            (Role.USER, Role.USER): user_close,
+            (Role.USER, Role.ASSISTANT): tuple(header),
+            (Role.ASSISTANT, Role.USER): tuple(close),
+            (Role.ASSISTANT, Role.ASSISTANT): again,
+        }
         return cls(
             tokenizer=tokenizer,
             is_plain=is_plain,
@@ -98,9 +112,10 @@ class Template:
             begin=tuple(begin),
             header=tuple(header),
             close=tuple(close),
-            user_close=(*header, *close) if skeleton.user_close is None else middle(skeleton.user_close),
-            again=None if skeleton.again is None else middle(skeleton.again),
+            user_close=user_close,
+            again=again,
             stop_tokens=tokenizer.stop_tokens | _opening_specials(tokenizer, splicer, skeleton),
+            _joints=joints,
             _renderer=renderer,
             _skeleton=skeleton,
             _splicer=splicer,
@@ -184,31 +199,12 @@ class Template:
         Raises:
             TemplateError: `role` may not speak there.
         """
-        match previous, role:
-            case None, Role.USER:
-                return ()
-            case Role.USER, Role.USER:
-                return self.user_close
-            case Role.USER, Role.ASSISTANT:
-                return self.header
-            case Role.ASSISTANT, Role.USER:
-                return self.close
-            case Role.ASSISTANT, Role.ASSISTANT if self.again is not None:
-                return self.again
-            case None, Role.ASSISTANT if self.again is not None and self._opener is not None:
-                return self._opener
-            case Role.ASSISTANT, Role.ASSISTANT:
-                raise TemplateError("this model's chat template has no answer after an answer; join their texts")
-            case None, Role.ASSISTANT:
-                raise TemplateError("with this model's chat template, a dialogue starts with a user's turn")
-            case _:
-                raise TemplateError("a system turn must be the first of a dialogue, and the only one")
-
-    @property
-    def _opener(self) -> tuple[Token, ...] | None:
-        """The assistant's opener without the user's closer, if the header consists of these two."""
-        size = len(self.user_close)
-        return self.header[size:] if self.header[:size] == self.user_close else None
+        joint = self._joints.get((previous, role))
+        if joint is None:
+            raise TemplateError(
+                _NO_JOINT.get((previous, role), "a system turn must be the first of a dialogue, and the only one")
+            )
+        return joint
 
     def check(self) -> TemplateReport:
         """Compare with the template's own rendering of several dialogues, some of them with awkward texts."""
@@ -271,6 +267,11 @@ def _opening_specials(tokenizer: Tokenizer, splicer: Splicer, skeleton: Skeleton
 def _dialogue(*texts: str) -> tuple[Turn, ...]:
     return tuple(Turn(Role.ASSISTANT if index % 2 else Role.USER, text) for index, text in enumerate(texts))
 
+
+_NO_JOINT: Mapping[tuple[Role | None, Role], str] = {
+    (Role.ASSISTANT, Role.ASSISTANT): "this model's chat template has no answer after an answer; join their texts",
+    (None, Role.ASSISTANT): "with this model's chat template, a dialogue starts with a user's turn",
+}
 
 _AWKWARD = (
     _dialogue("Hello"),
