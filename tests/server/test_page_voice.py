@@ -122,7 +122,7 @@ def test_where_all_voices_are_taken_the_microphone_is_off_again_and_typing_goes_
         ):
             voices(server).enter()
             await (await on.shows("#microphone")).click()
-            await on.shows("li.note", "the voice is off: all 1 places for voices are taken")
+            await on.shows("li.note", "the voice is off: all 1 voice slots are taken")
             await on.shows("#microphone[aria-pressed=false]")
             await on.say("what is a cat")
             await on.page.wait_for_function("text => heard(0) === text", arg=TALE)

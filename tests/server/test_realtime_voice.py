@@ -187,7 +187,7 @@ def test_a_session_that_finds_no_place_for_its_voice_stays_one_in_text() -> None
             await until(first, "session.updated")
             async with connected(server) as second:
                 await second.session.update(session=AUDIO)
-                assert "places for voices" in (await until(second, "error")).error.message
+                assert "voice slots" in (await until(second, "error")).error.message
                 await ask(second, "and a dog")
                 kinds = []
                 async for event in second:

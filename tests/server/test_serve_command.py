@@ -149,7 +149,7 @@ def test_load():
             assert (row["lost"], len(row["memory_mb"])) == (0, 20)
             assert row["memory_growth"] > 1
         async with serving(max_sessions=1) as small, await connect(small.http):
-            with pytest.raises(RemoteError, match="places are taken"):
+            with pytest.raises(RemoteError, match="slots are taken"):
                 await measure(small.http, LoadSetting(1, 1.0))
         with pytest.raises(RemoteError, match="cannot be reached"):
             await measure(server.http, LoadSetting(1, 1.0))

@@ -106,7 +106,7 @@ def test_a_full_server_says_so():
         async with serving(max_sessions=1) as server, client(server) as ai:
             peer = await join(server)
             await peer.start()
-            with pytest.raises(openai.InternalServerError, match="places are taken"):
+            with pytest.raises(openai.InternalServerError, match="slots are taken"):
                 await ai.chat.completions.create(model="any", messages=[user("hi")])
 
     run(talk())

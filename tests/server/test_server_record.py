@@ -143,8 +143,8 @@ def test_a_disk_that_is_full_ends_the_record_and_not_the_conversation(tmp_path, 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "no record"),
-        ('{"record": 2}\n', "no record of version 1"),
+        ("", "not a record"),
+        ('{"record": 2}\n', "is not a record of version 1"),
         ('{"record": 1}\n', "line 1"),
         ('{"record": 1, "session": "s", "settings": {}, "history": []}\n{"type": "heard"}\n', "line 2"),
         ('{"record": 1, "session": "s", "settings": {}, "history": []}\nrubbish\n', "line 2"),

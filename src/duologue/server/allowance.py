@@ -1,12 +1,12 @@
-"""How much of something a client may do per second."""
+"""Rate limits: how much of something a client may do per second."""
 
 import asyncio
 
-_BURST_S = 2.0  # seconds' worth that may come at once
+_BURST_S = 2.0  # seconds' worth of allowance that may be used at once
 
 
 class Allowance:
-    """So many per second, and `_BURST_S` seconds' worth at once."""
+    """An allowance per second, of which up to `_BURST_S` seconds' worth may be used at once."""
 
     def __init__(self, per_second: float) -> None:
         self._rate = per_second
@@ -14,12 +14,12 @@ class Allowance:
         self._at = asyncio.get_running_loop().time()
 
     def take(self, number: int = 1) -> None:
-        """Use the allowance up, which may go below zero."""
+        """Use some of the allowance, which may become negative."""
         self._left -= number
 
     @property
     def wait_s(self) -> float:
-        """How long to wait until there is some again."""
+        """Seconds until the allowance is positive again."""
         now = asyncio.get_running_loop().time()
         self._left = min(self._most, self._left + (now - self._at) * self._rate)
         self._at = now

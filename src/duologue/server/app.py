@@ -1,4 +1,4 @@
-"""The ASGI application: its routes, around one engine that lives as long as it does."""
+"""The ASGI application: its routes, and one engine that lives as long as the application."""
 
 import asyncio
 import contextlib
@@ -29,12 +29,12 @@ from duologue.server.voice import Voices
 from duologue.server.wire import CloseCode
 from duologue.voice.engines.defaults import Engines, load_engines
 
-_REQUESTS = 100  # HTTP requests at once, beside some for each conversation
+_REQUESTS = 100  # simultaneous HTTP requests, in addition to some for each conversation
 log = logging.getLogger("duologue.server")
 
 
 class Server:
-    """What the routes share. `conversations` is None until the model is loaded."""
+    """The state that the routes share. `conversations` is None until the model is loaded."""
 
     def __init__(self, config: ServerConfig, model: Model | None, engines: Engines | None = None) -> None:
         self.config = config
@@ -42,7 +42,7 @@ class Server:
         self.metrics = Metrics()
         self.started = int(time.time())
         self.conversations: Conversations | None = None
-        self.failure: Exception | None = None  # why there will be none
+        self.failure: Exception | None = None  # why `conversations` stays None
         self._connections: dict[Duplex | Realtime, None] = {}  # oldest first
         self._model = model
         self._ended = asyncio.Event()
@@ -93,12 +93,12 @@ class Server:
         return self.conversations is not None and not self.conversations.is_draining
 
     async def drain(self) -> None:
-        """Admit no new conversations; return when the present ones have ended."""
+        """Stop admitting conversations; return when the current ones have ended."""
         if self.conversations is not None:
             await self.conversations.drain()
 
     def request(self, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """`handle` for requests that are allowed, once there is a model."""
+        """Wrap `handle`: refuse requests that are not allowed, or that arrive before the model is loaded."""
 
         async def call(request: Request) -> Response:
             self.metrics.requests.labels(request.url.path).inc()
@@ -112,7 +112,7 @@ class Server:
         return call
 
     def socket(self, name: str, make: type[Duplex] | type[Realtime], subprotocol: str) -> WebSocketRoute:
-        """The route of a WebSocket protocol. `subprotocol` is agreed to if the client asks for it."""
+        """The route of a WebSocket protocol. `subprotocol` is accepted if the client requests it."""
 
         async def call(socket: WebSocket) -> None:
             self.metrics.requests.labels(name).inc()
@@ -132,7 +132,7 @@ class Server:
         return WebSocketRoute(f"/v1/{name}", call)
 
     async def _has_room(self) -> bool:
-        """Whether another WebSocket may be opened. If there are too many, one that has not begun has to go."""
+        """Whether another WebSocket may be opened. If there are too many, one without a conversation is closed."""
         if len(self._connections) < self.config.max_connections:
             return True
         silent = next((connection for connection in self._connections if not connection.has_begun), None)
@@ -182,12 +182,13 @@ class Server:
 def create_app(
     config: ServerConfig | None = None, *, model: Model | None = None, engines: Engines | None = None
 ) -> Starlette:
-    """The application, to be run by an ASGI server or mounted in another application. Without tokens, requests must
-    address the server by a loopback name, or one that `hosts` lists.
+    """The application, to be run by an ASGI server or mounted in another application.
 
-    `model` is used if it is given, and stays the caller's, and so are the `engines` of the voice; otherwise those that
-    `config` names are loaded when the application starts, while `/ready` says 503. `app.state.server` is its `Server`.
-    Its lifespan must run: whatever mounts this application has to run `app.router.lifespan_context(app)` in its own.
+    Without tokens, requests must address the server by a loopback name, or by one that `hosts` lists.
+
+    If `model` or the voice `engines` are given, they are used and still belong to the caller. Otherwise, those that
+    `config` names are loaded when the application starts, and `/ready` returns 503 until then. `app.state.server` is
+    the `Server`. An application that mounts this one must run `app.router.lifespan_context(app)` in its own lifespan.
     """
     server = Server(config or ServerConfig(), model, engines)
     routes: list[BaseRoute] = [
@@ -211,7 +212,7 @@ def create_app(
 
 
 class RequestLimit:
-    """Refuses HTTP requests while too many are being answered. Health and readiness are always answered."""
+    """Refuses HTTP requests while too many are being answered, except those for health and readiness."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
@@ -236,7 +237,7 @@ class RequestLimit:
 
 @contextlib.asynccontextmanager
 async def _voices(config: ServerConfig, engines: Engines | None) -> AsyncIterator[Voices | None]:
-    """What conversations by voice share, while it lasts; None if there are none."""
+    """The voices of the server, or None if it has none; closed at the end of the context."""
     if engines is not None:
         yield Voices(engines, config.max_voices)
     elif not config.voice:

@@ -1,4 +1,4 @@
-"""The page of the server: the files beside this module, with the headers that a browser should get with them."""
+"""The server's web page: its files, and the headers with which they are served."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ _HEADERS = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",  # kept, and asked for again with the ETag: a new version is seen at once
+    "cache-control": "no-cache",  # cached, but revalidated by ETag, so that a new version is seen at once
 }
 
 
@@ -51,7 +51,7 @@ class _Files(StaticFiles):
 
 
 def routes() -> list[BaseRoute]:
-    """The page at `/`, its parts below `/page`. Whoever can reach the server may have them: they hold no secret."""
+    """The page at `/`, and its parts below `/page`. They need no token, since they contain no secrets."""
     files = _Files(directory=FOLDER)
 
     async def index(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Who may connect: bearer tokens, web origins, and the names by which the server may be addressed."""
+"""Authentication: bearer tokens, web origins, and the host names by which the server may be addressed."""
 
 import hmac
 from urllib.parse import SplitResult, urlsplit
@@ -13,12 +13,12 @@ _SCHEMES = {"ws": "http", "wss": "https"}
 
 
 def subprotocols(connection: HTTPConnection) -> list[str]:
-    """The subprotocols that a WebSocket asks for."""
+    """The subprotocols that a WebSocket requests."""
     return [name.strip() for name in connection.headers.get("sec-websocket-protocol", "").split(",") if name.strip()]
 
 
 def refusal(connection: HTTPConnection, config: ServerConfig) -> str | None:
-    """Why `connection` may not be made; None if it may."""
+    """Why `connection` is refused; None if it is allowed."""
     if not config.tokens and not _is_known_name(connection.headers.get("host", ""), config):
         # A foreign name that leads here was made to do so by its owner, whose page would then be of the same origin.
         return "this server is not known by that name; the `hosts` setting lists its names"
@@ -39,7 +39,7 @@ def _offered(connection: HTTPConnection) -> list[str]:
 
 
 def _is_known(token: str, config: ServerConfig) -> bool:
-    # All are compared, each in constant time, so that the time tells nothing about them.
+    # All are compared, each in constant time, so that timing reveals nothing about them.
     return sum(hmac.compare_digest(token.encode(), known.encode()) for known in config.tokens) > 0
 
 
@@ -49,7 +49,7 @@ def _is_known_name(host: str, config: ServerConfig) -> bool:
 
 
 def _is_own(origin: str, connection: HTTPConnection) -> bool:
-    """Whether a page that this server delivered makes the connection."""
+    """Whether the connection comes from a page that this server delivered."""
     parts, scheme = _split(origin), connection.url.scheme
     return (
         parts is not None

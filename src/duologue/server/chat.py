@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` and `/v1/models`: the same engine as an ordinary chat endpoint."""
+"""`/v1/chat/completions` and `/v1/models`: a conventional chat endpoint on the same engine."""
 
 import asyncio
 import json
@@ -20,11 +20,11 @@ from duologue.server.fields import Field, Rejection, Table, parse, read
 from duologue.server.settings import ConversationSettings
 from duologue.types import Role, Turn
 
-_BODY_S = 30.0  # for the body of a request to come
+_BODY_S = 30.0  # within which the body of a request must arrive
 
 
 async def complete(request: Request, conversations: Conversations) -> Response:
-    """Answer a chat request, as a stream if it asks for one. Parameters without a meaning here are ignored."""
+    """Answer a chat request, as a stream if requested. Parameters that have no meaning here are ignored."""
     try:
         body = await _body(request, conversations.config.max_message)
         completion = await _Completion.begin(body, conversations)
@@ -41,7 +41,7 @@ async def complete(request: Request, conversations: Conversations) -> Response:
     await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
     gone.cancel()
     if not work.done():
-        work.cancel()  # nobody waits for the answer: it is not computed
+        work.cancel()  # the client is gone, so the answer is not computed
     try:
         return JSONResponse(await work)
     except asyncio.CancelledError:
@@ -51,19 +51,19 @@ async def complete(request: Request, conversations: Conversations) -> Response:
 
 
 def models(conversations: Conversations, started: int) -> Response:
-    """The list of models: the one that is served."""
+    """The list of models, which has one entry."""
     row = {"id": conversations.model.name, "object": "model", "created": started, "owned_by": "duologue"}
     return JSONResponse({"object": "list", "data": [row]})
 
 
 def problem(status: int, kind: str, message: str, *, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error as OpenAI's clients read it."""
+    """An error in the format that OpenAI's clients expect."""
     error = {"message": message, "type": kind, "param": None, "code": None}
     return JSONResponse({"error": error}, status, headers=headers)
 
 
 class _Completion:
-    """One request that has been admitted."""
+    """An admitted request."""
 
     def __init__(self, conversation: Conversation, answer: Answer, model: str, options: dict[str, Any]) -> None:
         self.is_stream: bool = options["stream"]
@@ -126,14 +126,14 @@ class _Completion:
             self._conversation.close("done")
 
     async def _events(self) -> AsyncGenerator[tuple[str, str | None], None]:
-        """Parts of the answer, and why it ended."""
+        """The parts of the answer, and the reason why it ended."""
         try:
             reason = "stop"
             async for _, event in self._conversation.events.after(0):
                 if isinstance(event, Said):
                     yield event.text, None
                 elif isinstance(event, Finished):
-                    reason = event.reason  # the last words come after it
+                    reason = event.reason  # the last words follow
                 elif isinstance(event, Committed):
                     yield "", reason
                     return
@@ -166,9 +166,9 @@ async def _body(request: Request, most: int) -> dict[str, Any]:
             async for part in request.stream():
                 data += part
                 if len(data) > most:
-                    raise BadData(f"a request may have {most} bytes")
+                    raise BadData(f"a request may have at most {most} bytes")
     except TimeoutError as error:
-        raise BadData(f"the request took more than {_BODY_S:.0f} s to come") from error
+        raise BadData(f"the body of the request did not arrive within {_BODY_S:.0f} s") from error
     return parse(data)
 
 
@@ -191,7 +191,7 @@ def _conversation_of(body: dict[str, Any], messages: list[Any]) -> tuple[Convers
         else:
             turns.append(Turn(Role(role), text))
     if not turns or turns[-1].role is not Role.USER or not turns[-1].text.strip():
-        raise Rejection("the last message must be one of the user, with text", param="messages")
+        raise Rejection("the last message must be a user message with text", param="messages")
     chosen = {name: body[name] for name in ("temperature", "top_p", "seed") if body.get(name) is not None}
     chosen["max_answer"] = body.get("max_completion_tokens", body.get("max_tokens"))
     settings = ConversationSettings.from_json({**chosen, "hearing": "shown", "system": "\n\n".join(system) or None})

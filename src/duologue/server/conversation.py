@@ -1,4 +1,4 @@
-"""One conversation on a server: it outlives its connection for a while."""
+"""One conversation on a server, which outlives its connection for a while."""
 
 import asyncio
 import logging
@@ -15,9 +15,9 @@ from duologue.server.lease import Lease
 from duologue.server.record import Recorder
 from duologue.server.settings import ConversationSettings
 
-MOST_KEPT = 4096  # events for clients that come back or read slowly
-MOST_BYTES = 1 << 20  # of them
-_EVENT_BYTES = 200  # beside its texts
+MOST_KEPT = 4096  # events kept for clients that reconnect or read slowly
+MOST_BYTES = 1 << 20  # of these events
+_EVENT_BYTES = 200  # of an event, in addition to its texts
 log = logging.getLogger("duologue.server")
 
 
@@ -33,9 +33,9 @@ class EventLog:
 
     def __init__(self, first: int = 0, *, most: int = MOST_KEPT, most_bytes: int = MOST_BYTES) -> None:
         self.first = self.newest = first
-        self.ended: str | None = None  # why there will be no more
+        self.ended: str | None = None  # why there will be no more events
         self.most = most
-        self.num_bytes = 0  # about
+        self.num_bytes = 0  # approximately
         self._most_bytes = most_bytes
         self._kept: deque[tuple[Event, int]] = deque()  # with their sizes
         self._changed = asyncio.Event()
@@ -51,17 +51,17 @@ class EventLog:
         self._tell()
 
     def end(self, reason: str) -> None:
-        """There will be no more."""
+        """End the log: there will be no more events."""
         if self.ended is None:
             self.ended = reason
             self._tell()
 
     def has(self, number: int) -> bool:
-        """Whether all events after `number` are there."""
+        """Whether all events after `number` are still kept."""
         return self.newest - len(self._kept) <= number <= self.newest
 
     async def after(self, number: int) -> AsyncIterator[tuple[int, Event]]:
-        """Yield the events after `number` with their numbers, as they come, until the end.
+        """Yield the events after `number` with their numbers as they arrive, until the log ends.
 
         Raises:
             EventsLost: some are no longer kept.
@@ -82,14 +82,14 @@ class EventLog:
 
 
 class Owner(Protocol):
-    """The connection that has a conversation."""
+    """The connection that a conversation is attached to."""
 
     def replaced(self) -> None:
-        """Another connection has the conversation now."""
+        """Called when another connection has taken over the conversation."""
 
 
 class Conversation:
-    """A session that is open on the engine, its events, and the connection that has it.
+    """A session that is open on the engine, its events, and the connection that it is attached to.
 
     `id` is a secret between the server and its client. Commands go to `handle`.
     """
@@ -111,9 +111,9 @@ class Conversation:
         first = recorder.num_events if recorder is not None else 0
         self.events = EventLog(first, most_bytes=min(most_bytes, MOST_BYTES))
         self.owner: Owner | None = None
-        self.taken = 0  # highest id of the messages that were carried out: repeated messages are ignored
-        self.is_new = True  # nobody has had it since it was opened, or resumed from its record
-        self.detached_at: float | None = None  # engine's time at which its connection was cut
+        self.taken = 0  # highest id of the messages carried out; repeated messages are ignored
+        self.is_new = True  # no connection since it was opened, or resumed from its record
+        self.detached_at: float | None = None  # engine's time at which it lost its connection
         self._recorder = recorder
         self._logs_text = logs_text
         self._closed = closed
@@ -121,12 +121,12 @@ class Conversation:
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes commands."""
+        """Whether it accepts commands."""
         return self.events.ended is None
 
     @property
     def session(self) -> Session:
-        """The session, to be read."""
+        """The session; read only."""
         assert isinstance(self.handle.session, Session), "conversations of the server have one"
         return self.handle.session
 
@@ -141,7 +141,7 @@ class Conversation:
         return self.is_open and self.handle.session.running is not None
 
     def attach(self, owner: Owner) -> None:
-        """Give the conversation to `owner`, and tell the previous owner."""
+        """Attach the conversation to `owner`, and notify the previous owner."""
         before, self.owner, self.detached_at = self.owner, owner, None
         self.is_new = False
         if before is not None and before is not owner:
@@ -149,13 +149,13 @@ class Conversation:
         self.handle.pause(False)
 
     def detach(self, owner: Owner, now: float) -> None:
-        """The connection of `owner` was cut: nothing is heard until another one attaches."""
+        """Detach the conversation from `owner`, which was disconnected. Until it is attached, nothing is heard."""
         if self.owner is owner and self.is_open:
             self.owner, self.detached_at = None, now
             self.handle.pause(True)
 
     def snapshot(self) -> dict[str, Any]:
-        """The present state, for a client that does not know the events."""
+        """The current state, for a client that does not know the events."""
         session = self.handle.session
         running = session.running
         answer = None
@@ -168,7 +168,7 @@ class Conversation:
         }
 
     def close(self, reason: str) -> None:
-        """End the conversation: free what it holds on the engine, and tell readers why."""
+        """End the conversation: free what it holds on the engine, and give readers the reason."""
         if not self.is_open:
             return
         self.events.end(reason)
@@ -199,13 +199,13 @@ class Conversation:
             return
         try:
             recorder(event)
-        except OSError as error:  # a full disk: the conversation is worth more than its record
+        except OSError as error:  # for instance, the disk is full; the conversation continues without its record
             log.error("a record cannot be written; it ends here", extra={"session": self.id[:6], "error": str(error)})
             recorder.stop()
 
 
 def _size(event: Event) -> int:
-    """About how many bytes an event takes."""
+    """Approximate size of an event in bytes."""
     texts = [turn.text for turn in event.history] if isinstance(event, Edited) else []
     texts += [value for item in fields(event) if isinstance(value := getattr(event, item.name), str)]
     return _EVENT_BYTES + sum(map(len, texts))

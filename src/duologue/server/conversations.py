@@ -1,4 +1,4 @@
-"""All conversations of a server: admitting, finding and closing them."""
+"""All conversations of a server: admits, finds and closes them."""
 
 import asyncio
 import contextlib
@@ -25,9 +25,9 @@ from duologue.server.voice import Voices
 from duologue.types import Turn
 
 _SWEEP_S = 1.0
-_LONG = 4000  # characters, which take some milliseconds to be tokenised
-PER_TURN = 20  # characters that take as long as a turn does beside its text
-_MOST_BYTES = 1 << 25  # of events that are kept for all conversations
+_LONG = 4000  # characters; tokenising them takes some milliseconds
+PER_TURN = 20  # characters that take as long to tokenise as the markup of a turn
+_MOST_BYTES = 1 << 25  # of the events kept for all conversations
 P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger("duologue.server")
@@ -36,7 +36,7 @@ log = logging.getLogger("duologue.server")
 class Conversations:
     """Opens, finds and closes conversations on one engine.
 
-    `sink` takes the events and passes of all of them. While `is_draining`, no new ones are admitted.
+    `sink` receives the events and passes of all of them. While `is_draining`, no new ones are admitted.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Conversations:
         self._folder = Path(config.record) if config.record else None
         if self._folder is not None and self._folder.is_dir() and not is_private(self._folder):
             log.warning(
-                "others may read the folder of records, and take conversations up; chmod 700",
+                "other users can read the folder of records, and resume conversations; chmod 700",
                 extra={"folder": str(self._folder)},
             )
 
@@ -63,7 +63,7 @@ class Conversations:
 
     @property
     def most_turns(self) -> int:
-        """Turns of a history: more certainly do not fit into a context."""
+        """Maximum number of turns in a history. More would certainly not fit into a context."""
         return self.model.max_length // 2
 
     def __iter__(self) -> Iterator[Conversation]:
@@ -72,7 +72,7 @@ class Conversations:
     async def open(
         self, settings: ConversationSettings, history: tuple[Turn, ...] = (), *, keeps_record: bool = True
     ) -> Conversation:
-        """Open a conversation. If there is no room, the one whose client has been away for longest is closed.
+        """Open a conversation. If there is no room, the one whose client has been disconnected longest is closed.
 
         Raises:
             EngineFull: there is no room, or the server is shutting down.
@@ -86,18 +86,18 @@ class Conversations:
             model, row = self.model.name, settings.as_json()
             try:
                 recorder = Recorder.open_new(self._folder, name, model=model, settings=row, history=history)
-            except OSError as error:  # a folder that cannot be written stops no conversation
+            except OSError as error:  # the conversation continues even if the folder is not writable
                 log.error("no record is kept", extra={"error": str(error)})
         return self._add(name, settings, handle, recorder)
 
     async def find(self, name: str) -> Conversation | None:
-        """The conversation of that name, whether it is open or has a record; None if there is none.
+        """The conversation of that name, if it is open or has a record; otherwise None.
 
         Raises:
             BadData: its record is damaged.
-            EngineFull: there is no room, or another server has it.
+            EngineFull: there is no room, or another server holds it.
             ContextOverflow: see `open`.
-            UsageError: this cannot be a name.
+            UsageError: this is not a valid name.
         """
         if (found := self._open.get(name)) is not None or self._folder is None:
             return found
@@ -107,7 +107,7 @@ class Conversations:
         if name not in self._resuming:
             self._resuming[name] = asyncio.create_task(self._resume(path), name="duologue-resume")
             self._resuming[name].add_done_callback(lambda task: (self._resuming.pop(name), task.exception()))
-        return await asyncio.shield(self._resuming[name])  # others may wait for it, too
+        return await asyncio.shield(self._resuming[name])  # other callers may wait for it, too
 
     async def _resume(self, path: Path) -> Conversation:
         lease = await asyncio.to_thread(Lease.acquire, path)
@@ -135,7 +135,7 @@ class Conversations:
             raise
 
     async def sweep(self) -> None:
-        """Close, for ever, the conversations to which nobody came back, and keep the leases of the others."""
+        """Forever: close conversations to which no client has returned, and renew the leases of the others."""
         renewed_at = self.engine.now()
         while True:
             await asyncio.sleep(_SWEEP_S)
@@ -156,7 +156,7 @@ class Conversations:
                 conversation.close("another server has it")
 
     async def drain(self) -> None:
-        """Admit no new ones; return when all answers have been heard, or the time for that is over."""
+        """Stop admitting conversations; return when all answers have been heard, or after the time limit."""
         self.is_draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain):
@@ -172,7 +172,7 @@ class Conversations:
         while True:
             try:
                 if len(self._open) >= self.config.max_sessions:
-                    raise EngineFull(f"all {self.config.max_sessions} places are taken; try again later")
+                    raise EngineFull(f"all {self.config.max_sessions} slots are taken; try again later")
                 return self.engine.open(session, words_per_second=settings.words_per_second, sink=self._sink)
             except EngineFull:
                 away = [conversation for conversation in self if conversation.detached_at is not None]
@@ -199,5 +199,5 @@ class Conversations:
 
 
 async def off_loop(size: int, call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """`call`, which takes longer the larger `size` is (characters to be tokenised): in a thread if that is long."""
+    """Run `call`, in a thread if `size`, the number of characters to tokenise, is large."""
     return call(*args, **options) if size < _LONG else await asyncio.to_thread(call, *args, **options)

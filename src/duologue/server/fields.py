@@ -1,4 +1,4 @@
-"""Tables of what a client may send, and the one function that reads a message by its table."""
+"""Tables of the fields that a client may send, and the function that reads a message by its table."""
 
 import json
 import reprlib
@@ -17,11 +17,11 @@ _EXPECTED = {
     dict: "an object",
 }
 
-_MOST_BRACKETS = 10_000  # objects and lists, whose parsing takes milliseconds
+_MOST_BRACKETS = 10_000  # objects and lists; parsing them takes milliseconds
 
 
 class Rejection(UsageError):
-    """A request that is not carried out. Clients tell cases apart by `code`; `param` names the field at fault."""
+    """A request was rejected. `code` distinguishes cases for clients; `param` names the field at fault."""
 
     def __init__(self, message: str, *, code: str = "invalid_value", param: str | None = None) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class Rejection(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a JSON object. `null` stands for a field that is left out (see `read` for `only_given`)."""
+    """One field of a JSON object. `null` means that the field is left out (but see `only_given` of `read`)."""
 
     kind: type  # `object`: any value; see `parse`
     default: Any = None
@@ -40,7 +40,7 @@ class Field:
     most: float | None = None
     choices: tuple[Any, ...] = ()
     fields: "Table | None" = None  # of an object
-    parse: Callable[[Any], Any] | None = None  # for what the rest cannot express; raises `ValueError`
+    parse: Callable[[Any], Any] | None = None  # for rules that the other attributes cannot express; raises `ValueError`
 
 
 Table: TypeAlias = Mapping[str, Field]
@@ -50,7 +50,7 @@ def parse(text: str | bytes | bytearray) -> dict[str, Any]:
     """The JSON object that a client sent. Raises `BadData`."""
     num_brackets = text.count("{") + text.count("[") if isinstance(text, str) else text.count(b"{") + text.count(b"[")
     if num_brackets > _MOST_BRACKETS:
-        raise BadData(f"a message may have {_MOST_BRACKETS} objects and lists")
+        raise BadData(f"a message may have at most {_MOST_BRACKETS} objects and lists")
     try:
         message = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -69,7 +69,7 @@ def read(table: Table, row: Mapping[str, Any], where: str = "", *, only_given: b
             it is not the default.
 
     Raises:
-        Rejection: a field is missing, has the wrong type or an impossible value.
+        Rejection: a field is missing, has the wrong type, or has an invalid value.
     """
     return {
         name: _value(field, row.get(name), where + name, only_given)
@@ -105,8 +105,8 @@ def _value(field: Field, value: Any, param: str, only_given: bool) -> Any:
 def _float(value: float, param: str) -> float:
     try:
         return float(value)
-    except OverflowError as error:  # a whole number of hundreds of digits
-        raise _invalid(param, value, "a number that can be counted with") from error
+    except OverflowError as error:  # an integer with hundreds of digits
+        raise _invalid(param, value, "a number that fits into a float") from error
 
 
 def _is_of_kind(kind: type, value: Any) -> bool:
@@ -127,7 +127,7 @@ def _check_range(field: Field, value: Any, param: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value, which may be large."""
+    """The beginning of a value, which may be long."""
     return reprlib.repr(value)[:60]
 
 

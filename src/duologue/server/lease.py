@@ -1,10 +1,10 @@
-"""Leases on records: one writer per record, also where servers on several machines share a folder.
+"""Leases on records: each record has one writer, even if servers on several machines share a folder.
 
-A lease is a file beside the record, `.NAME.EPOCH.lease`. It is valid while its holder lives and renews its time of
-change, which is compared with the storage's own clock. To take over an expired one is to create the file of the next
-epoch, which the storage lets one of several contenders do. A holder that was taken over while it stood still finds its
-file gone when it renews the lease. What it writes until then goes into a file that is not the record any more, since
-whoever takes over replaces the record by a copy (see `Recorder.go_on`).
+A lease is a file beside the record, `.NAME.EPOCH.lease`. It is valid while its holder is alive and keeps renewing its
+modification time, which is compared with the storage's own clock. To take over an expired lease, a server creates the
+file of the next epoch; the storage lets only one of several contenders succeed. A holder that loses its lease while it
+is suspended finds its file gone at the next renewal. Until then it writes to a file that is no longer the record,
+because a takeover replaces the record by a copy (see `Recorder.go_on`).
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from typing import Any
 
 from duologue.errors import EngineFull
 
-LEASE_S = 15.0  # a lease that was not renewed for so long has expired
+LEASE_S = 15.0  # a lease that has not been renewed for this long has expired
 RENEWAL_S = 5.0
 
 
 class Lease:
-    """The right to write one record, until it is released or lost. See `acquire`."""
+    """The right to write one record, until it is released or lost; see `acquire`."""
 
     def __init__(self, path: Path, *, is_takeover: bool) -> None:
         self.path = path
@@ -29,42 +29,42 @@ class Lease:
 
     @classmethod
     def acquire(cls, record: Path, *, is_new: bool = False) -> "Lease":
-        """Take the lease on `record`. `is_new`: nobody else can know the name.
+        """Acquire the lease on `record`. `is_new`: nobody else can know the name.
 
         Raises:
-            EngineFull: another server has it.
-            OSError: the storage does not work.
+            EngineFull: another server holds it.
+            OSError: the storage failed.
         """
         epoch, before = (0, None) if is_new else _newest(record)
         if before is not None and _is_valid(before):
-            raise EngineFull(f"another server has this conversation; try again in {LEASE_S:.0f} seconds")
+            raise EngineFull(f"another server holds this conversation; try again in {LEASE_S:.0f} seconds")
         path = _path(record, epoch + 1)
         try:
             number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError as error:
-            raise EngineFull("another server has just taken this conversation up") from error
+            raise EngineFull("another server has just taken over this conversation") from error
         with os.fdopen(number, "w", encoding="utf-8") as file:
             json.dump(_identity(os.getpid()), file)
         if before is not None:
             try:
                 before.unlink()
-            except FileNotFoundError as error:  # its epoch was over: somebody was faster
+            except FileNotFoundError as error:  # its epoch is over: another server was faster
                 path.unlink(missing_ok=True)
-                raise EngineFull("another server has just taken this conversation up") from error
+                raise EngineFull("another server has just taken over this conversation") from error
         return cls(path, is_takeover=before is not None)
 
     def renew(self) -> bool:
-        """Keep the lease. Returns whether it was still held."""
+        """Renew the lease. Returns whether it was still held."""
         try:
             os.utime(self.path)
         except FileNotFoundError:
             return False
         except OSError:
-            return True  # the storage is away for a moment
+            return True  # the storage is temporarily unavailable
         return True
 
     def release(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         with contextlib.suppress(OSError):
             self.path.unlink()
 
@@ -94,12 +94,12 @@ def _is_valid(lease: Path) -> bool:
     except FileNotFoundError:
         return False
     except ValueError:
-        holder, age = {}, _storage_time(lease.parent) - lease.stat().st_mtime  # it is just being written
+        holder, age = {}, _storage_time(lease.parent) - lease.stat().st_mtime  # it is still being written
     return age < LEASE_S and not _is_dead(holder)
 
 
 def _storage_time(folder: Path) -> float:
-    """The time on the storage's clock: other machines' clocks may differ."""
+    """The time by the storage's clock, since the clocks of machines may differ."""
     probe = folder / f".{os.getpid()}-{os.urandom(6).hex()}.probe"
     try:
         number = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -112,7 +112,7 @@ def _storage_time(folder: Path) -> float:
 
 
 def _is_dead(holder: Any) -> bool:
-    """Whether the process that held a lease was one of this machine and is over."""
+    """Whether a lease was held by a process of this machine that has ended."""
     if not isinstance(holder, dict) or not isinstance(holder.get("pid"), int):
         return False
     here = _identity(holder["pid"])
@@ -120,7 +120,7 @@ def _is_dead(holder: Any) -> bool:
 
 
 def _identity(pid: int) -> dict[str, Any]:
-    """A process, so that no other one is taken for it: not after a restart, nor in another container."""
+    """Identifies a process uniquely, also after a reboot and across containers."""
     machine, began = [socket.gethostname()], ""
     with contextlib.suppress(OSError):
         machine += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]

@@ -15,7 +15,7 @@ _DECISION_S = (0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.
 
 
 class Metrics:
-    """Counters of one server; a sink of the engine's sessions."""
+    """Counters of one server, and a sink for the engine's sessions."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -28,12 +28,12 @@ class Metrics:
         self.denied = Counter("duologue_denied", "Refused for their token or origin.", registry=self.registry)
 
     def __call__(self, record: Pass | Event) -> None:
-        """Take a record of a session."""
+        """Count a record of a session."""
         if isinstance(record, Decided):
             self.decision.labels(str(record.decision.state)).observe(record.at - record.heard_at)
 
     def watch(self, engine: Engine, num_sessions: Callable[[], int], num_refused: Callable[[], int]) -> None:
-        """Also report what an engine has done so far, and what it holds."""
+        """Also report the totals of an engine, and what it holds."""
         self.registry.register(_EngineCollector(engine, num_sessions, num_refused))
 
 
@@ -44,7 +44,7 @@ class _EngineCollector(Collector):
         self._num_refused = num_refused
 
     def collect(self) -> Iterable[Metric]:
-        """The present values."""
+        """The current values."""
         totals, usage = self._engine.totals, self._engine.backend.usage()
         for name, text, value in (
             ("sessions", "Open conversations.", self._num_sessions()),

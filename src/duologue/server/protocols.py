@@ -1,6 +1,6 @@
-"""uvicorn's protocols with limits below the application: heads that come slowly, floods of frames, dead clients.
+"""uvicorn's protocols with limits below the application: slow headers, floods of frames, dead clients.
 
-Nothing here knows about conversations. What a client sends faster than it may waits in the network.
+Nothing here knows about conversations. Data that a client sends faster than permitted waits in the network.
 """
 
 import asyncio
@@ -13,18 +13,18 @@ from websockets.frames import Frame
 
 from duologue.server.allowance import Allowance
 
-HEAD_S = 10.0  # for the head of a request to come
-MOST_WAITING = 256  # connections on which no request has come yet; beyond, the oldest is closed
+HEAD_S = 10.0  # within which the head of a request must arrive
+MOST_WAITING = 256  # connections without a request yet; if there are more, the oldest is closed
 LEAST_FRAMES_PER_S = 500.0  # voice clients send 50
-_SLICE = 4096  # bytes that are parsed at a time: some hundred of the smallest frames, 5 ms
-_MOST_PONGS = 1 << 16  # bytes in the buffer beyond which pings are not answered
+_SLICE = 4096  # bytes parsed at a time: some hundreds of the smallest frames, 5 ms
+_MOST_PONGS = 1 << 16  # bytes waiting to be sent beyond which pings are not answered
 _MOST_FRAGMENTS = 1024  # kept apart
 
 
 class LimitedHttp(H11Protocol):
-    """HTTP where the head of each request has a deadline, and few connections can wait for one.
+    """HTTP with a deadline for the head of each request, and a limit on connections that wait for one.
 
-    `waiting` are the connections without a request, oldest first; all connections of a server share it.
+    `waiting` has the connections without a request, oldest first; all connections of a server share it.
     """
 
     def __init__(self, *args: Any, waiting: dict["LimitedHttp", None], **options: Any) -> None:
@@ -33,31 +33,31 @@ class LimitedHttp(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The first head is due."""
+        """Start the deadline of the first head."""
         super().connection_made(transport)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Some of a head, or of a body."""
+        """Receive part of a head or of a body."""
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and cycle.response_complete:
             self._await_head()
         super().data_received(data)
 
     def handle_events(self) -> None:
-        """Begin a request if its head is complete."""
+        """Start a request if its head is complete."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
             self._stop_waiting()
 
     def handle_websocket_upgrade(self, event: Any) -> None:
-        """The connection becomes a WebSocket."""
+        """Turn the connection into a WebSocket."""
         self._stop_waiting()
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
+        """Handle the end of the connection."""
         self._stop_waiting()
         super().connection_lost(exc)
 
@@ -77,7 +77,7 @@ class LimitedHttp(H11Protocol):
 
 
 class LimitedWebSocket(WebSocketsSansIOProtocol):
-    """A WebSocket that takes so many frames per second, and notices that a client that it keeps waiting is gone."""
+    """A WebSocket that limits frames per second, and notices when a client that it keeps waiting is gone."""
 
     def __init__(self, *args: Any, frames_per_second: float, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -86,7 +86,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         self._timer: asyncio.TimerHandle | None = None  # until frames may be parsed again
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, as fast as is allowed."""
+        """Parse received data at the permitted rate."""
         self._unparsed += data
         if self._timer is None:
             self._parse()
@@ -134,7 +134,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
             super().handle_cont(event)
 
     def handle_ping(self) -> None:
-        """Answer, if the client takes the answers."""
+        """Answer, if the client reads the answers."""
         self._frames.take()
         if self.transport.get_write_buffer_size() > _MOST_PONGS:
             self.conn.data_to_send()  # dropped
@@ -142,22 +142,22 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
             super().handle_ping()
 
     def handle_pong(self, event: Frame) -> None:
-        """The client is there."""
+        """Note that the client is alive."""
         self._frames.take()
         super().handle_pong(event)
 
     def keepalive_timeout(self) -> None:
-        """No pong came. If messages of the client wait to be read, and it reads itself, it may be among them."""
+        """Handle a missing pong, which may be among messages that wait here, as long as the client itself reads."""
         is_behind = self.read_paused or bool(self._unparsed)
         if is_behind and self.writable.is_set() and not self.transport.is_closing():
             self._abort_if_dead()
             self.pong_timer = self.loop.call_later(self.ping_timeout or 0.0, self.keepalive_timeout)
             return
         super().keepalive_timeout()
-        self.loop.call_later(self.close_timeout, self.transport.abort)  # what it does not take is not kept for it
+        self.loop.call_later(self.close_timeout, self.transport.abort)  # data that it does not take is not kept for it
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over. After a reset nobody waits for what was sent before."""
+        """Handle the end of the connection. After a reset, data sent before is discarded."""
         self._unparsed.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -168,7 +168,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def _abort_if_dead(self) -> None:
-        """While nothing is read, the event loop does not notice a reset."""
+        """Abort after a reset, which the event loop does not notice while nothing is read."""
         peer: socket.socket | None = self.transport.get_extra_info("socket")
         if peer is None or self.transport.is_closing():
             return

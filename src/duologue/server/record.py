@@ -1,4 +1,4 @@
-"""A conversation on disk: one line of JSON per event, written at once. A killed server loses at most the last one."""
+"""A conversation on disk: one line of JSON per event, written at once. A killed server loses at most the last event."""
 
 import errno
 import json
@@ -27,8 +27,8 @@ class Recorded:
     """The content of a record."""
 
     session: str
-    settings: dict[str, Any]  # of the conversation, as its client gave them
-    history: tuple[Turn, ...]  # what it began with
+    settings: dict[str, Any]  # of the conversation, as given by its client
+    history: tuple[Turn, ...]  # at the start
     events: tuple[Event, ...]
 
     @property
@@ -41,7 +41,7 @@ class Recorded:
 
 
 class Recorder:
-    """Writes one conversation into its record, whose lease it holds; see `open_new` and `go_on`."""
+    """Writes a conversation to its record, whose lease it holds; see `open_new` and `go_on`."""
 
     def __init__(self, path: Path, lease: Lease, num_events: int, *, keep: int) -> None:
         self.lease = lease
@@ -55,7 +55,7 @@ class Recorder:
     def open_new(
         cls, folder: Path, session: str, *, model: str, settings: dict[str, Any], history: Sequence[Turn]
     ) -> "Recorder":
-        """Begin a record. Raises `OSError`."""
+        """Start a record. Raises `OSError`."""
         make_folder(folder)
         path = record_path(folder, session)
         recorder = cls(path, Lease.acquire(path, is_new=True), 0, keep=0)
@@ -67,9 +67,9 @@ class Recorder:
 
     @classmethod
     def go_on(cls, path: Path, lease: Lease, *, num_events: int, size: int) -> "Recorder":
-        """Go on with a record of which `size` bytes are whole lines. Raises `OSError`.
+        """Continue a record of which `size` bytes are whole lines. Raises `OSError`.
 
-        If the previous holder of the lease may still write, the record is replaced by a copy, so that it cannot.
+        If the previous holder of the lease might still write, the record is replaced by a copy that it cannot reach.
         """
         if lease.is_takeover:
             copy = path.with_name(f".{path.stem}.copy")
@@ -86,35 +86,35 @@ class Recorder:
         self.num_events += 1
 
     def stop(self) -> None:
-        """Write no more; nobody else may, either."""
+        """Stop writing, but keep the lease, so that nobody else writes."""
         if self._fd is not None:
             number, self._fd = self._fd, None
             os.close(number)
 
     def close(self) -> None:
-        """Write no more, and give the lease back."""
+        """Stop writing, and release the lease."""
         try:
             self.stop()
         finally:
             self.lease.release()
 
     def _line(self, row: dict[str, Any]) -> None:
-        # No buffer of ours: what was written survives the process, if not the machine.
+        # Unbuffered: what was written survives the process, though perhaps not a crash of the machine.
         data = memoryview((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
         self._size += len(data)
         if self._fd is None:
             return
         if self._size > MOST_BYTES:
-            raise OSError(errno.EFBIG, f"a record may have {MOST_BYTES} bytes")
+            raise OSError(errno.EFBIG, f"a record may have at most {MOST_BYTES} bytes")
         while data:
             data = data[os.write(self._fd, data) :]
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of the records, which only its owner may read: names of conversations are secrets.
+    """Create the folder of the records, which only its owner may read: names of conversations are secrets.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -136,7 +136,7 @@ def record_path(folder: Path, session: str) -> Path:
 
 
 def is_record(path: Path) -> bool:
-    """Whether `path` seems to be a record, and not a script."""
+    """Whether `path` seems to be a record rather than a script."""
     try:
         with path.open("rb") as file:
             return file.readline(4096).lstrip().startswith(b'{"record"')
@@ -145,12 +145,12 @@ def is_record(path: Path) -> bool:
 
 
 class RecordReader:
-    """Reads a record line by line: its beginning at once, and its events while it is iterated over.
+    """Reads a record line by line: the first line at once, and the events during iteration.
 
-    A last line that is not whole is left out. `size` and `num_events` count what was read.
+    An incomplete last line is left out. `size` and `num_events` count what was read.
 
     Raises:
-        BadData: the file cannot be read, or a line of it cannot be used; the message names the line.
+        BadData: the file cannot be read, or a line is invalid; the message names the line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -160,12 +160,12 @@ class RecordReader:
         self._rows = self._read()
         number, header = next(self._rows, (1, {}))
         if header.get("record") != VERSION:
-            raise BadData(f"{path} is no record of version {VERSION}")
+            raise BadData(f"{path} is not a record of version {VERSION}")
         try:
             self.history = tuple(Turn(Role(turn["role"]), str(turn["text"])) for turn in header["history"])
             self.session, self.settings = str(header["session"]), dict(header["settings"])
         except (KeyError, TypeError, ValueError) as error:
-            raise BadData(f"{path}, line {number}: this is not how a record begins: {error}") from error
+            raise BadData(f"{path}, line {number}: a record does not begin like this: {error}") from error
         if any(turn.role is Role.SYSTEM for turn in self.history):
             raise BadData(f"{path}, line {number}: a history has turns of the user and the assistant")
 

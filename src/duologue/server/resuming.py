@@ -1,4 +1,4 @@
-"""What a recorded conversation goes on from. Everything here takes long for a long record, and runs in a thread."""
+"""Restores the state of a recorded conversation. For long records this is slow, so it runs in a thread."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ def read_state(path: Path) -> RecordedState:
     """Read a record in one pass, without keeping its events.
 
     Raises:
-        BadData: it is damaged, or a copy of another session's.
+        BadData: it is damaged, or a copy of another session's record.
     """
     reader, now = RecordReader(path), 0.0
     if reader.session != path.stem:
@@ -57,7 +57,7 @@ def fit(session: Session, history: list[Turn]) -> tuple[list[Turn], list[Token]]
         try:
             return turns, session.lay_out(turns)
         except TemplateError:
-            # A resumed answer is two turns of the assistant in the record, and this template requires one.
+            # In the record, a resumed answer is two turns of the assistant; this template allows only one.
             if (merged := _merged(turns)) == turns:
                 raise
             turns, kept = merged, len(merged)
@@ -66,7 +66,7 @@ def fit(session: Session, history: list[Turn]) -> tuple[list[Turn], list[Token]]
 
 
 def _newest(history: list[Turn], num_characters: int, num_turns: int) -> list[Turn]:
-    """The newest turns within both limits, so that what cannot fit is not tokenised."""
+    """The newest turns within both limits, so that turns that cannot fit are not tokenised."""
     start = len(history)
     while start and num_turns and (num_characters := num_characters - len(history[start - 1].text)) >= 0:
         start, num_turns = start - 1, num_turns - 1
@@ -74,7 +74,7 @@ def _newest(history: list[Turn], num_characters: int, num_turns: int) -> list[Tu
 
 
 def _merged(history: list[Turn]) -> list[Turn]:
-    """`history` with successive turns of one side joined."""
+    """`history` with consecutive turns of the same side joined."""
     parts: list[tuple[Role, list[str]]] = []
     for turn in history:
         if not parts or parts[-1][0] is not turn.role:

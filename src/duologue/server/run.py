@@ -1,4 +1,4 @@
-"""The process around the application: it listens, and on SIGTERM it lets answers end before it does."""
+"""The server process: it listens, and on SIGTERM it lets running answers end before it exits."""
 
 import asyncio
 import logging
@@ -18,12 +18,12 @@ from duologue.server.protocols import LEAST_FRAMES_PER_S, LimitedHttp, LimitedWe
 from duologue.server.wire import PING_S
 
 log = logging.getLogger("duologue.server")
-_LAST_WORDS_S = 0.2  # for clients to be told that it is over
-_ENOUGH_S = 5  # for connections to close
+_LAST_WORDS_S = 0.2  # in which clients are told about the shutdown
+_ENOUGH_S = 5  # within which connections close
 
 
 class DrainingServer(uvicorn.Server):
-    """The first SIGTERM or Ctrl-C drains, the second ends at once."""
+    """The first SIGTERM or Ctrl-C drains the server, the second ends it at once."""
 
     def __init__(self, app: Starlette, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -32,7 +32,7 @@ class DrainingServer(uvicorn.Server):
         self._task: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where."""
+        """Listen, and log the address."""
         await super().startup(sockets)
         if self.started:
             url = self._url()
@@ -45,11 +45,11 @@ class DrainingServer(uvicorn.Server):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to end."""
+        """Return whether to exit; called ten times per second."""
         return await super().on_tick(counter) or self._app.state.server.failure is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came."""
+        """Handle a signal."""
         if self.is_draining or not self.started:
             super().handle_exit(sig, frame)
             return
@@ -69,7 +69,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def options(config: ServerConfig) -> dict[str, Any]:
-    """For `uvicorn.Config`."""
+    """The arguments of `uvicorn.Config`."""
     return {
         "host": config.host,
         "port": config.port,

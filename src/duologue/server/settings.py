@@ -1,4 +1,4 @@
-"""What a client may choose for its conversation, and its form in JSON."""
+"""The settings that a client may choose for its conversation, and their JSON form."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,16 +17,16 @@ from duologue.types import Role, Turn
 from duologue.voice.policy import by_voice
 
 Hearing = Literal["reported", "shown"] | float
-"""What the user has heard of an answer: what the client reports, all that was sent, or so many words a second of it."""
+"""How much of an answer counts as heard: what the client reports, all that was sent, or a rate in words per second."""
 
 
 KINDS: Mapping[str, type[Session]] = {"duplex": Session, "turns": Turns, "vad": Vad}
-"""Kinds of conversation: duplex, and two baselines: one is deaf while it answers, the other stops at any sound."""
+"""Kinds of conversations: duplex, and two baselines. One is deaf while it answers, the other stops at any sound."""
 
 
 @dataclass(frozen=True, slots=True)
 class VoiceSettings:
-    """Of a conversation by voice."""
+    """The settings of a conversation by voice."""
 
     rate: int = 24_000  # samples per second, both ways
     latency_ms: float = 100.0  # from a sample's arrival at the client to the ear
@@ -34,7 +34,7 @@ class VoiceSettings:
 
 @dataclass(frozen=True, slots=True)
 class ConversationSettings:
-    """Of one conversation. `system` None leaves the prompt to the server; `kind` is one of `KINDS`."""
+    """The settings of one conversation. `system` None: the server's prompt; `kind` is one of `KINDS`."""
 
     kind: str = "duplex"
     system: str | None = None
@@ -51,10 +51,10 @@ class ConversationSettings:
     def from_json(
         cls, row: Mapping[str, Any], *, before: "ConversationSettings | None" = None
     ) -> "ConversationSettings":
-        """The settings that `row` names; the others as `before`, or by default. Unknown names are ignored.
+        """The settings that `row` names; others are those of `before`, or defaults. Unknown names are ignored.
 
         Raises:
-            Rejection: a value cannot be used.
+            Rejection: a value is invalid.
         """
         found = read(_TABLE, row, only_given=True)
         if found.get("voice") is not None:
@@ -62,7 +62,7 @@ class ConversationSettings:
         return replace(before or cls(), **found)
 
     def as_json(self) -> dict[str, Any]:
-        """For `from_json`."""
+        """The JSON form that `from_json` reads."""
         return asdict(self)
 
     @property
@@ -71,7 +71,7 @@ class ConversationSettings:
         return None if isinstance(self.hearing, str) else self.hearing
 
     def policy(self, model: Model) -> Policy:
-        """When a probability becomes an action."""
+        """The policy of the conversation."""
         policy = model.policy(eagerness=self.eagerness, interruptible=self.interruptible)
         return policy if self.voice is None else by_voice(policy)
 

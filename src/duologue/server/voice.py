@@ -1,4 +1,4 @@
-"""Voices of conversations on a network: how many there may be, and one in real time for a client."""
+"""Voices of conversations on a network: their number is limited, and each runs in real time for a client."""
 
 import asyncio
 import logging
@@ -14,14 +14,14 @@ from duologue.voice.timeline import Row, Timeline
 from duologue.voice.voice import SessionCommands, Voice, VoiceConfig
 
 _MOST_LATE_S = 0.5  # sound that a client does not send in time is replaced by silence
-_MOST_EARLY_S = 2.0  # what comes faster waits in the network
-_BETWEEN_S = 0.05  # of silence: more than the resampler keeps back
-_MOST_MISSED = 5  # blocks that are made up for after a delay
+_MOST_EARLY_S = 2.0  # sound that arrives earlier than this waits in the network
+_BETWEEN_S = 0.05  # of silence: more than the resampler holds back
+_MOST_MISSED = 5  # blocks that are caught up on after a delay
 log = logging.getLogger("duologue.server")
 
 
 class Voices:
-    """The engines that all conversations by voice share, and the number of places for such conversations."""
+    """The engines that all conversations by voice share, and the slots for such conversations."""
 
     def __init__(self, engines: Engines, most: int) -> None:
         self.engines = engines
@@ -29,13 +29,13 @@ class Voices:
         self._num = 0
 
     def enter(self) -> None:
-        """Take a place. Raises `EngineFull` if none is free."""
+        """Take a slot. Raises `EngineFull` if none is free."""
         if self._num >= self._most:
-            raise EngineFull(f"all {self._most} places for voices are taken; try again later, or without voice")
+            raise EngineFull(f"all {self._most} voice slots are taken; try again later, or without voice")
         self._num += 1
 
     def leave(self) -> None:
-        """Give a place back."""
+        """Release a slot."""
         self._num -= 1
 
 
@@ -56,11 +56,11 @@ class Pacer:
         self._voice = voice
         self._give = give
         self._resampler = Resampler(voice.config.rate, RATE)
-        self._skipped_s = 0.0  # sound that came earlier than it can have been said, where that is allowed
+        self._skipped_s = 0.0  # sound that arrived faster than real time, if that is allowed
         self._begin = asyncio.get_running_loop().time()
 
     async def hear(self, samples: Samples, *, most_early_s: float = _MOST_EARLY_S) -> None:
-        """Take sound from the client (samples: [N]). Waits if it comes faster than it can have been said."""
+        """Take sound from the client (samples: [N]). Waits if it arrives faster than real time."""
         size = self._voice.config.rate  # a second: other tasks run in between
         for at in range(0, len(samples), size):
             self._voice.push(self._resampler(samples[at : at + size]))
@@ -68,12 +68,12 @@ class Pacer:
         await asyncio.sleep(max(0.0, self._early_s - most_early_s))
 
     def flush(self) -> None:
-        """Pass all sound that has come on to the voice; what comes next may be early again."""
+        """Pass all sound received so far to the voice. The sound that follows may be early again."""
         self._voice.push(self._resampler(silence(int(_BETWEEN_S * self._voice.config.rate))))
         self._skipped_s += max(0.0, self._early_s)
 
     async def run(self) -> None:
-        """Until the conversation fails.
+        """Run until the conversation fails.
 
         Raises:
             DuologueError: it failed.
@@ -99,16 +99,16 @@ class Pacer:
 
 
 class VoiceStream:
-    """A voice for one conversation. It has one of the server's places until it fails, leaves or is closed.
+    """A voice for one conversation. It holds one of the server's slots until it fails, leaves or is closed.
 
     Args:
         commands: the conversation.
-        note: gets the rows of the voice's timeline.
-        give: gets every block of sound for the client.
-        failed: is awaited once if the voice cannot go on; the place has been given back by then.
+        note: receives the rows of the voice's timeline.
+        give: receives every block of sound for the client.
+        failed: is awaited once if the voice fails; its slot has been released by then.
 
     Raises:
-        EngineFull: no place is free.
+        EngineFull: no slot is free.
     """
 
     def __init__(
@@ -139,18 +139,18 @@ class VoiceStream:
         self.pacer = Pacer(self.voice, give)
 
     def start(self, *beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Listen and speak from now on, and run `beside` as long as that."""
+        """Listen and speak from now on, and run `beside` for as long."""
         self._task = asyncio.create_task(self._run(beside), name="duologue-voice")
 
     def leave(self) -> None:
-        """Give the place back: an utterance in progress has ended."""
+        """Release the slot. An utterance in progress ends."""
         if self.has_place:
             self.has_place = False
             self._voices.leave()
             self.voice.hang_up()
 
     async def aclose(self) -> None:
-        """End it."""
+        """Close the voice."""
         self.leave()
         if self._task is not None:
             self._task.cancel()

@@ -13,8 +13,8 @@ from duologue.server.allowance import Allowance
 from duologue.server.config import ServerConfig
 from duologue.server.fields import parse
 
-PING_S = 20.0  # how often a client has to show that it is alive
-_WEIGHT = 1 << 14  # characters that count as another message
+PING_S = 20.0  # interval at which a client has to show that it is alive
+_WEIGHT = 1 << 14  # characters that count as one more message
 
 
 class CloseCode(IntEnum):
@@ -30,10 +30,10 @@ class CloseCode(IntEnum):
 
 
 class Wire:
-    """One client's socket. Sending waits until the client takes the message, which delays this client and no other.
+    """The socket of one client. Sending waits until the client takes the message, which delays no other client.
 
     `is_busy` tells whether an answer is running: a connection without messages is idle only when none is. Binary
-    messages are accepted while `accepts_sound` is set; whoever accepts them limits their rate.
+    messages are accepted while `accepts_sound` is set; the code that accepts them limits their rate.
     """
 
     def __init__(self, socket: WebSocket, config: ServerConfig, *, is_busy: Callable[[], bool]) -> None:
@@ -45,7 +45,7 @@ class Wire:
         self._allowance = Allowance(config.messages_per_second)
 
     async def messages(self) -> AsyncIterator[dict[str, Any] | bytes | BadData]:
-        """What the client sends, or what is wrong with it, until the client leaves or has been idle for too long."""
+        """Messages from the client, or errors in them, until the client leaves or has been idle for too long."""
         while True:
             try:
                 async with asyncio.timeout(self._config.idle):  # `wait_for` may swallow a cancellation
@@ -68,12 +68,12 @@ class Wire:
             yield self._read(text)
 
     async def send(self, message: dict[str, Any]) -> bool:
-        """Send a message. Returns whether the client was still there."""
+        """Send a message. Returns whether the client was still connected."""
         text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
         return await self._send(self._socket.send_text, text.encode("utf-8", "replace").decode())
 
     async def send_bytes(self, data: bytes) -> bool:
-        """Send a binary message. Returns whether the client was still there."""
+        """Send a binary message. Returns whether the client was still connected."""
         return await self._send(self._socket.send_bytes, data)
 
     async def close(self, code: CloseCode, reason: str) -> None:
@@ -101,6 +101,6 @@ class Wire:
         return message if isinstance(message.get("type"), str) else BadData('a message is a JSON object with a "type"')
 
     async def _slow_down(self, number: int) -> None:
-        """Take messages at the rate that is allowed: what comes faster waits in the network."""
+        """Enforce the permitted rate of messages: further ones wait in the network."""
         self._allowance.take(number)
         await asyncio.sleep(self._allowance.wait_s)

@@ -234,7 +234,7 @@ def test_a_server_that_stood_still_is_taken_over_and_damages_nothing(tmp_path: P
             await peer.until("committed")
             await first.talks._renew_leases()
             assert not before.is_open
-            assert before.events.ended == "another server has it"
+            assert before.events.ended == "another server took it over"
             recorded = read_record(tmp_path / f"{name}.jsonl")
             assert recorded.ledger.history == second.talks._open[name].handle.session.history
             assert "late" not in [getattr(event, "utterance", None) for event in recorded.events]
