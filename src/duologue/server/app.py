@@ -116,18 +116,18 @@ class Server:
 
         async def call(socket: WebSocket) -> None:
             self.metrics.requests.labels(name).inc()
+            conversations = self.conversations
             if (why := refusal(socket, self.config)) is not None:
                 self.metrics.denied.inc()
                 await socket.send_denial_response(chat.problem(403, "authentication_error", why))
-            elif self.conversations is None or not await self._has_room():
-                is_loading = self.conversations is None
-                why = "the model is being loaded" if is_loading else "all connections are taken"
+            elif conversations is None or not await self._has_room():
+                why = "the model is being loaded" if conversations is None else "all connections are taken"
                 headers = {"Retry-After": "2"}
                 await socket.send_denial_response(chat.problem(503, "server_error", why, headers=headers))
             else:
                 await socket.accept(subprotocol=subprotocol if subprotocol in subprotocols(socket) else None)
                 with self.metrics.connections.labels(name).track_inprogress():
-                    await self._connect(socket, make(socket, self.conversations, self.config))
+                    await self._connect(socket, make(socket, conversations, self.config))
 
         return WebSocketRoute(f"/v1/{name}", call)
 
