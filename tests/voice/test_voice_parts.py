@@ -25,26 +25,26 @@ TEXT = (
 )
 
 
-def cut(text: str, sizes: list[int], *, hungry: bool = False) -> list[str]:
+def cut(text: str, sizes: list[int], *, buffer_low: bool = False) -> list[str]:
     """What becomes of `text` that grows by so many characters at a time."""
     clauses, parts, at = Clauses(), [], 0
     for size in [*sizes * len(text), len(text)]:
         if at < len(text):
             clauses.add(at, text[at : at + size])
             at += len(text[at : at + size])
-        while (clause := clauses.next(hungry=hungry)) is not None:
+        while (clause := clauses.next(buffer_low=buffer_low)) is not None:
             assert clause.text == text[clause.start : clause.end]
             parts.append(clause.text)
     clauses.finish()
-    while (clause := clauses.next(hungry=False)) is not None:
+    while (clause := clauses.next(buffer_low=False)) is not None:
         parts.append(clause.text)
     return parts
 
 
 @pytest.mark.parametrize("sizes", [[1], [4, 1, 7], [1000]])
-@pytest.mark.parametrize("hungry", [False, True])
-def test_clauses_are_the_whole_text_in_order_and_none_is_too_long(sizes: list[int], hungry: bool) -> None:
-    parts = cut(TEXT, sizes, hungry=hungry)
+@pytest.mark.parametrize("buffer_low", [False, True])
+def test_clauses_are_the_whole_text_in_order_and_none_is_too_long(sizes: list[int], buffer_low: bool) -> None:
+    parts = cut(TEXT, sizes, buffer_low=buffer_low)
     assert "".join(parts) == TEXT
     assert max(map(len, parts)) <= 100
     assert all(part[-1].isspace() for part in parts[:-1]), "between words"
@@ -63,13 +63,13 @@ def test_a_number_is_not_cut_in_two() -> None:
 def test_a_clause_is_no_longer_than_there_is_time_for() -> None:
     clauses = Clauses()
     clauses.add(0, "Well, ")
-    assert clauses.next(hungry=False) is None
+    assert clauses.next(buffer_low=False) is None
     clauses.add(6, TEXT)
-    assert clauses.next(hungry=False) is not None
-    clause = clauses.next(hungry=False, most=50)
+    assert clauses.next(buffer_low=False) is not None
+    clause = clauses.next(buffer_low=False, most=50)
     assert clause is not None
     assert len(clause.text) <= 50
-    clause = clauses.next(hungry=False, most=0)
+    clause = clauses.next(buffer_low=False, most=0)
     assert clause is not None
     assert 10 < len(clause.text) <= 30
 
@@ -78,19 +78,19 @@ def test_text_that_begins_elsewhere_replaces_what_waits() -> None:
     clauses = Clauses()
     clauses.add(0, "one two")
     clauses.add(20, "three four five. ")
-    clause = clauses.next(hungry=False)
+    clause = clauses.next(buffer_low=False)
     assert clause is not None
     assert (clause.start, clause.text) == (20, "three four five. ")
 
 
-def test_hungry_takes_two_words_and_not_one() -> None:
+def test_a_low_buffer_takes_two_words_and_not_one() -> None:
     clauses = Clauses()
     clauses.add(0, "Yes, of course. ")
-    assert clauses.next(hungry=True) is not None
+    assert clauses.next(buffer_low=True) is not None
     clauses.add(16, "The ")
-    assert clauses.next(hungry=True) is None
+    assert clauses.next(buffer_low=True) is None
     clauses.add(20, "cat ")
-    clause = clauses.next(hungry=True)
+    clause = clauses.next(buffer_low=True)
     assert clause is not None
     assert clause.text == "The cat "
 

@@ -22,11 +22,11 @@ from duologue.core.backend import Backend
 from duologue.core.session import BaseSession
 from duologue.core.trace import Pass, Sink
 from duologue.engine.forward_pass import ForwardPass, Portion
-from duologue.engine.handle import Handle, Host
+from duologue.engine.handle import Handle
 from duologue.engine.playback_clock import PlaybackClock
 from duologue.engine.scheduler import MAX_TOKENS_PER_PASS, MAX_WAIT_S, Scheduler
-from duologue.engine.sequence_map import SequenceMap
-from duologue.errors import CacheFull, ContextOverflow, DuologueError, EngineError, EngineFull, UsageError
+from duologue.engine.sequence_map import SequenceMap, as_failure
+from duologue.errors import CacheFull, ContextOverflow, DuologueError, EngineFull, UsageError
 
 SEQS_PER_SESSION = 2  # the output channel and an input channel
 SPARE_SEQS = 2  # shared by suspended answers and compactions
@@ -93,7 +93,7 @@ class Engine:
         self.totals = Totals()
         self.now = clock
         self._overcommit = overcommit
-        self._handles: list[Handle] = []
+        self.handles: tuple[Handle, ...] = ()  # of the open sessions, oldest first; read only
         self._leaving: list[SequenceMap] = []  # of sessions that were closed and are still to be freed
         self._free_failure: DuologueError | None = None  # the first
         self._running: ForwardPass | None = None
@@ -101,11 +101,6 @@ class Engine:
         self._wake = asyncio.Event()
         self._driver: asyncio.Task[None] | None = None
         self._worker: ThreadPoolExecutor | None = None
-
-    @property
-    def handles(self) -> tuple[Handle, ...]:
-        """The open sessions, oldest first."""
-        return tuple(self._handles)
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -127,8 +122,9 @@ class Engine:
         playback = None if words_per_second is None else PlaybackClock(session, words_per_second)
         self._check_room(session)
         self.scheduler.make_room_for_probe(len(session.probe.tokens))
-        handle = Handle(Host(self.backend, self.now, self._wake.set, self._leave), session, playback, sink)
-        self._handles.append(handle)
+        sequences = SequenceMap(self.backend)
+        handle = Handle(session, sequences, playback, sink, clock=self.now, wake=self._wake.set, leave=self._leave)
+        self.handles += (handle,)
         self.totals.admitted += 1
         self._wake.set()
         return handle
@@ -149,7 +145,7 @@ class Engine:
             raise failure
 
     def _leave(self, handle: Handle) -> None:
-        self._handles.remove(handle)
+        self.handles = tuple(other for other in self.handles if other is not handle)
         self._leaving.append(handle.sequences)
         if self._running is None:
             self._free_leaving()
@@ -163,22 +159,22 @@ class Engine:
 
     def _check_room(self, session: BaseSession) -> None:
         info, wanted = self.backend.info, session.config.max_length
-        if any(handle.session is session for handle in self._handles):
+        if any(handle.session is session for handle in self.handles):
             raise UsageError("this session is open already; make another one")
         if wanted > info.context_length:
             raise ContextOverflow(
                 f"the session may grow to {wanted} tokens, and sequences of this backend hold {info.context_length}; "
                 f"make it with SessionConfig(max_length={info.context_length}), or with Model.session, which does so"
             )
-        if not self._handles:
+        if not self.handles:
             return  # a single session makes do with whatever there is
-        promised = sum(handle.session.config.max_length for handle in self._handles)
-        num_seqs = (len(self._handles) + 1) * SEQS_PER_SESSION + SPARE_SEQS
+        promised = sum(handle.session.config.max_length for handle in self.handles)
+        num_seqs = (len(self.handles) + 1) * SEQS_PER_SESSION + SPARE_SEQS
         if promised + wanted <= info.capacity * self._overcommit and num_seqs <= info.max_seqs:
             return
         self.totals.refused += 1
         raise EngineFull(
-            f"{len(self._handles)} sessions are open and may use {promised} of {info.capacity} KV entries "
+            f"{len(self.handles)} sessions are open and may use {promised} of {info.capacity} KV entries "
             f"(overcommit {self._overcommit:g}); one more needs {wanted}, and {num_seqs} sequences of {info.max_seqs}. "
             "Close a session, give sessions a smaller SessionConfig.max_length, or load the model for more sessions: "
             "load(sessions=…)"
@@ -220,8 +216,8 @@ class Engine:
     def due(self) -> float | None:
         """The time at which there will be something to do without new words or commands; None if never."""
         now = self.now()
-        dues = [handle.due(now) for handle in self._handles]
-        return min((due for due in (*dues, self.scheduler.due(self._handles)) if due is not None), default=None)
+        dues = [handle.due(now) for handle in self.handles]
+        return min((due for due in (*dues, self.scheduler.due(self.handles)) if due is not None), default=None)
 
     def _portions(self, now: float) -> list[Portion]:
         portions: list[Portion] = []
@@ -277,7 +273,7 @@ class Engine:
 
         A running answer is never given up for another session, and neither is anything outside of the full cache.
         """
-        for handle in sorted(self._handles, key=lambda handle: handle.last_fed):
+        for handle in sorted(self.handles, key=lambda handle: handle.last_fed):
             if full.is_about(handle.sequences.seqs.values()) and handle.session.evict():
                 self.totals.evicted += 1
                 return True
@@ -291,7 +287,7 @@ class Engine:
         except Exception as error:
             if handle.is_open:
                 self.totals.failed += 1
-                handle.fail(error if isinstance(error, DuologueError) else _failure("the conversation failed", error))
+                handle.fail(as_failure(error, "the conversation failed"))
 
     # ------------------------------------------------------------------ the asynchronous interface
 
@@ -325,31 +321,20 @@ class Engine:
         try:
             while self._driver is not None:  # `wait_for` may swallow a cancellation that comes with a wake-up
                 self._wake.clear()
-                if not await self._tick_in_worker():
+                forward_pass = self.plan()
+                if forward_pass is None:
                     await self._rest()
+                    continue
+                # Shielded: a pass that was planned must take place. `aclose` waits for it in the same worker.
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._worker, forward_pass.run))
+                self.take(forward_pass)
         except Exception as error:  # a defect of the engine: nobody may be left waiting
             self.totals.failed += 1
             for handle in self.handles:
-                handle.fail(_failure("the engine failed", error, "; please report it"))
-
-    async def _tick_in_worker(self) -> bool:
-        forward_pass = self.plan()
-        if forward_pass is None:
-            return False
-        # Shielded: a pass that was planned must take place. `aclose` waits for it in the same worker.
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._worker, forward_pass.run))
-        self.take(forward_pass)
-        return True
+                handle.fail(as_failure(error, "the engine failed", "; please report it"))
 
     async def _rest(self) -> None:
         """Wait for a command, or until a session has something to do."""
         due = self.due()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), None if due is None else max(0.0, due - self.now()))
-
-
-def _failure(what: str, error: Exception, advice: str = "") -> EngineError:
-    """An `EngineError` for an unexpected exception, which becomes its cause."""
-    failure = EngineError(f"{what}: {type(error).__name__}: {error}{advice}")
-    failure.__cause__ = error
-    return failure

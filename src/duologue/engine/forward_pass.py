@@ -35,17 +35,17 @@ class Portion:
         return sum(len(e.tokens) for e in self.plan.batch if full.seqs is None or seqs.get(e.seq) in full.seqs)
 
 
+@dataclass(slots=True, eq=False)
 class ForwardPass:
     """Cache operations of several sessions, and one forward pass over everything they feed.
 
     An error is kept in the portion that caused it; the other portions proceed.
     """
 
-    def __init__(self, backend: Backend, portions: Sequence[Portion]) -> None:
-        self.portions = portions
-        self.seconds = 0.0  # taken, cache operations included
-        self.num_passes = 0  # executed
-        self._backend = backend
+    backend: Backend
+    portions: Sequence[Portion]
+    seconds: float = 0.0  # taken, cache operations included
+    num_passes: int = 0  # executed
 
     @property
     def num_tokens(self) -> int:
@@ -55,16 +55,12 @@ class ForwardPass:
     def run(self) -> None:
         """Execute the pass."""
         began = time.perf_counter()
-        ready = []
         for portion in self.portions:
             try:
                 portion.handle.sequences.apply(portion.plan.ops)
             except DuologueError as error:
                 portion.error = error
-            else:
-                if portion.plan.batch:
-                    ready.append(portion)
-        self._forward(ready)
+        self._forward([portion for portion in self.portions if portion.plan.batch and portion.error is None])
         self.seconds = time.perf_counter() - began
 
     def _forward(self, portions: list[Portion]) -> None:
@@ -74,16 +70,16 @@ class ForwardPass:
             try:
                 for portion in portions:
                     own = portion.handle.sequences.renamed(portion.plan.batch)
-                    portion.num_passes = self._backend.num_passes(own)
+                    portion.num_passes = self.backend.num_passes(own)
                     batch += own
-                num_passes = self._backend.num_passes(batch)
-                steps = iter(self._backend.forward(batch))
+                num_passes = self.backend.num_passes(batch)
+                steps = iter(self.backend.forward(batch))
             except CacheFull as error:
                 sizes = [portion.num_tokens_in(error) for portion in portions]
                 portions.pop(sizes.index(max(sizes))).error = error
             except Exception as error:
                 if len(portions) == 1:
-                    portions[0].error = self._translated(error)
+                    portions[0].error = backend_failure(self.backend, error)
                     return
                 for portion in portions:
                     self._forward([portion])
@@ -93,10 +89,3 @@ class ForwardPass:
                 for portion in portions:
                     portion.steps = [next(steps) for _ in portion.plan.batch]
                 return
-
-    def _translated(self, error: Exception) -> DuologueError:
-        if isinstance(error, DuologueError):
-            return error
-        translated = backend_failure(self._backend, error)
-        translated.__cause__ = error
-        return translated

@@ -5,9 +5,8 @@ import copy
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import ParamSpec
 
-from duologue.core.backend import Backend
 from duologue.core.events import Event
 from duologue.core.policy import Policy
 from duologue.core.session import BaseSession, Session
@@ -20,15 +19,7 @@ from duologue.errors import DuologueError, UsageError
 from duologue.text.template import Template
 from duologue.types import Token, Turn
 
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """What a handle needs from its engine."""
-
-    backend: Backend
-    clock: Callable[[], float]
-    wake: Callable[[], None]  # there may be something to do
-    leave: Callable[["Handle"], None]
+_P = ParamSpec("_P")
 
 
 class Handle:
@@ -38,17 +29,30 @@ class Handle:
     `new_events`. Use a handle in the thread that drives the engine, which is the event loop's in asynchronous use.
     """
 
-    def __init__(self, host: Host, session: BaseSession, playback: PlaybackClock | None, sink: Sink | None) -> None:
+    def __init__(
+        self,
+        session: BaseSession,
+        sequences: SequenceMap,
+        playback: PlaybackClock | None,
+        sink: Sink | None,
+        *,
+        clock: Callable[[], float],
+        wake: Callable[[], None],
+        leave: Callable[["Handle"], None],
+    ) -> None:
+        """`wake` tells the engine that there may be something to do, and `leave` that the handle is closed."""
         self.session = session  # read only
+        self.sequences = sequences
         self.num_told = 0  # events recorded so far
-        self.sequences = SequenceMap(host.backend)
         self.is_open = True
         self.last_fed = 0  # number of the last pass that fed anything of it
         self.waiting_since: int | None = None  # number of the pass since which not all of it could be fed
-        self._host = host
+        self._clock = clock
+        self._wake = wake
+        self._leave = leave
         self._playback = playback
         self._sink = sink
-        self._began = host.clock() - session.now
+        self._began = clock() - session.now
         self._events: deque[Event] = deque()  # not yet given out
         self._changed = asyncio.Event()
         self._failure: DuologueError | None = None
@@ -119,18 +123,17 @@ class Handle:
         Raises:
             EngineError: the session failed and is over.
         """
-        self._command(lambda: self.session.hear(text, utterance=utterance, final=final))
+        self._command(self.session.hear, text, utterance=utterance, final=final)
 
     def retract(self, utterance: str) -> None:
         """See `Session.retract`. Raises `UsageError` if this is not a duplex session."""
-        session = self._duplex
-        self._command(lambda: session.retract(utterance))
+        self._command(self._duplex.retract, utterance)
 
     def heard(self, position: int, *, answer: int | None = None) -> None:
         """See `Session.heard`. For players of answers; not together with `words_per_second`."""
         if self._playback is not None:
             raise UsageError("with words_per_second, the clock decides what has been heard; use one of them")
-        self._command(lambda: self.session.heard(position, answer=answer))
+        self._command(self.session.heard, position, answer=answer)
 
     def take_reports(self) -> None:
         """From now on, calls of `heard` report what has been heard, instead of the playback clock."""
@@ -142,17 +145,16 @@ class Handle:
         running = self.session.running
         if running is not None:
             until = running.num_said if position is None else min(position, running.num_said)
-            self._command(lambda: self.session.heard(until, answer=running.id))
+            self._command(self.session.heard, until, answer=running.id)
 
     def edit(
         self, history: Sequence[Turn], *, template: Template | None = None, laid_out: Sequence[Token] | None = None
     ) -> None:
         """See `Session.edit`. Raises `UsageError` for more than a history if this is not a duplex session."""
         if template is None and laid_out is None:
-            self._command(lambda: self.session.edit(history))
+            self._command(self.session.edit, history)
         else:
-            session = self._duplex
-            self._command(lambda: session.edit(history, template=template, laid_out=laid_out))
+            self._command(self._duplex.edit, history, template=template, laid_out=laid_out)
 
     def respond(self) -> None:
         """See `Session.respond`."""
@@ -168,31 +170,28 @@ class Handle:
 
     def protect(self, interruptible: Interruptible) -> None:
         """See `Session.protect`. Raises `UsageError` if this is not a duplex session."""
-        session = self._duplex
-        self._command(lambda: session.protect(interruptible))
+        self._command(self._duplex.protect, interruptible)
 
     def limit(self, max_answer: int) -> None:
         """See `Session.limit`. Raises `UsageError` if this is not a duplex session."""
-        session = self._duplex
-        self._command(lambda: session.limit(max_answer))
+        self._command(self._duplex.limit, max_answer)
 
     def adjust(self, policy: Policy) -> None:
         """See `Session.adjust`. Raises `UsageError` if this is not a duplex session."""
-        session = self._duplex
-        self._command(lambda: session.adjust(policy))
+        self._command(self._duplex.adjust, policy)
 
     def pause(self, is_paused: bool) -> None:
         """Stop or continue the playback clock. Has no effect without `words_per_second`."""
         if self._playback is not None:
             self._playback.is_paused = is_paused
-            self._host.wake()
+            self._wake()
 
     def close(self) -> None:
         """End the session at once. What it holds is freed now, or after the pass that is running."""
         if self.is_open:
             self.is_open = False
             self._changed.set()
-            self._host.leave(self)
+            self._leave(self)
 
     async def aclose(self) -> None:
         """As `close`; a conversation on a server (`duologue.client.Talk`) has the same method."""
@@ -231,13 +230,13 @@ class Handle:
             raise UsageError(f"a session of kind {type(self.session).__name__} does not support this command")
         return self.session
 
-    def _command(self, command: Callable[[], list[Event] | None]) -> None:
+    def _command(self, command: Callable[_P, list[Event] | None], *args: _P.args, **more: _P.kwargs) -> None:
         self._raise_failure()
         if not self.is_open:
             raise UsageError("the session is closed; open another one with Engine.open")
-        self.advance(self._host.clock())
-        self.report(command() or ())
-        self._host.wake()
+        self.advance(self._clock())
+        self.report(command(*args, **more) or ())
+        self._wake()
 
 
 def _release_frames(error: BaseException | None) -> None:

@@ -40,10 +40,8 @@ class SequenceMap:
                 if not self._free_ahead():
                     raise
                 continue
-            except DuologueError:
-                raise
             except Exception as error:
-                raise backend_failure(self._backend, error) from error
+                raise backend_failure(self._backend, error)  # noqa: B904  # it has its cause
             self._waiting.popleft()
 
     def renamed(self, batch: Iterable[Extend]) -> list[Extend]:
@@ -60,10 +58,8 @@ class SequenceMap:
         try:
             while self.seqs:
                 self._backend.free(self.seqs.popitem()[1])
-        except DuologueError:
-            raise
         except Exception as error:
-            raise backend_failure(self._backend, error) from error
+            raise backend_failure(self._backend, error)  # noqa: B904  # it has its cause
 
     def _apply(self, op: Op) -> None:
         match op:
@@ -86,7 +82,15 @@ class SequenceMap:
         return False
 
 
-def backend_failure(backend: Backend, error: Exception) -> EngineError:
-    """An `EngineError` that describes an exception of the backend's library, to be raised from it."""
-    description = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return EngineError(f"the {backend.info.name} backend failed: {description}")
+def as_failure(error: Exception, what: str, advice: str = "") -> DuologueError:
+    """`error` itself if it is one of Duologue's, else an `EngineError` that describes it and has it as its cause."""
+    if isinstance(error, DuologueError):
+        return error
+    failure = EngineError(": ".join(filter(None, (what, type(error).__name__, str(error)))) + advice)
+    failure.__cause__ = error
+    return failure
+
+
+def backend_failure(backend: Backend, error: Exception) -> DuologueError:
+    """The same for an exception of the backend."""
+    return as_failure(error, f"the {backend.info.name} backend failed")

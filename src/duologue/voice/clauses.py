@@ -47,13 +47,13 @@ class Clauses:
         """No more text will come."""
         self._is_finished = True
 
-    def next(self, *, hungry: bool, most: int | None = None) -> Clause | None:
-        """The next clause, if there is one, of at most `most` characters. With `hungry`, a few words are enough."""
+    def next(self, *, buffer_low: bool, most: int | None = None) -> Clause | None:
+        """The next clause, if there is one, of at most `most` characters. With `buffer_low`, a few words are enough."""
         most = self._most if most is None else max(self._least, min(most, self._most))
         size = self._first_cut() if self._is_first else self._cut(most)
         if size == 0 and self._is_finished:
             size = len(self._text)
-        if size == 0 and hungry:
+        if size == 0 and buffer_low:
             size = self._last_space(most, least=2)
         if size == 0:
             return None

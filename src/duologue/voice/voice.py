@@ -16,12 +16,12 @@ from duologue.core import events as e
 from duologue.errors import DuologueError, UsageError
 from duologue.types import InputState
 from duologue.voice.engines.interfaces import Recogniser, SpeechDetector, Synthesiser
-from duologue.voice.hearing import Hearing
 from duologue.voice.player import Player
 from duologue.voice.segmenter import Segmenter, Sensitivity
 from duologue.voice.sound import RATE, Samples, silence
-from duologue.voice.speaking import Speaking
+from duologue.voice.synthesis import AnswerSynthesis
 from duologue.voice.timeline import Timeline
+from duologue.voice.utterance import SpokenUtterance
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +87,15 @@ class Voice:
         self._detector = detector
         self._recogniser = recogniser
         self._segmenter = Segmenter(self.config.sensitivity)
-        self._speaking = Speaking(synthesiser, self.player, self._note)
+        self._synthesis = AnswerSynthesis(synthesiser, self.player, self._note)
         self._name = name
         self._rest = silence(0)  # pushed, but less than a frame
         self._num_in = 0
         self._before: deque[Samples] = deque(maxlen=max(1, round(self.config.before_s * RATE / detector.frame)))
-        self._hearing: Hearing | None = None  # the utterance being spoken
-        self._open: dict[str, Hearing] = {}  # by name: it, and those which are ending
-        self._num_heard = 0
-        self._unjudged: Hearing | None = None  # the last one that ended before its last words were judged
+        self._current: SpokenUtterance | None = None  # the utterance being spoken
+        self._open: dict[str, SpokenUtterance] = {}  # by name: it, and those which are ending
+        self._num_utterances = 0
+        self._unjudged: SpokenUtterance | None = None  # the last one that ended before its last words were judged
         self._back_at: float | None = None
         self._late: deque[tuple[int, int, int]] = deque()  # heard after so many output samples: answer, position
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,7 +104,7 @@ class Voice:
         self.failure: DuologueError | None = None  # set if the conversation cannot continue
 
     async def __aenter__(self) -> "Voice":
-        self._start(self._speaking.run())
+        self._start(self._synthesis.run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -118,32 +118,32 @@ class Voice:
 
     def hang_up(self, *, forgets: bool = False) -> None:
         """End the utterances under way as they are; with `forgets`, discard them."""
-        for hearing in tuple(self._open.values()):
+        for utterance in tuple(self._open.values()):
             if forgets:
-                hearing.text = ""
-            self._finish(hearing)
-        self._hear_anew()
+                utterance.text = ""
+            self._finish(utterance)
+        self._detect_anew()
 
-    def end(self) -> list[Hearing]:
+    def end(self) -> list[SpokenUtterance]:
         """End the utterance under way without waiting for silence; later sound begins another one.
 
         Returns the utterances whose last words are still being recognised.
         """
         self.push(silence(-len(self._rest) % self._detector.frame))  # completes the last frame
-        if self._hearing is not None:
-            self._end(self._hearing)
-        self._hear_anew()
+        if self._current is not None:
+            self._end(self._current)
+        self._detect_anew()
         return list(self._open.values())
 
-    def _hear_anew(self) -> None:
-        self._hearing = None
+    def _detect_anew(self) -> None:
+        self._current = None
         self._before.clear()
         self._segmenter = Segmenter(self.config.sensitivity)  # continued speech begins a new utterance
 
     @property
     def is_hearing(self) -> bool:
         """Whether the user is speaking."""
-        return self._hearing is not None
+        return self._current is not None
 
     @property
     def now(self) -> float:
@@ -153,7 +153,7 @@ class Voice:
     @property
     def is_idle(self) -> bool:
         """Whether nobody speaks, nothing is being recognised, and nothing is left to play."""
-        return not self._open and not self._speaking.is_busy and not self.player.is_playing
+        return not self._open and not self._synthesis.is_busy and not self.player.is_playing
 
     # ------------------------------------------------------------------ listening
 
@@ -165,158 +165,147 @@ class Voice:
             frame, self._rest = self._rest[:size], self._rest[size:]
             self._num_in += size
             self._listen(frame)
-        self._speaking.feed()
+        self._synthesis.feed()
         if self._back_at is not None and self.now >= self._back_at:
             self._come_back("quiet")
         elif self.player.is_paused and self._commands.is_protected:
             self._come_back("protected")
         elif not self.player.is_paused:
-            self._yield_if_asked()
+            for utterance in self._open.values():
+                if utterance.spoken_s >= self.config.yield_s:
+                    self._yields_to(utterance)
 
-    def _yield_if_asked(self) -> None:
-        """Pause the answer if the user keeps speaking, until it is decided whether to cut it."""
-        speakers = (hearing for hearing in self._open.values() if hearing.spoken_s >= self.config.yield_s)
-        speaker = next((hearing for hearing in speakers if hearing.state is InputState.INCOMPLETE), None)
-        if speaker is not None and self._may_yield:
-            self._yield_to(speaker)
+    def _yields_to(self, utterance: SpokenUtterance) -> bool:
+        """Pause the answer for unfinished words, if it may be interrupted, until it is decided whether to cut it.
 
-    @property
-    def _may_yield(self) -> bool:
-        return self.yields and self._speaking.is_under_way and not self._commands.is_protected
-
-    def _yield_to(self, hearing: Hearing) -> None:
-        self.player.pause(True)
-        self._note("yielded", utterance=hearing.name)
+        Returns whether it is paused for them.
+        """
+        is_asked = utterance.state is InputState.INCOMPLETE and self.yields and self._synthesis.is_under_way
+        if not is_asked or self._commands.is_protected:
+            return False
+        self._back_at = None
+        if not self.player.is_paused:
+            self.player.pause(True)
+            self._note("yielded", utterance=utterance.name)
+        return True
 
     def _listen(self, frame: Samples) -> None:
         begins = self._segmenter.push(self._detector(frame))
-        hearing = self._hearing
-        if hearing is None:
+        utterance = self._current
+        if utterance is None:
             self._before.append(frame)
             if begins:
                 self._begin()
             return
-        hearing.add(frame, is_speech=self._segmenter.is_speech)
+        utterance.add(frame, is_speech=self._segmenter.is_speech)
         quiet_s = self._segmenter.num_quiet * len(frame) / RATE
-        if quiet_s >= self._end_s(hearing):
-            self._end(hearing)
-        elif self._is_due(hearing, quiet_s):
-            self._recognise(hearing)
+        if quiet_s >= self._end_s(utterance):
+            self._end(utterance)
+        elif self._is_due(utterance, quiet_s):
+            self._recognise(utterance)
 
     def _begin(self) -> None:
         """Speech begins: open the input channel and duck the answer."""
-        self._num_heard += 1
-        name = f"{self._name}-{self._num_heard}"
-        self._hearing = self._open[name] = Hearing(name, self._recogniser.begin(), self._before, self.now)
+        self._num_utterances += 1
+        name = f"{self._name}-{self._num_utterances}"
+        self._current = self._open[name] = SpokenUtterance(name, self._recogniser.begin(), list(self._before), self.now)
         self._before.clear()
         self._unjudged = None
         self._note("speech_started", utterance=name)
-        self._command("", self._hearing, final=False)
+        self._command("", self._current, final=False)
         if not self.yields:
             return
         self._back_at = None
-        self._speaking.is_interrupted = True
+        self._synthesis.is_interrupted = True
         if self.player.is_playing and not self.player.is_ducked:
             self.player.duck(True)
             self._note("ducked", utterance=name)
 
-    def _is_due(self, hearing: Hearing, quiet_s: float) -> bool:
+    def _is_due(self, utterance: SpokenUtterance, quiet_s: float) -> bool:
         """Whether to recognise its words now: enough sound is new, or the last word may have been spoken."""
-        if hearing.is_recognising or hearing.new_s <= 0:
+        if utterance.is_recognising or utterance.new_s <= 0:
             return False
-        least_s = self.config.partial_s if hearing.num_recognised else self.config.before_s + self.config.first_s
-        is_paused = quiet_s >= self.config.pause_s and not hearing.is_covered
-        return is_paused or (self._segmenter.is_speech and hearing.new_s >= least_s)
+        least_s = self.config.partial_s if utterance.num_recognised else self.config.before_s + self.config.first_s
+        is_paused = quiet_s >= self.config.pause_s and not utterance.is_covered
+        return is_paused or (self._segmenter.is_speech and utterance.new_s >= least_s)
 
-    def _end_s(self, hearing: Hearing) -> float:
+    def _end_s(self, utterance: SpokenUtterance) -> float:
         """Seconds of silence that end it: few if all its words are known and judged complete."""
-        if not hearing.is_covered:
+        if not utterance.is_covered:
             return self.config.end_s
-        if not hearing.text:
+        if not utterance.text:
             return self.config.no_words_end_s
-        return self.config.end_s if hearing.state in (None, InputState.INCOMPLETE) else self.config.sure_end_s
+        return self.config.end_s if utterance.state in (None, InputState.INCOMPLETE) else self.config.sure_end_s
 
-    def _end(self, hearing: Hearing) -> None:
-        self._hearing = None
+    def _end(self, utterance: SpokenUtterance) -> None:
+        self._current = None
         self._before.clear()
-        hearing.is_ending = True
-        self._note("speech_ended", utterance=hearing.name, spoken_to=self._spoken_to(hearing))
-        if hearing.is_recognising:
-            return
-        if hearing.is_covered:
-            self._finish(hearing)
+        utterance.is_ending = True
+        spoken_to = self.now - (utterance.num_samples - utterance.voiced_to) / RATE  # the end of its last speech
+        self._note("speech_ended", utterance=utterance.name, spoken_to=round(spoken_to, 4))
+        if not utterance.is_recognising:
+            self._conclude(utterance)
+
+    def _conclude(self, utterance: SpokenUtterance) -> None:
+        """Speech has ended: finish the utterance if its words are known, else recognise the last ones."""
+        if utterance.is_covered:
+            self._finish(utterance)
         else:
-            self._recognise(hearing)
+            self._recognise(utterance)
 
-    def _spoken_to(self, hearing: Hearing) -> float:
-        """The end of its last speech, on the input's clock."""
-        return round(self.now - (hearing.num_samples - hearing.voiced_to) / RATE, 4)
+    def _recognise(self, utterance: SpokenUtterance) -> None:
+        utterance.is_recognising = True
+        self._start(self._recognised(utterance))
 
-    def _recognise(self, hearing: Hearing) -> None:
-        hearing.is_recognising = True
-        self._start(self._recognised(hearing))
-
-    async def _recognised(self, hearing: Hearing) -> None:
-        to, began, loop = hearing.num_samples, self.now, asyncio.get_running_loop()
+    async def _recognised(self, utterance: SpokenUtterance) -> None:
+        to, began, loop = utterance.num_samples, self.now, asyncio.get_running_loop()
         before = loop.time()
         try:
-            text = await hearing.recognition.hear(hearing.take(), last=hearing.is_ending)
+            text = await utterance.recognition.hear(utterance.take(), last=utterance.is_ending)
         except DuologueError as error:
             self._note("recogniser_failed", message=str(error))
-            text = hearing.text
-        hearing.is_recognising = False
-        if hearing.over.is_set():
+            text = utterance.text
+        utterance.is_recognising = False
+        if utterance.over.is_set():
             return  # the call ended meanwhile
         took = round(loop.time() - before, 4)
-        hearing.num_recognised = to
-        self._note("recognised", utterance=hearing.name, text=text, began=round(began, 4), took=took, heard_s=to / RATE)
-        if text != hearing.text:
-            hearing.text, hearing.state, hearing.is_dropped = text, None, False
+        utterance.num_recognised = to
+        self._note(
+            "recognised", utterance=utterance.name, text=text, began=round(began, 4), took=took, heard_s=to / RATE
+        )
+        if text != utterance.text:
+            utterance.text, utterance.state, utterance.is_dropped = text, None, False
             if text:
-                self._command(text, hearing, final=False)
-        if hearing.is_ending and hearing.is_covered:
-            self._finish(hearing)
-        elif hearing.is_ending:
-            loop.call_soon(self._recognise, hearing)
+                self._command(text, utterance, final=False)
+        if utterance.is_ending:
+            self._conclude(utterance)
 
-    def _finish(self, hearing: Hearing) -> None:
+    def _finish(self, utterance: SpokenUtterance) -> None:
         """All its words are known, and no more will follow."""
-        if hearing.over.is_set():
+        if utterance.over.is_set():
             return
-        hearing.over.set()
-        del self._open[hearing.name]
-        self._command(hearing.text, hearing, final=True)
+        utterance.over.set()
+        del self._open[utterance.name]
+        self._command(utterance.text, utterance, final=True)
         if not self._open:
-            self._speaking.is_interrupted = False
-            self._unjudged = hearing if hearing.state is None else None
-            if hearing.is_dropped:
+            self._synthesis.is_interrupted = False
+            self._unjudged = utterance if utterance.state is None else None
+            if utterance.is_dropped:
                 self._come_back("dropped")
-            elif not self._yields_at_the_end(hearing) and self.player.is_subdued:
+            elif not self._yields_to(utterance) and self.player.is_subdued:
                 self._back_at = self.now + self.config.back_s
 
-    def _yields_at_the_end(self, hearing: Hearing) -> bool:
-        """Pause the answer after words that ended unfinished, unless it is paused. Returns whether it yields."""
-        if hearing.state is not InputState.INCOMPLETE or not self._may_yield:
-            return False
-        self._back_at = None
-        if not self.player.is_paused:  # the utterance was too short
-            self._yield_to(hearing)
-        return True
-
-    def _command(self, text: str, hearing: Hearing, *, final: bool) -> None:
+    def _command(self, text: str, utterance: SpokenUtterance, *, final: bool) -> None:
         try:
-            self._commands.hear(text, utterance=hearing.name, final=final)
+            self._commands.hear(text, utterance=utterance.name, final=final)
         except DuologueError as error:
             self.failure = error
 
     # ------------------------------------------------------------------ events of the session
 
     async def _follow(self, events: AsyncIterator[e.Event]) -> None:
-        try:
-            async for event in events:
-                self.take(event)
-        except DuologueError as error:
-            self.failure = error
+        async for event in events:
+            self.take(event)
 
     def take(self, event: e.Event) -> None:
         """Take the next event of the session."""
@@ -327,40 +316,36 @@ class Voice:
         self._note(row.pop("type"), **row)
         match event:
             case e.Said(answer=answer, start=start, text=text):
-                self._speaking.say(answer, start, text)
+                self._synthesis.say(answer, start, text)
             case e.Finished(answer=answer):
-                self._speaking.finish(answer)
+                self._synthesis.finish(answer)
             case e.Suspended() | e.Withdrawn() | e.TakenBack() | e.Edited():
                 self._fall_silent()
             case e.Decided(text=text, decision=decision):
-                for hearing in self._open.values():
-                    hearing.judged(text, decision.state)
-                if self._unjudged is not None:
-                    self._judged_at_last(self._unjudged, text, decision.state)
-            case e.Dropped(utterance=utterance):
-                self._dropped(utterance)
+                for utterance in self._open.values():
+                    utterance.judged(text, decision.state)
+                if (ended := self._unjudged) is not None:
+                    ended.judged(text, decision.state)
+                    if ended.state is not None:
+                        self._unjudged = None
+                        self._yields_to(ended)
+            case e.Dropped(utterance=name):
+                self._dropped(name)
             case _:
                 pass
 
-    def _judged_at_last(self, hearing: Hearing, text: str, state: InputState) -> None:
-        """The last words of an utterance are judged after it ended."""
-        hearing.judged(text, state)
-        if hearing.state is not None:
-            self._unjudged = None
-            self._yields_at_the_end(hearing)
-
-    def _dropped(self, utterance: str) -> None:
-        """The words have no consequence: the answer continues as before."""
-        if utterance in self._open:
-            self._open[utterance].is_dropped = True
-        if all(hearing.is_dropped for hearing in self._open.values()):
-            self._speaking.is_interrupted = False
-            if not self.player.is_paused or all(hearing.is_surely_ignored for hearing in self._open.values()):
+    def _dropped(self, name: str) -> None:
+        """The words of an utterance have no consequence: the answer continues as before."""
+        if name in self._open:
+            self._open[name].is_dropped = True
+        if all(utterance.is_dropped for utterance in self._open.values()):
+            self._synthesis.is_interrupted = False
+            if not self.player.is_paused or all(utterance.is_surely_ignored for utterance in self._open.values()):
                 self._come_back("dropped")
 
     def _fall_silent(self) -> None:
         was_playing = self.player.is_playing
-        self._speaking.forget()
+        self._synthesis.forget()
         self._late.clear()
         if was_playing:
             self._note("cut")
@@ -381,7 +366,7 @@ class Voice:
             self._is_sounding = is_playing
             self._note("sound_begins" if is_playing else "sound_ends")
         samples, heard = self.player.pull(count)
-        self._speaking.feed()
+        self._synthesis.feed()
         due = self.player.num_out + int(self.config.latency_s * self.config.rate)
         self._late.extend((due, item.answer, item.position) for item in heard)
         while self._late and self._late[0][0] <= self.player.num_out:

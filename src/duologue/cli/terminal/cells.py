@@ -1,5 +1,7 @@
 """Text in terminal cells: its width and its line breaks."""
 
+from bisect import bisect_right
+from itertools import accumulate
 from typing import TypeAlias
 
 from prompt_toolkit.utils import get_cwidth
@@ -14,24 +16,30 @@ Line: TypeAlias = list[Fragment]
 
 def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
     """Lines of at most `width` columns plus `indent`, broken at white space, and within words that are too long."""
-    lines: list[str] = []
-    line, used = "", 0
-    for word in text.split():
-        size = width_of(word)
-        if line and used + 1 + size <= width:
-            line, used = f"{line} {word}", used + 1 + size
+    words = " ".join(text.split())
+    return [indent + words[start:stop] for start, stop in spans_of(words, 0, width) or [(0, 0)]]
+
+
+def spans_of(text: str, start: int, width: int) -> list[tuple[int, int]]:
+    """Start and end of each line of `text` from `start` on; broken at line breaks, at spaces, or within long words."""
+    spans: list[tuple[int, int]] = []
+    while start < len(text):
+        if text[start] in " \n":
+            start += 1
             continue
-        if line:
-            lines.append(line)
-        while size > width:
-            cut = max(1, _fitting(word, width))
-            lines.append(word[:cut])
-            word = word[cut:]
-            size = width_of(word)
-        line, used = word, size
-    if line or not lines:
-        lines.append(line)
-    return [indent + line for line in lines]
+        stop, used, space = start, 0, -1
+        while stop < len(text) and text[stop] != "\n":
+            used += width_of(text[stop])
+            if used > width and stop > start:
+                break
+            if text[stop] == " ":
+                space = stop
+            stop += 1
+        if stop < len(text) and text[stop] not in " \n" and space > start:
+            stop = space
+        spans.append((start, stop))
+        start = stop
+    return spans
 
 
 def padded(line: Line, width: int) -> Line:
@@ -42,15 +50,6 @@ def padded(line: Line, width: int) -> Line:
 
 def fitted(text: str, width: int) -> str:
     """`text` cut or padded to `width` columns."""
-    shown = text if width_of(text) <= width else text[: _fitting(text, width)]
+    num_fitting = bisect_right(list(accumulate(map(width_of, text))), width)
+    shown = text[:num_fitting]
     return shown + " " * (width - width_of(shown))
-
-
-def _fitting(word: str, width: int) -> int:
-    """How many characters of `word` fit into `width` columns."""
-    used = 0
-    for i, character in enumerate(word):
-        used += width_of(character)
-        if used > width:
-            return i
-    return len(word)

@@ -1,6 +1,7 @@
 """The full-screen chat. Keys are the input; the screen shows a `Transcript`."""
 
 import asyncio
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from prompt_toolkit.application import Application
@@ -8,8 +9,17 @@ from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.key_binding import KeyBindings
-from prompt_toolkit.layout import BufferControl, Dimension, HSplit, Layout, UIContent, UIControl, VSplit, Window
-from prompt_toolkit.layout.controls import FormattedTextControl
+from prompt_toolkit.layout import (
+    BufferControl,
+    Dimension,
+    FormattedTextControl,
+    HSplit,
+    Layout,
+    UIContent,
+    UIControl,
+    VSplit,
+    Window,
+)
 from prompt_toolkit.layout.processors import AfterInput
 from prompt_toolkit.styles import Style
 
@@ -65,8 +75,8 @@ class Terminal:
         self.transcript = Transcript()
         self._talk = talk
         self._title = title
-        self._num_utterances = 0
-        self._is_open = False  # whether the utterance in the input line has begun
+        self._names = (f"typed-{number}" for number in count())
+        self._utterance: str | None = None  # the one in the input line, if it has begun
         self._pause: asyncio.TimerHandle | None = None
         self._back = 0  # lines scrolled up
         self._height = 10  # of the transcript, as last drawn
@@ -147,24 +157,18 @@ class Terminal:
         return [("", fitted("   ".join(parts), width) + "\n"), ("", fitted(below, width))]
 
     def _doing(self) -> str:
-        floor = self._talk.floor
-        doing = {Floor.SILENT: "silent", Floor.PREPARED: "about to answer", Floor.SPEAKING: "speaking"}[floor]
-        doing += ", listening" if self._talk.is_listening else ""
-        return doing.ljust(19)
+        names = {Floor.SILENT: "silent", Floor.PREPARED: "about to answer", Floor.SPEAKING: "speaking"}
+        return (names[self._talk.floor] + ", listening" * self._talk.is_listening).ljust(19)
 
     # ------------------------------------------------------------------ the input line is an utterance that grows
 
-    @property
-    def _utterance(self) -> str:
-        return f"typed-{self._num_utterances}"
-
     def _typed(self, _: Buffer) -> None:
         self._cancel_pause()
-        if not self._is_open and self._input.text:
-            self._is_open = True
+        if self._utterance is None and self._input.text:
+            self._utterance = next(self._names)
             self._back = 0
             self._talk.hear("", utterance=self._utterance)  # the onset
-        if self._is_open:
+        if self._utterance is not None:
             self._pause = asyncio.get_running_loop().call_later(PAUSE_S, self._partial)
 
     def _cancel_pause(self) -> None:
@@ -173,15 +177,14 @@ class Terminal:
             self._pause = None
 
     def _partial(self) -> None:
-        if self._is_open:
+        if self._utterance is not None:
             self._talk.hear(self._input.text, utterance=self._utterance)
 
     def _end(self, text: str) -> None:
         self._cancel_pause()
-        if self._is_open:
+        if self._utterance is not None:
             self._talk.hear(text, utterance=self._utterance, final=True)
-            self._is_open = False
-            self._num_utterances += 1
+            self._utterance = None
         self._input.reset()
         self._back = 0
 

@@ -3,10 +3,12 @@
 Takes events and returns styled lines. Knows nothing of terminals.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import chain, repeat, zip_longest
 from typing import TypeAlias
 
-from duologue.cli.terminal.cells import Fragment, Line, padded, width_of, wrapped
+from duologue.cli.terminal.cells import Fragment, Line, padded, spans_of, wrapped
 from duologue.cli.terminal.lines import LENGTH_LIMIT, latency_ms, remark
 from duologue.cli.terminal.text import counted, shortened, visible
 from duologue.core.events import (
@@ -42,8 +44,8 @@ _Key: TypeAlias = tuple[object, ...]
 class _Words:
     """An utterance, in the left column."""
 
-    text: str
-    final: bool
+    text: str = ""
+    final: bool = True  # the next words begin another one
     verdict: str = ""  # the decision, such as "ignore 0.97, 35 ms"
     style: str = "user"
     is_settled: bool = False  # dropped: no more words are expected
@@ -89,8 +91,8 @@ class Transcript:
     def __init__(self) -> None:
         self.last_decision: Decided | None = None
         self._rows: list[_Row] = []
-        self._words: dict[str, _Words] = {}
-        self._answers: dict[int, _Speech] = {}
+        self._words: defaultdict[str, _Words] = defaultdict(_Words)
+        self._answers: defaultdict[int, _Speech] = defaultdict(_Speech)
         self._running: _Speech | None = None
         self._too_long: set[int] = set()  # answers that met their length limit
 
@@ -106,7 +108,9 @@ class Transcript:
             case Held(utterance=utterance, deferred=True):
                 self._judge(utterance, "answered later", "incomplete")
             case Dropped(utterance=utterance):
-                self._drop(utterance, remark(event))
+                if verdict := remark(event):
+                    self._judge(utterance, verdict, "ignore")
+                self._words[utterance].is_settled = True
             case Refused() | Trimmed():
                 self.note(event.at, remark(event))
             case _:
@@ -140,7 +144,7 @@ class Transcript:
                 self._running = self._answers[answer] = _Speech()
                 self._part(event.at, self._running, 0)
             case Said(answer=answer, start=start, text=text):
-                speech = self._answers.setdefault(answer, _Speech())
+                speech = self._answers[answer]
                 speech.text = speech.text[:start] + visible(text)
                 if speech is not self._running:
                     self._running = speech
@@ -148,12 +152,14 @@ class Transcript:
             case Heard(answer=answer, position=position):
                 self._answers[answer].heard = position
             case Suspended(answer=answer):
-                self._answers.setdefault(answer, _Speech()).is_cut = True
+                self._answers[answer].is_cut = True
                 self._running = None
-            case Resumed():
-                self._resume(event)
+            case Resumed(answer=answer):
+                self._running = speech = self._answers[answer]
+                speech.is_cut = speech.is_gone = False
+                self._part(event.at, speech, speech.heard)
             case TakenBack(answer=answer) | Withdrawn(answer=answer):
-                self._answers.setdefault(answer, _Speech()).is_gone = True
+                self._answers[answer].is_gone = True
                 self._running = None
             case Finished(answer=answer, reason="length"):
                 self._too_long.add(answer)
@@ -163,12 +169,6 @@ class Transcript:
                     self.note(event.at, LENGTH_LIMIT)
             case _:
                 pass
-
-    def _resume(self, event: Resumed) -> None:
-        speech = self._answers.setdefault(event.answer, _Speech())
-        speech.is_cut = speech.is_gone = False
-        self._running = speech
-        self._part(event.at, speech, speech.heard)
 
     def _part(self, at: float, speech: _Speech, start: int, *, row: _Row | None = None) -> None:
         """Show the rest of `speech`, from `start` on, beside what happens next."""
@@ -186,9 +186,9 @@ class Transcript:
     # ------------------------------------------------------------------ events of utterances
 
     def _hear(self, at: float, utterance: str, text: str, final: bool) -> None:
-        words = self._words.get(utterance)
-        if words is None or words.final:
-            words = self._words[utterance] = _Words("", final)
+        words = self._words[utterance]
+        if words.final:
+            words = self._words[utterance] = _Words()
             self._rows.append(_Row(at, words))
             running = self._running
             if running is not None and not running.is_cut:
@@ -196,15 +196,8 @@ class Transcript:
         words.text, words.final, words.is_settled = visible(shortened(text, _LONGEST)), final, False
 
     def _judge(self, utterance: str, verdict: str, style: str) -> None:
-        words = self._words.get(utterance)
-        if words is not None:
-            words.verdict, words.style = verdict, style
-
-    def _drop(self, utterance: str, verdict: str) -> None:
-        if verdict:
-            self._judge(utterance, verdict, "ignore")
-        if (words := self._words.get(utterance)) is not None:
-            words.is_settled = True
+        words = self._words[utterance]
+        words.verdict, words.style = verdict, style
 
     # ------------------------------------------------------------------ lines
 
@@ -224,14 +217,12 @@ class Transcript:
         left_width = max(1, room * 2 // 5)
         left = self._left(row.words, left_width) if row.words else []
         right = self._right(row, max(1, room - left_width)) if row.speech and not row.speech.is_gone else []
-        lines: list[Line] = []
-        for i in range(max(len(left), len(right))):
-            line: Line = [("class:time", time if i == 0 else " " * time_width)]
-            line += padded(left[i] if i < len(left) else [], left_width)
-            line.append(("class:gap", _GAP))
-            line += right[i] if i < len(right) else []
-            lines.append(line)
-        return lines
+        blank: Line = []
+        times = chain([time], repeat(" " * time_width))
+        return [
+            [("class:time", shown), *padded(words, left_width), ("class:gap", _GAP), *speech]
+            for shown, (words, speech) in zip(times, zip_longest(left, right, fillvalue=blank), strict=False)
+        ]
 
     def _left(self, words: _Words, width: int) -> list[Line]:
         text = words.text if words.final or words.is_settled else words.text + " …"
@@ -246,7 +237,7 @@ class Transcript:
         assert speech is not None
         end = len(speech.text) if row.end is None else row.end
         unheard = "class:cut" if speech.is_cut else "class:unheard"
-        spans = _spans(speech.text[:end], row.start, width)
+        spans = spans_of(speech.text[:end], row.start, width)
         first_unheard = next((i for i, (_, stop) in enumerate(spans) if stop > speech.heard), len(spans))
         shown = spans[: first_unheard + (_AHEAD_CUT if speech.is_cut else _AHEAD)]
         lines: list[Line] = []
@@ -270,25 +261,3 @@ def _is_free(row: _Row) -> bool:
         return True
     end = len(speech.text) if row.end is None else row.end
     return end <= row.start and not speech.is_cut
-
-
-def _spans(text: str, start: int, width: int) -> list[tuple[int, int]]:
-    """Start and end of each line of `text` from `start` on; broken at line breaks, at spaces, or within long words."""
-    spans: list[tuple[int, int]] = []
-    while start < len(text):
-        if text[start] in " \n":
-            start += 1
-            continue
-        stop, used, space = start, 0, -1
-        while stop < len(text) and text[stop] != "\n":
-            used += width_of(text[stop])
-            if used > width and stop > start:
-                break
-            if text[stop] == " ":
-                space = stop
-            stop += 1
-        if stop < len(text) and text[stop] not in " \n" and space > start:
-            stop = space
-        spans.append((start, stop))
-        start = stop
-    return spans

@@ -14,9 +14,9 @@ from duologue.server.realtime.messages import EMPTY, ServerFault
 from duologue.server.realtime.response import Response
 from duologue.server.realtime.session import RealtimeSession
 from duologue.server.voice import Voices, VoiceStream
-from duologue.voice.hearing import Hearing
 from duologue.voice.sound import Samples, from_pcm16, silence, to_pcm16
 from duologue.voice.timeline import Row
+from duologue.voice.utterance import SpokenUtterance
 from duologue.voice.voice import VoiceConfig
 
 RATE = 24_000  # the protocol's
@@ -41,7 +41,7 @@ class RealtimeVoice:
         self._num_appended = 0  # samples since the last commit
         self._said: dict[str, str] = {}  # words since then, by utterance
         self._committed: dict[str, str] = {}  # words that were committed last
-        self._ending: list[Hearing] = []  # their utterances, some of which may still be in recognition
+        self._ending: list[SpokenUtterance] = []  # their utterances, some of which may still be in recognition
         self._onset: str | None = None  # an utterance whose onset the client was told of
         self._why_deaf: str | None = None  # the recogniser failed, and there are no words since
         self._sounding: Response | None = None  # what was given out last

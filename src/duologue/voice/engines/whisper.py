@@ -161,16 +161,11 @@ class WhisperRecognition(Recognition):
 
 def believed(decoded: Decoded, window: Samples) -> str:
     """The words, or an empty text if they are an artefact of the decoder."""
-    text = decoded.text
-    if decoded.no_speech > _NO_SPEECH and decoded.confidence < _UNSURE / 2:
-        return ""
-    if decoded.confidence < _UNSURE or not re.search(r"\w", text):
-        return ""
-    bare = re.sub(r"[^\w ]", "", text.lower()).strip()
-    if bare in _FROM_NOTHING and (level_db(window) < _QUIET_DB or decoded.no_speech > _NO_SPEECH / 2):
-        return ""
-    data = text.encode()
-    if len(data) > 60 and len(data) / len(zlib.compress(data)) > _REPEATS:
+    text, is_unlikely = decoded.text, decoded.no_speech > _NO_SPEECH and decoded.confidence < _UNSURE / 2
+    bare, data = re.sub(r"[^\w ]", "", text.lower()).strip(), text.encode()
+    is_faint = level_db(window) < _QUIET_DB or decoded.no_speech > _NO_SPEECH / 2
+    repeats = len(data) > 60 and len(data) / len(zlib.compress(data)) > _REPEATS
+    if is_unlikely or decoded.confidence < _UNSURE or not bare or repeats or (is_faint and bare in _FROM_NOTHING):
         return ""
     is_sure = decoded.confidence >= _UNSURE / 2 and len(text) <= _FAST * len(window) / RATE
     return unlooped(text, is_sure=is_sure)

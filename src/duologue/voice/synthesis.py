@@ -13,7 +13,7 @@ from duologue.voice.sound import resampled, silence
 
 _AHEAD_S = 4.0  # of sound to play; no more is synthesised meanwhile, since it may be cut
 _MOST_FINISHED = 64  # answers remembered as finished; a session keeps fewer that can be resumed
-_HUNGRY_S = 0.5  # of sound to play; with less, a few words are synthesised instead of a whole clause
+_LOW_S = 0.5  # of sound to play; with less, a few words are synthesised instead of a whole clause
 _LETTERS_PER_S = 15.0  # of speech
 _MARGIN = 0.7  # share of the available time that synthesis may take
 _BEHIND_S = {".": 0.25, "!": 0.25, "?": 0.25, "…": 0.25, ":": 0.2, ";": 0.2, ",": 0.12}
@@ -21,7 +21,7 @@ _BEFORE_S = 0.03
 _UNSPOKEN = str.maketrans(dict.fromkeys("*#_`~|<>[]{}\\", " "))  # markup, replaced one for one by spaces
 
 
-class Speaking:
+class AnswerSynthesis:
     """Synthesises one answer at a time.
 
     `is_interrupted`: the user is speaking, and the decision is still open. Meanwhile an answer does not start playing.
@@ -93,7 +93,7 @@ class Speaking:
         if self._answer is None or left >= _AHEAD_S:
             return None
         in_time = int(left / self._effort * _LETTERS_PER_S * _MARGIN)
-        return self._clauses.next(hungry=self._has_begun and left < _HUNGRY_S, most=in_time)
+        return self._clauses.next(buffer_low=self._has_begun and left < _LOW_S, most=in_time)
 
     async def _synthesise(self, clause: Clause) -> None:
         answer, epoch, loop = self._answer, self._epoch, asyncio.get_running_loop()
