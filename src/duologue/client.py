@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as open_socket
+from websockets.asyncio import client as websocket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from duologue.core.events import Event, Refused, Said, from_dict
@@ -91,7 +90,7 @@ class Talk:
         self._num_said = 0
         self._wake = asyncio.Event()
         self._told: asyncio.Queue[Event | RemoteError | None] = asyncio.Queue()
-        self._socket: ClientConnection | None = None
+        self._socket: websocket.ClientConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_over = False
 
@@ -188,24 +187,19 @@ class Talk:
         self._outgoing.append({**message, "id": self._num_said})
         self._wake.set()
 
-    async def _run(self, socket: ClientConnection) -> None:
+    async def _run(self, socket: websocket.ClientConnection) -> None:
         """Exchange messages, and reconnect, until the conversation is over."""
         failure: RemoteError | None = None
         try:
-            while True:
-                await self._exchange(socket)
-                if self._has_ended():
-                    break
-                socket = await self._connect_again()
+            await self._exchange(socket)
+            while self._retry and not self._is_over:
+                await self._exchange(await self._connect_again())
         except RemoteError as error:
             failure = error
         self._is_over = True
         self._told.put_nowait(failure)
 
-    def _has_ended(self) -> bool:
-        return self._is_over or not self._retry
-
-    async def _exchange(self, socket: ClientConnection) -> None:
+    async def _exchange(self, socket: websocket.ClientConnection) -> None:
         """Send and receive until the connection ends."""
         sending = asyncio.create_task(self._send(socket))
         try:
@@ -217,7 +211,7 @@ class Talk:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
-    async def _send(self, socket: ClientConnection) -> None:
+    async def _send(self, socket: websocket.ClientConnection) -> None:
         self._num_sent = 0
         with contextlib.suppress(ConnectionClosed):
             while True:
@@ -243,18 +237,17 @@ class Talk:
         elif kind == "closing":
             # After a shutdown the server may return and continue from its record.
             self._is_over = message.get("reason") != "shutdown"
-        elif isinstance(number := message.get("number"), int) and (event := self._event(message)) is not None:
-            self._number, self._at = number, event.at
-            self.ledger(event)
-            self._told.put_nowait(event)
+        elif isinstance(number := message.get("number"), int):
+            try:
+                event = from_dict(message)
+            except BadData as error:
+                raise RemoteError(f"the server sent an invalid event: {error}") from error
+            if event is not None:
+                self._number, self._at = number, event.at
+                self.ledger(event)
+                self._told.put_nowait(event)
 
-    def _event(self, message: dict[str, Any]) -> Event | None:
-        try:
-            return from_dict(message)
-        except BadData as error:
-            raise RemoteError(f"the server sent an invalid event: {error}") from error
-
-    async def _connect_again(self) -> ClientConnection:
+    async def _connect_again(self) -> websocket.ClientConnection:
         loop, wait = asyncio.get_running_loop(), _FIRST_WAIT_S
         until = loop.time() + _PATIENCE_S
         while True:
@@ -268,13 +261,15 @@ class Talk:
             await asyncio.sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT_S)
 
-    async def _connect(self) -> ClientConnection:
+    async def _connect(self) -> websocket.ClientConnection:
         """A connection on which the conversation has started or continued."""
         start = dict(self._start)
         if self.session:
             start = {"session": self.session, "after": self._number}
         try:
-            socket = await open_socket(self._url, additional_headers=self._headers, max_size=None, compression=None)
+            socket = await websocket.connect(
+                self._url, additional_headers=self._headers, max_size=None, compression=None
+            )
         except InvalidURI as error:
             raise UsageError(f"{self._url} is not the address of a server: {error}") from error
         except InvalidHandshake as error:

@@ -35,7 +35,7 @@ def cut(text: str, sizes: list[int], *, buffer_low: bool = False) -> list[str]:
         while (clause := clauses.next(buffer_low=buffer_low)) is not None:
             assert clause.text == text[clause.start : clause.end]
             parts.append(clause.text)
-    clauses.finish()
+    clauses.is_finished = True
     while (clause := clauses.next(buffer_low=False)) is not None:
         parts.append(clause.text)
     return parts

@@ -77,14 +77,13 @@ def read_script(path: Path, *, period_s: float = SLICE_PERIOD_S, seed: int = 0) 
             if "at" in row:
                 cues += _cues(row, number, period_s, seed + number)
                 continue
-            if not row.keys() <= {"system", "history"}:
-                raise BadData(f'{sorted(row.keys() - {"system", "history"})} needs a time; add "at", in seconds')
+            untimed = sorted(row.keys() - {"system", "history"})
+            _check(not untimed, f'{untimed} needs a time; add "at", in seconds')
             system = _text(row, "system") if "system" in row else system
             history = _turns(row["history"]) if "history" in row else history
         except DuologueError as error:
             raise BadData(f"{path}, line {number}: {error}") from error
-    if not cues:
-        raise BadData(f'{path} has no cues; a line such as {{"at": 0, "say": "what is a duplex model"}} is one')
+    _check(bool(cues), f'{path} has no cues; a line such as {{"at": 0, "say": "what is a duplex model"}} is one')
     return Script(tuple(sorted(cues, key=lambda cue: cue.at)), system, history)
 
 
@@ -93,33 +92,35 @@ def _object(line: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise BadData(f"this is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise BadData(f'a line is a JSON object such as {{"at": 0, "say": "hello"}}, not {type(row).__name__}')
-    return row
+    name = type(row).__name__
+    _check(isinstance(row, dict), f'a line is a JSON object such as {{"at": 0, "say": "hello"}}, not {name}')
+    return dict(row)
+
+
+def _check(is_valid: bool, message: str) -> None:
+    if not is_valid:
+        raise BadData(message)
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row[name]
-    if not isinstance(value, str):
-        raise BadData(f'"{name}" is {value!r}; it must be text in quotes')
-    return well_formed(value)
+    _check(isinstance(row[name], str), f'"{name}" is {row[name]!r}; it must be text in quotes')
+    return well_formed(row[name])
 
 
 def _turns(rows: Any) -> tuple[Turn, ...]:
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() == {"role", "text"} for row in rows):
-        raise BadData('turns are a list such as [{"role": "user", "text": "hello"}]')
+    is_list = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() == {"role", "text"} for row in rows)
+    _check(is_list, 'turns are a list such as [{"role": "user", "text": "hello"}]')
     roles = {role.value: role for role in (Role.USER, Role.ASSISTANT)}
-    unknown = [row["role"] for row in rows if not isinstance(row["role"], str) or row["role"] not in roles]
-    if unknown:
-        raise BadData(f"a turn has role {unknown[0]!r}; there are {', '.join(roles)}")
+    for row in rows:
+        _check(row["role"] in list(roles), f"a turn has role {row['role']!r}; there are {', '.join(roles)}")
     return tuple(Turn(roles[row["role"]], _text(row, "text")) for row in rows)
 
 
 def _at(row: Mapping[str, Any]) -> float:
-    at = row["at"]
-    if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at < _LATEST_S:
-        raise BadData(f'"at" is {at!r:.40}; it is a number of seconds from the beginning')
-    return float(at)
+    is_number = isinstance(row["at"], (int, float)) and not isinstance(row["at"], bool)
+    is_valid = is_number and 0 <= row["at"] < _LATEST_S
+    _check(is_valid, f'"at" is {row["at"]!r:.40}; it is a number of seconds from the beginning')
+    return float(row["at"])
 
 
 _FIELDS = {
@@ -134,15 +135,13 @@ _FIELDS = {
 def _cues(row: dict[str, Any], line: int, period_s: float, seed: int) -> list[Cue]:
     at = _at(row)
     kinds = _FIELDS.keys() & row.keys()
-    if len(kinds) != 1:
-        raise BadData(f"exactly one of {', '.join(_FIELDS)} is needed; found {', '.join(sorted(kinds)) or 'none'}")
+    found = ", ".join(sorted(kinds)) or "none"
+    _check(len(kinds) == 1, f"exactly one of {', '.join(_FIELDS)} is needed; found {found}")
     kind = kinds.pop()
     unknown = row.keys() - _FIELDS[kind] - {"at", kind}
-    if unknown:
-        raise BadData(f"{', '.join(sorted(unknown))} cannot be combined with {kind}")
+    _check(not unknown, f"{', '.join(sorted(unknown))} cannot be combined with {kind}")
     if kind == "command":
-        if row["command"] not in _COMMANDS:
-            raise BadData(f'"command" is {row["command"]!r}; there are {", ".join(_COMMANDS)}')
+        _check(row["command"] in _COMMANDS, f'"command" is {row["command"]!r}; there are {", ".join(_COMMANDS)}')
         return [Cue(at, command=row["command"], line=line)]
     if kind == "edit":
         return [Cue(at, history=_turns(row["edit"]), line=line)]
@@ -150,12 +149,10 @@ def _cues(row: dict[str, Any], line: int, period_s: float, seed: int) -> list[Cu
     text = _text(row, kind)
     if kind == "text":
         final = row.get("final", True)
-        if not isinstance(final, bool):
-            raise BadData(f'"final" is {final!r}; it must be true or false')
+        _check(isinstance(final, bool), f'"final" is {final!r}; it must be true or false')
         return [Cue(at, text, utterance, final, line=line)]
     spoken = partials(text, seed=seed)
-    if not spoken:
-        raise BadData('"say" has no words')
+    _check(bool(spoken), '"say" has no words')
     # Speech begins with an empty text; each slice arrives when its period is over.
     return [Cue(at, "", utterance, line=line)] + [
         Cue(at + i * period_s, words, utterance, final=i == len(spoken), line=line) for i, words in enumerate(spoken, 1)

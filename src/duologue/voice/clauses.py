@@ -30,7 +30,7 @@ class Clauses:
         self._start = 0  # of the pending text
         self._text = ""
         self._is_first = True
-        self._is_finished = False
+        self.is_finished = False  # no more text will come
 
     @property
     def has_text(self) -> bool:
@@ -43,15 +43,11 @@ class Clauses:
             self._start, self._text, self._is_first = start, "", True
         self._text += text
 
-    def finish(self) -> None:
-        """No more text will come."""
-        self._is_finished = True
-
     def next(self, *, buffer_low: bool, most: int | None = None) -> Clause | None:
         """The next clause, if there is one, of at most `most` characters. With `buffer_low`, a few words are enough."""
         most = self._most if most is None else max(self._least, min(most, self._most))
         size = self._first_cut() if self._is_first else self._cut(most)
-        if size == 0 and self._is_finished:
+        if size == 0 and self.is_finished:
             size = len(self._text)
         if size == 0 and buffer_low:
             size = self._last_space(most, least=2)
@@ -70,9 +66,9 @@ class Clauses:
     def _cut(self, most: int) -> int:
         """The length up to the end of a sentence, or else of the last clause that is long enough; 0 for none."""
         sentence = next((m.end() for m in _SENTENCE.finditer(self._text) if m.end() >= self._least), 0)
-        if self._is_finished and sentence == 0:
+        if self.is_finished and sentence == 0:
             sentence = len(self._text)
-        if 0 < sentence <= most and (sentence < len(self._text) or self._is_finished):
+        if 0 < sentence <= most and (sentence < len(self._text) or self.is_finished):
             return sentence
         if len(self._text) <= most:
             return 0

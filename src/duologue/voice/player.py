@@ -44,16 +44,12 @@ class _Fader:
     def __init__(self, low: float, *, down: float, up: float) -> None:
         self._low = low
         self._down, self._up = (1.0 - low) / down, (1.0 - low) / up
-        self.volume = self._wanted = 1.0
+        self.volume = 1.0
+        self.is_lowered = False  # whether the volume is `low` or moves there
 
     @property
-    def is_lowered(self) -> bool:
-        """Whether the volume is `low` or moves there."""
-        return self._wanted < 1.0
-
-    def lower(self, is_lowered: bool) -> None:
-        """Move to `low`, or to 1."""
-        self._wanted = self._low if is_lowered else 1.0
+    def _wanted(self) -> float:
+        return self._low if self.is_lowered else 1.0
 
     def jump(self) -> None:
         """Reach the target at once."""
@@ -136,11 +132,11 @@ class Player:
 
     def duck(self, is_ducked: bool) -> None:
         """Lower the volume by 12 dB, or restore it."""
-        self._loudness.lower(is_ducked)
+        self._loudness.is_lowered = is_ducked
 
     def pause(self, is_paused: bool) -> None:
         """Fall silent, or continue from the beginning of the word in which playback fell silent."""
-        self._presence.lower(is_paused)
+        self._presence.is_lowered = is_paused
         if not is_paused and self._presence.volume == 0.0:
             self._loudness.jump()
             self._at = self._word_at()
@@ -162,7 +158,7 @@ class Player:
         self._pieces.clear()
         self._at = self._mark = 0
         for fader in (self._loudness, self._presence):
-            fader.lower(False)
+            fader.is_lowered = False
             fader.jump()
 
     def pull(self, count: int) -> tuple[Samples, list[Position]]:

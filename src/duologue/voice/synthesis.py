@@ -56,15 +56,14 @@ class AnswerSynthesis:
         if answer != self._answer:
             self._answer, self._clauses, self._has_begun = answer, Clauses(), False
         self._clauses.add(start, text)
-        if answer in self._finished:
-            self._clauses.finish()
+        self._clauses.is_finished = answer in self._finished
         self._wake.set()
 
     def finish(self, answer: int) -> None:
         """`answer` is complete. Parts of it may still be spoken, or spoken again."""
         self._finished.append(answer)
         if answer == self._answer:
-            self._clauses.finish()
+            self._clauses.is_finished = True
             self._wake.set()
 
     def forget(self) -> None:

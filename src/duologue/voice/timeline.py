@@ -4,6 +4,7 @@ Times are seconds since the first input sample, the clock of the recording.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 Row: TypeAlias = dict[str, Any]
@@ -18,18 +19,18 @@ KINDS = frozenset(
 """Types of rows that the voice adds; the others are those of the session's events."""
 
 
+@dataclass(slots=True)
 class Timeline:
     """Collects rows if it `keeps` them, and passes each one to `listener`."""
 
-    def __init__(self, listener: Callable[[Row], None] | None = None, *, keeps: bool = True) -> None:
-        self.rows: list[Row] = []
-        self._listener = listener
-        self._keeps = keeps
+    listener: Callable[[Row], None] | None = None
+    keeps: bool = field(default=True, kw_only=True)
+    rows: list[Row] = field(default_factory=list)
 
     def add(self, at: float, kind: str, **more: Any) -> None:
         """Add a row."""
         row = {"at": round(at, 4), "type": kind, **more}
-        if self._keeps:
+        if self.keeps:
             self.rows.append(row)
-        if self._listener is not None:
-            self._listener(row)
+        if self.listener is not None:
+            self.listener(row)

@@ -46,7 +46,7 @@ async def load_engines(
     synthesiser = _synthesiser(voice)
     heard = await asyncio.to_thread(WhisperRecogniser, recogniser, threads=threads, language=language)
     if isinstance(synthesiser, PiperSynthesiser):
-        await synthesiser.start()
+        await synthesiser.speak("Hello.")  # starts the program, so that the first clause does not wait
     await heard.warm_up()
     return Engines(heard, synthesiser)
 

@@ -37,14 +37,6 @@ class PiperSynthesiser:
         self._rate = 0
         self._turn = asyncio.Lock()
 
-    async def start(self) -> None:
-        """Start the program and synthesise once, so that the first clause does not wait.
-
-        Raises:
-            EngineError: the program does not start.
-        """
-        await self.speak("Hello.")
-
     async def speak(self, text: str) -> Speech:
         """See `Synthesiser`."""
         # Shielded: the reply must be read, or the next request would receive it.
