@@ -31,7 +31,7 @@ from duologue.core.events import (
 from duologue.core.input_channel import Memory, Utterance, find_open, join_words
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template, lay_out
-from duologue.core.session import BaseSession, Phase
+from duologue.core.session import BaseSession
 from duologue.errors import require
 from duologue.types import SLICE_PERIOD_S, InputState, Role, Token, Turn
 
@@ -121,13 +121,8 @@ class Tdm(BaseSession):
     # ------------------------------------------------------------------ what can be seen
 
     @property
-    def phase(self) -> Phase:
-        """What the next pass is for: the one that reads a user's words is listening, or overlap beside an answer."""
-        piece = self._slice
-        listening = piece is not None and bool(piece.words) and not piece.is_read
-        if self._answer is not None:
-            return Phase.OVERLAP if listening else Phase.SPEAKING
-        return Phase.LISTENING if listening else Phase.SILENCE
+    def _is_listening(self) -> bool:
+        return self._slice is not None and bool(self._slice.words) and not self._slice.is_read
 
     @property
     def history(self) -> list[Turn]:

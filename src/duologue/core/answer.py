@@ -12,7 +12,7 @@ from duologue.core.prompt import Detokenizer
 from duologue.core.transitions import Interruptible
 from duologue.types import Role, Token, Turn
 
-_CJK = 0x2E80  # from here on, scripts are written without spaces: every character counts as a word
+_CJK = "\u2e80"  # from here on, scripts are written without spaces: every character counts as a word
 
 
 @final
@@ -141,8 +141,5 @@ class Answer:
         if position >= len(self.text):
             return self.finished is not None
         before, after = self.text[position - 1], self.text[position]
-        if before.isspace():
-            return False
-        if ord(before) >= _CJK or ord(after) >= _CJK:
-            return True
-        return not all(each.isalnum() or each in "'’_" for each in (before, after))
+        is_inside = all(each.isalnum() or each in "'’_" for each in (before, after))
+        return not before.isspace() and (max(before, after) >= _CJK or not is_inside)

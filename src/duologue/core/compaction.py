@@ -24,11 +24,6 @@ class Compaction:
         self._template = template
         self._cache = cache
 
-    @property
-    def backlog(self) -> int:
-        """Tokens that wait to be fed."""
-        return self.sequence.num_waiting
-
     def plan(self, limit: int | None) -> None:
         """Feed part of it: at most `limit` tokens if nothing waits for it (None: what is left of the pass)."""
         if self.sequence.fed is not None:

@@ -262,11 +262,6 @@ class InputChannel:
     # ------------------------------------------------------------------ what is being heard
 
     @property
-    def needs_score(self) -> bool:
-        """Whether there are words that have not been judged."""
-        return self.current is not None and self.current.needs_score
-
-    @property
     def backlog(self) -> int:
         """About how many tokens wait to be fed, the probe included and those in flight excluded."""
         heard = self.current

@@ -89,13 +89,13 @@ class OutputChannel:
     def compaction_backlog(self) -> int:
         """Tokens of a compaction that nothing waits for."""
         compaction = self.compaction
-        return 0 if compaction is None or compaction.is_awaited else compaction.backlog
+        return 0 if compaction is None or compaction.is_awaited else compaction.sequence.num_waiting
 
     def backlog(self, lookahead: int) -> int:
         """Tokens that wait to be fed, excluding those of the other two backlogs."""
         own = 0 if self._is_ahead(lookahead // 2 + 1) else self.sequence.num_waiting
         compaction = self.compaction
-        return own + (compaction.backlog if compaction is not None and compaction.is_awaited else 0)
+        return own + (compaction.sequence.num_waiting if compaction is not None and compaction.is_awaited else 0)
 
     def deferrable_backlog(self, lookahead: int) -> int:
         """Tokens that continue an answer that is well ahead of its listener."""

@@ -56,9 +56,16 @@ class BaseSession(ABC):
         return self._log.now
 
     @property
-    @abstractmethod
     def phase(self) -> Phase:
         """What the next pass is for."""
+        if self.running is not None:
+            return Phase.OVERLAP if self._is_listening else Phase.SPEAKING
+        return Phase.LISTENING if self._is_listening else Phase.SILENCE
+
+    @property
+    @abstractmethod
+    def _is_listening(self) -> bool:
+        """Whether the next pass reads words of the user that have not been judged."""
 
     @property
     @abstractmethod
@@ -276,10 +283,8 @@ class Session(BaseSession):
         return Floor.SPEAKING if self.running.num_heard else Floor.PREPARED
 
     @property
-    def phase(self) -> Phase:
-        if self.running is not None:
-            return Phase.OVERLAP if self._input.needs_score else Phase.SPEAKING
-        return Phase.LISTENING if self._input.needs_score else Phase.SILENCE
+    def _is_listening(self) -> bool:
+        return self._input.current is not None and self._input.current.needs_score
 
     @property
     def history(self) -> list[Turn]:
