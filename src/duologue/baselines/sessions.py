@@ -1,7 +1,7 @@
 """All kinds of sessions by name; and those that differ from `Session` in a few methods."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, final
 
@@ -117,9 +117,11 @@ class Vad(_Gated):
         elif self._input.current is not None and self.floor is Floor.PREPARED:
             self._take_back()
 
-    def _waits(self) -> Iterator[tuple[float, Callable[[], None]]]:
-        yield from super()._waits()
+    def _waits(self) -> list[tuple[float, Callable[[], None]]]:
+        waits = super()._waits()
         said = self._input.current
         if said is not None and said.text and not said.deferred:  # it waits for silence
             ended = all(one.final for one in said.utterances)
-            yield said.changed_at + (self.policy.settle_s if ended else self.policy.patience_s), self._answer_gathered
+            pause = self.policy.settle_s if ended else self.policy.patience_s
+            waits.append((said.changed_at + pause, self._answer_gathered))
+        return waits

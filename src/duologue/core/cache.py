@@ -107,8 +107,10 @@ class TokenSequence:
 
 def _num_same(old: Sequence[Token], new: Sequence[Token]) -> int:
     """How many tokens both begin with."""
-    pairs = enumerate(zip(old, new, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
+    for i, (a, b) in enumerate(zip(old, new, strict=False)):
+        if a != b:
+            return i
+    return min(len(old), len(new))
 
 
 @dataclass(frozen=True, slots=True)

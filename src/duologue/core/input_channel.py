@@ -84,6 +84,7 @@ class _Hold:
 
 
 @final
+@dataclass(slots=True, eq=False)
 class Input:
     """A user turn that is being heard: one or more utterances, and the sequence that they are fed to.
 
@@ -91,28 +92,26 @@ class Input:
     `fork.opening`, the opener of the user's turn and the words.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], now: float, *, interrupted: int | None = None) -> None:
-        self.utterances = list(utterances)
-        self.sequence: TokenSequence | None = None
-        self.fork: ForkPoint | None = None
-        self.changed_at = now  # session time when the words last changed
-        self.version = 0  # counts changes of the words
-        self.scored = -1  # the version that was last judged
-        self.decision: Decision | None = None
-        self.deferred = False  # decided process, waiting for the floor or for room
-        self.interrupted = interrupted  # the answer that an earlier part of this turn cut
-        self._hold: _Hold | None = None
-        self._ids: tuple[str, bool, tuple[Token, ...]] | None = None  # of which words, whether first, as ids
+    utterances: list[Utterance]
+    changed_at: float  # session time when the words last changed
+    interrupted: int | None = None  # the answer that an earlier part of this turn cut
+    sequence: TokenSequence | None = None
+    fork: ForkPoint | None = None
+    text: str = field(init=False)  # the words of the turn so far
+    version: int = 0  # counts changes of the words
+    scored: int = -1  # the version that was last judged
+    decision: Decision | None = None
+    deferred: bool = False  # decided process, waiting for the floor or for room
+    _hold: _Hold | None = None
+    _ids: tuple[str, bool, tuple[Token, ...]] | None = None  # of which words, whether first, as ids
+
+    def __post_init__(self) -> None:
+        self.text = join_words(self.utterances)
 
     @property
     def id(self) -> str:
         """Id of the newest utterance, which events name."""
         return self.utterances[-1].id
-
-    @property
-    def text(self) -> str:
-        """The words of the turn so far."""
-        return join_words(self.utterances)
 
     @property
     def needs_score(self) -> bool:
@@ -142,6 +141,7 @@ class Input:
         self.version += 1
         self.decision = None
         self.deferred = False
+        self.text = join_words(self.utterances)
 
     def hold(self) -> None:
         """Record that the words wait as they are."""
@@ -163,7 +163,7 @@ class Input:
         held, newest = self.utterances[: hold.num_utterances], self.utterances[hold.num_utterances :]
         if join_words(held) != hold.text:
             return []  # the decision also covers the held words
-        self.utterances = held
+        self.utterances, self.text = held, hold.text
         self.version += 1
         self.scored, self.decision, self.deferred = self.version, hold.decision, hold.deferred
         self.changed_at = hold.changed_at
@@ -304,6 +304,8 @@ class InputChannel:
         has_grown, known.text, known.final, known.skip = known.text != text, text, final, num_answered
         if has_grown:
             self.words_changed()
+        else:
+            self.heard.text = join_words(self.heard.utterances)
         return True
 
     def retract(self, utterance: str) -> bool:

@@ -9,7 +9,7 @@ discarded.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -322,7 +322,8 @@ class Session(BaseSession):
 
     @property
     def next_deadline(self) -> float | None:
-        return min((at for at, _ in self._waits()), default=None)
+        waits = self._waits()
+        return min(at for at, _ in waits) if waits else None
 
     @property
     def _lookahead(self) -> int:
@@ -622,18 +623,20 @@ class Session(BaseSession):
 
     # ------------------------------------------------------------------ time
 
-    def _waits(self) -> Iterator[tuple[float, Callable[[], None]]]:
+    def _waits(self) -> list[tuple[float, Callable[[], None]]]:
         """What will be done if nothing else happens, and when (session time)."""
-        answer, heard = self.running, self._input.current
+        answer, heard, waits = self._output.answer, self._input.current, []
         if answer and not answer.is_released:
-            yield answer.begun_at + self.policy.settle_s, self._output.release
+            waits.append((answer.begun_at + self.policy.settle_s, self._output.release))
         if heard and heard.is_waiting:
-            yield heard.changed_at + self.policy.patience_s, self._lose_patience
+            waits.append((heard.changed_at + self.policy.patience_s, self._lose_patience))
+        return waits
 
     def _act_on_time(self) -> None:
-        act = next((act for at, act in self._waits() if at <= self.now), None)
-        if act is not None:
-            act()
+        for at, act in self._waits():
+            if at <= self.now:
+                act()
+                break
 
     def _lose_patience(self) -> None:
         """Act on incomplete words, or an onset without words, after which nothing more came (choice 7)."""
