@@ -153,7 +153,7 @@ class Conversations:
         leases = {conversation.id: conversation.lease for conversation in self if conversation.lease is not None}
         for name, lease in leases.items():
             if not await asyncio.to_thread(lease.renew) and (conversation := self._open.get(name)) is not None:
-                conversation.close("another server has it")
+                conversation.close("another server took it over")
 
     async def drain(self) -> None:
         """Stop admitting conversations; return when all answers have been heard, or after the time limit."""

@@ -55,7 +55,7 @@ class Duplex:
         self._is_over = False
 
     async def run(self) -> None:
-        """Until the client leaves, or the conversation ends."""
+        """Serve the client until it leaves or the conversation ends."""
         try:
             async for message in self._wire.messages():
                 if isinstance(message, BadData):
@@ -82,12 +82,12 @@ class Duplex:
         return self._conversation is not None
 
     async def make_way(self) -> None:
-        """Others need the connection, on which nothing has begun."""
+        """Close the connection, on which no conversation has begun, to make room for others."""
         self._is_over = True
         await self._wire.close(CloseCode.TRY_LATER, "nothing was sent, and others wait")
 
     def replaced(self) -> None:
-        """Another connection has the conversation: this one ends."""
+        """End this connection, because another one has taken over the conversation."""
         if self._voice is not None:
             self._voice.leave()
         if self._sender is not None:
@@ -109,7 +109,7 @@ class Duplex:
         kind, number = message["type"], message.get("id")
         number = number if isinstance(number, (str, int)) else None
         if kind not in MESSAGES:
-            return  # of a later version of the protocol
+            return  # it belongs to a later version of the protocol
         try:
             await self._carry_out(kind, read(MESSAGES[kind], message), number)
         except EngineFull as error:
@@ -132,7 +132,7 @@ class Duplex:
         conversation = self._conversation or await self._start(read(MESSAGES["start"], {}))
         if isinstance(number, int):
             if number <= conversation.taken:
-                return  # it came before the connection was cut
+                return  # it arrived before the connection was lost
             conversation.taken = number
         handle = conversation.handle
         match kind:
@@ -161,7 +161,7 @@ class Duplex:
 
     async def _start(self, fields: dict[str, Any]) -> Conversation:
         if self._conversation is not None:
-            raise UsageError("the conversation has begun; end it, or connect again for another one")
+            raise UsageError("the conversation has already begun; end it, or connect again for another one")
         is_new = fields["session"] is None
         conversation = await (self._open(fields) if is_new else self._find(fields["session"]))
         events = conversation.events
@@ -205,7 +205,7 @@ class Duplex:
     async def _find(self, session: str) -> Conversation:
         found = await self._conversations.find(session)
         if found is None:
-            raise UsageError("no conversation has this name any more; start without one")
+            raise UsageError("there is no longer a conversation with this name; start without one")
         return found
 
     def _make_voice(self, conversation: Conversation, settings: VoiceSettings | None) -> DuplexVoice | None:
@@ -215,7 +215,7 @@ class Duplex:
         return DuplexVoice(conversation, settings, voices, self._wire, failed=self._lose_voice)
 
     async def _use_voice(self, voice: DuplexVoice | None) -> None:
-        """Speak and listen with `voice` instead of the one that there was."""
+        """Speak and listen with `voice` instead of the current voice."""
         before, self._voice = self._voice, voice
         self._wire.accepts_sound = voice is not None
         if before is not None:
@@ -224,7 +224,7 @@ class Duplex:
             voice.start()
 
     async def _lose_voice(self, error: Exception) -> None:
-        """The voice failed: the conversation goes on without one. Its own task calls this, so it is not awaited."""
+        """Continue without a voice, because it failed. The task of the voice calls this, so it is not awaited."""
         conversation = self._conversation
         assert conversation is not None, "a voice has a conversation"
         self._voice, self._wire.accepts_sound = None, False
@@ -255,7 +255,7 @@ class Duplex:
             if settings.voice is not None and conversation.settings.hearing != "reported":
                 raise UsageError('a conversation gets a voice only where "hearing" is "reported"')
             if self._voice is not None:
-                self._voice.leave()  # at once: the new voice may take its place
+                self._voice.leave()  # at once, so that the new voice can take its slot
             await self._use_voice(self._make_voice(conversation, settings.voice))
         if fields["eagerness"] is not None or fields["voice"] is not None:
             conversation.handle.adjust(settings.policy(self._conversations.model))

@@ -19,19 +19,19 @@ from duologue.voice.sound import Samples, from_pcm16, to_pcm16
 from duologue.voice.timeline import KINDS, Row
 from duologue.voice.voice import VoiceConfig
 
-_MOST_WAITING = 500  # messages that a client has not taken
+_MOST_WAITING = 500  # messages that wait for a client
 log = logging.getLogger("duologue.server")
 
 
 class TooSlow(EngineError):
-    """A client does not take what it is sent."""
+    """A client does not read what it is sent."""
 
 
 class DuplexVoice:
-    """The sound of one connection, until it is closed. `failed` is awaited once if it cannot go on.
+    """The sound of one connection, until it is closed. `failed` is awaited once if the voice fails.
 
     Raises:
-        EngineFull: no place for a voice is free.
+        EngineFull: no voice slot is free.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class DuplexVoice:
         self._stream.start(lambda: self._follow(begin), self._send)
 
     async def hear(self, data: bytes) -> None:
-        """Take sound from the client. Waits if it comes faster than it can have been said.
+        """Take sound from the client. Waits if it arrives faster than real time.
 
         Raises:
-            BadData: half a sample.
+            BadData: the sound ends within a sample.
         """
         await self._stream.pacer.hear(from_pcm16(data))
 
     def _take_up(self) -> None:
-        """An answer that is running already goes on from where it was heard."""
+        """Speak an answer that is already running, from where it has been heard."""
         session, voice = self._conversation.handle.session, self._stream.voice
         running = session.running
         if running is None or not running.is_released:

@@ -1,4 +1,4 @@
-"""What a Realtime client asks for, carried out on its session."""
+"""Carries out the requests of a Realtime client on its session."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -26,20 +26,20 @@ _MOST_DRAFTS = 64
 
 
 class Commands:
-    """Carries out the client's events, one after the other."""
+    """Carries out the client's events, one after another."""
 
     def __init__(self, session: RealtimeSession, *, speak: Callable[["Commands"], object]) -> None:
-        """`speak` makes sure that there is a voice; it raises `EngineFull` if there cannot be one."""
+        """`speak` makes sure that there is a voice, and raises `EngineFull` if no slot is free."""
         self.session = session
         self._speak = speak
-        self._drafts: dict[str, str] = {}  # words that grow while nobody is to judge them
+        self._drafts: dict[str, str] = {}  # growing words that are not judged
         self._has_reports = False  # the client reports what has been heard
 
     def take(self, message: Mapping[str, Any]) -> None:
-        """Carry out an event. The session must have taken all events that came before.
+        """Carry out an event. The session must have processed all earlier events.
 
         Raises:
-            Rejection, UsageError, EngineError: it is not done, and nothing else changed.
+            Rejection, UsageError, EngineError: the event was refused, and nothing changed.
         """
         kind, fields = message["type"], read_event(message, is_duplex=self.session.is_duplex)
         if kind == "response.create":
@@ -64,7 +64,7 @@ class Commands:
             self._speak(self)
         self._configure(config)
         if session.running is None and not session.listening.items and session.request is None:
-            session.history.sync(config.instructions, session.items.answered)  # now, since it takes a while
+            session.history.sync(config.instructions, session.items.answered)  # at once, since it takes a while
         session.tell_config("session.updated")
 
     def _configure(self, config: RealtimeConfig) -> None:
@@ -80,7 +80,7 @@ class Commands:
         session.handle.limit(session.max_tokens)
 
     def mute(self) -> None:
-        """The voice has failed: from now on the session is one in text."""
+        """Continue the session in text, because the voice has failed."""
         self._configure(replace(self.session.config, is_audio=False, has_voice=False))
         self.session.tell_config("session.updated")
 
@@ -101,7 +101,7 @@ class Commands:
         running, response = session.running, session.response
         is_unheard = running is not None and not running.num_heard and not session.listening.items
         if is_unheard and response is not None and response.is_done and not self._has_reports:
-            session.handle.hear_out()  # a program, faster than any reader: it has got what it waited for
+            session.handle.hear_out()  # faster than any reader, so a program, which has everything that it waited for
         if session.running is not None or session.listening.items:
             session.hear(item)
 
@@ -148,21 +148,21 @@ class Commands:
         if session.adopt(request):
             return
         if session.request is not None:
-            raise Rejection("a response that was asked for is about to begin; wait for response.done", code=ACTIVE)
+            raise Rejection("a requested response is about to begin; wait for response.done", code=ACTIVE)
         if (why := session.pop_verdict()) is not None:
             raise Rejection(why, code=ACTIVE)
         running, response = session.running, session.response
         if running is None:
             session.start(request)
         elif session.listening.items:
-            session.request = request  # until it is known what becomes of the words
+            session.request = request  # until the words have been decided on
         elif response is None:
-            session.request = request  # it is prepared, and may be heard now
+            session.request = request  # the answer is prepared, and may be heard now
             session.handle.respond()
         elif not response.is_done:
             raise Rejection("a response is in progress; wait for response.done, or cancel it", code=ACTIVE)
         else:
-            session.handle.hear_out()  # who asks for the next one has got this one
+            session.handle.hear_out()  # a client that requests the next answer has heard this one
             session.start(request)
 
     def _cancel(self, fields: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ class Commands:
         detection, running = session.config.turn_detection, session.running
         is_free = running is None and not listening.items
         if detection is None:
-            is_judged = listening.is_growing(label)  # from before it was switched off
+            is_judged = listening.is_growing(label)  # from before turn detection was switched off
         else:
             is_judged = label not in self._drafts and (detection.create_response or not is_free)
         if not is_judged:
@@ -245,7 +245,7 @@ class Commands:
         grown = [utterance for _, utterance in listening.grown if wanted in (None, utterance.label)]
         drafts = [label for label in self._drafts if wanted in (None, label)]
         if not grown and not drafts:
-            raise Rejection("there are no such words to take back", code="input_not_active")
+            raise Rejection("there are no such words to cancel", code="input_not_active")
         for label in drafts:
             del self._drafts[label]
         for utterance in grown:

@@ -23,10 +23,10 @@ from duologue.server.voice import needed
 from duologue.server.wire import CloseCode, Wire
 
 MOST_WAITING = 4096  # events for a client that reads slowly
-_ROOM = 256  # while more wait, no more requests are carried out
-_MOST_ORDERS = 64  # messages that wait behind a commit; more wait in the network
-_ABOUT_SOUND = ("session.update", "input_audio_buffer.clear")  # they divide the sound that is appended
-_LAST_WORDS_S = 2.0  # for a client to take what is left
+_ROOM = 256  # while more events wait, no requests are carried out
+_MOST_ORDERS = 64  # messages that wait behind a commit; further ones wait in the network
+_ABOUT_SOUND = ("session.update", "input_audio_buffer.clear")  # these divide the appended sound
+_LAST_WORDS_S = 2.0  # within which a client reads the remaining events
 
 
 class Outbox:
@@ -48,12 +48,12 @@ class Outbox:
         self._changed.set()
 
     def finish(self) -> None:
-        """No more events will come."""
+        """Accept no more events."""
         self._is_over = True
         self._changed.set()
 
     async def run(self) -> None:
-        """Send until the client is gone, or everything was sent after `finish`."""
+        """Send until the client is gone, or until everything is sent after `finish`."""
         while True:
             self._changed.clear()
             if self._waiting:
@@ -66,14 +66,14 @@ class Outbox:
                 await self._changed.wait()
 
     async def room(self) -> None:
-        """Wait until the client has taken most of what was sent: a client that does not read cannot ask for more."""
+        """Wait until the client has read most of what was sent. A client that does not read cannot request more."""
         while len(self._waiting) > _ROOM:
             self._changed.clear()
             await self._changed.wait()
 
 
 class Realtime:
-    """One connection. The conversation lives as long as it does."""
+    """One connection. The conversation ends with it."""
 
     def __init__(self, socket: WebSocket, conversations: Conversations, config: ServerConfig) -> None:
         self._conversations = conversations
@@ -81,15 +81,15 @@ class Realtime:
         self._is_duplex = socket.query_params.get("duplex", "") in ("1", "true")
         self._wire = Wire(socket, config, is_busy=self._is_busy)
         self._outbox = Outbox(self._wire)
-        self.session: RealtimeSession | None = None  # to be read
+        self.session: RealtimeSession | None = None  # read only
         self._conversation: Conversation | None = None
-        self._num_taken = 0  # events of the conversation that the session has
+        self._num_taken = 0  # events of the conversation that the session has processed
         self._is_over = False
         self._voice: RealtimeVoice | None = None  # from the first sound on
         self._orders: asyncio.Queue[dict[str, Any] | BadData] = asyncio.Queue(_MOST_ORDERS)  # not carried out yet
 
     async def run(self) -> None:
-        """Until the client leaves, or the conversation ends."""
+        """Serve the client until it leaves or the conversation ends."""
         try:
             settings = ConversationSettings(hearing=self._config.words_per_second)
             conversation = self._conversation = await self._conversations.open(settings)
@@ -117,17 +117,17 @@ class Realtime:
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has a conversation: always, or it is about to end."""
+        """Whether it has a conversation: always, unless it is about to end."""
         return True
 
     async def make_way(self) -> None:
-        """Never needed: see `has_begun`."""
+        """Never needed; see `has_begun`."""
 
     def replaced(self) -> None:
-        """Nobody else can have the conversation: its name is not told."""
+        """Never needed: nobody else knows the name of the conversation."""
 
     async def _exchange(self, conversation: Conversation, session: RealtimeSession) -> None:
-        """Both ways at once, until one of them ends; then the other does."""
+        """Send and receive until one of them ends; then end the other."""
         commands = Commands(session, speak=self._speaking)
         telling = asyncio.create_task(self._tell(conversation, session), name="duologue-realtime-teller")
         sending = asyncio.create_task(self._outbox.run(), name="duologue-realtime-sender")
@@ -170,9 +170,10 @@ class Realtime:
         self._outbox.finish()
 
     async def _read(self, commands: Commands) -> None:
-        """Read what the client sends. Sound goes to the voice as it comes. Everything else is carried out in order by
-        `_take`, so that what follows a commit finds its words: a `response.create` answers them, a `response.cancel`
-        after that is about that response, and so on, without a rule for each pair."""
+        """Read what the client sends. Sound goes to the voice as it arrives; `_take` carries out the rest in order.
+
+        A message behind a commit therefore finds the words of the commit: a `response.create` answers them, a following
+        `response.cancel` refers to that response, and so on, without a rule for each pair."""
         async for message in self._wire.messages():
             assert not isinstance(message, bytes), "binary messages are not accepted here"
             await self._outbox.room()
@@ -184,7 +185,7 @@ class Realtime:
         await self._orders.join()
 
     async def _hear(self, message: dict[str, Any] | BadData, commands: Commands) -> bool:
-        """Take sound, and note where it ends, on a server with a voice. Returns whether the message is done with."""
+        """On a server with a voice, take sound and note where it ends. Returns whether the message is dealt with."""
         if self._conversations.voices is None or isinstance(message, BadData):
             return False
         with self._refusing(message):
@@ -193,13 +194,13 @@ class Realtime:
                 await self._speaking(commands).append(audio)
                 return True
             if message["type"] == "input_audio_buffer.commit":
-                await self._orders.join()  # one at a time: what waits to be recognised stays small
+                await self._orders.join()  # one at a time, so that little sound waits for recognition
                 self._speaking(commands).commit()
             return False
         return True  # it was refused
 
     async def _take(self, session: RealtimeSession, commands: Commands) -> None:
-        """Carry out what the client asks for."""
+        """Carry out the client's requests."""
         while True:
             message = await self._orders.get()
             await self._outbox.room()
@@ -227,7 +228,7 @@ class Realtime:
 
     @contextmanager
     def _refusing(self, message: dict[str, Any] | BadData) -> Iterator[None]:
-        """Report what cannot be done; the connection goes on."""
+        """Report requests that are refused, and continue."""
         try:
             yield
         except (UsageError, EngineError) as error:
@@ -240,7 +241,7 @@ class Realtime:
         return self._voice
 
     async def _catch_up(self) -> None:
-        """Wait until all events have been translated: requests are judged by the present state."""
+        """Wait until all events have been translated, because requests depend on the current state."""
         conversation = self._conversation
         while (
             conversation is not None

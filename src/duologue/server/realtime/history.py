@@ -17,12 +17,14 @@ from duologue.types import Role, Token, Turn, well_formed
 
 
 class History:
-    """The session's history and system prompt. They are compared with the items and instructions before the session
-    hears or answers something, and replaced only if they differ: a client may get to the same state in many steps.
+    """The session's history and system prompt.
+
+    Before the session hears or answers something, they are compared with the items and the instructions, and replaced
+    only if they differ, since a client may reach the same state in many steps.
     """
 
     def __init__(self, handle: Handle, model: Model, default: str) -> None:
-        self.num_trimmed = 0  # turns that the session has left out for want of room
+        self.num_trimmed = 0  # turns that the session has left out for lack of room
         self._handle = handle
         self._model = model
         self._default = default  # the server's instructions; empty: the model's own
@@ -32,19 +34,19 @@ class History:
 
     @property
     def session(self) -> Session:
-        """The session whose history it is."""
+        """The session that the history belongs to."""
         assert isinstance(self._handle.session, Session), "conversations of the server have one"
         return self._handle.session
 
     async def prepare(self, instructions: str, items: list[Item]) -> None:
-        """Tokenise in a thread what `check` and `sync` will want of these, if that takes long."""
+        """Tokenise in a thread what `check` and `sync` will need, if that takes long."""
         if len(instructions) > self._most_characters:
-            return  # `check` refuses it
+            return  # `check` will refuse it
         template = await off_loop(len(instructions), self._template, instructions)
         wanted = self._missing(instructions, items)
         if wanted is not None:
             size = sum(len(turn.text) + PER_TURN for turn in wanted)
-            with suppress(UsageError):  # which `sync` raises, too
+            with suppress(UsageError):  # `sync` will raise it
                 self._laid_out = wanted, template, await off_loop(size, self._fit, wanted, template)
 
     def check(self, instructions: str) -> None:
@@ -55,7 +57,7 @@ class History:
         is_longer = len(instructions) > self._most_characters
         if is_longer or len(self._template(instructions).begin) > limit:
             raise Rejection(
-                f"instructions may have {limit} tokens: more leave too little room for a conversation",
+                f"instructions may have at most {limit} tokens; more leave too little room for a conversation",
                 code="string_above_max_length",
                 param="instructions",
             )
@@ -65,15 +67,15 @@ class History:
         limit = self.session.config.max_user_text
         if len(text) > MAX_CHARACTERS_PER_TOKEN * limit or len(self.session.template.user(text, first=False)) > limit:
             raise Rejection(
-                f"the words of one turn may have {limit} tokens in all; say them in parts",
+                f"the words of one turn may have at most {limit} tokens in all; say them in parts",
                 code="string_above_max_length",
                 param="item.content",
             )
 
     def sync(self, instructions: str, items: list[Item], *, is_forced: bool = False) -> bool:
-        """Set the session's history to `items` under `instructions`. Returns whether it had to be changed.
+        """Set the session's history to `items` under `instructions`. Returns whether it had to change.
 
-        If so, or with `is_forced`, a running answer and what was being heard have been given up.
+        If so, or with `is_forced`, a running answer and the words being heard are given up.
 
         Raises:
             TemplateError: the model's chat template does not allow such a history.
@@ -95,7 +97,7 @@ class History:
         return True
 
     def _missing(self, instructions: str, items: list[Item]) -> list[Turn] | None:
-        """What the history has to be set to; None if it is as it should be."""
+        """The history that has to be set; None if it is right already."""
         wanted, has = turns(items), merged(self.session.history)
         if self.num_trimmed and has and wanted[len(wanted) - len(has) :] == has:
             wanted = has
@@ -124,8 +126,9 @@ class History:
 
 
 def turns(items: Iterable[Item]) -> list[Turn]:
-    """The history that `items` are. System items belong to the user's turn: a model's template has no place for more
-    than one system prompt."""
+    """The history that `items` stand for.
+
+    System items become part of the user's turn, because chat templates allow only one system prompt."""
     return merged(
         Turn(Role.ASSISTANT, item.text) if item.role == "assistant" else Turn(Role.USER, item.text.strip())
         for item in items
@@ -133,7 +136,7 @@ def turns(items: Iterable[Item]) -> list[Turn]:
 
 
 def merged(history: Iterable[Turn]) -> list[Turn]:
-    """`history` without empty turns, successive turns of one side joined."""
+    """`history` without empty turns, and with consecutive turns of the same side joined."""
     parts: list[tuple[Role, list[str]]] = []
     for turn in history:
         if not turn.text.strip():

@@ -1,4 +1,4 @@
-"""The items of a Realtime conversation: those that the client sees and may change, and those that are being heard."""
+"""The items of a Realtime conversation: those that the client sees and can change, and those that are being heard."""
 
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,12 +9,12 @@ from duologue.server.fields import Rejection
 from duologue.server.realtime.messages import MOST_ID
 from duologue.types import well_formed
 
-MOST_ITEMS = 1000  # of a conversation; beyond, the oldest is deleted
-MOST_CHARACTERS = 1 << 18  # of all items; the same
+MOST_ITEMS = 1000  # in a conversation; if there are more, the oldest is deleted
+MOST_CHARACTERS = 1 << 18  # of all items; likewise
 
 
-_PREFIX = "text:"  # of an utterance's name in the session, which keeps it apart from the ids of items
-_MOST_KEPT = 64  # utterances that may go on
+_PREFIX = "text:"  # of an utterance's name in the session, to distinguish it from the ids of items
+_MOST_KEPT = 64  # utterances that may continue
 
 
 def new_id(kind: str) -> str:
@@ -24,31 +24,31 @@ def new_id(kind: str) -> str:
 
 @dataclass(eq=False, slots=True)
 class Utterance:
-    """Words that grow: of `input.text.append`, or spoken."""
+    """Growing words, from `input.text.append` or spoken."""
 
     label: str  # the client's name for it
     name: str  # the session's; used once
     text: str = ""  # all of it so far
-    answered: str = ""  # what of it belongs to turns that are over
-    _before: str = ""  # the same without the newest turn
+    answered: str = ""  # the part that belongs to earlier turns
+    _before: str = ""  # that part without the newest turn
 
     def answer(self) -> None:
-        """All of it so far is being answered."""
+        """Record that all of it so far is being answered."""
         self._before, self.answered = self.answered, self.text
 
     def take_back(self) -> None:
-        """The answer was taken back: its turn goes on."""
+        """Record that the answer was taken back: its turn continues."""
         self.answered, self._before = self._before, ""
 
     @property
     def unanswered(self) -> str:
-        """The words of the turn that is open."""
+        """The words of the open turn."""
         return self.text.removeprefix(self.answered).strip()
 
 
 @dataclass(eq=False, slots=True)
 class Item:
-    """A message. `text` is what counts of it: of the assistant's, what was said, and once it was cut, what was heard.
+    """A message. The `text` of the assistant's is what was said or, after a cut, what was heard.
 
     An item with an `utterance` grows, and joins the conversation when it is answered.
     """
@@ -62,20 +62,20 @@ class Item:
     played: list[tuple[float, int]] = field(default_factory=list)  # seconds of its sound, characters that end there
 
     def length_at(self, seconds: float, rate: float) -> int:
-        """Characters that are heard within `seconds`: by its sound, or at `rate` characters per second."""
+        """Characters heard within `seconds`, by its sound or at `rate` characters per second."""
         if not self.is_audio:
             return int(seconds * rate)
         return max((length for at, length in self.played if at <= seconds), default=0)
 
     def seconds_at(self, length: int, rate: float) -> float:
-        """The reverse: when `length` characters have been heard."""
+        """The inverse: the time at which `length` characters have been heard."""
         if not self.is_audio:
             return length / rate
         last = self.played[-1][0] if self.played else 0.0
         return next((at for at, position in self.played if position >= length), last)
 
     def as_json(self) -> dict[str, Any]:
-        """As the protocol shows it."""
+        """The item in the form of the protocol."""
         kind = "output" if self.role == "assistant" else "input"
         part = {"type": f"{kind}_text", "text": self.text}
         if self.is_audio:
@@ -88,7 +88,7 @@ class Item:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Item":
-        """The item that a client describes. Raises `Rejection` for one that there cannot be."""
+        """The item that a client describes. Raises `Rejection` if it is invalid."""
         kind, role, name, content = row.get("type", "message"), row.get("role"), row.get("id"), row.get("content") or []
         if kind != "message":
             raise Rejection(f"items of type {kind!r:.40} are not supported: there are no tools", param="item.type")
@@ -126,7 +126,7 @@ class Items:
         return iter(self._items)
 
     def find(self, name: str) -> Item | None:
-        """The item with that id."""
+        """The item with this id."""
         return next((item for item in self._items if item.id == name), None)
 
     def add(self, item: Item, *, before: Item | None = None) -> None:
@@ -134,10 +134,10 @@ class Items:
         self._items.insert(self._items.index(before) if before in self._items else len(self._items), item)
 
     def insert(self, item: Item, previous: str | None) -> bool:
-        """Put `item` behind the one with the id `previous` ("root": first; None: last). Returns whether it is last.
+        """Put `item` after the one with the id `previous` ("root": first; None: last). Returns whether it is last.
 
         Raises:
-            Rejection: an item has its id already, or none has the id `previous`.
+            Rejection: the id is taken, or no item has the id `previous`.
         """
         if self.find(item.id) is not None:
             message = f"there is an item {item.id!r} already"
@@ -156,23 +156,23 @@ class Items:
         return at == len(self._items) - 1
 
     def remove(self, item: Item) -> None:
-        """Remove `item` if it is there."""
+        """Remove `item` if it is present."""
         if item in self._items:
             self._items.remove(item)
 
     def pop_surplus(self) -> Item | None:
-        """Remove and return the oldest item if there are too many, or too long ones."""
+        """Remove and return the oldest item if the items are too many or too long."""
         is_surplus = len(self._items) > MOST_ITEMS or sum(len(item.text) for item in self._items) > MOST_CHARACTERS
         return self._items.pop(0) if is_surplus and len(self._items) > 1 else None
 
     def previous(self, item: Item) -> str | None:
-        """Id of the item before `item`; None if it is the first, or not there."""
+        """Id of the item before `item`; None if it is the first, or missing."""
         at = self._items.index(item) if item in self._items else 0
         return self._items[at - 1].id if at else None
 
     @property
     def unanswered(self) -> list[Item]:
-        """The items behind the newest one of the assistant."""
+        """The items after the newest one of the assistant."""
         at = len(self._items)
         while at and self._items[at - 1].role != "assistant":
             at -= 1
@@ -185,35 +185,35 @@ class Items:
 
 
 def words(items: Iterable[Item]) -> str:
-    """The user's turn that `items` are, as a session joins utterances."""
+    """The user's turn that consists of `items`, joined as a session joins utterances."""
     return " ".join(text for item in items if (text := item.text.strip()))
 
 
 @dataclass(eq=False, slots=True)
 class Listening:
-    """Items in the order in which they were said.
+    """The items being heard, in the order in which they were said.
 
-    A client may use the label of an utterance again when it has ended; the session's names are used once.
+    A client may reuse the label of an utterance that has ended; the session's names are used once.
     """
 
     items: list[Item] = field(default_factory=list)
-    turn: list[Item] = field(default_factory=list)  # what the newest answer answers
+    turn: list[Item] = field(default_factory=list)  # those that the newest answer answers
     _growing: dict[str, Utterance] = field(default_factory=dict)  # by label
     _num_names: int = 0
 
     @property
     def newest(self) -> Item | None:
-        """What was said last."""
+        """The newest item."""
         return self.items[-1] if self.items else None
 
     @property
     def typed(self) -> list[Item]:
-        """Those that are in the conversation already."""
+        """The items that are already in the conversation."""
         return [item for item in self.items if item.utterance is None]
 
     @property
     def grown(self) -> list[tuple[Item, Utterance]]:
-        """Those that are not, and their utterances."""
+        """The items that are not, with their utterances."""
         return _grown(self.items)
 
     def is_growing(self, label: str) -> bool:
@@ -229,7 +229,7 @@ class Listening:
         return self._growing[label]
 
     def rename(self, utterance: Utterance) -> None:
-        """Give it a new name, under which the session, which was made to forget its words, hears them anew."""
+        """Give the utterance a new name, under which the session hears its words again after forgetting them."""
         utterance.name = self._new_name(utterance.label)
 
     def grow(self, utterance: Utterance, text: str, *, is_answered: bool, is_audio: bool = False) -> None:
@@ -243,31 +243,31 @@ class Listening:
             found.text = utterance.unanswered
 
     def end(self, label: str) -> None:
-        """The utterance has ended: the client may use the label again."""
+        """Record that the utterance has ended: the client may reuse the label."""
         self._growing.pop(label, None)
 
     def forget(self, utterance: Utterance) -> None:
-        """Its words were taken back."""
+        """Remove the utterance, whose words were retracted."""
         self.items = [item for item in self.items if item.utterance is not utterance]
         self.end(utterance.label)
 
     def answer(self) -> list[Item]:
-        """All words became a turn that is being answered. Returns the items that are new to the conversation."""
+        """Make all words a turn that is being answered. Returns the items that are new to the conversation."""
         self.turn, self.items = self.items, []
         for _, utterance in (grown := _grown(self.turn)):
             utterance.answer()
         return [item for item, _ in grown]
 
     def close_turn(self) -> None:
-        """The turn cannot be taken back any more: its items grow no more."""
+        """Close the turn: it can no longer be taken back, and its items no longer grow."""
         for item in self.turn:
             item.utterance = None
         self.turn = []
 
     def take_back(self) -> list[Item]:
-        """The turn is open again. Returns the items of it that leave the conversation, since they may grow.
+        """Reopen the turn. Returns those of its items that leave the conversation, because they may grow.
 
-        If their words are answered, they come back with the new ids that `renew` gives.
+        If their words are answered, they return with the new ids that `renew` gives them.
         """
         grown = _grown(self.turn)
         self.items, self.turn = [*self.turn, *self.items], []
@@ -280,7 +280,7 @@ class Listening:
         item.id, item.text = new_id("item"), item.utterance.unanswered
 
     def drop(self, text: str) -> list[Item]:
-        """The words `text`, the newest ones or all, were given up. Returns their items."""
+        """Remove the words `text`, the newest or all, which were dropped. Returns their items."""
         at = len(self.items) if text else 0
         while at and words(self.items[at:]) != text:
             at -= 1

@@ -1,4 +1,4 @@
-"""What a client may send to `/v1/realtime`: its events, a session's configuration, and requests for a response."""
+"""The messages that a client may send to `/v1/realtime`: events, session configurations and response requests."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +13,12 @@ NOT_ACTIVE = "response_cancel_not_active"
 EAGERNESS = {"low": -1.0, "medium": 0.0, "auto": 0.0, "high": 1.0}
 """The policy's eagerness by that of `semantic_vad`."""
 MOST_ID = 128  # characters of an id that a client gives
-_MOST_TOKENS = 4096  # of `max_output_tokens`, by the protocol
+_MOST_TOKENS = 4096  # maximum of `max_output_tokens` in the protocol
 _AUDIO = {"type": "audio/pcm", "rate": 24000}
 
 
 class ServerFault(EngineError):
-    """Something that is not the client's fault; `code` tells clients what."""
+    """An error that is not the client's fault; `code` identifies it."""
 
     def __init__(self, message: str, *, code: str = "server_error") -> None:
         super().__init__(message)
@@ -155,15 +155,15 @@ _RESPONSE: Table = {**_COMMON, "metadata": Field(dict, parse=_metadata)}
 
 @dataclass(frozen=True, slots=True)
 class TurnDetection:
-    """What happens to words that come while an answer is heard. Whatever type the client names, the model decides."""
+    """What happens to words that arrive while an answer is heard. The model decides, whatever type the client names."""
 
     eagerness: str = "auto"
-    create_response: bool = True  # words that are processed are answered without a request
+    create_response: bool = True  # processed words are answered without a request
     interrupt_response: bool = True  # an answer may be cut
 
     @classmethod
     def from_json(cls, row: Any, before: "TurnDetection | None") -> "TurnDetection | None":
-        """What a client asks for. Raises `Rejection`."""
+        """Read what a client requests. Raises `Rejection`."""
         where = "session.audio.input.turn_detection"
         if row is None or row is False:
             return None
@@ -176,11 +176,11 @@ class TurnDetection:
 
 @dataclass(frozen=True, slots=True)
 class RealtimeConfig:
-    """Of one session. Without a voice, text is the only modality: a request for audio is answered in text."""
+    """The configuration of one session. Without a voice, requests for audio are answered in text."""
 
     instructions: str = ""
     turn_detection: TurnDetection | None = TurnDetection()
-    max_output_tokens: int | None = None  # None: as many as the server allows
+    max_output_tokens: int | None = None  # None: the server's limit
     has_voice: bool = False  # the server can speak
     is_audio: bool = False  # answers are spoken
 
@@ -188,7 +188,7 @@ class RealtimeConfig:
         """This configuration with the changes in `row`, the `session` of a `session.update`.
 
         Raises:
-            Rejection: a value cannot be used.
+            Rejection: a value is invalid.
         """
         found = read(_SESSION, row, "session.", only_given=True)
         changes = {"max_output_tokens": found["max_output_tokens"]} if "max_output_tokens" in found else {}
@@ -207,7 +207,7 @@ class RealtimeConfig:
         return replace(self, **changes)
 
     def as_json(self, name: str, model: str) -> dict[str, Any]:
-        """The effective configuration as the protocol shows it; `name` is the session's."""
+        """The effective configuration in the form of the protocol; `name` is the session's."""
         detection = self.turn_detection
         return {
             "id": name,
@@ -247,18 +247,19 @@ class ResponseRequest:
 
     @property
     def is_special(self) -> bool:
-        """Whether it wants something that an answer under way was not begun with."""
+        """Whether it asks for something that applies only if the answer is begun again."""
         return self.instructions is not None or self.max_output_tokens is not None
 
     @property
     def is_tracked(self) -> bool:
-        """Whether the client waits for this very response. LiveKit marks its requests by this name, and abandons the
-        response when speech starts."""
+        """Whether the client waits for exactly this response.
+
+        LiveKit marks its requests by this name, and abandons the response when speech starts."""
         return "client_event_id" in (self.metadata or {})
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], event_id: str | None) -> "ResponseRequest":
-        """What a client asks for. Raises `Rejection` for what is not supported."""
+        """Read what a client requests. Raises `Rejection` for unsupported fields."""
         for name in ("conversation", "input", "prompt"):
             if row.get(name) is not None and (name, row[name]) != ("conversation", "auto"):
                 raise Rejection(

@@ -1,4 +1,4 @@
-"""One response as a client sees it: from `response.created` over its text to `response.done`."""
+"""One response as a client sees it: `response.created`, its text, and `response.done`."""
 
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ class Send(Protocol):
 class Response:
     """An answer of the session, from character `base` of its text on, as one response with one item.
 
-    It is done when the model has finished or the answer was cut; what was said may be heard long after that.
+    It is done when the model has finished or the answer was cut. What was said may be heard much later.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Response:
         self.num_heard = 0  # characters of `said`, whole words
         self.is_done = False
         self.cut_at: int | None = None  # where the client has truncated it
-        self.is_onset_told = False  # that words cut it
+        self.is_onset_told = False  # whether the client knows that words cut it
         self._answer = answer  # for its counts; None where it had gone before it was told
         self._request = request
         self._conversation = conversation
@@ -47,7 +47,7 @@ class Response:
         self._place = {"response_id": self.id, "item_id": self.item.id, "output_index": 0, "content_index": 0}
 
     def begin(self, previous: str | None) -> None:
-        """Tell that it begins; its item stands behind the one with the id `previous`."""
+        """Report that it begins. Its item follows the one with the id `previous`."""
         send = self._send
         send("response.created", response=self._as_json("in_progress", None))
         send("response.output_item.added", response_id=self.id, output_index=0, item=self.item.as_json())
@@ -55,18 +55,18 @@ class Response:
         send("response.content_part.added", **self._place, part=self._part(""))
 
     def add(self, start: int, text: str) -> None:
-        """Text of the answer, from character `start` of it on."""
+        """Report text of the answer, from its character `start` on."""
         self.said = self.item.text = self.said[: start - self.base] + text
         kind = "output_audio_transcript" if self.is_audio else "output_text"
         self._send(f"response.{kind}.delta", **self._place, delta=text)
 
     def sound(self, audio: str) -> None:
-        """Sound of the answer, in base64."""
+        """Report sound of the answer, in base64."""
         if not self.is_done:
             self._send("response.output_audio.delta", **self._place, delta=audio)
 
     def end(self, status: str, reason: str | None, previous: str | None) -> None:
-        """Tell that it is done. `status` as in the protocol; `reason` says more where it is not "completed"."""
+        """Report that it is done. `status` is as in the protocol; `reason` explains one other than "completed"."""
         self.is_done = True
         self.item.status = "completed" if status == "completed" else "incomplete"
         send, item = self._send, self.item.as_json()
@@ -82,12 +82,12 @@ class Response:
         send("response.done", response=self._as_json(status, details))
 
     def hear(self, position: int) -> None:
-        """The answer has been heard up to character `position`."""
+        """Record that the answer has been heard up to character `position`."""
         self.num_heard = max(0, min(len(self.said), position - self.base))
 
     @property
     def heard(self) -> str:
-        """What counts of it once it is cut: what was heard, in whole words, and not more than the client left of it."""
+        """The text that remains after a cut: the whole words that were heard, and no more than the client left."""
         return whole_words(self.said[: self.num_heard], self.cut_at)
 
     def _part(self, text: str) -> dict[str, str]:
@@ -109,7 +109,7 @@ class Response:
         }
 
     def _usage(self) -> dict[str, Any]:
-        """Tokens: the context is the input, and what of it was in the cache when the user's turn began is cached."""
+        """Token counts: the context is the input; the part in the cache when the user's turn began counts as cached."""
         answer = self._answer
         asked, cached, made = (0, 0, 0) if answer is None else (answer.answer_at, answer.turn_at, answer.num_tokens)
         return {

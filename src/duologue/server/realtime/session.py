@@ -1,8 +1,8 @@
-"""A session's events as a Realtime client knows them: items, responses, and what becomes of words said over an answer.
+"""Translates a session's events for a Realtime client: items, responses, and the fate of words said over an answer.
 
-Words typed over an answer are judged, and a client's `response.create` behind them waits for the decision. Nothing is
-told before that: `speech_started` makes stock clients stop, so it must not come for words that are not meant for the
-assistant.
+Words typed over an answer are judged, and a client's `response.create` after them waits for the decision. Nothing is
+reported before that: `speech_started` makes stock clients stop playback, so it must not be sent for words that are not
+meant for the assistant.
 """
 
 import asyncio
@@ -24,26 +24,26 @@ from duologue.server.realtime.response import Response, Send
 from duologue.types import InputState
 
 GRACE_S = 0.25
-"""How long words that will be answered wait for the `response.create` that a client sends behind them."""
-_VERDICT_S = 2.0  # after that time, a `response.create` has nothing to do with words that were dropped
+"""How long words that will be answered wait for the `response.create` that a client may send after them."""
+_VERDICT_S = 2.0  # a later `response.create` has nothing to do with words that were dropped
 
-_MOST_NOTES = 32  # answers; a session has fewer that can go on
+_MOST_NOTES = 32  # answers; fewer of a session can continue
 
 
 @dataclass(slots=True)
 class _AnswerNotes:
-    """What is remembered of an answer beside the response that shows it."""
+    """Facts about an answer that are kept in addition to its response."""
 
-    is_hidden: bool = False  # the client is not told of it
+    is_hidden: bool = False  # it is not reported to the client
     is_stopped: bool = False  # the client stopped it
     finished: str | None = None  # why the model ended it
     num_heard: int = 0  # characters, when it was cut
 
 
 class RealtimeSession:
-    """One conversation: `take` gets the session's events in order; `Commands` carries out what the client asks for.
+    """One conversation: `take` receives the session's events in order; `Commands` carries out the client's requests.
 
-    The words, the answer and the history are those of `handle.session`. Here is what only the protocol knows.
+    Words, answer and history are those of `handle.session`. This class holds what only the protocol knows.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class RealtimeSession:
         self.items = Items()
         self.history = History(conversation.handle, model, limits.system)
         self.listening = Listening()
-        self.response: Response | None = None  # whose answer is running, until it was heard to the end or cut
-        self.request: ResponseRequest | None = None  # which waits for its answer to begin
+        self.response: Response | None = None  # of the running answer, until that is heard to its end or cut
+        self.request: ResponseRequest | None = None  # that waits for its answer to begin
         self._conversation_id = new_id("conv")
         self._most_tokens = limits.max_answer
         self._verdict: tuple[str, float] | None = None  # why the newest typed words get no answer, and until when
@@ -80,12 +80,12 @@ class RealtimeSession:
 
     @property
     def running(self) -> Answer | None:
-        """The answer that is running. It may be ahead of what was told while a `response.create` is waited for."""
+        """The running answer. It may be ahead of the reports while these wait for a `response.create`."""
         return self.handle.session.running
 
     @property
     def unheard(self) -> list[e.Event]:
-        """What a voice that begins now has missed of the running answer, as far as it was told."""
+        """The part of the running answer that a voice that starts now has missed, as far as it was reported."""
         response, now = self.response, self.handle.session.now
         if response is None:
             return []
@@ -96,21 +96,21 @@ class RealtimeSession:
 
     @property
     def max_tokens(self) -> int:
-        """Of an answer, by the session's configuration."""
+        """Maximum tokens of an answer, by the session's configuration."""
         return min(self.config.max_output_tokens or self._most_tokens, self._most_tokens)
 
     def response_to(self, item: Item) -> Response | None:
-        """The response whose item that is, if its answer is running."""
+        """The response that this item belongs to, if its answer is running."""
         return self.response if self.response is not None and self.response.item is item else None
 
     # ------------------------------------------------------------------ for commands
 
     def tell_config(self, kind: str) -> None:
-        """Tell the configuration in an event of type `kind`."""
+        """Report the configuration in an event of type `kind`."""
         self.send(kind, session=self.config.as_json(self.id, self.model.name))
 
     def tell_error(self, error: DuologueError, event_id: str | None = None) -> None:
-        """Tell that something is not done. `event_id` is that of the client's event."""
+        """Report an error. `event_id` is that of the client's event."""
         self.send("error", error=as_error(error, event_id))
 
     def hear(self, item: Item) -> None:
@@ -120,10 +120,10 @@ class RealtimeSession:
         self.handle.hear(item.text, utterance=item.id, final=True)
 
     def start(self, request: ResponseRequest) -> None:
-        """Answer what has not been answered, whatever the model thinks of it.
+        """Answer what has not been answered, regardless of the model's decision.
 
         Raises:
-            Rejection, UsageError: it cannot be answered; nothing else changed.
+            Rejection, UsageError: it cannot be answered; nothing changed.
         """
         waiting, grown = self.items.unanswered, self.listening.grown
         self.history.check_turn(words([*waiting, *(item for item, _ in grown)]))
@@ -137,7 +137,7 @@ class RealtimeSession:
                 self.handle.hear(utterance.text, utterance=utterance.name)
         self.request = replace(request, is_started=True)
         for item in waiting:
-            item.utterance = None  # it is in the conversation, and grows no more
+            item.utterance = None  # it is in the conversation, and no longer grows
             if item.text.strip() and item not in self.listening.items:
                 self.hear(item)
         self.handle.limit(min(request.max_output_tokens or self.max_tokens, self._most_tokens))
@@ -145,12 +145,12 @@ class RealtimeSession:
         self.handle.limit(self.max_tokens)
 
     def _is_out_of_order(self, waiting: list[Item]) -> bool:
-        """Whether items that are being listened to come behind others that are not."""
+        """Whether items that are being heard come after others that are not."""
         heard = [item in self.listening.items for item in waiting]
         return heard != sorted(heard, reverse=True)
 
     def adopt(self, request: ResponseRequest) -> bool:
-        """Make the answer that is about to begin, if there is one, that to `request`. Returns whether there is."""
+        """If an answer is about to begin, make it the answer to `request`. Returns whether there is one."""
         if self._held_back is None:
             return False
         self.request = request
@@ -158,12 +158,12 @@ class RealtimeSession:
         return True
 
     def pop_verdict(self) -> str | None:
-        """Why the words typed just now are not answered, if they are not. It is told once."""
+        """The reason why the latest typed words are not answered, if they are not. It is returned once."""
         verdict, self._verdict = self._verdict, None
         return verdict[0] if verdict is not None and asyncio.get_running_loop().time() < verdict[1] else None
 
     def give_up(self) -> None:
-        """End the answer, give up the request for one, and what is being listened to."""
+        """End the answer, and give up the request for one and the words being heard."""
         self.stop()
         if self.request is not None:
             self.request = None
@@ -177,7 +177,7 @@ class RealtimeSession:
             self.handle.stop()
 
     def show(self, item: Item) -> None:
-        """Tell that `item` is part of the conversation."""
+        """Report that `item` is part of the conversation."""
         previous = self.items.previous(item)
         self.send("conversation.item.added", previous_item_id=previous, item=item.as_json())
         self.send("conversation.item.done", previous_item_id=previous, item=item.as_json())
@@ -185,7 +185,7 @@ class RealtimeSession:
             self.send("conversation.item.deleted", item_id=surplus.id)
 
     def show_committed(self, item: Item, failure: str | None = None) -> None:
-        """Tell that `item`, whose words grew, is part of the conversation. `failure`: why it has no words."""
+        """Report that `item`, whose words grew, is part of the conversation. `failure`: why it has no words."""
         self.send("input_audio_buffer.committed", item_id=item.id, previous_item_id=self.items.previous(item))
         self.show(item)
         if failure is not None:
@@ -196,17 +196,17 @@ class RealtimeSession:
             self.send(kind, item_id=item.id, content_index=0, transcript=item.text, usage=usage)
 
     def tell_failed(self, item_id: str, why: str) -> None:
-        """Tell that the words of an item could not be recognised."""
+        """Report that the words of an item could not be recognised."""
         error = {"type": "server_error", "code": "transcription_failed", "message": why, "param": None}
         kind = "conversation.item.input_audio_transcription.failed"
         self.send(kind, item_id=item_id, content_index=0, error=error)
 
     def tell_truncated(self, item: Item, at_ms: int) -> None:
-        """Tell what is left of an item of the assistant's; `text` is beyond the protocol, which counts time alone."""
+        """Report what is left of an assistant's item. `text` is an addition to the protocol, which counts only time."""
         self.send("conversation.item.truncated", item_id=item.id, content_index=0, audio_end_ms=at_ms, text=item.text)
 
     def delete(self, item: Item) -> None:
-        """Take `item` out of the conversation."""
+        """Remove `item` from the conversation."""
         if item in self.items:
             self.items.remove(item)
             self.send("conversation.item.deleted", item_id=item.id)
@@ -226,7 +226,7 @@ class RealtimeSession:
             self._translate(event)
 
     def go_on(self) -> None:
-        """Wait for a `response.create` no longer."""
+        """Stop waiting for a `response.create`."""
         if self._held_back is None:
             return
         held, self._held_back = self._held_back, None
@@ -237,10 +237,10 @@ class RealtimeSession:
         self.settle()
 
     def settle(self) -> None:
-        """All events so far were told: an answer that is finished has no more words."""
+        """Act on the fact that all events so far were reported: a finished answer has no more words."""
         response = self.response
         if self._held_back is not None or response is None or response.is_done or response.is_audio:
-            return  # what is spoken ends when it was heard
+            return  # a spoken answer ends when it has been heard
         if (reason := self._notes(response.number).finished) is not None:
             self._complete(response, reason)
 
@@ -323,7 +323,9 @@ class RealtimeSession:
             self.show_committed(item)
         detection, request = self.config.turn_detection, self.request
         if request is not None and request.is_special and not request.is_started:
-            self._notes(event.answer).is_hidden = True  # it was begun without what is asked for: begin again
+            self._notes(
+                event.answer
+            ).is_hidden = True  # it was begun without the requested settings, so it is begun again
             try:
                 self.start(request)
             except UsageError as error:
@@ -350,7 +352,7 @@ class RealtimeSession:
             self._verdict = why, asyncio.get_running_loop().time() + _VERDICT_S
 
     def _fail(self, error: DuologueError) -> None:
-        """The response that was asked for will not be."""
+        """Report that the requested response fails."""
         request, self.request = self.request, None
         self.tell_error(error, None if request is None else request.event_id)
 
@@ -360,7 +362,7 @@ class RealtimeSession:
         return self.response is not None and (detection is None or detection.interrupt_response)
 
     def _onset(self, at: float, item: Item | None) -> None:
-        """The user's words cut the answer."""
+        """Report that the user's words cut the answer."""
         is_expected = self.request is not None and self.request.is_tracked
         if self.response is None or self.response.is_onset_told or is_expected or item is None:
             return
@@ -414,7 +416,7 @@ class RealtimeSession:
             self.response = None
         self.listening.close_turn()
         if self.request is not None and self.running is None and self.handle.session.input_text:
-            self.handle.respond()  # it waited for the end of the answer, and that has come
+            self.handle.respond()  # it waited for the end of the answer, which has come
 
     def _withdrawn(self, event: e.Withdrawn) -> None:
         notes = self._notes(event.answer)
@@ -425,7 +427,7 @@ class RealtimeSession:
         self.listening.close_turn()
 
     def _cut(self, number: int, at: float, num_heard: int | None = None) -> None:
-        """The answer ended before it was heard to the end: what was not heard is not in the context."""
+        """End an answer that was not heard to its end: the unheard part is not in the context."""
         response, is_stopped = self._response(number), self._notes(number).is_stopped
         if response is None:
             return
@@ -445,7 +447,7 @@ class RealtimeSession:
             self.tell_truncated(item, round(item.seconds_at(len(heard), self.characters_per_second) * 1000))
 
     def _response(self, number: int) -> Response | None:
-        """The response that shows that answer, if one does."""
+        """The response for that answer, if there is one."""
         return self.response if self.response is not None and self.response.number == number else None
 
     def _notes(self, number: int) -> _AnswerNotes:

@@ -1,4 +1,4 @@
-"""Sound over `/v1/realtime`: what the client appends is recognised as growing words, and answers are spoken."""
+"""Sound over `/v1/realtime`: appended sound is recognised as growing words, and answers are spoken."""
 
 import base64
 import binascii
@@ -21,30 +21,30 @@ from duologue.voice.voice import VoiceConfig
 
 RATE = 24_000  # the protocol's
 _LEAST_S = 0.1  # of sound that may be committed, by the protocol
-_MOST_EARLY_S = 60.0  # a recording that is to be committed may come at once
+_MOST_EARLY_S = 60.0  # a recording to be committed may arrive at once
 _DELTA_S = 0.1  # of sound in an event
 log = logging.getLogger("duologue.server")
 
 
 class RealtimeVoice:
-    """The voice of one session. It has one of the server's places until it is closed.
+    """The voice of one session. It holds one of the server's slots until it is closed.
 
     Raises:
-        EngineFull: no place is free.
+        EngineFull: no slot is free.
     """
 
     def __init__(self, session: RealtimeSession, commands: Commands, voices: Voices) -> None:
         self._session = session
         self._commands = commands
         self._waiting = silence(0)  # sound that has not been sent
-        self._is_manual = session.config.turn_detection is None  # the client says when somebody has ended
+        self._is_manual = session.config.turn_detection is None  # the client marks the ends of turns
         self._num_appended = 0  # samples since the last commit
         self._said: dict[str, str] = {}  # words since then, by utterance
         self._committed: dict[str, str] = {}  # words that were committed last
         self._ending: list[SpokenUtterance] = []  # their utterances, some of which may still be in recognition
         self._onset: str | None = None  # an utterance whose onset the client was told of
         self._why_deaf: str | None = None  # the recogniser failed, and there are no words since
-        self._sounding: Response | None = None  # what was given out last
+        self._sounding: Response | None = None  # the one whose sound was sent last
         self._num_given = 0  # samples of it
         config = VoiceConfig(rate=RATE, latency_s=_DELTA_S, fades=False)
         self._stream = VoiceStream(self, voices, config, note=self._note, give=self._give, failed=self._mute)
@@ -71,7 +71,7 @@ class RealtimeVoice:
     def _grow(self, utterance: str, text: str, final: bool) -> None:
         try:
             self._commands.grow(utterance, text, is_final=final, is_audio=True)
-        except UsageError as error:  # more words than a turn may have; the speaker goes on nevertheless
+        except UsageError as error:  # more words than a turn may have; the speaker continues nevertheless
             if final:
                 self._commands.forget(utterance)
                 self._session.tell_error(error)
@@ -79,7 +79,7 @@ class RealtimeVoice:
             self._session.tell_failed(utterance, why)
 
     def pop_failure(self, words: str) -> str | None:
-        """Why there are no words, if that is the recogniser's fault. It is told once."""
+        """Why there are no words, if the recogniser failed. It is returned once."""
         why, self._why_deaf = self._why_deaf, None
         return None if words else why
 
@@ -120,10 +120,10 @@ class RealtimeVoice:
         if self._stream.has_place:
             self._voice.take(event)
         elif isinstance(event, e.Said):
-            self._session.handle.hear_out()  # it is read
+            self._session.handle.hear_out()  # it is read as text
 
     def commit(self) -> None:
-        """End what is being said. The previous commit must have been waited for.
+        """End the current utterance. The previous commit must be complete.
 
         Raises:
             Rejection: nothing was said.
@@ -140,19 +140,19 @@ class RealtimeVoice:
         self._committed, self._said, self._num_appended = self._said, {}, 0
 
     async def committed(self) -> str | None:
-        """All words of the last commit, when they are known. None: with turn detection, their utterance has ended."""
+        """All words of the last commit, once they are known. With turn detection None: their utterance has ended."""
         for hearing in self._ending:
             await hearing.over.wait()
         return " ".join(text for text in self._committed.values() if text) if self._is_manual else None
 
     def clear(self) -> None:
-        """Forget what was not committed. The last commit must have been waited for."""
+        """Discard what was not committed. The last commit must be complete."""
         self._stream.pacer.flush()
         self._voice.hang_up(forgets=True)
         self._said, self._num_appended = {}, 0
 
     def adjust(self) -> None:
-        """The configuration may be another. What was said is forgotten where it changes who ends a turn."""
+        """Apply the current configuration. What was said is discarded if the way to end a turn changes."""
         is_manual = self._session.config.turn_detection is None
         if is_manual != self._is_manual:
             self.clear()
@@ -163,7 +163,7 @@ class RealtimeVoice:
             raise ServerFault("the voice has failed; connect again")
 
     async def _mute(self, error: Exception) -> None:
-        """The voice failed: the session goes on in text."""
+        """Continue the session in text, because the voice failed."""
         log.error("a voice failed", extra={"error": str(error)})
         self._session.tell_error(ServerFault(f"the voice failed: {error}"))
         self._commands.mute()
@@ -181,8 +181,9 @@ class RealtimeVoice:
                 response.sound(base64.b64encode(to_pcm16(sound)).decode())
 
     def _note(self, row: Row) -> None:
-        """A client plays nothing while the assistant is silent, so it may know at once that somebody speaks. Who says
-        itself when somebody has ended is not told."""
+        """Report the onset of speech at once while the assistant is silent, when a client plays nothing.
+
+        Clients that mark the ends of turns themselves receive no such report."""
         if row["type"] == "recogniser_failed":
             self._why_deaf = row["message"]
         if self._is_manual:
