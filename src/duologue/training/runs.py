@@ -115,7 +115,11 @@ def count_sources(samples: Sequence[Sample]) -> dict[str, int]:
 def describe_splits(train: Sequence[Sample], dev: Sequence[Sample]) -> str:
     """One line for people: sizes and states."""
     states = ", ".join(f"{state} {num}" for state, num in sorted(count_states(train).items()))
-    return f"{len(train)} samples to train on, {len(dev)} held out: {states}"
+    in_dialogue, speaking = sum(bool(sample.context) for sample in train), sum(sample.speaking for sample in train)
+    return (
+        f"{len(train)} samples to train on, {len(dev)} held out: {states}; {in_dialogue} in a dialogue, {speaking} of "
+        "them over a running answer"
+    )
 
 
 def report_lines(facts: Mapping[str, Any]) -> list[str]:

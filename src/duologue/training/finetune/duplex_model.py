@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from duologue.backends.rows import AdapterRows
 from duologue.training.finetune.examples import NO_LABEL, Batch
 from duologue.training.recipes import FinetuneSettings
-from duologue.training.runs import adapter_rows
 from duologue.types import Token
 
 
@@ -78,10 +76,6 @@ class DuplexModel(nn.Module):
         with torch.autocast(embeds.device.type, enabled=False):
             hidden: Tensor = output.last_hidden_state[is_probe].float()  # [B, D]
             return hidden @ self.states.T
-
-    def rows(self) -> AdapterRows:
-        """The rows as the backends take them: probes [1, D], states [S, D]."""
-        return adapter_rows(self.probes, self.states)
 
     def _said(self, batch: Batch) -> Tensor:
         """Logits [N, V] of the response tokens, from the model's own head."""

@@ -40,6 +40,7 @@ from duologue.training.recipes import FinetuneSettings
 from duologue.training.runs import (
     RunFolder,
     Say,
+    adapter_rows,
     calibrated,
     count_sources,
     count_states,
@@ -88,6 +89,7 @@ class Finetuning:
         self.model = model
         self._states, self._train, self._dev, self._settings = tuple(states), train, dev, settings
         self._accelerator = _accelerator(settings)
+        self.is_main = bool(self._accelerator.is_main_process)  # the process that writes files
         self._per_step = settings.batch * settings.accumulation * self._accelerator.num_processes
         self.num_steps = settings.steps or max(1, round((settings.epochs or 0) * len(train) / self._per_step))
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -107,11 +109,6 @@ class Finetuning:
             folder / "log.jsonl", made_with, trained, self._optimizer, Validation,
             keeps_best=settings.patience is not None, is_writer=self.is_main,
         )  # fmt: skip
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the process that writes files."""
-        return bool(self._accelerator.is_main_process)
 
     def run(
         self, *, progress: StageProgress = silent, report: Callable[[Validation], None] = lambda validation: None
@@ -268,16 +265,16 @@ def finetune(
     samples, dev_samples, states = read_splits(data)
     _check(samples, model, settings)
     template = Template.from_tokenizer(tokenizer)
-    train, truncation = lay_out(samples, template, settings.max_length)
-    dev, dev_truncation = lay_out(dev_samples, template, settings.max_length)
+    (train, truncation), (dev, dev_truncation) = (
+        lay_out(split, template, settings.max_length) for split in (samples, dev_samples)
+    )
 
     torch.manual_seed(settings.seed)  # initial values of the LoRA
     # bfloat16 would round such small updates away, so the weights themselves stay in float32
     duplex = DuplexModel(model.float(), len(states), start_tokens(tokenizer), settings)
     before = time.monotonic() - started
     training = Finetuning(duplex, states, train, dev, settings, out)
-    if not training.is_main:
-        say = _say_nothing
+    say = say if training.is_main else (lambda line: None)
     say(f"{describe_splits(samples, dev_samples)}; {_num_responses(train)} with a response")
     say(f"longer than {settings.max_length} tokens: in training {truncation}; held out {dev_truncation}")
     if training.files.step:
@@ -292,7 +289,8 @@ def finetune(
         "seconds": round(before + training.files.seconds),
     }
     fingerprint, label = fingerprint_of(duplex.base, tokenizer), f"{name}, {settings.kind}"
-    adapter = Adapter("rows", states, duplex.rows(), fingerprint=fingerprint, name=label, facts=facts)
+    rows = adapter_rows(duplex.probes, duplex.states)
+    adapter = Adapter("rows", states, rows, fingerprint=fingerprint, name=label, facts=facts)
     adapter = calibrated(adapter, dev_samples, p)
     if training.is_main:
         _write(out, duplex, tokenizer, settings)
@@ -352,7 +350,3 @@ def _line(validation: Validation, num_steps: int) -> str:
         f"(states {validation.dev_state_loss:.4f}, responses {validation.dev_response_loss:.4f} per token), "
         f"{100 * validation.dev_accuracy:.1f} % right"
     )
-
-
-def _say_nothing(line: str) -> None:
-    pass

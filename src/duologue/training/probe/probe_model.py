@@ -2,11 +2,10 @@
 
 B samples, P probe tokens, D hidden size, S states. Everything before the probe is cached (`prefixes`), so only the
 probe's tokens pass through the model. A LoRA that is active for them alone is an activated LoRA: the KV of all other
-tokens stays the base's.
+tokens stays the base's. So it is switched on only while the probe passes.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -92,21 +91,16 @@ class ProbeModel(nn.Module):
     def hidden(self, past: Past) -> Tensor:
         """Final hidden states [B, P, D] of the probe tokens after each prefix."""
         fed = (self.probes * self.unit).to(self.base.dtype).expand(len(past.lengths), -1, -1)
-        hidden, _ = self.prefix_model.run(past, inputs_embeds=fed)
-        return hidden
-
-    @contextmanager
-    def lora_disabled(self) -> Iterator[None]:
-        """Run the base as it is, for everything before a probe."""
-        for layer in self._layers.values():
-            layer.enable_adapters(False)
+        self._activate(True)
         try:
-            yield
+            return self.prefix_model.run(past, inputs_embeds=fed)[0]
         finally:
-            for layer in self._layers.values():
-                layer.enable_adapters(True)
-            for parameter in self.lora_parameters:
-                parameter.requires_grad_(True)
+            self._activate(False)
+
+    def _activate(self, is_active: bool) -> None:
+        """Switch the LoRA. Unlike `enable_adapters`, this keeps the gradients of its factors."""
+        for layer in self._layers.values():
+            layer._disable_adapters = not is_active
 
     def rows(self) -> AdapterRows:
         """The rows as the backends take them: probes [P, D], states [S, D]."""
@@ -170,6 +164,7 @@ class ProbeModel(nn.Module):
         self._layers = dict(sorted((name, module) for name, module in modules if isinstance(module, LoraLayer)))
         for parameter in self.lora_parameters:
             parameter.data = parameter.data.float()  # half precision would lose small steps
+        self._activate(False)
         self.eval()
 
 

@@ -9,8 +9,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -160,8 +159,7 @@ class ProbeTraining:
             UsageError: a checkpoint cannot be written.
         """
         files, epochs = self.files, self._settings.epochs
-        with self._lora_disabled():
-            dev_prefixes = self._compute(self._dev.layouts)
+        dev_prefixes = self._compute(self._dev.layouts)
         prefixes, teacher_p, data = None, None, self._data
         for number in range(len(files.history), len(self._shards) * epochs):
             if files.num_stale >= self._settings.patience and len(self._shards) == 1:
@@ -169,14 +167,12 @@ class ProbeTraining:
             if prefixes is None or number % epochs == 0:
                 prefixes = None  # frees the memory before the next shard needs it
                 data = self._data.part(self._shards[number // epochs])
-                with self._lora_disabled():
-                    prefixes = self._compute(data.layouts)
+                prefixes = self._compute(data.layouts)
                 if self._teacher is not None:
                     teacher_p = torch.from_numpy(score_prefixes(self._teacher, prefixes))
-            with nullcontext() if self._teacher is None else self._teacher.lora_disabled():
-                loss = self._train_epoch(number, data, prefixes, teacher_p)
-                figures = (loss, *_evaluate(self._model, self._dev, dev_prefixes), round(files.seconds, 1))
-                files.record(Epoch(number + 1, files.step, *figures))
+            loss = self._train_epoch(number, data, prefixes, teacher_p)
+            figures = (loss, *_evaluate(self._model, self._dev, dev_prefixes), round(files.seconds, 1))
+            files.record(Epoch(number + 1, files.step, *figures))
             report(files.history[-1])
         files.restore_best()
         return files.history
@@ -213,21 +209,11 @@ class ProbeTraining:
         files.log(step=files.step, loss=round(value, 5), lr=settings.lr * settings.rate(files.step, self._num_steps))
         return value
 
-    @contextmanager
-    def _lora_disabled(self) -> Iterator[None]:
-        """Run the base as it is, for prefixes."""
-        with self._model.lora_disabled(), nullcontext() if self._teacher is None else self._teacher.lora_disabled():
-            yield
-
 
 def score(model: ProbeModel, layouts: Sequence[Layout], *, max_tokens: int) -> Probabilities:
     """Probabilities [N, S] of the states for all samples, with at most `max_tokens` tokens of prefixes in memory."""
-    found = np.zeros((len(layouts), len(model.states)), dtype=np.float32)
-    for part in shards(layouts, max_tokens):
-        with model.lora_disabled():
-            prefixes = Prefixes(model.prefix_model, layouts[part.start : part.stop])
-        found[part.start : part.stop] = score_prefixes(model, prefixes)
-    return found
+    parts = (layouts[part.start : part.stop] for part in shards(layouts, max_tokens))
+    return np.concatenate([score_prefixes(model, Prefixes(model.prefix_model, part)) for part in parts])
 
 
 def score_prefixes(model: ProbeModel, prefixes: Prefixes, batch: int = 64) -> Probabilities:
@@ -304,17 +290,19 @@ def train_probe(
     torch.manual_seed(run.recipe.settings.seed)
     run.out.mkdir(parents=True, exist_ok=True)
     samples, dev_samples, states = read_splits(run.data, run.num_samples)
-    say(describe_splits(samples, dev_samples) + _places(samples))
+    say(describe_splits(samples, dev_samples))
     settings = run.recipe.settings_for(len(samples))
     limit, template = max_positions(model), Template.from_tokenizer(tokenizer)
     room = None if limit is None else limit - run.recipe.num_probes
-    layouts, truncation = lay_out_within(samples, template, room)
-    dev_layouts, dev_truncation = lay_out_within(dev_samples, template, room)
+    (layouts, truncation), (dev_layouts, dev_truncation) = (
+        lay_out_within(split, template, room) for split in (samples, dev_samples)
+    )
     if truncation.any or dev_truncation.any:
         say(f"longer than the {limit} tokens of this model: in training {truncation}; held out {dev_truncation}")
     fingerprint = fingerprint_of(model, tokenizer)
     probe_model, teacher = _models(run, states, model, start_tokens(tokenizer), fingerprint)
-    max_tokens, max_dev_tokens = _max_tokens(run, probe_model)
+    tokens = run.memory_gb * 2**30 / kv_bytes_per_token(probe_model.prefix_model)
+    max_tokens, max_dev_tokens = (max(1, int(tokens * share)) for share in (1 - _DEV_SHARE, _DEV_SHARE))
     in_memory = shards(dev_layouts, max_dev_tokens)[0]
     if len(in_memory) < len(dev_samples):
         say(f"only the first {len(in_memory)} held-out samples are used after each epoch: more do not fit into memory")
@@ -371,13 +359,6 @@ def _models(
     return model, teacher
 
 
-def _max_tokens(run: ProbeRun, model: ProbeModel) -> tuple[int, int]:
-    """How many tokens of prefixes fit into memory at a time: for training, and for held-out samples."""
-    with model.lora_disabled():
-        tokens = run.memory_gb * 2**30 / kv_bytes_per_token(model.prefix_model)
-    return max(1, int(tokens * (1 - _DEV_SHARE))), max(1, int(tokens * _DEV_SHARE))
-
-
 def _calibrated(
     run: ProbeRun,
     model: ProbeModel,
@@ -397,19 +378,12 @@ def _calibrated(
 
 def _origin(run: ProbeRun, name: str, model: PreTrainedModel) -> dict[str, str]:
     """What determines the result besides samples and settings."""
-
-    def digest(adapter: Adapter | None) -> str:
-        if adapter is None or adapter.rows is None:
-            return ""
-        return sha256(adapter.rows.probes.tobytes() + adapter.rows.states.tobytes()).hexdigest()
-
-    return {"model": name, "start": digest(run.start), "teacher": digest(run.teacher), "dtype": str(model.dtype)}
-
-
-def _places(samples: Sequence[Sample]) -> str:
-    context = sum(bool(sample.context) for sample in samples)
-    speaking = sum(sample.speaking for sample in samples)
-    return f"; {context} in a dialogue, {speaking} of them over a running answer"
+    digests = {
+        role: sha256(adapter.rows.probes.tobytes() + adapter.rows.states.tobytes()).hexdigest()
+        for role, adapter in (("start", run.start), ("teacher", run.teacher))
+        if adapter is not None and adapter.rows is not None
+    }
+    return {"model": name, "start": "", "teacher": "", "dtype": str(model.dtype), **digests}
 
 
 def _line(epoch: Epoch) -> str:
@@ -426,7 +400,7 @@ def _facts(
     recipe = asdict(replace(run.recipe, settings=settings))
     recipe["looks"] = recipe.pop("presentations")  # its name in adapter folders
     manifest = run.data / "report.json"
-    facts = {
+    return {
         "base": name,
         "samples": count_states(samples),
         "sources": count_sources(samples),
@@ -438,5 +412,3 @@ def _facts(
         "seconds": seconds,
         "torch": torch.__version__,
     }
-    json.dumps(facts)  # a bug should show before the adapter is half written
-    return facts
