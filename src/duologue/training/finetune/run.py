@@ -135,6 +135,16 @@ class Finetuning:
         """Probabilities [N, S] of the states for all examples."""
         return self._evaluate(examples)[0]
 
+    def facts(self) -> dict[str, Any]:
+        """What an adapter records about the run so far."""
+        return {
+            "settings": asdict(self._settings),
+            "looks": [asdict(validation) for validation in self.files.history],  # their name in adapter folders
+            "steps": self.files.step,
+            "torch": torch.__version__,
+            "seconds": round(self.files.seconds),
+        }
+
     def _take_step(self) -> float:
         """Take one step; returns its loss."""
         settings, accelerator, step = self._settings, self._accelerator, self.files.step
@@ -260,7 +270,6 @@ def finetune(
         BadData: see `read_splits`; no sample has a response.
         UsageError: sequences longer than the model accepts; see `lay_out` and `Finetuning`.
     """
-    started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     samples, dev_samples, states = read_splits(data)
     _check(samples, model, settings)
@@ -268,30 +277,30 @@ def finetune(
     (train, truncation), (dev, dev_truncation) = (
         lay_out(split, template, settings.max_length) for split in (samples, dev_samples)
     )
-
     torch.manual_seed(settings.seed)  # initial values of the LoRA
     # bfloat16 would round such small updates away, so the weights themselves stay in float32
     duplex = DuplexModel(model.float(), len(states), start_tokens(tokenizer), settings)
-    before = time.monotonic() - started
     training = Finetuning(duplex, states, train, dev, settings, out)
     say = say if training.is_main else (lambda line: None)
-    say(f"{describe_splits(samples, dev_samples)}; {_num_responses(train)} with a response")
+    num_responses = sum(bool(example.reply) for example in train)
+    say(f"{describe_splits(samples, dev_samples)}; {num_responses} with a response")
     say(f"longer than {settings.max_length} tokens: in training {truncation}; held out {dev_truncation}")
     if training.files.step:
         say(f"continuing after step {training.files.step}")
     training.run(progress=progress, report=lambda validation: say(_line(validation, training.num_steps)))
 
-    p = training.score(dev)
     facts = {
-        **_facts(settings, samples, train, training),
+        "samples": count_states(samples),
+        "sources": count_sources(samples),
+        "responses": num_responses,
+        **training.facts(),
         "base": name,
         "shortened": asdict(truncation),
-        "seconds": round(before + training.files.seconds),
     }
     fingerprint, label = fingerprint_of(duplex.base, tokenizer), f"{name}, {settings.kind}"
     rows = adapter_rows(duplex.probes, duplex.states)
     adapter = Adapter("rows", states, rows, fingerprint=fingerprint, name=label, facts=facts)
-    adapter = calibrated(adapter, dev_samples, p)
+    adapter = calibrated(adapter, dev_samples, training.score(dev))
     if training.is_main:
         _write(out, duplex, tokenizer, settings)
         adapter.save(out)
@@ -309,25 +318,6 @@ def _check(samples: Sequence[Sample], model: PreTrainedModel, settings: Finetune
             f"no process sample has a response, so nothing constrains what a {settings.kind} model says; "
             "build the data with responses, or train on the states alone with response_weight=0"
         )
-
-
-def _facts(
-    settings: FinetuneSettings, samples: Sequence[Sample], train: Sequence[Example], training: Finetuning
-) -> dict[str, Any]:
-    """What the adapter records about its training."""
-    return {
-        "samples": count_states(samples),
-        "sources": count_sources(samples),
-        "responses": _num_responses(train),
-        "settings": asdict(settings),
-        "looks": [asdict(validation) for validation in training.files.history],  # their name in adapter folders
-        "steps": training.files.step,
-        "torch": torch.__version__,
-    }
-
-
-def _num_responses(examples: Sequence[Example]) -> int:
-    return sum(bool(example.reply) for example in examples)
 
 
 def _write(out: Path, duplex: DuplexModel, tokenizer: HfTokenizer, settings: FinetuneSettings) -> None:

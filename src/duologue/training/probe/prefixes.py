@@ -8,6 +8,7 @@ B samples, N new tokens of each, T tokens of the longest prefix, L layers, H que
 per head, D hidden size.
 """
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -184,32 +185,21 @@ class Prefixes:
         self._buffer = torch.empty(0)  # reused by every batch: allocating would cost more than copying
         self._done = 0  # tokens, for the progress
         with torch.no_grad():  # not inference mode: its tensors cannot take part in a backward pass
-            self._compute_contexts(model, progress)
-            self._compute_texts(model, progress)
+            self._compute(model, progress)
 
     def __len__(self) -> int:
         return len(self._layouts)
 
     def past(self, indices: Sequence[int]) -> Past:
         """The prefixes of these samples, kv [L, 2, B, G, T, E], on the model's device; valid until the next call."""
-        return self._joined([self._segments(index) for index in indices])
-
-    def batches(self, size: int) -> list[list[int]]:
-        """The indices of all samples in batches of `size`, samples of similar length together."""
-        return batches_by_length([layout.length for layout in self._layouts], size)
-
-    def _segments(self, index: int) -> tuple[Tensor, ...]:
-        """The segments of a sample, each [L, 2, G, T, E]; some templates have no context before the first turn."""
-        context, text = self._contexts.get(self._layouts[index].context), self._texts.get(index)
-        return tuple(part for part in (context, text) if part is not None)
-
-    def _joined(self, segments: Sequence[tuple[Tensor, ...]]) -> Past:
-        """Segments of each sample, each [L, 2, G, T, E], as one tensor [L, 2, B, G, T, E] padded on the left."""
+        # each [L, 2, G, T, E]; some templates have no context before the first turn
+        found = ((self._contexts.get(self._layouts[index].context), self._texts.get(index)) for index in indices)
+        segments = [[part for part in parts if part is not None] for parts in found]
         lengths = torch.tensor([sum(part.shape[3] for part in parts) for parts in segments])
         layers, _, groups, _, entries = segments[0][0].shape
         longest = int(lengths.max())
         shape = (layers, 2, len(segments), groups, longest, entries)
-        size = layers * 2 * len(segments) * groups * longest * entries
+        size = math.prod(shape)
         if self._buffer.numel() < size or self._buffer.dtype != segments[0][0].dtype:
             self._buffer = torch.zeros(size, dtype=segments[0][0].dtype)
         kv = self._buffer[:size].view(shape)
@@ -221,21 +211,24 @@ class Prefixes:
             kv[:, :, row, :, :end] = 0  # masked, but an earlier batch may have left NaN there
         return Past(kv.to(self._device), lengths.to(self._device))
 
-    def _compute_contexts(self, model: PrefixModel, progress: StageProgress) -> None:
-        contexts = sorted({layout.context for layout in self._layouts if layout.context}, key=len)
+    def batches(self, size: int) -> list[list[int]]:
+        """The indices of all samples in batches of `size`, samples of similar length together."""
+        return batches_by_length([layout.length for layout in self._layouts], size)
+
+    def _compute(self, model: PrefixModel, progress: StageProgress) -> None:
+        """Compute the contexts and the texts, in batches of similar length."""
+        layouts = self._layouts
+        contexts = sorted({layout.context for layout in layouts if layout.context}, key=len)
         for batch in batches_by_tokens(contexts, len, _TOKENS_PER_PASS):
             self._contexts |= zip(batch, _extend(model, None, batch), strict=True)
             self._report(batch, progress)
-
-    def _compute_texts(self, model: PrefixModel, progress: StageProgress) -> None:
-        layouts = self._layouts
         order = sorted(range(len(layouts)), key=lambda i: (len(layouts[i].text), len(layouts[i].context)))
         for with_context in (False, True):
             chosen = [i for i in order if bool(layouts[i].context) is with_context]
-            for batch in batches_by_tokens(chosen, lambda i: layouts[i].length, _TOKENS_PER_PASS):
-                texts = [layouts[i].text for i in batch]
-                past = self.past(batch) if with_context else None
-                self._texts |= zip(batch, _extend(model, past, texts), strict=True)
+            for indices in batches_by_tokens(chosen, lambda i: layouts[i].length, _TOKENS_PER_PASS):
+                texts = [layouts[i].text for i in indices]
+                past = self.past(indices) if with_context else None
+                self._texts |= zip(indices, _extend(model, past, texts), strict=True)
                 self._report(texts, progress)
 
     def _report(self, computed: Sequence[tuple[Token, ...]], progress: StageProgress) -> None:

@@ -8,7 +8,6 @@ while it is in memory, so that no prefix is computed twice. N samples, B samples
 import json
 import math
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -183,31 +182,26 @@ class ProbeTraining:
         self._model.train()
         batches = prefixes.batches(self._settings.batch)
         random.Random(f"{self._settings.seed} {number}").shuffle(batches)
-        history = self.files.history
-        accuracy = f", {100 * history[-1].dev_accuracy:.1f} % right" if history else ""
+        files, settings = self.files, self._settings
+        accuracy = f", {100 * files.history[-1].dev_accuracy:.1f} % right" if files.history else ""
         total = seen = 0.0
         for done, batch in enumerate(batches, 1):
             logits = self._model(prefixes.past(batch))
             taught = None if teacher_p is None else teacher_p[batch]
-            value = self._step(_loss(logits, data, batch, taught, self._settings))
+            loss = _loss(logits, data, batch, taught, settings)
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self._model.trained_parameters, 1.0)
+            for group in self._optimizer.param_groups:
+                group["lr"] = group["peak"] * settings.rate(files.step, self._num_steps)
+            self._optimizer.step()
+            files.step += 1
+            value, rate = float(loss.detach()), settings.lr * settings.rate(files.step, self._num_steps)
+            files.log(step=files.step, loss=round(value, 5), lr=rate)
             total, seen = total + value * len(batch), seen + len(batch)
             self._progress(f"epoch {number + 1}: loss {total / seen:.3f}{accuracy}", done, len(batches))
         self._model.eval()
         return total / seen
-
-    def _step(self, loss: Tensor) -> float:
-        """One optimiser step on the loss []; returns its value."""
-        files, settings = self.files, self._settings
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._model.trained_parameters, 1.0)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["peak"] * settings.rate(files.step, self._num_steps)
-        self._optimizer.step()
-        files.step += 1
-        value = float(loss.detach())
-        files.log(step=files.step, loss=round(value, 5), lr=settings.lr * settings.rate(files.step, self._num_steps))
-        return value
 
 
 def score(model: ProbeModel, layouts: Sequence[Layout], *, max_tokens: int) -> Probabilities:
@@ -286,7 +280,6 @@ def train_probe(
         BadData, UsageError: see `read_splits` and `ProbeTraining`.
         AdapterMismatch: `start` or `teacher` belongs to another model or kind.
     """
-    started = time.monotonic()
     torch.manual_seed(run.recipe.settings.seed)
     run.out.mkdir(parents=True, exist_ok=True)
     samples, dev_samples, states = read_splits(run.data, run.num_samples)
@@ -306,7 +299,6 @@ def train_probe(
     in_memory = shards(dev_layouts, max_dev_tokens)[0]
     if len(in_memory) < len(dev_samples):
         say(f"only the first {len(in_memory)} held-out samples are used after each epoch: more do not fit into memory")
-    before = time.monotonic() - started
 
     training = ProbeTraining(
         probe_model,
@@ -322,7 +314,7 @@ def train_probe(
     history = training.run(report=lambda epoch: say(_line(epoch)))
     if teacher is not None:
         teacher.unload()
-    facts = _facts(run, settings, name, history, round(before + training.files.seconds), samples)
+    facts = _facts(run, settings, name, history, round(training.files.seconds), samples)
     p = score(probe_model, dev_layouts, max_tokens=max_tokens)
     adapter = _calibrated(run, probe_model, states, fingerprint, facts, dev_samples, p)
     adapter.save(run.out)
