@@ -16,7 +16,7 @@ from duologue.data.dataset import DatasetBuilder
 from duologue.data.jsonl import read_rows
 from duologue.data.recipes import RECIPES, Recipe
 from duologue.data.samples import Sample, read_samples, write_samples
-from duologue.data.unseen import unseen_samples
+from duologue.data.unseen import UnseenSamples
 from duologue.errors import BadData, UsageError
 from duologue.types import InputState, Role, Turn
 from lines import write_sources
@@ -177,7 +177,7 @@ def test_documents_are_in_one_split_only(sources: Path) -> None:
 
 
 def test_the_test_covers_unseen_sources_idle_and_over_an_answer(sources: Path) -> None:
-    samples = list(unseen_samples(sources, RECIPE))
+    samples = list(UnseenSamples(sources, RECIPE).samples())
     cases = {(sample.state.value, sample.source, sample.speaking) for sample in samples}
     for speaking in (False, True):
         assert {
@@ -306,7 +306,7 @@ def test_the_paper_has_three_states_random_cuts_and_nothing_of_ours(sources: Pat
     assert {sample.state for sample in samples} == {InputState.PROCESS, InputState.INCOMPLETE, InputState.IGNORE}
     assert {sample.kind for sample in samples if sample.state is InputState.INCOMPLETE} == {"random_cut"}
     assert not any(sample.context or sample.source == "own" for sample in samples)
-    tested = list(unseen_samples(sources, recipe))
+    tested = list(UnseenSamples(sources, recipe).samples())
     assert {sample.state for sample in tested} == {sample.state for sample in samples}
     assert not any(sample.context or sample.source == "own" for sample in tested)
 
@@ -489,7 +489,7 @@ def test_follow_ups_are_not_waited_for_where_no_dialogue_goes_on(tmp_path: Path)
 
 
 def test_the_test_does_not_change_with_how_much_is_kept_to_train_on(sources: Path) -> None:
-    some, more = (list(unseen_samples(sources, replace(RECIPE, per_source=number))) for number in (20, 2000))
+    some, more = (list(UnseenSamples(sources, replace(RECIPE, per_source=number)).samples()) for number in (20, 2000))
     assert some == more
 
 

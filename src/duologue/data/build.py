@@ -304,8 +304,7 @@ class SampleBuilder:
         return self._to_cut.pop()
 
     def _ends_of(self, text: str) -> Sequence[float]:
-        if text not in self._known_ends:
-            self._score([text])
+        self._score([text])
         return self._known_ends[text]
 
     def _score(self, texts: Sequence[str]) -> None:

@@ -108,9 +108,7 @@ def dialogues(path: Path, source: str, limit: int, rng: random.Random) -> list[C
 
 def openings(path: Path) -> Iterator[tuple[float, str]]:
     """The position in [0, 1) of each of a file's dialogues, and the first turn of its user."""
-    for part, turns in _dialogues(path):
-        if turns:
-            yield part, turns[0].text
+    return ((part, turns[0].text) for part, turns in _dialogues(path) if turns)
 
 
 def left_out(files: Mapping[str, Mapping[str, Path]]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from duologue.data.progress import StageProgress, silent
 from duologue.data.recipes import Recipe
 from duologue.data.report import Report, markdown
 from duologue.data.samples import Sample, read_samples, write_samples
-from duologue.data.unseen import unseen_samples
+from duologue.data.unseen import UnseenSamples
 from duologue.errors import UsageError
 
 _DEVICE_DIRECTED = "background that speaks to an assistant"
@@ -55,7 +55,7 @@ class DatasetBuilder:
         self._at_most = at_most
         self._known = Duplicates()
         self._reports: dict[str, Report] = {}
-        self._contents: dict[str, dict[str, Any]] = {}  # reports of complete splits
+        self._content: dict[str, Any] = {"recipe": recipe.to_json()}  # of report.json: the splits written so far
         self._dropped_before = _dropped(out / "report.json")
         self._words: set[int] = set()  # hashes of the texts in earlier splits
         self._num_known = 0  # test samples whose text is among them
@@ -74,7 +74,7 @@ class DatasetBuilder:
             self._write(split, self._split_samples(split, number))
         if self._recipe.num_test:
             self._write("test", self._test_samples())
-        return self._content()
+        return self._content
 
     def _write(self, split: str, samples: Iterator[Sample]) -> None:
         """Write a split, or count the samples of one that is complete, and update the report."""
@@ -95,15 +95,12 @@ class DatasetBuilder:
 
     def _write_report(self, split: str) -> None:
         """Write the report on this split and earlier ones."""
-        self._contents[split] = self._reports[split].to_json()
+        self._content[split] = self._reports[split].to_json()
         if split == "test":
-            self._contents[split]["words_known"] = self._num_known
-        _replace(self._out / "report.json", json.dumps(self._content(), indent=2, ensure_ascii=False) + "\n")
-        parts = [f"# {name}\n\n{markdown(content)}" for name, content in self._contents.items()]
+            self._content[split]["words_known"] = self._num_known
+        _replace(self._out / "report.json", json.dumps(self._content, indent=2, ensure_ascii=False) + "\n")
+        parts = [f"# {name}\n\n{markdown(self._content[name])}" for name in self._reports]
         _replace(self._out / "report.md", "\n".join(parts))
-
-    def _content(self) -> dict[str, Any]:
-        return {"recipe": self._recipe.to_json(), **self._contents}
 
     def _split_samples(self, split: str, number: int) -> Iterator[Sample]:
         if split == "train":  # once, for all splits
@@ -121,7 +118,7 @@ class DatasetBuilder:
 
     def _test_samples(self) -> Iterator[Sample]:
         """Test samples that are not in another split. Short texts may recur after another context."""
-        for sample in unseen_samples(self._sources, self._recipe, self._end_of_turn):
+        for sample in UnseenSamples(self._sources, self._recipe, self._end_of_turn).samples():
             if self._admit("test", sample):
                 self._count("test", sample)
                 yield sample
@@ -141,9 +138,10 @@ class DatasetBuilder:
         return reason is None
 
     def _is_device_directed(self, split: str, text: str) -> bool:
-        found = device_directed(text) is not None
-        if not found and self._judge is not None:
-            found = self._judge.addressee(text) is Addressee.ASSISTANT
+        judge = self._judge
+        found = device_directed(text) is not None or (
+            judge is not None and judge.addressee(text) is Addressee.ASSISTANT
+        )
         if found:
             self._reports[split].drop(_DEVICE_DIRECTED)
         return found

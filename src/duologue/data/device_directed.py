@@ -138,9 +138,9 @@ class Judge:
         if text in self._known:
             return self._known[text]
         found = _read_answer(self._ask(text))
-        row = {"text": text, "verdict": found.value, "model": self._model}
         self._cache.parent.mkdir(parents=True, exist_ok=True)
         with self._cache.open("a", encoding="utf-8") as file:
+            row = {"text": text, "verdict": found, "model": self._model}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._known[text] = found
         return found

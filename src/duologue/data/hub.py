@@ -5,14 +5,13 @@ shuffled with a fixed seed, because the parts of a dataset are often sorted. An 
 stopped, and a larger limit continues a finished one.
 """
 
-import dataclasses
 import gzip
+import itertools
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,7 @@ def _query(row: Row) -> Row | None:
 
 
 def _segment(row: Row) -> Row | None:
-    row["text"] = transcript(row["text"])
-    return row
+    return {**row, "text": transcript(row["text"])}
 
 
 def _dialogue(row: Row) -> Row | None:
@@ -148,7 +146,7 @@ def fetch(
     )
     source = SOURCES[name]
     if repo is not None:  # a copy has its own configurations and revisions
-        source = dataclasses.replace(source, repo=repo, config=config, revision=None)
+        source = replace(source, repo=repo, config=config, revision=None)
     final = out / source.folder / f"{name}.jsonl.gz"
     part = final.with_name(f"{name}.part")
     try:
@@ -156,14 +154,11 @@ def fetch(
         if final.exists() and not part.exists():
             _unpack(final, part)
         num_rows, position = _progress(part, source)
-        if num_rows < limit:
-            with part.open("a", encoding="utf-8") as file:
-                for row in _rows(source, position):
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    num_rows += 1
-                    on_row(num_rows)
-                    if num_rows >= limit:
-                        break
+        with part.open("a", encoding="utf-8") as file:
+            for row in itertools.islice(_rows(source, position), max(0, limit - num_rows)):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                num_rows += 1
+                on_row(num_rows)
         if not num_rows:
             raise BadData(f"{source.repo} has no usable row in split {source.split!r}")
         _pack(part, final)
@@ -207,7 +202,7 @@ def _stream(source: HubSource) -> tuple[Any, dict[str, Any]]:
         ) from error
     builder = datasets.load_dataset_builder(source.repo, source.config, revision=source.revision)
     # formats that can skip columns have a setting for it
-    can_choose = "columns" in {setting.name for setting in dataclasses.fields(builder.config)}
+    can_choose = "columns" in {setting.name for setting in fields(builder.config)}
     data = datasets.load_dataset(
         source.repo,
         source.config,
@@ -241,7 +236,7 @@ def _unpack(final: Path, part: Path) -> None:
     temporary = part.with_suffix(".unpacked")
     with gzip.open(final, "rb") as packed, temporary.open("wb") as plain:
         shutil.copyfileobj(packed, plain)
-    os.replace(temporary, part)
+    temporary.replace(part)
 
 
 def _pack(part: Path, final: Path) -> None:
@@ -249,5 +244,5 @@ def _pack(part: Path, final: Path) -> None:
     temporary = part.with_suffix(".packed")
     with part.open("rb") as plain, temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
         shutil.copyfileobj(plain, packed)
-    os.replace(temporary, final)
+    temporary.replace(final)
     part.unlink()

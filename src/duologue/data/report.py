@@ -13,7 +13,7 @@ import json
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,10 +77,7 @@ def find_artifacts(samples: Sequence[Sample], seed: int = 0) -> ArtifactReport:
     Raises:
         BadData: fewer than two classes are left.
     """
-    train: list[Sample] = []
-    test: list[Sample] = []
-    for sample in samples:
-        (train if _is_training(sample.text, seed) else test).append(sample)
+    train, test = ([s for s in samples if _is_training(s.text, seed) is half] for half in (True, False))
     classes = sorted({s.state.value for s in train} & {s.state.value for s in test})
     if len(classes) < 2:
         raise BadData(
@@ -176,9 +173,7 @@ def _telling(train: Sequence[Sample], classes: Sequence[str]) -> dict[str, tuple
 
 def place_of(sample: Sample) -> str:
     """Where the words were heard, one of `PLACES`."""
-    if sample.speaking:
-        return PLACES[2]
-    return PLACES[1] if sample.context else PLACES[0]
+    return PLACES[2 if sample.speaking else 1 if sample.context else 0]
 
 
 class Report:
@@ -188,7 +183,7 @@ class Report:
         self._seed, self._max_kept = seed, max_kept
         self._rng = random.Random(f"{seed} report")
         self._kept: list[Sample] = []
-        self._tables: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)  # title: (row, state)
+        self._tables: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
         self._lengths: dict[str, list[int]] = defaultdict(list)  # by state, number of words of each sample
         self._spoken: Counter[str] = Counter()  # by state, samples in spoken form
         self._accepting: Counter[str] = Counter()  # by state, samples that accept another state
@@ -200,7 +195,7 @@ class Report:
         state = sample.state.value
         rows = {"places": place_of(sample), "sources": sample.source, "kinds": sample.kind or "none"}
         for title, row in rows.items():
-            self._tables[title][row, state] += 1
+            self._tables[title][row][state] += 1
         self._lengths[state].append(len(forms.words(sample.text)))
         self._spoken[state] += forms.spoken(sample.text) == sample.text
         self._accepting[state] += bool(sample.accept)
@@ -242,15 +237,10 @@ class Report:
         }
 
 
-def _table(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+def _table(counts: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:
     """Row → state → number, the largest rows first."""
-    totals: Counter[str] = Counter()
-    for (row, _), num in counts.items():
-        totals[row] += num
-    return {
-        row: {state: counts[row, state] for state in STATES if counts[row, state]}
-        for row, _ in sorted(totals.items(), key=lambda item: (-item[1], item[0]))
-    }
+    rows = sorted(counts.items(), key=lambda item: (-item[1].total(), item[0]))
+    return {row: {state: found[state] for state in STATES if found[state]} for row, found in rows}
 
 
 def markdown(content: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import final
 
 from duologue.data import forms
 from duologue.data.build import SampleBuilder, Scene, takes_leave
@@ -23,20 +24,14 @@ HUMAN_TALK = {
 """Dialogue acts of meetings, none of them addressed to an assistant, and the states accepted besides ignore."""
 
 
-def unseen_samples(folder: Path, recipe: Recipe, end_of_turn: EndOfTurn | None = None) -> Iterator[Sample]:
-    """Samples of the sources in `recipe.unseen`; dialogues and stop commands come from held-out documents.
+@final
+class UnseenSamples:
+    """Draws samples of the sources in `recipe.unseen`; dialogues and stop commands come from held-out documents.
 
-    Groups: queries whole and cut, background whole and cut, meeting acts, disfluent queries, turns that change course,
-    follow-ups, stop commands. Where it makes sense, half of each group is heard over a running answer and half by a
-    silent assistant, alone or in a dialogue. Recipes without contexts or stop commands get neither.
+    One random generator; the order of calls determines everything.
     """
-    return _TestSet(folder, recipe, end_of_turn).samples()
 
-
-class _TestSet:
-    """Draws the test samples. One random generator; the order of calls determines everything."""
-
-    def __init__(self, folder: Path, recipe: Recipe, end_of_turn: EndOfTurn | None) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, end_of_turn: EndOfTurn | None = None) -> None:
         self._recipe, self._end_of_turn = recipe, end_of_turn
         self._rng = random.Random(f"{recipe.seed} unseen")
         self._pools = Pools(folder, recipe, "test", unseen=True)
@@ -44,7 +39,12 @@ class _TestSet:
         self._builder = SampleBuilder(Pools(folder, recipe, "test"), recipe, "test", end_of_turn)
 
     def samples(self) -> Iterator[Sample]:
-        """All samples of the test."""
+        """All samples of the test.
+
+        Groups: queries whole and cut, background whole and cut, meeting acts, disfluent queries, turns that change
+        course, follow-ups, stop commands. Where it makes sense, half of each group is heard over a running answer and
+        half by a silent assistant, alone or in a dialogue. Recipes without contexts or stop commands get neither.
+        """
         recipe, hard, third = self._recipe, self._pools.hard, self._recipe.num_test // 3
         for speaking in (False, True) if recipe.in_context else (False,):
             yield from self._queries(speaking)
@@ -99,14 +99,14 @@ class _TestSet:
         """Follow-ups of dialogues at rest, and turns that change course after what the assistant had said."""
         found = 0
         for _ in range(num * 20):
+            if found == num:
+                break
             scene = self._builder.scene(in_context=True, speaking=False)
             if scene.next_user is None or len(forms.words(scene.next_user)) > 35:
                 continue
             item = CorpusUtterance(scene.next_user, scene.source, "follow_up", 0.0)
             yield self._sample(item, PROCESS, scene, accept=(STOP,) if takes_leave(item.text) else ())
             found += 1
-            if found == num:
-                break
         switches = [i for i in self._pools.hard.get("sgd_switches", []) if i.part >= 0.9 and i.before]
         for item in _take(switches, num):
             context = (Turn(Role.USER, "Hello, I need some help."), Turn(Role.ASSISTANT, item.before))
