@@ -210,8 +210,8 @@ class Pools:
         self.background = self._utterances(files["background"], lambda u: bool(forms.words(u.text)))
         self.hard = self._utterances(files["hard"], lambda u: u.source != "stop_commands")
         stops = [item for item in stops if self._is_in_split(item)]
-        self.stops = [item for item in stops if _is_stop(item)]
-        self.not_stops = [item for item in stops if _is_command(item)]
+        self.stops = [item for item in stops if _state_of(item) is STOP]
+        self.not_stops = [item for item in stops if _state_of(item) is PROCESS]
         self.complaints = [item for item in stops if item.kind == "negative_feedback"]
         self.dialogues = self._read(
             dialogues,
@@ -273,10 +273,8 @@ def fixed_labels(folder: Path, recipe: Recipe) -> Iterator[tuple[str, InputState
     """Words whose state is fixed, whatever other sources say: stop commands of the hard set, and lines of our own."""
     rng = random.Random(f"{recipe.seed} labels")
     for item in _stop_commands(source_files(folder), recipe, recipe.per_source, rng):
-        if _is_stop(item):
-            yield item.text, STOP
-        elif _is_command(item):
-            yield item.text, PROCESS
+        if (state := _state_of(item)) is not None:
+            yield item.text, state
     if recipe.own_lines:
         for section, state in (("go_on", PROCESS), ("complaints", PROCESS), ("unfinished", INCOMPLETE)):
             for line in phrases.lines(section):
@@ -304,13 +302,10 @@ def _openings_after(part: float, dialogues: dict[str, Path]) -> set[str]:
     }
 
 
-def _is_stop(item: CorpusUtterance) -> bool:
-    return item.kind == "stop_command" and item.intent in STOP_INTENTS and not _names_device(item.text)
-
-
-def _is_command(item: CorpusUtterance) -> bool:
-    return item.kind == "stop_command" and item.intent != "cancel" and _names_device(item.text)
-
-
-def _names_device(text: str) -> bool:
-    return not _DEVICE_WORDS.isdisjoint(forms.spoken(text).split())
+def _state_of(item: CorpusUtterance) -> InputState | None:
+    """The state of a stop command, which may be meant for a device; None if that is unclear."""
+    names_device = not _DEVICE_WORDS.isdisjoint(forms.spoken(item.text).split())
+    is_clear = item.intent != "cancel" if names_device else item.intent in STOP_INTENTS
+    if item.kind != "stop_command" or not is_clear:
+        return None
+    return PROCESS if names_device else STOP

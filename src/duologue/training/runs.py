@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 START_WORDS = (" process", " decide", " state", " complete", " answer", " wait", " ignore", " stop", " listening")
 """The probe starts from the mean embedding of the first tokens of these words."""
 
-_NEEDED = (InputState.PROCESS, InputState.IGNORE)
+_NEEDED = frozenset((InputState.PROCESS, InputState.IGNORE))
 """Without these two there is nothing to tell apart."""
 
 
@@ -50,12 +50,13 @@ def read_splits(
     """
     train, dev = _read(folder / "train.jsonl")[:num_samples], _read(folder / "dev.jsonl")
     present, held_out = ({sample.state for sample in samples} for samples in (train, dev))
-    if missing := [state.value for state in _NEEDED if state not in present]:
-        raise BadData(f"{folder / 'train.jsonl'} has no sample of {', '.join(missing)} among the first {len(train)}")
-    if missing := [state.value for state in InputState if state in present - held_out]:
-        raise BadData(f"{folder / 'dev.jsonl'} has no sample of {', '.join(missing)}, but train.jsonl has")
-    if unknown := [state.value for state in InputState if state in held_out - present]:
-        raise BadData(f"{folder / 'dev.jsonl'} has samples of {', '.join(unknown)}, but train.jsonl has none")
+    for name, wrong, complaint in (
+        ("train.jsonl", _NEEDED - present, f"has no sample of %s among the first {len(train)}"),
+        ("dev.jsonl", present - held_out, "has no sample of %s, but train.jsonl has"),
+        ("dev.jsonl", held_out - present, "has samples of %s, but train.jsonl has none"),
+    ):
+        if wrong:
+            raise BadData(f"{folder / name} {complaint % ', '.join(state for state in InputState if state in wrong)}")
     return train, dev, tuple(state for state in InputState if state in present)
 
 
@@ -301,25 +302,7 @@ def plot(log: Path, out: Path) -> None:
         BadData: the log cannot be read, or has nothing to draw.
         MissingDependency: matplotlib is not installed.
     """
-    curves = _read_curves(log)
-    figure = new_figure(7.0, 4.0)
-    losses = figure.subplots()
-    losses.set(xlabel="step", ylabel="loss")
-    losses.locator_params(axis="x", integer=True)
-    accuracies = losses.twinx()
-    accuracies.set(ylabel="accuracy", ylim=(0, 1))
-    drawn = []
-    for name, points in curves.items():
-        label, style = _CURVES[name]
-        axes = accuracies if name == "dev_accuracy" else losses
-        drawn += axes.plot(*zip(*points, strict=True), style, markersize=3, linewidth=1, label=label)
-    losses.legend(handles=drawn, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=len(drawn), frameon=False)
-    figure.savefig(out, dpi=150, format="png")
-
-
-def _read_curves(log: Path) -> dict[str, list[tuple[float, float]]]:
-    """The points (step, value) of each curve that the log has."""
-    curves: dict[str, list[tuple[float, float]]] = {}
+    curves: dict[str, list[tuple[float, float]]] = {}  # the points (step, value) of each curve
     for number, row in read_rows(log):
         for name in _CURVES.keys() & row.keys():
             try:
@@ -328,4 +311,16 @@ def _read_curves(log: Path) -> dict[str, list[tuple[float, float]]]:
                 raise BadData(f"{log}, line {number}: expected numbers for step and {name}, got {row}") from None
     if not curves:
         raise BadData(f"{log} has no line with {', '.join(_CURVES)}; nothing to draw")
-    return {name: curves[name] for name in _CURVES if name in curves}
+    figure = new_figure(7.0, 4.0)
+    losses = figure.subplots()
+    losses.set(xlabel="step", ylabel="loss")
+    losses.locator_params(axis="x", integer=True)
+    accuracies = losses.twinx()
+    accuracies.set(ylabel="accuracy", ylim=(0, 1))
+    drawn = []
+    for name, (label, style) in _CURVES.items():
+        if name in curves:
+            axes = accuracies if name == "dev_accuracy" else losses
+            drawn += axes.plot(*zip(*curves[name], strict=True), style, markersize=3, linewidth=1, label=label)
+    losses.legend(handles=drawn, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=len(drawn), frameon=False)
+    figure.savefig(out, dpi=150, format="png")

@@ -88,7 +88,13 @@ class Finetuning:
         """
         self.model = model
         self._states, self._train, self._dev, self._settings = tuple(states), train, dev, settings
-        self._accelerator = _accelerator(settings)
+        # accelerate keeps its state per process; an earlier run may have had another precision
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self._accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # otherwise it assumes a single process on a CPU
+            mixed_precision="bf16" if settings.precision == "bf16" else "no",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a batch without responses
+        )
         self.is_main = bool(self._accelerator.is_main_process)  # the process that writes files
         self._per_step = settings.batch * settings.accumulation * self._accelerator.num_processes
         self.num_steps = settings.steps or max(1, round((settings.epochs or 0) * len(train) / self._per_step))
@@ -227,16 +233,6 @@ class Finetuning:
         right = [self._states[i] in example.sample.right for i, example in zip(p.argmax(1), self._dev, strict=True)]
         loss = state_loss + self._settings.response_weight * response_loss
         return Validation(self.files.step, loss, state_loss, response_loss, sum(right) / len(right))
-
-
-def _accelerator(settings: FinetuneSettings) -> Accelerator:
-    # accelerate keeps its state per process; an earlier run may have had another precision
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # otherwise it assumes a single process on a CPU
-        mixed_precision="bf16" if settings.precision == "bf16" else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a batch without responses
-    )
 
 
 @lru_cache(maxsize=2)

@@ -118,19 +118,14 @@ class PrefixModel:
         except UnsupportedModel as error:
             raise UnsupportedModel(f"this model cannot be trained around its frozen weights: {error}") from None
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return torch.device(self.model.device)
-
     def run(self, past: Past | None, *, keep: bool = False, **inputs: Tensor) -> tuple[Tensor, PrefixCache]:
         """Feed `input_ids` [B, N] or `inputs_embeds` [B, N, D] after `past`; returns final hidden states [B, N, D].
 
         Inputs may be on any device; `past` and the result are on the model's.
         """
         cache = PrefixCache(past, self.windows, keep=keep)
-        fed = {name: value.to(self.device) for name, value in inputs.items()}
-        positions = torch.arange(next(iter(inputs.values())).shape[1], device=self.device)[None]
+        fed = {name: value.to(self.model.device) for name, value in inputs.items()}
+        positions = torch.arange(next(iter(inputs.values())).shape[1], device=self.model.device)[None]
         if past is not None:
             positions = positions + past.lengths[:, None]
         with _attending(self.model, cache):
@@ -178,7 +173,7 @@ class Prefixes:
         Raises:
             UnsupportedModel: the model caches something other than one key and value per token and layer.
         """
-        self._layouts, self._device = list(layouts), model.device
+        self._layouts, self._device = list(layouts), model.model.device
         self.num_tokens = num_tokens(layouts)
         self._contexts: dict[tuple[Token, ...], Tensor] = {}
         self._texts: dict[int, Tensor] = {}

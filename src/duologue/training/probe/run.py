@@ -47,9 +47,6 @@ from duologue.training.runs import (
 from duologue.training.tensors import state_losses, target_losses, target_rows
 from duologue.types import InputState, Token
 
-ComputePrefixes = Callable[[Sequence[Layout]], Prefixes]
-"""From layouts to their prefixes, with the base alone."""
-
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
@@ -118,7 +115,7 @@ class ProbeTraining:
         max_tokens: int,
         teacher: ProbeModel | None = None,
         origin: Mapping[str, Any] | None = None,
-        compute: ComputePrefixes | None = None,
+        compute: Callable[[Sequence[Layout]], Prefixes] | None = None,
         progress: StageProgress = silent,
     ) -> None:
         """Continue from the checkpoint in `folder`, if there is one.
