@@ -49,8 +49,8 @@ class ProbeSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        is_wrong = min(self.epochs, self.batch, self.patience) < 1 or min(self.lr, self.lora_lr) <= 0
-        refuse([(is_wrong, "epochs, batch, patience and learning rates must be positive")])
+        numbers = (self.epochs, self.batch, self.patience, self.lr, self.lora_lr)
+        refuse([(min(numbers) <= 0, "epochs, batch, patience and learning rates must be positive")])
 
     def rate(self, step: int, num_steps: int) -> float:
         """The learning rates at `step`, counted from 0, as a share of their peaks."""

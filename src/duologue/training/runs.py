@@ -7,7 +7,7 @@ S states.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
@@ -123,17 +123,15 @@ def describe_splits(train: Sequence[Sample], dev: Sequence[Sample]) -> str:
     )
 
 
-def report_lines(facts: Mapping[str, Any]) -> list[str]:
+def report_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """How well an adapter decides on held-out samples, for people."""
-    lines = []
     for where in ("idle", "over_an_answer"):
         result = facts["dev"][where]
         recall = ", ".join(f"{state} {_percent(value)}" for state, value in result["recall"].items())
-        lines.append(
+        yield (
             f"held out, {where.replace('_', ' ')} (n {result['n']}): recall % {recall}; "
             f"answer F1 {_percent(result['answer_f1'])}, false answers {_percent(result['false_answer_rate'])} %"
         )
-    return lines
 
 
 def _percent(share: float | None) -> str:
@@ -232,15 +230,17 @@ class RunFolder(Generic[V]):
         weights = {name: parameter.detach() for name, parameter in self._trained.items()}
         if self._keeps_best and self.num_stale == 0:
             _save(self._best, weights)
-        state = {
-            "made_with": self._made_with,
-            "step": self.step,
-            "weights": weights,
-            "optimizer": self._optimizer.state_dict(),
-            "history": [asdict(past) for past in self.history],
-            "seconds": self.seconds,
-        }
-        _save(self._checkpoint, state)
+        _save(
+            self._checkpoint,
+            {
+                "made_with": self._made_with,
+                "step": self.step,
+                "weights": weights,
+                "optimizer": self._optimizer.state_dict(),
+                "history": [asdict(past) for past in self.history],
+                "seconds": self.seconds,
+            },
+        )
 
     def restore_best(self) -> None:
         """Set what is trained to the weights of the best validation, if there was one and they are kept."""
@@ -262,8 +262,7 @@ class RunFolder(Generic[V]):
     def _resume(self, validation: Callable[..., V]) -> None:
         """Restore the state of the checkpoint, and drop log lines of later steps, which will be repeated."""
         state = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
-        theirs = state.get("made_with", {})
-        if different := [name for name, value in self._made_with.items() if theirs.get(name) != value]:
+        if different := [name for name, value in self._made_with.items() if state["made_with"].get(name) != value]:
             raise UsageError(
                 f"{self._checkpoint} belongs to a run with another {', '.join(different)}; "
                 "use the same settings to continue it, or another --out to start anew"

@@ -57,8 +57,7 @@ class DuplexModel(nn.Module):
             return logits, logits.new_zeros(())
         said = self._said(batch)  # [N, V]
         if self.lora is None:
-            labels = batch.labels[batch.labels != NO_LABEL]
-            return logits, functional.cross_entropy(said, labels, reduction="sum")
+            return logits, functional.cross_entropy(said, batch.labels[batch.labels != NO_LABEL], reduction="sum")
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad(), self.lora.disable_adapter():

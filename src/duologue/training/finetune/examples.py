@@ -47,7 +47,10 @@ def lay_out(samples: Sequence[Sample], template: Template, max_length: int) -> t
     Raises:
         UsageError: not even one word fits after the system prompt.
     """
-    layouts, end = Layouts(template), _end_of_response(template)
+    layouts = Layouts(template)
+    # the assistant ends its turn up to the token at which a session stops sampling
+    ends = [i for i, token in enumerate(template.close) if token in template.stop_tokens]
+    end = template.close[: ends[0] + 1] if ends else ()
     examples, counts, num_responses_cut = [], Counter[Lost](), 0
     for sample in samples:
         layout, lost = fit(layouts, sample, max_length - 1)
@@ -64,12 +67,6 @@ def lay_out(samples: Sequence[Sample], template: Template, max_length: int) -> t
         examples.append(example)
         counts[lost] += 1
     return examples, Truncation(counts[Lost.TURNS], counts[Lost.WORDS], num_responses_cut)
-
-
-def _end_of_response(template: Template) -> tuple[Token, ...]:
-    """How the assistant ends its turn, up to the token at which a session stops sampling."""
-    ends = [i for i, token in enumerate(template.close) if token in template.stop_tokens]
-    return template.close[: ends[0] + 1] if ends else ()
 
 
 @dataclass(frozen=True, slots=True)

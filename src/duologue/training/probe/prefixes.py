@@ -10,8 +10,7 @@ per head, D hidden size.
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,8 +127,12 @@ class PrefixModel:
         positions = torch.arange(next(iter(inputs.values())).shape[1], device=self.model.device)[None]
         if past is not None:
             positions = positions + past.lengths[:, None]
-        with _attending(self.model, cache):
-            output = self.model.base_model(**fed, position_ids=positions, past_key_values=cache, use_cache=True)
+        _running.cache = cache
+        try:
+            with attention_by(configs_of(self.model), _ATTENTION, _attend):
+                output = self.model.base_model(**fed, position_ids=positions, past_key_values=cache, use_cache=True)
+        finally:
+            _running.cache = None
         cache.check()
         hidden: Tensor = output.last_hidden_state
         return hidden, cache
@@ -151,17 +154,6 @@ def _attend(
     if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
         raise UnsupportedModel("the model adds a bias or a sink to its attention scores and cannot be trained")
     return _running.cache.attend(query, key, value, scaling, kwargs.get("softcap")), None
-
-
-@contextmanager
-def _attending(model: PreTrainedModel, cache: PrefixCache) -> Iterator[None]:
-    """Let the layers of `model` attend through `cache`."""
-    _running.cache = cache
-    try:
-        with attention_by(configs_of(model), _ATTENTION, _attend):
-            yield
-    finally:
-        _running.cache = None
 
 
 class Prefixes:
@@ -298,5 +290,6 @@ def _segment(cache: PrefixCache, row: int, length: int) -> Tensor:
             "`duologue train rows` and `alora` cannot train it"
         )
     # stack copies, so the cache of the whole batch is not kept alive
-    kept = [torch.stack([keys[row, :, :length], values[row, :, :length]]) for keys, values in cache.kept]
-    return torch.stack(kept).cpu()
+    return torch.stack(
+        [torch.stack([keys[row, :, :length], values[row, :, :length]]) for keys, values in cache.kept]
+    ).cpu()

@@ -360,8 +360,15 @@ def _calibrated(
     """The adapter, calibrated on the held-out samples by a temperature and by thresholds; p: [N, S]."""
     temperature = fit_temperature(samples, p, states)
     model.apply_temperature(temperature)
-    facts = {**facts, "temperature": round(temperature, 3)}
-    adapter = Adapter(run.recipe.kind, states, model.rows(), model.lora(), {}, fingerprint, facts["base"], facts=facts)
+    adapter = Adapter(
+        run.recipe.kind,
+        states,
+        model.rows(),
+        model.lora(),
+        fingerprint=fingerprint,
+        name=facts["base"],
+        facts={**facts, "temperature": round(temperature, 3)},
+    )
     return calibrated(adapter, samples, apply_temperature(p, temperature))
 
 
