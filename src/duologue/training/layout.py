@@ -44,9 +44,8 @@ class Layouts:
         """The token ids of `sample`. A running answer ends where the user has heard it, as in a fork."""
         template = self._template(sample.system)
         last = sample.context[-1].role if sample.context else None
-        words = well_formed(sample.text).strip()
         context = (*template.begin, *template.lay_out(sample.context), *template.joint(last, Role.USER))
-        return Layout(context, template.user(words, first=last is None))
+        return Layout(context, template.user(well_formed(sample.text).strip(), first=last is None))
 
 
 class Lost(IntEnum):

@@ -26,8 +26,7 @@ def padded(rows: Sequence[Sequence[Token]]) -> tuple[Tensor, Tensor]:
     if not rows:
         return torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, dtype=torch.long)
     ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
+    return ids, (torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])).long()
 
 
 def batches_by_tokens(items: Sequence[T], length: Callable[[T], int], max_tokens: int) -> Iterator[list[T]]:

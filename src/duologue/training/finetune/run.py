@@ -106,13 +106,9 @@ class Finetuning:
         optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
         self._prepared, self._optimizer = self._accelerator.prepare(model, optimizer)
         samples = repr([(e.heard, e.reply, e.sample.state) for e in (*train, *dev)])
-        made_with = {
-            **asdict(settings),
-            "samples": sha256(samples.encode()).hexdigest(),
-            "samples per step": self._per_step,
-        }
+        digests = {"samples": sha256(samples.encode()).hexdigest(), "samples per step": self._per_step}
         self.files = RunFolder(
-            folder / "log.jsonl", made_with, trained, self._optimizer, Validation,
+            folder / "log.jsonl", {**asdict(settings), **digests}, trained, self._optimizer, Validation,
             keeps_best=settings.patience is not None, is_writer=self.is_main,
         )  # fmt: skip
 
@@ -208,8 +204,8 @@ class Finetuning:
         ]
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
-        accepted_weight = self._settings.accepted_weight
-        return Batch.of(examples, self.model.vocab_size, self._states, accepted_weight).to(self._accelerator.device)
+        batch = Batch.of(examples, self.model.vocab_size, self._states, self._settings.accepted_weight)
+        return batch.to(self._accelerator.device)
 
     @torch.no_grad()
     def _evaluate(self, examples: Sequence[Example]) -> tuple[Probabilities, float, float]:

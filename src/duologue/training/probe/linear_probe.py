@@ -23,13 +23,12 @@ def hidden_states(
     model: PreTrainedModel, layouts: Sequence[Layout], *, progress: Callable[[float], None] = lambda share: None
 ) -> Tensor:
     """Final hidden states [N, D] at the last token of each sample, in float32."""
-    decoder = model.get_decoder()
     found: dict[int, Tensor] = {}
     order = sorted(range(len(layouts)), key=lambda i: layouts[i].length)
     for batch in batches_by_tokens(order, lambda i: layouts[i].length, _TOKENS_PER_PASS):
         ids, mask = padded([layouts[i].tokens for i in batch])  # [B, T]
         with torch.inference_mode():
-            output = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            output = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         for row, i in enumerate(batch):
             found[i] = output[row, layouts[i].length - 1].float().clone()
         progress(len(found) / len(layouts))

@@ -134,8 +134,7 @@ class PrefixModel:
         finally:
             _running.cache = None
         cache.check()
-        hidden: Tensor = output.last_hidden_state
-        return hidden, cache
+        return output.last_hidden_state, cache
 
 
 _running = threading.local()  # the cache of the pass that runs in this thread

@@ -45,8 +45,8 @@ class ProbeModel(nn.Module):
         self.unit = float(embedding.std())  # probes are stored in this unit, so that one learning rate fits all models
         rows = chosen.mean(0, keepdim=True) if num_probes == 1 else chosen[torch.arange(num_probes) % len(chosen)]
         self.probes = nn.Parameter(rows / self.unit)  # [P, D]
-        first = torch.randn(len(states), embedding.shape[1]) * 0.01  # drawn on the CPU: the same on every device
-        self.states = nn.Parameter(first.to(embedding.device))  # [S, D]
+        # [S, D], drawn on the CPU: the same on every device
+        self.states = nn.Parameter((torch.randn(len(states), embedding.shape[1]) * 0.01).to(embedding.device))
         self._layers: dict[str, LoraLayer] = {}
         if lora is not None:
             self._inject(lora)
@@ -139,12 +139,10 @@ class ProbeModel(nn.Module):
             for parameter, value in zip(self.trained_parameters, values, strict=True):
                 parameter.copy_(value)
 
-    def unload(self) -> PreTrainedModel:
-        """Remove the LoRA and return the base; this object must not be used afterwards."""
+    def unload(self) -> None:
+        """Remove the LoRA from the base; this object must not be used afterwards."""
         for path, layer in self._layers.items():
             self.base.base_model.set_submodule(path, layer.base_layer)
-        self._layers = {}
-        return self.base
 
     def _inject(self, shape: LoraShape) -> None:
         config = LoraConfig(

@@ -76,8 +76,8 @@ class LabelledLayouts:
     @property
     def digest(self) -> str:
         """Equal for equal samples with equal targets."""
-        tokens = repr([(layout.context, layout.text) for layout in self.layouts])
-        return sha256(f"{tokens} {self.targets.tolist()}".encode()).hexdigest()
+        content = [(layout.context, layout.text) for layout in self.layouts], self.targets.tolist()
+        return sha256(repr(content).encode()).hexdigest()
 
 
 def label(
@@ -145,8 +145,13 @@ class ProbeTraining:
             "memory for prefixes": [len(part) for part in self._shards],
             "size of what is trained": [list(value.shape) for value in model.trained_parameters],
         }
-        trained = {str(number): parameter for number, parameter in enumerate(model.trained_parameters)}
-        self.files = RunFolder(folder / "training.jsonl", made_with, trained, self._optimizer, Epoch)
+        self.files = RunFolder(
+            folder / "training.jsonl",
+            made_with,
+            {str(number): parameter for number, parameter in enumerate(model.trained_parameters)},
+            self._optimizer,
+            Epoch,
+        )
 
     def run(self, *, report: Callable[[Epoch], None] = lambda epoch: None) -> list[Epoch]:
         """Train to the end, and leave the weights with the lowest held-out loss in the model.
