@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from duologue.data.duplicates import DuplicateKind, Duplicates, content_words
-from duologue.data.samples import Sample
+from duologue.data.samples import DuplicateKind, Duplicates, Sample, content_words
 from duologue.types import InputState, Role, Turn
 
 PROCESS, INCOMPLETE, IGNORE, STOP = InputState.PROCESS, InputState.INCOMPLETE, InputState.IGNORE, InputState.STOP

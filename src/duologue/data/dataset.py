@@ -9,12 +9,11 @@ from duologue.data import corpus, forms
 from duologue.data.build import SampleBuilder
 from duologue.data.corpus import Pools, fixed_labels
 from duologue.data.device_directed import Addressee, Judge, device_directed
-from duologue.data.duplicates import Duplicates
 from duologue.data.forms import EndOfTurn
 from duologue.data.progress import StageProgress, silent
 from duologue.data.recipes import Recipe
 from duologue.data.report import Report, markdown
-from duologue.data.samples import Sample, read_samples, write_samples
+from duologue.data.samples import Duplicates, Sample, read_samples, write_samples
 from duologue.data.unseen import UnseenSamples
 from duologue.errors import UsageError
 

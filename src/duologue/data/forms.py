@@ -82,8 +82,7 @@ def random_form(text: str, rng: random.Random, *, question: bool, whole: bool) -
 
 def is_question(text: str) -> bool:
     """Whether `text` is a question, by its final mark or its first word."""
-    first = spoken(text).split(" ", 1)[0]
-    return text.rstrip().endswith("?") or first in QUESTION_WORDS
+    return text.rstrip().endswith("?") or spoken(text).split(" ", 1)[0] in QUESTION_WORDS
 
 
 EndOfTurn = Callable[[Sequence[str]], list[Sequence[float]]]
