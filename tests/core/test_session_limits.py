@@ -55,6 +55,20 @@ def test_the_id_of_an_utterance_that_was_dropped_before_its_end_can_be_used_agai
     assert talk.turns[0] == ("user", "hello")
 
 
+def test_the_id_of_an_utterance_whose_last_words_were_dropped_can_be_used_again():
+    states = [InputState.PROCESS, InputState.IGNORE, InputState.PROCESS]
+    talk = Talk(policy=SURE, judge=lambda words: states.pop(0))
+    talk.hear("hello", final=False)
+    talk.run()
+    talk.hear("hello mhm", final=False)
+    talk.run()
+    talk.hear("hello mhm")  # only the end is new
+    talk.run()
+    talk.hear("hello again")
+    talk.run()
+    assert talk.turns[-2] == ("user", "hello again")
+
+
 def check_lengths(talk: Talk, count: int) -> None:
     """So many passes, none of which feeds more than the context holds."""
     for _ in range(count):

@@ -265,9 +265,8 @@ class Tdm(BaseSession):
         """Begin a slice, if it is time and the last one has ended."""
         if self._slice is not None or self.now < self._next_at:
             return
-        self._next_at += self._period_s
-        if self._next_at <= self.now:  # whole periods were missed, and are not made up for
-            self._next_at = self.now + self._period_s
+        following = self._next_at + self._period_s  # if whole periods were missed, they are not made up for
+        self._next_at = following if following > self.now else self.now + self._period_s
         words = self._take_words()
         is_first = len(self._channel.items) == len(self.template.begin)
         opening = () if is_first else self.template.joint(Role.ASSISTANT, Role.USER)

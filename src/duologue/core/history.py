@@ -84,8 +84,6 @@ class Ledger:
                 self._turns, self._running = list(history), None
                 self._cut.clear()
                 self.unanswered.clear()
-            case _:
-                pass
 
     def _receive(self, event: e.Received) -> None:
         """Words, the onset of speech, or the end of words that were answered already."""

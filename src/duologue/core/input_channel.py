@@ -197,13 +197,9 @@ class Memory:
             else:
                 self._answered.pop(utterance.id, None)
 
-    def was_dropped(self, utterance: str, text: str, *, final: bool) -> bool:
+    def was_dropped(self, utterance: str, text: str) -> bool:
         """Whether exactly these words were judged and dropped, so that at most their end is new."""
-        if self._dropped.get(utterance) != text:
-            return False
-        if final:
-            del self._dropped[utterance]
-        return True
+        return self._dropped.get(utterance) == text
 
     def num_answered(self, utterance: str, text: str) -> int:
         """Characters of `text` that are already part of an earlier turn."""
@@ -279,12 +275,12 @@ class InputChannel:
 
     def was_dropped(self, utterance: str, text: str, *, final: bool) -> bool:
         """Whether exactly these words were judged and dropped. If they have ended, nothing is kept for them."""
-        if not self.memory.was_dropped(utterance, text, final=final):
-            return False
-        if final:
+        was_dropped = self.memory.was_dropped(utterance, text)
+        if was_dropped and final:
+            self.memory.end(utterance)
             self.forget_kept()
             self._stop = None
-        return True
+        return was_dropped
 
     def hear(self, utterance: str, text: str, *, final: bool) -> bool:
         """Set the words of `utterance` to `text`. Returns whether they contain anything that has not been answered."""

@@ -42,10 +42,12 @@ class Detokenizer:
         self._tokens.append(token)
         text = self._tokenizer.decode(self._tokens)
         if not text.endswith(_REPLACEMENT):
-            if text == self._told:
-                self._forget_silent()
-                return ""
-            return self._tell(text, len(self._tokens))
+            if text != self._told:
+                return self._tell(text, len(self._tokens))
+            # A token without text leaves the window, unless it may decide about a space at the start.
+            if self._told or len(self._tokens) > _MOST_HELD:
+                self._tokens.pop()
+            return ""
         if len(self._tokens) - self._num_told > _MOST_HELD:
             return self._tell(*self._least_broken())
         return ""
@@ -79,11 +81,6 @@ class Detokenizer:
             if not self._tokenizer.decode(self._tokens[earlier:end]).startswith(_REPLACEMENT):
                 return earlier
         return start
-
-    def _forget_silent(self) -> None:
-        """Remove a token without text from the window, unless it may decide about a space at the start."""
-        if self._told or len(self._tokens) > _MOST_HELD:
-            self._tokens.pop()
 
     def _without_skip(self, delta: str, *, last: bool) -> str:
         if not self._skip:
