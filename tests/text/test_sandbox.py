@@ -69,6 +69,12 @@ def test_a_template_that_never_ends_is_stopped(source, monkeypatch):
     assert peak < 200_000_000
 
 
+def test_an_expression_that_python_cannot_compile_is_refused():
+    source = "{{ " + " + ".join(["messages[0].role"] * 210) + " }}"  # too many nested parentheses
+    with pytest.raises(TemplateError, match="not valid Jinja"):
+        Template.from_tokenizer(ByteTokenizer(CHATML + source))
+
+
 def test_only_one_rendering_is_waited_for(monkeypatch):
     monkeypatch.setattr(sandbox, "SECONDS", 0.2)
     begun = time.monotonic()

@@ -123,11 +123,6 @@ class Input:
         """Whether patience can run out: the words were judged incomplete, or there are none yet."""
         return not self.deferred and (self.decision is not None or not self.text)
 
-    @property
-    def may_grow(self) -> bool:
-        """Whether more words can show that the turn should not have been ignored."""
-        return len(self.utterances) == 1 and not self.utterances[0].final
-
     def ids(self, template: Template, *, first: bool) -> tuple[Token, ...]:
         """The user's opener and the words as ids. Tokenised once for each change of the words."""
         text = self.text
@@ -414,7 +409,8 @@ class InputChannel:
         """Give up what is being heard. Returns it."""
         heard = self.heard
         self.forget_kept()
-        if reason == InputState.IGNORE and heard.sequence is not None and heard.may_grow:
+        may_grow = len(heard.utterances) == 1 and not heard.utterances[0].final
+        if reason == InputState.IGNORE and heard.sequence is not None and may_grow:
             self._kept = heard
         else:
             self.detach()

@@ -65,7 +65,7 @@ class Renderer:
         environment.globals.update(raise_exception=_raise, strftime_now=now.strftime)
         try:
             self._template = within_limits(environment.from_string, source)
-        except (jinja2.TemplateError, RecursionError) as error:
+        except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
             raise TemplateError(f"the chat template is not valid Jinja: {error}") from error
         self._special_text = dict(special_text)
         self._as_parts, self._insists = self._find_ways()

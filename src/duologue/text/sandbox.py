@@ -127,8 +127,13 @@ def _watched(_: Context, items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _charged(_: Context, value: Any) -> Any:
-    """The value of a list, tuple or dictionary that the template writes out, or of `a ~ b`."""
+    """The value of a list, tuple or dictionary that the template writes out."""
     return _meter.get().charge(value)
+
+
+def _joined(_: Context, parts: list[Any]) -> str:
+    """The value of `a ~ b ~ c`."""
+    return "".join(map(str, parts))
 
 
 @final
@@ -145,18 +150,14 @@ class _Instrument(NodeTransformer):  # type: ignore[misc]
             case jinja2.nodes.List() | jinja2.nodes.Tuple() | jinja2.nodes.Dict():
                 return _through("charged", node)
             case jinja2.nodes.Concat():
-                return functools.reduce(_concatenated, node.nodes)
+                operands = jinja2.nodes.List(node.nodes, lineno=node.lineno, environment=node.environment)
+                return _through("joined", _through("charged", operands))
         return node
 
 
 def _through(name: str, node: Any) -> jinja2.nodes.Filter:
     where = {"lineno": node.lineno, "environment": node.environment}
     return jinja2.nodes.Filter(node, f"limits_{name}", [], [], None, None, **where)
-
-
-def _concatenated(left: Any, right: Any) -> jinja2.nodes.Node:
-    """`left ~ right`. Operands are added one by one: the text so far is charged before it can grow again."""
-    return _through("charged", jinja2.nodes.Concat([left, right], lineno=left.lineno, environment=left.environment))
 
 
 @final
@@ -170,7 +171,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):  # type: ignore[misc]
         super().__init__(finalize=lambda value: _meter.get().charge(value), **options)
         known = {**jinja2.defaults.DEFAULT_FILTERS, **(filters or {})}
         self.filters = {name: _limited(name, each) for name, each in known.items()}
-        for own in (_watched, _charged):  # as filters that depend on the context, they are never precomputed
+        for own in (_watched, _charged, _joined):  # as filters that depend on the context, they are never precomputed
             self.filters[f"limits{own.__name__}"] = jinja2.pass_context(own)
         del self.globals["lipsum"]  # random text of any length
 
