@@ -310,7 +310,7 @@ def test_a_file_that_includes_rows_is_used_unchanged(tmp_path: Path, monkeypatch
     assert not (tmp_path / "cache").exists(), "nothing had to be written"
     loaded.close()
     other = tiny_rows(num_probes=2)
-    with pytest.raises(AdapterMismatch, match="already has 5 rows of an adapter, and this one has 6"):
+    with pytest.raises(AdapterMismatch, match="already has 5 rows of an adapter, but this adapter has 6"):
         load(str(tmp_path / "with.gguf"), adapter=Adapter("rows", tuple(InputState), rows=other))
 
 

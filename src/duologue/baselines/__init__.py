@@ -1,1 +1,1 @@
-"""What duplex decoding is compared with: sessions of other kinds, with the same interface, events and trace."""
+"""Other kinds of sessions, for comparison with duplex decoding, with the same interface, events and trace."""

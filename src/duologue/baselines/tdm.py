@@ -1,8 +1,8 @@
 """Time-division multiplexing, as in MiniCPM-Duplex: one channel, in which slices of both sides alternate.
 
 In each period, the new words are fed as a user's turn (`<idle>` if there are none), and the model says a few tokens or
-draws `<idle>`. Nothing is ever rolled back: words that were not meant for the assistant stay, and so does what was said
-but not heard.
+draws `<idle>`. Nothing is ever rolled back: words that were not meant for the assistant stay, and so does text that was
+said but not heard.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ PROMPT = (
 
 @dataclass(slots=True)
 class _Slice:
-    """A pair of turns in the making: what the user said in a period, and what the assistant says in it."""
+    """The current pair of turns: what the user said in a period, and what the assistant says in it."""
 
     at: int  # where it begins in the channel
     output_at: int  # where the assistant's tokens begin
@@ -195,7 +195,7 @@ class Tdm(BaseSession):
             self._memory.end(utterance)
 
     def respond(self) -> list[Event]:
-        """The next slice begins as soon as this one has ended."""
+        """Begin the next slice as soon as this one has ended."""
         self._next_at = self.now
         self._open_slice()
         return self._settle()
@@ -210,7 +210,7 @@ class Tdm(BaseSession):
         return self._settle()
 
     def resume(self) -> list[Event]:
-        """Not possible: one channel keeps no answer that was cut."""
+        """Refused: a single channel keeps no cut answer."""
         self._log.add(Refused(self.now, "resume", "with time division, an answer that was cut is not kept"))
         return self._settle()
 
@@ -298,7 +298,7 @@ class Tdm(BaseSession):
         return words
 
     def _drew(self, piece: _Slice, token: Token) -> None:
-        """The model drew `token`, or was forced to."""
+        """Process `token`, which the model drew or was forced to draw."""
         has_ended = token in self.template.stop_tokens
         if not has_ended:
             piece.tokens.append(token)

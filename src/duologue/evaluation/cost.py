@@ -1,7 +1,7 @@
 """The cost of listening while speaking: the same words and decisions in every kind of session, on the same weights.
 
 Passes, tokens, seconds and KV come from the trace. Two measurements do not depend on the weights and are counted on ids
-alone, which takes no time: an hour of silence, and answers over which more and more is heard.
+alone, which is fast: an hour of silence, and answers over which more and more is heard.
 """
 
 import dataclasses
@@ -127,13 +127,13 @@ class Runner:
 
 @dataclasses.dataclass(slots=True)
 class _Reaction:
-    """What passes between words and the reaction to them."""
+    """What happens between words and the reaction to them."""
 
     at: float
     passes: int = 0
-    seconds: float = 0.0  # of computing
+    seconds: float = 0.0  # of compute
     run_s: float = 0.0  # while passes ran, on the replay's clock
-    wait_s: float = 0.0  # while nothing ran, on the same
+    wait_s: float = 0.0  # while nothing ran, on the same clock
 
 
 class Meter:
@@ -182,7 +182,7 @@ class Meter:
                 pass
 
     def end(self, kv_entries: int, num_spoken: int) -> None:
-        """The conversation is over and still holds `kv_entries`."""
+        """End the conversation, which still holds `kv_entries`."""
         self._close_exchanges(float("inf"))
         self.kv_entries, self.num_spoken = kv_entries, num_spoken
 
@@ -212,7 +212,7 @@ def _end(reaction: _Reaction, at: float, into: list[_Reaction]) -> None:
 
 
 def _totals(meters: Sequence[Meter]) -> dict[str, Any]:
-    """Sums over conversations, and peaks of what is held."""
+    """Sums over conversations, and peaks of memory."""
     passes, tokens = Counter[Phase](), Counter[Phase]()
     for meter in meters:
         passes += meter.trace.passes
@@ -233,7 +233,7 @@ def _totals(meters: Sequence[Meter]) -> dict[str, Any]:
 
 
 def _reactions(meters: Sequence[Meter]) -> dict[str, Any]:
-    """Medians; None for what never happened."""
+    """Medians; None if a reaction never occurred."""
     out: dict[str, Any] = {}
     by_name = {
         "first_word": [reaction for meter in meters for reaction in meter.first_words],

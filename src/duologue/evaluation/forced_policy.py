@@ -1,4 +1,4 @@
-"""A policy that decides what it is told, so that measurements do not depend on what the model makes of the words."""
+"""A policy with forced decisions, so that measurements do not depend on the model's judgement of the words."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from duologue.types import InputState
 
 @dataclass(slots=True)
 class NextDecision:
-    """What is decided next: `state`, with probability `p`."""
+    """The next decision: `state`, with probability `p`."""
 
     state: InputState = InputState.PROCESS
     p: float = 1.0

@@ -32,7 +32,7 @@ def read(path: Path) -> LabelledRows:
     """All rows of a JSONL file.
 
     Raises:
-        BadData: a line cannot be used, or there is none.
+        BadData: a line is invalid, or there are no rows.
     """
     samples, lines, names = [], [], set[str]()
     for line, row in read_rows(path):
@@ -53,13 +53,15 @@ def _check(sample: Sample) -> None:
     if not sample.text.strip():
         raise BadData("the text is empty; there is nothing to decide on before the first word")
     if sample.speaking and (not sample.context or sample.context[-1].role is not Role.ASSISTANT):
-        raise BadData("speaking says that the last turn of context is a running answer, but it is no answer")
+        raise BadData(
+            "speaking means that the last turn of context is a running answer, but that turn is not an answer"
+        )
     if any(turn.role is Role.SYSTEM for turn in sample.context):
         raise BadData('context has a system turn; write its text as "system": "…" beside it')
 
 
 def check_labels(rows: LabelledRows, states: Sequence[InputState]) -> None:
-    """Raise `BadData` for a row whose label is none of `states`, the adapter's."""
+    """Raise `BadData` for a row whose label is not one of `states`, those of the adapter."""
     for index, sample in enumerate(rows.samples):
         if sample.state not in states:
             raise rows.error(

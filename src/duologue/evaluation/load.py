@@ -1,10 +1,10 @@
-"""Load on a server: clients on WebSockets that ask, hear the answers, and keep speaking meanwhile.
+"""Puts load on a server: clients on WebSockets ask questions, hear the answers, and keep speaking meanwhile.
 
 Each client asks questions and hears the answers at `words_per_second`; meanwhile it says five more words of an
-utterance every two seconds. The model decides on them, but answers are protected, so that no decision ends one, and
-what should be answered is answered afterwards. Answers have at most `answer` tokens. The *decision latency* runs from
-the words sent to the decision (or refusal) received, both at the client; if there is none before the next words are
-sent, it counts as if it came then. A client is *starved* when it hears nothing for a second while an answer is being
+utterance every two seconds. The model decides on them, but answers are protected: no decision ends one, and words to
+answer are answered afterwards. Answers have at most `answer` tokens. The *decision latency* runs from
+the words sent to the decision (or refusal) received, both at the client; if none arrives before the next words are
+sent, it counts as arriving then. A client is *starved* when it hears nothing for a second while an answer is being
 written.
 """
 
@@ -49,14 +49,14 @@ class LoadSetting:
 
 @dataclass(slots=True)
 class LoadResult:
-    """What was measured, at the clients."""
+    """The results, measured at the clients."""
 
     setting: LoadSetting
     decisions: list[float] = field(default_factory=list)  # milliseconds
     longest_waits: list[float] = field(default_factory=list)  # seconds, per client, while an answer was written
     answers: int = 0
-    failures: list[str] = field(default_factory=list)  # why conversations broke off
-    memory: list[int] = field(default_factory=list)  # bytes of the server at even intervals, if they can be read
+    failures: list[str] = field(default_factory=list)  # reasons of broken conversations
+    memory: list[int] = field(default_factory=list)  # of the server in bytes, at even intervals, if it can be read
 
     @property
     def starved(self) -> int:
@@ -133,7 +133,7 @@ class _Client:
         for number in itertools.count():
             talk.hear(self._chance.choice(_QUESTIONS), utterance=f"q{number}", final=True)
             talk.respond()
-            self._slice = ""  # words that have just come are answered with it, undecided
+            self._slice = ""  # words that have just arrived are answered with it, without a decision
             for name, text, is_whole in itertools.islice(said, _UTTERANCES * SLICES):
                 if name != self._utterance:
                     self._utterance = name
@@ -144,7 +144,7 @@ class _Client:
                 talk.hear(text, utterance=name, final=is_whole)
 
     def _stop_waiting(self) -> None:
-        """The decision has come; if it is still missing, it counts as if it came now."""
+        """Record the decision. If it is still missing, it counts as arriving now."""
         if self._slice:
             self._slice = ""
             self._result.decisions.append((self._now() - self._sent_at) * 1000)

@@ -1,4 +1,4 @@
-"""Oracle scripts: conversations whose words and decisions are known beforehand, and a backend that follows them."""
+"""Oracle scripts: conversations whose words and decisions are known in advance, and a backend that follows them."""
 
 import dataclasses
 import random
@@ -24,7 +24,7 @@ SURE = 0.98
 _SILENCE_S = (6.0, 12.0)  # between exchanges
 _TOKENS_PER_S = 5.0  # of an answer, on the replay's clock
 _STORY_S = 60.0  # time for a story, however much is heard over it
-_ASIDE_ANSWER = "Was that meant for me?"  # of a session that cannot tell that it was not addressed
+_ASIDE_ANSWER = "Was that meant for me?"  # of a session that cannot know that it was not addressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class OracleScript:
     answers: Mapping[str, tuple[Token, ...]]  # by the text of the user's turn
 
     def decide(self, text: str) -> InputState:
-        """The right decision on an utterance that reads `text` so far."""
+        """The right decision on an utterance that is `text` so far."""
         if text in self.states:
             return self.states[text]
         begun = {state for whole, state in self.states.items() if whole.startswith(text)}

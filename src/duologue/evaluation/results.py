@@ -34,7 +34,7 @@ _PACKAGES = (
 
 
 class Measurement:
-    """One run of a benchmark. Create it before the work begins: it notes when, on what, and how busy the machine is."""
+    """One run of a benchmark. Create it before the work begins: it records the time, the machine and its load."""
 
     def __init__(self, benchmark: str, *, seed: int) -> None:
         self.cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -86,7 +86,7 @@ class Results:
 def was_quiet(result: Result) -> bool:
     """Whether other processes left the cores to the measurement.
 
-    Where the file does not say how many cores they used, the load average at the start decides.
+    If the file does not say how many cores they used, the load average at the start decides.
     """
     hardware = result.get("hardware", {})
     others, load = hardware.get("others_used_cores"), hardware.get("load_average")
@@ -125,7 +125,7 @@ def to_text(result: Result) -> str:
 
 
 def _command() -> str:
-    """The command line as one would type it in the root of the repository."""
+    """The command line as typed in the root of the repository."""
     program = Path(sys.argv[0]).resolve()
     is_script = program.suffix == ".py" and program.name != "__main__.py"
     called = ["python", str(Path(*program.parts[-2:]))] if is_script else ["duologue"]
@@ -138,7 +138,7 @@ def _load_average() -> float | None:
 
 
 def _cpu_seconds_of_others() -> float | None:
-    """CPU time of all processes but this one and those it has waited for; None if unknown."""
+    """CPU time of all processes except this one and those it has waited for; None if unknown."""
     try:
         line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
     except OSError:
@@ -150,7 +150,7 @@ def _cpu_seconds_of_others() -> float | None:
 
 
 def _git(*args: str) -> str | None:
-    """What git prints about the source; None if it is no working copy."""
+    """What git prints about the source; None if it is not a working copy."""
     try:
         done = subprocess.run(["git", *args], cwd=_SOURCE, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

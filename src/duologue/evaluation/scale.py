@@ -2,9 +2,9 @@
 
 Each session has a history of its own, speaks `tokens_per_second` without end, and hears a user all the while: every two
 seconds five more words of an utterance that is ignored once it has twenty. All passes are real, probes included. Only
-the decisions are forced, so that the figures do not depend on what the model makes of the words. Answers do not end.
+the decisions are forced, so that the figures do not depend on how the model judges the words. Answers do not end.
 
-The *decision latency* runs from the words handed in to the decision event. A *deadline* is missed when a listener who
+The *decision latency* runs from passing the words to the decision event. A *deadline* is missed when a listener who
 hears a token every 1 / `tokens_per_second` seconds has to wait for the next one; an answer may be one second ahead.
 """
 
@@ -136,7 +136,7 @@ class _Participant:
         handle.hear(text, utterance=utterance, final=is_whole)
 
     def stop_waiting(self, now: float) -> None:
-        """A decision that is still missing counts as if it came `now`."""
+        """Count a missing decision as arriving `now`."""
         if self._undecided_since is not None:
             self.decisions.append(now - self._undecided_since)
             self._undecided_since = None
@@ -151,7 +151,7 @@ class _Room:
         self._ready_at: float | None = None
 
     async def get_ready(self) -> None:
-        """Ask every session something, and return when something of every answer has been heard."""
+        """Ask every session something, and return when part of every answer has been heard."""
         for _, handle in self._participants:
             handle.hear("tell me a very long story", utterance="question", final=True)
         while not all(one.session.floor is Floor.SPEAKING for one, _ in self._participants):
@@ -159,7 +159,7 @@ class _Room:
         self._ready_at = self._engine.now()
 
     async def talk(self, seconds: float) -> float:
-        """Let all sessions speak and hear. Returns how many seconds it took."""
+        """Let all sessions speak and hear. Returns the duration in seconds."""
         began = self._engine.now()
         while self._engine.now() < began + seconds:
             await self._step()

@@ -21,7 +21,7 @@ _STOCK = _TEXT.split()
 
 
 def words(chance: random.Random, number: int) -> str:
-    """So many words that mean nothing in particular."""
+    """This many words, without any particular meaning."""
     return " ".join(chance.choices(_STOCK, k=number))
 
 
@@ -35,7 +35,7 @@ def utterances(chance: random.Random) -> Iterator[tuple[str, str, bool]]:
 
 
 def history(template: Template, chance: random.Random, num_tokens: int) -> list[Turn]:
-    """Whole exchanges of at least `num_tokens` tokens, and only a few more."""
+    """Whole exchanges of at least `num_tokens` tokens, and only slightly more."""
     turns: list[Turn] = []
     while (missing := num_tokens - len(template.lay_out(turns))) > 0:
         length = max(4, min(40, missing // 3))
@@ -44,7 +44,7 @@ def history(template: Template, chance: random.Random, num_tokens: int) -> list[
 
 
 class Listener:
-    """Hears an answer at `rate` tokens a second, and waits when the next token is not there yet.
+    """Hears an answer at `rate` tokens per second, and waits if the next token has not arrived.
 
     Each wait counts as one missed deadline.
     """
@@ -88,5 +88,7 @@ class Listener:
         if self._position == 0:
             return None
         (tokens, characters), (more_tokens, more_characters) = self._ends[0], self._ends[min(1, len(self._ends) - 1)]
-        share = (self._position - tokens) / max(1, more_tokens - tokens)  # tokens that came together are heard evenly
+        share = (self._position - tokens) / max(
+            1, more_tokens - tokens
+        )  # tokens that arrived together are heard evenly
         return characters + int(share * (more_characters - characters))

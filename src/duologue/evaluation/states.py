@@ -1,4 +1,4 @@
-"""How well the states are told apart: one judgement of many rows, as a whole and by group, as plain values.
+"""How well the states are distinguished: decisions on many rows, in total and by group, as plain values.
 
 Knows probabilities and decisions, not where they come from: a model, a baseline and another backend are judged alike.
 N rows, S states.
@@ -25,13 +25,13 @@ from duologue.types import InputState
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """Rows, the decision on each, and, if there are any, the probabilities behind it."""
+    """Rows, the decision on each, and the probabilities behind it, if there are any."""
 
     samples: Sequence[Sample]
     decisions: Sequence[InputState]
     states: tuple[InputState, ...] = ()
     p: Probabilities | None = None  # [N, S], columns in the order of `states`
-    latency_ms: Mapping[int, float] = field(default_factory=dict)  # by row, of those it was measured on
+    latency_ms: Mapping[int, float] = field(default_factory=dict)  # by row, of the measured rows
 
     def part(self, chosen: Sequence[int]) -> "Judgement":
         """Some of the rows."""
@@ -51,7 +51,7 @@ class Judgement:
 def judge_model(
     rows: LabelledRows, model: Model, *, num_latencies: int = 50, progress: Progress | None = None
 ) -> tuple[Judgement, ThresholdPair]:
-    """What `model` decides on `rows`, and the thresholds it does so with, which are those of a conversation.
+    """The decisions of `model` on `rows`, and its thresholds, which are those of a conversation.
 
     Raises:
         BadData: a row has a label that the adapter lacks, or does not fit into the context.
@@ -69,7 +69,7 @@ def judge_model(
 
 
 def report(judgement: Judgement) -> dict[str, Any]:
-    """Everything about a judgement, for JSON: as a whole, by source and kind, and idle and over an answer apart."""
+    """All figures of a judgement, for JSON: in total, by source, by kind, and by whether an answer is running."""
     parts = {"idle": judgement.speaking(False), "speaking": judgement.speaking(True)}
     return {**_section(judgement), **{name: _section(part) for name, part in parts.items()}}
 
@@ -104,7 +104,7 @@ def _groups(judgement: Judgement, name: str) -> dict[str, dict[str, Any]]:
 
 
 def details(judgement: Judgement) -> dict[str, Any]:
-    """What pictures are drawn from: bins of confidence, and curves of false actions with the decisions' own point."""
+    """The data of the pictures: bins of confidence, and curves of false actions with the operating point."""
     assert judgement.p is not None
     parts = {"all": judgement, "idle": judgement.speaking(False), "speaking": judgement.speaking(True)}
     return {
@@ -120,7 +120,7 @@ def _curve(judgement: Judgement) -> list[dict[str, float | None]]:
 
 
 def compare(rows: LabelledRows, one: Judgement, other: Judgement) -> dict[str, Any]:
-    """How far two judgements of the same rows, with the same states, agree; and the lines on which they do not."""
+    """How far two judgements of the same rows, with the same states, agree, and the lines on which they differ."""
     assert one.p is not None
     assert other.p is not None
     different = [i for i, pair in enumerate(zip(one.decisions, other.decisions, strict=True)) if pair[0] != pair[1]]

@@ -7,7 +7,7 @@ from duologue.models.adapters import Adapter, Fingerprint, prompted, shipped_for
 from duologue.models.catalogue import expanded
 
 PROMPTED = {"prompted": 0, "prompted-5": 5}
-"""Adapters without training, and the number of examples in their question."""
+"""Adapters without training, and the number of examples in their prompt."""
 
 TRAINED = ("alora", "rows")
 """Kinds of adapters that ship with the package, best first."""
@@ -16,7 +16,7 @@ _NAMES = ", ".join(("auto", *TRAINED, *PROMPTED))
 
 
 def requested_adapter(adapter: str | Path | Adapter) -> Adapter | str:
-    """The adapter that was asked for, before any weights are read; its name if the choice depends on the model.
+    """The requested adapter, before any weights are read; its name if the choice depends on the model.
 
     Raises:
         UsageError: there is no such name or folder.
@@ -49,6 +49,6 @@ def adapter_for(requested: Adapter | str, fingerprint: Fingerprint) -> Adapter:
     if found is None and requested != "auto":
         raise AdapterMismatch(
             f"no adapter of kind {requested} ships for this model; train one with `duologue train {requested}`, "
-            "or ask in words with --adapter prompted"
+            "or prompt it with --adapter prompted"
         )
     return found or prompted()

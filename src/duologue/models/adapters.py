@@ -1,7 +1,7 @@
-"""Adapters make a model duplex: how it is asked for the state of what it hears, and how its reply becomes a decision.
+"""Adapters make a model duplex: they define how to ask it for the state of what it hears, and how to read its reply.
 
-A trained adapter is a folder with `adapter.json` and `adapter.safetensors`. Without training, an adapter is a question
-in words (`prompted`). NumPy only; each backend applies the rows in its own way.
+A trained adapter is a folder with `adapter.json` and `adapter.safetensors`. Without training, an adapter is a prompt
+(`prompted`). NumPy only; each backend applies the rows in its own way.
 """
 
 import hashlib
@@ -58,12 +58,12 @@ class Fingerprint:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """How a model is asked, and how probable its replies must be.
+    """How a model is asked for the state, and how probable its replies must be.
 
     Added ids follow the base vocabulary: first the probe tokens, then the states in order (see `AdapterRows`).
     """
 
-    kind: str  # "rows": trained vectors; "alora": also a LoRA at the probe tokens; "prompted": asked in words
+    kind: str  # "rows": trained vectors; "alora": also a LoRA at the probe tokens; "prompted": a prompt
     states: tuple[InputState, ...]
     rows: AdapterRows | None = None  # None for "prompted"
     lora: Lora | None = None  # of "alora" only
@@ -71,7 +71,7 @@ class Adapter:
     """For each weight type ("bf16", "q4_0", …, or "any"), two sets: for an idle and for a speaking assistant."""
     fingerprint: Fingerprint | None = None  # None: fits every model
     name: str = ""  # for display
-    shots: int = 0  # examples in the question of a prompted adapter
+    shots: int = 0  # examples in the prompt of a prompted adapter
     facts: Mapping[str, Any] = field(default_factory=dict)
     """How it was trained, and the results of its evaluation."""
 
@@ -98,7 +98,7 @@ class Adapter:
         different = ", ".join(f"{key} {theirs[key]} (adapter: {ours[key]})" for key in ours if ours[key] != theirs[key])
         raise AdapterMismatch(
             f"the adapter {self.name or '(unnamed)'} was trained for another model; this one has {different}. "
-            "Train one with `duologue train alora --model …`, or ask in words with --adapter prompted"
+            "Train one with `duologue train alora --model …`, or prompt it with --adapter prompted"
         )
 
     def probe_for(self, vocab_size: int, template: Template) -> Probe:
@@ -191,10 +191,10 @@ class Adapter:
 def prompted(
     template: Template | None = None, states: Sequence[InputState] = tuple(InputState), shots: int = 0
 ) -> Adapter:
-    """An adapter without training: the model is asked in words, with `shots` examples (0 or 5).
+    """An adapter without training: the model is prompted for the state, with `shots` examples (0 or 5).
 
-    It works with any chat model, but decides less reliably than a trained adapter, above all on small models. With a
-    `template`, the question is built at once, so that errors occur here rather than later.
+    It works with any chat model, but decides less reliably than a trained adapter, especially on small models. With a
+    `template`, the prompt is built at once, so that errors occur here rather than later.
     """
     adapter = Adapter("prompted", tuple(states), shots=shots, name=f"prompted, {shots} examples")
     if template is not None:

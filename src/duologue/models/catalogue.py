@@ -16,7 +16,7 @@ class CatalogueEntry:
     module: str  # the folder that the package installs
     license: str
     install: str  # the command that installs the weights
-    assembled: str | None = None  # the folder in which a package that contains parts of a file assembles it
+    assembled: str | None = None  # folder in which a package that contains parts of a file assembles it
 
     @property
     def path(self) -> Path | None:
@@ -63,7 +63,7 @@ def find(name: str, revision: str | None = None) -> ModelSource:
 
     Raises:
         ModelNotFound: there is no such model; the message says what to do.
-        UsageError: a `revision` of a model that is not downloaded.
+        UsageError: a `revision` for a model that is not downloaded.
     """
     source = _find(name)
     if revision is None:

@@ -89,9 +89,9 @@ def load(
     """Load a model by a short name, a `.gguf` file, a Hugging Face folder, or `owner/name` on the hub.
 
     Any causal language model with a chat template can be loaded. How well it decides depends on the adapter. Trained
-    adapters ship for the default model only. Without one, "auto" falls back to "prompted": the model is asked in words
-    what the user's last words were. This needs no training, but small models answer poorly, so that backchannels such
-    as "mhm" often interrupt an answer, and each decision feeds the whole question instead of one probe token. For
+    adapters ship for the default model only. Without one, "auto" falls back to "prompted": the model is prompted
+    for the state of the user's last words. This needs no training, but small models answer poorly, so that backchannels
+    such as "mhm" often interrupt an answer, and each decision feeds the whole prompt instead of one probe token. For
     decisions like those of the default model, train an adapter with `duologue train`.
 
     Args:
@@ -107,8 +107,8 @@ def load(
         threads: CPU threads, by default one per core.
         device: the torch device.
         system: the system prompt; None leaves it to the model's template.
-        sessions: simultaneous conversations. The KV cache holds so many whole contexts, half as many again and one
-            more, for suspended answers and contexts under construction.
+        sessions: simultaneous conversations. The KV cache holds that many whole contexts, half as many again and one
+            more, for suspended answers and compactions.
         revision: the commit, tag or branch to download from the hub; by default the newest. Pin a commit to load the
             same files every time.
         progress: called with the current step and, where known, the share of it that is done (0 … 1).

@@ -93,7 +93,7 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
     _require("llamacpp", "llama_cpp", "gguf")
     if not request.source.is_gguf or path is None:
         raise UsageError(
-            f"llama.cpp reads GGUF files; {request.source.name} is none. Use --backend torch, or convert it"
+            f"llama.cpp reads GGUF files, and {request.source.name} is not one. Use --backend torch, or convert it"
         )
     wanted = request.weights and _weight_type("llama.cpp", request.weights, (*GGUF_WEIGHTS, AS_IS))
     request.progress("starting llama.cpp")
@@ -112,7 +112,7 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
     adapter = adapter_for(request.adapter, fingerprint)
     if facts.num_added and adapter.num_added not in (0, facts.num_added):
         raise AdapterMismatch(
-            f"{path} already has {facts.num_added} rows of an adapter, and this one has {adapter.num_added}; "
+            f"{path} already has {facts.num_added} rows of an adapter, but this adapter has {adapter.num_added}; "
             "start from the base model's file"
         )
     # An exported file is ready: its rows are used, and its weight type was chosen when it was written.

@@ -1,4 +1,4 @@
-"""Asks in words instead of with a trained probe: it needs no training and any chat model, but decides less reliably."""
+"""Prompts for the state instead of using a trained probe: works with any chat model, but decides less reliably."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ _ANSWERS = (("A", "B", "C", "D"), ("a", "b", "c", "d"), ("1", "2", "3", "4"))
 
 
 def prompted_probe(template: Template, states: Sequence[InputState], *, shots: int = 0) -> Probe:
-    """A probe that closes the user's turn, asks what it was, opens the answer, and watches the letters that may follow.
+    """A probe that closes the user's turn, asks for its state, opens the answer, and watches the letters that may come.
 
     Raises:
         UsageError: `shots` is neither 0 nor 5, or no letters or digits are single tokens in this model.
@@ -51,6 +51,4 @@ def _answers(template: Template, num: int) -> tuple[tuple[str, ...], tuple[Token
         # The tokens before the letter must be the same for all choices, or they would be read at different positions.
         if len({tokens[:-1] for tokens in ids}) == 1 and len(ids[0]) == 1 and len(set(last)) == num:
             return names[:num], tuple(last)
-    raise UsageError(
-        "this model's tokenizer has no single tokens for letters or digits, so it cannot be asked in words"
-    )
+    raise UsageError("this model's tokenizer has no single tokens for letters or digits, so it cannot be prompted")

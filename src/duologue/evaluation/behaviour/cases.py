@@ -1,4 +1,4 @@
-"""Conversations with labels: who has the floor, what the user does, what must happen, by when.
+"""Labelled conversations: who has the floor, what the user does, what must happen, and by when.
 
 A case is one line of JSON. `docs/behaviour.md` describes every field.
 """
@@ -23,15 +23,15 @@ from duologue.types import Role, Turn
 WORDS_PER_S = 2.5
 """Pace of speech, 150 words a minute."""
 WORDS_PER_PARTIAL = 2
-"""A recogniser reports its words so far after every second word, and at once when the speaker pauses."""
+"""A recogniser reports the words so far after every second word, and whenever the speaker pauses."""
 ENDPOINT_S = 0.8
 """Silence after which a recogniser ends the utterance; what follows is a new one."""
 PLAYED_PER_S = WORDS_PER_S * CHARACTERS_PER_WORD
 """Characters of an answer that are heard in a second."""
 WITHIN_S = 2.0
-"""TurnBench counts what happens up to two seconds after the gold time."""
+"""As in TurnBench, what happens up to two seconds after the gold time counts."""
 REPLY = "It is simply a name for that, nothing more."
-"""What the assistant says where a case does not say it."""
+"""What the assistant says if a case does not specify it."""
 
 _LATEST_S = 3600.0
 _PAUSE = re.compile(r"\[(\d+(?:\.\d+)?)\]")
@@ -44,17 +44,17 @@ KINDS = (
     "pair_name", "pair_echo", "pair_fragment", "pair_go_on", "recorded", "flexi", "full_duplex_bench", "codett",
     "turnbench",
 )  # fmt: skip
-"""Kinds of conversations: those of the set, recorded ones, and other people's."""
+"""Kinds of conversations: those of the set, recorded ones, and those of other benchmarks."""
 
 
 class Action(StrEnum):
     """What must happen."""
 
-    ANSWER = "answer"  # a new answer begins; one that is running ends
+    ANSWER = "answer"  # a new answer begins; a running one ends
     WAIT = "wait"  # nobody is speaking, and the assistant stays silent
-    GO_ON = "go_on"  # the answer goes on as if nothing had been said
+    GO_ON = "go_on"  # the answer continues as if nothing had been said
     STOP = "stop"  # the answer ends, and nothing follows
-    RESUME = "resume"  # the assistant speaks again: the answer that was cut goes on
+    RESUME = "resume"  # the assistant speaks again: the cut answer continues
 
 
 FLOORS: Mapping[Action, tuple[Floor, ...]] = {
@@ -64,15 +64,15 @@ FLOORS: Mapping[Action, tuple[Floor, ...]] = {
     Action.STOP: (Floor.SPEAKING,),
     Action.RESUME: (Floor.SILENT,),
 }
-"""Where an action makes sense; the first is what it means if a case does not say it."""
+"""Floors at which an action makes sense; the first is the default of a case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Something the user, or somebody near the microphone, does at a time."""
+    """Something that the user, or somebody near the microphone, does at a given time."""
 
     at: float
-    speak: str | None = None  # said at the pace of speech; [1.2] is a pause of so many seconds
+    speak: str | None = None  # said at the pace of speech; [1.2] is a pause in seconds
     type: str | None = None  # sent at once
     text: str | None = None  # words of `utterance` so far, as they were recorded
     command: str | None = None  # stop, resume or respond
@@ -81,7 +81,7 @@ class Act:
 
     @property
     def words(self) -> str:
-        """What is said or typed; "" for a command."""
+        """The words said or typed; "" for a command."""
         return self.speak or self.type or self.text or ""
 
 
@@ -92,20 +92,20 @@ class Expectation:
     action: Action
     start: float  # the user begins
     at: float  # the user's words end
-    within: float = WITHIN_S  # seconds behind `at` in which it must happen, or in which nothing must
+    within: float = WITHIN_S  # seconds after `at` in which it must happen, or in which nothing may
     floor: Floor = Floor.SILENT
     to: str = ""  # the turn that is answered ends with these words
     intent: str = ""  # for the table of intents
 
     @property
     def until(self) -> float:
-        """End of what is judged."""
+        """The end of the judged period."""
         return self.at + self.within
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One conversation. An `answer` is being said from the beginning on, to the last turn of `history`."""
+    """One conversation. An `answer` to the last turn of `history` is running from the start."""
 
     id: str
     kind: str
@@ -114,16 +114,16 @@ class Case:
     acts: tuple[Act, ...]
     expect: tuple[Expectation, ...]
     reply: str = REPLY
-    pair: str = ""  # cases with the same name here are a minimal pair
+    pair: str = ""  # cases with the same value form a minimal pair
     words: str = ""  # of a pair: the words that both halves share
 
     @property
     def end(self) -> float:
-        """Time at which everything has been judged."""
+        """The time at which everything has been judged."""
         return max(one.until for one in self.expect) + 0.5
 
     def cues(self) -> list[Cue]:
-        """What the session is told, in order of time. Speech grows as a recogniser would report it."""
+        """The inputs of the session, in order of time. Speech grows as a recogniser would report it."""
         cues: list[Cue] = []
         for number, act in enumerate(self.acts):
             name = act.utterance or f"u{number}"
@@ -138,7 +138,7 @@ class Case:
         return sorted(cues, key=lambda cue: cue.at)
 
     def to_json(self) -> dict[str, Any]:
-        """As a line of a file has it."""
+        """The case as an object, as in a line of a file."""
         row: dict[str, Any] = {"id": self.id, "kind": self.kind}
         if self.history:
             row["history"] = [{"role": turn.role.value, "text": turn.text} for turn in self.history]
@@ -166,7 +166,7 @@ _COMMANDS = ("stop", "resume", "respond")
 
 
 def spoken(text: str, at: float, utterance: str) -> tuple[list[Cue], list[tuple[float, float]], float]:
-    """Cues of a speaker who begins at `at`; the pauses (when, how long); when the last word ends."""
+    """The cues of a speaker who begins at `at`, the pauses (start, duration), and the end of the last word."""
     cues: list[Cue] = []
     pauses: list[tuple[float, float]] = []
     parts = _PAUSE.split(text)
@@ -200,7 +200,7 @@ def plain_words(text: str) -> list[str]:
 
 
 def set_hash(cases: Iterable[Case]) -> str:
-    """What names a set: changes with every word, time and label in it."""
+    """A hash that identifies a set. It changes with every word, time and label."""
     digest = hashlib.sha256()
     for case in cases:
         digest.update(json.dumps(case.to_json(), sort_keys=True, ensure_ascii=False).encode() + b"\n")
@@ -211,7 +211,7 @@ def read_cases(path: Path) -> list[Case]:
     """Read a file of cases, or all `.jsonl` files of a folder.
 
     Raises:
-        BadData: nothing is there, or a line cannot be used; the message names file and line.
+        BadData: there are no cases, or a line is invalid; the message names file and line.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     cases: list[Case] = []
@@ -236,7 +236,7 @@ def case_from(row: Mapping[str, Any]) -> Case:
     """The case that a line describes.
 
     Raises:
-        BadData: something is missing, unknown, or contradicts the rest.
+        BadData: a field is missing or unknown, or contradicts another.
     """
     found = _fields(row, "a case", _CASE, optional={"history", "answer", "reply", "pair", "words"})
     _need(found["kind"] in KINDS, f"unknown kind {found['kind']!r}; there are {', '.join(KINDS)}")
@@ -254,7 +254,7 @@ def case_from(row: Mapping[str, Any]) -> Case:
 
 
 def check(case: Case) -> None:
-    """Raise `BadData` for what contradicts itself in `case`."""
+    """Raise `BadData` if `case` contradicts itself."""
     _need(bool(case.acts and case.expect), "a case needs at least one act and one expectation")
     is_asked = bool(case.history) and case.history[-1].role is Role.USER
     _need(
@@ -287,7 +287,7 @@ def _check_expectation(name: str, one: Expectation, case: Case, *, can_speak: bo
 
 
 def _check_order(names: str, before: Expectation, after: Expectation) -> None:
-    """Two expectations must be possible together."""
+    """Check that successive expectations can both be met."""
     silent = {Action.WAIT, Action.GO_ON, Action.STOP}
     is_open = before.action not in silent or after.action in silent or after.until > before.until
     _need(
@@ -318,7 +318,7 @@ def _act(row: Any) -> Act:
 
 
 def _expectation(row: Any, *, over: bool) -> Expectation:
-    """`over`: unless the row says otherwise, the assistant is speaking."""
+    """`over`: the assistant is speaking unless the row says otherwise."""
     found = _fields(row, "an expectation", _EXPECTATION, optional=_EXPECTATION.keys() - {"action", "at"})
     name, at = found["action"], found["at"]
     _need(name in list(Action), f"unknown action {name!r}; there are {', '.join(Action)}")
@@ -338,7 +338,7 @@ def _need(is_fine: bool, message: str) -> None:
 def _fields(
     row: Any, what: str, kinds: Mapping[str, Callable[[Any], str]], *, optional: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The fields of `row`. `kinds` has every field, and what is wrong with a value of it ("" for nothing)."""
+    """The fields of `row`. `kinds` maps each field to a function that returns what is wrong with a value, or ""."""
     _need(isinstance(row, dict), f"{what} is a JSON object, not {row!r:.60}")
     missing = sorted(kinds.keys() - set(optional) - row.keys())
     _need(not missing, f"{what} lacks {', '.join(missing)}")

@@ -1,6 +1,6 @@
-"""Makes conversations from the written ones: fills in names and places, draws forms, contexts and times.
+"""Makes conversations from templates: fills in names and places, and draws forms, contexts and times.
 
-The same seed gives the same conversations on every machine: chance comes from a hash and nothing else.
+The same seed gives the same conversations on every machine, because a hash is the only source of randomness.
 """
 
 import hashlib
@@ -32,16 +32,16 @@ TEST_SEED = 0
 DEV_SEED = 1
 DEV_SHARE = 10  # every tenth conversation, or minimal pair, of the other seed
 FROZEN = "2f598ebee4abb260"
-"""Hash of the test set. It must never change: results are comparable for as long as it is the same."""
+"""Hash of the test set. It must never change: results are comparable as long as it is the same."""
 
 PAUSES_S = (0.6, 1.2, 2.0)
 _WAIT_S = 2.5
 _STEP = re.compile(r"(?:\+(?P<gap>[\d.]+) )?(?P<who>2|echo|raw)?> (?P<text>.+?)(?: => (?P<action>\w+))?")
 _SLOT = re.compile(r"\{(?P<name>[a-z]+)(?P<other>2?)\}")
-_FIRST_S = 1.0  # the user begins, if nobody speaks
-_OVER_S = (2.6, 4.6)  # the user begins, while an answer is heard
-_ECHO_S = 0.4  # from what is played to what is recognised of it
-_REPLY_S = 0.8  # about how long an answer takes to begin
+_FIRST_S = 1.0  # when the user begins, if nobody speaks
+_OVER_S = (2.6, 4.6)  # when the user begins, if an answer is running
+_ECHO_S = 0.4  # from the playback of words to their recognition
+_REPLY_S = 0.8  # approximate time until an answer begins
 _OPENINGS = ("I need some help.", "Hi, do you have a minute?", "Let's get started.", "Okay, I'm ready.", "Hello again!")
 
 _SIDE_TALK = {"to_somebody_else", "two_users", "pair_bystander", "pair_name"}
@@ -51,7 +51,7 @@ _STEERING = {"steering", "self_correction", "typed_correction", "reply"}
 
 @final
 class Chance:
-    """Numbers that depend on a name and on nothing else."""
+    """Random numbers that depend only on a name."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -70,7 +70,7 @@ class Chance:
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """Conversations of one kind, as they were written."""
+    """The templates of one kind of conversation."""
 
     kind: str
     form: str
@@ -94,7 +94,7 @@ def generate(seed: int = TEST_SEED) -> list[Case]:
 
 
 def split(name: str) -> list[Case]:
-    """The conversations of a split: "test" is frozen; "dev", which alone may be looked at, has a tenth as many.
+    """The conversations of a split: "test" is frozen; "dev", for tuning, has a tenth as many.
 
     Raises:
         UsageError: there is no such split, or the test set is not the one that was frozen.
@@ -116,7 +116,7 @@ def split(name: str) -> list[Case]:
 
 @final
 class _Writer:
-    """Turns one written line into a conversation, or into the two of a minimal pair."""
+    """Turns one line into a conversation, or into the two of a minimal pair."""
 
     def __init__(self, section: _Section, kind: str, number: int, seed: int) -> None:
         self._kind = kind
@@ -127,7 +127,7 @@ class _Writer:
         self._form = section.form if section.form != "both" else self._chance.choice(("spoken", "spoken", "typed"))
 
     def cases(self, line: str) -> list[Case]:
-        """What the line says."""
+        """The cases that the line describes."""
         variants = line.split(" || ")
         if len(variants) == 1:
             return [self._case(self._name, variants[0])]
@@ -161,8 +161,8 @@ class _Writer:
             elif (step := _STEP.fullmatch(part)) is not None:
                 steps.append(step)
             else:
-                raise ValueError(f"{self._name}: {part!r} is no part of a conversation")
-        if history and history[0].role is Role.ASSISTANT:  # some chat templates want that a user begins
+                raise ValueError(f"{self._name}: {part!r} is not part of a conversation")
+        if history and history[0].role is Role.ASSISTANT:  # some chat templates require that a user begins
             history.insert(0, Turn(Role.USER, self._said(self._chance.choice(_OPENINGS))))
         case = self._timed(name, history, answer, steps)
         check(case)
@@ -172,7 +172,7 @@ class _Writer:
         """Give every step its time and its label."""
         acts: list[Act] = []
         expect: list[Expectation] = []
-        floor_until = len(answer) / PLAYED_PER_S if answer else 0.0  # when the assistant will have said it
+        floor_until = len(answer) / PLAYED_PER_S if answer else 0.0  # when the assistant will have finished
         now = 0.0
         onsets = []
         for number, step in enumerate(steps):
@@ -218,7 +218,7 @@ class _Writer:
         return Expectation(action, start, round(at, 3), within, floor, to, _intent(self._kind, action, floor))
 
     def _said(self, text: str) -> str:
-        """What a user says: as typed, or as a recogniser writes it, in small letters and without punctuation."""
+        """The words of a user: as typed, or as a recogniser writes them, in lower case and without punctuation."""
         filled = self._filled(text, self._form)
         if self._form == "typed":
             return filled
@@ -229,7 +229,7 @@ class _Writer:
 
     def _slot(self, slot: re.Match[str], form: str) -> str:
         name, key = slot["name"], slot["name"] + slot["other"]
-        for needed in (name, key):  # the second city is another one than the first
+        for needed in (name, key):  # the second city differs from the first
             if needed not in self._slots:
                 taken = self._slots.get(name)
                 self._slots[needed] = self._chance.choice([one for one in _slots()[name] if one != taken])
@@ -238,13 +238,13 @@ class _Writer:
 
 
 def _before(one: Expectation, next_at: float) -> Expectation:
-    """`one`, judged until the user goes on at the latest."""
+    """`one`, judged no longer than until the user continues."""
     within = round(min(one.within, next_at - one.at), 3)
     return Expectation(one.action, one.start, one.at, within, one.floor, one.to, one.intent)
 
 
 def _chunks(case: Case) -> list[str]:
-    """Words of each thing that is said, divided at pauses."""
+    """The words of each utterance, divided at pauses."""
     texts = [part for act in case.acts for part in re.split(r"\[[\d.]+\]", act.speak or act.type or "")]
     return [" ".join(plain_words(text)) for text in texts]
 
@@ -291,7 +291,7 @@ def _sections() -> tuple[_Section, ...]:
 
 @cache
 def _contexts() -> dict[str, tuple[str, str]]:
-    """By name: the question and the answer."""
+    """The question and the answer of each context, by name."""
     lines = _read("contexts.txt")
     names = [line[1:-1] for line in lines[::3]]
     return dict(zip(names, zip(lines[1::3], lines[2::3], strict=True), strict=True))

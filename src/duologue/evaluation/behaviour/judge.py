@@ -1,8 +1,8 @@
-"""What was right in a case: rules on events, never a model.
+"""Judges a case by rules on events, never by a model.
 
-The assistant speaks from the first text of an answer that is let out to the end of the answer, or the cut. An answer of
-which no whole word was heard has not been spoken. A gap of half a second in one answer is none, as in Full-Duplex-Bench
-v1.5 (arXiv 2507.23159), which merges such gaps before it measures overlap.
+The assistant speaks from the first released text of an answer to the end of the answer, or the cut. An answer of which
+no whole word was heard does not count as spoken. Gaps of up to half a second within an answer are ignored, as in
+Full-Duplex-Bench v1.5 (arXiv 2507.23159), which merges such gaps before it measures overlap.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from duologue.core.transitions import Floor
 from duologue.evaluation.behaviour.cases import PLAYED_PER_S, Action, Case, Expectation, plain_words
 
 GAP_S = 0.5
-_EARLY_WORDS, _EARLY_S = 3, 1.0  # what is no takeover yet, by Full-Duplex-Bench v1 (arXiv 2503.04721)
+_EARLY_WORDS, _EARLY_S = 3, 1.0  # not yet a takeover, by Full-Duplex-Bench v1 (arXiv 2503.04721)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,13 @@ class Speech:
     start: float
     end: float
     asked: str  # the user's turn that it answers
-    text: str = ""  # what was heard of it
-    resumed: bool = False  # an answer that was cut goes on
+    text: str = ""  # the part that was heard
+    resumed: bool = False  # it continues an answer that was cut
     cut: bool = False  # it ended before the answer did
 
     @property
     def is_takeover(self) -> bool:
-        """Whether it counts as speaking: not if it was shorter than a second and had at most three words."""
+        """Whether it counts as a takeover: not if it was shorter than a second and had at most three words."""
         return self.end - self.start >= _EARLY_S or len(self.text.split()) > _EARLY_WORDS
 
 
@@ -43,29 +43,29 @@ class Problem(StrEnum):
     EARLY = "early"  # an answer began before the user had finished
     MISSED = "missed"  # nothing began in time
     WRONG_TURN = "wrong turn"  # an answer began in time, to something else
-    CUT = "cut"  # the answer did not go on
+    CUT = "cut"  # the answer did not continue
     WENT_ON = "went on"  # the answer was not cut
     SPOKE = "spoke"  # the assistant should have been silent
-    NOT_SPEAKING = "not speaking"  # what should go on was not there any more
+    NOT_SPEAKING = "not speaking"  # there was no answer left to continue
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one expectation."""
+    """The verdict on one expectation."""
 
     expectation: Expectation
     problem: Problem
-    acted: bool  # the action alone, as CoDeTT counts it: whatever was answered, and to which words
+    acted: bool  # whether the action was right, as CoDeTT counts it, regardless of what was answered
     delay_s: float | None = None  # from the gold time to the first sound of an answer
-    overlap_s: float | None = None  # from where the user began to where the answer that was running was cut
+    overlap_s: float | None = None  # from the start of the user to the cut of the running answer
 
     @property
     def right(self) -> bool:
-        """Whether everything was as it should be."""
+        """Whether the expectation was met."""
         return self.problem is Problem.NONE
 
     def to_json(self) -> dict[str, Any]:
-        """For the page, and for files."""
+        """The verdict as JSON, for the page and for files."""
         return {
             "action": self.expectation.action.value,
             "from": self.expectation.start,
@@ -77,7 +77,7 @@ class Verdict:
 
 
 def speeches(events: Iterable[e.Event], end: float) -> list[Speech]:
-    """Where the assistant speaks."""
+    """The stretches in which the assistant speaks."""
     found: list[Speech] = []
     asked: dict[int, str] = {}
     texts: dict[int, str] = {}
@@ -159,9 +159,9 @@ def _verdict(one: Expectation, spoken: Sequence[Speech], before: str) -> Verdict
 def _on_speaking(
     one: Expectation, begun: Sequence[Speech], running: Speech | None, overlap: float | None, before: str
 ) -> Verdict:
-    """An answer must begin, or go on, behind the gold time and in time."""
+    """An answer must begin, or continue, after the gold time and within the limit."""
     wanted = [s for s in begun if one.action is Action.RESUME or not s.resumed]
-    # What answers words that had been said before is not early.
+    # An answer to words that had been said before is not early.
     early = [s for s in wanted if s.start <= one.at and not (s.asked and _ends_with(before, s.asked))]
     timely = [s for s in wanted if s.start > one.at]
     first = timely[0] if timely else None
@@ -186,7 +186,7 @@ def _ends_with(asked: str, to: str) -> bool:
 
 
 def rest_s(case: Case, spoken: Sequence[Speech], at: float) -> tuple[float, float]:
-    """Seconds that the answer running at `at` would take from there, and as a whole, if nobody cut it."""
+    """Seconds that the answer running at `at` would take, from then on and in all, if nobody cut it."""
     running = next((s for s in spoken if s.start < at <= s.end), None)
     if running is None:
         return 0.0, 0.0

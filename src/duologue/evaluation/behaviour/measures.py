@@ -1,4 +1,4 @@
-"""Figures of a run, by the definitions of the benchmarks that the field compares itself with.
+"""Figures of a run, by the definitions of established benchmarks.
 
 * Actions by intent: CoDeTT (arXiv 2603.25434). Four actions, by whether the system speaks, over 14 intents; accuracy of
   each action, and their unweighted mean.
@@ -7,13 +7,13 @@
   minus the end of the user's turn, never below 0, takeovers only.
 * Respond and resume rates, stop latency: Full-Duplex-Bench v1.5 (arXiv 2507.23159). Stop latency is the overlap: from
   where the user begins to where the assistant falls silent.
-* Premature, late and spurious: TurnBench (arXiv 2608.25218). Right is what is detected in (gold, gold + 2 s] at commit
-  time; what comes before is premature, a cut that nobody wanted is spurious.
+* Premature, late and spurious: TurnBench (arXiv 2608.25218). A detection in (gold, gold + 2 s] at commit time is right,
+  an earlier one is premature, and an unwanted cut is spurious.
 * False cut-offs at a mean latency of 300 and 600 ms, latency at 5 and 10 % false cut-offs: eot-bench (LiveKit), with a
   policy swept over threshold, delay and timeout.
 * Average penalty time: SID-Bench (arXiv 2603.24144). Seconds lost over running answers: the delay of a stop that is
   wanted, the rest of the answer if there is none, the whole answer if it is cut for nothing, else 0.
-* Inertia, amnesia, displacement: EchoChain. After a cut, the old answer goes on; what was heard of it is forgotten; the
+* Inertia, amnesia, displacement: EchoChain. After a cut, the old answer continues, its heard part is forgotten, or the
   wrong turn is answered.
 """
 
@@ -32,7 +32,7 @@ from duologue.evaluation.behaviour.stage import Played
 from duologue.types import InputState
 
 ACTIONS = ("maintain", "stop_and_listen", "takeover", "dismiss")
-"""CoDeTT's names. The assistant speaks: go on; stop. It is silent: speak up; stay silent."""
+"""CoDeTT's names. If the assistant speaks: continue, stop. If it is silent: speak, stay silent."""
 _BUDGETS_S = (0.3, 0.6)
 _RATES = (0.05, 0.1)
 _DELAYS_S = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -43,7 +43,7 @@ _Z = 1.96  # of a confidence of 95 %
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A case that was played, and what was right in it."""
+    """A case that was played, and the verdicts on it."""
 
     played: Played
     spoken: tuple[Speech, ...]
@@ -51,7 +51,7 @@ class Judged:
 
     @classmethod
     def of(cls, played: Played) -> "Judged":
-        """Judge what was played."""
+        """Judge a played case."""
         spoken = speeches(played.events, played.case.end)
         return cls(played, tuple(spoken), tuple(judge(played.case, spoken)))
 
@@ -62,7 +62,7 @@ class Judged:
 
 
 def action_of(one: Expectation) -> str:
-    """CoDeTT's action for what must happen."""
+    """CoDeTT's action for an expectation."""
     if one.action in (Action.GO_ON, Action.WAIT):
         return "maintain" if one.action is Action.GO_ON else "dismiss"
     return "stop_and_listen" if one.floor is Floor.SPEAKING else "takeover"
@@ -106,7 +106,7 @@ def line(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def details(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Everything else that is reported, beside `line`."""
+    """All figures that are reported in addition to `line`."""
     cases_right = [one.right for one in judged]
     both = defaultdict(list)
     for one in judged:
@@ -129,9 +129,9 @@ def details(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def difference(a: Sequence[Judged], b: Sequence[Judged]) -> dict[str, Any]:
-    """How two runs of the same cases differ: cases with other verdicts, and how many of those come from a tie.
+    """How two runs of the same cases differ: cases with different verdicts, and how many of these come from a tie.
 
-    A tie is a first different decision whose two states were close to one another in both runs.
+    It is a tie if, at the first different decision, the two states had similar probabilities in both runs.
     """
     others = [(x, y) for x, y in zip(a, b, strict=True) if _problems([x]) != _problems([y]) or x.right != y.right]
     ties = sum(_is_tie(x.played, y.played) for x, y in others)
@@ -262,7 +262,7 @@ def _eot_bench(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _policies(pauses: Sequence[tuple[float, float]], ends: Sequence[float]) -> list[tuple[float, float]]:
-    """False cut-offs and mean latency of policies: answer `delay` behind words that seem complete, else `timeout`."""
+    """False cut-offs and mean latency of policies: answer `delay` after words that seem complete, else `timeout`."""
     thresholds = sorted({0.0, 1.1, *(round(p, 3) for p, _ in pauses), *(round(p, 3) for p in ends)})
     found = []
     for threshold in thresholds:
@@ -277,7 +277,7 @@ def _policies(pauses: Sequence[tuple[float, float]], ends: Sequence[float]) -> l
 
 
 def _probability(played: Played, at: float) -> float:
-    """Of process, for the words that had been said at `at`; 0 if nobody asked."""
+    """The probability of process for the words said until `at`; 0 if there was no decision."""
     told = [event for event in _decided(played) if abs(event.heard_at - at) < 0.01]
     return dict(told[-1].decision.probabilities).get(InputState.PROCESS, 0.0) if told else 0.0
 

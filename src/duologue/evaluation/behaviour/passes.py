@@ -1,7 +1,7 @@
-"""Several cases at a time on one backend: a pass reads the weights once for all of them.
+"""Runs several cases at a time on one backend, so that a pass reads the weights once for all of them.
 
-Every case has a thread, a session and a virtual clock of its own, so that no verdict depends on the others. A pass runs
-when each thread waits for one; which cases share it does not depend on how fast the threads are.
+Every case has its own thread, session and virtual clock, so that no verdict depends on the others. A pass runs when
+every thread waits for one, so the speed of the threads does not affect which cases share it.
 """
 
 import threading
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 @final
 class SharedPasses:
-    """Merges what `num_threads` threads want to feed into one pass."""
+    """Merges the batches of `num_threads` threads into one pass."""
 
     def __init__(self, backend: Backend, num_threads: int) -> None:
         self.backend = backend
-        self.lock = threading.RLock()  # for calls of the backend: a pass runs only when nobody makes any
+        self.lock = threading.RLock()  # for calls of the backend: a pass runs only when there are none
         self._num_threads = num_threads
         self._changed = threading.Condition(self.lock)
         self._wanted: dict[int, Sequence[Extend]] = {}
@@ -30,7 +30,7 @@ class SharedPasses:
     def forward(self, thread: int, batch: Sequence[Extend]) -> list[Step]:
         """`Backend.forward` for one thread; waits until all others want a pass, too.
 
-        Raises what the backend raised, in every thread.
+        If the backend raises an error, every thread raises it.
         """
         with self._changed:
             self._wanted[thread] = batch
@@ -41,7 +41,7 @@ class SharedPasses:
             return self._steps.pop(thread)
 
     def leave(self) -> None:
-        """A thread has nothing more to feed."""
+        """Record that a thread has nothing more to feed."""
         with self._changed:
             self._num_threads -= 1
             self._run_if_complete()
@@ -65,7 +65,7 @@ class SharedPasses:
 def run_together(
     jobs: Sequence[Callable[[SharedPasses, int], T]], backend: Backend, num_threads: int
 ) -> Iterator[tuple[int, T]]:
-    """Carry out `jobs`, so many at a time. Yields number and result of each; thread n has jobs n, n + num_threads, …"""
+    """Run `jobs` on `num_threads` threads. Yields the number and result of each; thread n has n, n + num_threads, …"""
     num_threads = min(num_threads, len(jobs))
     shared = SharedPasses(backend, num_threads)
 

@@ -1,7 +1,7 @@
-"""Conversations of one's own and of other benchmarks, as cases.
+"""Reads recorded conversations and other benchmarks as cases.
 
-What these sets do not have is made up here: where they tell when the user speaks over an answer but not what the
-assistant says, it says `NEUTRAL`. Audio is not read; what was said must be there as text.
+Missing parts are filled in: if a set has the user's words over an answer, but not the answer, the assistant says
+`NEUTRAL`. Audio is not read; the words must be available as text.
 """
 
 import json
@@ -35,15 +35,15 @@ NEUTRAL = (
     "After that we can look at how it is done in practice, what can go wrong, and what you can do about it. At the end "
     "I will give you a short summary, so that you can remember what matters most."
 )
-_AT_S = 3.0  # the user speaks over an answer
-_FIRST_S = 1.0  # the user speaks to a silent assistant
+_AT_S = 3.0  # when the user speaks over an answer
+_FIRST_S = 1.0  # when the user speaks to a silent assistant
 
 
 def read(path: Path, form: str | None = None) -> list[Case]:
-    """Cases of a file or folder, in the format `form`; without it, records are known by their first line.
+    """The cases of a file or folder in the format `form`. Without `form`, records are recognised by their first line.
 
     Raises:
-        BadData: something cannot be used; the message says where.
+        BadData: a file is invalid; the message says where.
     """
     if form is None:
         form = "record" if is_record(path) else "cases"
@@ -86,7 +86,7 @@ def _to(action: Action, text: str) -> str:
 
 
 def _record(path: Path) -> Iterator[Case]:
-    """One case for each utterance of a recorded conversation: what was done is what is expected, to be corrected."""
+    """One case for each utterance of a recorded conversation, which expects what happened; to be corrected by hand."""
     recorded = read_record(path)
     texts: dict[int, str] = {}
     for event in recorded.events:

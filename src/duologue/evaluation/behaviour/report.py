@@ -68,7 +68,7 @@ def _intents(name: str, run: Mapping[str, Any]) -> str:
 
 
 def field(runs: Runs) -> str:
-    """What other benchmarks call it, by session."""
+    """The figures of other benchmarks, by session."""
 
     def cell(value: float | None, unit: str = "") -> str:
         return MISSING if value is None else f"{value:.2f}{unit}" if unit else percent(value)
@@ -155,7 +155,7 @@ def _part(name: str) -> str:
 
 
 def _conversation(one: Judged) -> dict[str, Any]:
-    """What the page draws of a case."""
+    """The data of a case that the page draws."""
     case = one.played.case
     decided = [event for event in one.played.events if isinstance(event, e.Decided)]
     heard = [cue for cue in case.cues() if cue.text]

@@ -1,7 +1,7 @@
-"""Plays a case to a session of any kind, on the virtual clock. What the assistant says is given; decisions are its own.
+"""Plays a case to a session of any kind on the virtual clock. The answers are given; the decisions are the model's.
 
-Every pass is real. Tokens of answers are replaced by those of the case, so that the user hears the same words whatever
-the model; a few at a time, since nobody needs to wait for what is known. States are the model's.
+Every pass is computed. The tokens of answers are then replaced by those of the case, so that the user hears the same
+words with every model. A pass takes several of these at a time, since they are known in advance.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from duologue.text.template import Template
 from duologue.types import SLICE_PERIOD_S, InputState, Role, Seq, Token, Turn
 
 PASS_S = 0.05
-"""What a forward pass costs, in seconds of the virtual clock."""
+"""Duration of a forward pass on the virtual clock, in seconds."""
 MAX_LENGTH = 1024
 """Tokens of one conversation; the longest case needs half of that."""
 _TOKENS_AT_ONCE = 8  # of a given answer, in one pass
@@ -44,7 +44,7 @@ takes every slice for a turn; and the baselines: turns, voice activity, time div
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How sessions of a kind are made, and what decides in them."""
+    """How sessions of a kind are made and decide."""
 
     make: SessionFactory
     probe: Probe
@@ -60,10 +60,10 @@ class Played:
     case: Case
     events: list[Event] = field(default_factory=list)
     history: list[Turn] = field(default_factory=list)  # of the session, at the end
-    context_right: bool | None = None  # history and cache hold what was heard, and nothing else; None: one channel
+    context_right: bool | None = None  # history and cache hold exactly what was heard; None: one channel
     num_passes: int = 0
     num_drawn: int = 0  # tokens of answers
-    num_wasted: int = 0  # of those, what was never heard of answers that were cut or taken back
+    num_wasted: int = 0  # of those, tokens of cut or taken-back answers that were never heard
 
 
 def kind_of(name: str, model: Model) -> Kind:
@@ -142,7 +142,7 @@ def _play(case: Case, kind: Kind, shared: SharedPasses, thread: int, template: T
 
 @final
 class _Stage(Backend):
-    """The backend that a session sees: it knows what every sequence holds, and gives answers the words of the case."""
+    """The backend that a session sees. It tracks what every sequence holds, and gives answers the words of the case."""
 
     def __init__(self, case: Case, shared: SharedPasses, thread: int, template: Template, kind: Kind) -> None:
         self._shared = shared
@@ -159,12 +159,12 @@ class _Stage(Backend):
         self._session: BaseSession | None = None
 
     def make(self, *args: Any, **options: Any) -> BaseSession:
-        """Make the session that is played to."""
+        """Create the session that the case is played to."""
         self._session = self._kind.make(*args, **options)
         return self._session
 
     def finish(self, history: Sequence[Turn], num_passes: int) -> Played:
-        """Add up what is known at the end."""
+        """Compute the results at the end."""
         assert self._session is not None, "it was made"
         played, running = self.played, self._session.running
         played.history = list(self._session.history)
@@ -178,7 +178,7 @@ class _Stage(Backend):
         return played
 
     def _is_context_right(self, history: Sequence[Turn]) -> bool:
-        """Whether every answer was drawn behind what had been heard, as the events tell it, and so is the history."""
+        """Whether every answer followed exactly what had been heard by the events, and the history matches, too."""
         ledger = Ledger(history)
         for event in self.played.events:
             if isinstance(event, Promoted) and event.answer in self._contexts:
@@ -249,7 +249,7 @@ class _Stage(Backend):
         return dataclasses.replace(step, tokens=tokens or (min(self._template.stop_tokens),))
 
     def _sliced(self, session: Tdm, step: Step) -> Step:
-        """With one channel, to speak is to decide: only the opening is given, up to the slice that has new words."""
+        """With one channel, speaking is a decision: only the opening is given, up to the slice with new words."""
         answer = session.running
         is_listening = session.phase in (Phase.LISTENING, Phase.OVERLAP)
         if answer is None and is_listening and not self._answers and session.input_text == self._asked:

@@ -205,7 +205,7 @@ class Duplex:
     async def _find(self, session: str) -> Conversation:
         found = await self._conversations.find(session)
         if found is None:
-            raise UsageError("there is no longer a conversation with this name; start without one")
+            raise UsageError("no conversation has this name any longer; start without one")
         return found
 
     def _make_voice(self, conversation: Conversation, settings: VoiceSettings | None) -> DuplexVoice | None:
