@@ -256,7 +256,7 @@ def test_commands_after_a_conversation_are_refused() -> None:
         async with conversation(talk) as live:
             pass
         for command in (live.stop, live.resume, live.respond):
-            with pytest.raises(UsageError, match="not open"):
+            with pytest.raises(UsageError, match="is closed"):
                 command()
 
     run(main())

@@ -3,13 +3,15 @@
 import argparse
 import json
 import sys
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duologue.cli.command import Command, Option, whole
-from duologue.cli.options import MODEL_WITHOUT_CONTEXT, load_model, make_folder, other_backend
+from duologue.cli.options import MODEL_WITHOUT_CONTEXT, load_model, make_folder, other_backend, write_result
 from duologue.cli.progress import progress
-from duologue.errors import MissingDependency, UsageError
+from duologue.errors import UsageError
 
 if TYPE_CHECKING:
     from duologue.evaluation.behaviour.cases import Case
@@ -69,6 +71,7 @@ COMMAND = Command(
 
 def run(args: argparse.Namespace) -> int:
     """Play, judge, print and write."""
+    from duologue.evaluation.behaviour.measures import details, difference, line
     from duologue.evaluation.behaviour.report import tables
 
     names = _sessions(args.sessions)
@@ -79,18 +82,17 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         make_folder(args.out)
     judged = _judged(args, cases, names)
-    runs = {name: _figures(found) for name, found in judged.items()}
+    runs = {name: {**line(found), **details(found)} for name, found in judged.items()}
     if other is not None:
-        _compare(other, cases, judged, runs)
+        for name, again in _judged(other, cases, names).items():
+            runs[name]["compare"] = {"backend": other.backend, **difference(judged[name], again)}
     print(tables(runs), file=sys.stderr if args.json else sys.stdout)
     for name, result in runs.items():
         if "compare" in result:
             print(f"{name} on {args.compare}: {json.dumps(result['compare'])}", file=sys.stderr)
     if args.out is not None:
-        _write(args.out, runs, judged)
+        write_result(args.out, runs, partial(_write_pages, args.out, runs, judged))
     if args.json:
-        from duologue.evaluation.behaviour.measures import line
-
         for found in judged.values():
             print(json.dumps(line(found), ensure_ascii=False))
     return 0
@@ -123,32 +125,14 @@ def _judged(args: argparse.Namespace, cases: "list[Case]", names: list[str]) -> 
     from duologue.evaluation.behaviour.measures import Judged
     from duologue.evaluation.behaviour.stage import MAX_LENGTH, kind_of, play_all
 
-    model = load_model(args, context_length=MAX_LENGTH, sessions=args.at_once)
-    try:
-        judged = {}
+    judged = {}
+    with closing(load_model(args, context_length=MAX_LENGTH, sessions=args.at_once)) as model:
         for name in names:
             with progress(f"Playing to {name} sessions") as stage:
                 kind = kind_of(name, model)
                 played = play_all(cases, kind, model.backend, model.template, at_once=args.at_once, progress=stage)
                 judged[name] = [Judged.of(one) for one in played]
-        return judged
-    finally:
-        model.close()
-
-
-def _figures(found: "list[Judged]") -> dict[str, Any]:
-    from duologue.evaluation.behaviour.measures import details, line
-
-    return {**line(found), **details(found)}
-
-
-def _compare(
-    other: argparse.Namespace, cases: "list[Case]", judged: "dict[str, list[Judged]]", runs: dict[str, dict[str, Any]]
-) -> None:
-    from duologue.evaluation.behaviour.measures import difference
-
-    for name, again in _judged(other, cases, list(judged)).items():
-        runs[name]["compare"] = {"backend": other.backend, **difference(judged[name], again)}
+    return judged
 
 
 def _write_cases(cases: "list[Case]", path: Path) -> int:
@@ -159,15 +143,8 @@ def _write_cases(cases: "list[Case]", path: Path) -> int:
     return 0
 
 
-def _write(folder: Path, runs: dict[str, dict[str, Any]], judged: "dict[str, list[Judged]]") -> None:
+def _write_pages(folder: Path, runs: dict[str, dict[str, Any]], judged: "dict[str, list[Judged]]") -> None:
     from duologue.evaluation.behaviour.report import draw, page
 
-    try:
-        text = json.dumps(runs, indent=2, ensure_ascii=False)
-        (folder / "result.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "index.html").write_text(page("Behaviour", runs, judged), encoding="utf-8")
-        draw(runs, folder / "kinds.png")
-    except MissingDependency as error:
-        print(f"no picture: {error}", file=sys.stderr)
-    except OSError as error:
-        raise UsageError(f"the result cannot be written to {folder}: {error}") from error
+    (folder / "index.html").write_text(page("Behaviour", runs, judged), encoding="utf-8")
+    draw(runs, folder / "kinds.png")

@@ -1,6 +1,7 @@
 """The chat without a screen: lines in, lines out, for pipes, logs and simple terminals."""
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -77,37 +78,30 @@ def _start_reader(source: TextIO | None, lines: "asyncio.Queue[tuple[str, bool] 
 
     The thread is a daemon: a read from a terminal cannot be interrupted, and the program must be able to end.
     """
-    loop = asyncio.get_running_loop()
     if source is None:
         lines.put_nowait(None)
         return
-    fd = os.dup(source.fileno())
+    fd, loop = os.dup(source.fileno()), asyncio.get_running_loop()
 
-    def tell(item: tuple[str, bool] | None) -> bool:
-        try:
-            loop.call_soon_threadsafe(lines.put_nowait, item)
-        except RuntimeError:  # the loop is closed
-            return False
-        return True
+    def put(item: tuple[str, bool] | None) -> None:
+        loop.call_soon_threadsafe(lines.put_nowait, item)
 
-    threading.Thread(target=_read, args=(fd, tell), name="duologue-stdin", daemon=True).start()
+    threading.Thread(target=_read, args=(fd, put), name="duologue-stdin", daemon=True).start()
 
 
-def _read(fd: int, tell: Callable[[tuple[str, bool] | None], bool]) -> None:
+def _read(fd: int, put: Callable[[tuple[str, bool] | None], None]) -> None:
     # From the file descriptor: Python's own reader holds a lock that blocks the end of the program.
     decoder = getincrementaldecoder("utf-8")("replace")
-    rest, last_at, is_open = "", float("-inf"), True
-    try:
-        while is_open and (data := os.read(fd, 1 << 16)):
-            *complete, rest = (rest + decoder.decode(data)).split("\n")
-            for line in complete:
-                now = time.monotonic()
-                is_open = is_open and tell((line, now - last_at < _ONE_GO_S))
-                last_at = now
-        if is_open and rest:
-            tell((rest, time.monotonic() - last_at < _ONE_GO_S))
-    except OSError:
-        pass  # the terminal was hung up, which is the same as its end
-    finally:
-        tell(None)
-        os.close(fd)
+    rest, last_at = "", float("-inf")
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        with contextlib.suppress(OSError):  # the terminal was hung up, which is the same as its end
+            while data := os.read(fd, 1 << 16):
+                *complete, rest = (rest + decoder.decode(data)).split("\n")
+                for line in complete:
+                    now = time.monotonic()
+                    put((line, now - last_at < _ONE_GO_S))
+                    last_at = now
+            if rest:
+                put((rest, time.monotonic() - last_at < _ONE_GO_S))
+        put(None)
+    os.close(fd)
