@@ -18,7 +18,7 @@ from typing import TypeVar
 from duologue.data import forms, phrases
 from duologue.data.jsonl import read_rows
 from duologue.data.recipes import INCOMPLETE, PROCESS, STOP, Recipe
-from duologue.errors import BadData, UsageError
+from duologue.errors import BadData, refuse
 from duologue.types import InputState, Role, Turn
 
 T = TypeVar("T")
@@ -191,8 +191,7 @@ class Pools:
         Raises:
             BadData: a file cannot be read, or no query or no background line is left for the split.
         """
-        if split not in SPLITS:
-            raise UsageError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        refuse([(split not in SPLITS, f"no split {split!r}; there are {', '.join(SPLITS)}")])
         self._recipe, self._unseen = recipe, unseen
         self._low, self._high = SPLITS[split]
         self._limit = _PER_SOURCE_TESTED if split == "test" else recipe.per_source

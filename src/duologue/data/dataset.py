@@ -15,7 +15,7 @@ from duologue.data.recipes import Recipe
 from duologue.data.report import Report, markdown
 from duologue.data.samples import Duplicates, Sample, read_samples, write_samples
 from duologue.data.unseen import UnseenSamples
-from duologue.errors import UsageError
+from duologue.errors import UsageError, refuse
 
 _DEVICE_DIRECTED = "background that speaks to an assistant"
 
@@ -156,15 +156,22 @@ class DatasetBuilder:
             },
         }
         path, content = self._out / "manifest.json", json.dumps(manifest, indent=2) + "\n"
-        if not path.exists():
-            if any((self._out / f"{name}.jsonl").exists() for name in ("train", "dev", "test")):
-                raise UsageError(f"{self._out} has samples but no manifest.json; use another --out, or empty it")
-            _replace(path, content)
-        elif path.read_text(encoding="utf-8", errors="replace") != content:
-            raise UsageError(
-                f"{self._out} has samples of another recipe or of other sources (see manifest.json there); "
-                "use another --out, or empty it"
-            )
+        known = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+        has_samples = any((self._out / f"{name}.jsonl").exists() for name in ("train", "dev", "test"))
+        refuse(
+            [
+                (
+                    known is None and has_samples,
+                    f"{self._out} has samples but no manifest.json; use another --out, or empty it",
+                ),
+                (
+                    known not in (None, content),
+                    f"{self._out} has samples of another recipe or of other sources (see manifest.json there); use "
+                    "another --out, or empty it",
+                ),
+            ]
+        )
+        _replace(path, content)
 
 
 def _check_unseen(sources: Path, recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from duologue.data import forms
 from duologue.data.jsonl import complete_lines
-from duologue.errors import BadData, RemoteError, UsageError
+from duologue.errors import BadData, RemoteError, refuse
 
 _NAMES = r"alexa|siri|cortana|bixby|google assistant|chat ?gpt|google home|voice assistant"
 _CALLS = r"(?:hey|hi|hello|ok|okay|yo) (?:google|computer|assistant|robot|jarvis|copilot|gemini|meta|mycroft)"
@@ -115,17 +115,21 @@ class Judge:
             UsageError: the URL is not an HTTP address, or the variable is not set.
             BadData: the cache contains something else.
         """
-        if not re.match(r"https?://[^/]", url):
-            raise UsageError(
-                f"a judge's URL starts with http:// or https://, got {url!r}; example: http://localhost:8000/v1"
-            )
+        key = None if api_key_env is None else os.environ.get(api_key_env)
+        refuse(
+            [
+                (
+                    not re.match(r"https?://[^/]", url),
+                    f"a judge's URL starts with http:// or https://, got {url!r}; example: http://localhost:8000/v1",
+                ),
+                (
+                    api_key_env is not None and not key,
+                    f"the environment variable {api_key_env} for the judge's key is not set",
+                ),
+            ]
+        )
         self._url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        self._headers = {"Content-Type": "application/json"}
-        if api_key_env is not None:
-            key = os.environ.get(api_key_env)
-            if not key:
-                raise UsageError(f"the environment variable {api_key_env} for the judge's key is not set")
-            self._headers["Authorization"] = f"Bearer {key}"
+        self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._model, self._timeout_s, self._sleep = model, timeout_s, sleep
         self._cache, self._known = cache, _read_cache(cache, model)
 
