@@ -536,7 +536,7 @@ def voice(results: Results) -> str:
     """Delays of a conversation by voice, and what interrupts it."""
     parts = []
     for name, result in results.of("voice"):
-        how = "a recogniser that knows and takes no time" if result["oracle"] else "Whisper base"
+        how = "an oracle recogniser" if result["oracle"] else "Whisper base"
         loads, cores = result["load_averages"], result["hardware"]["cores"]
         parts.append(f"With {how}, load average {min(loads)} to {max(loads)} on {cores} cores ({_link(name)}):")
         parts.append(table(VOICE_HEADER, voice_rows(result)))

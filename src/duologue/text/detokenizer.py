@@ -1,4 +1,4 @@
-"""Turns tokens into text while they arrive, with `Tokenizer.decode` alone."""
+"""Turns tokens into text as they arrive, using only `Tokenizer.decode`."""
 
 from collections.abc import Sequence
 from typing import final
@@ -32,9 +32,9 @@ class Detokenizer:
         """
         self._tokenizer = tokenizer
         self._tokens: list[Token] = list(prefix[-_CONTEXT:])
-        self._num_told = len(self._tokens)  # tokens of the window whose text was returned
+        self._num_told = len(self._tokens)  # tokens of the window whose text has been returned
         self._told = tokenizer.decode(self._tokens)  # their text
-        self._skip = skip  # "" once it is dealt with
+        self._skip = skip  # "" once it has been handled
         self._start = ""  # what may be the beginning of `skip`, held back
 
     def push(self, token: Token) -> str:

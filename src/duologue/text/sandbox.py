@@ -1,4 +1,4 @@
-"""A jinja2 environment in which no template runs or grows without end.
+"""A jinja2 environment that limits how long templates run and how much they produce.
 
 Chat templates are programs from elsewhere. jinja2's own sandbox keeps them from reaching the rest of the process, but
 not from looping, or allocating memory, for ever. Here each rendering has a deadline and a budget. Every iteration of a
@@ -39,7 +39,7 @@ class LimitExceeded(jinja2.TemplateError):  # type: ignore[misc]
 
 @final
 class _Meter:
-    """What is left to one rendering."""
+    """The remaining budget of one rendering."""
 
     def __init__(self) -> None:
         self._deadline = time.monotonic() + SECONDS

@@ -7,7 +7,7 @@ from duologue.errors import require
 
 
 def slices(text: str, *, words: tuple[int, int] = (4, 6), seed: int) -> list[str]:
-    """Cut `text` into slices of `words[0]` to `words[1]` words, drawn uniformly; the last has the rest.
+    """Cut `text` into slices of `words[0]` to `words[1]` words, drawn uniformly; the last slice has the rest.
 
     White space separates words; slices joined by single spaces have the same words. The same seed gives the same cuts.
     A text without words has no slices.

@@ -25,14 +25,14 @@ class Span:
 
 
 class Place(Enum):
-    """Where a text stands, if no special token is directly before it."""
+    """The position of a text, if no special token is directly before it."""
 
     START = "at the very beginning"
     MIDDLE = "after ordinary text"
 
 
 Context: TypeAlias = Place | str
-"""What stands before a text: a place, or the text of a special token."""
+"""What precedes a text: a place, or the text of a special token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class _Manner:
 
 @final
 class Splicer:
-    """Encodes spans in their context. Its only state is what it has found out about the tokenizer."""
+    """Encodes spans in their context. Its only state is what it has learned about the tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -7,7 +7,7 @@ from duologue.types import Token
 
 
 class Tokenizer(Protocol):
-    """What a template needs of a tokenizer. Each backend that loads models has one."""
+    """What a template needs from a tokenizer. Each backend that loads models has one."""
 
     @property
     def vocab_size(self) -> int:
@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
 
     @property
     def bos(self) -> Token | None:
-        """The id that the tokenizer puts before every text, though not in `encode`; None if there is none."""
+        """The id that the tokenizer prepends to every text, except in `encode`; None if there is none."""
 
     @property
     def stop_tokens(self) -> frozenset[Token]:
