@@ -3,7 +3,7 @@
 from duologue.cli.command import Command
 
 _EPILOG = """\
-`duologue data TASK --help` describes a task.
+`duologue data WHAT --help` describes a task.
 
 examples:
   duologue data fetch voiceassistant --out corpora         fetch a dataset from the hub as a source
