@@ -1,6 +1,7 @@
 """Datasets of the hub, on local files with the same columns and made-up rows."""
 
 import dataclasses
+import functools
 import gzip
 import json
 import random
@@ -236,3 +237,23 @@ def test_rows_of_another_dataset_are_not_continued(voice: Path, tmp_path: Path) 
     with pytest.raises(BadData, match=r"line 1 .*not fetched from gpt-omni"):
         fetch("voiceassistant", tmp_path / "out", 50)
     assert rows_of(path) == before
+
+
+def test_a_revision_is_read_stored_and_not_mixed_with_another(
+    voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str | None] = []
+
+    def recording(load: Any, *args: Any, revision: str | None, **options: Any) -> Any:
+        read.append(revision)
+        return load(*args, **options)
+
+    for name in ("load_dataset_builder", "load_dataset"):
+        monkeypatch.setattr(datasets, name, functools.partial(recording, getattr(datasets, name)))
+    path = fetch("voiceassistant", tmp_path / "out", 5, repo=str(voice), revision="1a2b")
+    assert read == ["1a2b", "1a2b"]
+    assert {row["revision"] for row in rows_of(path)} == {"1a2b"}
+    for other in ("3c4d", None):
+        with pytest.raises(BadData, match=r"not fetched from .* at the same revision"):
+            fetch("voiceassistant", tmp_path / "out", 9, repo=str(voice), revision=other)
+    assert len(rows_of(fetch("voiceassistant", tmp_path / "out", 9, repo=str(voice), revision="1a2b"))) == 9

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 import transformers
 
 from duologue.cli.main import parser
-from duologue.errors import AdapterMismatch, BadData, BrokenModel, UsageError
+from duologue.errors import AdapterMismatch, BadData, BrokenModel, ModelNotFound, UsageError
 from duologue.models.adapters import Adapter
 from duologue.models.model import load
 from duologue.types import InputState
@@ -187,3 +187,17 @@ def test_without_a_number_of_samples_a_small_corpus_gives_what_it_can(
     )
     assert said is not None
     assert int(said[1]) == len((out / "train.jsonl").read_text().splitlines()) > 20
+
+
+def test_the_model_that_judges_cuts_can_be_pinned(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: str, **options: object) -> None:
+        raise OSError(f"asked for {folder}, {options['revision']}")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    build = ("data", "build", "duologue", "--sources", write_sources(tmp_path / "sources"), "--out", tmp_path / "out")
+    with pytest.raises(ModelNotFound, match="asked for owner/model, 1a2b"):
+        run(*build, "--cuts-by", "owner/model", "--cuts-by-revision", "1a2b")
+    with pytest.raises(UsageError, match="only downloads from the hub"):
+        run(*build, "--cuts-by", model_folder, "--cuts-by-revision", "1a2b")

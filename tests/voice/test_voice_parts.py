@@ -1,5 +1,8 @@
 """The parts of the voice, each by itself: clauses, marks, the player, the segmenter, what Whisper is believed."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from duologue.core.policy import Policy, Thresholds
 from duologue.errors import BadData, UsageError
 from duologue.types import InputState
 from duologue.voice.clauses import Clauses
+from duologue.voice.engines import whisper
 from duologue.voice.engines.interfaces import Mark, Speech
 from duologue.voice.engines.piper_program import word_ends
 from duologue.voice.engines.whisper import Decoded, WhisperRecognition, agreed, believed, quietest, unlooped
@@ -431,3 +435,15 @@ def test_a_clause_is_played_until_the_cut_and_put_off_by_a_pause() -> None:
         ("b", 5.0, 6.0),
         ("d", 7.0, 9.0),
     ]
+
+
+def test_a_recogniser_that_is_downloaded_can_be_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: str, *, revision: str | None, **options: object) -> None:
+        raise ValueError(f"asked for {model}, {revision}")
+
+    monkeypatch.setattr(whisper, "library", lambda name: SimpleNamespace(WhisperModel=refuse))
+    with pytest.raises(UsageError, match="asked for owner/model, 1a2b"):
+        whisper.WhisperRecogniser("owner/model", revision="1a2b")
+    for local in (None, str(tmp_path)):
+        with pytest.raises(UsageError, match="downloaded from the hub"):
+            whisper.WhisperRecogniser(local, revision="1a2b")

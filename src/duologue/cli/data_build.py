@@ -46,6 +46,7 @@ COMMAND = Command(
             help="a model that detects complete requests, so that cuts which are complete are left out; "
             f'"rules": no model (default {DEFAULT}; the recipe "paper" uses none)',
         ),
+        Option("--cuts-by-revision", metavar="REV", help="commit, tag or branch of that model, if it is downloaded"),
         Option("--judge-url", metavar="URL", help="an OpenAI-compatible server that checks the background lines"),
         Option("--judge-model", metavar="NAME", help="the model of that server"),
         Option("--judge-key-env", metavar="VARIABLE", help="environment variable that holds the key of that server"),
@@ -80,8 +81,10 @@ def run(args: argparse.Namespace) -> int:
     if args.judge_url is not None:
         cache = args.out / "verdicts.jsonl"
         judge = Judge(args.judge_url, args.judge_model, cache=cache, api_key_env=args.judge_key_env)
-    end_of_turn = None if args.cuts_by == "rules" or recipe.cuts == "random" else _end_of_turn(args.cuts_by)
-    made_by = {"cuts_by": None if end_of_turn is None else args.cuts_by, "judge": args.judge_model}
+    name, revision = args.cuts_by, args.cuts_by_revision
+    end_of_turn = None if name == "rules" or recipe.cuts == "random" else _end_of_turn(name, revision)
+    cuts_by = None if end_of_turn is None else name if revision is None else f"{name}@{revision}"
+    made_by = {"cuts_by": cuts_by, "judge": args.judge_model}
     with progress("Building samples") as stage:
         content = DatasetBuilder(
             args.sources,
@@ -101,9 +104,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _end_of_turn(name: str) -> Any:
+def _end_of_turn(name: str, revision: str | None) -> Any:
     """The model that detects complete cuts."""
-    source = find(name)
+    source = find(name, revision)
     try:
         from duologue.backends.torch.loading import read_model
         from duologue.backends.torch.tokenizer import HfTokenizer
@@ -113,5 +116,5 @@ def _end_of_turn(name: str) -> Any:
             f"a model that judges cuts needs {error.name}; install it with: pip install 'duologue[train]', or use "
             "--cuts-by rules"
         ) from error
-    model, tokenizer = read_model(source.location)
+    model, tokenizer = read_model(source.location, revision=source.revision)
     return EndOfTurnModel(model, HfTokenizer(tokenizer))

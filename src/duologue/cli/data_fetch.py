@@ -20,6 +20,7 @@ COMMAND = Command(
         Option("--out", type=Path, required=True, metavar="DIR", help="folder of sources to write to"),
         Option("--limit", type=int, default=50_000, metavar="N", help="maximum number of rows (default 50000)"),
         Option("--repo", metavar="REPO", help="another copy of the dataset, on the hub or in a folder"),
+        Option("--revision", metavar="REV", help="commit, tag or branch of the dataset (default: the newest)"),
     ),
     epilog=_EPILOG,
 )
@@ -29,7 +30,12 @@ def run(args: argparse.Namespace) -> int:
     """Fetch a source."""
     with progress(f"Fetching {args.name}") as stage:
         path = fetch(
-            args.name, args.out, args.limit, repo=args.repo, on_row=lambda row: stage.count("rows", row, args.limit)
+            args.name,
+            args.out,
+            args.limit,
+            repo=args.repo,
+            revision=args.revision,
+            on_row=lambda row: stage.count("rows", row, args.limit),
         )
     print(f"The source is in {path}.")
     return 0

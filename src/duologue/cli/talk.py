@@ -46,6 +46,11 @@ COMMAND = Command(
                 metavar="MODEL",
                 help="a faster-whisper model (default: whisper-base, from pip packages)",
             ),
+            Option(
+                "--recogniser-revision",
+                metavar="REV",
+                help="commit, tag or branch of the recogniser to download from the hub (default: the newest)",
+            ),
             Option("--language", default="en", metavar="CODE", help="spoken language (default en)"),
             Option(
                 "--recogniser-threads",
@@ -87,7 +92,11 @@ async def _talk(args: argparse.Namespace) -> None:
         microphone.check_devices(args.sound_device)
     with progress("Loading the voice"):
         engines = await defaults.load_engines(
-            recogniser=args.recogniser, voice=args.voice, threads=args.recogniser_threads, language=args.language
+            recogniser=args.recogniser,
+            revision=args.recogniser_revision,
+            voice=args.voice,
+            threads=args.recogniser_threads,
+            language=args.language,
         )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engines.aclose)

@@ -39,7 +39,8 @@ class HubSource:
     fields: Mapping[str, str]  # field of a source's row → column
     convert: Callable[[Row], Row | None]  # completes the row; None leaves it out
     config: str | None = None
-    revision: str | None = None
+    revision: str | None = None  # None: the newest
+    pinned: str | None = None  # the caller's choice instead of `revision`, stored with each row
 
     @property
     def columns(self) -> list[str]:
@@ -124,12 +125,14 @@ def fetch(
     *,
     repo: str | None = None,
     config: str | None = None,
+    revision: str | None = None,
     on_row: Callable[[int], None] = lambda num_rows: None,
 ) -> Path:
     """Write up to `limit` rows of a dataset as a source below `out`; returns the file, `queries/NAME.jsonl.gz`.
 
     Args:
         repo: a copy of the dataset, on the hub or in a local folder; `config` selects a part of it.
+        revision: the commit, tag or branch to read. Rows of another one are not continued.
         on_row: receives the number of rows after each row.
 
     Raises:
@@ -144,7 +147,7 @@ def fetch(
             (limit < 1, f"the limit must be at least one row, got a limit of {limit}"),
         ]
     )
-    source = SOURCES[name]
+    source = replace(SOURCES[name], pinned=revision)
     if repo is not None:  # a copy has its own configurations and revisions
         source = replace(source, repo=repo, config=config, revision=None)
     final = out / source.folder / f"{name}.jsonl.gz"
@@ -169,6 +172,7 @@ def fetch(
 
 def _rows(source: HubSource, position: int) -> Iterator[Row]:
     """Rows of a source from a position in the dataset on; each stores its own position."""
+    pinned = {} if source.pinned is None else {"revision": source.pinned}
     try:
         data, labels = _stream(source)
         for at, found in enumerate(data.skip(position), position):
@@ -177,7 +181,7 @@ def _rows(source: HubSource, position: int) -> Iterator[Row]:
             row |= {name: found[column] for name, column in source.fields.items() if found[column] is not None}
             converted = source.convert(row)
             if converted is not None and (converted.get("turns") or str(converted.get("text", "")).strip()):
-                yield {**converted, "source": source.repo, "license": source.license, "position": at}
+                yield {**converted, "source": source.repo, "license": source.license, "position": at, **pinned}
     except DuologueError:
         raise
     except (ValueError, LookupError, TypeError, RuntimeError) as error:
@@ -200,14 +204,15 @@ def _stream(source: HubSource) -> tuple[Any, dict[str, Any]]:
         raise MissingDependency(
             'datasets from the hub need the library datasets: pip install "duologue[hub]"'
         ) from error
-    builder = datasets.load_dataset_builder(source.repo, source.config, revision=source.revision)
+    revision = source.pinned or source.revision
+    builder = datasets.load_dataset_builder(source.repo, source.config, revision=revision)
     # formats that can skip columns have a setting for it
     can_choose = "columns" in {setting.name for setting in fields(builder.config)}
     data = datasets.load_dataset(
         source.repo,
         source.config,
         split=source.split,
-        revision=source.revision,
+        revision=revision,
         streaming=True,
         **({"columns": source.columns} if can_choose else {}),
     ).select_columns(source.columns)
@@ -221,13 +226,14 @@ def _progress(part: Path, source: HubSource) -> tuple[int, int]:
     for num_rows, line in enumerate(complete_lines(part, b'{"id": '), 1):
         try:
             row = json.loads(line)
-            is_ours, position = row["source"] == source.repo, int(row["position"]) + 1
+            is_ours = row["source"] == source.repo and row.get("revision") == source.pinned
+            position = int(row["position"]) + 1
         except (ValueError, LookupError, TypeError):
             is_ours = False
         if not is_ours:
             raise BadData(
-                f"line {num_rows} of {part} was not fetched from {source.repo}; remove the file and its compressed "
-                "form, or fetch into another folder"
+                f"line {num_rows} of {part} was not fetched from {source.repo} at the same revision; remove the file "
+                "and its compressed form, or fetch into another folder"
             )
     return num_rows, position
 

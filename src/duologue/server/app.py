@@ -243,7 +243,9 @@ async def _voices(config: ServerConfig, engines: Engines | None) -> AsyncIterato
     elif not config.voice:
         yield None
     else:
-        loaded = await load_engines(recogniser=config.recogniser or None, voice=config.voice)
+        loaded = await load_engines(
+            recogniser=config.recogniser or None, revision=config.recogniser_revision or None, voice=config.voice
+        )
         try:
             yield Voices(loaded, config.max_voices)
         finally:

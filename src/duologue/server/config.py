@@ -59,6 +59,9 @@ class ServerConfig:
     drain: float = _setting(20.0, "seconds that running answers may continue after SIGTERM", least=0)
     voice: str = _setting("", "speak and listen: auto, piper, espeak, or a Piper voice; empty: text only")
     recogniser: str = _setting("", "faster-whisper model for the voice; empty: whisper-base, from pip packages")
+    recogniser_revision: str = _setting(
+        "", "commit, tag or branch of the recogniser to download from the hub; empty: the newest"
+    )
     max_voices: int = _setting(2, "maximum number of simultaneous conversations by voice", least=1)
     record: str = _setting("", "folder for records of all conversations; empty: no records")
     record_expiry: float = _setting(

@@ -28,12 +28,18 @@ class Engines:
 
 
 async def load_engines(
-    *, recogniser: str | None = None, voice: str = "auto", threads: int = 2, language: str = "en"
+    *,
+    recogniser: str | None = None,
+    revision: str | None = None,
+    voice: str = "auto",
+    threads: int = 2,
+    language: str = "en",
 ) -> Engines:
     """Load the engines and warm them up.
 
     Args:
         recogniser: a faster-whisper model; None: whisper-base, from pip packages.
+        revision: the commit, tag or branch of the recogniser to download; None: the newest.
         voice: "piper", "espeak", a Piper `.onnx` file, or "auto": Piper if it is installed, else espeak-ng.
         threads: CPU threads of the recogniser.
         language: of the speaker, as a Whisper language code.
@@ -44,7 +50,9 @@ async def load_engines(
     """
     SileroDetector()  # fails early if something is missing
     synthesiser = _synthesiser(voice)
-    heard = await asyncio.to_thread(WhisperRecogniser, recogniser, threads=threads, language=language)
+    heard = await asyncio.to_thread(
+        WhisperRecogniser, recogniser, revision=revision, threads=threads, language=language
+    )
     if isinstance(synthesiser, PiperSynthesiser):
         await synthesiser.speak("Hello.")  # starts the program, so that the first clause does not wait
     await heard.warm_up()

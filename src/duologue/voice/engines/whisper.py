@@ -57,22 +57,27 @@ class WhisperRecogniser:
 
     Args:
         model: a folder with a CTranslate2 model, or a faster-whisper name; None: the model of the pip packages.
+        revision: the commit, tag or branch to download from the hub; by default the newest.
         threads: CPU threads.
         language: a Whisper language code.
 
     Raises:
         MissingDependency: faster-whisper or the packages with the weights are not installed.
-        UsageError: the model does not exist.
+        UsageError: the model does not exist, or has a `revision` but is not downloaded.
     """
 
-    def __init__(self, model: str | None = None, *, threads: int = 2, language: str = "en") -> None:
+    def __init__(
+        self, model: str | None = None, *, revision: str | None = None, threads: int = 2, language: str = "en"
+    ) -> None:
+        if revision is not None and (model is None or Path(model).is_dir()):
+            raise UsageError(f"revision {revision!r}: only recognisers that are downloaded from the hub have one")
         whisper, tokenizer = library("faster_whisper"), library("faster_whisper.tokenizer")
         options: dict[str, Any] = {"device": "cpu", "compute_type": "int8", "cpu_threads": threads}
         if model is None:
             self._model = whisper.WhisperModel("whisper-base", files=packaged_model(), **options)
         else:
             try:
-                self._model = whisper.WhisperModel(model, **options)
+                self._model = whisper.WhisperModel(model, revision=revision, **options)
             except (ValueError, OSError, RuntimeError) as error:
                 raise UsageError(f"{model!r} is not a faster-whisper model or a folder with one: {error}") from error
         self._tokenizer: Any = tokenizer.Tokenizer(
