@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from duologue.core.answer import Answer
 from duologue.core.events import Committed, Finished, Said
@@ -35,19 +36,18 @@ async def complete(request: Request, conversations: Conversations) -> Response:
     except UsageError as error:
         return problem(400, "invalid_request_error", str(error))
     if completion.is_stream:
-        return StreamingResponse(completion.stream(), media_type="text/event-stream")
+        return _Stream(completion)
     work = asyncio.create_task(completion.whole())
     gone = asyncio.create_task(_until_gone(request))
-    await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-    gone.cancel()
-    if not work.done():
-        work.cancel()  # the client is gone, so the answer is not computed
     try:
-        return JSONResponse(await work)
-    except asyncio.CancelledError:
-        return Response(status_code=499)
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        return JSONResponse(work.result()) if work.done() else Response(status_code=499)
     except DuologueError as error:
         return problem(500, "server_error", str(error))
+    finally:
+        work.cancel()  # if the client is gone, the answer is not computed
+        gone.cancel()
+        completion.close()
 
 
 def models(conversations: Conversations, started: int) -> Response:
@@ -60,6 +60,21 @@ def problem(status: int, kind: str, message: str, *, headers: dict[str, str] | N
     """An error in the format that OpenAI's clients expect."""
     error = {"message": message, "type": kind, "param": None, "code": None}
     return JSONResponse({"error": error}, status, headers=headers)
+
+
+class _Stream(StreamingResponse):
+    """An answer as server-sent events. Its place is given back even if the client leaves before the first of them."""
+
+    def __init__(self, completion: "_Completion") -> None:
+        super().__init__(completion.stream(), media_type="text/event-stream")
+        self._completion = completion
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._completion.close()
 
 
 class _Completion:
@@ -88,13 +103,20 @@ class _Completion:
             raise Rejection(f"at most {conversations.most_turns} messages fit into the context", param="messages")
         settings, history, words = _conversation_of(body, options["messages"])
         conversation = await conversations.open(settings, history, keeps_record=False)
-        conversation.handle.hear(words, utterance="message", final=True)
-        conversation.handle.respond()
-        answer = conversation.handle.session.running
-        if answer is None or answer.user_text is None:
-            conversation.close("too long")
-            raise BadData("the last message is too long for the context")
-        return cls(conversation, answer, conversations.model.name, options)
+        try:
+            conversation.handle.hear(words, utterance="message", final=True)
+            conversation.handle.respond()
+            answer = conversation.handle.session.running
+            if answer is None or answer.user_text is None:
+                raise BadData("the last message is too long for the context")
+            return cls(conversation, answer, conversations.model.name, options)
+        except BaseException:
+            conversation.close("not possible")
+            raise
+
+    def close(self) -> None:
+        """Give the place back, whether or not the answer was wanted."""
+        self._conversation.close("done")
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
@@ -122,24 +144,19 @@ class _Completion:
             yield "data: [DONE]\n\n"
         except DuologueError as error:
             yield _event({"error": {"message": str(error), "type": "server_error", "param": None, "code": None}})
-        finally:
-            self._conversation.close("done")
 
     async def _events(self) -> AsyncGenerator[tuple[str, str | None], None]:
         """The parts of the answer, and the reason why it ended."""
-        try:
-            reason = "stop"
-            async for _, event in self._conversation.events.after(0):
-                if isinstance(event, Said):
-                    yield event.text, None
-                elif isinstance(event, Finished):
-                    reason = event.reason  # the last words follow
-                elif isinstance(event, Committed):
-                    yield "", reason
-                    return
-            raise EngineError(f"the answer ended: {self._conversation.events.ended}")
-        finally:
-            self._conversation.close("done")
+        reason = "stop"
+        async for _, event in self._conversation.events.after(0):
+            if isinstance(event, Said):
+                yield event.text, None
+            elif isinstance(event, Finished):
+                reason = event.reason  # the last words follow
+            elif isinstance(event, Committed):
+                yield "", reason
+                return
+        raise EngineError(f"the answer ended: {self._conversation.events.ended}")
 
     def _chunk(self, delta: dict[str, Any], reason: str | None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator
 
@@ -106,6 +107,25 @@ def test_websockets_that_say_nothing_make_way() -> None:
     async def free(server: Running, number: int) -> None:
         while len(server.server._connections) > number:
             await asyncio.sleep(0.01)
+
+    run(talk())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_places_of_chat_requests_are_given_back(stream: bool) -> None:
+    async def one(server: Running, waits_s: float) -> None:
+        body = json.dumps({"messages": [{"role": "user", "content": "tell me a lot"}], "stream": stream}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        async with connections(server, 1, head.encode() + body):
+            await asyncio.sleep(waits_s)
+
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), max_sessions=8) as server, honest(server):
+            for number in range(60):
+                await one(server, number % 6 * 0.002)
+            while len(server.talks) > 1:
+                await asyncio.sleep(0.05)
+            assert len(server.talks.engine.handles) == 1
 
     run(talk())
 

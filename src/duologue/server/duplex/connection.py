@@ -13,7 +13,7 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from duologue.core.events import as_dict
-from duologue.errors import BadData, DuologueError, EngineError, EngineFull, UsageError
+from duologue.errors import BadData, EngineError, EngineFull, UsageError
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation, EventsLost
 from duologue.server.conversations import PER_TURN, Conversations, off_loop
@@ -169,7 +169,7 @@ class Duplex:
         conversation.attach(self)  # the previous owner gives its voice back
         try:
             voice = self._make_voice(conversation, conversation.settings.voice)
-        except DuologueError:
+        except BaseException:
             if is_new:
                 conversation.close("no voice")
             conversation.detach(self, self._conversations.engine.now())

@@ -96,22 +96,23 @@ class Realtime:
         except (EngineFull, UsageError) as error:
             await self._refuse(error)
             return
-        conversation.attach(self)
-        session = self.session = RealtimeSession(
-            conversation,
-            self._conversations.model,
-            self._config,
-            self._outbox.put,
-            is_duplex=self._is_duplex,
-            has_voice=self._conversations.voices is not None,
-        )
-        session.tell_config("session.created")
         try:
+            conversation.attach(self)
+            session = self.session = RealtimeSession(
+                conversation,
+                self._conversations.model,
+                self._config,
+                self._outbox.put,
+                is_duplex=self._is_duplex,
+                has_voice=self._conversations.voices is not None,
+            )
+            session.tell_config("session.created")
             await self._exchange(conversation, session)
         finally:
             if self._voice is not None:
                 await self._voice.aclose()
-            session.close()
+            if self.session is not None:
+                self.session.close()
             conversation.close("ended")
             self.session = self._conversation = self._voice = None  # nothing of it is kept
 
