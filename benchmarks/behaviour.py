@@ -14,9 +14,9 @@ from pathlib import Path
 import measuring
 
 from duologue.evaluation.behaviour.generate import TEST_SEED, generate, split
-from duologue.evaluation.behaviour.measures import ACTIONS, Judged, details, line
+from duologue.evaluation.behaviour.measures import ACTIONS, CaseResult, details, line
+from duologue.evaluation.behaviour.player import MAX_LENGTH, PASS_S, SESSIONS, kind_of, play_all
 from duologue.evaluation.behaviour.report import page
-from duologue.evaluation.behaviour.stage import MAX_LENGTH, PASS_S, SESSIONS, kind_of, play_all
 from duologue.evaluation.markdown import percent
 from duologue.evaluation.results import describe_model
 
@@ -33,7 +33,7 @@ def main() -> int:
     model = measuring.load_model(args, context=MAX_LENGTH, sessions=args.at_once)
     kind, began = kind_of(args.session, model), time.monotonic()
     played = play_all(cases, kind, model.backend, model.template, at_once=args.at_once)
-    judged = [Judged.of(one) for one in played]
+    judged = [CaseResult.of(one) for one in played]
     figures = {
         "model": describe_model(model),
         "session": args.session,

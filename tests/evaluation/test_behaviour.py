@@ -15,11 +15,11 @@ from duologue.core.transitions import Floor
 from duologue.errors import BadData, UsageError
 from duologue.evaluation.behaviour import generate as g
 from duologue.evaluation.behaviour.cases import Act, Action, Case, Expectation, plain_words
-from duologue.evaluation.behaviour.judge import Problem, Speech, judge, speeches
-from duologue.evaluation.behaviour.measures import Judged, details, difference, line, wilson
+from duologue.evaluation.behaviour.judge import Problem, SpeechInterval, judge, speeches
+from duologue.evaluation.behaviour.measures import CaseResult, details, difference, line, wilson
+from duologue.evaluation.behaviour.player import SESSIONS, Played, kind_of, play_all
 from duologue.evaluation.behaviour.readers import read
 from duologue.evaluation.behaviour.report import draw, page, tables
-from duologue.evaluation.behaviour.stage import SESSIONS, Played, kind_of, play_all
 from duologue.models.adapters import prompted
 from duologue.models.model import Model
 from duologue.types import InputState, Role, Turn
@@ -67,12 +67,12 @@ class Oracle:
         return self.states[max(known, key=len)] if known else S.INCOMPLETE
 
 
-def played_by_oracle(cases: Sequence[Case], name: str = "duplex") -> list[Judged]:
+def played_by_oracle(cases: Sequence[Case], name: str = "duplex") -> list[CaseResult]:
     found = []
     for case in cases:
         talk = Talk(judge=Oracle(case))
         model = model_of(talk)
-        found += [Judged.of(one) for one in play_all([case], kind_of(name, model), model.backend, model.template)]
+        found += [CaseResult.of(one) for one in play_all([case], kind_of(name, model), model.backend, model.template)]
     return found
 
 
@@ -96,7 +96,7 @@ def test_verdicts_do_not_depend_on_how_many_play_at_once() -> None:
     runs = []
     for at_once in (1, 4, 7):
         played = play_all(cases, kind_of("duplex", model), model.backend, model.template, at_once=at_once)
-        runs.append([Judged.of(one) for one in played])
+        runs.append([CaseResult.of(one) for one in played])
     for other in runs[1:]:
         assert [e.as_dict(event) for one in runs[0] for event in one.played.events] == [
             e.as_dict(event) for one in other for event in one.played.events
@@ -118,12 +118,14 @@ def test_a_pass_that_fails_ends_all_conversations() -> None:
 
 @pytest.mark.parametrize("name", SESSIONS)
 def test_every_kind_of_session_is_played(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("duologue.evaluation.behaviour.stage.MAX_LENGTH", 8192)  # characters are tokens here
+    monkeypatch.setattr("duologue.evaluation.behaviour.player.MAX_LENGTH", 8192)  # characters are tokens here
     talk = Talk()
     talk.backend._judge = lambda ids: (0.9, 0.04, 0.03, 0.03)  # whatever is asked, and how
     model = model_of(talk)
     cases = g.split("dev")[::9]
-    judged = [Judged.of(one) for one in play_all(cases, kind_of(name, model), model.backend, model.template, at_once=4)]
+    judged = [
+        CaseResult.of(one) for one in play_all(cases, kind_of(name, model), model.backend, model.template, at_once=4)
+    ]
     result = line(judged)
     assert result.keys() == KEYS
     assert result["n"] == len(cases)
@@ -161,15 +163,15 @@ def played_by(case: Case, decide: Any) -> Played:
 # ----------------------------------------------------------------------------------------------------- verdicts
 
 OVER = Expectation(Action.GO_ON, 3.0, 4.0, floor=Floor.SPEAKING)
-SPEAKING = Speech(0, 0.1, 9.0, "why", "Because of many things that are small.")
-NEXT = Speech(1, 4.5, 6.0, "and at night", "It is dark, of course, at night.")
+SPEAKING = SpeechInterval(0, 0.1, 9.0, "why", "Because of many things that are small.")
+NEXT = SpeechInterval(1, 4.5, 6.0, "and at night", "It is dark, of course, at night.")
 
 
-def cut_at(at: float) -> Speech:
-    return Speech(0, 0.1, at, "why", "Because of many", cut=True)
+def cut_at(at: float) -> SpeechInterval:
+    return SpeechInterval(0, 0.1, at, "why", "Because of many", cut=True)
 
 
-def verdict(one: Expectation, *spoken: Speech) -> Any:
+def verdict(one: Expectation, *spoken: SpeechInterval) -> Any:
     act = Act(one.start, speak=one.to or "mhm")
     return judge(Case("a", "recorded", (ASKED,), BLUE, (act,), (one,)), spoken)[0]
 
@@ -193,18 +195,26 @@ def over(action: Action, **options: Any) -> Expectation:
         (over(Action.ANSWER, to="and by day"), [cut_at(4.2), NEXT], Problem.WRONG_TURN),
         (over(Action.ANSWER), [SPEAKING], Problem.WENT_ON),
         (over(Action.ANSWER), [cut_at(4.2)], Problem.MISSED),
-        (over(Action.ANSWER), [cut_at(3.2), Speech(1, 3.3, 5.0, "and", "It is")], Problem.EARLY),
+        (over(Action.ANSWER), [cut_at(3.2), SpeechInterval(1, 3.3, 5.0, "and", "It is")], Problem.EARLY),
         (Expectation(Action.WAIT, 3.0, 4.0), [], Problem.NONE),
         (Expectation(Action.WAIT, 3.0, 4.0), [NEXT], Problem.SPOKE),
         (Expectation(Action.WAIT, 3.0, 4.0, 0.4), [NEXT], Problem.NONE),
         (Expectation(Action.ANSWER, 3.0, 4.0), [NEXT], Problem.NONE),
         (Expectation(Action.ANSWER, 3.0, 4.0, 0.4), [NEXT], Problem.MISSED),
-        (Expectation(Action.RESUME, 3.0, 4.0), [Speech(0, 4.5, 6.0, "why", "many", resumed=True)], Problem.NONE),
-        (Expectation(Action.ANSWER, 3.0, 4.0), [Speech(0, 4.5, 6.0, "why", "many", resumed=True)], Problem.WENT_ON),
+        (
+            Expectation(Action.RESUME, 3.0, 4.0),
+            [SpeechInterval(0, 4.5, 6.0, "why", "many", resumed=True)],
+            Problem.NONE,
+        ),
+        (
+            Expectation(Action.ANSWER, 3.0, 4.0),
+            [SpeechInterval(0, 4.5, 6.0, "why", "many", resumed=True)],
+            Problem.WENT_ON,
+        ),
         (Expectation(Action.RESUME, 3.0, 4.0), [], Problem.MISSED),
     ],
 )
-def test_verdicts(one: Expectation, spoken: list[Speech], problem: Problem) -> None:
+def test_verdicts(one: Expectation, spoken: list[SpeechInterval], problem: Problem) -> None:
     assert verdict(one, *spoken).problem is problem
 
 
@@ -212,10 +222,10 @@ def test_an_answer_to_earlier_words_is_not_early() -> None:
     one = Expectation(Action.ANSWER, 3.0, 4.0, to="no boston")
     acts = (Act(1.0, type="book a flight to austin"), Act(3.0, speak="no boston"))
     case = Case("a", "recorded", (), None, acts, (one,))
-    earlier = Speech(0, 3.2, 4.1, "book a flight to austin", "Sure, to", cut=True)
-    then = Speech(1, 4.2, 6.0, "no boston", "To Boston, then.")
+    earlier = SpeechInterval(0, 3.2, 4.1, "book a flight to austin", "Sure, to", cut=True)
+    then = SpeechInterval(1, 4.2, 6.0, "no boston", "To Boston, then.")
     assert judge(case, [earlier, then])[0].right
-    assert judge(case, [Speech(0, 3.2, 4.1, "no", "Sure", cut=True), then])[0].problem is Problem.EARLY
+    assert judge(case, [SpeechInterval(0, 3.2, 4.1, "no", "Sure", cut=True), then])[0].problem is Problem.EARLY
 
 
 def test_speech_is_from_the_first_word_to_the_cut() -> None:
@@ -232,7 +242,7 @@ def test_speech_is_from_the_first_word_to_the_cut() -> None:
         e.Heard(1.4, 0, 10),
         e.Committed(1.4, 0, "Because of"),
     ]
-    assert speeches(told, 5.0) == [Speech(0, 0.1, 1.4, "why", "Because of")], "the gap is half a second"
+    assert speeches(told, 5.0) == [SpeechInterval(0, 0.1, 1.4, "why", "Because of")], "the gap is half a second"
     told[7:] = [e.Resumed(2.0, 0, 0, True), e.Said(2.0, 0, 7, " of"), e.Heard(2.1, 0, 10)]
     first, second = speeches(told, 5.0)
     assert (first.end, first.cut, first.resumed) == (1.0, True, False)
@@ -242,8 +252,8 @@ def test_speech_is_from_the_first_word_to_the_cut() -> None:
 # ------------------------------------------------------------------------------------------------------ figures
 
 
-def judged_as(case: Case, *spoken: Speech, decided: Sequence[e.Event] = ()) -> Judged:
-    return Judged(Played(case, events=list(decided), context_right=True), spoken, tuple(judge(case, spoken)))
+def judged_as(case: Case, *spoken: SpeechInterval, decided: Sequence[e.Event] = ()) -> CaseResult:
+    return CaseResult(Played(case, events=list(decided), context_right=True), spoken, tuple(judge(case, spoken)))
 
 
 def test_penalties_are_those_of_sid_bench() -> None:
@@ -271,13 +281,15 @@ def test_a_short_noise_is_no_takeover() -> None:
     case = Case("a", "pause_1.2", (), None, (Act(1.0, speak="so [1.2] what is it"),), expect)
 
     def rate(start: float, end: float) -> float:
-        return float(line([judged_as(case, Speech(0, start, end, "so", "It is", cut=True))])["takeover"]["pause_1.2"])
+        return float(
+            line([judged_as(case, SpeechInterval(0, start, end, "so", "It is", cut=True))])["takeover"]["pause_1.2"]
+        )
 
     assert rate(2.1, 2.5) == 0.0
     assert rate(2.1, 3.2) == 1.0
     assert rate(3.7, 5.0) == 1.0, "the turn goes on"
     assert rate(4.1, 5.2) == 0.0, "it has ended"
-    assert not judged_as(case, Speech(0, 2.1, 2.5, "so", "It is", cut=True)).right, "but it is heard, and wrong"
+    assert not judged_as(case, SpeechInterval(0, 2.1, 2.5, "so", "It is", cut=True)).right, "but it is heard, and wrong"
 
 
 def asked(at: float, p: float) -> e.Decided:

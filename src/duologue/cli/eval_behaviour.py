@@ -15,7 +15,7 @@ from duologue.errors import UsageError
 
 if TYPE_CHECKING:
     from duologue.evaluation.behaviour.cases import Case
-    from duologue.evaluation.behaviour.measures import Judged
+    from duologue.evaluation.behaviour.measures import CaseResult
 
 SPLITS = ("test", "dev")
 FORMATS = ("cases", "record", "flexi", "full_duplex_bench", "codett", "turnbench")
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sessions(names: str) -> list[str]:
-    from duologue.evaluation.behaviour.stage import SESSIONS
+    from duologue.evaluation.behaviour.player import SESSIONS
 
     chosen = list(SESSIONS) if names == "all" else names.split(",")
     if unknown := [name for name in chosen if name not in SESSIONS]:
@@ -121,9 +121,9 @@ def _cases(args: argparse.Namespace) -> "list[Case]":
     return cases[::_SMOKE] if args.smoke else cases
 
 
-def _judged(args: argparse.Namespace, cases: "list[Case]", names: list[str]) -> "dict[str, list[Judged]]":
-    from duologue.evaluation.behaviour.measures import Judged
-    from duologue.evaluation.behaviour.stage import MAX_LENGTH, kind_of, play_all
+def _judged(args: argparse.Namespace, cases: "list[Case]", names: list[str]) -> "dict[str, list[CaseResult]]":
+    from duologue.evaluation.behaviour.measures import CaseResult
+    from duologue.evaluation.behaviour.player import MAX_LENGTH, kind_of, play_all
 
     judged = {}
     with closing(load_model(args, context_length=MAX_LENGTH, sessions=args.at_once)) as model:
@@ -131,7 +131,7 @@ def _judged(args: argparse.Namespace, cases: "list[Case]", names: list[str]) -> 
             with progress(f"Playing to {name} sessions") as stage:
                 kind = kind_of(name, model)
                 played = play_all(cases, kind, model.backend, model.template, at_once=args.at_once, progress=stage)
-                judged[name] = [Judged.of(one) for one in played]
+                judged[name] = [CaseResult.of(one) for one in played]
     return judged
 
 
@@ -143,7 +143,7 @@ def _write_cases(cases: "list[Case]", path: Path) -> int:
     return 0
 
 
-def _write_pages(folder: Path, runs: dict[str, dict[str, Any]], judged: "dict[str, list[Judged]]") -> None:
+def _write_pages(folder: Path, runs: dict[str, dict[str, Any]], judged: "dict[str, list[CaseResult]]") -> None:
     from duologue.evaluation.behaviour.report import draw, page
 
     (folder / "index.html").write_text(page("Behaviour", runs, judged), encoding="utf-8")

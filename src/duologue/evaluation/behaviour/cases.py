@@ -123,7 +123,7 @@ class Case:
         return max(one.until for one in self.expect) + 0.5
 
     def cues(self) -> list[Cue]:
-        """The inputs of the session, in order of time. Speech grows as a recogniser would report it."""
+        """The inputs of the session, in order of time. SpeechInterval grows as a recogniser would report it."""
         cues: list[Cue] = []
         for number, act in enumerate(self.acts):
             name = act.utterance or f"u{number}"

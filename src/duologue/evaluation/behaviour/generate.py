@@ -50,7 +50,7 @@ _STEERING = {"steering", "self_correction", "typed_correction", "reply"}
 
 
 @final
-class Chance:
+class HashedRandom:
     """Random numbers that depend only on a name."""
 
     def __init__(self, name: str) -> None:
@@ -122,7 +122,7 @@ class _Writer:
         self._kind = kind
         self._wait_s = section.wait_s
         self._name = f"{kind}-{number + 1:02d}"
-        self._chance = Chance(f"{seed}/{section.kind}/{number}")
+        self._chance = HashedRandom(f"{seed}/{section.kind}/{number}")
         self._slots: dict[str, str] = {}
         self._form = section.form if section.form != "both" else self._chance.choice(("spoken", "spoken", "typed"))
 

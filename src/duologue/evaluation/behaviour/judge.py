@@ -19,7 +19,7 @@ _EARLY_WORDS, _EARLY_S = 3, 1.0  # not yet a takeover, by Full-Duplex-Bench v1 (
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
+class SpeechInterval:
     """A stretch in which the assistant speaks."""
 
     answer: int
@@ -76,13 +76,13 @@ class Verdict:
         }
 
 
-def speeches(events: Iterable[e.Event], end: float) -> list[Speech]:
+def speeches(events: Iterable[e.Event], end: float) -> list[SpeechInterval]:
     """The stretches in which the assistant speaks."""
-    found: list[Speech] = []
+    found: list[SpeechInterval] = []
     asked: dict[int, str] = {}
     texts: dict[int, str] = {}
     resumed: set[int] = set()
-    now: Speech | None = None
+    now: SpeechInterval | None = None
     begun = 0  # characters that had been heard when it began
 
     def close(at: float, *, cut: bool) -> None:
@@ -102,7 +102,7 @@ def speeches(events: Iterable[e.Event], end: float) -> list[Speech]:
                 texts[answer] = texts.get(answer, "")[:start] + text
                 if now is None or now.answer != answer:
                     close(at, cut=True)
-                    now, begun = Speech(answer, at, at, asked.get(answer, ""), resumed=answer in resumed), start
+                    now, begun = SpeechInterval(answer, at, at, asked.get(answer, ""), resumed=answer in resumed), start
             case e.Heard(answer=answer, position=position) if now is not None and now.answer == answer:
                 now = replace(now, text=texts[answer][begun:position])
             case e.Suspended(at) | e.Withdrawn(at) | e.TakenBack(at):
@@ -115,8 +115,8 @@ def speeches(events: Iterable[e.Event], end: float) -> list[Speech]:
     return _merged(found)
 
 
-def _merged(found: Sequence[Speech]) -> list[Speech]:
-    merged: list[Speech] = []
+def _merged(found: Sequence[SpeechInterval]) -> list[SpeechInterval]:
+    merged: list[SpeechInterval] = []
     for one in found:
         last = merged[-1] if merged else None
         if last is not None and last.cut and last.answer == one.answer and one.start - last.end <= GAP_S:
@@ -126,7 +126,7 @@ def _merged(found: Sequence[Speech]) -> list[Speech]:
     return merged
 
 
-def judge(case: Case, spoken: Sequence[Speech]) -> list[Verdict]:
+def judge(case: Case, spoken: Sequence[SpeechInterval]) -> list[Verdict]:
     """A verdict on each expectation of `case`."""
     return [_verdict(one, spoken, _said_before(case, one.start)) for one in case.expect]
 
@@ -135,7 +135,7 @@ def _said_before(case: Case, start: float) -> str:
     return " ".join(act.words for act in case.acts if act.at < start)
 
 
-def _verdict(one: Expectation, spoken: Sequence[Speech], before: str) -> Verdict:
+def _verdict(one: Expectation, spoken: Sequence[SpeechInterval], before: str) -> Verdict:
     running = next((s for s in spoken if s.start < one.start <= s.end), None)  # the first sound may cut it at once
     begun = [s for s in spoken if one.start < s.start <= one.until]
     overlap = running.end - one.start if running is not None and running.cut and running.end <= one.until else None
@@ -157,7 +157,11 @@ def _verdict(one: Expectation, spoken: Sequence[Speech], before: str) -> Verdict
 
 
 def _on_speaking(
-    one: Expectation, begun: Sequence[Speech], running: Speech | None, overlap: float | None, before: str
+    one: Expectation,
+    begun: Sequence[SpeechInterval],
+    running: SpeechInterval | None,
+    overlap: float | None,
+    before: str,
 ) -> Verdict:
     """An answer must begin, or continue, after the gold time and within the limit."""
     wanted = [s for s in begun if one.action is Action.RESUME or not s.resumed]
@@ -185,7 +189,7 @@ def _ends_with(asked: str, to: str) -> bool:
     return words[len(words) - len(wanted) :] == wanted
 
 
-def rest_s(case: Case, spoken: Sequence[Speech], at: float) -> tuple[float, float]:
+def rest_s(case: Case, spoken: Sequence[SpeechInterval], at: float) -> tuple[float, float]:
     """Seconds that the answer running at `at` would take, from then on and in all, if nobody cut it."""
     running = next((s for s in spoken if s.start < at <= s.end), None)
     if running is None:

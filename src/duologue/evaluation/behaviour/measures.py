@@ -27,8 +27,8 @@ from typing import Any
 from duologue.core.events import Decided
 from duologue.core.transitions import Floor
 from duologue.evaluation.behaviour.cases import Action, Expectation, set_hash
-from duologue.evaluation.behaviour.judge import Problem, Speech, Verdict, judge, rest_s, speeches
-from duologue.evaluation.behaviour.stage import Played
+from duologue.evaluation.behaviour.judge import Problem, SpeechInterval, Verdict, judge, rest_s, speeches
+from duologue.evaluation.behaviour.player import Played
 from duologue.types import InputState
 
 ACTIONS = ("maintain", "stop_and_listen", "takeover", "dismiss")
@@ -42,15 +42,15 @@ _Z = 1.96  # of a confidence of 95 %
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class CaseResult:
     """A case that was played, and the verdicts on it."""
 
     played: Played
-    spoken: tuple[Speech, ...]
+    spoken: tuple[SpeechInterval, ...]
     verdicts: tuple[Verdict, ...]
 
     @classmethod
-    def of(cls, played: Played) -> "Judged":
+    def of(cls, played: Played) -> "CaseResult":
         """Judge a played case."""
         spoken = speeches(played.events, played.case.end)
         return cls(played, tuple(spoken), tuple(judge(played.case, spoken)))
@@ -78,7 +78,7 @@ def wilson(right: int, num: int) -> tuple[float, float]:
     return max(0.0, (centre - width) / (1 + spread)), min(1.0, (centre + width) / (1 + spread))
 
 
-def line(judged: Sequence[Judged]) -> dict[str, Any]:
+def line(judged: Sequence[CaseResult]) -> dict[str, Any]:
     """The figures of one run, as `duologue eval behaviour --json` prints them. Shares of nothing are None.
 
     `accuracy` is the unweighted mean over CoDeTT's actions; that of a kind or of the pairs is the share of its cases in
@@ -105,7 +105,7 @@ def line(judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def details(judged: Sequence[Judged]) -> dict[str, Any]:
+def details(judged: Sequence[CaseResult]) -> dict[str, Any]:
     """All figures that are reported in addition to `line`."""
     cases_right = [one.right for one in judged]
     both = defaultdict(list)
@@ -128,7 +128,7 @@ def details(judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def difference(a: Sequence[Judged], b: Sequence[Judged]) -> dict[str, Any]:
+def difference(a: Sequence[CaseResult], b: Sequence[CaseResult]) -> dict[str, Any]:
     """How two runs of the same cases differ: cases with different verdicts, and how many of these come from a tie.
 
     It is a tie if, at the first different decision, the two states had similar probabilities in both runs.
@@ -151,7 +151,7 @@ def _decided(played: Played) -> list[Decided]:
     return [event for event in played.events if isinstance(event, Decided)]
 
 
-def _takeover(judged: Sequence[Judged], name: str) -> float | None:
+def _takeover(judged: Sequence[CaseResult], name: str) -> float | None:
     """Share of turns with such a pause in which the assistant took the floor before their end, or of plain turns."""
     if name == "turn":
         return _share(any(s.is_takeover for s in one.spoken) for one in judged if one.played.case.kind == "plain_turn")
@@ -162,7 +162,7 @@ def _takeover(judged: Sequence[Judged], name: str) -> float | None:
     )
 
 
-def _penalties(judged: Sequence[Judged]) -> Iterable[float]:
+def _penalties(judged: Sequence[CaseResult]) -> Iterable[float]:
     for one in judged:
         for verdict in one.verdicts:
             wanted = action_of(verdict.expectation)
@@ -175,14 +175,14 @@ def _penalties(judged: Sequence[Judged]) -> Iterable[float]:
                 yield rest if verdict.overlap_s is None else verdict.overlap_s
 
 
-def _intervals(judged: Sequence[Judged]) -> dict[str, list[float]]:
+def _intervals(judged: Sequence[CaseResult]) -> dict[str, list[float]]:
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for one in judged:
         by_kind[one.played.case.kind].append(one.right)
     return {kind: [round(bound, 4) for bound in wilson(sum(f), len(f))] for kind, f in by_kind.items()}
 
 
-def _intents(judged: Sequence[Judged]) -> dict[str, dict[str, dict[str, Any]]]:
+def _intents(judged: Sequence[CaseResult]) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in ACTIONS}
     for verdict in (verdict for one in judged for verdict in one.verdicts):
         found[action_of(verdict.expectation)][verdict.expectation.intent or "unnamed"].append(verdict.acted)
@@ -192,7 +192,7 @@ def _intents(judged: Sequence[Judged]) -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
-def _full_duplex_bench(judged: Sequence[Judged]) -> dict[str, Any]:
+def _full_duplex_bench(judged: Sequence[CaseResult]) -> dict[str, Any]:
     verdicts = [v for one in judged for v in one.verdicts]
     starts = [max(0.0, v.delay_s) for v in verdicts if v.delay_s is not None]
     over = [v for v in verdicts if v.expectation.floor is Floor.SPEAKING and v.expectation.action is Action.ANSWER]
@@ -210,7 +210,7 @@ def _full_duplex_bench(judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def _turnbench(judged: Sequence[Judged]) -> dict[str, Any]:
+def _turnbench(judged: Sequence[CaseResult]) -> dict[str, Any]:
     verdicts = [v for one in judged for v in one.verdicts]
     ends = [v for v in verdicts if action_of(v.expectation) == "takeover"]
     cuts = [v for v in verdicts if action_of(v.expectation) == "stop_and_listen"]
@@ -235,7 +235,7 @@ def _turnbench(judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def _eot_bench(judged: Sequence[Judged]) -> dict[str, Any]:
+def _eot_bench(judged: Sequence[CaseResult]) -> dict[str, Any]:
     """Pauses and ends of spoken turns to a silent assistant, with the probability of process at each."""
     pauses: list[tuple[float, float]] = []  # probability, seconds of the pause
     ends: list[float] = []
@@ -282,7 +282,7 @@ def _probability(played: Played, at: float) -> float:
     return dict(told[-1].decision.probabilities).get(InputState.PROCESS, 0.0) if told else 0.0
 
 
-def _echochain(judged: Sequence[Judged]) -> dict[str, Any]:
+def _echochain(judged: Sequence[CaseResult]) -> dict[str, Any]:
     found = [
         (one, v)
         for one in judged
@@ -298,7 +298,7 @@ def _echochain(judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def _problems(judged: Sequence[Judged]) -> Mapping[str, int]:
+def _problems(judged: Sequence[CaseResult]) -> Mapping[str, int]:
     counts: dict[str, int] = defaultdict(int)
     for verdict in (verdict for one in judged for verdict in one.verdicts):
         counts[f"{verdict.expectation.action}: {verdict.problem or 'right'}"] += 1

@@ -8,7 +8,7 @@ from typing import Any
 from duologue.core import events as e
 from duologue.errors import MissingDependency
 from duologue.evaluation import html
-from duologue.evaluation.behaviour.measures import ACTIONS, Judged
+from duologue.evaluation.behaviour.measures import ACTIONS, CaseResult
 from duologue.evaluation.markdown import MISSING, percent, table
 
 Runs = Mapping[str, Mapping[str, Any]]
@@ -138,7 +138,7 @@ def draw(runs: Runs, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def page(title: str, runs: Runs, judged: Mapping[str, Sequence[Judged]]) -> str:
+def page(title: str, runs: Runs, judged: Mapping[str, Sequence[CaseResult]]) -> str:
     """One self-contained HTML page: the tables, and every conversation to click through."""
     rows = [
         (name, percent(run["cases_right"]), percent(run["accuracy"]), percent(run["pairs"]))
@@ -154,7 +154,7 @@ def _part(name: str) -> str:
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
-def _conversation(one: Judged) -> dict[str, Any]:
+def _conversation(one: CaseResult) -> dict[str, Any]:
     """The data of a case that the page draws."""
     case = one.played.case
     decided = [event for event in one.played.events if isinstance(event, e.Decided)]

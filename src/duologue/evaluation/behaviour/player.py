@@ -43,7 +43,7 @@ takes every slice for a turn; and the baselines: turns, voice activity, time div
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class SessionKind:
     """How sessions of a kind are made and decide."""
 
     make: SessionFactory
@@ -66,7 +66,7 @@ class Played:
     num_wasted: int = 0  # of those, tokens of cut or taken-back answers that were never heard
 
 
-def kind_of(name: str, model: Model) -> Kind:
+def kind_of(name: str, model: Model) -> SessionKind:
     """The kind of session `name`, with `model`.
 
     Raises:
@@ -75,24 +75,24 @@ def kind_of(name: str, model: Model) -> Kind:
     plain = Policy()
     match name:
         case "duplex":
-            return Kind(Session, model.probe, model.policy())
+            return SessionKind(Session, model.probe, model.policy())
         case "prompted":
-            return Kind(Session, prompted_probe(model.template, tuple(InputState)), plain)
+            return SessionKind(Session, prompted_probe(model.template, tuple(InputState)), plain)
         case "slices":
-            return Kind(Session, model.probe, plain, always=InputState.PROCESS)
+            return SessionKind(Session, model.probe, plain, always=InputState.PROCESS)
         case "turns":
-            return Kind(Turns, model.probe, plain)
+            return SessionKind(Turns, model.probe, plain)
         case "vad":
-            return Kind(Vad, model.probe, Policy(settle_ms=0.0))  # its silence is that which ends an utterance
+            return SessionKind(Vad, model.probe, Policy(settle_ms=0.0))  # its silence is that which ends an utterance
         case "tdm":
-            return Kind(partial(Tdm, skip_idle=True), model.probe, plain, system=PROMPT)
+            return SessionKind(partial(Tdm, skip_idle=True), model.probe, plain, system=PROMPT)
         case _:
             raise UsageError(f"no kind of session {name!r}; there are {', '.join(SESSIONS)}")
 
 
 def play_all(
     cases: Sequence[Case],
-    kind: Kind,
+    kind: SessionKind,
     backend: Backend,
     template: Template,
     *,
@@ -113,38 +113,38 @@ def play_all(
     return [found[number] for number in range(len(cases))]
 
 
-def _play(case: Case, kind: Kind, shared: SharedPasses, thread: int, template: Template) -> Played:
+def _play(case: Case, kind: SessionKind, shared: SharedPasses, thread: int, template: Template) -> Played:
     """Play `case` to a new session."""
     history, cues = list(case.history), case.cues()
     if case.answer is not None:
         asked = history.pop()
         cues = [Cue(0.0, asked.text, "opening", final=True), Cue(0.0, command="respond"), *cues]
-    stage = _Stage(case, shared, thread, template, kind)
+    directed = _CaseBackend(case, shared, thread, template, kind)
     replay = Replay(
         Script(tuple(cues), kind.system, tuple(history)),
-        stage,
+        directed,
         template,
         kind.probe,
         policy=kind.policy,
         period_s=SLICE_PERIOD_S,
         passes=round(SLICE_PERIOD_S / PASS_S),
         max_length=min(MAX_LENGTH, shared.backend.info.context_length),
-        make=stage.make,
+        make=directed.make,
         end=case.end,
         words_per_second=WORDS_PER_S,
     )
     try:
-        stage.played.events += list(replay)
-        return stage.finish(tuple(history), replay.result.trace.num_passes)
+        directed.played.events += list(replay)
+        return directed.finish(tuple(history), replay.result.trace.num_passes)
     finally:
         replay.close()
 
 
 @final
-class _Stage(Backend):
+class _CaseBackend(Backend):
     """The backend that a session sees. It tracks what every sequence holds, and gives answers the words of the case."""
 
-    def __init__(self, case: Case, shared: SharedPasses, thread: int, template: Template, kind: Kind) -> None:
+    def __init__(self, case: Case, shared: SharedPasses, thread: int, template: Template, kind: SessionKind) -> None:
         self._shared = shared
         self._thread = thread
         self.played = Played(case)
