@@ -18,6 +18,7 @@ MOST_WAITING = 256  # connections without a request yet; if there are more, the 
 LEAST_FRAMES_PER_S = 500.0  # voice clients send 50
 _SLICE = 4096  # bytes parsed at a time: some hundreds of the smallest frames, 5 ms
 _MOST_PONGS = 1 << 16  # bytes waiting to be sent beyond which pings are not answered
+_CLOSE_S = 10.0  # for a client that was given up to take what was sent before
 _MOST_FRAGMENTS = 1024  # kept apart
 
 
@@ -154,7 +155,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
             self.pong_timer = self.loop.call_later(self.ping_timeout or 0.0, self.keepalive_timeout)
             return
         super().keepalive_timeout()
-        self.loop.call_later(self.close_timeout, self.transport.abort)  # data that it does not take is not kept for it
+        self.loop.call_later(_CLOSE_S, self.transport.abort)  # data that it does not take is not kept for it
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Handle the end of the connection. After a reset, data sent before is discarded."""

@@ -48,7 +48,8 @@ async def realtime(server: Running, kind: str, **fields: Any) -> None:
     peer = await realtime_peer.join(server)
     await peer.say(kind, **fields)
     await peer.error()
-    await peer.socket.close()
+    peer.socket.transport.abort()
+    await peer.socket.wait_closed()
 
 
 async def many_items(server: Running) -> None:
@@ -57,7 +58,8 @@ async def many_items(server: Running) -> None:
         await peer.type("word " * 3000, role="assistant" if number % 2 else "system")
     await peer.say("response.create")
     await peer.settled()
-    await peer.socket.close()
+    peer.socket.transport.abort()
+    await peer.socket.wait_closed()
 
 
 USER = {"role": "user", "content": "hi"}

@@ -133,7 +133,7 @@ def test_floods_of_frames_wait_in_the_network(first: bytes, flood: bytes) -> Non
 
 def test_who_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_process, "PING_S", 0.5)
-    monkeypatch.setattr(protocols.LimitedWebSocket, "close_timeout", 0.5, raising=False)
+    monkeypatch.setattr(protocols, "_CLOSE_S", 0.5)
 
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS), messages_per_second=1000.0) as server, honest(server):
