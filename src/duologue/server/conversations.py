@@ -13,7 +13,7 @@ from duologue.core.session import Session
 from duologue.core.trace import Sink
 from duologue.engine.engine import Engine
 from duologue.engine.handle import Handle
-from duologue.errors import EngineFull
+from duologue.errors import EngineError, EngineFull
 from duologue.models.model import Model
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation
@@ -106,12 +106,20 @@ class Conversations:
             return None
         if name not in self._resuming:
             self._resuming[name] = asyncio.create_task(self._resume(path), name="duologue-resume")
-            self._resuming[name].add_done_callback(lambda task: (self._resuming.pop(name), task.exception()))
+            self._resuming[name].add_done_callback(lambda task: self._resumed(name, task))
         return await asyncio.shield(self._resuming[name])  # other callers may wait for it, too
 
+    def _resumed(self, name: str, task: asyncio.Task[Conversation]) -> None:
+        del self._resuming[name]
+        if not task.cancelled():
+            task.exception()  # whoever waits for it is told; nobody may wait any more
+
     async def _resume(self, path: Path) -> Conversation:
-        lease = await asyncio.to_thread(Lease.acquire, path)
-        conversation = None
+        try:
+            lease = await asyncio.to_thread(Lease.acquire, path)
+        except OSError as error:
+            raise EngineError(f"the record cannot be written: {error}") from error
+        conversation, recorder = None, None
         try:
             state = await asyncio.to_thread(read_state, path)
             settings = ConversationSettings.from_json(state.settings)
@@ -128,10 +136,14 @@ class Conversations:
             for words in state.unanswered:
                 conversation.handle.hear(words.text, utterance=words.utterance, final=words.final)
             return conversation
-        except BaseException:
+        except BaseException as error:
             if conversation is not None:
                 conversation.close("failed")
+            elif recorder is not None:
+                recorder.stop()
             lease.release()
+            if isinstance(error, OSError):
+                raise EngineError(f"the record cannot be written: {error}") from error
             raise
 
     async def sweep(self) -> None:

@@ -154,6 +154,36 @@ def test_a_record_with_a_system_turn_in_an_edit_is_resumed_without_it(tmp_path: 
     run(talk())
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    write(tmp_path, [HEADER])
+
+    async def talk() -> None:
+        async with keeping(tmp_path) as server, honest(server):
+            assert "cannot be written" in await refused(server, "talk")
+
+    tmp_path.chmod(0o500)
+    run(talk())
+
+
+def test_a_full_server_leaves_no_file_open(tmp_path: Path) -> None:
+    write(tmp_path, [HEADER])
+
+    async def talk() -> None:
+        async with keeping(tmp_path, max_sessions=1) as server, honest(server):
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(5):
+                peer = await join(server)
+                await peer.say("start", session="talk")
+                assert (await peer.until("error"))["code"] == "full"
+                await peer.closed()
+            await asyncio.sleep(0.1)
+            assert len(os.listdir("/proc/self/fd")) <= before + 1
+            assert not [path for path in tmp_path.iterdir() if path.name.startswith(".talk.")]
+
+    run(talk())
+
+
 def test_two_clients_that_resume_at_once_get_one_conversation(tmp_path: Path) -> None:
     write(tmp_path, [{**HEADER, "history": turns(300)}])
 
