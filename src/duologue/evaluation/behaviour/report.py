@@ -83,11 +83,10 @@ def field(runs: Runs) -> str:
         return (label, *cells)
 
     rows = [
-        *(
-            row(f"takeover at {name.replace('_', ' of ')}", "takeover", name)
-            for name in ("pause_0.6", "pause_1.2", "pause_2.0")
-        ),
-        row("takeover at the end of a turn", "takeover", "turn"),
+        row("takeover before the end, pause of 0.6 s", "takeover", "pause_0.6"),
+        row("takeover before the end, pause of 1.2 s", "takeover", "pause_1.2"),
+        row("takeover before the end, pause of 2.0 s", "takeover", "pause_2.0"),
+        row("takeover in plain turns", "takeover", "turn"),
         row("respond latency, median", "full_duplex_bench", "respond_latency_s", "median", unit=" s"),
         row("stop latency, mean", "stop_latency_s", unit=" s"),
         row("respond to an interruption", "full_duplex_bench", "respond_to_interruption"),
