@@ -10,19 +10,19 @@ from collections.abc import Iterable
 from duologue.types import Seq
 
 
-def refuse(rules: Iterable[tuple[bool, str]]) -> None:
-    """Raise `UsageError` with the message of the first of `rules` (is violated, message) that is violated."""
-    for is_violated, message in rules:
-        if is_violated:
-            raise UsageError(message)
-
-
 class DuologueError(Exception):
     """Root of all errors that this package raises on purpose."""
 
 
 class UsageError(DuologueError):
     """The call cannot be carried out; change the call."""
+
+
+def refuse(rules: Iterable[tuple[bool, str]], error: type[DuologueError] = UsageError) -> None:
+    """Raise `error` with the message of the first of `rules` (is violated, message) that is violated."""
+    for is_violated, message in rules:
+        if is_violated:
+            raise error(message)
 
 
 def require(condition: bool, message: str) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from duologue.backends.rows import check_added_ids
 from duologue.backends.sampling import choose, weigh
 from duologue.backends.slots import SlotTable
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
-from duologue.errors import BrokenModel, CacheFull, EngineError, UnsupportedModel, UsageError
+from duologue.errors import BrokenModel, CacheFull, EngineError, UnsupportedModel, UsageError, refuse
 from duologue.types import Seq, Token
 
 MAX_MICRO_BATCH = 512
@@ -123,29 +123,36 @@ class LlamaCppBackend(Backend):
                 can_truncate=True,
                 probe_passes=int(self._lora is not None),
             )
-            self._open_caches(
-                prefill_capacity, micro_batch, library.ContextOptions(threads or _num_cores(), flash_attention, kv_type)
+            open_context = partial(
+                library.open_context,
+                self._model,
+                self._closing,
+                threads=threads or _num_cores(),
+                flash_attention=flash_attention,
+                kv_type=kv_type,
             )
+            has_tiles = flash_attention and not ll.llama_supports_gpu_offload()
+            self._open_caches(prefill_capacity, micro_batch, open_context, has_tiles=has_tiles)
         except BaseException:
             self.close()
             raise
 
-    def _open_caches(self, prefill_capacity: int, micro_batch: int, options: library.ContextOptions) -> None:
+    def _open_caches(
+        self, prefill_capacity: int, micro_batch: int, open_context: Callable[..., Any], *, has_tiles: bool
+    ) -> None:
         """Open the shared cache and the prefill cache, and check that the model can roll back."""
         capacity, max_seqs = self._info.capacity, self._info.max_seqs
         # Layers with a sliding window reuse cells that have left it, unless two sequences hold them. Each sequence has
         # a mirror that holds the same cells, so that it can roll back beyond the window.
         self._mirror_offset = max_seqs if self._model.sliding_window else 0
-        has_tiles = options.flash_attention and not ll.llama_supports_gpu_offload()
-        self._context = self._open_context(
-            capacity,
-            max_seqs + self._mirror_offset,
-            options,
-            min(micro_batch, _BELOW_TILES if has_tiles else micro_batch),
+        self._context = open_context(
+            capacity=capacity,
+            max_seqs=max_seqs + self._mirror_offset,
+            micro_batch=min(micro_batch, _BELOW_TILES if has_tiles else micro_batch),
         )
-        open_prefill = partial(self._open_context, options=options, micro_batch=micro_batch)
-        has_prefill = prefill_capacity and not self._mirror_offset
-        self._prefill_cache = PrefillCache(prefill_capacity, open_prefill) if has_prefill else None
+        self._prefill_cache = PrefillCache(
+            0 if self._mirror_offset else prefill_capacity, partial(open_context, micro_batch=micro_batch)
+        )
         self._memory = ll.llama_get_memory(self._context)
         self._batch = ll.llama_batch_init(capacity, 0, 1)
         self._closing.callback(ll.llama_batch_free, self._batch)
@@ -155,13 +162,6 @@ class LlamaCppBackend(Backend):
         # while there are more threads than cores. A team left behind here would slow down the passes of a worker.
         with ThreadPoolExecutor(1) as passing:
             passing.submit(self._check_rollback).result()
-
-    def _open_context(self, capacity: int, max_seqs: int, options: library.ContextOptions, micro_batch: int) -> Any:
-        context = library.open_context(
-            self._model, capacity=capacity, max_seqs=max_seqs, micro_batch=micro_batch, options=options
-        )
-        self._closing.callback(ll.llama_free, context)
-        return context
 
     # -- the contract ------------------------------------------------------------------------------------------------
 
@@ -175,7 +175,9 @@ class LlamaCppBackend(Backend):
         try:
             if parent is not None and length:
                 self._settle(parent)
-                self._copy(self._places[parent].seq_id, self._free_ids[-1], length)
+                source, target = self._places[parent].seq_id, self._free_ids[-1]
+                for offset in {0, self._mirror_offset}:
+                    ll.llama_memory_seq_cp(self._memory, source, target + offset, 0, length)
         except BaseException:
             self._slots.free(seq)
             raise
@@ -195,8 +197,7 @@ class LlamaCppBackend(Backend):
             for extend in batch:
                 self._roll_back(extend.seq, self._slots.length(extend.seq))
             raise
-        if self._prefill_cache is not None:
-            self._prefill_cache.count(sum(len(extend.tokens) for extend in batch if extend.seq in prefilled))
+        self._prefill_cache.count(sum(len(extend.tokens) for extend in batch if extend.seq in prefilled))
         for extend in batch:
             self._slots.extend(extend.seq, len(extend.tokens))
         return [steps[index] for index in range(len(batch))]
@@ -210,14 +211,14 @@ class LlamaCppBackend(Backend):
         before = self.length(seq)
         if 0 <= length < before:
             self._roll_back(seq, length)
-            if self._prefill_cache is not None and self._places[seq].prefill_id is not None:
+            if self._places[seq].prefill_id is not None:
                 self._prefill_cache.count(length - before)
         self._slots.truncate(seq, length)
 
     def free(self, seq: Seq) -> None:
         length, place = self.length(seq), self._places[seq]
         self._remove(place.seq_id, 0)
-        if self._prefill_cache is not None and place.prefill_id is not None:
+        if place.prefill_id is not None:
             self._prefill_cache.free(place.prefill_id, length)
         self._slots.free(seq)
         self._free_ids.append(place.seq_id)
@@ -240,11 +241,6 @@ class LlamaCppBackend(Backend):
         if not self._finalizer.alive:
             raise UsageError("this backend is closed; open another one")
 
-    def _copy(self, source: int, target: int, length: int) -> None:
-        ll.llama_memory_seq_cp(self._memory, source, target, 0, length)
-        if self._mirror_offset:
-            ll.llama_memory_seq_cp(self._memory, source, target + self._mirror_offset, 0, length)
-
     def _remove(self, seq_id: int, start: int) -> None:
         """Remove `seq_id` from position `start` on; `start` 0 empties it."""
         for each in {seq_id, seq_id + self._mirror_offset}:
@@ -253,7 +249,7 @@ class LlamaCppBackend(Backend):
     def _roll_back(self, seq: Seq, length: int) -> None:
         """Remove `seq` from position `length` on, from whichever cache it is in."""
         place = self._places[seq]
-        if self._prefill_cache is not None and place.prefill_id is not None:
+        if place.prefill_id is not None:
             library.remove_from_cache(self._prefill_cache.context, place.prefill_id, length)
         else:
             self._remove(place.seq_id, length)
@@ -261,7 +257,7 @@ class LlamaCppBackend(Backend):
     def _prefilled(self, batch: Sequence[Extend]) -> set[Seq]:
         """The sequences fed in the prefill cache: new ones that neither draw nor watch."""
         prefilled = set[Seq]()
-        if self._prefill_cache is None:
+        if self._prefill_cache.context is None:
             return prefilled
         num_new = num_tokens = 0
         for extend in batch:
@@ -277,7 +273,7 @@ class LlamaCppBackend(Backend):
     def _settle(self, seq: Seq) -> None:
         """Move `seq` from the prefill cache to the shared cache, if it is in the former."""
         place, length = self._places[seq], self._slots.length(seq)
-        if self._prefill_cache is not None and place.prefill_id is not None:
+        if place.prefill_id is not None:
             if length:
                 self._prefill_cache.move(place.prefill_id, length, self._context, place.seq_id)
             else:
@@ -289,31 +285,30 @@ class LlamaCppBackend(Backend):
     def _run_passes(self, batch: Sequence[Extend], prefilled: set[Seq]) -> dict[int, Step]:
         """Feed `batch` in up to three passes: prefills, base tokens, probes with the LoRA. Returns steps by index."""
         steps: dict[int, Step] = {}
-        if self._prefill_cache is not None and prefilled:
-            prefills = [self._prefill(self._prefill_cache, i, e) for i, e in enumerate(batch) if e.seq in prefilled]
-            steps |= self._pass(batch, prefills, self._prefill_cache.context)
-        base, probes = self._pieces(batch, prefilled)
-        if base:
-            steps |= self._pass(batch, base, self._context)
+        prefills, base, probes = self._pieces(batch, prefilled)
+        for context, pieces in ((self._prefill_cache.context, prefills), (self._context, base)):
+            if pieces:
+                steps |= self._pass(batch, pieces, context)
         if probes:
-            with self._lora_applied():
+            library.set_lora(self._context, self._lora)
+            try:
                 steps |= self._pass(batch, probes, self._context)
+            finally:
+                library.set_lora(self._context, None)
         return steps
 
-    def _prefill(self, cache: PrefillCache, index: int, extend: Extend) -> _Piece:
-        place = self._places[extend.seq]
-        if place.prefill_id is None:
-            place.prefill_id = cache.open()
-        return _Piece(index, place.prefill_id, extend.tokens, self._slots.length(extend.seq), is_read=False)
-
-    def _pieces(self, batch: Sequence[Extend], prefilled: set[Seq]) -> tuple[list[_Piece], list[_Piece]]:
-        """What is fed to the shared cache in the pass of the base model, and in the pass with the LoRA."""
-        base, probes = [], []
+    def _pieces(self, batch: Sequence[Extend], prefilled: set[Seq]) -> tuple[list[_Piece], list[_Piece], list[_Piece]]:
+        """What is fed to the prefill cache, to the shared cache without the LoRA, and then with the LoRA."""
+        prefills, base, probes = [], [], []
         for index, extend in enumerate(batch):
+            place, start, tokens = self._places[extend.seq], self._slots.length(extend.seq), extend.tokens
             if extend.seq in prefilled:
+                if place.prefill_id is None:
+                    place.prefill_id = self._prefill_cache.open()
+                prefills.append(_Piece(index, place.prefill_id, tokens, start, is_read=False))
                 continue
             self._settle(extend.seq)
-            seq_id, start, tokens = self._places[extend.seq].seq_id, self._slots.length(extend.seq), extend.tokens
+            seq_id = place.seq_id
             num_base = len(tokens)
             if self._lora is not None:
                 num_base = sum(token < self._info.vocab_size for token in tokens)
@@ -323,14 +318,16 @@ class LlamaCppBackend(Backend):
                 base.append(_Piece(index, seq_id, tokens[:num_base], start, is_read and is_end))
             if num_base < len(tokens):
                 probes.append(_Piece(index, seq_id, tokens[num_base:], start + num_base, is_read))
-        return base, probes
+        return prefills, base, probes
 
     def _pass(self, batch: Sequence[Extend], pieces: Sequence[_Piece], context: Any) -> dict[int, Step]:
         """Run one `llama_decode`. Returns the step of each `Extend` by its index in `batch`."""
         last = self._fill(pieces)
         status = ll.llama_decode(context, self._batch)
+        if status == 1:
+            raise CacheFull("llama.cpp found no room in its cache for this pass; free or truncate a sequence")
         if status != 0:
-            raise _decode_error(status)
+            raise EngineError(f"llama.cpp could not compute the pass (status {status}): {library.last_messages()}")
         if self._mirror_offset:
             for piece in pieces:
                 mirror = piece.seq_id + self._mirror_offset
@@ -351,15 +348,6 @@ class LlamaCppBackend(Backend):
             last.append(i - 1)
         c.n_tokens = i
         return last
-
-    @contextlib.contextmanager
-    def _lora_applied(self) -> Iterator[None]:
-        """Apply the LoRA to the passes in the body."""
-        library.set_lora(self._context, self._lora)
-        try:
-            yield
-        finally:
-            library.set_lora(self._context, None)
 
     def _step(self, extend: Extend, row: int) -> Step:
         pointer = ll.llama_get_logits_ith(self._context, row)
@@ -416,14 +404,20 @@ def _check_sizes(
     capacity: int, max_seqs: int, context_length: int | None, micro_batch: int, threads: int | None
 ) -> None:
     limit = ll.llama_max_parallel_sequences() // 2
-    if not 1 <= max_seqs <= limit:
-        raise UsageError(f"max_seqs {max_seqs} is not between 1 and {limit}, llama.cpp's limit")
-    if capacity < 2:
-        raise UsageError(f"a capacity of {capacity} KV entries is too small; give at least 2")
-    if context_length is not None and not 2 <= context_length <= capacity:
-        raise UsageError(f"context_length {context_length} is not between 2 and the capacity of {capacity} KV entries")
-    if micro_batch < 1 or (threads is not None and threads < 1):
-        raise UsageError(f"micro_batch {micro_batch} and threads {threads} must be at least 1")
+    refuse(
+        [
+            (not 1 <= max_seqs <= limit, f"max_seqs {max_seqs} is not between 1 and {limit}, llama.cpp's limit"),
+            (capacity < 2, f"a capacity of {capacity} KV entries is too small; give at least 2"),
+            (
+                context_length is not None and not 2 <= context_length <= capacity,
+                f"context_length {context_length} is not between 2 and the capacity of {capacity} KV entries",
+            ),
+            (
+                micro_batch < 1 or (threads is not None and threads < 1),
+                f"micro_batch {micro_batch} and threads {threads} must be at least 1",
+            ),
+        ]
+    )
 
 
 def _num_cores() -> int:
@@ -438,9 +432,3 @@ def _check_vocabulary(model: library.LoadedModel) -> None:
             f"{model.path.name} declares {base} base ids and {added} added ids, {probes} of them probes, for a "
             f"vocabulary of {model.vocab_size}; export it again"
         )
-
-
-def _decode_error(status: int) -> EngineError:
-    if status == 1:
-        return CacheFull("llama.cpp found no room in its cache for this pass; free or truncate a sequence")
-    return EngineError(f"llama.cpp could not compute the pass (status {status}): {library.last_messages()}")

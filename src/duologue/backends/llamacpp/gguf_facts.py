@@ -89,14 +89,14 @@ def _scales(values: Mapping[str, Any], arch: str, width: int, path: Path) -> tup
     logit = float(values.get(f"{arch}.logit_scale", 0.0))
     if arch.startswith("gemma"):
         return math.sqrt(width), 1.0
-    if arch == "minicpm3":
-        return 12.0, 256.0 / width
-    if arch == "minicpm":
-        return embedding or 12.0, 1.0 / (logit or width / 256.0)
-    if arch in ("granite", "granitemoe"):
-        return embedding or 1.0, 1.0 / (logit or 1.0)
-    if arch in ("command-r", "cohere2"):
-        return 1.0, logit or 1.0
+    known = {
+        "minicpm3": (12.0, 256.0 / width),
+        "minicpm": (embedding or 12.0, 1.0 / (logit or width / 256.0)),
+        **dict.fromkeys(("granite", "granitemoe"), (embedding or 1.0, 1.0 / (logit or 1.0))),
+        **dict.fromkeys(("command-r", "cohere2"), (1.0, logit or 1.0)),
+    }
+    if arch in known:
+        return known[arch]
     if embedding not in (0.0, 1.0) or logit not in (0.0, 1.0):
         raise UnsupportedModel(
             f"{path.name} ({arch}) scales its embeddings or logits in an unknown way, so rows cannot be added to it; "

@@ -31,13 +31,13 @@ class HiddenStateReader:
         self._width = int(ll.llama_model_n_embd(self._model.handle))
         self._context = library.open_context(
             self._model,
+            self._closing,
             capacity=self.length,
             max_seqs=1,
             micro_batch=self.length,
-            options=library.ContextOptions(threads),
+            threads=threads,
             all_outputs=True,
         )
-        self._closing.callback(ll.llama_free, self._context)
         ll.llama_set_embeddings(self._context, True)
         self._batch: Any = ll.llama_batch_init(self.length, 0, 1)
         self._closing.callback(ll.llama_batch_free, self._batch)

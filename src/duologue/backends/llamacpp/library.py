@@ -2,9 +2,8 @@
 
 import ctypes
 import os
-import threading
 from collections import deque
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, final
 
@@ -18,13 +17,11 @@ import llama_cpp as ll
 
 from duologue.backends.llamacpp.gguf_facts import BASE_VOCAB_KEY, NUM_ADDED_KEY, NUM_PROBES_KEY, weights_label
 from duologue.backends.llamacpp.gguf_header import GgufHeader, read_header
-from duologue.errors import AdapterMismatch, BrokenModel, EngineError, ModelNotFound, UnsupportedModel
+from duologue.errors import AdapterMismatch, BrokenModel, EngineError, ModelNotFound, UnsupportedModel, refuse
 
 _MAX_LAYERS = 512
 
 _messages: deque[str] = deque(maxlen=20)
-_lock = threading.Lock()
-_is_ready = False
 
 
 @ll.llama_log_callback  # type: ignore[untyped-decorator]
@@ -39,14 +36,8 @@ def last_messages() -> str:
     return "; ".join(list(_messages)[-3:]) or "no reason was given"
 
 
-def _prepare() -> None:
-    global _is_ready
-    with _lock:
-        if not _is_ready:
-            ll.llama_log_set(_keep_message, ctypes.c_void_p(0))
-            ll.llama_backend_init()
-            _is_ready = True
-        _messages.clear()
+ll.llama_log_set(_keep_message, ctypes.c_void_p(0))
+ll.llama_backend_init()
 
 
 def default_weights() -> str:
@@ -72,7 +63,7 @@ class LoadedModel:
     def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
         header = read_header(path)
         _check_header(path, header)
-        _prepare()
+        _messages.clear()
         params = ll.llama_model_default_params()
         params.vocab_only = vocab_only
         self.path = path
@@ -152,41 +143,45 @@ class LoadedModel:
             self.handle = None
 
     def _check_kind(self) -> None:
-        reason = None
-        if ll.llama_model_is_recurrent(self.handle):
-            reason = "is recurrent: it keeps a running state instead of an entry per token, and cannot roll back"
-        elif ll.llama_model_is_hybrid(self.handle):
-            reason = "mixes attention with recurrent layers, whose running state cannot roll back"
-        elif ll.llama_model_is_diffusion(self.handle):
-            reason = "is a diffusion model: it does not generate from left to right"
-        elif ll.llama_model_has_encoder(self.handle) or not ll.llama_model_has_decoder(self.handle):
-            reason = "has an encoder: it is not a decoder-only model"
-        if reason:
-            raise UnsupportedModel(
-                f"{self.path.name} ({self.architecture}) {reason}; duplex decoding rolls back after every probe, "
-                "so use a model with plain attention such as SmolLM2, Llama, Qwen or Gemma"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class ContextOptions:
-    """How a context computes and stores."""
-
-    threads: int
-    flash_attention: bool = True
-    kv_type: str = "f16"  # or "f32"
+        handle, label = self.handle, f"{self.path.name} ({self.architecture})"
+        advice = (
+            "duplex decoding rolls back after every probe, so use a model with plain attention such as SmolLM2, Llama, "
+            "Qwen or Gemma"
+        )
+        reasons = (
+            (
+                ll.llama_model_is_recurrent(handle),
+                "is recurrent: it keeps a running state instead of an entry per token, and cannot roll back",
+            ),
+            (
+                ll.llama_model_is_hybrid(handle),
+                "mixes attention with recurrent layers, whose running state cannot roll back",
+            ),
+            (
+                ll.llama_model_is_diffusion(handle),
+                "is a diffusion model: it does not generate from left to right",
+            ),
+            (
+                ll.llama_model_has_encoder(handle) or not ll.llama_model_has_decoder(handle),
+                "has an encoder: it is not a decoder-only model",
+            ),
+        )
+        refuse(((is_so, f"{label} {reason}; {advice}") for is_so, reason in reasons), UnsupportedModel)
 
 
 def open_context(
     model: LoadedModel,
+    closing: ExitStack,
     *,
     capacity: int,
     max_seqs: int,
     micro_batch: int,
-    options: ContextOptions,
+    threads: int,
+    flash_attention: bool = True,
+    kv_type: str = "f16",
     all_outputs: bool = False,
 ) -> Any:
-    """A llama.cpp context whose sequences share one cache of `capacity` entries.
+    """A llama.cpp context whose sequences share one cache of `capacity` entries. `closing` releases it.
 
     Raises:
         EngineError: llama.cpp cannot allocate it.
@@ -200,21 +195,19 @@ def open_context(
     params.n_seq_max = max_seqs
     params.n_outputs_max = params.n_ubatch if all_outputs else max_seqs  # rows of logits
     params.n_outputs_max_per_seq = params.n_ubatch if all_outputs else 1
-    params.n_threads = params.n_threads_batch = options.threads
+    params.n_threads = params.n_threads_batch = threads
     params.kv_unified = True  # one pool of cells: a fork adds its id to cells and copies nothing
     params.swa_full = True  # layers with a window keep all entries, so that rollback is exact
-    has_flash = options.flash_attention
-    params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if has_flash else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.type_k = params.type_v = ll.GGML_TYPE_F32 if options.kv_type == "f32" else ll.GGML_TYPE_F16
-    params.offload_kqv = True
+    params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.type_k = params.type_v = ll.GGML_TYPE_F32 if kv_type == "f32" else ll.GGML_TYPE_F16
     context = ll.llama_init_from_model(model.handle, params)
     if not context:
         raise EngineError(
             f"llama.cpp could not open {capacity} KV entries for {model.path.name}: {last_messages()}; "
             "use a smaller capacity"
         )
+    closing.callback(ll.llama_free, context)
     if not ll.llama_get_memory(context):
-        ll.llama_free(context)
         raise UnsupportedModel(f"{model.path.name} ({model.architecture}) has no KV cache; it does not generate text")
     return context
 
@@ -247,15 +240,24 @@ def _check_header(path: Path, header: GgufHeader) -> None:
     arch = header.values.get("general.architecture")
     epsilons = [value for key, value in header.values.items() if key.endswith("epsilon")]
     num_layers = header.values.get(f"{arch}.block_count", 1)
-    if header.num_repeated_tokens:
-        problem = f"{header.num_repeated_tokens} tokens have the text of another"
-    elif not (isinstance(num_layers, int) and 1 <= num_layers <= _MAX_LAYERS):
-        problem = f"it declares {num_layers} layers; llama.cpp supports 1 to {_MAX_LAYERS}"
-    elif not all(isinstance(value, float) and value >= 0.0 for value in epsilons):
-        problem = "a norm's epsilon is not a positive number"
-    else:
-        return
-    raise BrokenModel(f"llama.cpp cannot load {path.name}: {problem}; the download may be incomplete")
+    problems = (
+        (header.num_repeated_tokens > 0, f"{header.num_repeated_tokens} tokens have the text of another"),
+        (
+            not (isinstance(num_layers, int) and 1 <= num_layers <= _MAX_LAYERS),
+            f"it declares {num_layers} layers; llama.cpp supports 1 to {_MAX_LAYERS}",
+        ),
+        (
+            not all(isinstance(value, float) and value >= 0.0 for value in epsilons),
+            "a norm's epsilon is not a positive number",
+        ),
+    )
+    refuse(
+        (
+            (is_so, f"llama.cpp cannot load {path.name}: {problem}; the download may be incomplete")
+            for is_so, problem in problems
+        ),
+        BrokenModel,
+    )
 
 
 def _load_error(path: Path) -> Exception:

@@ -25,11 +25,12 @@ class PrefillCache:
     """Holds sequences that nothing has forked from or watched yet, under sequence ids of its own.
 
     Args:
-        open_context: opens a llama.cpp context with a number of KV entries and of sequences.
+        capacity: KV entries; with 0 there is room for nothing and no context.
+        open_context: opens a llama.cpp context, given `capacity` and `max_seqs`.
     """
 
-    def __init__(self, capacity: int, open_context: Callable[[int, int], Any]) -> None:
-        self.context = open_context(capacity, _MAX_SEQS)
+    def __init__(self, capacity: int, open_context: Callable[..., Any]) -> None:
+        self.context = open_context(capacity=capacity, max_seqs=_MAX_SEQS) if capacity else None
         self._free_ids = list(range(_MAX_SEQS))
         self._num_free = capacity
 
