@@ -19,8 +19,8 @@ from duologue.core.policy import Thresholds
 from duologue.engine.engine import Engine
 from duologue.errors import AdapterMismatch, BrokenModel, DuologueError, MissingDependency, ModelNotFound, UsageError
 from duologue.models.adapters import Adapter, Fingerprint
-from duologue.models.cache_sizes import sessions_per_cache
 from duologue.models.model import Model, load
+from duologue.models.opening import sessions_per_cache
 from duologue.testing.tiny_models import tiny_model, tiny_rows
 from duologue.types import InputState, Role, Turn
 
@@ -324,9 +324,9 @@ def test_flash_attention_depends_on_the_number_of_sessions(
 
     asked, open_context = list[bool](), library.open_context
 
-    def opened(*args: Any, options: library.ContextOptions, **sizes: Any) -> Any:
-        asked.append(options.flash_attention)
-        return open_context(*args, options=options, **sizes)
+    def opened(*args: Any, flash_attention: bool, **options: Any) -> Any:
+        asked.append(flash_attention)
+        return open_context(*args, flash_attention=flash_attention, **options)
 
     monkeypatch.setattr(library, "open_context", opened)
     tiny_gguf.write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "model.gguf")
@@ -362,9 +362,9 @@ def test_sessions_are_divided_among_caches(
 
     flash, open_context = list[bool](), library.open_context
 
-    def opened(*args: Any, options: library.ContextOptions, **sizes: Any) -> Any:
-        flash.append(options.flash_attention)
-        return open_context(*args, options=options, **sizes)
+    def opened(*args: Any, flash_attention: bool, **options: Any) -> Any:
+        flash.append(flash_attention)
+        return open_context(*args, flash_attention=flash_attention, **options)
 
     monkeypatch.setattr(library, "open_context", opened)
     monkeypatch.setattr("duologue.models.opening.sessions_per_cache", lambda sessions, length: together)

@@ -14,7 +14,7 @@ from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import find
 
 if TYPE_CHECKING:
-    from duologue.export.report import ExportReport
+    from duologue.export.inspection import ExportReport
     from duologue.models.adapters import Adapter
 
 
@@ -67,8 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _adapter(args: argparse.Namespace) -> "Adapter":
-    from duologue.models.adapter_choice import PROMPTED, TRAINED
-    from duologue.models.adapters import Adapter
+    from duologue.models.adapters import PROMPTED, TRAINED, Adapter
     from duologue.models.model import load
 
     if args.adapter in ("auto", *TRAINED, *PROMPTED):
@@ -87,7 +86,7 @@ def _adapter(args: argparse.Namespace) -> "Adapter":
 def _with_lora(args: argparse.Namespace, adapter: "Adapter", where: Path | str) -> "ExportReport":
     if adapter.lora is None:
         return _write(args, where, adapter)
-    from duologue.export.report import check_out
+    from duologue.export.inspection import check_out
 
     suffix = ".gguf" if args.format == "gguf" else ""
     path = args.out.with_name(f"{args.out.name.removesuffix(suffix)}-lora{suffix}")

@@ -10,8 +10,7 @@ from duologue.errors import MissingDependency, UsageError
 from duologue.evaluation.labelled_rows import LabelledRows, check_labels, lay_out
 from duologue.evaluation.scoring import score
 from duologue.evaluation.states import Judgement
-from duologue.models.adapter_choice import PROMPTED
-from duologue.models.adapters import prompted
+from duologue.models.adapters import PROMPTED, prompted
 from duologue.models.catalogue import ModelSource
 from duologue.models.model import Model
 from duologue.models.opening import Progress

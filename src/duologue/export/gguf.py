@@ -11,13 +11,14 @@ from duologue.backends.llamacpp.gguf_facts import read_facts
 from duologue.backends.llamacpp.hidden_states import HiddenStateReader
 from duologue.backends.llamacpp.tokenizer import GgufTokenizer
 from duologue.backends.rows import AdapterRows
-from duologue.export.inspection import Inspection, prompts_of
-from duologue.export.report import (
+from duologue.export.inspection import (
     DECISION_TOLERANCE,
     KEPT_TOLERANCE,
     ExportReport,
+    Inspection,
     check_out,
     check_report,
+    prompts_of,
     token_names,
 )
 from duologue.export.suppression import suppress

@@ -15,11 +15,11 @@ from safetensors.numpy import save_file
 
 from duologue.backends.lora import Lora
 from duologue.backends.rows import AdapterRows
+from duologue.backends.torch.huggingface import CausalModel
 from duologue.backends.torch.loading import read_model
 from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.errors import BrokenModel, UsageError
-from duologue.export.inspection import Inspection, prompts_of
-from duologue.export.report import ExportReport, check_out, check_report, token_names
+from duologue.export.inspection import ExportReport, Inspection, check_out, check_report, prompts_of, token_names
 from duologue.export.suppression import FloatArray, SuppressedRows, suppress
 from duologue.text.template import Template
 from duologue.types import InputState, Token
@@ -122,30 +122,19 @@ class _TorchReader:
 
     def __init__(self, model: Any) -> None:
         self.length = _TEXT_LENGTH
-        self._model = model.eval()
+        self._causal = CausalModel(model, None)
         self._cache: Any = None
 
     def read(self, tokens: Sequence[Token]) -> tuple[FloatArray, FloatArray]:
         """See `TextReader.read`."""
-        self._cache = transformers.DynamicCache(config=self._model.config)
+        self._cache = transformers.DynamicCache(config=self._causal.model.config)
         return self.extend(tokens)
 
-    @torch.inference_mode()
     def extend(self, tokens: Sequence[Token]) -> tuple[FloatArray, FloatArray]:
         """See `TextReader.extend`."""
-        logits, hidden = _run(self._model, torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True)
-        return logits.numpy(), hidden.numpy()
-
-
-def _run(model: Any, ids: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [N, V] and final hidden states [N, D] of `ids` [1, N], in float32."""
-    seen: list[torch.Tensor] = []
-    hook = model.get_decoder().register_forward_hook(lambda module, args, output: seen.append(output[0]))
-    try:
-        logits = model(ids, **options).logits[0]
-    finally:
-        hook.remove()
-    return logits.float(), seen[-1][0].float()
+        run = self._causal.run(tokens, range(len(tokens)), past_key_values=self._cache, use_cache=True)
+        logits, hidden = (result.float().numpy() for result in run)
+        return logits, hidden
 
 
 @torch.no_grad()
@@ -178,7 +167,7 @@ def _scales(model: Any) -> tuple[float, float]:
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     weight = embeddings.weight[ids].float()
     input_scale = (embeddings(ids).float() * weight).sum() / (weight * weight).sum()
-    logits, hidden = _run(model, ids[None])
+    logits, hidden = (result.float() for result in CausalModel(model, None).run(ids.tolist(), range(len(ids))))
     plain = hidden @ head.weight.float().T
     output_scale = (logits * plain).sum() / (plain * plain).sum()
     # Exactly 1 for most models; a value near 1 differs by rounding only.

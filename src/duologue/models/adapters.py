@@ -20,13 +20,22 @@ from duologue.backends.lora import Lora
 from duologue.backends.rows import AdapterRows
 from duologue.core.policy import Thresholds
 from duologue.core.prompt import Probe
-from duologue.errors import AdapterMismatch, UsageError
+from duologue.errors import AdapterMismatch, UsageError, refuse
+from duologue.models.catalogue import expanded
 from duologue.models.prompting import prompted_probe
 from duologue.text.template import Template, Tokenizer
 from duologue.types import InputState
 
 FORMAT = 1
 KINDS = ("alora", "rows", "prompted")
+PROMPTED = {"prompted": 0, "prompted-5": 5}
+"""Adapters without training, and the number of examples in their prompt."""
+
+TRAINED = ("alora", "rows")
+"""Kinds of adapters that ship with the package, best first."""
+
+_NAMES = ", ".join(("auto", *TRAINED, *PROMPTED))
+
 ANY_WEIGHTS = "any"
 """Key of the thresholds for weight types that were not calibrated."""
 
@@ -76,14 +85,22 @@ class Adapter:
     """How it was trained, and the results of its evaluation."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"no adapter kind {self.kind!r}; there are {', '.join(KINDS)}")
-        if (self.rows is None) != (self.kind == "prompted"):
-            raise UsageError(f"an adapter of kind {self.kind} {'needs' if self.rows is None else 'has no'} rows")
-        if (self.lora is None) == (self.kind == "alora"):
-            raise UsageError(f"an adapter of kind {self.kind} {'needs' if self.lora is None else 'has no'} LoRA")
-        if self.rows is not None and self.rows.states.shape[0] != len(self.states):
-            raise UsageError(f"{self.rows.states.shape[0]} state rows for {len(self.states)} states")
+        of_kind, num_states = f"an adapter of kind {self.kind}", len(self.states)
+        num_rows = num_states if self.rows is None else self.rows.states.shape[0]
+        refuse(
+            [
+                (self.kind not in KINDS, f"no adapter kind {self.kind!r}; there are {', '.join(KINDS)}"),
+                (
+                    (self.rows is None) != (self.kind == "prompted"),
+                    f"{of_kind} {'needs' if self.rows is None else 'has no'} rows",
+                ),
+                (
+                    (self.lora is None) == (self.kind == "alora"),
+                    f"{of_kind} {'needs' if self.lora is None else 'has no'} LoRA",
+                ),
+                (num_rows != num_states, f"{num_rows} state rows for {num_states} states"),
+            ]
+        )
 
     @property
     def num_added(self) -> int:
@@ -213,6 +230,45 @@ def shipped_for(fingerprint: Fingerprint, kind: str) -> Adapter | None:
     return next((found for found in shipped() if found.fingerprint == fingerprint and found.kind == kind), None)
 
 
+def requested_adapter(adapter: str | Path | Adapter) -> Adapter | str:
+    """The requested adapter, before any weights are read; its name if the choice depends on the model.
+
+    Raises:
+        UsageError: there is no such name or folder.
+        AdapterMismatch: the folder cannot be read.
+    """
+    if isinstance(adapter, Adapter):
+        return adapter
+    name = str(adapter)
+    if name in ("auto", *TRAINED):
+        return name
+    if name in PROMPTED:
+        return prompted(shots=PROMPTED[name])
+    folder = expanded(name)
+    if not name or not folder.exists():
+        raise UsageError(f"no adapter {name!r}: give {_NAMES}, or an adapter folder")
+    return Adapter.load(folder)
+
+
+def adapter_for(requested: Adapter | str, fingerprint: Fingerprint) -> Adapter:
+    """The adapter for a model: `requested` if it fits, or the shipped one of that name.
+
+    Raises:
+        AdapterMismatch: the adapter was trained for another model, or none ships for this one.
+    """
+    if isinstance(requested, Adapter):
+        requested.check(fingerprint)
+        return requested
+    kinds = TRAINED if requested == "auto" else (requested,)
+    found = next((found for kind in kinds if (found := shipped_for(fingerprint, kind))), None)
+    if found is None and requested != "auto":
+        raise AdapterMismatch(
+            f"no adapter of kind {requested} ships for this model; train one with `duologue train {requested}`, "
+            "or prompt it with --adapter prompted"
+        )
+    return found or prompted()
+
+
 def _put(path: Path, content: bytes) -> None:
     partial = path.with_suffix(".partial")  # if the disk is full, an existing adapter stays intact
     partial.write_bytes(content)
@@ -234,9 +290,18 @@ def _read_tensors(folder: Path, lora: Mapping[str, Any] | None) -> tuple[Adapter
     if named != {"probes", "states"}:
         raise AdapterMismatch(f"{path} contains {sorted(named)}; expected probes and states")
     probes, states = (np.ascontiguousarray(tensors[name], dtype=np.float32) for name in ("probes", "states"))
-    if probes.ndim != 2 or states.ndim != 2 or probes.shape[1] != states.shape[1]:
-        raise AdapterMismatch(f"{path} has shapes {probes.shape} and {states.shape}; expected [P, D] and [S, D]")
-    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-        raise AdapterMismatch(f"{path} contains values that are not finite; copy the whole adapter folder again")
+    refuse(
+        [
+            (
+                probes.ndim != 2 or states.ndim != 2 or probes.shape[1] != states.shape[1],
+                f"{path} has shapes {probes.shape} and {states.shape}; expected [P, D] and [S, D]",
+            ),
+            (
+                not all(np.isfinite(tensor).all() for tensor in tensors.values()),
+                f"{path} contains values that are not finite; copy the whole adapter folder again",
+            ),
+        ],
+        AdapterMismatch,
+    )
     rows = AdapterRows(probes, states)
     return rows, None if lora is None else Lora.from_tensors(tensors, float(lora["scale"]))

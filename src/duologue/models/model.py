@@ -15,9 +15,8 @@ from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe
 from duologue.core.session import Session
-from duologue.errors import UsageError
-from duologue.models.adapter_choice import requested_adapter
-from duologue.models.adapters import Adapter
+from duologue.errors import refuse
+from duologue.models.adapters import Adapter, requested_adapter
 from duologue.models.catalogue import DEFAULT, ModelSource, find
 from duologue.models.opening import LoadRequest, OpenedModel, Progress, open_llamacpp, open_torch
 from duologue.text.template import Template
@@ -116,7 +115,7 @@ def load(
     Raises:
         ModelNotFound, BrokenModel, UnsupportedModel, AdapterMismatch, MissingDependency, TemplateError, UsageError.
     """
-    _check_numbers(context_length, threads, sessions)
+    _check(backend, context_length, threads, sessions)
     source = find(name, revision)
     request = LoadRequest(
         source=source,
@@ -133,18 +132,21 @@ def load(
     return _assemble(source, opened, system)
 
 
-def _check_numbers(context_length: int, threads: int | None, sessions: int) -> None:
-    if context_length < 256:
-        raise UsageError(f"a context of {context_length} tokens is too short for a conversation; give at least 256")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads {threads} must be at least 1, or None for one per core")
-    if sessions < 1:
-        raise UsageError(f"sessions {sessions} must be at least 1")
+def _check(backend: str, context_length: int, threads: int | None, sessions: int) -> None:
+    refuse(
+        [
+            (
+                context_length < 256,
+                f"a context of {context_length} tokens is too short for a conversation; give at least 256",
+            ),
+            (threads is not None and threads < 1, f"threads {threads} must be at least 1, or None for one per core"),
+            (sessions < 1, f"sessions {sessions} must be at least 1"),
+            (backend not in BACKENDS, f"no backend {backend!r}; there are {', '.join(BACKENDS)}"),
+        ]
+    )
 
 
 def _choose_backend(wanted: str, source: ModelSource) -> str:
-    if wanted not in BACKENDS:
-        raise UsageError(f"no backend {wanted!r}; there are {', '.join(BACKENDS)}")
     if wanted != "auto":
         return wanted
     return "llamacpp" if source.is_gguf and importlib.util.find_spec("llama_cpp") is not None else "torch"
@@ -152,9 +154,9 @@ def _choose_backend(wanted: str, source: ModelSource) -> str:
 
 def _assemble(source: ModelSource, opened: OpenedModel, system: str | None) -> Model:
     """Check that template, adapter and backend fit together; close the backend if they do not."""
-    backend, adapter = opened.backend, opened.adapter
+    backend, tokenizer, adapter = opened
     try:
-        template = Template.from_tokenizer(opened.tokenizer, system=system and well_formed(system))
+        template = Template.from_tokenizer(tokenizer, system=system and well_formed(system))
         probe = adapter.probe_for(backend.info.vocab_size, template)
     except BaseException:
         backend.close()

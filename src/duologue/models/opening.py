@@ -6,19 +6,25 @@ Each function imports its heavy library itself, and only then.
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from duologue.core.backend import Backend
 from duologue.errors import AdapterMismatch, MissingDependency, UsageError
-from duologue.models.adapter_choice import adapter_for
-from duologue.models.adapters import Adapter, Fingerprint
-from duologue.models.cache_sizes import cache_limits, sessions_per_cache
+from duologue.models.adapters import Adapter, Fingerprint, adapter_for
 from duologue.models.catalogue import ModelSource
 from duologue.text.tokenizer import Tokenizer
 
 TORCH_WEIGHTS = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 GGUF_WEIGHTS = ("BF16", "F16", "Q8_0", "Q4_0")
 AS_IS = "as-is"
+
+MAX_SEQS = 128
+"""Sequences of one cache; llama.cpp allows no more."""
+
+_SHARED_LENGTH = (
+    2048  # sessions whose contexts are no longer than this share one llama.cpp cache, whatever their number
+)
+_SHARED_TOKENS = 12288  # longer contexts also share one, if all of them together are no longer than this
 
 
 class Progress(Protocol):
@@ -42,13 +48,8 @@ class LoadRequest:
     progress: Progress
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedModel:
-    """Weights on a backend, with the tokenizer and the adapter."""
-
-    backend: Backend
-    tokenizer: Tokenizer
-    adapter: Adapter
+OpenedModel: TypeAlias = tuple[Backend, Tokenizer, Adapter]
+"""Weights on a backend, with the tokenizer and the adapter."""
 
 
 def open_torch(request: LoadRequest) -> OpenedModel:
@@ -84,7 +85,7 @@ def open_torch(request: LoadRequest) -> OpenedModel:
         backend = ReferenceBackend(model, rows=adapter.rows, lora=adapter.lora, **limits)
     else:
         backend = TorchBackend(model, rows=adapter.rows, lora=adapter.lora, label=source.name, **limits)
-    return OpenedModel(backend, tokenizer, adapter)
+    return backend, tokenizer, adapter
 
 
 def open_llamacpp(request: LoadRequest) -> OpenedModel:
@@ -137,7 +138,31 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
         lora_path=None if adapter.lora is None else cached_lora(path, adapter.lora),
         prefill_capacity=2 * length if shared > 1 else 0,
     )
-    return OpenedModel(backend, tokenizer, adapter)
+    return backend, tokenizer, adapter
+
+
+def cache_limits(sessions: int, length: int) -> dict[str, Any]:
+    """`capacity`, `max_seqs` and `context_length` of a cache for so many sessions with contexts of `length` tokens.
+
+    A session uses up to eight sequences: output channel, input channel, suspended answers, a compaction, forks. The
+    capacity is that of all contexts, half as much again and one context more, for waiting words, suspended answers and
+    compactions.
+    """
+    capacity = (sessions + 1 + sessions // 2) * length
+    return {"context_length": length, "capacity": capacity, "max_seqs": min(MAX_SEQS, 4 * sessions + 12)}
+
+
+def sessions_per_cache(sessions: int, length: int) -> int:
+    """How many of the sessions, with contexts of `length` tokens, share a llama.cpp cache: all, or one each.
+
+    One pass reads the weights once for all sessions that share a cache, but the attention of each token covers the
+    entries of all of them. The latter outweighs the former for long contexts (`benchmarks/caches.py`). A long
+    conversation fills half to three quarters of its context, and most are short, so only contexts that were long in
+    the measurement count as long.
+    """
+    if length <= _SHARED_LENGTH or sessions * length <= _SHARED_TOKENS:
+        return sessions
+    return 1
 
 
 def _weight_type(backend: str, wanted: str, known: Iterable[str]) -> str:

@@ -5,7 +5,8 @@ to a matrix (adapter rows and padding), D is the hidden width.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from duologue.backends.llamacpp.gguf_facts import (
     read_facts,
 )
 from duologue.backends.rows import AdapterRows
-from duologue.errors import BrokenModel, DuologueError, ModelNotFound, UnsupportedModel, UsageError
+from duologue.errors import BrokenModel, DuologueError, ModelNotFound, UnsupportedModel, UsageError, refuse, require
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
@@ -42,6 +43,7 @@ PAD_MULTIPLE = 64
 
 _SAFE_TYPES = ("F32", "F16", "BF16", "Q8_0")  # precise enough for adapter rows
 _F16_MAX = 65504.0
+_VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.scores")
 _CHUNK_ROWS = 4096  # rows converted at once, which bounds memory
 
 Progress = Callable[[str, float], None]
@@ -79,29 +81,32 @@ def convert(
         UsageError: the weight type is unknown, a name is taken, or the source has adapter rows already.
     """
     source, target = Path(source), Path(target)
-    facts, reader = read_facts(source), _open(source)
+    facts = read_facts(source)
     kind = _weight_type(weights)
     names = _check_rows(facts, rows, names, source)
     if target.resolve() == source.resolve():
         raise UsageError(f"source and target are the same file, {source}; write to another one")
-    vocab_size = facts.vocab_size if rows is None else _padded(facts.vocab_size + len(names))
-    added = _added_rows(facts, rows, vocab_size, padding, untied=untie or not facts.is_tied)
-    tensors = _plan_tensors(reader, kind, added, untie=untie and facts.is_tied)
-    writer = GGUFWriter(target, facts.architecture, endianess=reader.endianess)
+    vocab_size = (
+        facts.vocab_size if rows is None else -(-(facts.vocab_size + len(names)) // PAD_MULTIPLE) * PAD_MULTIPLE
+    )
+    added = {} if rows is None else _added_rows(facts, rows, vocab_size, padding, untied=untie or not facts.is_tied)
     try:
-        _copy_metadata(reader, writer, kind, skip=_replaced_keys(facts) if rows is not None else ())
-        if rows is not None:
-            _extend_vocabulary(reader, writer, facts, names, vocab_size)
-            writer.add_uint32(NUM_PROBES_KEY, rows.num_probes)
-        for done in _write(writer, tensors):
-            if progress is not None:
-                progress(target.name, done)
+        reader = GGUFReader(source)
+        tensors = _plan_tensors(reader, kind, added, untie=untie and facts.is_tied)
+        with closing(GGUFWriter(target, facts.architecture, endianess=reader.endianess)) as writer:
+            _copy_metadata(
+                reader, writer, kind, skip=() if rows is None else (*_VOCABULARY, f"{facts.architecture}.vocab_size")
+            )
+            if rows is not None:
+                _extend_vocabulary(reader, writer, facts, names, vocab_size)
+                writer.add_uint32(NUM_PROBES_KEY, rows.num_probes)
+            for done in _write(writer, tensors):
+                if progress is not None:
+                    progress(target.name, done)
     except (DuologueError, OSError):
         raise
-    except Exception as error:  # damaged metadata raises errors without a common class
-        raise _broken(source, error) from error
-    finally:
-        writer.close()
+    except Exception as error:  # damaged files raise errors without a common class
+        raise BrokenModel(f"{source} cannot be read as GGUF ({error}); the download may be incomplete") from error
     return read_facts(target)
 
 
@@ -132,25 +137,6 @@ def cached_gguf(
     )
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
-def _open(path: Path) -> Any:
-    try:
-        return GGUFReader(path)
-    except Exception as error:  # the reader of a damaged file raises errors without a common class
-        raise _broken(path, error) from error
-
-
-def _broken(path: Path, error: Exception) -> BrokenModel:
-    return BrokenModel(f"{path} cannot be read as GGUF ({error}); the download may be incomplete")
-
-
-def _value(reader: Any, key: str, default: Any = None) -> Any:
-    field = reader.fields.get(key)
-    return default if field is None else field.contents()
-
-
 # -- the rows to be added ----------------------------------------------------------------------------------------------
 
 
@@ -158,32 +144,24 @@ def _check_rows(facts: GgufFacts, rows: AdapterRows | None, names: Sequence[str]
     """The names of the added tokens."""
     if rows is None:
         return []
-    if facts.num_added:
-        raise UsageError(f"{source.name} has {facts.num_added} adapter rows already; start from the base model's file")
-    rows.check_width(facts.hidden_size, source.name)
     names = list(names) if names is not None else rows.token_names()
-    if len(names) != rows.num_added:
-        raise UsageError(f"{len(names)} names for {rows.num_added} rows; give one name per row")
+    refuse(
+        [
+            (
+                facts.num_added > 0,
+                f"{source.name} has {facts.num_added} adapter rows already; start from the base model's file",
+            ),
+            (len(names) != rows.num_added, f"{len(names)} names for {rows.num_added} rows; give one name per row"),
+        ]
+    )
+    rows.check_width(facts.hidden_size, source.name)
     return names
 
 
-def _padded(size: int) -> int:
-    return -(-size // PAD_MULTIPLE) * PAD_MULTIPLE
-
-
-@dataclass(frozen=True, eq=False)
-class _Added:
-    """Rows [A, D] to append to the input and the output matrix. `output` is None if one matrix serves as both."""
-
-    input: FloatArray | None
-    output: FloatArray | None
-
-
 def _added_rows(
-    facts: GgufFacts, rows: AdapterRows | None, vocab_size: int, padding: FloatArray | None, *, untied: bool
-) -> _Added:
-    if rows is None:
-        return _Added(None, None)
+    facts: GgufFacts, rows: AdapterRows, vocab_size: int, padding: FloatArray | None, *, untied: bool
+) -> dict[str, FloatArray]:
+    """Rows [A, D] to append to the input and the output matrix, by its name. A tied model has only the first."""
     num_probes, end = rows.num_probes, rows.num_added
     inputs = np.zeros((vocab_size - facts.vocab_size, facts.hidden_size), dtype=np.float32)
     outputs = np.zeros_like(inputs)
@@ -192,9 +170,9 @@ def _added_rows(
     outputs[num_probes:end] = rows.states / facts.output_scale
     inputs[:num_probes] = rows.probes / facts.input_scale
     if untied:
-        return _Added(inputs, outputs)
+        return {INPUT: inputs, OUTPUT: outputs}
     outputs[:num_probes] = inputs[:num_probes]  # one matrix: a probe's input row is also an output row
-    return _Added(outputs, None)
+    return {INPUT: outputs}
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -203,10 +181,9 @@ def _added_rows(
 def _write(writer: Any, tensors: Sequence["_Tensor"]) -> Iterable[float]:
     """Write header and tensors; yields the share that is done."""
     for tensor in tensors:
-        num_rows, width = tensor.shape
         block, size = GGML_QUANT_SIZES[tensor.kind]
-        shape = (*tensor.outer, width // block * size)
-        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), num_rows * shape[-1], raw_dtype=tensor.kind)
+        shape = (*tensor.outer, int(tensor.source.shape[0]) // block * size)
+        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=tensor.kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -233,18 +210,12 @@ class _Tensor:
             outer[0] += self.added.shape[0]
         return tuple(outer)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The number of rows and their length."""
-        return math.prod(self.outer), int(self.source.shape[0])
-
     def bytes(self) -> ByteArray:
         """The data as stored in the file, one-dimensional. Base rows that keep their type are unchanged."""
-        parts = list(_requantized(self.source, self.kind))
+        parts = [part.reshape(-1) for part in _requantized(self.source, self.kind)]
         if self.added is not None:
-            parts.append(_as_bytes(self.added, self.kind))
-        flat = [part.reshape(-1) for part in parts]
-        return flat[0] if len(flat) == 1 else np.concatenate(flat)
+            parts.append(_as_bytes(self.added, self.kind).reshape(-1))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _as_bytes(values: FloatArray, kind: GGMLQuantizationType) -> ByteArray:
@@ -265,25 +236,26 @@ def _requantized(tensor: Any, kind: GGMLQuantizationType) -> Iterable[ByteArray]
 
 
 def _weight_type(weights: str | None) -> GGMLQuantizationType | None:
-    if weights is None:
-        return None
-    if weights not in WEIGHTS:
-        raise UsageError(
-            f"weights {weights!r} cannot be written; choose one of {', '.join(WEIGHTS)}, or None to keep them"
-        )
-    return GGMLQuantizationType[weights]
+    known = ", ".join(WEIGHTS)
+    require(
+        weights is None or weights in WEIGHTS,
+        f"weights {weights!r} cannot be written; choose one of {known}, or None to keep them",
+    )
+    return None if weights is None else GGMLQuantizationType[weights]
 
 
-def _plan_tensors(reader: Any, kind: GGMLQuantizationType | None, added: _Added, *, untie: bool) -> list[_Tensor]:
+def _plan_tensors(
+    reader: Any, kind: GGMLQuantizationType | None, added: Mapping[str, FloatArray], *, untie: bool
+) -> list[_Tensor]:
     tensors = []
     for tensor in reader.tensors:
         new_kind = _new_type(tensor, kind)
-        rows = {INPUT: added.input, OUTPUT: added.output}.get(tensor.name)
+        rows = added.get(tensor.name)
         if rows is not None and new_kind.name not in _SAFE_TYPES:
             new_kind = GGMLQuantizationType.Q8_0
         tensors.append(_Tensor(tensor.name, tensor, new_kind, rows))
         if tensor.name == INPUT and untie:
-            tensors.append(_Tensor(OUTPUT, tensor, new_kind, added.output))
+            tensors.append(_Tensor(OUTPUT, tensor, new_kind, added.get(OUTPUT)))
     return tensors
 
 
@@ -302,11 +274,6 @@ def _new_type(tensor: Any, kind: GGMLQuantizationType | None) -> GGMLQuantizatio
     return kind
 
 
-def _replaced_keys(facts: GgufFacts) -> tuple[str, ...]:
-    lists = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.scores")
-    return (*lists, f"{facts.architecture}.vocab_size")
-
-
 def _copy_metadata(reader: Any, writer: Any, weights: GGMLQuantizationType | None, *, skip: Iterable[str]) -> None:
     file_type = None if weights is None else int(LlamaFileType[f"MOSTLY_{weights.name}"])
     for field in reader.fields.values():
@@ -321,7 +288,7 @@ def _copy_metadata(reader: Any, writer: Any, weights: GGMLQuantizationType | Non
 
 
 def _extend_vocabulary(reader: Any, writer: Any, facts: GgufFacts, names: list[str], vocab_size: int) -> None:
-    tokens = _value(reader, "tokenizer.ggml.tokens")
+    tokens, types, scores = (reader.fields[key].contents() if key in reader.fields else None for key in _VOCABULARY)
     if tokens is None or len(tokens) != facts.vocab_size:
         raise UnsupportedModel("the file's vocabulary and embeddings differ in size; rows cannot be added to it")
     num_padding = vocab_size - facts.vocab_size - len(names)
@@ -332,10 +299,10 @@ def _extend_vocabulary(reader: Any, writer: Any, facts: GgufFacts, names: list[s
         raise UsageError(
             f"the vocabulary already has tokens with these names: {sorted(taken) or new}; give other names"
         )
-    types = _value(reader, "tokenizer.ggml.token_type") or [int(TokenType.NORMAL)] * facts.vocab_size
     writer.add_token_list([*tokens, *new])
-    writer.add_token_types([*types, *[int(TokenType.CONTROL)] * len(new)])
-    scores = _value(reader, "tokenizer.ggml.scores")
+    writer.add_token_types(
+        [*(types or [int(TokenType.NORMAL)] * facts.vocab_size), *[int(TokenType.CONTROL)] * len(new)]
+    )
     if scores is not None:
         writer.add_token_scores([*scores, *[min(scores)] * len(new)])
     if f"{facts.architecture}.vocab_size" in reader.fields:

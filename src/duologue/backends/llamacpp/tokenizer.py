@@ -44,10 +44,10 @@ class GgufTokenizer:
         """Raises `UsageError` if the model has no vocabulary, `UnsupportedModel` if llama.cpp cannot use it safely."""
         self._model = model
         self._vocab = llama_cpp.llama_model_get_vocab(model.handle)
-        self._vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))  # the number of ids
         self._pre_tokenizer = model.metadata.get("tokenizer.ggml.pre")
         self._pieces: dict[Token, bytes] = {}
-        if self._vocab_size == 0:
+        if self.vocab_size == 0:
             raise UsageError("the GGUF file has no vocabulary; use a file that includes its tokenizer")
         if reason := self._reason_to_abort():
             raise UnsupportedModel(
@@ -65,11 +65,6 @@ class GgufTokenizer:
             UnsupportedModel: llama.cpp does not know the architecture, or cannot use the vocabulary safely.
         """
         return cls(LoadedModel(path, vocab_only=True))
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids."""
-        return self._vocab_size
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -92,7 +87,7 @@ class GgufTokenizer:
         """Control tokens, and user-defined tokens that look like markup rather than words or white space."""
         control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
         marks: dict[str, Token] = {}
-        for token in range(self._vocab_size):
+        for token in range(self.vocab_size):
             attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
             if attributes & (control | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED):
                 text = self._text(token)
@@ -109,7 +104,7 @@ class GgufTokenizer:
     @cached_property
     def stop_tokens(self) -> frozenset[Token]:
         """The ids that llama.cpp considers an end of generation."""
-        return frozenset(token for token in range(self._vocab_size) if llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        return frozenset(token for token in range(self.vocab_size) if llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def encode(self, text: str, *, special: bool = False) -> list[Token]:
         """See `Tokenizer.encode`.
@@ -141,7 +136,7 @@ class GgufTokenizer:
 
     def decode(self, tokens: Sequence[Token]) -> str:
         """See `Tokenizer.decode`. Removes the space that was put before the text, as llama.cpp does."""
-        data = b"".join(self._bytes(token) for token in tokens if 0 <= token < self._vocab_size)
+        data = b"".join(self._bytes(token) for token in tokens if 0 <= token < self.vocab_size)
         if self._puts_space and tokens and data.startswith(b" "):
             data = data[1:]
         return data.decode("utf-8", "replace")
@@ -156,7 +151,7 @@ class GgufTokenizer:
         if self._pre_tokenizer == "whitespace":
             return 'with the pre-tokenizer "whitespace", two adjacent spaces fail an assertion'
         if llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_SPM:
-            texts = {llama_cpp.llama_vocab_get_text(self._vocab, token) for token in range(self._vocab_size)}
+            texts = {llama_cpp.llama_vocab_get_text(self._vocab, token) for token in range(self.vocab_size)}
             if not all(b"<0x%02X>" % byte in texts or bytes([byte]) in texts for byte in range(256)):
                 return "it lacks tokens for single bytes, which unknown characters need"
         return None

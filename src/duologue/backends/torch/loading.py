@@ -78,9 +78,8 @@ def _read_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
 def _read(
     folder: str, dtype: torch.dtype, *, gguf_file: str | None = None, revision: str | None = None
 ) -> tuple[Any, Any]:
-    options: dict[str, Any] = {} if gguf_file is None else {"gguf_file": gguf_file}
-    if revision is not None:
-        options["revision"] = revision
+    given = {"gguf_file": gguf_file, "revision": revision}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     try:
         with _quiet() if Path(folder).is_dir() else nullcontext():  # a download shows its progress
             model = transformers.AutoModelForCausalLM.from_pretrained(

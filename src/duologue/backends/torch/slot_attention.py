@@ -117,13 +117,14 @@ class SlotPool:
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values of one layer, [C, G, D] each. key, value: [1, G, N, D], which give the shapes."""
         if index not in self.layers:
-            self.layers[index] = (_zeros(self.capacity, key), _zeros(self.capacity, value))
+            self.layers[index] = (
+                key.new_zeros(self.capacity, key.shape[1], key.shape[3]),
+                value.new_zeros(self.capacity, value.shape[1], value.shape[3]),
+            )
         return self.layers[index]
 
     def sized(self, capacity: int) -> "SlotPool":
         """An empty pool of the same shapes with another capacity. Raises `UsageError` if there is no memory for it."""
-        if capacity < 1:
-            raise UsageError(f"capacity {capacity} must be at least 1")
         pool = SlotPool(capacity)
         try:
             for index, (keys, values) in self.layers.items():
@@ -142,11 +143,6 @@ class SlotPool:
     def bytes_per_slot(self) -> int:
         """Bytes of one token's keys and values in all layers."""
         return sum(t[0].numel() * t.element_size() for pair in self.layers.values() for t in pair)
-
-
-def _zeros(capacity: int, like: Tensor) -> Tensor:
-    """Zeros [C, G, D] for C = `capacity`. like: [1, G, N, D]."""
-    return like.new_zeros(capacity, like.shape[1], like.shape[3])
 
 
 class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types

@@ -75,8 +75,7 @@ class HfTokenizer:
     def decode(self, tokens: Sequence[Token]) -> str:
         """See `Tokenizer.decode`."""
         known = [token for token in tokens if 0 <= token < self.vocab_size]
-        text: str = self._tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
+        return str(self._tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     @cached_property
     def _literal(self) -> Any | None:
