@@ -57,9 +57,9 @@ class TorchBackend(Backend):
         causal = CausalModel(model, rows, lora)
         context_length = causal.context_length(context_length)
         windows = _windows(causal)
+        pool = _verified_pool(causal, windows).sized(capacity)
         self._causal = causal
         self._slots = SlotTable(capacity, max_seqs)
-        pool = _verified_pool(causal, windows).sized(capacity)
         self._passes = _PassRunner(causal, windows, self._slots, pool)
         self._info = BackendInfo(
             name="torch",

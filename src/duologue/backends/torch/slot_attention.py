@@ -21,7 +21,7 @@ from transformers import Cache
 from duologue.backends.slots import IntArray, SlotTable
 from duologue.backends.torch.huggingface import CausalModel, Window, attention_by
 from duologue.core.backend import Extend
-from duologue.errors import UnsupportedModel, UsageError
+from duologue.errors import UnsupportedModel, UsageError, require
 
 Tensor: TypeAlias = torch.Tensor
 
@@ -125,6 +125,7 @@ class SlotPool:
 
     def sized(self, capacity: int) -> "SlotPool":
         """An empty pool of the same shapes with another capacity. Raises `UsageError` if there is no memory for it."""
+        require(capacity >= 1, f"capacity {capacity} must be at least 1")
         pool = SlotPool(capacity)
         try:
             for index, (keys, values) in self.layers.items():
