@@ -145,6 +145,18 @@ def test_the_user_hears_the_words_of_the_case_at_the_pace_of_speech() -> None:
     assert 0 < played.num_wasted <= 48 + 8
 
 
+@pytest.mark.parametrize("name", ["duplex", "slices", "turns", "vad", "tdm"])
+def test_the_answer_that_is_running_is_the_same_for_every_kind(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("duologue.evaluation.behaviour.player.MAX_LENGTH", 8192)
+    case = case_of(Act(4.0, type="stop"), Expectation(Action.STOP, 4.0, 4.0, floor=Floor.SPEAKING))
+    model = model_of(Talk())
+    (played,) = play_all([case], kind_of(name, model), model.backend, model.template)
+    first = speeches(played.events, case.end)[0]
+    assert (first.answer, first.asked) == (0, ASKED.text)
+    assert first.start <= 0.2
+    assert BLUE.startswith(first.text)
+
+
 def heard_until(at: float) -> str:
     """Whole words of `BLUE` that are played by then: 15 characters a second, and a pass until it begins and is cut."""
     text = BLUE[: round(15 * at)]

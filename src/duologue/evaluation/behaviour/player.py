@@ -252,9 +252,14 @@ class _CaseBackend(Backend):
         """With one channel, speaking is a decision: only the opening is given, up to the slice with new words."""
         answer = session.running
         is_listening = session.phase in (Phase.LISTENING, Phase.OVERLAP)
-        if answer is None and is_listening and not self._answers and session.input_text == self._asked:
-            return dataclasses.replace(step, tokens=self._answer[:1])
-        if answer is not None and answer.id == 0 and self._asked is not None and not is_listening:
+        if self._asked is None or (answer is None and self._answers) or (answer is not None and answer.id):
+            return step
+        if answer is None and is_listening:
+            tokens = self._answer[:1]  # the slice in which the question comes
+        elif answer is not None and not is_listening:
             tokens = self._answer[answer.num_tokens :][:1]
-            return dataclasses.replace(step, tokens=tokens or (min(self._template.stop_tokens),))
-        return step
+        elif answer is None:
+            tokens = ()  # an empty slice before the question
+        else:
+            return step
+        return dataclasses.replace(step, tokens=tokens or (min(self._template.stop_tokens),))
