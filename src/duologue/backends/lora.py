@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from duologue.errors import AdapterMismatch
+from duologue.errors import AdapterMismatch, refuse
 
 FloatArray: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 _PREFIX = "lora."
@@ -41,10 +41,16 @@ class Lora:
     scale: float  # alpha / rank
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise AdapterMismatch("a LoRA needs at least one layer; use kind rows for an adapter without one")
-        if not (np.isfinite(self.scale) and self.scale > 0):
-            raise AdapterMismatch(f"the LoRA has scale {self.scale}; expected alpha / rank, a positive number")
+        refuse(
+            [
+                (not self.layers, "a LoRA needs at least one layer; use kind rows for an adapter without one"),
+                (
+                    not (np.isfinite(self.scale) and self.scale > 0),
+                    f"the LoRA has scale {self.scale}; expected alpha / rank, a positive number",
+                ),
+            ],
+            AdapterMismatch,
+        )
         for path, pair in self.layers.items():
             _check(path, pair, next(iter(self.layers.values())).b.shape[-1:])
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from duologue.core.backend import Extend
-from duologue.errors import CacheFull, ContextOverflow, UnknownSeq, UsageError
+from duologue.errors import CacheFull, ContextOverflow, UnknownSeq, UsageError, require
 from duologue.types import Seq
 
 IntArray = npt.NDArray[np.int64]
@@ -34,8 +34,7 @@ class SlotTable:
     """
 
     def __init__(self, capacity: int, max_seqs: int) -> None:
-        if capacity < 1 or max_seqs < 1:
-            raise UsageError(f"capacity {capacity} and max_seqs {max_seqs} must both be at least 1")
+        require(capacity >= 1 and max_seqs >= 1, f"capacity {capacity} and max_seqs {max_seqs} must both be at least 1")
         self.capacity = capacity
         self.max_seqs = max_seqs
         self.positions: IntArray = np.zeros(capacity, dtype=np.int64)  # [C]

@@ -18,7 +18,7 @@ from duologue.backends.rows import AdapterRows
 from duologue.backends.torch.huggingface import CausalModel
 from duologue.backends.torch.loading import read_model
 from duologue.backends.torch.tokenizer import HfTokenizer
-from duologue.errors import BrokenModel, UsageError
+from duologue.errors import BrokenModel, require
 from duologue.export.inspection import ExportReport, Inspection, check_out, check_report, prompts_of, token_names
 from duologue.export.suppression import FloatArray, SuppressedRows, suppress
 from duologue.text.template import Template
@@ -58,8 +58,11 @@ def export_peft(lora: Lora, base: Path, out: Path, probe: Sequence[Token]) -> No
     }
     (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     named = [(f"base_model.model.{paths[path]}", pair) for path, pair in lora.layers.items()]
-    tensors = {f"{name}.lora_A.weight": np.ascontiguousarray(pair.a) for name, pair in named}
-    tensors |= {f"{name}.lora_B.weight": np.ascontiguousarray(pair.b) for name, pair in named}
+    tensors = {
+        f"{name}.lora_{side}.weight": np.ascontiguousarray(matrix)
+        for name, pair in named
+        for side, matrix in (("A", pair.a), ("B", pair.b))
+    }
     save_file(tensors, out / "adapter_model.safetensors")
 
 
@@ -88,8 +91,7 @@ def export_hf(
     check_out(out, force=force)
     model, tokenizer = read_model(source, revision=revision, dtype=dtype)
     taken = [name for name in names if name in tokenizer.get_vocab()]
-    if taken:
-        raise UsageError(f"the tokenizer already has {', '.join(taken)}; start from the base model")
+    require(not taken, f"the tokenizer already has {', '.join(taken)}; start from the base model")
     prompts = prompts_of(Template.from_tokenizer(HfTokenizer(tokenizer)))
     base = _inspection(model, prompts, [])
     suppressed = suppress(rows, *base.hidden_states(base.sample(num_tokens, seed=0)))

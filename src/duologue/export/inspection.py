@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from duologue.backends.rows import AdapterRows
-from duologue.backends.sampling import choose
+from duologue.backends.sampling import choose, weigh
 from duologue.core.backend import Draw, Sampling
-from duologue.errors import EngineError, UsageError
+from duologue.errors import EngineError, refuse, require
 from duologue.export.suppression import FloatArray, Leads
 from duologue.text.template import Template
 from duologue.types import InputState, Role, Token, Turn
@@ -120,7 +120,7 @@ class Inspection:
         for prompt in self.prompts:
             for length in (len(prompt), len(prompt) // 2):
                 logits, hidden = self.reader.read((*prompt[:length], *probes))
-                difference = _softmax(logits[-1, states]) - _softmax(rows.states @ hidden[-1])
+                difference = np.subtract(weigh(logits[-1, states]), weigh(rows.states @ hidden[-1]))
                 worst = max(worst, float(np.abs(difference).max()))
         return worst
 
@@ -145,21 +145,25 @@ class ExportReport:
 
 def check_out(out: Path, *, force: bool) -> None:
     """Raise `UsageError` if `out` exists; with `force`, remove it."""
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return
-    if not force:
-        raise UsageError(f"{out} exists already; give another path, or --force to replace it")
     is_ours = any((out / name).exists() for name in ("config.json", "adapter_config.json"))
-    if out.is_dir() and not is_ours and any(out.iterdir()):
-        raise UsageError(f"{out} is a folder with other content, which will not be replaced")
-    shutil.rmtree(out) if out.is_dir() else out.unlink()
+    is_other = out.is_dir() and not is_ours and any(out.iterdir())
+    refuse(
+        [
+            (out.exists() and not force, f"{out} exists already; give another path, or --force to replace it"),
+            (is_other, f"{out} is a folder with other content, which will not be replaced"),
+        ]
+    )
+    if out.exists():
+        shutil.rmtree(out) if out.is_dir() else out.unlink()
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def token_names(rows: AdapterRows, states: Sequence[InputState]) -> list[str]:
     """Text of the added tokens. `states` names the state rows in their order."""
-    if len(states) != rows.num_added - rows.num_probes:
-        raise UsageError(f"{len(states)} states for {rows.num_added - rows.num_probes} state rows; give one per row")
+    require(
+        len(states) == rows.num_added - rows.num_probes,
+        f"{len(states)} states for {rows.num_added - rows.num_probes} state rows; give one per row",
+    )
     return rows.token_names(states)
 
 
@@ -178,9 +182,3 @@ def check_report(report: ExportReport, num_compared: int, tolerance: float = DEC
     if problems:
         raise EngineError(f"{report.path} was written but failed its checks: {'; '.join(problems)}")
     return report
-
-
-def _softmax(logits: FloatArray) -> FloatArray:
-    """Over the last axis of any shape."""
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)

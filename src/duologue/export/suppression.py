@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from duologue.backends.rows import AdapterRows
-from duologue.errors import UnsupportedModel, UsageError
+from duologue.errors import UnsupportedModel, require
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -59,8 +59,7 @@ def suppress(rows: AdapterRows, hidden: FloatArray, best: FloatArray, *, lead: f
         UnsupportedModel: no such vector exists for this model.
     """
     num, width = hidden.shape
-    if num < 64:
-        raise UsageError(f"{num} tokens of text are too few to compute a shift from; give some hundreds")
+    require(num >= 64, f"{num} tokens of text are too few to compute a shift from; give some hundreds")
     h = hidden.astype(np.float64)
     gram = h.T @ h / num
     gram[np.diag_indices(width)] += _RIDGE * float(np.mean(h**2))

@@ -20,7 +20,7 @@ from duologue.backends.lora import Lora
 from duologue.backends.rows import AdapterRows
 from duologue.core.policy import Thresholds
 from duologue.core.prompt import Probe
-from duologue.errors import AdapterMismatch, UsageError, refuse
+from duologue.errors import AdapterMismatch, UsageError, refuse, require
 from duologue.models.catalogue import expanded
 from duologue.models.prompting import prompted_probe
 from duologue.text.template import Template, Tokenizer
@@ -127,8 +127,8 @@ class Adapter:
         if self.rows is None:
             return prompted_probe(template, self.states, shots=self.shots)
         first_state = vocab_size + self.rows.num_probes
-        watch = range(first_state, first_state + len(self.states))
-        return Probe(tuple(range(vocab_size, first_state)), tuple(watch), self.states)
+        watch = tuple(range(first_state, first_state + len(self.states)))
+        return Probe(tuple(range(vocab_size, first_state)), watch, self.states)
 
     def thresholds_for(self, weights: str) -> tuple[Thresholds, Thresholds]:
         """The thresholds for an idle and for a speaking assistant, for a weight type such as "bf16" or "Q4_0"."""
@@ -155,9 +155,9 @@ class Adapter:
             "training": dict(self.facts),
         }
         if self.rows is not None:
-            tensors = {"probes": self.rows.probes, "states": self.rows.states}
             changes = {} if self.lora is None else self.lora.tensors()
-            _put(folder / "adapter.safetensors", save({**tensors, **changes}))
+            tensors = {"probes": self.rows.probes, "states": self.rows.states, **changes}
+            _put(folder / "adapter.safetensors", save(tensors))
         _put(folder / "adapter.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     @classmethod
@@ -175,9 +175,9 @@ class Adapter:
             raise AdapterMismatch(f"{folder} is not an adapter folder: {error.strerror} ({path.name})") from None
         except (ValueError, RecursionError) as error:
             raise AdapterMismatch(f"{path} is damaged: {error}") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            version = content.get("format") if isinstance(content, dict) else None
-            raise AdapterMismatch(f"{path} has format {version!r}; this version of duologue reads format {FORMAT}")
+        version = content.get("format") if isinstance(content, dict) else None
+        problem = f"{path} has format {version!r}; this version of duologue reads format {FORMAT}"
+        refuse([(version != FORMAT, problem)], AdapterMismatch)
         try:
             return cls._from_content(content, folder)
         except AdapterMismatch:
@@ -245,8 +245,7 @@ def requested_adapter(adapter: str | Path | Adapter) -> Adapter | str:
     if name in PROMPTED:
         return prompted(shots=PROMPTED[name])
     folder = expanded(name)
-    if not name or not folder.exists():
-        raise UsageError(f"no adapter {name!r}: give {_NAMES}, or an adapter folder")
+    require(bool(name) and folder.exists(), f"no adapter {name!r}: give {_NAMES}, or an adapter folder")
     return Adapter.load(folder)
 
 
@@ -303,5 +302,4 @@ def _read_tensors(folder: Path, lora: Mapping[str, Any] | None) -> tuple[Adapter
         ],
         AdapterMismatch,
     )
-    rows = AdapterRows(probes, states)
-    return rows, None if lora is None else Lora.from_tensors(tensors, float(lora["scale"]))
+    return AdapterRows(probes, states), None if lora is None else Lora.from_tensors(tensors, float(lora["scale"]))

@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from duologue.errors import ModelNotFound, UsageError
+from duologue.errors import ModelNotFound, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +66,10 @@ def find(name: str, revision: str | None = None) -> ModelSource:
         UsageError: a `revision` for a model that is not downloaded.
     """
     source = _find(name)
-    if revision is None:
-        return source
-    if source.path is not None or not revision.strip():
-        raise UsageError(
-            f"revision {revision!r}: only downloads from the hub have one, and {name} is {source.location}"
-        )
+    require(
+        revision is None or (source.path is None and bool(revision.strip())),
+        f"revision {revision!r}: only downloads from the hub have one, and {name} is {source.location}",
+    )
     return replace(source, revision=revision)
 
 

@@ -80,12 +80,10 @@ def open_torch(request: LoadRequest) -> OpenedModel:
     )
     adapter = adapter_for(request.adapter, fingerprint)
     limits = cache_limits(request.sessions, min(request.context_length, causal.context_length(None)))
-    backend: Backend
+    options = {"rows": adapter.rows, "lora": adapter.lora, **limits}
     if request.backend == "reference":
-        backend = ReferenceBackend(model, rows=adapter.rows, lora=adapter.lora, **limits)
-    else:
-        backend = TorchBackend(model, rows=adapter.rows, lora=adapter.lora, label=source.name, **limits)
-    return backend, tokenizer, adapter
+        return ReferenceBackend(model, **options), tokenizer, adapter
+    return TorchBackend(model, label=source.name, **options), tokenizer, adapter
 
 
 def open_llamacpp(request: LoadRequest) -> OpenedModel:
@@ -160,9 +158,7 @@ def sessions_per_cache(sessions: int, length: int) -> int:
     conversation fills half to three quarters of its context, and most are short, so only contexts that were long in
     the measurement count as long.
     """
-    if length <= _SHARED_LENGTH or sessions * length <= _SHARED_TOKENS:
-        return sessions
-    return 1
+    return sessions if length <= _SHARED_LENGTH or sessions * length <= _SHARED_TOKENS else 1
 
 
 def _weight_type(backend: str, wanted: str, known: Iterable[str]) -> str:

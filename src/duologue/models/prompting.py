@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from duologue.core.prompt import Probe
-from duologue.errors import UsageError
+from duologue.errors import UsageError, require
 from duologue.text.template import Template
 from duologue.types import InputState, Token
 
@@ -31,8 +31,7 @@ def prompted_probe(template: Template, states: Sequence[InputState], *, shots: i
     Raises:
         UsageError: `shots` is neither 0 nor 5, or no letters or digits are single tokens in this model.
     """
-    if shots not in (0, len(_SHOTS)):
-        raise UsageError(f"a prompted adapter has 0 or {len(_SHOTS)} examples, not {shots}")
+    require(shots in (0, len(_SHOTS)), f"a prompted adapter has 0 or {len(_SHOTS)} examples, not {shots}")
     names, watch = _answers(template, len(states))
     lines = ["Think of the last words of the user before this message. Which of these are they?"]
     lines += [f"{name}: {_MEANINGS[state]}" for name, state in zip(names, states, strict=True)]

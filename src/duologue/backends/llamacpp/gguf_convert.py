@@ -84,8 +84,9 @@ def convert(
     facts = read_facts(source)
     kind = _weight_type(weights)
     names = _check_rows(facts, rows, names, source)
-    if target.resolve() == source.resolve():
-        raise UsageError(f"source and target are the same file, {source}; write to another one")
+    require(
+        target.resolve() != source.resolve(), f"source and target are the same file, {source}; write to another one"
+    )
     vocab_size = (
         facts.vocab_size if rows is None else -(-(facts.vocab_size + len(names)) // PAD_MULTIPLE) * PAD_MULTIPLE
     )

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from duologue.backends.torch import dequantised
-from duologue.errors import BrokenModel, MissingDependency, ModelNotFound, UsageError
+from duologue.errors import BrokenModel, MissingDependency, ModelNotFound, UsageError, require
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -30,8 +30,7 @@ def read_model(
         MissingDependency: reading it needs a library that is not installed.
         UsageError: `dtype` or `device` is not available.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    require(dtype in DTYPES, f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     path = Path(source).expanduser()
     if path.suffix == ".gguf":
         model, tokenizer = _read_gguf(path, dtype)
