@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from duologue.backends.slots import check_room
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
-from duologue.errors import CacheFull, UnknownSeq, UsageError
+from duologue.errors import CacheFull, UnknownSeq, UsageError, require
 from duologue.types import Seq, Token
 
 
@@ -19,8 +19,10 @@ class IdBackend(Backend):
     """
 
     def __init__(self, info: BackendInfo) -> None:
-        if info.capacity < 1 or info.max_seqs < 1:
-            raise UsageError(f"capacity {info.capacity} and max_seqs {info.max_seqs} must both be at least 1")
+        require(
+            info.capacity >= 1 and info.max_seqs >= 1,
+            f"capacity {info.capacity} and max_seqs {info.max_seqs} must both be at least 1",
+        )
         self._info = info
         self._seqs: dict[Seq, list[tuple[Token, int]]] = {}
         self._names = itertools.count(1)

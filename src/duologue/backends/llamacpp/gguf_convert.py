@@ -27,7 +27,7 @@ from duologue.backends.llamacpp.gguf_facts import (
     read_facts,
 )
 from duologue.backends.rows import AdapterRows
-from duologue.errors import BrokenModel, DuologueError, ModelNotFound, UnsupportedModel, UsageError, refuse, require
+from duologue.errors import BrokenModel, DuologueError, ModelNotFound, UnsupportedModel, refuse, require
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
@@ -295,11 +295,10 @@ def _extend_vocabulary(reader: Any, writer: Any, facts: GgufFacts, names: list[s
     num_padding = vocab_size - facts.vocab_size - len(names)
     new = names + [f"<|duologue_pad_{i}|>" for i in range(num_padding)]
     taken = set(tokens).intersection(new)
-    if taken or len(set(new)) != len(new):
-        # llama.cpp ends the process if a name occurs twice.
-        raise UsageError(
-            f"the vocabulary already has tokens with these names: {sorted(taken) or new}; give other names"
-        )
+    require(  # llama.cpp ends the process if a name occurs twice
+        not taken and len(set(new)) == len(new),
+        f"the vocabulary already has tokens with these names: {sorted(taken) or new}; give other names",
+    )
     writer.add_token_list([*tokens, *new])
     writer.add_token_types(
         [*(types or [int(TokenType.NORMAL)] * facts.vocab_size), *[int(TokenType.CONTROL)] * len(new)]

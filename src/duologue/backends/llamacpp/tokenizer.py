@@ -22,7 +22,7 @@ from duologue.backends.llamacpp.library import LoadedModel  # before llama_cpp: 
 import llama_cpp
 
 from duologue.backends.llamacpp.deep_stack import call_with_stack
-from duologue.errors import UnsupportedModel, UsageError
+from duologue.errors import UnsupportedModel, UsageError, require
 from duologue.text.tokenizer import is_mark
 from duologue.types import Token, well_formed
 
@@ -47,8 +47,7 @@ class GgufTokenizer:
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))  # the number of ids
         self._pre_tokenizer = model.metadata.get("tokenizer.ggml.pre")
         self._pieces: dict[Token, bytes] = {}
-        if self.vocab_size == 0:
-            raise UsageError("the GGUF file has no vocabulary; use a file that includes its tokenizer")
+        require(self.vocab_size > 0, "the GGUF file has no vocabulary; use a file that includes its tokenizer")
         if reason := self._reason_to_abort():
             raise UnsupportedModel(
                 f"llama.cpp ends the process on some texts with the vocabulary of {model.path.name}: {reason}; "

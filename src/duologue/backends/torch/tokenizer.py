@@ -20,13 +20,8 @@ class HfTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_tokens: Sequence[Token] = ()) -> None:
         """`stop_tokens`: additional ids that end a generation, as listed in the model's generation config."""
         self._tokenizer: Any = tokenizer
+        self.wrapped = tokenizer  # the tokenizer of the transformers library
         self._more_stops = tuple(stop_tokens)
-
-    @property
-    def wrapped(self) -> PreTrainedTokenizerBase:
-        """The underlying tokenizer of the transformers library."""
-        inner: PreTrainedTokenizerBase = self._tokenizer
-        return inner
 
     @property
     def vocab_size(self) -> int:
