@@ -297,7 +297,8 @@ def test_speech_over_an_answer_does_not_cut_it_and_its_item_waits() -> None:
 
 def test_with_turn_detection_a_commit_ends_who_is_speaking() -> None:
     async def talk() -> None:
-        async with talking(TOWER, session=JUDGED) as (_, peer, _):
+        words = {0.2: "how tall is the", 0.8: "how tall is the tower"}  # not answered before they are complete
+        async with talking(words, session=JUDGED) as (_, peer, _):
             await peer.say("input_audio_buffer.commit")
             assert (await peer.error())["code"] == "input_audio_buffer_commit_empty"
             await append(peer, 1.2)

@@ -44,7 +44,8 @@ class Peer:
         await self.socket.send(json.dumps({"type": kind, **fields}))
 
     async def next(self) -> dict[str, Any]:
-        message = json.loads(await asyncio.wait_for(self.socket.recv(), 10))
+        async with asyncio.timeout(10):  # in Python 3.11, `wait_for` may swallow a cancellation
+            message = json.loads(await self.socket.recv())
         self.seen.append(message)
         return message
 

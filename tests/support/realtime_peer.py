@@ -102,7 +102,8 @@ class RealtimePeer:
         await self.say("response.create", event_id="ask", **({"response": response} if response else {}))
 
     async def next(self) -> dict[str, Any]:
-        message = json.loads(await asyncio.wait_for(self.socket.recv(), 20))
+        async with asyncio.timeout(20):  # in Python 3.11, `wait_for` may swallow a cancellation
+            message = json.loads(await self.socket.recv())
         self.seen.append(message)
         self.mirror(message)
         return message

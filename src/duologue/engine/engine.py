@@ -319,7 +319,7 @@ class Engine:
 
     async def _drive(self) -> None:
         try:
-            while self._driver is not None:  # `wait_for` may swallow a cancellation that comes with a wake-up
+            while True:
                 self._wake.clear()
                 forward_pass = self.plan()
                 if forward_pass is None:
@@ -337,4 +337,5 @@ class Engine:
         """Wait for a command, or until a session has something to do."""
         due = self.due()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), None if due is None else max(0.0, due - self.now()))
+            async with asyncio.timeout(None if due is None else max(0.0, due - self.now())):
+                await self._wake.wait()

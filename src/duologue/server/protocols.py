@@ -85,6 +85,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         self._frames = Allowance(frames_per_second)
         self._unparsed = bytearray()
         self._timer: asyncio.TimerHandle | None = None  # until frames may be parsed again
+        self._held_at = float("-inf")  # when data of the client last waited here
 
     def data_received(self, data: bytes) -> None:
         """Parse received data at the permitted rate."""
@@ -96,6 +97,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         self._timer = None
         while self._unparsed and not self.read_paused and not self.transport.is_closing():
             if (wait := self._frames.wait_s) > 0:
+                self._held_at = self.loop.time()
                 self.transport.pause_reading()
                 self._timer = self.loop.call_later(wait, self._parse)
                 return
@@ -112,6 +114,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         message = await self.queue.get()
         if self.read_paused and self.queue.empty():
             self.read_paused = False
+            self._held_at = self.loop.time()
             if self._timer is None:
                 self.loop.call_soon(self._parse)
         return message
@@ -148,11 +151,17 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         super().handle_pong(event)
 
     def keepalive_timeout(self) -> None:
-        """Handle a missing pong, which may be among messages that wait here, as long as the client itself reads."""
-        is_behind = self.read_paused or bool(self._unparsed)
-        if is_behind and self.writable.is_set() and not self.transport.is_closing():
+        """Handle a missing pong, which may be among messages that wait here, or behind messages that waited here.
+
+        The deadline is extended while the client itself reads: it counts from when its data last waited.
+        """
+        now = self.loop.time()
+        if self.read_paused or self._unparsed:
+            self._held_at = now
+        deadline = self._held_at + (self.ping_timeout or 0.0)
+        if deadline > now and self.writable.is_set() and not self.transport.is_closing():
             self._abort_if_dead()
-            self.pong_timer = self.loop.call_later(self.ping_timeout or 0.0, self.keepalive_timeout)
+            self.pong_timer = self.loop.call_at(deadline, self.keepalive_timeout)
             return
         super().keepalive_timeout()
         self.loop.call_later(_CLOSE_S, self.transport.abort)  # data that it does not take is not kept for it

@@ -44,9 +44,9 @@ async def end(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-def protocol_of(server: Running, writer: asyncio.StreamWriter) -> protocols.LimitedWebSocket:
+def protocol_of(server: Running, transport: asyncio.BaseTransport) -> protocols.LimitedWebSocket:
     """The server's end of a connection."""
-    port = writer.get_extra_info("sockname")[1]
+    port = transport.get_extra_info("sockname")[1]
     (found,) = (
         connection
         for connection in server.listener.server_state.connections
@@ -56,8 +56,8 @@ def protocol_of(server: Running, writer: asyncio.StreamWriter) -> protocols.Limi
 
 
 def test_who_sends_too_fast_and_reads_everything_stays_connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_process, "PING_S", 0.5)
-    number = 4000 if IS_SOAK else 250
+    monkeypatch.setattr(server_process, "PING_S", 1.5)  # a ping and its deadline are within the backlog of 4 s
+    number = 4000 if IS_SOAK else 300
 
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS), messages_per_second=50.0) as server, honest(server):
@@ -68,6 +68,24 @@ def test_who_sends_too_fast_and_reads_everything_stays_connected(monkeypatch: py
             await peer.until("pong", lambda m: m["id"] == f"p{number - 1}")
 
     run(talk(), seconds=60 + number / 50)
+
+
+def test_a_pong_that_waited_behind_messages_is_in_time() -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS)) as server, honest(server):
+            peer = await join(server)
+            await peer.start()
+            end_of_server = protocol_of(server, peer.socket.transport)
+            await peer.say("ping", id="first")
+            await peer.until("pong")
+            end_of_server.keepalive_timeout()  # its message was taken just now, and the pong may come behind it
+            await peer.say("ping", id="second")
+            await peer.until("pong", lambda m: m["id"] == "second")
+            end_of_server._held_at -= server_process.PING_S
+            end_of_server.keepalive_timeout()  # there was time enough for a pong
+            assert await peer.closed() == 1011
+
+    run(talk())
 
 
 def test_messages_of_a_client_that_is_gone_are_dropped() -> None:
@@ -110,7 +128,7 @@ def test_floods_of_frames_wait_in_the_network(first: bytes, flood: bytes) -> Non
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS)) as server, honest(server) as client:
             _, writer = await raw(server)
-            end_of_server = protocol_of(server, writer)
+            end_of_server = protocol_of(server, writer.transport)
             counted = []
             for name in ("handle_text", "handle_cont", "handle_ping"):
                 original = getattr(end_of_server, name)

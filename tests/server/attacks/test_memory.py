@@ -73,7 +73,7 @@ def test_a_closed_conversation_is_gone_at_once(kind: str) -> None:
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS)) as server:
             await (duplex(server) if kind == "duplex" else realtime(server))
-            for _ in range(200):
+            for _ in range(1000):
                 if found[0]() is None:
                     break
                 await asyncio.sleep(0.01)
