@@ -150,12 +150,12 @@ def test_floods_of_frames_wait_in_the_network(first: bytes, flood: bytes) -> Non
 
 
 def test_who_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_process, "PING_S", 0.5)
+    monkeypatch.setattr(server_process, "PING_S", 1.0)
     monkeypatch.setattr(protocols, "_CLOSE_S", 0.5)
 
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS), messages_per_second=1000.0) as server, honest(server):
-            peer = await join(server)
+            peer = await join(server, close_timeout=0.1)  # it does not notice the end by itself
             await peer.start()
             peer.socket.transport.pause_reading()
             with contextlib.suppress(ConnectionClosed, ConnectionError):
