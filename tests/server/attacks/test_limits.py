@@ -111,6 +111,22 @@ def test_websockets_that_say_nothing_make_way() -> None:
     run(talk())
 
 
+def test_a_websocket_that_does_not_read_makes_way_at_once() -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), max_connections=1, messages_per_second=10_000) as server:
+            silent = await join(server, close_timeout=0.1)
+            silent.socket.transport.pause_reading()
+            (connection,) = server.server._connections
+            while not connection._wire._sending.locked():  # until what it is sent fills the network
+                await silent.say("ping", id="x" * 60_000)
+                await asyncio.sleep(0.01)
+            async with asyncio.timeout(10):  # much less than until it is given up
+                await (await join(server)).start()
+            silent.socket.transport.abort()
+
+    run(talk())
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_places_of_chat_requests_are_given_back(stream: bool) -> None:
     async def one(server: Running, waits_s: float) -> None:

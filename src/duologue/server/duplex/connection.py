@@ -23,6 +23,7 @@ from duologue.server.settings import ConversationSettings, VoiceSettings, read_t
 from duologue.server.voice import needed
 from duologue.server.wire import CloseCode, Wire
 
+_LAST_WORDS_S = 1.0  # within which a client that makes way reads why
 MESSAGES: Mapping[str, Table] = {
     "start": {"session": Field(str), "after": Field(int), "history": Field(list), "settings": Field(dict)},
     "hear": {
@@ -82,9 +83,14 @@ class Duplex:
         return self._conversation is not None
 
     async def make_way(self) -> None:
-        """Close the connection, on which no conversation has begun, to make room for others."""
+        """Close the connection, on which no conversation has begun, to make room for others.
+
+        They do not wait for a client that does not read; the keepalive ends its connection.
+        """
         self._is_over = True
-        await self._wire.close(CloseCode.TRY_LATER, "nothing was sent, and others wait")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._wire.close(CloseCode.TRY_LATER, "nothing was sent, and others wait")
 
     def replaced(self) -> None:
         """End this connection, because another one has taken over the conversation."""
