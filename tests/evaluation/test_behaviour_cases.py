@@ -201,6 +201,10 @@ def without(name: str) -> dict[str, Any]:
             {**GOOD, "expect": [{"action": "go_on", "at": 2, "within": 9}, {"action": "answer", "at": 5}]},
             "contradict each other",
         ),
+        (
+            {**GOOD, "expect": [{"action": "answer", "at": 3}, {"action": "wait", "at": 4}]},
+            "silence from 4 s, and an answer up to 5 s",
+        ),
         ({**GOOD, "expect": [{"action": "go_on", "at": 2}, {"action": "stop", "at": 2}]}, "of the same words"),
         (without("history"), "must be the user's"),
         (without("answer"), 'there is no "answer" to it'),

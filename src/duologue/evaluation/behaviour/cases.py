@@ -295,6 +295,9 @@ def _check_order(names: str, before: Expectation, after: Expectation) -> None:
         f"{names} contradict each other: {before.action} until {before.until:g} s leaves no time for {after.action} "
         f"up to {after.until:g} s",
     )
+    has_ended = (before.action, after.action) != (Action.ANSWER, Action.WAIT) or after.at >= before.until
+    times = f"silence from {after.at:g} s, and an answer up to {before.until:g} s"
+    _need(has_ended, f"{names} contradict each other: {times}")
     is_same = (before.start, before.at) == (after.start, after.at)
     is_one = not is_same or before.action is after.action
     _need(is_one, f"{names} want {before.action} and {after.action} of the same words")
