@@ -47,6 +47,7 @@ def test_a_sample_survives_its_file(tmp_path: Path) -> None:
         speaking=True,
         system="",
         response="With lemon.",
+        ends=False,
     )
     plain = Sample("mhm", InputState.IGNORE, "own")
     path = tmp_path / "samples.jsonl"
@@ -66,6 +67,7 @@ def test_a_sample_survives_its_file(tmp_path: Path) -> None:
         ('{"text": "a", "source": "b", "state": "process", "response": 3}', "response must be a string"),
         ('{"text": "a", "source": "b", "state": "process", "speaking": "false"}', "speaking must be true or false"),
         ('{"text": "a", "source": "b", "state": "process", "system": 1}', "system must be a string"),
+        ('{"text": "a", "source": "b", "state": "process", "ends": 1}', "ends must be true or false"),
         ('{"text": "a", "source": "b", "state": "process", "kind": null}', "kind must be a string"),
         ('{"text": "a", "source": "b", "state": "process", "accept": "ignore"}', "accept must be a list"),
         ('{"text": "a", "source": "b", "state": "process", "context": {}}', "context must be a list"),

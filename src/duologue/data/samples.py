@@ -21,7 +21,7 @@ from duologue.types import InputState, Role, Turn
 T = TypeVar("T", str, bool, list[Any])
 
 _DEFAULTS: dict[str, Any] = {
-    "kind": "", "accept": [], "context": [], "speaking": False, "system": None, "response": "",
+    "kind": "", "accept": [], "context": [], "speaking": False, "system": None, "response": "", "ends": None,
 }  # fmt: skip
 """Fields that a line may leave out."""
 
@@ -47,6 +47,7 @@ class Sample:
     speaking: bool = False  # the last turn of `context` is a running answer, cut where the user has heard it
     system: str | None = None  # system prompt; None is the template's own
     response: str = ""  # the assistant's answer to words that are to be processed; "" if unknown
+    ends: bool | None = None  # whether the speaker's turn ends with these words; None: unknown, not learned from
 
     @property
     def right(self) -> frozenset[InputState]:
@@ -73,6 +74,7 @@ class Sample:
                 speaking=_checked(row, "speaking", bool),
                 system=None if row["system"] is None else _checked(row, "system", str),
                 response=_checked(row, "response", str),
+                ends=None if row["ends"] is None else _checked(row, "ends", bool),
             )
         except KeyError as error:
             raise BadData(f"a sample has no field {error}; it needs text, state and source") from None
