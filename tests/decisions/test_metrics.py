@@ -13,7 +13,8 @@ from duologue.decisions.calibration import (
     reliability,
 )
 from duologue.decisions.metrics import DecisionMetrics, Detection, adapter_facts, metrics_by
-from duologue.decisions.thresholds import calibrate, decide
+from duologue.decisions.thresholds import accepted, calibrate, decide
+from duologue.decisions.timing import auc, is_learnable
 from duologue.decisions.tradeoff import Tradeoff, tradeoffs
 from duologue.types import InputState
 
@@ -158,10 +159,22 @@ def test_a_temperature_makes_an_oversure_model_as_sure_as_it_is_right() -> None:
         rows.append([0.997 if column == said else 0.001 for column in range(4)])
         samples.append(Sample(f"text {i}", states[label], "made"))
     p = np.array(rows, dtype=np.float32)
-    temperature = fit_temperature(samples, p, states)
+    temperature = fit_temperature(p, accepted(samples, states))
     cooled = apply_temperature(p, temperature)
     assert temperature > 1.5
     assert (cooled.argmax(1) == p.argmax(1)).all()
     accuracy = float(np.mean([states[i] is sample.state for i, sample in zip(p.argmax(1), samples, strict=True)]))
     assert cooled.max(1).mean() == pytest.approx(accuracy, abs=0.03)
     np.testing.assert_allclose(apply_temperature(p, 1.0), p, atol=1e-4)
+
+
+def test_auc_counts_the_pairs_in_order() -> None:
+    p, ends = np.array([0.1, 0.4, 0.4, 0.8, 0.9]), np.array([False, True, False, False, True])
+    assert auc(p, ends) == pytest.approx((1 + 0.5 + 0 + 3) / 6)
+    assert auc(np.array([0.2, 0.3]), np.array([True, True])) is None
+
+
+def test_the_end_of_a_turn_is_learned_from_both_kinds_of_samples() -> None:
+    known = [Sample("what", INCOMPLETE, "own", ends=ends) for ends in (True, False)]
+    assert is_learnable([*known, *SAMPLES])
+    assert not is_learnable([known[0], *SAMPLES])

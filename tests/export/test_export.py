@@ -43,24 +43,26 @@ def tensors(path) -> dict[str, np.ndarray]:
 
 
 def test_rows_are_appended_and_the_base_is_unchanged(bare, tmp_path):
-    rows = tiny_rows()
+    rows = tiny_rows(timing=True)
     facts = convert(bare, tmp_path / "rows.gguf", rows=rows)
     assert facts == read_facts(tmp_path / "rows.gguf")
-    assert (facts.base_vocab_size, facts.num_added, facts.vocab_size) == (VOCAB_SIZE, 5, 320)
+    assert (facts.base_vocab_size, facts.num_added, facts.vocab_size) == (VOCAB_SIZE, 7, 320)
     assert facts.is_tied
     before, after = tensors(bare), tensors(tmp_path / "rows.gguf")
     assert before.keys() == after.keys()
     matrix = after.pop("token_embd.weight")
     np.testing.assert_array_equal(matrix[:VOCAB_SIZE], before.pop("token_embd.weight"))
-    np.testing.assert_array_equal(matrix[VOCAB_SIZE : VOCAB_SIZE + 5], np.concatenate([rows.probes, rows.states]))
-    assert not matrix[VOCAB_SIZE + 5 :].any()
+    np.testing.assert_array_equal(matrix[VOCAB_SIZE : VOCAB_SIZE + 7], np.concatenate([rows.probes, rows.outputs]))
+    assert not matrix[VOCAB_SIZE + 7 :].any()
     for name in after:
         np.testing.assert_array_equal(after[name], before[name])
     fields = GGUFReader(tmp_path / "rows.gguf").fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
-    assert tokens[VOCAB_SIZE : VOCAB_SIZE + 6] == [
+    assert tokens[VOCAB_SIZE : VOCAB_SIZE + 8] == [
         "<|prediction|>",
         *(state.marker for state in InputState),
+        "<|goes_on|>",
+        "<|ends|>",
         "<|duologue_pad_0|>",
     ]
     assert set(fields["tokenizer.ggml.token_type"].contents()[VOCAB_SIZE:]) == {3}
@@ -68,13 +70,13 @@ def test_rows_are_appended_and_the_base_is_unchanged(bare, tmp_path):
 
 
 def test_untied_rows_go_to_two_matrices(bare, tmp_path):
-    rows, padding = tiny_rows(), np.full(32, -1, np.float32)
+    rows, padding = tiny_rows(timing=True), np.full(32, -1, np.float32)
     assert not convert(bare, tmp_path / "untied.gguf", rows=rows, untie=True, padding=padding).is_tied
     found = tensors(tmp_path / "untied.gguf")
     below = found["token_embd.weight"][VOCAB_SIZE:], found["output.weight"][VOCAB_SIZE:]
     np.testing.assert_array_equal(below[0][:1], rows.probes)
-    np.testing.assert_array_equal(below[1][1:5], rows.states)
-    np.testing.assert_array_equal(below[1][[0, 5, 19]], np.tile(padding, (3, 1)))
+    np.testing.assert_array_equal(below[1][1:7], rows.outputs)
+    np.testing.assert_array_equal(below[1][[0, 7, 19]], np.tile(padding, (3, 1)))
     assert not below[0][1:].any()
 
 
@@ -184,16 +186,17 @@ def measure_leads(hidden, best, added) -> Leads:
 
 
 def test_suppressed_rows_never_win_and_decide_the_same():
-    rows = tiny_rows()
-    loud = AdapterRows(rows.probes * 0, rows.states + 5)
+    rows = tiny_rows(timing=True)
+    loud = AdapterRows(rows.probes * 0, rows.states + 5, rows.timing + 7)
     hidden, best = hidden_and_best()
-    assert measure_leads(hidden, best, loud.states).num_won == len(best)
+    assert measure_leads(hidden, best, loud.outputs).num_won == len(best)
     quiet = suppress(loud, hidden, best)
-    written = np.concatenate([quiet.states, quiet.padding[None]])
+    written = np.concatenate([quiet.rows.outputs, quiet.padding[None]])
     assert measure_leads(hidden, best, written).smallest >= LEAD - 0.01
     assert measure_leads(*hidden_and_best(1, 50_000), written).num_won == 0
-    apart = [logits - logits[:, :1] for logits in (hidden @ loud.states.T, hidden @ quiet.states.T)]
-    np.testing.assert_allclose(*apart, atol=2e-3)
+    for group in zip(loud.output_groups, quiet.rows.output_groups, strict=True):
+        apart = [logits - logits[:, :1] for logits in (hidden @ rows.T for rows in group)]
+        np.testing.assert_allclose(*apart, atol=2e-3)
 
 
 def test_a_probe_row_that_would_win_unties_the_matrices():
@@ -224,12 +227,12 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize(("name", "scale"), [("llama", 0.2), ("qwen2", 0.2), ("qwen2", 9.0), ("gemma3", 0.2)])
 def test_an_exported_folder_decides_like_the_rows(tmp_path, name, scale):
-    rows = tiny_rows()
+    rows = tiny_rows(timing=True)
     # A tiny random model has little in common from token to token: give its final norm some.
     model = with_common_direction(tiny_model(name))
     model.save_pretrained(tmp_path / "base")
     small_tokenizer().save_pretrained(tmp_path / "base")
-    loud = AdapterRows(rows.probes * np.float32(scale), rows.states * np.float32(2))
+    loud = AdapterRows(rows.probes * np.float32(scale), rows.states * np.float32(2), rows.timing)
     report = export_hf(tmp_path / "base", loud, tmp_path / "out", dtype="float32", num_tokens=150)
     assert report.leads.num_won == 0
     assert report.decision_error < 1e-3

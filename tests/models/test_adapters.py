@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from duologue.backends.rows import AdapterRows
 from duologue.core.policy import Thresholds
@@ -18,9 +19,9 @@ STATES = tuple(InputState)
 PRINT = Fingerprint(vocab_size=300, hidden_size=8, num_layers=2, tokenizer="0123")
 
 
-def an_adapter() -> Adapter:
+def an_adapter(*, timing: bool = False) -> Adapter:
     random = np.random.default_rng(0)
-    rows = AdapterRows(random.normal(size=(2, 8)).astype(np.float32), random.normal(size=(4, 8)).astype(np.float32))
+    rows = AdapterRows(*(random.normal(size=(num, 8)).astype(np.float32) for num in ((2, 4, 2) if timing else (2, 4))))
     return Adapter(
         "rows",
         STATES,
@@ -46,6 +47,19 @@ def test_an_adapter_is_saved_and_loaded(tmp_path: Path) -> None:
     assert again.rows is not None
     assert np.array_equal(again.rows.probes, adapter.rows.probes)
     assert np.array_equal(again.rows.states, adapter.rows.states)
+
+
+def test_a_timing_pair_is_saved_and_loaded(tmp_path: Path) -> None:
+    adapter = an_adapter(timing=True)
+    adapter.save(tmp_path)
+    again = Adapter.load(tmp_path)
+    assert again.rows is not None
+    assert adapter.rows is not None
+    np.testing.assert_array_equal(again.rows.timing, adapter.rows.timing)
+    assert (again.has_timing, again.num_added, again.states) == (True, 8, STATES)
+    assert again.rows.token_names(STATES)[-3:] == ["<|stop|>", "<|goes_on|>", "<|ends|>"]
+    assert not an_adapter().has_timing
+    assert not prompted().has_timing
 
 
 def test_added_ids_follow_the_base_vocabulary() -> None:
@@ -90,6 +104,8 @@ DAMAGE = {
     "no rows": r"adapter\.safetensors cannot be read: .*copy the whole adapter folder again",
     "torn rows": r"adapter\.safetensors cannot be read: .*copy the whole adapter folder again",
     "wrong rows": "is damaged: UsageError: 4 state rows for 3 states",
+    "no timing rows": r"contains \['probes', 'states'\]; expected \['probes', 'states', 'timing'\]",
+    "odd timing rows": r"has shapes \[\(2, 8\), \(4, 8\), \(3, 8\)\]; expected .* \[2, D\] for timing",
     "bad state": "is damaged: ValueError: 'maybe' is not a valid InputState",
 }
 
@@ -111,8 +127,12 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, what: str, message: str) ->
         tensors.write_bytes(tensors.read_bytes()[:40])
     elif what == "wrong rows":
         path.write_text(json.dumps({**content, "states": {"process": 2, "incomplete": 3, "ignore": 4}}))
-    else:
+    elif what == "bad state":
         path.write_text(json.dumps({**content, "states": {"maybe": 1}}))
+    else:
+        path.write_text(json.dumps({**content, "timing": [6, 7]}))
+        if what == "odd timing rows":
+            save_file({**load_file(tensors), "timing": np.zeros((3, 8), np.float32)}, tensors)
     with pytest.raises(AdapterMismatch, match=message):
         Adapter.load(tmp_path)
 

@@ -85,6 +85,29 @@ def test_sources_become_samples_and_samples_an_adapter(
     assert model.adapter.kind == kind
 
 
+def test_samples_that_say_whether_the_turn_ends_give_an_adapter_a_timing_pair(
+    model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    knowing, silent = tmp_path / "knowing", tmp_path / "silent"
+    for folder, ends in ((knowing, (None, True, False)), (silent, (None,))):
+        folder.mkdir()
+        for name in ("train", "dev"):
+            rows = map(json.loads, (data / f"{name}.jsonl").read_text().splitlines())
+            said = [{**row, "ends": ends[number % len(ends)]} for number, row in enumerate(rows)]
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    common = ("train", "rows", "--model", model_folder, *SMALL, "--out")
+    assert run(*common, tmp_path / "timed", "--data", knowing) == 0
+    adapter = Adapter.load(tmp_path / "timed")
+    assert adapter.has_timing
+    assert adapter.facts["timing"]["n"] == 2 * 50 // 3
+    assert "held out, timing (n 33): AUC 0." in capsys.readouterr().out
+    taught = ("--start", tmp_path / "timed", "--teacher", tmp_path / "timed")
+    assert run(*common, tmp_path / "plain", "--data", silent, *taught) == 0
+    assert not Adapter.load(tmp_path / "plain").has_timing
+    assert run(*common, tmp_path / "again", "--data", knowing, "--teacher", tmp_path / "plain") == 0
+    assert Adapter.load(tmp_path / "again").has_timing
+
+
 def test_training_can_begin_from_an_adapter_and_learn_from_another(
     model_folder: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from duologue.backends.reference import ReferenceBackend
 from duologue.backends.rows import AdapterRows
 from duologue.core.backend import Extend
 from duologue.data.samples import Sample
+from duologue.decisions.timing import auc
 from duologue.errors import BadData, UnsupportedModel, UsageError
 from duologue.models.adapters import Adapter
 from duologue.testing.tiny_models import tiny_model
@@ -58,11 +59,15 @@ TARGETS = {"phi": ("q_proj", "v_proj", "dense", "fc1", "fc2")}
 MANY = 10_000  # tokens; everything fits
 
 
-def probe_model(architecture: str, num_probes: int = 1, lora: LoraShape | None = None, seed: int = 0) -> ProbeModel:
+def probe_model(
+    architecture: str, num_probes: int = 1, lora: LoraShape | None = None, *, timing: bool = False, seed: int = 0
+) -> ProbeModel:
     torch.manual_seed(seed)
-    model = ProbeModel(tiny_model(architecture), STATES, range(10, 20), num_probes=num_probes, lora=lora)
+    base = tiny_model(architecture)
+    model = ProbeModel(base, STATES, range(10, 20), num_probes=num_probes, lora=lora, timing=timing)
     with torch.no_grad():
-        model.states.normal_()
+        for rows in model.output_rows:
+            rows.normal_()
         for parameter in model.lora_parameters:
             parameter.normal_(std=0.3).copy_(parameter.half())  # as a file keeps it
     return model
@@ -72,16 +77,19 @@ def probe_model(architecture: str, num_probes: int = 1, lora: LoraShape | None =
 @pytest.mark.parametrize(("num_probes", "has_lora"), [(1, False), (3, False), (1, True), (2, True)])
 def test_what_training_scores_is_what_a_backend_reads(architecture: str, num_probes: int, has_lora: bool) -> None:
     lora = replace(LORA, targets=TARGETS.get(architecture, LORA.targets)) if has_lora else None
-    model = probe_model(architecture, num_probes, lora)
+    model = probe_model(architecture, num_probes, lora, timing=True)
     layouts = random_layouts(24)
     p = score(model, layouts, max_tokens=60)
+    assert p.shape == (24, 6)
     backend = ReferenceBackend(tiny_model(architecture), rows=model.rows(), lora=model.lora())
     vocab = backend.info.vocab_size
-    probe, watch = tuple(range(vocab, vocab + num_probes)), tuple(range(vocab + num_probes, vocab + num_probes + 4))
+    first = vocab + num_probes
+    probe, states, timing = (tuple(range(*ids)) for ids in ((vocab, first), (first, first + 4), (first + 4, first + 6)))
     for layout, row in zip(layouts, p, strict=True):
-        seq = backend.fork(None)
-        step = backend.forward([Extend(seq, (*layout.context, *layout.text, *probe), watch=watch)])[0]
-        assert row == pytest.approx(step.p, abs=1e-4)
+        for watch, expected in ((states, row[:4]), (timing, row[4:])):
+            seq = backend.fork(None)
+            step = backend.forward([Extend(seq, (*layout.context, *layout.text, *probe), watch=watch)])[0]
+            assert expected == pytest.approx(step.p, abs=1e-4)
     if has_lora:
         for parameter in model.lora_parameters:
             parameter.data.zero_()
@@ -91,7 +99,7 @@ def test_what_training_scores_is_what_a_backend_reads(architecture: str, num_pro
 def score_alone(model: ProbeModel, layouts: list[Layout]) -> "np.ndarray":
     prefixes = Prefixes(model.prefix_model, layouts)
     with torch.no_grad():
-        return torch.softmax(model(prefixes.past(range(len(layouts)))), -1).numpy()
+        return model.probabilities(prefixes.past(range(len(layouts)))).numpy()
 
 
 def test_a_context_is_computed_and_kept_once() -> None:
@@ -172,12 +180,13 @@ def test_a_sample_is_laid_out_as_a_session_feeds_it(chat_template: str) -> None:
 
 
 def toy_set(num: int, seed: int) -> tuple[list[Sample], list[Layout]]:
-    """The state is told by the last token, as function words tell that more will come."""
+    """State and end are told by the last token, as function words tell that more will come. A third say no end."""
     rng = random.Random(seed)
     samples, layouts = [], []
     for layout in random_layouts(num, seed):
         label = rng.randrange(4)
-        samples.append(Sample("…", STATES[label], "toy", speaking=rng.random() < 0.5))
+        ends = label in (0, 3) if len(samples) % 3 else None
+        samples.append(Sample("…", STATES[label], "toy", speaking=rng.random() < 0.5, ends=ends))
         layouts.append(Layout(layout.context, (*layout.text, 100 + 40 * label)))
     return samples, layouts
 
@@ -199,10 +208,11 @@ def trained(
     break_after: int | None = None,
     computed: list[int] | None = None,
     data_seed: int = 0,
+    timing: bool = False,
     origin: dict[str, str] | None = None,
 ) -> tuple[ProbeModel, list[Epoch]]:
     torch.manual_seed(0)
-    model = ProbeModel(tiny_model("llama"), STATES, range(10, 20), lora=lora)
+    model = ProbeModel(tiny_model("llama"), STATES, range(10, 20), lora=lora, timing=timing)
 
     def progress(what: str, done: int, total: int) -> None:
         assert re.fullmatch(r"epoch (1: loss \d\.\d{3}|\d+: loss \d\.\d{3}, \d+\.\d % right)", what)
@@ -242,6 +252,34 @@ def test_training_learns_changes_no_weight_and_is_the_same_again(lora: LoraShape
     assert all(
         torch.equal(one, other) for one, other in zip(model.trained_parameters, again.trained_parameters, strict=True)
     )
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_whether_the_speaker_goes_on_is_learned_beside_the_state(lora: LoraShape | None, tmp_path: Path) -> None:
+    model, history = trained(SETTINGS, tmp_path, lora=lora, timing=True)
+    assert history[-1].dev_accuracy > 0.7, "a quarter is chance"
+    samples, layouts = toy_set(80, 1)
+    p = score(model, layouts, max_tokens=MANY)
+    ends = np.array([sample.state in (PROCESS, STOP) for sample in samples])
+    found = auc(p[:, 5], ends)
+    assert found is not None
+    assert found > 0.8, "a half is chance"
+    rows = model.rows()
+    model.apply_temperatures(2.0, 4.0)
+    np.testing.assert_allclose(model.rows().states, rows.states / 2)
+    assert rows.timing is not None
+    np.testing.assert_allclose(model.rows().outputs[4:], rows.timing / 4)
+
+
+def test_only_samples_that_know_how_the_turn_goes_on_teach_the_timing_pair() -> None:
+    data, logits, batch = toy_labelled(8, 0), torch.randn(8, 6), list(range(8))
+    states = _loss(logits[:, :4], data, batch, None, SETTINGS)
+    unknown = replace(data, ends=torch.full((8,), -100))
+    assert float(_loss(logits, unknown, batch, None, SETTINGS)) == pytest.approx(float(states))
+    both = _loss(logits, data, batch, None, replace(SETTINGS, timing_weight=0.25))
+    known = [i for i in batch if i % 3]
+    p = torch.softmax(logits[:, 4:], 1)[known, [int(data.ends[i]) for i in known]]
+    assert float(both - states) == pytest.approx(0.25 * float(-p.log().sum()) / 8, abs=1e-6)
 
 
 @pytest.mark.parametrize("max_tokens", [MANY, 500])
@@ -379,14 +417,27 @@ def test_accepted_states_count_less_than_the_label_and_rare_states_more() -> Non
     assert float(found.weights.mean()) == pytest.approx(1.0)
 
 
+def test_a_timing_pair_that_the_adapter_lacks_starts_anew() -> None:
+    plain, timed = probe_model("llama"), probe_model("llama", timing=True, seed=1)
+    before = timed.rows().timing
+    timed.set_adapter(plain.rows(), None)
+    np.testing.assert_allclose(timed.rows().states, plain.rows().states)
+    np.testing.assert_array_equal(timed.rows().timing, before)
+    plain.set_adapter(timed.rows(), None)
+    assert plain.rows().timing is None
+
+
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_what_was_trained_becomes_an_adapter_and_can_be_gone_on_from(tmp_path: Path, lora: LoraShape | None) -> None:
-    model = probe_model("llama", 2, lora)
+@pytest.mark.parametrize("timing", [False, True])
+def test_what_was_trained_becomes_an_adapter_and_can_be_gone_on_from(
+    tmp_path: Path, lora: LoraShape | None, timing: bool
+) -> None:
+    model = probe_model("llama", 2, lora, timing=timing)
     kind = "rows" if lora is None else "alora"
     Adapter(kind, STATES, rows=model.rows(), lora=model.lora()).save(tmp_path)
     loaded = Adapter.load(tmp_path)
     assert isinstance(loaded.rows, AdapterRows)
-    other = probe_model("llama", 2, lora, seed=1)
+    other = probe_model("llama", 2, lora, timing=timing, seed=1)
     other.set_adapter(loaded.rows, loaded.lora)
     for one, another in zip(model.trained_parameters, other.trained_parameters, strict=True):
         np.testing.assert_allclose(one.detach(), another.detach(), rtol=1e-3, atol=1e-4)
@@ -434,14 +485,14 @@ def test_many_samples_are_seen_less_often(num_samples: int, epochs: int) -> None
 def test_all_of_a_step_is_where_the_model_is(lora: LoraShape | None) -> None:
     """The device "meta" has no content, and refuses to meet tensors of another device."""
     layout = random_layouts(1)[0]
-    model = ProbeModel(tiny_model("gemma3"), STATES, range(10, 20), lora=lora).to("meta")
+    model = ProbeModel(tiny_model("gemma3"), STATES, range(10, 20), lora=lora, timing=True).to("meta")
     tokens = torch.zeros(3, layout.length, dtype=torch.long)
     _, cache = model.prefix_model.run(None, keep=True, input_ids=tokens)
     kv = torch.stack([torch.stack([keys, values]) for keys, values in cache.kept]).detach()
     logits = model(Past(kv, torch.full((3,), layout.length, device="meta")))
-    data = LabelledLayouts([layout] * 3, torch.zeros(3, 4), torch.ones(3))
+    data = LabelledLayouts([layout] * 3, torch.zeros(3, 4), torch.ones(3), torch.ones(3, dtype=torch.long))
     _loss(logits, data, [0, 1, 2], torch.zeros(3, 4), SETTINGS).backward()
-    parts = [model.probes, model.states, *model.lora_parameters]
+    parts = model.trained_parameters
     assert all(part.grad is not None and part.grad.device.type == "meta" for part in parts)
     with pytest.raises(RuntimeError, match="device"):
         model(Past(torch.zeros(kv.shape), torch.full((3,), layout.length)))

@@ -92,7 +92,8 @@ def _with_lora(args: argparse.Namespace, adapter: "Adapter", where: Path | str) 
     path = args.out.with_name(f"{args.out.name.removesuffix(suffix)}-lora{suffix}")
     check_out(path, force=args.force)
     report = _write(args, where, adapter)
-    probe = tuple(report.added.values())[: adapter.num_added - len(adapter.states)]
+    assert adapter.rows is not None
+    probe = tuple(report.added.values())[: adapter.rows.num_probes]
     if args.format == "hf":
         from duologue.export.huggingface import export_peft
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from duologue.data.samples import Sample
 from duologue.decisions.metrics import rounded
-from duologue.decisions.thresholds import Probabilities, accepted
+from duologue.decisions.thresholds import Probabilities
 from duologue.types import InputState
 
 NUM_BINS = 15
@@ -58,8 +59,7 @@ def apply_temperature(p: Probabilities, temperature: float) -> Probabilities:
     return np.asarray(raised / raised.sum(1, keepdims=True), dtype=np.float32)
 
 
-def fit_temperature(samples: Sequence[Sample], p: Probabilities, states: Sequence[InputState]) -> float:
-    """The temperature at which the right states, label and accepted together, are most likely. p: [N, S]."""
-    right = accepted(samples, states)
+def fit_temperature(p: Probabilities, right: npt.NDArray[np.bool_]) -> float:
+    """The temperature at which the `right` columns of each row, [N, S], are together most likely. p: [N, S]."""
     losses = [-np.log(np.maximum((apply_temperature(p, t) * right).sum(1), _MIN_P)).mean() for t in TEMPERATURES]
     return float(TEMPERATURES[int(np.argmin(losses))])

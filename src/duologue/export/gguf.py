@@ -59,12 +59,11 @@ def export_gguf(
             base = Inspection(reader, prompts, np.zeros(reader.vocab_size, dtype=bool))
             suppressed = suppress(rows, *base.hidden_states(base.sample(num_tokens, seed=0)))
             expected = base.greedy()
-        shifted = AdapterRows(rows.probes, suppressed.states)
         convert(
             source,
             part,
             weights=weights,
-            rows=shifted,
+            rows=suppressed.rows,
             names=names,
             padding=suppressed.padding,
             untie=suppressed.untie,

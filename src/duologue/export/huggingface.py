@@ -158,7 +158,7 @@ def _place(model: Any, rows: AdapterRows, suppressed: SuppressedRows, ids: Seque
     input_scale, output_scale = _scales(model)
     outputs.weight[size:] = torch.from_numpy(suppressed.padding / output_scale).to(outputs.weight)
     outputs.weight[ids[:num]] = torch.from_numpy(suppressed.padding / output_scale).to(outputs.weight)
-    outputs.weight[ids[num:]] = torch.from_numpy(suppressed.states / output_scale).to(outputs.weight)
+    outputs.weight[ids[num:]] = torch.from_numpy(suppressed.rows.outputs / output_scale).to(outputs.weight)
     inputs.weight[ids[:num]] = torch.from_numpy(rows.probes / input_scale).to(inputs.weight)
     return bool(is_tied and suppressed.untie)
 

@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -115,13 +116,15 @@ class Inspection:
         return Leads.of(np.concatenate(leads))
 
     def decision_error(self, rows: AdapterRows, added: Sequence[Token]) -> float:
-        """The largest difference of a state probability from that of `rows` in float32. `added`: ids of the rows."""
-        probes, states, worst = added[: rows.num_probes], list(added[rows.num_probes :]), 0.0
+        """The largest difference of a probability from that of `rows` in float32. `added`: ids of the rows."""
+        probes, states, worst = added[: rows.num_probes], iter(added[rows.num_probes :]), 0.0
+        groups = [(group, list(islice(states, len(group)))) for group in rows.output_groups]
         for prompt in self.prompts:
             for length in (len(prompt), len(prompt) // 2):
                 logits, hidden = self.reader.read((*prompt[:length], *probes))
-                difference = np.subtract(weigh(logits[-1, states]), weigh(rows.states @ hidden[-1]))
-                worst = max(worst, float(np.abs(difference).max()))
+                for group, ids in groups:
+                    difference = np.subtract(weigh(logits[-1, ids]), weigh(group @ hidden[-1]))
+                    worst = max(worst, float(np.abs(difference).max()))
         return worst
 
     def _base(self, logits: FloatArray) -> FloatArray:
@@ -160,10 +163,8 @@ def check_out(out: Path, *, force: bool) -> None:
 
 def token_names(rows: AdapterRows, states: Sequence[InputState]) -> list[str]:
     """Text of the added tokens. `states` names the state rows in their order."""
-    require(
-        len(states) == rows.num_added - rows.num_probes,
-        f"{len(states)} states for {rows.num_added - rows.num_probes} state rows; give one per row",
-    )
+    num_rows = int(rows.states.shape[0])
+    require(len(states) == num_rows, f"{len(states)} states for {num_rows} state rows; give one per row")
     return rows.token_names(states)
 
 

@@ -2,7 +2,7 @@
 
 This package's own backends sample base ids only, so they never produce an added token. Other engines sample from the
 whole vocabulary. NumPy only; the caller provides hidden states. Shapes: M tokens of text, D the hidden width, P probe
-tokens, S states.
+tokens.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ _RIDGE = 1e-3  # share of the mean squared hidden state; keeps the vector short 
 
 @dataclass(frozen=True, eq=False)
 class SuppressedRows:
-    """Output rows that never win, to be written instead of an adapter's own."""
+    """Rows that never win, to be written instead of an adapter's own."""
 
-    states: FloatArray  # [S, D], the state rows, shifted
+    rows: AdapterRows  # the adapter's, with shifted output rows
     padding: FloatArray  # [D], the row of the padding ids: the shift alone
     untie: bool  # a probe row would win as an output row: write a separate output matrix
 
@@ -48,11 +48,11 @@ class Leads:
 
 
 def suppress(rows: AdapterRows, hidden: FloatArray, best: FloatArray, *, lead: float = LEAD) -> SuppressedRows:
-    """Shift the state rows so that they stay `lead` below the best base token.
+    """Shift the output rows so that they stay `lead` below the best base token.
 
     hidden: [M, D], final, normed hidden states of ordinary text; best: [M], the largest base logit at each.
     The shift c is the shortest vector with c · h ≈ -a for every h, with a as small as the text allows. It is the same
-    for all states, so it does not change their softmax, which decisions are based on.
+    for all of them, so it does not change the softmax within a group, which decisions are based on.
 
     Raises:
         UsageError: there is too little text.
@@ -70,8 +70,8 @@ def suppress(rows: AdapterRows, hidden: FloatArray, best: FloatArray, *, lead: f
             f"the hidden states of this model have no common direction (smallest projection {along.min():.2f}), so "
             "added rows cannot be suppressed for engines that sample the whole vocabulary; use duologue's backends"
         )
-    highest = np.maximum((h @ rows.states.T.astype(np.float64)).max(axis=1), 0.0)  # 0: the padding rows
+    highest = np.maximum((h @ rows.outputs.T.astype(np.float64)).max(axis=1), 0.0)  # 0: the padding rows
     strength = max(0.0, float(((highest - best + lead) / along).max()))
     shift = (-strength * direction).astype(np.float32)
     probes_win = bool(((h @ rows.probes.T.astype(np.float64)).max(axis=1) > best - PROBE_LEAD).any())
-    return SuppressedRows(rows.states + shift, shift, untie=probes_win)
+    return SuppressedRows(rows.shifted(shift), shift, untie=probes_win)

@@ -34,6 +34,9 @@ PROMPTED = {"prompted": 0, "prompted-5": 5}
 TRAINED = ("alora", "rows")
 """Kinds of adapters that ship with the package, best first."""
 
+_ROWS = ("probes", "states", "timing")
+"""Names of the tensors of `AdapterRows`; timing may be missing."""
+
 _NAMES = ", ".join(("auto", *TRAINED, *PROMPTED))
 
 ANY_WEIGHTS = "any"
@@ -69,7 +72,7 @@ class Fingerprint:
 class Adapter:
     """How a model is asked for the state, and how probable its replies must be.
 
-    Added ids follow the base vocabulary: first the probe tokens, then the states in order (see `AdapterRows`).
+    Added ids follow the base vocabulary: the probe tokens, the states in order, the timing pair (see `AdapterRows`).
     """
 
     kind: str  # "rows": trained vectors; "alora": also a LoRA at the probe tokens; "prompted": a prompt
@@ -106,6 +109,11 @@ class Adapter:
     def num_added(self) -> int:
         """The number of ids it adds to the vocabulary."""
         return 0 if self.rows is None else self.rows.num_added
+
+    @property
+    def has_timing(self) -> bool:
+        """Whether it predicts, besides the states, if the speaker goes on."""
+        return self.rows is not None and self.rows.timing is not None
 
     def check(self, fingerprint: Fingerprint) -> None:
         """Raise `AdapterMismatch` if the adapter was trained for another model."""
@@ -146,6 +154,7 @@ class Adapter:
             "model": None if self.fingerprint is None else asdict(self.fingerprint),
             "probe": list(range(num_probes)),  # relative to the base vocabulary
             "states": {state.value: num_probes + i for i, state in enumerate(self.states)},
+            **({"timing": [self.num_added - 2, self.num_added - 1]} if self.has_timing else {}),
             "thresholds": {
                 weights: {"idle": _values(idle), "speaking": _values(speaking)}
                 for weights, (idle, speaking) in self.thresholds.items()
@@ -156,7 +165,7 @@ class Adapter:
         }
         if self.rows is not None:
             changes = {} if self.lora is None else self.lora.tensors()
-            tensors = {"probes": self.rows.probes, "states": self.rows.states, **changes}
+            tensors = {**dict(zip(_ROWS, (self.rows.probes, *self.rows.output_groups), strict=False)), **changes}
             _put(folder / "adapter.safetensors", save(tensors))
         _put(folder / "adapter.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -188,7 +197,7 @@ class Adapter:
     @classmethod
     def _from_content(cls, content: Mapping[str, Any], folder: Path) -> "Adapter":
         ordered = sorted(content["states"].items(), key=lambda item: int(item[1]))
-        rows, lora = (None, None) if content["kind"] == "prompted" else _read_tensors(folder, content.get("lora"))
+        rows, lora = (None, None) if content["kind"] == "prompted" else _read_tensors(folder, content)
         return cls(
             kind=content["kind"],
             states=tuple(InputState(name) for name, _ in ordered),
@@ -278,22 +287,26 @@ def _values(thresholds: Thresholds) -> dict[str, float]:
     return {state.value: round(thresholds.of(state), 4) for state in InputState}
 
 
-def _read_tensors(folder: Path, lora: Mapping[str, Any] | None) -> tuple[AdapterRows, Lora | None]:
-    """The rows, and the LoRA if `adapter.json` mentions one."""
+def _read_tensors(folder: Path, content: Mapping[str, Any]) -> tuple[AdapterRows, Lora | None]:
+    """The rows, and the LoRA if `content`, that of `adapter.json`, mentions one."""
+    lora = content.get("lora")
+    expected = [name for name in _ROWS if name != "timing" or content.get("timing") is not None]
     path = folder / "adapter.safetensors"
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise AdapterMismatch(f"{path} cannot be read: {error}; copy the whole adapter folder again") from None
     named = {name for name in tensors if lora is None or not name.startswith("lora.")}
-    if named != {"probes", "states"}:
-        raise AdapterMismatch(f"{path} contains {sorted(named)}; expected probes and states")
-    probes, states = (np.ascontiguousarray(tensors[name], dtype=np.float32) for name in ("probes", "states"))
+    if named != set(expected):
+        raise AdapterMismatch(f"{path} contains {sorted(named)}; expected {expected}")
+    rows = AdapterRows(*(np.ascontiguousarray(tensors[name], dtype=np.float32) for name in expected))
+    shapes = [matrix.shape for matrix in (rows.probes, *rows.output_groups)]
+    is_one_width = all(len(shape) == 2 and shape[1] == shapes[0][1] for shape in shapes)
     refuse(
         [
             (
-                probes.ndim != 2 or states.ndim != 2 or probes.shape[1] != states.shape[1],
-                f"{path} has shapes {probes.shape} and {states.shape}; expected [P, D] and [S, D]",
+                not is_one_width or (rows.timing is not None and len(rows.timing) != 2),
+                f"{path} has shapes {shapes}; expected [P, D] and [S, D], and [2, D] for timing",
             ),
             (
                 not all(np.isfinite(tensor).all() for tensor in tensors.values()),
@@ -302,4 +315,4 @@ def _read_tensors(folder: Path, lora: Mapping[str, Any] | None) -> tuple[Adapter
         ],
         AdapterMismatch,
     )
-    return AdapterRows(probes, states), None if lora is None else Lora.from_tensors(tensors, float(lora["scale"]))
+    return rows, None if lora is None else Lora.from_tensors(tensors, float(lora["scale"]))

@@ -94,13 +94,16 @@ def tiny_model(architecture: str, *, seed: int = 0) -> Any:
     return model.eval()
 
 
-def tiny_rows(*, num_probes: int = 1, num_states: int = 4, width: int = WIDTH, seed: int = 0) -> AdapterRows:
-    """Random rows that fit every tiny model: probes [P, D] and states [S, D]."""
+def tiny_rows(
+    *, num_probes: int = 1, num_states: int = 4, timing: bool = False, width: int = WIDTH, seed: int = 0
+) -> AdapterRows:
+    """Random rows that fit every tiny model: probes [P, D], states [S, D] and, if wanted, a timing pair [2, D]."""
     random = np.random.default_rng(seed)
-    return AdapterRows(
-        probes=random.normal(size=(num_probes, width)).astype(np.float32),
-        states=random.normal(size=(num_states, width)).astype(np.float32) / np.float32(width**0.5),
+    probes = random.normal(size=(num_probes, width)).astype(np.float32)
+    states, pair = (
+        random.normal(size=(num, width)).astype(np.float32) / np.float32(width**0.5) for num in (num_states, 2)
     )
+    return AdapterRows(probes, states, pair if timing else None)
 
 
 def tiny_lora(model: Any, *, rank: int = 4, size: float = 0.5, seed: int = 0) -> Lora:

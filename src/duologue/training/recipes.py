@@ -43,6 +43,7 @@ class ProbeSettings:
     warmup: float = 0.05  # share of the steps; a cosine down to a twentieth follows
     weight_decay: float = 0.0
     accepted_weight: float = 0.4  # weight of an accepted state's probability beside the label's
+    timing_weight: float = 0.5  # of the loss of the timing pair beside that of the state, on samples that know it
     balance: float = 0.5  # 0: all samples have the same weight; 1: all states have the same weight
     teacher_weight: float = 0.7  # weight of a teacher's probabilities, if there is one; the labels have the rest
     patience: int = 3  # epochs without a lower held-out loss before training stops

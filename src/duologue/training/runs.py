@@ -91,9 +91,9 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return limit
 
 
-def adapter_rows(probes: Tensor, states: Tensor) -> AdapterRows:
-    """Trained rows, probes [P, D] and states [S, D], as the backends take them."""
-    return AdapterRows(*(rows.detach().cpu().numpy().astype(np.float32) for rows in (probes, states)))
+def adapter_rows(*rows: Tensor) -> AdapterRows:
+    """Trained rows as the backends take them: probes [P, D], states [S, D] and perhaps timing [2, D]."""
+    return AdapterRows(*(matrix.detach().cpu().numpy().astype(np.float32) for matrix in rows))
 
 
 def calibrated(adapter: Adapter, samples: Sequence[Sample], p: Probabilities) -> Adapter:
@@ -132,6 +132,8 @@ def report_lines(facts: Mapping[str, Any]) -> Iterator[str]:
             f"held out, {where.replace('_', ' ')} (n {result['n']}): recall % {recall}; "
             f"answer F1 {_percent(result['answer_f1'])}, false answers {_percent(result['false_answer_rate'])} %"
         )
+    if (timing := facts.get("timing")) is not None:
+        yield f"held out, timing (n {timing['n']}): AUC {timing['auc']:.3f}"
 
 
 def _percent(share: float | None) -> str:

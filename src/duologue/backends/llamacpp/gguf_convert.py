@@ -129,7 +129,7 @@ def cached_gguf(
     if weights is None and rows is None:
         return source
     digest = file_digest(source, before=f"{FORMAT_VERSION} {weights}")
-    for matrix in () if rows is None else (rows.probes, rows.states):
+    for matrix in () if rows is None else (rows.probes, *rows.output_groups):
         digest.update(f"{matrix.shape}".encode())
         digest.update(np.ascontiguousarray(matrix, dtype=np.float32).tobytes())
     return cached_file(
@@ -168,7 +168,7 @@ def _added_rows(
     outputs = np.zeros_like(inputs)
     if padding is not None:
         outputs[:num_probes] = outputs[end:] = padding / facts.output_scale
-    outputs[num_probes:end] = rows.states / facts.output_scale
+    outputs[num_probes:end] = rows.outputs / facts.output_scale
     inputs[:num_probes] = rows.probes / facts.input_scale
     if untied:
         return {INPUT: inputs, OUTPUT: outputs}

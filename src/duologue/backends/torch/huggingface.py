@@ -66,7 +66,7 @@ class CausalModel:
 
     The row of a probe token replaces the output of the embedding module, after any scaling by the module itself (Gemma,
     MiniCPM): it is the vector that enters the first layer. Later operations on *every* embedding (Granite's
-    multiplier) also apply to the row. The logit of a state is the dot product of its row and the final, normed hidden
+    multiplier) also apply to the row. The logit of an output row is its dot product with the final, normed hidden
     state, before any scaling or soft-capping by the model's own head.
     """
 
@@ -87,7 +87,7 @@ class CausalModel:
         self.dtype: torch.dtype = embeddings.weight.dtype
         self.weights = _WEIGHTS.get(self.dtype, str(self.dtype).removeprefix("torch."))  # such as "bf16"
         self.vocab_size = min(int(head.weight.shape[0]), int(embeddings.weight.shape[0]))
-        self.rows = rows
+        self._outputs = None if rows is None else rows.outputs  # [S, D], or [S + 2, D] with a timing pair
         if rows is not None:
             rows.check_width(int(embeddings.weight.shape[1]), self.label)
         self._lora = None if lora is None else LoraModules(model.get_decoder(), lora, self.label)
@@ -145,8 +145,8 @@ class CausalModel:
         """base: [V], state: [D]."""
         if token < self.vocab_size:
             return float(base[token])
-        assert self.rows is not None
-        return float(np.dot(self.rows.states[token - self.vocab_size - self.num_probes], state))
+        assert self._outputs is not None
+        return float(np.dot(self._outputs[token - self.vocab_size - self.num_probes], state))
 
     def _inputs(self, tokens: Sequence[Token]) -> dict[str, Tensor]:
         """Ids [1, N], or embeddings [1, N, D] where there are probe tokens among them."""

@@ -1,4 +1,4 @@
-"""What is trained around a frozen base: rows of the probe and the states, and for `alora` a LoRA at the probe only.
+"""What is trained around a frozen base: rows of the probe, the states and the timing pair, and perhaps a LoRA.
 
 B samples, P probe tokens, D hidden size, S states. Everything before the probe is cached (`prefixes`), so only the
 probe's tokens pass through the model. A LoRA that is active for them alone is an activated LoRA: the KV of all other
@@ -36,8 +36,12 @@ class ProbeModel(nn.Module):
         *,
         num_probes: int = 1,
         lora: LoraShape | None = None,
+        timing: bool = False,
     ) -> None:
-        """A single probe token starts from the mean embedding of the ids `start`; several start from one id each."""
+        """A single probe token starts from the mean embedding of the ids `start`; several start from one id each.
+
+        `timing` adds the rows of the timing pair.
+        """
         super().__init__()
         self.base = base.requires_grad_(False).eval()
         embedding = base.get_input_embeddings().weight.detach().float()
@@ -47,6 +51,7 @@ class ProbeModel(nn.Module):
         self.probes = nn.Parameter(rows / self.unit)  # [P, D]
         # [S, D], drawn on the CPU: the same on every device
         self.states = nn.Parameter((torch.randn(len(states), embedding.shape[1]) * 0.01).to(embedding.device))
+        self.timing = nn.Parameter(torch.zeros(2, embedding.shape[1], device=embedding.device)) if timing else None
         self._layers: dict[str, LoraLayer] = {}
         if lora is not None:
             self._inject(lora)
@@ -63,7 +68,7 @@ class ProbeModel(nn.Module):
             names = tuple(sorted({path.rpartition(".")[2] for path in lora.layers}))
             first = min(int(part) for path in lora.layers for part in path.split(".") if part.isdigit())
             shape = LoraShape(lora.rank, round(lora.scale * lora.rank), names, first)
-        model = cls(base, adapter.states, [0], num_probes=int(rows.probes.shape[0]), lora=shape)
+        model = cls(base, adapter.states, [0], num_probes=rows.num_probes, lora=shape, timing=rows.timing is not None)
         model.set_adapter(rows, lora)
         return model
 
@@ -73,9 +78,14 @@ class ProbeModel(nn.Module):
         return [cast(nn.Parameter, part.weight) for layer in self._layers.values() for part in _factors(layer)]
 
     @property
+    def output_rows(self) -> list[nn.Parameter]:
+        """The rows [S, D] of the states and, if there are any, [2, D] of the timing pair."""
+        return [self.states] if self.timing is None else [self.states, self.timing]
+
+    @property
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Everything that is trained, in a fixed order: probes [P, D], states [S, D], factors of the LoRA."""
-        return [self.probes, self.states, *self.lora_parameters]
+        """Everything that is trained, in a fixed order: probes [P, D], output rows, factors of the LoRA."""
+        return [self.probes, *self.output_rows, *self.lora_parameters]
 
     def train(self, mode: bool = True) -> "ProbeModel":
         """Switch the LoRA's dropout on or off. The base always stays in evaluation mode."""
@@ -85,8 +95,13 @@ class ProbeModel(nn.Module):
         return self
 
     def forward(self, past: Past) -> Tensor:
-        """Logits [B, S] at the last probe token after each prefix."""
-        return self.hidden(past)[:, -1].float() @ self.states.T
+        """Logits [B, S] at the last probe token after each prefix, or [B, S + 2] with a timing pair."""
+        return self.hidden(past)[:, -1].float() @ torch.cat([*self.output_rows]).T
+
+    def probabilities(self, past: Past) -> Tensor:
+        """The same as probabilities; states and timing pair sum to 1 each."""
+        groups = self(past).split([len(rows) for rows in self.output_rows], -1)
+        return torch.cat([logits.softmax(-1) for logits in groups], -1)
 
     def hidden(self, past: Past) -> Tensor:
         """Final hidden states [B, P, D] of the probe tokens after each prefix."""
@@ -103,8 +118,8 @@ class ProbeModel(nn.Module):
             layer._disable_adapters = not is_active
 
     def rows(self) -> AdapterRows:
-        """The rows as the backends take them: probes [P, D], states [S, D]."""
-        return adapter_rows(self.probes * self.unit, self.states)
+        """The rows as the backends take them."""
+        return adapter_rows(self.probes * self.unit, *self.output_rows)
 
     def lora(self) -> Lora | None:
         """The LoRA as the backends take it."""
@@ -116,13 +131,14 @@ class ProbeModel(nn.Module):
         }
         return Lora(layers, float(next(iter(self._layers.values())).scaling["default"]))
 
-    def apply_temperature(self, temperature: float) -> None:
-        """Divide the logits of the states by `temperature` from now on."""
+    def apply_temperatures(self, *temperatures: float) -> None:
+        """Divide the logits of the states, and of the timing pair, by these from now on."""
         with torch.no_grad():
-            self.states.div_(temperature)
+            for rows, temperature in zip(self.output_rows, temperatures, strict=True):
+                rows.div_(temperature)
 
     def set_adapter(self, rows: AdapterRows, lora: Lora | None) -> None:
-        """Continue from what was trained before.
+        """Continue from what was trained before. A timing pair that `rows` lacks starts anew.
 
         Raises:
             UsageError: the LoRA has other layers or another rank.
@@ -132,6 +148,8 @@ class ProbeModel(nn.Module):
             raise UsageError("the adapter to start from has a LoRA in other layers than this run")
         factors = [part for path in self._layers for part in (theirs[path].a, theirs[path].b)]
         values = [torch.from_numpy(rows.probes) / self.unit, torch.from_numpy(rows.states)]
+        if self.timing is not None:
+            values.append(self.timing.detach().clone() if rows.timing is None else torch.from_numpy(rows.timing))
         values += [torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in factors]
         if [value.shape for value in values] != [parameter.shape for parameter in self.trained_parameters]:
             raise UsageError("the adapter to start from has a LoRA of another rank than this run")

@@ -3,6 +3,8 @@
 A step feeds one probe for each of its samples, which are of similar length. If the prefixes of all samples fit into
 memory, every epoch sees all samples. Otherwise samples are split into shards; each shard is presented `epochs` times
 while it is in memory, so that no prefix is computed twice. N samples, B samples in a batch, S states.
+
+The timing pair is trained if in both splits some samples say that the speaker goes on and some that the turn ends.
 """
 
 import json
@@ -24,7 +26,9 @@ from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.progress import StageProgress, silent
 from duologue.data.samples import Sample
 from duologue.decisions.calibration import TEMPERATURES, apply_temperature, fit_temperature
-from duologue.decisions.thresholds import Probabilities
+from duologue.decisions.metrics import rounded
+from duologue.decisions.thresholds import Probabilities, accepted
+from duologue.decisions.timing import auc, is_learnable
 from duologue.errors import AdapterMismatch, BadData, UsageError
 from duologue.models.adapters import Adapter, Fingerprint
 from duologue.text.template import Template
@@ -47,6 +51,8 @@ from duologue.training.runs import (
 from duologue.training.tensors import state_losses, target_losses, target_rows
 from duologue.types import InputState, Token
 
+_UNKNOWN = -100  # in place of a class: nothing is learned from this sample about the end of the turn
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
@@ -54,8 +60,8 @@ class Epoch:
 
     number: int
     step: int
-    train_loss: float
-    dev_loss: float  # at the temperature that suits the held-out samples best; confidence is calibrated afterwards
+    train_loss: float  # with that of the timing pair
+    dev_loss: float  # of the states, at the temperature that suits the held-out samples best
     dev_accuracy: float
     seconds: float = field(compare=False)  # since the run began, prefixes included
 
@@ -67,16 +73,18 @@ class LabelledLayouts:
     layouts: Sequence[Layout]  # N of them
     targets: Tensor  # [N, S]
     weights: Tensor  # [N]
+    ends: Tensor  # [N], 1 where the speaker's turn ends, 0 where it goes on, `_UNKNOWN` elsewhere
 
     def part(self, indices: range) -> "LabelledLayouts":
         """The samples of a range; they need not have every state."""
         chosen = slice(indices.start, indices.stop)
-        return LabelledLayouts(self.layouts[chosen], self.targets[chosen], self.weights[chosen])
+        return LabelledLayouts(self.layouts[chosen], self.targets[chosen], self.weights[chosen], self.ends[chosen])
 
     @property
     def digest(self) -> str:
         """Equal for equal samples with equal targets."""
-        content = [(layout.context, layout.text) for layout in self.layouts], self.targets.tolist()
+        texts = [(layout.context, layout.text) for layout in self.layouts]
+        content = texts, self.targets.tolist(), self.ends.tolist()
         return sha256(repr(content).encode()).hexdigest()
 
 
@@ -97,7 +105,8 @@ def label(
     if missing := [state.value for state, count in zip(states, counts, strict=True) if not count]:
         raise BadData(f"no sample of {', '.join(missing)}; every state needs some")
     weights = (len(samples) / (len(states) * counts[labels])) ** settings.balance
-    return LabelledLayouts(layouts, targets, weights / weights.mean())
+    ends = torch.tensor([_UNKNOWN if sample.ends is None else int(sample.ends) for sample in samples])
+    return LabelledLayouts(layouts, targets, weights / weights.mean(), ends)
 
 
 @final
@@ -134,7 +143,10 @@ class ProbeTraining:
         self._compute = compute or (lambda layouts: Prefixes(model.prefix_model, layouts, progress=progress))
         self._shards = even_shards(data.layouts, max_tokens)
         self._num_steps = settings.epochs * sum(math.ceil(len(part) / settings.batch) for part in self._shards)
-        groups = [{"params": [model.probes], "peak": settings.lr}, {"params": [model.states], "peak": settings.lr / 2}]
+        groups = [
+            {"params": [model.probes], "peak": settings.lr},
+            {"params": model.output_rows, "peak": settings.lr / 2},
+        ]
         if model.lora_parameters:
             groups.append({"params": model.lora_parameters, "peak": settings.lora_lr})
         self._optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
@@ -170,7 +182,7 @@ class ProbeTraining:
                 data = self._data.part(self._shards[number // epochs])
                 prefixes = self._compute(data.layouts)
                 if self._teacher is not None:
-                    teacher_p = torch.from_numpy(score_prefixes(self._teacher, prefixes))
+                    teacher_p = torch.from_numpy(score_prefixes(self._teacher, prefixes))[:, : data.targets.shape[1]]
             loss = self._train_epoch(number, data, prefixes, teacher_p)
             figures = (loss, *_evaluate(self._model, self._dev, dev_prefixes), round(files.seconds, 1))
             files.record(Epoch(number + 1, files.step, *figures))
@@ -207,17 +219,17 @@ class ProbeTraining:
 
 
 def score(model: ProbeModel, layouts: Sequence[Layout], *, max_tokens: int) -> Probabilities:
-    """Probabilities [N, S] of the states for all samples, with at most `max_tokens` tokens of prefixes in memory."""
+    """What `score_prefixes` returns, for all samples, with at most `max_tokens` tokens of prefixes in memory."""
     parts = (layouts[part.start : part.stop] for part in shards(layouts, max_tokens))
     return np.concatenate([score_prefixes(model, Prefixes(model.prefix_model, part)) for part in parts])
 
 
 def score_prefixes(model: ProbeModel, prefixes: Prefixes, batch: int = 64) -> Probabilities:
-    """Probabilities [N, S] of the states for all samples of `prefixes`."""
-    found = np.zeros((len(prefixes), len(model.states)), dtype=np.float32)
+    """Probabilities [N, S] of the states for all samples of `prefixes`; [N, S + 2] with a timing pair."""
+    found = np.zeros((len(prefixes), sum(map(len, model.output_rows))), dtype=np.float32)
     with torch.no_grad():
         for indices in prefixes.batches(batch):
-            found[indices] = functional.softmax(model(prefixes.past(indices)), -1).cpu().numpy()
+            found[indices] = model.probabilities(prefixes.past(indices)).cpu().numpy()
     return found
 
 
@@ -226,19 +238,24 @@ def _loss(
 ) -> Tensor:
     """The mean loss [] of a batch: cross-entropy with the targets, and with a teacher's probabilities if given.
 
-    logits: [B, S]; rows: indices of the samples in `data`; teacher_p: [B, S].
+    With a timing pair, its cross-entropy is added for the samples that say whether the turn ends.
+    logits: [B, S] or [B, S + 2]; rows: indices of the samples in `data`; teacher_p: [B, S].
     """
-    weights, targets = data.weights[rows].to(logits.device), data.targets[rows].to(logits.device)
-    loss = (state_losses(logits, targets) * weights).mean()
-    if teacher_p is None:
-        return loss
-    distilled = -(functional.log_softmax(logits, -1) * teacher_p.to(logits.device)).sum(-1)  # [B]
-    return (1 - settings.teacher_weight) * loss + settings.teacher_weight * (distilled * weights).mean()
+    weights, targets, ends = (part[rows].to(logits.device) for part in (data.weights, data.targets, data.ends))
+    states, timing = logits.tensor_split([targets.shape[1]], 1)
+    loss = (state_losses(states, targets) * weights).mean()
+    if teacher_p is not None:
+        distilled = -(functional.log_softmax(states, -1) * teacher_p.to(logits.device)).sum(-1)  # [B]
+        loss = (1 - settings.teacher_weight) * loss + settings.teacher_weight * (distilled * weights).mean()
+    if timing.shape[1]:
+        known = functional.cross_entropy(timing, ends, ignore_index=_UNKNOWN, reduction="sum")
+        loss = loss + settings.timing_weight * known / len(rows)
+    return loss
 
 
 def _evaluate(model: ProbeModel, dev: LabelledLayouts, prefixes: Prefixes) -> tuple[float, float]:
-    """Loss at the best temperature, and accuracy, where accepted states count as right."""
-    found = score_prefixes(model, prefixes)
+    """Loss of the states at the best temperature, and accuracy, where accepted states count as right."""
+    found = score_prefixes(model, prefixes)[:, : dev.targets.shape[1]]
     losses = [
         float(
             (target_losses(torch.from_numpy(apply_temperature(found, temperature)), dev.targets) * dev.weights).mean()
@@ -295,7 +312,8 @@ def train_probe(
     if truncation.any or dev_truncation.any:
         say(f"longer than the {limit} tokens of this model: in training {truncation}; held out {dev_truncation}")
     fingerprint = fingerprint_of(model, tokenizer)
-    probe_model, teacher = _models(run, states, model, start_tokens(tokenizer), fingerprint)
+    timing = is_learnable(samples) and is_learnable(dev_samples)
+    probe_model, teacher = _models(run, states, model, start_tokens(tokenizer), fingerprint, timing=timing)
     tokens = run.memory_gb * 2**30 / kv_bytes_per_token(probe_model.prefix_model)
     max_tokens, max_dev_tokens = (max(1, int(tokens * share)) for share in (1 - _DEV_SHARE, _DEV_SHARE))
     in_memory = shards(dev_layouts, max_dev_tokens)[0]
@@ -330,6 +348,8 @@ def _models(
     base: PreTrainedModel,
     start: Sequence[Token],
     fingerprint: Fingerprint,
+    *,
+    timing: bool,
 ) -> tuple[ProbeModel, ProbeModel | None]:
     """The model to train and its teacher, if there is one, around the same base."""
     teacher = None
@@ -340,7 +360,7 @@ def _models(
         if run.recipe.lora is not None:
             raise UsageError("a teacher is for rows; alora learns more from the labels alone")
         teacher = ProbeModel.from_adapter(run.teacher, base)
-    model = ProbeModel(base, states, start, num_probes=run.recipe.num_probes, lora=run.recipe.lora)
+    model = ProbeModel(base, states, start, num_probes=run.recipe.num_probes, lora=run.recipe.lora, timing=timing)
     if run.start is not None:
         run.start.check(fingerprint)
         rows, ours = run.start.rows, model.rows()
@@ -362,9 +382,17 @@ def _calibrated(
     samples: Sequence[Sample],
     p: Probabilities,
 ) -> Adapter:
-    """The adapter, calibrated on the held-out samples by a temperature and by thresholds; p: [N, S]."""
-    temperature = fit_temperature(samples, p, states)
-    model.apply_temperature(temperature)
+    """The adapter, calibrated on the held-out samples by temperatures and by thresholds; p: [N, S] or [N, S + 2]."""
+    p, timing = np.split(p, [len(states)], axis=1)
+    temperature = fit_temperature(p, accepted(samples, states))
+    temperatures, facts = [temperature], {**facts, "temperature": round(temperature, 3)}
+    if timing.shape[1]:
+        known = [i for i, sample in enumerate(samples) if sample.ends is not None]
+        ends = np.array([bool(samples[i].ends) for i in known])
+        temperatures.append(fit_temperature(timing[known], np.stack([~ends, ends], 1)))
+        figures = {"n": len(known), "auc": rounded(auc(timing[known, 1], ends))}
+        facts["timing"] = {**figures, "temperature": round(temperatures[1], 3)}
+    model.apply_temperatures(*temperatures)
     adapter = Adapter(
         run.recipe.kind,
         states,
@@ -372,7 +400,7 @@ def _calibrated(
         model.lora(),
         fingerprint=fingerprint,
         name=facts["base"],
-        facts={**facts, "temperature": round(temperature, 3)},
+        facts=facts,
     )
     return calibrated(adapter, samples, apply_temperature(p, temperature))
 
