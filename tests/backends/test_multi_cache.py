@@ -223,7 +223,7 @@ def test_a_full_cache_delays_no_session_in_another() -> None:
     crowd, one, other = neighbours()
     assert home(crowd, one) != home(crowd, other)
     fill(crowd, one)
-    other.hear("oh (radio)", "aside")  # so it has most to feed
+    other.hear("oh radio talk", "aside")  # so it has most to feed
     judged = sum(isinstance(event, Decided) for event in other.events)
     crowd.tick()
     assert sum(isinstance(event, Decided) for event in other.events) == judged + 1, "in the very pass"

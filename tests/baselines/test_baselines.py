@@ -39,7 +39,7 @@ def spoken_to(make, *overheard, ticks_between=1):
 
 def test_listening_costs_the_sequential_session_one_pass_more_each_time():
     alone = spoken_to(Session)
-    asides = ("mhm", "(radio)", "mhm mhm")
+    asides = ("mhm", "radio talk", "mhm mhm")
     cdm, sequential = spoken_to(Session, *asides), spoken_to(Sequential, *asides, ticks_between=2)
     assert cdm.trace.num_passes == alone.trace.num_passes
     assert cdm.trace.passes[Phase.OVERLAP] == 3

@@ -11,7 +11,7 @@ from duologue.core.transitions import Interruptible
 from duologue.types import Role, Turn
 from scripted import CHATML, STATES, STRICT, Talk
 
-SPOKEN = "what is the weather stop mhm go on about a please (radio) continue , x"
+SPOKEN = "what is the weather stop mhm go on about a please radio talk continue , x"
 WORDS = [*SPOKEN.split(), "🎉", "é", "<|im_end|>"]
 KINDS = ["hear"] * 6 + ["tick"] * 8 + ["heard", "advance", "stop", "resume", "respond", "edit", "late", "protect"]
 

@@ -95,7 +95,7 @@ def test_words_are_judged_where_there_is_no_room_for_an_answer_to_them():
     talk.hear("q")
     talk.run()
     assert 144 < len(sequence(talk).items) <= 192, "too short for a compaction, too long for the words and an answer"
-    aside = "x" * 32 + " (radio)"
+    aside = "x" * 32 + " radio talk"
     talk.hear(aside, "aside")
     talk.tick()
     assert [e.text for e in talk.events if isinstance(e, Dropped)] == [aside], "nothing was waited for"
@@ -109,7 +109,7 @@ def test_a_context_that_is_made_shorter_during_an_answer_has_room_for_the_answer
     talk.hear("q")
     talk.tick(62)
     assert talk.session.running is not None
-    talk.hear("oh (radio)", "aside")  # for an answer to these words there would be no room
+    talk.hear("oh radio talk", "aside")  # for an answer to these words there would be no room
     talk.tick()
     assert talk.session.running is not None
     assert talk.session._output.compaction is not None
@@ -346,12 +346,12 @@ def test_words_are_tokenised_once_for_each_change(monkeypatch):
     talk.run()
     talk.hear("what is the tale")
     talk.tick(20)
-    talk.hear("wait (radio)", "aside", final=False)
+    talk.hear("wait radio talk", "aside", final=False)
     talk.tick(3)
     talk.hear("wait what is it", "aside")
     talk.tick(20)
     assert talk.kinds().count("Decided") == 4
     assert talk.kinds().count("Promoted") == 2
     assert sorted(calls) == sorted(
-        [("what is the", True), ("what is the tale", True), ("wait (radio)", False), ("wait what is it", False)]
+        [("what is the", True), ("what is the tale", True), ("wait radio talk", False), ("wait what is it", False)]
     )

@@ -104,7 +104,7 @@ def test_new_words_are_judged_in_the_next_pass_whatever_else_is_being_fed() -> N
     for _ in range(3):
         crowd.guest(history=LONG)
     crowd.tick(2)
-    speakers[0].hear("oh (radio)", "aside")
+    speakers[0].hear("oh radio talk", "aside")
     judged = sum(isinstance(event, Decided) for event in speakers[0].events)
     crowd.tick(2)
     assert sum(isinstance(event, Decided) for event in speakers[0].events) == judged + 1
@@ -163,9 +163,9 @@ def test_making_contexts_shorter_takes_half_of_a_pass_while_somebody_speaks() ->
     assert [fed(batch) for batch in crowd.batches] == [1 + 64 // 2] * 5
     left = sorted(guest.session.compaction_backlog for guest in guests)
     assert left[1] - left[0] > 100, "one after the other"
-    speaker.hear("oh (radio)", "aside")
+    speaker.hear("oh radio talk", "aside")
     crowd.tick()
-    assert [e.text for e in speaker.events if isinstance(e, Decided)][-1] == "oh (radio)"
+    assert [e.text for e in speaker.events if isinstance(e, Decided)][-1] == "oh radio talk"
     crowd.run()
     assert all(guest.first(Trimmed) for guest in guests)
 
@@ -175,11 +175,11 @@ def test_words_come_before_contexts_that_are_made_shorter_but_not_for_ever() -> 
     guest, hearer = being_trimmed(crowd), crowd.guest()
     for number in range(10):
         wanted = guest.session.compaction_backlog
-        hearer.hear(f"aside {number} (radio)", f"aside{number}")
+        hearer.hear(f"aside {number} radio talk", f"aside{number}")
         crowd.tick()
         assert wanted - guest.session.compaction_backlog == (64 // 4 if number % 4 == 3 else 0), number
     decided = [e.text for e in hearer.events if isinstance(e, Decided)]
-    assert decided == [f"aside {number} (radio)" for number in range(10)]
+    assert decided == [f"aside {number} radio talk" for number in range(10)]
 
 
 def test_contexts_are_made_shorter_in_whole_passes_while_all_are_silent() -> None:
@@ -435,7 +435,7 @@ def test_evicted_answers_are_those_of_the_session_that_was_quiet_longest() -> No
         guest.told(guest.session.heard(20))
         guest.told(guest.session.stop())
         crowd.run()
-    guests[0].hear("hm (radio)", "aside")
+    guests[0].hear("hm radio talk", "aside")
     crowd.run()
     suspended = [guest.session._output.suspended[0] for guest in guests]
     for expected in ([False, True, False], [False, True, True], [True, True, True]):

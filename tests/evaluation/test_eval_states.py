@@ -38,7 +38,7 @@ SAMPLES = (
     Sample("what is the", INCOMPLETE, "own", kind="cut"),
     Sample("what is a cat", PROCESS, "own"),
     Sample("and the", PROCESS, "own", context=TALK, speaking=True),
-    Sample("(radio)", IGNORE, "radio", context=TALK, speaking=True, kind="talk"),
+    Sample("radio talk", IGNORE, "radio", context=TALK, speaking=True, kind="talk"),
     Sample("mhm", IGNORE, "radio", context=TALK),
     Sample("where is my hat", IGNORE, "radio", context=LONGER, speaking=True, kind="talk"),
     Sample("be quiet", STOP, "own", context=LONGER, speaking=True),
@@ -90,6 +90,14 @@ def test_rows_get_their_own_probabilities_and_nothing_stays_cached(max_seqs: int
     judged, _ = judge_model(ROWS, model)
     assert list(judged.decisions) == DECIDED
     assert model.backend.usage().num_seqs == 0
+
+
+def test_non_speech_text_is_ignored_unread_as_in_a_session() -> None:
+    rows = rows_of([Sample("[NOISE]", IGNORE, "own", context=TALK, speaking=True), SAMPLES[0]])
+    judged, _ = judge_model(rows, scripted_model(), num_latencies=0)
+    assert list(judged.decisions) == [IGNORE, INCOMPLETE]
+    assert judged.p is not None
+    assert list(judged.p[0]) == [0, 0, 1, 0]
 
 
 def test_a_decision_is_that_of_a_session() -> None:
@@ -352,13 +360,13 @@ def test_the_base_is_asked_by_prompting() -> None:
     def judge(ids: list[int]) -> list[float]:
         text = ByteTokenizer().decode(ids)
         seen.append(text)
-        return [0.1, 0.1, 0.7, 0.1] if "(radio)" in text else [0.7, 0.1, 0.1, 0.1]
+        return [0.1, 0.1, 0.7, 0.1] if "radio talk" in text else [0.7, 0.1, 0.1, 0.1]
 
     found = dict(baselines.by_prompting(ROWS, scripted_model(judge)))
     assert list(found) == ["prompted", "prompted-5"]
     for judged in found.values():
         assert isinstance(judged, Judgement)
-        assert [state is IGNORE for state in judged.decisions] == ["(radio)" in s.text for s in SAMPLES]
+        assert [state is IGNORE for state in judged.decisions] == ["radio talk" in s.text for s in SAMPLES]
     assert sum("Example:" in text for text in seen) == len(SAMPLES)
 
 

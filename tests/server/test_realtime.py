@@ -154,6 +154,32 @@ def test_a_backchannel_changes_nothing():
     run(talk())
 
 
+def test_non_speech_text_is_not_judged_and_nobody_reads_it():
+    async def talk() -> None:
+        async with answering(**SLOW) as server:
+            peer = await join(server, "?duplex=1")
+            await speaking(peer)
+            await peer.type("[NOISE]", name="noise")
+            assert (await peer.until("conversation.item.deleted"))["item_id"] == "noise"
+            await peer.say("response.create", event_id="late")
+            assert (await peer.error())["code"] == "conversation_already_has_active_response"
+            await peer.say("input.text.append", text="(coughs)", final=True)
+            await peer.said(60)
+            assert "overlap.decision" not in peer.kinds()
+            assert peer.kinds().count("response.created") == 1
+            await peer.say("response.cancel")
+            await peer.until("response.done")
+            await peer.type("*sighs*")
+            await peer.type("hello")
+            await peer.say("response.create")
+            await peer.until("response.done")
+            await peer.say("playback.ack", played_chars=9)
+            await peer.until("playback.acknowledged")
+            assert history(server)[-2:] == [("user", "hello"), ("assistant", "Hi there.")]
+
+    run(talk())
+
+
 @pytest.mark.parametrize("metadata", [None, {}, {"n": "2"}, {"client_event_id": "2"}])
 def test_a_question_interrupts(metadata):
     async def talk() -> None:

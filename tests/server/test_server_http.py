@@ -57,6 +57,7 @@ BAD: list[dict[str, Any]] = [
     {"messages": []},
     {"messages": "hi"},
     {"messages": [user("")]},
+    {"messages": [user("[NOISE]")]},
     {"messages": [user("hi"), {"role": "assistant", "content": "x"}]},
     {"messages": [{"role": "tool", "content": "x"}]},
     {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},

@@ -58,7 +58,7 @@ def judged(words: str) -> InputState:
     """What the script thinks of a user's turn, by how it ends."""
     if words.endswith(("stop", "be quiet")):
         return InputState.STOP
-    if words.endswith(("mhm", "aside", "(radio)")):
+    if words.endswith(("mhm", "aside", "radio talk")):
         return InputState.IGNORE
     if words.endswith(("the", "a", "about", "to", ",")):
         return InputState.INCOMPLETE

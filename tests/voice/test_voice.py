@@ -93,7 +93,7 @@ async def test_stop_silences_it_and_nothing_follows() -> None:
 
 @in_loop
 async def test_what_sounded_like_stop_and_was_not_lets_it_go_on() -> None:
-    async with spoken({0.4: "stop", 0.9: "stop (radio)"}) as talk:
+    async with spoken({0.4: "stop", 0.9: "stop radio talk"}) as talk:
         await asked(talk)
         await talk.hears(1.2, speech=True)
         assert talk.times("cut")
@@ -327,7 +327,7 @@ async def test_an_answer_that_yielded_to_nothing_goes_on_to_its_end() -> None:
 
 @in_loop
 async def test_words_that_are_ignored_three_times_end_the_pause_and_twice_do_not() -> None:
-    words = ["and a", "and a mhm", "and a (radio)", "and a mhm to", "to mhm", "to (radio)", "to mhm mhm"]
+    words = ["and a", "and a mhm", "and a radio talk", "and a mhm to", "to mhm", "to radio talk", "to mhm mhm"]
     script = {0.4 + 0.8 * number: text for number, text in enumerate(words)}
     async with spoken(script, yield_s=1.0) as talk:
         await asked(talk)
@@ -405,7 +405,7 @@ async def test_short_words_that_want_more_are_answered_if_they_are_meant_for_it(
 
 @in_loop
 async def test_words_that_are_meant_for_others_make_it_wait_for_nothing() -> None:
-    async with spoken({0.4: "(radio)"}, yield_s=1.0) as talk:
+    async with spoken({0.4: "radio talk"}, yield_s=1.0) as talk:
         await asked(talk)
         await talk.hears(2.0, speech=True)
         assert talk.times("decided", state="ignore")

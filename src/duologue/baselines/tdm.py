@@ -186,8 +186,11 @@ class Tdm(BaseSession):
         self._changed_at = self.now
         self._log.add(Received(self.now, utterance, text, final))
 
-    def _refuse(self, utterance: str, excerpt: str, *, final: bool) -> None:
-        self._log.add(Dropped(self.now, utterance, excerpt, "too long"))
+    def _may_take_back(self, utterance: str) -> bool:
+        return find_open(self._waiting, utterance) is not None
+
+    def _refuse(self, utterance: str, excerpt: str, reason: str, *, final: bool) -> None:
+        self._log.add(Dropped(self.now, utterance, excerpt, reason))
         known = find_open(self._waiting, utterance)
         if known is not None:
             self._waiting.remove(known)

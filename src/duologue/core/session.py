@@ -23,6 +23,7 @@ from duologue.core.output_channel import OutputChannel
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template, lay_out
 from duologue.core.transitions import Floor, Interruptible, Transition, transition
+from duologue.core.words import words_in
 from duologue.errors import ContextOverflow, UsageError, require
 from duologue.types import InputState, Token, Turn, well_formed
 
@@ -126,13 +127,20 @@ class BaseSession(ABC):
 
         The paper's slices are passed in the same way: each call adds one slice (`duologue.text.slicing.partials`).
         Empty text is the onset of speech. `final` ends the utterance; afterwards, the same id names a new one. A text
-        of more than `SessionConfig.max_user_characters` is refused, and nothing of it is kept.
+        of more than `SessionConfig.max_user_characters` is refused, and nothing of it is kept. Non-speech text (see
+        `words_in`) is dropped unread, or takes back the words that it replaces.
         """
         if len(text) > self.config.max_user_characters:
             self._log.add(Refused(self.now, utterance, self.config.too_long))
-            self._refuse(utterance, well_formed(text[:_EXCERPT]).strip(), final=final)
+            self._refuse(utterance, well_formed(text[:_EXCERPT]).strip(), "too long", final=final)
+            return self._settle()
+        text = well_formed(text).strip()
+        words = words_in(text)
+        if text and not words and not self._may_take_back(utterance):
+            self._log.add(Received(self.now, utterance, text, final))
+            self._refuse(utterance, text, "no words", final=final)
         else:
-            self._hear(utterance, well_formed(text).strip(), final=final)
+            self._hear(utterance, words, final=final)
         return self._settle()
 
     def heard(self, position: int, *, answer: int | None = None) -> list[Event]:
@@ -215,11 +223,15 @@ class BaseSession(ABC):
 
     @abstractmethod
     def _hear(self, utterance: str, text: str, *, final: bool) -> None:
-        """See `hear`; `text` is well-formed, stripped and not too long."""
+        """See `hear`; `text` is well-formed, stripped, not too long, and empty if it is non-speech text."""
 
     @abstractmethod
-    def _refuse(self, utterance: str, excerpt: str, *, final: bool) -> None:
-        """Handle the refusal of words of `utterance` that begin with `excerpt`."""
+    def _refuse(self, utterance: str, excerpt: str, reason: str, *, final: bool) -> None:
+        """Drop a text of `utterance` that begins with `excerpt`, for `reason`, without reading it."""
+
+    @abstractmethod
+    def _may_take_back(self, utterance: str) -> bool:
+        """Whether earlier words of `utterance` can still be taken back."""
 
     @abstractmethod
     def _heard(self, answer: Answer, position: int) -> None:
@@ -384,11 +396,16 @@ class Session(BaseSession):
         if final and self.input_text == "":
             self._give_up("retracted")
 
-    def _refuse(self, utterance: str, excerpt: str, *, final: bool) -> None:
+    def _may_take_back(self, utterance: str) -> bool:
+        answer = self.running
+        is_unheard = answer is not None and not answer.num_heard and answer.find(utterance) is not None
+        return is_unheard or self._input.find(utterance) is not None
+
+    def _refuse(self, utterance: str, excerpt: str, reason: str, *, final: bool) -> None:
         if self._input.find(utterance) is not None:
-            self._give_up("too long")
+            self._give_up(reason)
         else:
-            self._log.add(Dropped(self.now, utterance, excerpt, "too long"))
+            self._log.add(Dropped(self.now, utterance, excerpt, reason))
         if final:
             self._input.memory.end(utterance)
             if self.running is not None and (answered := self.running.find(utterance)):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from duologue.core.words import words_in
 from duologue.data.samples import Sample
 from duologue.decisions.calibration import expected_calibration_error, reliability
 from duologue.decisions.metrics import DecisionMetrics, metrics_by, rounded
@@ -60,6 +61,8 @@ def judge_model(
     check_labels(rows, states)
     layouts = lay_out(rows, model)
     p = score(model, layouts, progress=progress)
+    is_unread = [not words_in(sample.text) for sample in rows.samples]  # non-speech text, which a session drops
+    p[is_unread] = [float(state is InputState.IGNORE) for state in states]
     policy = model.policy()
     thresholds = (policy.idle, policy.speaking)
     if progress is not None and num_latencies:

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from duologue.core.answer import Answer
 from duologue.core.events import Committed, Finished, Said
+from duologue.core.words import words_in
 from duologue.errors import BadData, DuologueError, EngineError, EngineFull, UsageError
 from duologue.server.conversation import Conversation
 from duologue.server.conversations import Conversations
@@ -207,8 +208,8 @@ def _conversation_of(body: dict[str, Any], messages: list[Any]) -> tuple[Convers
             system.append(text)
         else:
             turns.append(Turn(Role(role), text))
-    if not turns or turns[-1].role is not Role.USER or not turns[-1].text.strip():
-        raise Rejection("the last message must be a user message with text", param="messages")
+    if not turns or turns[-1].role is not Role.USER or not words_in(turns[-1].text):
+        raise Rejection("the last message must be a user message with words", param="messages")
     chosen = {name: body[name] for name in ("temperature", "top_p", "seed") if body.get(name) is not None}
     chosen["max_answer"] = body.get("max_completion_tokens", body.get("max_tokens"))
     settings = ConversationSettings.from_json({**chosen, "hearing": "shown", "system": "\n\n".join(system) or None})

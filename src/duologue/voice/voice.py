@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from duologue.core import events as e
+from duologue.core.words import words_in
 from duologue.errors import DuologueError, UsageError
 from duologue.types import InputState
 from duologue.voice.engines.interfaces import Recogniser, SpeechDetector, Synthesiser
@@ -261,7 +262,7 @@ class Voice:
         to, began, loop = utterance.num_samples, self.now, asyncio.get_running_loop()
         before = loop.time()
         try:
-            text = await utterance.recognition.hear(utterance.take(), last=utterance.is_ending)
+            text = words_in(await utterance.recognition.hear(utterance.take(), last=utterance.is_ending))
         except DuologueError as error:
             self._note("recogniser_failed", message=str(error))
             text = utterance.text

@@ -429,6 +429,7 @@ const OUTCOMES = {
   stop: "stopped",
   patience: "never finished, dropped",
   retracted: "taken back",
+  "no words": "no words",
   deaf: "not heard: it was talking",
   "too long": "too long",
   "no room": "no room for it",

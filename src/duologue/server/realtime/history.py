@@ -130,8 +130,7 @@ def turns(items: Iterable[Item]) -> list[Turn]:
 
     System items become part of the user's turn, because chat templates allow only one system prompt."""
     return merged(
-        Turn(Role.ASSISTANT, item.text) if item.role == "assistant" else Turn(Role.USER, item.text.strip())
-        for item in items
+        Turn(Role.ASSISTANT, item.text) if item.role == "assistant" else Turn(Role.USER, item.words) for item in items
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from duologue.core.words import words_in
 from duologue.server.fields import Rejection
 from duologue.server.realtime.messages import MOST_ID
 from duologue.types import well_formed
@@ -60,6 +61,11 @@ class Item:
     utterance: Utterance | None = None
     is_audio: bool = False  # spoken: `text` is its transcript
     played: list[tuple[float, int]] = field(default_factory=list)  # seconds of its sound, characters that end there
+
+    @property
+    def words(self) -> str:
+        """What the model reads of it: nothing of a user's non-speech text."""
+        return words_in(self.text) if self.role == "user" else self.text.strip()
 
     def length_at(self, seconds: float, rate: float) -> int:
         """Characters heard within `seconds`, by its sound or at `rate` characters per second."""
@@ -186,7 +192,7 @@ class Items:
 
 def words(items: Iterable[Item]) -> str:
     """The user's turn that consists of `items`, joined as a session joins utterances."""
-    return " ".join(text for item in items if (text := item.text.strip()))
+    return " ".join(text for item in items if (text := item.words))
 
 
 @dataclass(eq=False, slots=True)
@@ -282,7 +288,7 @@ class Listening:
     def drop(self, text: str) -> list[Item]:
         """Remove the words `text`, the newest or all, which were dropped. Returns their items."""
         at = len(self.items) if text else 0
-        while at and words(self.items[at:]) != text:
+        while at and " ".join(item.text.strip() for item in self.items[at:]) != text:
             at -= 1
         gone, self.items = self.items[at:], self.items[:at]
         return gone

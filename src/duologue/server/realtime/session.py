@@ -138,7 +138,7 @@ class RealtimeSession:
         self.request = replace(request, is_started=True)
         for item in waiting:
             item.utterance = None  # it is in the conversation, and no longer grows
-            if item.text.strip() and item not in self.listening.items:
+            if item.words and item not in self.listening.items:
                 self.hear(item)
         self.handle.limit(min(request.max_output_tokens or self.max_tokens, self._most_tokens))
         self.handle.respond()
@@ -461,6 +461,7 @@ class RealtimeSession:
 _WHY = {
     "ignore": "the words were none of the assistant's business, and the answer that there is goes on",
     "stop": "the words asked for silence, so nothing is said",
+    "no words": "there are no words in it, only what recognisers write for sounds",
     "patience": "the words stayed incomplete, and the answer that there is goes on",
 }
 _ACTIONS = {
