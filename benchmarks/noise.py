@@ -97,7 +97,7 @@ def could_draw(
     summed up from the most probable token on. Noise moves the ends of the intervals and swaps near ties.
     """
     seq = backend.fork(None)
-    p = backend.forward([Extend(seq, tuple(ids), watch=tuple(range(backend.info.vocab_size)))])[0].p
+    p = backend.forward([Extend(seq, tuple(ids), watch=(tuple(range(backend.info.vocab_size)),))])[0].p[0]
     backend.free(seq)
     floor = 1e-30
     logits = [math.log(max(x, floor)) / sampling.temperature for x in p]

@@ -56,7 +56,7 @@ def _listen(model: Model, seqs: list[int]) -> int:
     """Hear words after each answer and roll them back. Returns the number of decisions."""
     words = (*model.template.joint(Role.ASSISTANT, Role.USER), *model.template.user("wait a moment", first=False))
     decides = model.adapter.kind != "prompted"
-    probe, watch = (model.probe.tokens, model.probe.watch) if decides else (words[:1], ())
+    probe, watch = (model.probe.tokens, model.probe.groups) if decides else (words[:1], ())
     forks = [model.backend.fork(seq, model.backend.length(seq)) for seq in seqs]
     model.backend.forward([Extend(fork, (*words, *probe), watch=watch) for fork in forks])
     for fork in forks:

@@ -107,7 +107,7 @@ def test_a_lora_on_a_layer_that_is_not_called_once_is_refused(monkeypatch: pytes
     monkeypatch.setitem(attention._modules, "o_proj", _Around(layer, num_calls))
     seq = backend.fork(None)
     with pytest.raises(UnsupportedModel, match=r"layers\.0\.self_attn\.o_proj"):
-        backend.forward([Extend(seq, (5, VOCAB_SIZE), watch=(VOCAB_SIZE + 1,))])
+        backend.forward([Extend(seq, (5, VOCAB_SIZE), watch=((VOCAB_SIZE + 1,),))])
     assert backend.length(seq) == 0
     assert not layer._forward_hooks
 

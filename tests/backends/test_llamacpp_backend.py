@@ -90,9 +90,9 @@ def ids(count: int, seed: int = 0) -> tuple[int, ...]:
 def asked(backend, tokens) -> np.ndarray:
     """State probabilities after `tokens` in a fresh sequence."""
     seq = backend.fork(None)
-    (step,) = backend.forward([Extend(seq, (*tokens, PROBE), watch=STATES)])
+    (step,) = backend.forward([Extend(seq, (*tokens, PROBE), watch=(STATES,))])
     backend.free(seq)
-    return np.array(step.p)
+    return np.array(step.p[0])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -121,8 +121,8 @@ def test_a_rolled_back_sequence_is_as_if_nothing_had_been_fed(opened, name):
     for seed in range(5):  # far beyond the window of the layers that have one, until cells are used again
         backend.forward([Extend(seq, ids(80, seed))])
         backend.truncate(seq, 20)
-    (step,) = backend.forward([Extend(seq, (PROBE,), watch=STATES)])
-    np.testing.assert_allclose(step.p, expected, atol=NEAR)
+    (step,) = backend.forward([Extend(seq, (PROBE,), watch=(STATES,))])
+    np.testing.assert_allclose(step.p[0], expected, atol=NEAR)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -135,8 +135,8 @@ def test_rolling_back_beyond_the_window_finds_everything_in_its_place(opened, na
     backend.free(first)
     backend.forward([Extend(other, ids(30, 2))])
     backend.truncate(long, 15)
-    (step,) = backend.forward([Extend(long, (PROBE,), watch=STATES)])
-    np.testing.assert_allclose(step.p, asked(backend, ids(60)[:15]), atol=NEAR)
+    (step,) = backend.forward([Extend(long, (PROBE,), watch=(STATES,))])
+    np.testing.assert_allclose(step.p[0], asked(backend, ids(60)[:15]), atol=NEAR)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -150,8 +150,8 @@ def test_channels_share_a_prefix_and_do_not_see_each_other(opened, name):
     assert backend.usage().kv_entries == len(prefix)
     backend.forward([Extend(answer, said), Extend(channel, heard[:3])])
     backend.free(answer)
-    (step,) = backend.forward([Extend(channel, (*heard[3:], PROBE), watch=STATES)])
-    np.testing.assert_allclose(step.p, expected, atol=NEAR)
+    (step,) = backend.forward([Extend(channel, (*heard[3:], PROBE), watch=(STATES,))])
+    np.testing.assert_allclose(step.p[0], expected, atol=NEAR)
 
 
 @pytest.mark.parametrize("first", ["fork", "watch", "few"])
@@ -171,10 +171,10 @@ def test_a_text_in_the_prefill_cache_gives_the_same_results(opened, first):
             backend.forward([Extend(reader, text[33:36])])
             backend.truncate(reader, 33)
         child = backend.fork(reader, 20) if first == "fork" else backend.fork(None)
-        wanted = [Extend(child, (*other, PROBE), watch=STATES), Extend(reader, (*other, PROBE), watch=STATES)]
+        wanted = [Extend(child, (*other, PROBE), watch=(STATES,)), Extend(reader, (*other, PROBE), watch=(STATES,))]
         assert backend.num_passes(wanted) == 1
         steps = backend.forward(wanted)
-        found.append([p for step in steps for p in step.p])
+        found.append([p for step in steps for p in step.p[0]])
         assert backend.length(reader) == 33 + 21
         assert backend.usage().kv_entries == 7 + 33 + 21 + 21
         backend.free(reader)
@@ -217,8 +217,8 @@ def test_a_failure_in_either_cache_undoes_both(opened, monkeypatch):
     assert (backend.length(reader), backend.length(speaker)) == (0, 5)
     monkeypatch.undo()
     backend.forward(batch)
-    (step,) = backend.forward([Extend(reader, (PROBE,), watch=STATES)])
-    np.testing.assert_allclose(step.p, asked(backend, ids(20)), atol=NEAR)
+    (step,) = backend.forward([Extend(reader, (PROBE,), watch=(STATES,))])
+    np.testing.assert_allclose(step.p[0], asked(backend, ids(20)), atol=NEAR)
 
 
 @pytest.mark.parametrize(("name", "options"), [("llama", {}), ("gemma3", {}), ("llama", APART)])
@@ -251,9 +251,9 @@ def test_ten_thousand_operations_leak_nothing(opened, name, options):
     for seq in list(held)[1:]:
         backend.free(seq)
     seq, tokens = next(iter(held.items()))
-    (step,) = backend.forward([Extend(seq, (PROBE,), watch=STATES)])
+    (step,) = backend.forward([Extend(seq, (PROBE,), watch=(STATES,))])
     backend.free(seq)
-    np.testing.assert_allclose(step.p, asked(backend, tokens), atol=NEAR)
+    np.testing.assert_allclose(step.p[0], asked(backend, tokens), atol=NEAR)
     assert backend.usage() == Usage(0, 0, 0)
     seq = backend.fork(None)
     backend.forward([Extend(seq, ids(128))])  # every entry can be used
@@ -333,8 +333,8 @@ def test_a_failed_decode_in_the_second_cache_undoes_the_first(files, monkeypatch
         lengths = [backend.length(seq) for seq in (first, second, reader)]
         assert (backend.usage(), lengths) == (before, [5, 5, 0])
     backend.forward(batch)
-    watched = [Extend(first, (PROBE,), watch=STATES), Extend(reader, (PROBE,), watch=STATES)]
-    found = [step.p for step in backend.forward(watched)]
+    watched = [Extend(first, (PROBE,), watch=(STATES,)), Extend(reader, (PROBE,), watch=(STATES,))]
+    found = [step.p[0] for step in backend.forward(watched)]
     for seq in (first, reader):
         backend.free(seq)
     np.testing.assert_allclose(found[0], asked(backend, ids(5) + ids(3, 1)), atol=NEAR)
@@ -413,14 +413,14 @@ def test_a_failure_in_either_pass_undoes_both_and_takes_the_lora_off(opened, fil
             llama_cpp, "llama_decode", lambda *args: calls.append(1) or decode(*args) or 2 * (len(calls) == failing)
         )
         with pytest.raises(EngineError):
-            backend.forward([Extend(seq, (*ids(5, 1), PROBE), watch=STATES), Extend(other, (7,), draw=Draw())])
+            backend.forward([Extend(seq, (*ids(5, 1), PROBE), watch=(STATES,)), Extend(other, (7,), draw=Draw())])
     assert len(calls) == failing
     assert (backend.usage(), backend.length(seq), backend.length(other)) == (before, 10, 0)
     twin = plain.fork(None)
     plain.forward([Extend(twin, ids(10))])
     for b, s in ((backend, seq), (plain, twin)):
         b.forward([Extend(s, ids(5, 1))])
-    extend = Extend(seq, ids(3, 2), watch=tuple(range(20)))
+    extend = Extend(seq, ids(3, 2), watch=(tuple(range(20)),))
     assert backend.forward([extend]) == plain.forward([dataclasses.replace(extend, seq=twin)])
 
 
@@ -460,10 +460,10 @@ ILLEGAL = {
     "twice": (UsageError, lambda b, s: b.forward([Extend(s, (1,)), Extend(s, (2,))])),
     "id too large": (UsageError, lambda b, s: b.forward([Extend(s, (VOCAB_SIZE + 5,))])),
     "negative id": (UsageError, lambda b, s: b.forward([Extend(s, (-1,))])),
-    "watched padding": (UsageError, lambda b, s: b.forward([Extend(s, (1,), watch=(VOCAB_SIZE + 5,))])),
+    "watched padding": (UsageError, lambda b, s: b.forward([Extend(s, (1,), watch=((VOCAB_SIZE + 5,),))])),
     "a state fed": (UsageError, lambda b, s: b.forward([Extend(s, (VOCAB_SIZE + 1,))])),
-    "a probe watched": (UsageError, lambda b, s: b.forward([Extend(s, (1,), watch=(VOCAB_SIZE,))])),
-    "draw and watch": (UsageError, lambda b, s: b.forward([Extend(s, (1,), draw=Draw(), watch=(1,))])),
+    "a probe watched": (UsageError, lambda b, s: b.forward([Extend(s, (1,), watch=((VOCAB_SIZE,),))])),
+    "draw and watch": (UsageError, lambda b, s: b.forward([Extend(s, (1,), draw=Draw(), watch=((1,),))])),
     "unknown": (UnknownSeq, lambda b, s: b.forward([Extend(s, (1,)), Extend(99, (1,))])),
     "context": (ContextOverflow, lambda b, s: b.forward([Extend(s, ids(55))])),
     "capacity": (CacheFull, lambda b, s: b.forward([Extend(s, ids(50)), Extend(b.fork(None), ids(60))])),
@@ -490,9 +490,9 @@ def test_an_illegal_call_raises_and_changes_nothing(opened, case):
         call(backend, seq)
     assert backend.usage().kv_entries == before
     assert backend.length(seq) == 10
-    (step,) = backend.forward([Extend(seq, (PROBE,), watch=STATES)])
+    (step,) = backend.forward([Extend(seq, (PROBE,), watch=(STATES,))])
     backend.free(seq)
-    np.testing.assert_allclose(step.p, asked(backend, ids(10)), atol=NEAR)
+    np.testing.assert_allclose(step.p[0], asked(backend, ids(10)), atol=NEAR)
 
 
 @pytest.mark.parametrize(("status", "error"), [(1, CacheFull), (2, EngineError), (-3, EngineError)])
@@ -507,8 +507,10 @@ def test_a_failed_decode_leaves_the_cache_as_it_was(opened, monkeypatch, status,
         with pytest.raises(error):
             backend.forward([Extend(first, ids(5, 1)), Extend(second, ids(5, 2))])
     assert backend.usage() == before
-    steps = backend.forward([Extend(first, (PROBE,), watch=STATES), Extend(second, (*ids(10), PROBE), watch=STATES)])
-    np.testing.assert_allclose(steps[0].p, steps[1].p, atol=NEAR)
+    steps = backend.forward(
+        [Extend(first, (PROBE,), watch=(STATES,)), Extend(second, (*ids(10), PROBE), watch=(STATES,))]
+    )
+    np.testing.assert_allclose(steps[0].p[0], steps[1].p[0], atol=NEAR)
 
 
 def test_names_are_never_used_twice_and_sequences_are_limited(opened):

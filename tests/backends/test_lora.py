@@ -177,7 +177,7 @@ def judged(model: Model) -> Any:
         ids = model.template.render([Turn(Role.USER, "hi"), Turn(Role.ASSISTANT, "Hello."), Turn(Role.USER, text)])
         seq = backend.fork(None)
         backend.forward([Extend(seq, ids[:-4])])
-        rows.append(backend.forward([Extend(seq, ids[-4:] + model.probe.tokens, watch=model.probe.watch)])[0].p)
+        rows.append(backend.forward([Extend(seq, ids[-4:] + model.probe.tokens, watch=model.probe.groups)])[0].p[0])
         backend.free(seq)
     return np.array(rows)
 

@@ -17,19 +17,19 @@ torch.set_num_threads(1)
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mamba"])
 def test_it_gives_the_results_of_the_plain_model(architecture: str) -> None:
     model = tiny_model(architecture)
-    rows = tiny_rows()
+    rows = tiny_rows(timing=True)
     backend = ReferenceBackend(model, rows=rows)
     seq = backend.fork(None)
     backend.forward([Extend(seq, PREFIX[:6])])
-    watch = (*WATCH, VOCAB_SIZE + 1, VOCAB_SIZE + 4)
+    watch = ((*WATCH[0], VOCAB_SIZE + 1, VOCAB_SIZE + 4), (VOCAB_SIZE + 5, VOCAB_SIZE + 6))
     step = backend.forward([Extend(seq, PREFIX[6:], watch=watch)])[0]
     with torch.no_grad():
         plain = model(torch.tensor([PREFIX]), output_hidden_states=True)
-    logits = np.concatenate(
-        [plain.logits[0, -1, list(WATCH)], rows.states[[0, 3]] @ plain.hidden_states[-1][0, -1].numpy()]
-    )
-    weights = np.exp(logits - logits.max())
-    np.testing.assert_allclose(step.p, weights / weights.sum(), atol=1e-5)
+    hidden = plain.hidden_states[-1][0, -1].numpy()
+    mixed = np.concatenate([plain.logits[0, -1, list(WATCH[0])], rows.states[[0, 3]] @ hidden])
+    for p, logits in zip(step.p, (mixed, rows.timing @ hidden), strict=True):
+        weights = np.exp(logits - logits.max())
+        np.testing.assert_allclose(p, weights / weights.sum(), atol=1e-5)
 
 
 def test_it_holds_no_kv_but_counts_entries() -> None:

@@ -253,6 +253,65 @@ def test_a_sure_answer_is_released_at_once_and_the_end_releases_too():
     assert ended.said == "It is a cat."
 
 
+def ends(words):
+    return 1.0 if words.endswith("it") else 0.25
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_with_a_timing_pair_a_statement_is_waited_for_and_a_question_is_not(final):
+    talk = Talk(SHORT, ends=ends)
+    talk.hear("what is it", final=final)
+    assert only(talk.run(), Decided).decision.p_ends == 1.0
+    assert talk.said == "It is a cat."
+    talk.hear("hi", "v", final=final)
+    assert only(talk.run(), Decided).decision.p_ends == 0.25
+    assert talk.session.running.text == "Hello there."
+    assert talk.session.next_deadline == pytest.approx(1.5), "three quarters of two seconds"
+    talk.advance(1.4)
+    assert talk.said == "It is a cat."
+    talk.advance(0.1)
+    assert talk.said == "It is a cat.Hello there."
+
+
+def test_the_end_of_words_does_not_release_what_is_waited_for_and_respond_does():
+    talk = Talk(SHORT, ends=ends, policy=Policy(p_sure=0.5))
+    talk.hear("hi", final=False)
+    talk.run()
+    talk.hear("hi", final=True)
+    assert talk.said == ""
+    talk.advance(0.5)
+    talk.hear("", "v", final=False)
+    assert talk.session.next_deadline == pytest.approx(2.0), "somebody begins to speak: the wait starts again"
+    talk.told(talk.session.respond())
+    assert talk.said == "Hello there."
+
+
+def test_by_voice_the_timing_pair_counts_from_the_end_of_the_words():
+    talk = Talk(SHORT, ends=ends, policy=Policy(needs_final=True, p_sure=1.1, settle_ms=3000))
+    talk.hear("hi", final=False)
+    talk.run()
+    assert talk.session.next_deadline == pytest.approx(3.0), "they may change"
+    talk.advance(0.8)
+    talk.hear("hi", final=True)
+    assert talk.session.next_deadline == pytest.approx(1.5)
+    late = Talk(SHORT, ends=ends, policy=Policy(needs_final=True, settle_ms=3000))
+    late.hear("hi", final=False)
+    late.run()
+    late.advance(1.8)
+    assert late.said == ""
+    late.hear("hi", final=True)
+    assert late.said == "Hello there."
+
+
+def test_what_follows_in_the_wait_joins_the_turn():
+    talk = Talk(SHORT, ends=ends)
+    talk.hear("what is")
+    talk.run()
+    assert talk.kinds(talk.hear("it", "v") + talk.run())[:2] == ["Decided", "TakenBack"]
+    assert talk.turns == [("user", "what is it"), ("assistant", "It is a cat.")]
+    talk.check_cache()
+
+
 def test_more_words_of_the_utterance_take_the_unheard_answer_back():
     talk = Talk(SHORT, policy=Policy(p_sure=1.1))
     talk.hear("what is", final=False)
@@ -406,6 +465,8 @@ def test_eagerness_moves_waits_and_threshold():
     p = (0.4, 0.6, 0.0)
     assert Policy().decide(states, p, speaking=False).state is InputState.INCOMPLETE
     assert eager.decide(states, p, speaking=False).state is InputState.PROCESS
+    decision = Policy().decide(states, p, speaking=False, p_ends=0.25)
+    assert [policy.wait_s(decision, final=True) for policy in (calm, Policy(), eager)] == [3.0, 1.5, 0.75]
     strict = Policy(speaking=Thresholds(process=0.9))
     assert strict.decide(states, (0.6, 0.4, 0.0), speaking=True).state is InputState.INCOMPLETE
     assert strict.decide(states, (0.6, 0.4, 0.0), speaking=False).state is InputState.PROCESS

@@ -67,6 +67,10 @@ def test_added_ids_follow_the_base_vocabulary() -> None:
     assert probe.tokens == (300, 301)
     assert probe.watch == (302, 303, 304, 305)
     assert probe.states == STATES
+    assert probe.groups == ((302, 303, 304, 305),)
+    timed = an_adapter(timing=True).probe_for(300, Template.from_tokenizer(ByteTokenizer()))
+    assert (timed.watch, timed.timing) == (probe.watch, (306, 307))
+    assert timed.groups == (timed.watch, timed.timing)
 
 
 def test_thresholds_go_by_weight_type_and_fall_back() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from duologue.backends.scripted import ScriptedBackend
 from duologue.core.config import SessionConfig
@@ -52,6 +53,7 @@ class ByteTokenizer:
 
 
 PROBE = Probe(tokens=(258,), watch=(259, 260, 261, 262), states=STATES)
+TIMED = replace(PROBE, timing=(263, 264))
 
 
 def judged(words: str) -> InputState:
@@ -73,6 +75,7 @@ class Talk:
         answers: Mapping[str, str] | None = None,
         *,
         judge: Callable[[str], InputState | tuple[float, ...]] = judged,
+        ends: Callable[[str], float] | None = None,
         policy: Policy | None = None,
         config: SessionConfig | None = None,
         history: Sequence[Turn] = (),
@@ -86,10 +89,12 @@ class Talk:
         self.template = Template.from_tokenizer(self.tokenizer, system=system)
         self.answers = dict(answers or {})
         self.judge = judge
+        self.ends = ends
         self.backend = ScriptedBackend(
-            self._speak, self._judge, vocab_size=258, num_added=5, capacity=capacity, max_seqs=max_seqs
+            self._speak, self._judge, vocab_size=258, num_added=7, capacity=capacity, max_seqs=max_seqs
         )
-        self.session = make(self.template, PROBE, policy=policy, config=config, history=history)
+        probe = PROBE if ends is None else TIMED
+        self.session = make(self.template, probe, policy=policy, config=config, history=history)
         self.trace = Trace()
         self.engine = Engine(self.backend, max_tokens_per_pass=None, clock=lambda: self.session.now)
         self.handle = self.engine.open(self.session, sink=self.trace)
@@ -123,9 +128,10 @@ class Talk:
         role, words = self._turns(ids)[-1]
         assert role == "user", "the words of a user are judged"
         verdict = self.judge(words)
-        if not isinstance(verdict, InputState):
-            return verdict
-        return tuple(0.91 if state is verdict else 0.03 for state in STATES)
+        p_ends = 0.5 if self.ends is None else self.ends(words)
+        if isinstance(verdict, InputState):
+            verdict = tuple(0.91 if state is verdict else 0.03 for state in STATES)
+        return (*verdict, 1 - p_ends, p_ends)
 
     def told(self, events: list[Event]) -> list[Event]:
         self.handle.report(events)

@@ -396,8 +396,8 @@ def test_what_is_written_loads_and_decides_as_in_training(
         for sample in samples:
             ids = loaded.template.render([*sample.context, Turn(Role.USER, sample.text)])
             p = loaded.backend.forward(
-                [Extend(loaded.backend.fork(None), (*ids, *loaded.probe.tokens), watch=loaded.probe.watch)]
-            )[0].p
+                [Extend(loaded.backend.fork(None), (*ids, *loaded.probe.tokens), watch=loaded.probe.groups)]
+            )[0].p[0]
             assert p == pytest.approx(_by_hand(spec[1], ids), abs=1e-4)
     finally:
         loaded.close()

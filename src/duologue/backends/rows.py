@@ -79,6 +79,6 @@ def check_added_ids(vocab_size: int, num_probes: int, batch: Sequence[Extend]) -
     for extend in batch:
         if max(extend.tokens) >= first_state:
             raise UsageError(f"id {max(extend.tokens)} is a state of the adapter; states are watched, never fed")
-        for token in extend.watch:
+        for token in extend.watched:
             if vocab_size <= token < first_state:
                 raise UsageError(f"id {token} is a probe token of the adapter; probes are fed, never watched")

@@ -1,6 +1,6 @@
 """Samples a token and computes probabilities of watched ids from logits. NumPy only, so all backends share it.
 
-Shapes: V is the size of the base vocabulary, W the number of watched ids.
+Shapes: V is the size of the base vocabulary, W the number of ids in a watched group.
 """
 
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ def largest(values: FloatArray, size: int) -> npt.NDArray[np.intp]:
 
 
 def weigh(logits: Sequence[float] | FloatArray) -> tuple[float, ...]:
-    """Softmax in float32 over the logits of the watched ids alone. logits: [W].
+    """Softmax in float32 over the logits of one group of watched ids. logits: [W].
 
     Raises:
         EngineError: the logits are not finite.

@@ -4,6 +4,7 @@ It stores ids and nothing else, so the functions see each sequence exactly as a 
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from duologue.backends.ids import IdBackend
 from duologue.core.backend import BackendInfo, Extend, Step
@@ -11,7 +12,10 @@ from duologue.types import Token
 
 
 class ScriptedBackend(IdBackend):
-    """Draws `speak(ids)` and returns the probabilities `judge(ids)`. `ids` is the whole sequence with its probe."""
+    """Draws `speak(ids)` and returns the probabilities `judge(ids)`, those of one watched group after the other.
+
+    `ids` is the whole sequence with its probe.
+    """
 
     def __init__(
         self,
@@ -43,4 +47,5 @@ class ScriptedBackend(IdBackend):
 
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
         drawn = () if extend.draw is None else (self._speak(tokens),)
-        return Step(extend.ticket, drawn, tuple(self._judge(tokens)) if extend.watch else ())
+        p = iter(self._judge(tokens) if extend.watch else ())
+        return Step(extend.ticket, drawn, tuple(tuple(islice(p, len(group))) for group in extend.watch))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 from duologue.core.cache import TokenSequence
-from duologue.core.events import EventLog, Finished, Heard, Said
+from duologue.core.events import Decision, EventLog, Finished, Heard, Said
 from duologue.core.input_channel import Utterance, find_open
 from duologue.core.prompt import Detokenizer
 from duologue.core.transitions import Interruptible
@@ -38,6 +38,7 @@ class Answer:
     interruptible: Interruptible = Interruptible.YES
     interrupted: int | None = None  # id of the answer that was suspended for this one
     begun_at: float = 0.0  # session time when the words of its turn last changed
+    decision: Decision | None = None  # on these words
     text: str = ""
     num_said: int = 0  # characters reported in `Said` events
     num_heard: int = 0  # characters heard, rounded down to whole words

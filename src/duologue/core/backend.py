@@ -8,6 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from duologue.errors import UsageError, require
 from duologue.types import Seq, Token
@@ -51,8 +52,13 @@ class Extend:
     seq: Seq
     tokens: tuple[Token, ...]
     draw: Draw | None = None
-    watch: tuple[Token, ...] = ()  # ids whose probabilities are wanted: a softmax over these alone
+    watch: tuple[tuple[Token, ...], ...] = ()  # groups of ids whose probabilities are wanted: a softmax over each alone
     ticket: int = 0  # returned with the result
+
+    @property
+    def watched(self) -> tuple[Token, ...]:
+        """The ids of all groups."""
+        return tuple(chain.from_iterable(self.watch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class Step:
 
     ticket: int
     tokens: tuple[Token, ...] = ()  # the drawn token; an engine that speculates may return several
-    p: tuple[float, ...] = ()  # probabilities of the watched ids, in their order, summing to 1
+    p: tuple[tuple[float, ...], ...] = ()  # for each watched group, the probabilities of its ids, summing to 1
     margin: float | None = None  # if drawn: logit of the best base token minus that of the second best
 
 
@@ -194,7 +200,9 @@ def check_batch(info: BackendInfo, batch: Sequence[Extend]) -> None:
             raise UsageError(f"Extend of sequence {extend.seq} has no tokens; leave it out of the batch")
         if extend.draw is not None and extend.watch:
             raise UsageError(f"Extend of sequence {extend.seq} both draws and watches; a channel does only one of them")
-        for token in (*extend.tokens, *extend.watch):
+        if not all(extend.watch):
+            raise UsageError(f"Extend of sequence {extend.seq} watches a group without ids; leave it out")
+        for token in (*extend.tokens, *extend.watched):
             if not 0 <= token < num_ids:
                 raise UsageError(
                     f"token {token} of sequence {extend.seq} is not an id of this model (0 … {num_ids - 1})"

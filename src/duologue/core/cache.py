@@ -172,7 +172,7 @@ class CacheOperations:
         num_tokens: int,
         *,
         probe: tuple[Token, ...] = (),
-        watch: tuple[Token, ...] = (),
+        watch: tuple[tuple[Token, ...], ...] = (),
         draw: Draw | None = None,
         owner: object = None,
         version: int = 0,

@@ -16,6 +16,7 @@ class Decision:
     state: InputState
     p: float  # probability of `state` among the watched states
     probabilities: tuple[tuple[InputState, float], ...]  # of all watched states
+    p_ends: float | None = None  # probability that the speaker's turn ends here; None: the adapter does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,8 @@ def as_dict(event: Event) -> dict[str, Any]:
             out["state"] = str(value.state)
             out["p"] = round(value.p, 6)
             out["probabilities"] = {str(state): round(p, 6) for state, p in value.probabilities}
+            if value.p_ends is not None:
+                out["p_ends"] = round(value.p_ends, 6)
         elif isinstance(value, tuple):
             out[field.name] = [{"role": str(turn.role), "text": turn.text} for turn in value]
         else:
@@ -201,7 +204,10 @@ def from_dict(row: Mapping[str, Any]) -> Event | None:
 def _value(name: str, kind: Any, row: Mapping[str, Any]) -> Any:
     if kind is Decision:
         probabilities = tuple((InputState(state), float(p)) for state, p in row["probabilities"].items())
-        return Decision(InputState(row["state"]), float(row["p"]), probabilities)
+        p_ends = row.get("p_ends")
+        return Decision(
+            InputState(row["state"]), float(row["p"]), probabilities, None if p_ends is None else float(p_ends)
+        )
     value = row[name]
     if kind not in (float, str, int, bool):
         return tuple(Turn(Role(turn["role"]), _checked(turn["text"], str)) for turn in value)

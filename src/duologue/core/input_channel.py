@@ -364,7 +364,7 @@ class InputChannel:
         size = self._cache.portion(sequence)
         is_all = size == sequence.num_pending
         if is_all and heard.needs_score and self._cache.has_room(size + len(probe.tokens)):
-            self._cache.feed(sequence, size, probe=probe.tokens, watch=probe.watch, owner=heard, version=heard.version)
+            self._cache.feed(sequence, size, probe=probe.tokens, watch=probe.groups, owner=heard, version=heard.version)
         elif size:
             self._cache.feed(sequence, size)
 

@@ -155,7 +155,7 @@ class OutputChannel:
         else:
             self.sequence.items.extend((*point.opening, *words))
         answer = self._begin_answer(point.at, turn.text, turn.utterances)
-        answer.interrupted = turn.interrupted
+        answer.interrupted, answer.decision = turn.interrupted, turn.decision
         return answer
 
     def speak_up(self) -> None:
@@ -254,9 +254,16 @@ class OutputChannel:
         if self.answer is not None:
             self.answer.begun_at = self._log.now
 
-    def release_if_sure(self, is_sure: bool = False) -> None:
-        """Let the running answer be heard if its words are final, or `is_sure`."""
-        if is_sure or all(utterance.final for utterance in self.running.utterances):
+    @property
+    def release_at(self) -> float:
+        """Session time at which the running answer is released, if no words come before."""
+        answer = self.running
+        is_final = all(utterance.final for utterance in answer.utterances)
+        return answer.begun_at + self.policy.wait_s(answer.decision, final=is_final)
+
+    def release_if_due(self) -> None:
+        """Let the running answer be heard if there is nothing to wait for (any more)."""
+        if self.release_at <= self._log.now:
             self.release()
 
     def release(self) -> None:

@@ -66,6 +66,8 @@ class Policy:
     eagerness: float = 0.0  # -1 patient … 1 eager: 1 halves the waits and the threshold of process, -1 doubles them
     settle_ms: float = 600.0  # a prepared answer is released after this time without new words
     p_sure: float = 0.97  # or at once, if process is at least this probable
+    longest_wait_ms: float = 2000.0  # in place of both, with a timing pair: the wait if the speaker is sure to go on
+    needs_final: bool = False  # if set, only words that have ended are released by the timing pair
     period_s: float = 1.0  # length of a quiet period
     quiet_periods: int = 4  # after this many, an incomplete input is answered (silent) or dropped (speaking)
     answers_unfinished: bool = False  # if set, it is answered when speaking, too, if process beats ignore
@@ -76,29 +78,43 @@ class Policy:
     def __post_init__(self) -> None:
         require(-1.0 <= self.eagerness <= 1.0, f"eagerness {self.eagerness} is not between -1 (patient) and 1 (eager)")
         require(
-            self.settle_ms >= 0 and self.period_s > 0 and self.quiet_periods >= 1,
-            "settle_ms must not be negative, period_s must be positive, quiet_periods at least 1",
+            min(self.settle_ms, self.longest_wait_ms) >= 0 and self.period_s > 0 and self.quiet_periods >= 1,
+            "settle_ms and longest_wait_ms must not be negative, period_s must be positive, quiet_periods at least 1",
         )
         require(self.p_sure > 0.0, f"p_sure {self.p_sure} must be positive; above 1 it never applies")
 
     @property
     def settle_s(self) -> float:
-        """Seconds without new words after which a prepared answer is released."""
+        """Seconds without new words after which a prepared answer is released, if nothing tells who goes on."""
         return self.settle_ms / 1000.0 * math.exp2(-self.eagerness)
+
+    def wait_s(self, decision: Decision | None, *, final: bool) -> float:
+        """Seconds without new words after which the answer to words is released, by the decision on them.
+
+        With a timing pair, the wait is proportional to the probability that the speaker goes on. It also applies to
+        words that have ended (`final`): another sentence may follow.
+        """
+        p_ends = None if decision is None else decision.p_ends
+        if p_ends is not None and (final or not self.needs_final):
+            return self.longest_wait_ms / 1000.0 * math.exp2(-self.eagerness) * (1.0 - p_ends)
+        is_sure = decision is not None and decision.state is InputState.PROCESS and decision.p >= self.p_sure
+        return 0.0 if final or (is_sure and p_ends is None) else self.settle_s
 
     @property
     def patience_s(self) -> float:
         """Seconds without new words after which an incomplete input is answered or dropped."""
         return self.period_s * self.quiet_periods * math.exp2(-self.eagerness)
 
-    def decide(self, states: tuple[InputState, ...], p: tuple[float, ...], *, speaking: bool) -> Decision:
-        """Choose one of `states`, whose probabilities are `p`."""
+    def decide(
+        self, states: tuple[InputState, ...], p: tuple[float, ...], *, speaking: bool, p_ends: float | None = None
+    ) -> Decision:
+        """Choose one of `states`, whose probabilities are `p`. `p_ends`: that the speaker's turn ends, if known."""
         thresholds = self.speaking if speaking else self.idle
 
         limits = {state: thresholds.of(state) for state in states}
         limits[InputState.PROCESS] = min(1.0, thresholds.process * math.exp2(-self.eagerness))
         best = max(range(len(states)), key=lambda i: p[i] / limits[states[i]])
-        return Decision(states[best], p[best], tuple(zip(states, p, strict=True)))
+        return Decision(states[best], p[best], tuple(zip(states, p, strict=True)), p_ends)
 
     def decide_unfinished(self, decision: Decision) -> InputState:
         """The state of words that stayed incomplete over an answer for too long."""

@@ -75,12 +75,14 @@ class Probe:
     `tokens` follow the words, the probabilities of `watch` are read at the last of them, and they are rolled back. For
     a trained adapter the probe is the token `<|prediction|>`; for a prompted model it is an instruction in plain text.
     `watch[i]` is the state token, such as `<|process|>`, that stands for `states[i]`: an added row of a trained
-    adapter, or an ordinary id. `STOP` is optional: the paper's three states work, too.
+    adapter, or an ordinary id. `STOP` is optional: the paper's three states work, too. `timing` are two ids that say
+    whether the speaker goes on, and whether the turn ends; they are read apart from the states.
     """
 
     tokens: tuple[Token, ...]
     watch: tuple[Token, ...]
     states: tuple[InputState, ...]
+    timing: tuple[Token, ...] = ()  # goes on, ends; empty: the adapter does not say
 
     def __post_init__(self) -> None:
         require(bool(self.tokens), "a probe needs at least one token")
@@ -90,6 +92,12 @@ class Probe:
         )
         missing = {InputState.PROCESS, InputState.INCOMPLETE, InputState.IGNORE} - set(self.states)
         require(not missing, f"a probe must know process, incomplete and ignore; missing: {sorted(missing)}")
+        require(len(self.timing) in (0, 2), f"a timing pair is two ids, goes on and ends; got {self.timing}")
+
+    @property
+    def groups(self) -> tuple[tuple[Token, ...], ...]:
+        """The ids that are watched, by the groups in which they are normalised: states, timing pair."""
+        return (self.watch, self.timing) if self.timing else (self.watch,)
 
 
 def lay_out(template: Template, turns: Sequence[Turn], config: SessionConfig, limit: int | None = None) -> list[Token]:

@@ -359,7 +359,7 @@ class Session(BaseSession):
         return self._cache.flush()
 
     def take(self, steps: Sequence[Step]) -> list[Event]:
-        forecast: tuple[Work, tuple[float, ...]] | None = None
+        forecast: tuple[Work, tuple[tuple[float, ...], ...]] | None = None
         for step in steps:
             work = self._cache.land(step.ticket)
             if work is not None and self._output.is_continued_by(work):
@@ -384,7 +384,7 @@ class Session(BaseSession):
         if answered is not None and answered.text == text:  # only the end is new
             self._input.memory.end(utterance)
             answered.final = True
-            self._output.release_if_sure()
+            self._output.release_if_due()
             return
         if answer is not None and answered is not None and not answer.num_heard:
             self._reopen_turn(answer)
@@ -410,7 +410,7 @@ class Session(BaseSession):
             self._input.memory.end(utterance)
             if self.running is not None and (answered := self.running.find(utterance)):
                 answered.final = True
-                self._output.release_if_sure()
+                self._output.release_if_due()
 
     def retract(self, utterance: str) -> list[Event]:
         """Take back the words of `utterance` that are being heard, even if it has ended."""
@@ -425,11 +425,14 @@ class Session(BaseSession):
             self._input.memory.end(utterance)
         return self._settle()
 
-    def _judge(self, p: tuple[float, ...]) -> None:
-        """Decide on the words by the probabilities `p` of the states, and apply one transition (see `transitions`)."""
+    def _judge(self, p: tuple[tuple[float, ...], ...]) -> None:
+        """Decide on the words by the probabilities `p` of the probe's groups, and apply one transition.
+
+        See `transitions`.
+        """
         heard = self._input.heard
         speaking = self.floor is Floor.SPEAKING
-        decision = self.policy.decide(self.probe.states, p, speaking=speaking)
+        decision = self.policy.decide(self.probe.states, p[0], speaking=speaking, p_ends=p[1][1] if p[1:] else None)
         self._input.score(decision)
         self._log.add(Decided(self.now, heard.id, heard.text, decision, speaking, heard.changed_at))
         self._apply_state(decision.state)
@@ -485,9 +488,7 @@ class Session(BaseSession):
         answer = self._output.promote(heard, point, words, self._input.hand_over(point))
         self._input.memory.answer(heard.utterances)
         self._log.add(Promoted(self.now, heard.id, heard.text, answer.id))
-        decision = heard.decision
-        is_sure = decision is not None and decision.state is InputState.PROCESS and decision.p >= self.policy.p_sure
-        self._output.release_if_sure(is_sure)
+        self._output.release_if_due()
 
     def _interrupt(self) -> None:
         """process over an answer: the answer is suspended with its KV, and the words are promoted."""
@@ -644,7 +645,7 @@ class Session(BaseSession):
         """What will be done if nothing else happens, and when (session time)."""
         answer, heard, waits = self._output.answer, self._input.current, []
         if answer and not answer.is_released:
-            waits.append((answer.begun_at + self.policy.settle_s, self._output.release))
+            waits.append((self._output.release_at, self._output.release))
         if heard and heard.is_waiting:
             waits.append((heard.changed_at + self.policy.patience_s, self._lose_patience))
         return waits

@@ -265,6 +265,5 @@ class CountingBackend(IdBackend):
         return []  # earlier ids do not matter here, and an hour of them is long
 
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
-        num_watched = len(extend.watch)
         drawn = () if extend.draw is None else (0,)
-        return Step(extend.ticket, drawn, (1 / num_watched,) * num_watched if num_watched else ())
+        return Step(extend.ticket, drawn, tuple((1 / len(group),) * len(group) for group in extend.watch))

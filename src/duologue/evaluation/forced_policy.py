@@ -17,10 +17,12 @@ class NextDecision:
 
 @dataclass(frozen=True)
 class ForcedPolicy(Policy):
-    """The probe runs as with any other policy; only its probabilities are replaced."""
+    """The probe runs as with any other policy; only its probabilities are replaced. Waits are the constant ones."""
 
     forced: NextDecision = field(default_factory=NextDecision)
 
-    def decide(self, states: tuple[InputState, ...], p: tuple[float, ...], *, speaking: bool) -> Decision:
+    def decide(
+        self, states: tuple[InputState, ...], p: tuple[float, ...], *, speaking: bool, p_ends: float | None = None
+    ) -> Decision:
         decision = super().decide(states, p, speaking=speaking)
         return Decision(self.forced.state, self.forced.p, decision.probabilities)

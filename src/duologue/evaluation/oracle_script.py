@@ -157,7 +157,7 @@ class OracleBackend(Backend):
             if state not in self._states:
                 state = InputState.PROCESS  # an adapter with the paper's three states cannot stop without answering
             rest = (1.0 - SURE) / (len(self._states) - 1)
-            return dataclasses.replace(step, p=tuple(SURE if one is state else rest for one in self._states))
+            return dataclasses.replace(step, p=(tuple(SURE if one is state else rest for one in self._states),))
         if step.tokens:
             return dataclasses.replace(step, tokens=(self._next(self.session),))
         return step

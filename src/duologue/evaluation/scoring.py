@@ -1,4 +1,4 @@
-"""State probabilities of many rows, by the forward pass that conversations use, and the time that a decision takes.
+"""Probabilities of many rows, by the forward pass that conversations use, and the time that a decision takes.
 
 N rows, S states. Rows with the same context fork one sequence; the contexts share their common beginning.
 """
@@ -6,12 +6,15 @@ N rows, S states. Rows with the same context fork one sequence; the contexts sha
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 
 import numpy as np
 
+from duologue.backends.sampling import FloatArray
 from duologue.core.backend import Backend, Extend
 from duologue.core.prompt import Probe
 from duologue.decisions.thresholds import Probabilities
+from duologue.errors import AdapterMismatch
 from duologue.models.model import Model
 from duologue.models.opening import Progress
 from duologue.training.layout import Layout
@@ -26,7 +29,27 @@ def score(model: Model, layouts: Sequence[Layout], *, progress: Progress | None 
     Raises:
         ContextOverflow, CacheFull: a row is longer than the context; `labelled_rows.lay_out` refuses such rows earlier.
     """
-    found = np.zeros((len(layouts), len(model.probe.states)), dtype=np.float32)
+    return _score(model, layouts, progress)[:, : len(model.probe.states)]
+
+
+def score_timing(model: Model, layouts: Sequence[Layout], *, progress: Progress | None = None) -> FloatArray:
+    """The probability [N] that the speaker's turn ends, by `model`'s timing pair. Nothing stays cached.
+
+    Raises:
+        AdapterMismatch: the adapter has no timing pair.
+        ContextOverflow, CacheFull: see `score`.
+    """
+    if not model.probe.timing:
+        raise AdapterMismatch(
+            f"the adapter {model.adapter.name or '(unnamed)'} ({model.adapter.kind}) has no timing pair; train one on "
+            "samples that say whether the turn `ends`, or use the shipped one"
+        )
+    return _score(model, layouts, progress)[:, -1]
+
+
+def _score(model: Model, layouts: Sequence[Layout], progress: Progress | None) -> FloatArray:
+    """Probabilities of all watched ids [N, W], group after group."""
+    found = np.zeros((len(layouts), sum(map(len, model.probe.groups))), dtype=np.float32)
     root = _common([layout.context for layout in layouts])
     done = 0
     with ExitStack() as freed:
@@ -64,8 +87,8 @@ def latencies(
 
 def _score_batch(
     model: Model, layouts: Sequence[Layout], batch: Sequence[int], base: Seq, root: tuple[Token, ...]
-) -> Probabilities:
-    """Probabilities [B, S] of the B rows `batch`: one pass for their contexts, one for their words."""
+) -> FloatArray:
+    """Probabilities [B, W] of the B rows `batch`: one pass for their contexts, one for their words."""
     backend = model.backend
     with ExitStack() as freed:
         contexts = {root: base}
@@ -81,7 +104,7 @@ def _score_batch(
             context = layouts[i].context
             seq = _fork(freed, backend, contexts[context], len(context))
             questions.append(_question(seq, layouts[i].text, model.probe))
-        return np.array([step.p for step in backend.forward(questions)], dtype=np.float32)
+        return np.array([[*chain.from_iterable(step.p)] for step in backend.forward(questions)], dtype=np.float32)
 
 
 def _common(contexts: Sequence[tuple[Token, ...]]) -> tuple[Token, ...]:
@@ -94,7 +117,7 @@ def _common(contexts: Sequence[tuple[Token, ...]]) -> tuple[Token, ...]:
 
 
 def _question(seq: Seq, text: tuple[Token, ...], probe: Probe) -> Extend:
-    return Extend(seq, (*text, *probe.tokens), watch=probe.watch)
+    return Extend(seq, (*text, *probe.tokens), watch=probe.groups)
 
 
 def _batches(layouts: Sequence[Layout], probe: Probe, root: int, backend: Backend) -> Iterator[list[int]]:

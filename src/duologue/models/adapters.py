@@ -135,8 +135,9 @@ class Adapter:
         if self.rows is None:
             return prompted_probe(template, self.states, shots=self.shots)
         first_state = vocab_size + self.rows.num_probes
-        watch = tuple(range(first_state, first_state + len(self.states)))
-        return Probe(tuple(range(vocab_size, first_state)), watch, self.states)
+        end = first_state + len(self.states)
+        timing = (end, end + 1) if self.has_timing else ()
+        return Probe(tuple(range(vocab_size, first_state)), tuple(range(first_state, end)), self.states, timing)
 
     def thresholds_for(self, weights: str) -> tuple[Thresholds, Thresholds]:
         """The thresholds for an idle and for a speaking assistant, for a weight type such as "bf16" or "Q4_0"."""

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from random import Random
 from typing import Protocol
 
@@ -56,8 +56,10 @@ class Subject:
     def same(self, got: Step, expected: Step, what: str) -> None:
         """Require that two steps are equal up to rounding."""
         _require(got.ticket == expected.ticket, f"{what}: ticket {got.ticket} instead of {expected.ticket}")
-        _require(len(got.p) == len(expected.p), f"{what}: {len(got.p)} probabilities instead of {len(expected.p)}")
-        worst = max((abs(a - b) for a, b in zip(got.p, expected.p, strict=True)), default=0.0)
+        sizes, wanted = ([len(group) for group in step.p] for step in (got, expected))
+        require_equal(sizes, wanted, f"{what}: sizes of the watched groups")
+        pairs = zip(chain.from_iterable(got.p), chain.from_iterable(expected.p), strict=True)
+        worst = max((abs(a - b) for a, b in pairs), default=0.0)
         _require(worst <= self.tolerance, f"{what}: probabilities differ by {worst:.2g}: {got.p} and {expected.p}")
         if got.tokens != expected.tokens:
             margins = (got.margin, expected.margin)
@@ -91,7 +93,8 @@ def ids(seed: int, number: int) -> tuple[Token, ...]:
 PREFIX = ids(1, 14)
 WORDS = ids(2, 9)
 OTHER = ids(3, 7)
-WATCH = (*ids(4, 3), 261, 17, 99)
+WATCH = (ids(4, 3), (261, 17, 99), (5,))
+"""Three groups of ids."""
 
 
 def check_rollback_is_as_if_never_fed(subject: Subject) -> None:
@@ -237,7 +240,7 @@ def check_lora_leaves_the_base_alone(subject: Subject, bare: Subject) -> None:
     with bare.open() as backend:
         plain, plainly_judged = _probed_answer(backend, is_apart=is_apart)
     require_equal(drawn, plain, "what was drawn")
-    differences = [abs(a.p[0] - b.p[0]) for a, b in zip(judged, plainly_judged, strict=True)]
+    differences = [abs(a.p[0][0] - b.p[0][0]) for a, b in zip(judged, plainly_judged, strict=True)]
     _require(max(differences) > 0.01, f"the LoRA changes no decision: {differences}")
 
 
@@ -252,9 +255,9 @@ def _probed_answer(backend: Backend, *, is_apart: bool) -> tuple[list[Step], lis
         speech = Extend(output, (forced,), draw=Draw())
         if is_apart:
             drawn += backend.forward([speech, Extend(words, OTHER[:2])])[:1]
-            judged += backend.forward([Extend(words, probe, watch=states)])
+            judged += backend.forward([Extend(words, probe, watch=(states,))])
         else:
-            step, judgement = backend.forward([speech, Extend(words, OTHER[:2] + probe, watch=states)])
+            step, judgement = backend.forward([speech, Extend(words, OTHER[:2] + probe, watch=(states,))])
             drawn, judged = [*drawn, step], [*judged, judgement]
         backend.truncate(words, backend.length(words) - 1)
     drawn += backend.forward([Extend(words, OTHER[:1], draw=Draw())])
@@ -273,19 +276,19 @@ def check_chunked_prefill_equals_whole(subject: Subject) -> None:
 
 
 def check_draws_follow_the_distribution(subject: Subject) -> None:
-    """Greedy draws the most probable base id, `uniform` selects by descending probability, watched ids sum to 1."""
+    """Greedy draws the most probable base id, `uniform` selects by descending probability, watched groups sum to 1."""
     with subject.begun() as (backend, base):
         everything = tuple(range(backend.info.vocab_size))
 
-        def step(draw: Draw | None, watch: tuple[Token, ...] = ()) -> Step:
+        def step(draw: Draw | None, watch: tuple[tuple[Token, ...], ...] = ()) -> Step:
             backend.truncate(base, len(PREFIX) - 1)
             return backend.forward([Extend(base, PREFIX[-1:], draw, watch)])[0]
 
-        p = step(None, everything).p
+        (p,) = step(None, (everything,)).p
         _require(abs(sum(p) - 1.0) < 1e-3, f"watched probabilities sum to {sum(p)}")
-        few = step(None, WATCH).p
-        scale = sum(p[token] for token in WATCH)
-        subject.same(Step(0, p=few), Step(0, p=tuple(p[token] / scale for token in WATCH)), "softmax over few ids")
+        scales = [sum(p[token] for token in group) for group in WATCH]
+        few = tuple(tuple(p[token] / all_p for token in group) for group, all_p in zip(WATCH, scales, strict=True))
+        subject.same(step(None, WATCH), Step(0, p=few), "a softmax over each group")
         order = sorted(everything, key=lambda token: (-p[token], token))
         greedy = step(Draw(Sampling(), 0.99))
         require_equal(greedy.tokens, (order[0],), "greedy token")
@@ -351,8 +354,9 @@ def _illegal_calls(
         (UsageError, fed(good, Extend(good.seq, OTHER))),
         (UsageError, fed(good, Extend(seq, (5, -1)))),
         (UsageError, fed(good, Extend(seq, (5, num_ids)))),
-        (UsageError, fed(good, Extend(seq, (5,), watch=(3, num_ids)))),
-        (UsageError, fed(good, Extend(seq, (5,), draw=Draw(), watch=(3,)))),
+        (UsageError, fed(good, Extend(seq, (5,), watch=((3, num_ids),)))),
+        (UsageError, fed(good, Extend(seq, (5,), watch=((3,), ())))),
+        (UsageError, fed(good, Extend(seq, (5,), draw=Draw(), watch=((3,),)))),
         (UnknownSeq, fed(good, Extend(gone, (5,)))),
         (ContextOverflow, fed(good, Extend(seq, (5,) * (long - len(PREFIX) + 1)))),
         (UnknownSeq, lambda: backend.fork(gone, 0)),

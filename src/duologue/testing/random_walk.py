@@ -102,7 +102,8 @@ class _Walk:
                 if got.tokens == expected.tokens or not is_sampled:
                     self.subject.same(got, expected, f"operation {self.num_done}, sequence {extend.seq}")
 
-    def watch(self) -> tuple[Token, ...]:
+    def watch(self) -> tuple[tuple[Token, ...], ...]:
         info = self.backend.info
         states = tuple(range(info.vocab_size + min(1, info.num_added), info.vocab_size + info.num_added))
-        return self.random.choice([WATCH, states, states[:1] + WATCH]) or WATCH
+        mixed = (states[:1] + WATCH[0], *WATCH[1:])
+        return self.random.choice([WATCH, (states,), mixed]) if states else WATCH

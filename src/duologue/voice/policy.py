@@ -25,6 +25,7 @@ def by_voice(policy: Policy) -> Policy:
         speaking=speaking,
         settle_ms=_SETTLE_MS,
         p_sure=_NEVER,
+        needs_final=True,
         period_s=min(policy.period_s, _PERIOD_S),
         answers_unfinished=True,
     )

@@ -356,13 +356,13 @@ class LlamaCppBackend(Backend):
         # A view of llama.cpp's own buffer, [ids in the file], valid until the next pass.
         logits = np.ctypeslib.as_array(pointer, shape=(self._model.vocab_size,))
         if extend.draw is None:
-            return Step(extend.ticket, p=weigh(self._watched(logits, extend.watch)))
+            return Step(extend.ticket, p=tuple(weigh(self._watched(logits, group)) for group in extend.watch))
         token, margin = choose(logits[: self._info.vocab_size], extend.draw)
         return Step(extend.ticket, tokens=(token,), margin=margin)
 
-    def _watched(self, logits: npt.NDArray[np.float32], watch: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The logits of the W watched ids: [W]. logits: [ids in the file]."""
-        ids = np.asarray(watch)
+    def _watched(self, logits: npt.NDArray[np.float32], group: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The logits of a group of W watched ids: [W]. logits: [ids in the file]."""
+        ids = np.asarray(group)
         picked = np.asarray(logits[ids], dtype=np.float32)
         softcap = self._model.softcap
         if not softcap:

@@ -6,6 +6,7 @@ Shapes: N tokens of a pass, D the hidden width, V the base vocabulary, E positio
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -135,11 +136,12 @@ class CausalModel:
         if not extend.watch:
             return Step(extend.ticket)
         state = hidden.float().cpu().numpy()
-        return Step(extend.ticket, p=weigh([self._logit(token, base, state) for token in extend.watch]))
+        logits_of = partial(self._logit, base=base, state=state)
+        return Step(extend.ticket, p=tuple(weigh([logits_of(token) for token in group]) for group in extend.watch))
 
     def needs_logits(self, extend: Extend) -> bool:
         """Whether the result of `extend` depends on base logits."""
-        return extend.draw is not None or any(token < self.vocab_size for token in extend.watch)
+        return extend.draw is not None or any(token < self.vocab_size for token in extend.watched)
 
     def _logit(self, token: Token, base: Any, state: Any) -> float:
         """base: [V], state: [D]."""

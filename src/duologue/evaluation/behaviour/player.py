@@ -232,7 +232,7 @@ class _CaseBackend(Backend):
         if step.p and self._kind.always is not None:
             states = self._kind.probe.states
             rest = (1.0 - _SURE) / (len(states) - 1)
-            return dataclasses.replace(step, p=tuple(_SURE if one is self._kind.always else rest for one in states))
+            return dataclasses.replace(step, p=(tuple(_SURE if one is self._kind.always else rest for one in states),))
         if not step.tokens:
             return step
         answer = session.running
