@@ -14,7 +14,7 @@ from duologue.decisions.calibration import (
 )
 from duologue.decisions.metrics import DecisionMetrics, Detection, adapter_facts, metrics_by
 from duologue.decisions.thresholds import accepted, calibrate, decide
-from duologue.decisions.timing import auc, is_learnable
+from duologue.decisions.timing import auc, balance, is_learnable
 from duologue.decisions.tradeoff import Tradeoff, tradeoffs
 from duologue.types import InputState
 
@@ -178,3 +178,9 @@ def test_the_end_of_a_turn_is_learned_from_both_kinds_of_samples() -> None:
     known = [Sample("what", INCOMPLETE, "own", ends=ends) for ends in (True, False)]
     assert is_learnable([*known, *SAMPLES])
     assert not is_learnable([known[0], *SAMPLES])
+
+
+def test_turns_end_as_often_as_they_go_on_whatever_was_cut() -> None:
+    joints = [Sample("a", PROCESS, "own", ends=ends) for ends in (True, True, True, False)]
+    cuts = [Sample("b", INCOMPLETE, "own", ends=False)] * 2
+    assert balance([*joints, *cuts, Sample("c", IGNORE, "own")]).tolist() == pytest.approx([2 / 3] * 3 + [2, 1, 1, 0])

@@ -99,8 +99,9 @@ def test_samples_that_say_whether_the_turn_ends_give_an_adapter_a_timing_pair(
     assert run(*common, tmp_path / "timed", "--data", knowing) == 0
     adapter = Adapter.load(tmp_path / "timed")
     assert adapter.has_timing
-    assert adapter.facts["timing"]["n"] == 2 * 50 // 3
-    assert "held out, timing (n 33): AUC 0." in capsys.readouterr().out
+    facts = adapter.facts["timing"]
+    assert 0 < facts["n"] < 2 * 50 / 3, "whole requests"
+    assert f"held out, timing (n {facts['n']}): AUC {100 * facts['auc']:.1f} %" in capsys.readouterr().out
     taught = ("--start", tmp_path / "timed", "--teacher", tmp_path / "timed")
     assert run(*common, tmp_path / "plain", "--data", silent, *taught) == 0
     assert not Adapter.load(tmp_path / "plain").has_timing

@@ -273,12 +273,14 @@ def test_whether_the_speaker_goes_on_is_learned_beside_the_state(lora: LoraShape
 def test_only_samples_that_know_how_the_turn_goes_on_teach_the_timing_pair() -> None:
     data, logits, batch = toy_labelled(8, 0), torch.randn(8, 6), list(range(8))
     states = _loss(logits[:, :4], data, batch, None, SETTINGS)
-    unknown = replace(data, ends=torch.full((8,), -100))
+    unknown = replace(data, timing_weights=torch.zeros(8))
     assert float(_loss(logits, unknown, batch, None, SETTINGS)) == pytest.approx(float(states))
     both = _loss(logits, data, batch, None, replace(SETTINGS, timing_weight=0.25))
     known = [i for i in batch if i % 3]
-    p = torch.softmax(logits[:, 4:], 1)[known, [int(data.ends[i]) for i in known]]
-    assert float(both - states) == pytest.approx(0.25 * float(-p.log().sum()) / 8, abs=1e-6)
+    losses = -torch.softmax(logits[:, 4:], 1)[known, [int(data.ends[i]) for i in known]].log()
+    assert not data.timing_weights[::3].any()
+    expected = float((losses * data.timing_weights[known]).sum()) / 8
+    assert float(both - states) == pytest.approx(0.25 * expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("max_tokens", [MANY, 500])
@@ -489,7 +491,9 @@ def test_all_of_a_step_is_where_the_model_is(lora: LoraShape | None) -> None:
     _, cache = model.prefix_model.run(None, keep=True, input_ids=tokens)
     kv = torch.stack([torch.stack([keys, values]) for keys, values in cache.kept]).detach()
     logits = model(Past(kv, torch.full((3,), layout.length, device="meta")))
-    data = LabelledLayouts([layout] * 3, torch.zeros(3, 4), torch.ones(3), torch.ones(3, dtype=torch.long))
+    data = LabelledLayouts(
+        [layout] * 3, torch.zeros(3, 4), torch.ones(3), torch.ones(3, dtype=torch.long), torch.ones(3)
+    )
     _loss(logits, data, [0, 1, 2], torch.zeros(3, 4), SETTINGS).backward()
     parts = model.trained_parameters
     assert all(part.grad is not None and part.grad.device.type == "meta" for part in parts)

@@ -59,7 +59,13 @@ def apply_temperature(p: Probabilities, temperature: float) -> Probabilities:
     return np.asarray(raised / raised.sum(1, keepdims=True), dtype=np.float32)
 
 
-def fit_temperature(p: Probabilities, right: npt.NDArray[np.bool_]) -> float:
-    """The temperature at which the `right` columns of each row, [N, S], are together most likely. p: [N, S]."""
-    losses = [-np.log(np.maximum((apply_temperature(p, t) * right).sum(1), _MIN_P)).mean() for t in TEMPERATURES]
+def fit_temperature(
+    p: Probabilities, right: npt.NDArray[np.bool_], weights: npt.NDArray[np.floating] | None = None
+) -> float:
+    """The temperature at which the `right` columns of each row are together most likely.
+
+    p, right: [N, S]; weights: [N], of the rows (None: equal).
+    """
+    likely = [np.log(np.maximum((apply_temperature(p, t) * right).sum(1), _MIN_P)) for t in TEMPERATURES]
+    losses = [-float(np.average(each, weights=weights)) for each in likely]
     return float(TEMPERATURES[int(np.argmin(losses))])

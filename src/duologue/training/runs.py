@@ -133,7 +133,7 @@ def report_lines(facts: Mapping[str, Any]) -> Iterator[str]:
             f"answer F1 {_percent(result['answer_f1'])}, false answers {_percent(result['false_answer_rate'])} %"
         )
     if (timing := facts.get("timing")) is not None:
-        yield f"held out, timing (n {timing['n']}): AUC {timing['auc']:.3f}"
+        yield f"held out, timing (n {timing['n']}): AUC {_percent(timing['auc'])} %"
 
 
 def _percent(share: float | None) -> str:

@@ -26,9 +26,8 @@ from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.progress import StageProgress, silent
 from duologue.data.samples import Sample
 from duologue.decisions.calibration import TEMPERATURES, apply_temperature, fit_temperature
-from duologue.decisions.metrics import rounded
 from duologue.decisions.thresholds import Probabilities, accepted
-from duologue.decisions.timing import auc, is_learnable
+from duologue.decisions.timing import balance, is_learnable, timing_facts
 from duologue.errors import AdapterMismatch, BadData, UsageError
 from duologue.models.adapters import Adapter, Fingerprint
 from duologue.text.template import Template
@@ -51,8 +50,6 @@ from duologue.training.runs import (
 from duologue.training.tensors import state_losses, target_losses, target_rows
 from duologue.types import InputState, Token
 
-_UNKNOWN = -100  # in place of a class: nothing is learned from this sample about the end of the turn
-
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
@@ -73,18 +70,20 @@ class LabelledLayouts:
     layouts: Sequence[Layout]  # N of them
     targets: Tensor  # [N, S]
     weights: Tensor  # [N]
-    ends: Tensor  # [N], 1 where the speaker's turn ends, 0 where it goes on, `_UNKNOWN` elsewhere
+    ends: Tensor  # [N], 1 where the speaker's turn ends with the words, 0 elsewhere
+    timing_weights: Tensor  # [N], of mean 1 over the samples that say whether it ends, and 0 for the others
 
     def part(self, indices: range) -> "LabelledLayouts":
         """The samples of a range; they need not have every state."""
         chosen = slice(indices.start, indices.stop)
-        return LabelledLayouts(self.layouts[chosen], self.targets[chosen], self.weights[chosen], self.ends[chosen])
+        tensors = (self.targets, self.weights, self.ends, self.timing_weights)
+        return LabelledLayouts(self.layouts[chosen], *(tensor[chosen] for tensor in tensors))
 
     @property
     def digest(self) -> str:
         """Equal for equal samples with equal targets."""
         texts = [(layout.context, layout.text) for layout in self.layouts]
-        content = texts, self.targets.tolist(), self.ends.tolist()
+        content = texts, self.targets.tolist(), self.ends.tolist(), self.timing_weights.tolist()
         return sha256(repr(content).encode()).hexdigest()
 
 
@@ -105,8 +104,9 @@ def label(
     if missing := [state.value for state, count in zip(states, counts, strict=True) if not count]:
         raise BadData(f"no sample of {', '.join(missing)}; every state needs some")
     weights = (len(samples) / (len(states) * counts[labels])) ** settings.balance
-    ends = torch.tensor([_UNKNOWN if sample.ends is None else int(sample.ends) for sample in samples])
-    return LabelledLayouts(layouts, targets, weights / weights.mean(), ends)
+    ends = torch.tensor([int(sample.ends is True) for sample in samples])
+    timing_weights = torch.tensor(balance(samples), dtype=torch.float32)
+    return LabelledLayouts(layouts, targets, weights / weights.mean(), ends, timing_weights)
 
 
 @final
@@ -241,15 +241,15 @@ def _loss(
     With a timing pair, its cross-entropy is added for the samples that say whether the turn ends.
     logits: [B, S] or [B, S + 2]; rows: indices of the samples in `data`; teacher_p: [B, S].
     """
-    weights, targets, ends = (part[rows].to(logits.device) for part in (data.weights, data.targets, data.ends))
+    weights, targets = data.weights[rows].to(logits.device), data.targets[rows].to(logits.device)
     states, timing = logits.tensor_split([targets.shape[1]], 1)
     loss = (state_losses(states, targets) * weights).mean()
     if teacher_p is not None:
         distilled = -(functional.log_softmax(states, -1) * teacher_p.to(logits.device)).sum(-1)  # [B]
         loss = (1 - settings.teacher_weight) * loss + settings.teacher_weight * (distilled * weights).mean()
     if timing.shape[1]:
-        known = functional.cross_entropy(timing, ends, ignore_index=_UNKNOWN, reduction="sum")
-        loss = loss + settings.timing_weight * known / len(rows)
+        losses = functional.cross_entropy(timing, data.ends[rows].to(logits.device), reduction="none")  # [B]
+        loss = loss + settings.timing_weight * (losses * data.timing_weights[rows].to(logits.device)).mean()
     return loss
 
 
@@ -387,11 +387,9 @@ def _calibrated(
     temperature = fit_temperature(p, accepted(samples, states))
     temperatures, facts = [temperature], {**facts, "temperature": round(temperature, 3)}
     if timing.shape[1]:
-        known = [i for i, sample in enumerate(samples) if sample.ends is not None]
-        ends = np.array([bool(samples[i].ends) for i in known])
-        temperatures.append(fit_temperature(timing[known], np.stack([~ends, ends], 1)))
-        figures = {"n": len(known), "auc": rounded(auc(timing[known, 1], ends))}
-        facts["timing"] = {**figures, "temperature": round(temperatures[1], 3)}
+        ends = np.array([sample.ends is True for sample in samples])
+        temperatures.append(fit_temperature(timing, np.stack([~ends, ends], 1), balance(samples)))
+        facts["timing"] = {"temperature": round(temperatures[1], 3), **timing_facts(samples, timing[:, 1])}
     model.apply_temperatures(*temperatures)
     adapter = Adapter(
         run.recipe.kind,
