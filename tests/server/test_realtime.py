@@ -8,6 +8,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import realtime_peer
+from duologue.core.policy import Policy
 from realtime_peer import RealtimePeer, join
 from scripted import STRICT
 from serving import Running, scripted_model, serving
@@ -150,6 +151,30 @@ def test_a_backchannel_changes_nothing():
             assert "input_audio_buffer.speech_started" not in peer.kinds()
             assert peer.kinds().count("response.created") == 1
             assert [role for role, _ in peer.mirror.said] == ["user", "assistant"]
+
+    run(talk())
+
+
+def test_an_echo_is_left_out_of_the_item_that_it_begins():
+    async def talk() -> None:
+        async with answering(**SLOW) as server:
+            peer = await join(server, "?duplex=1")
+            (conversation,) = server.talks._open.values()
+            conversation.handle.adjust(Policy(echo_s=60.0))  # as by voice, with time for a slow machine
+            await speaking(peer)
+            await peer.say("input.text.append", text="word0 word1 word2 word3", utterance="one")
+            await peer.say("input.text.append", text="word0 word1 word2 word3 hello", utterance="one", final=True)
+            decided = await peer.until("overlap.decision")
+            assert (decided["text"], decided["utterance"]) == ("hello", "one")
+            item = (await peer.until("conversation.item.added"))["item"]
+            assert item["content"] == [{"type": "input_text", "text": "hello"}]
+            await peer.until("response.done")
+            assert history(server) == [("user", "tell me a lot"), ("assistant", LONG[:29])]
+            await peer.say("playback.ack", played_chars=9)
+            await peer.until("playback.acknowledged")
+            await peer.ask("and who")
+            await peer.until("response.done")
+            assert history(server)[2:4] == [("user", "hello"), ("assistant", "Hi there.")]
 
     run(talk())
 

@@ -12,6 +12,7 @@ from duologue.cli.options import CONVERSATION, MODEL, load_model
 from duologue.cli.terminal.lines import EventPrinter
 from duologue.core import events as e
 from duologue.core.backend import Sampling
+from duologue.core.policy import ECHO_S
 
 _EPILOG = """\
 The file has one JSON object per line:
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             model.backend,
             model.template,
             model.probe,
-            policy=model.policy(eagerness=args.eagerness),
+            policy=model.policy(eagerness=args.eagerness, echo_s=ECHO_S),
             period_s=args.period,
             passes=args.passes,
             max_length=model.max_length,

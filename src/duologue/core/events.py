@@ -75,7 +75,8 @@ class Held(UtteranceEvent):
 
 @dataclass(frozen=True, slots=True)
 class Dropped(UtteranceEvent):
-    """Words were dropped. `reason` is ignore, stop, patience, retracted, no words, too long, no room, edit or deaf.
+    """Words were dropped. `reason` is ignore, stop, patience, retracted, no words, echo, too long, no room, edit or
+    deaf.
 
     If a text was refused as too long, `text` is its beginning, or the part that had been received before.
     """

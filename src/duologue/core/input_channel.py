@@ -277,9 +277,12 @@ class InputChannel:
             self._stop = None
         return was_dropped
 
-    def hear(self, utterance: str, text: str, *, final: bool) -> bool:
-        """Set the words of `utterance` to `text`. Returns whether they contain anything that has not been answered."""
-        num_answered = self.memory.num_answered(utterance, text)
+    def hear(self, utterance: str, text: str, *, final: bool, num_echoed: int = 0) -> bool:
+        """Set the words of `utterance` to `text`. The first `num_echoed` characters are not the user's.
+
+        Returns whether they contain anything that has not been answered.
+        """
+        num_answered = max(self.memory.num_answered(utterance, text), num_echoed)
         if final:
             self.memory.end(utterance)
         known = self.find(utterance)

@@ -11,6 +11,7 @@ from duologue.core.backend import Draw, uniform
 from duologue.core.cache import CacheOperations, TokenSequence, Work
 from duologue.core.compaction import Compaction
 from duologue.core.config import SessionConfig
+from duologue.core.echo import EchoGuard
 from duologue.core.events import (
     Committed,
     EventLog,
@@ -26,6 +27,7 @@ from duologue.core.input_channel import ForkPoint, Input, Utterance
 from duologue.core.policy import Policy
 from duologue.core.prompt import Template, lay_out
 from duologue.core.transitions import Interruptible
+from duologue.core.words import asks
 from duologue.errors import TemplateError
 from duologue.types import Role, Token, Turn
 
@@ -54,6 +56,7 @@ class OutputChannel:
         self.history: list[Turn] = []  # committed turns
         self.answer: Answer | None = None  # the running one
         self.suspended: list[Answer] = []  # oldest first
+        self.echo = EchoGuard()
         self.epoch = 0
         self.num_answers = 0
         self.policy = policy
@@ -78,6 +81,14 @@ class OutputChannel:
     def last_role(self) -> Role | None:
         """Whose turn ends the history."""
         return self.history[-1].role if self.history else None
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether the assistant spoke last, as far as it was heard, and ended with a question."""
+        answer = self.answer
+        if answer is not None and answer.num_heard:
+            return asks(answer.heard_text)
+        return answer is None and self.last_role is Role.ASSISTANT and asks(self.history[-1].text)
 
     @property
     def running(self) -> Answer:
@@ -281,7 +292,10 @@ class OutputChannel:
     def hear(self, position: int) -> None:
         """Record that the user has heard the running answer up to character `position`."""
         answer = self.running
+        before = answer.num_heard
         answer.hear(position)
+        if answer.num_heard > before and self.policy.echo_s:
+            self.echo.hear(answer.text[before : answer.num_heard], self._log.now)
         if answer.is_heard_to_the_end:
             self._log.add(Committed(self._log.now, answer.id, answer.text))
             self._close_turn(answer, was_cut=False)

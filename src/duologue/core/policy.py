@@ -39,6 +39,9 @@ class Thresholds:
         return cls(**{name: float(value) for name, value in values.items()})
 
 
+ECHO_S = 2.0
+"""`Policy.echo_s` where words come from a microphone, which may pick up the assistant's voice."""
+
 RESUME_PHRASES = (
     "go on",
     "please go on",
@@ -73,6 +76,7 @@ class Policy:
     answers_unfinished: bool = False  # if set, it is answered when speaking, too, if process beats ignore
     interruptible: Interruptible = Interruptible.YES  # of answers, unless `Session.protect` says otherwise
     resume_phrases: tuple[str, ...] = RESUME_PHRASES  # processed while an answer is suspended, they resume it
+    echo_s: float = 0.0  # words are an echo if they repeat what was heard at most so many seconds before; 0: never
     cut_note: str = ""  # appended to a cut answer to tell the model that it was cut, for instance " —"
 
     def __post_init__(self) -> None:
@@ -81,6 +85,7 @@ class Policy:
             min(self.settle_ms, self.longest_wait_ms) >= 0 and self.period_s > 0 and self.quiet_periods >= 1,
             "settle_ms and longest_wait_ms must not be negative, period_s must be positive, quiet_periods at least 1",
         )
+        require(self.echo_s >= 0.0, f"echo_s {self.echo_s} must not be negative; 0 switches the echo guard off")
         require(self.p_sure > 0.0, f"p_sure {self.p_sure} must be positive; above 1 it never applies")
 
     @property

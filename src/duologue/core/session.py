@@ -18,7 +18,7 @@ from duologue.core.backend import Extend, Step
 from duologue.core.cache import CacheOperations, Plan, Work
 from duologue.core.config import SessionConfig
 from duologue.core.events import Decided, Dropped, Edited, Event, EventLog, Promoted, Received, Refused, TakenBack
-from duologue.core.input_channel import InputChannel
+from duologue.core.input_channel import InputChannel, Utterance
 from duologue.core.output_channel import OutputChannel
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template, lay_out
@@ -315,6 +315,11 @@ class Session(BaseSession):
     def input_text(self) -> str | None:
         return self._input.current.text if self._input.current else None
 
+    def words_of(self, utterance: str) -> str:
+        """The words of `utterance` that are being heard: without those that were answered, and without an echo."""
+        said = self._input.current.utterances if self._input.current is not None else []
+        return next((one.words for one in reversed(said) if one.id == utterance), "")
+
     @property
     def num_suspended(self) -> int:
         """Answers that can be resumed."""
@@ -373,6 +378,7 @@ class Session(BaseSession):
     # ------------------------------------------------------------------ listening
 
     def _hear(self, utterance: str, text: str, *, final: bool) -> None:
+        num_echoed = self._num_echoed(utterance, text, final=final)
         answer = self.running
         answered = answer.find(utterance) if answer else None
         known = self._input.find(utterance) or answered
@@ -388,13 +394,46 @@ class Session(BaseSession):
             return
         if answer is not None and answered is not None and not answer.num_heard:
             self._reopen_turn(answer)
+        if 0 < num_echoed == len(text):
+            self._drop_echo(Utterance(utterance, text, final))
+            return
         is_new = self._input.find(utterance) is None
-        if not self._input.hear(utterance, text, final=final):
+        if not self._input.hear(utterance, text, final=final, num_echoed=num_echoed):
             return
         if is_new:
             self._output.hold_back()
         if final and self.input_text == "":
             self._give_up("retracted")
+
+    def _num_echoed(self, utterance: str, text: str, *, final: bool) -> int:
+        """Characters at the beginning of `text` that are an echo. Words behind the assistant's question are a reply."""
+        if not self.policy.echo_s:
+            return 0
+        within_s = 0.0 if self._output.has_asked else self.policy.echo_s
+        num_echoed = self._output.echo.num_echoed(utterance, text, self.now, within_s)
+        if final:
+            self._output.echo.end(utterance)
+        return num_echoed
+
+    def _drop_echo(self, echo: Utterance) -> None:
+        """Drop `echo` without judging it. Earlier words of it, which were not recognised as one, are taken back."""
+        known, heard = self._input.find(echo.id), self._input.current
+        if heard is not None and heard.utterances == [known]:
+            heard.utterances = [echo]
+            heard.grow(self.now)
+            self._give_up("echo")
+        else:
+            if known is not None:
+                self._input.retract(echo.id)
+            self._input.memory.drop([echo])
+            self._log.add(Dropped(self.now, echo.id, echo.text, "echo"))
+        if echo.final:
+            self._forget(echo.id)
+
+    def _forget(self, utterance: str) -> None:
+        """The utterance has ended, and its id may be used again."""
+        self._input.memory.end(utterance)
+        self._output.echo.end(utterance)
 
     def _may_take_back(self, utterance: str) -> bool:
         answer = self.running
@@ -407,7 +446,7 @@ class Session(BaseSession):
         else:
             self._log.add(Dropped(self.now, utterance, excerpt, reason))
         if final:
-            self._input.memory.end(utterance)
+            self._forget(utterance)
             if self.running is not None and (answered := self.running.find(utterance)):
                 answered.final = True
                 self._output.release_if_due()
@@ -419,10 +458,10 @@ class Session(BaseSession):
             self._log.add(Refused(self.now, "retract", f"nothing of {utterance!r} is being heard"))
             return self._settle()
         self._log.add(Received(self.now, utterance, "", True))
-        self._input.memory.end(utterance)
+        self._forget(utterance)
         if not self._input.retract(utterance):
             self._give_up("retracted")
-            self._input.memory.end(utterance)
+            self._forget(utterance)
         return self._settle()
 
     def _judge(self, p: tuple[tuple[float, ...], ...]) -> None:
@@ -520,7 +559,7 @@ class Session(BaseSession):
     def _give_up(self, reason: str) -> None:
         """Drop what is being heard. If it cut an answer but turns out to be no interruption, the answer resumes."""
         cut = self._input.drop(reason).interrupted
-        is_aside = reason in (InputState.IGNORE, "patience", "retracted")
+        is_aside = reason in (InputState.IGNORE, "patience", "retracted", "echo")
         if cut is not None and is_aside and self.running is None:
             self._output.resume_undisturbed(cut)
 

@@ -1,4 +1,4 @@
-"""Tells words from non-speech text, which recognisers write where nobody speaks."""
+"""What the form of a text tells: whether it is words at all, and whether it ends with a question."""
 
 import re
 
@@ -11,11 +11,17 @@ _PLACEHOLDERS = (
     "unk|unknown|noise|spoken_noise|spn|sil|silence|blank|nospeech|\\|nospeech\\||eps|music|laugh|laughter|cough"
     "|breath|inaudible|unintelligible|foreign|crosstalk"
 )
+_QUESTION = re.compile(r"[?？؟]\W{0,8}\Z")
 _NON_SPEECH = re.compile(
     rf"(?:\[{_SOUND}\]|\({_SOUND}\)|\{{{_SOUND}\}}|[【［]{_SOUND}[】］]|（{_SOUND}）|\*{_SOUND}\*|♪[^♪]+♪"
     rf"|<(?:{_PLACEHOLDERS})>|[\s.,;:!?…¿¡·'\"‘’“”«»„。，、！？：；–—♩♪♫♬🎵🎶-])++",
     re.IGNORECASE,
 )
+
+
+def asks(text: str) -> bool:
+    """Whether `text` ends with a question."""
+    return _QUESTION.search(text) is not None
 
 
 def words_in(text: str) -> str:

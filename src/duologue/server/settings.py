@@ -7,7 +7,7 @@ from typing import Any, Literal
 from duologue.baselines.sessions import Turns, Vad
 from duologue.core.backend import Sampling
 from duologue.core.config import SessionConfig
-from duologue.core.policy import Policy
+from duologue.core.policy import ECHO_S, Policy
 from duologue.core.session import Session
 from duologue.core.transitions import Interruptible
 from duologue.models.model import Model
@@ -40,6 +40,7 @@ class ConversationSettings:
     system: str | None = None
     hearing: Hearing = "reported"
     eagerness: float = 0.0
+    echo_guard: bool | None = None  # None: by voice only
     interruptible: Interruptible = Interruptible.YES
     max_answer: int | None = None
     temperature: float = 0.0
@@ -73,7 +74,9 @@ class ConversationSettings:
     def policy(self, model: Model) -> Policy:
         """The policy of the conversation."""
         policy = model.policy(eagerness=self.eagerness, interruptible=self.interruptible)
-        return policy if self.voice is None else by_voice(policy)
+        if self.voice is not None:
+            policy = by_voice(policy)
+        return policy if self.echo_guard is None else replace(policy, echo_s=ECHO_S if self.echo_guard else 0.0)
 
     def session(self, model: Model, limits: ServerConfig, history: tuple[Turn, ...] = ()) -> Session:
         """A session with these settings, within what the server allows.
@@ -141,6 +144,7 @@ _TABLE: Table = {
     "system": Field(str),
     "hearing": Field(object, "reported", parse=_hearing),
     "eagerness": Field(float, 0.0, least=-1, most=1),
+    "echo_guard": Field(bool),
     "interruptible": Field(object, Interruptible.YES, parse=_interruptible),
     "max_answer": Field(int, least=1, most=1 << 20),
     "temperature": Field(float, 0.0, least=0, most=10),

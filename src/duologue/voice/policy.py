@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from duologue.core.policy import Policy
+from duologue.core.policy import ECHO_S, Policy
 
 _SETTLE_MS = 3000.0
 _NEVER = 1.01
@@ -17,7 +17,7 @@ def by_voice(policy: Policy) -> Policy:
     whenever the recogniser is slow, or while the user still speaks. Words that are being recognised may still change.
     During an answer they must therefore be more clearly meant for the assistant: a cut is audible even if it is undone.
     Silence also ends the utterance, however unfinished its words look: they are answered if they seem to be meant for
-    the assistant.
+    the assistant. The microphone may pick up the assistant's own words.
     """
     speaking = replace(policy.speaking, process=min(1.0, _CAUTION * policy.speaking.process))
     return replace(
@@ -28,4 +28,5 @@ def by_voice(policy: Policy) -> Policy:
         needs_final=True,
         period_s=min(policy.period_s, _PERIOD_S),
         answers_unfinished=True,
+        echo_s=ECHO_S,
     )

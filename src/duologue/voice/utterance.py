@@ -71,7 +71,9 @@ class SpokenUtterance:
         return self.is_dropped and (self.is_ending or self.num_ignored == 0 or self.num_ignored >= _SURE)
 
     def judged(self, text: str, state: InputState) -> None:
-        """Record the decision `state` on `text`, which may begin with the words of earlier utterances."""
-        if self.text and text.endswith(self.text):
+        """Record the decision `state` on `text`, which may begin with the words of earlier utterances, or lack those
+        at the beginning of this one that are an echo or were answered.
+        """
+        if self.text and text and (text.endswith(self.text) or self.text.endswith(text)):
             self.state = state
             self.num_ignored = self.num_ignored + 1 if state is InputState.IGNORE else 0

@@ -26,8 +26,8 @@ def remark(event: e.Event) -> str:
             return "the answer was withdrawn; none of it was heard"
         case e.Dropped(reason="patience"):
             return "dropped: never finished"
-        case e.Dropped(reason="no words"):
-            return "dropped: no words"
+        case e.Dropped(reason="no words" | "echo" as reason):
+            return f"dropped: {reason}"
         case e.Refused(what=what, reason=reason):
             return f"{what} refused: {reason}" if what in _COMMANDS else f"refused: {reason}"
         case e.Trimmed(turns_dropped=dropped):

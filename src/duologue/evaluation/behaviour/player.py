@@ -17,7 +17,7 @@ from duologue.core.answer import Answer
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage
 from duologue.core.events import Event, Promoted
 from duologue.core.history import Ledger
-from duologue.core.policy import Policy
+from duologue.core.policy import ECHO_S, Policy
 from duologue.core.prompt import Probe
 from duologue.core.session import BaseSession, Phase, Session, SessionFactory
 from duologue.engine.replay import Cue, Replay, Script
@@ -75,9 +75,9 @@ def kind_of(name: str, model: Model) -> SessionKind:
     plain = Policy()
     match name:
         case "duplex":
-            return SessionKind(Session, model.probe, model.policy())
+            return SessionKind(Session, model.probe, model.policy(echo_s=ECHO_S))
         case "prompted":
-            return SessionKind(Session, prompted_probe(model.template, tuple(InputState)), plain)
+            return SessionKind(Session, prompted_probe(model.template, tuple(InputState)), Policy(echo_s=ECHO_S))
         case "slices":
             return SessionKind(Session, model.probe, plain, always=InputState.PROCESS)
         case "turns":

@@ -430,6 +430,7 @@ const OUTCOMES = {
   patience: "never finished, dropped",
   retracted: "taken back",
   "no words": "no words",
+  echo: "its own words, dropped",
   deaf: "not heard: it was talking",
   "too long": "too long",
   "no room": "no room for it",

@@ -197,6 +197,8 @@ class Commands:
         is_answered = running is not None and running.find(utterance.name) is not None and not running.num_heard
         listening.grow(utterance, text, is_answered=is_answered, is_audio=is_audio)
         session.handle.hear(text, utterance=utterance.name, final=is_final)
+        if read := session.history.session.words_of(utterance.name):
+            listening.leave_out(utterance, read)
         # That they are answered may not have been told yet. Otherwise they were dropped before, or there are none.
         if session.handle.session.input_text is None and not is_answered:
             listening.items = listening.typed

@@ -248,6 +248,13 @@ class Listening:
         if found is not None:
             found.text = utterance.unanswered
 
+    def leave_out(self, utterance: Utterance, read: str) -> None:
+        """Leave out what comes before the words `read` of `utterance`: an echo, or words that were answered."""
+        utterance.answered = utterance.text.rstrip().removesuffix(read)
+        for item in self.items:
+            if item.utterance is utterance:
+                item.text = utterance.unanswered
+
     def end(self, label: str) -> None:
         """Record that the utterance has ended: the client may reuse the label."""
         self._growing.pop(label, None)

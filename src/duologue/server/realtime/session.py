@@ -462,6 +462,7 @@ _WHY = {
     "ignore": "the words were none of the assistant's business, and the answer that there is goes on",
     "stop": "the words asked for silence, so nothing is said",
     "no words": "there are no words in it, only what recognisers write for sounds",
+    "echo": "the words are an echo of the assistant's own",
     "patience": "the words stayed incomplete, and the answer that there is goes on",
 }
 _ACTIONS = {

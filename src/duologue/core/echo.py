@@ -1,0 +1,86 @@
+"""Recognises the assistant's own words when they come back through a microphone."""
+
+import re
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import final
+
+_LEAST = 4.0  # words of an echo; fewer may be a question about them. A character without spaces is half a word
+_CJK = "\u2e80"  # from here on, scripts are written without spaces
+_KEPT_S = 30.0  # longer than an utterance that is nothing but an echo
+_MAX_UTTERANCES = 32
+_SIMILAR = 0.5  # of the letters: a word that was misheard
+_WORD = re.compile(r"[\u2e80-\uffef]|(?:[^\W_\u2e80-\uffef]|['’])+")
+
+
+@dataclass(slots=True)
+class _Speech:
+    """An utterance. `num_words` of its first words are known to be an echo."""
+
+    begun_at: float
+    num_words: int = 0
+
+
+@final
+class EchoGuard:
+    """Compares the beginning of an utterance with what the user has just heard of the assistant's answers."""
+
+    def __init__(self) -> None:
+        self._heard: deque[tuple[float, list[str]]] = deque()  # when, which words
+        self._speech: OrderedDict[str, _Speech] = OrderedDict()
+
+    def hear(self, text: str, now: float) -> None:
+        """Record that the user has just heard `text`, which consists of whole words."""
+        self._heard.append((now, _words(text)))
+        while self._heard[0][0] < now - _KEPT_S:
+            self._heard.popleft()
+
+    def num_echoed(self, utterance: str, text: str, now: float, within_s: float) -> int:
+        """The length of the echo that `text`, all of `utterance` so far, begins with, in characters.
+
+        It repeats what was heard at most `within_s` seconds before the utterance began. With 0, it is as long as it was
+        found to be before.
+        """
+        speech = self._speech.setdefault(utterance, _Speech(now))
+        while len(self._speech) > _MAX_UTTERANCES:
+            self._speech.popitem(last=False)
+        if within_s and text:
+            since = speech.begun_at - within_s
+            heard = [word for at, words in self._heard if at >= since for word in words]
+            speech.num_words = max(speech.num_words, _num_repeated(_words(text), heard))
+        starts = [match.start() for match in _WORD.finditer(text)]
+        return [0, *starts[1:], len(text)][min(speech.num_words, len(starts))] if starts else 0
+
+    def end(self, utterance: str) -> None:
+        """Record that the utterance has ended: its id may be used again."""
+        self._speech.pop(utterance, None)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower().replace("’", "'"))
+
+
+def _num_repeated(words: Sequence[str], heard: Sequence[str]) -> int:
+    """How many of the first `words` occur in a row in `heard`, where at most one of any four may be another word.
+
+    The first and the last of them are at most misheard: words around an echo are the user's.
+    """
+    longest = 0
+    for start in range(len(heard)):
+        last_other, size = -3, 0.0
+        for count in range(1, min(len(words), len(heard) - start) + 1):
+            word, other = words[count - 1], heard[start + count - 1]
+            size += 0.5 if word >= _CJK else 1.0
+            if word != other:
+                if count - last_other < 4 or (count == 1 and not _is_like(word, other)):
+                    break
+                last_other = count
+            if size >= _LEAST and count > longest and _is_like(word, other):
+                longest = count
+    return longest
+
+
+def _is_like(word: str, other: str) -> bool:
+    return word == other or SequenceMatcher(None, word, other).ratio() >= _SIMILAR
