@@ -155,6 +155,23 @@ def test_a_backchannel_changes_nothing():
     run(talk())
 
 
+def test_an_ignored_reply_becomes_an_item_when_it_is_answered():
+    async def talk() -> None:
+        async with serving(scripted_model({"hello": "Hi. Who is there?", "mhm": "I see."}), **FAST) as server:
+            peer = await join(server, "?duplex=1")
+            (conversation,) = server.talks._open.values()
+            conversation.handle.adjust(Policy(reply_s=0.1))
+            await peer.ask("hello")
+            await peer.until("response.done")
+            await peer.say("input.text.append", text="mhm", final=True)
+            assert (await peer.until("overlap.decision"))["action"] == "ignore"
+            done = (await peer.until("response.done"))["response"]
+            assert done["output"][0]["content"][0]["text"] == "I see."
+            assert [text for _, text in peer.mirror.said] == ["hello", "Hi. Who is there?", "mhm", "I see."]
+
+    run(talk())
+
+
 def test_an_echo_is_left_out_of_the_item_that_it_begins():
     async def talk() -> None:
         async with answering(**SLOW) as server:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from duologue.errors import BadData
@@ -17,6 +17,10 @@ class Decision:
     p: float  # probability of `state` among the watched states
     probabilities: tuple[tuple[InputState, float], ...]  # of all watched states
     p_ends: float | None = None  # probability that the speaker's turn ends here; None: the adapter does not say
+
+    def as_incomplete(self) -> "Decision":
+        """The same probabilities, with the decision to wait."""
+        return replace(self, state=InputState.INCOMPLETE, p=dict(self.probabilities)[InputState.INCOMPLETE])
 
 
 @dataclass(frozen=True, slots=True)

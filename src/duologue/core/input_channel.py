@@ -302,6 +302,12 @@ class InputChannel:
             self.heard.text = join_words(self.heard.utterances)
         return True
 
+    def hear_again(self, utterances: Sequence[Utterance]) -> None:
+        """Take up the words of `utterances`, which were dropped."""
+        self.forget_kept()
+        self.current = Input(list(utterances), self._log.now)
+        self.words_changed()
+
     def retract(self, utterance: str) -> bool:
         """Remove `utterance` from what is being heard. Returns whether anything is left."""
         heard = self.heard

@@ -84,11 +84,10 @@ class OutputChannel:
 
     @property
     def has_asked(self) -> bool:
-        """Whether the assistant spoke last, as far as it was heard, and ended with a question."""
-        answer = self.answer
-        if answer is not None and answer.num_heard:
-            return asks(answer.heard_text)
-        return answer is None and self.last_role is Role.ASSISTANT and asks(self.history[-1].text)
+        """Whether what was heard last of the assistant is a question."""
+        if self.answer is not None and self.answer.num_heard:
+            return asks(self.answer.heard_text)
+        return self.last_role is Role.ASSISTANT and asks(self.history[-1].text)
 
     @property
     def running(self) -> Answer:
@@ -278,12 +277,16 @@ class OutputChannel:
             self.release()
 
     def release(self) -> None:
-        """Let the running answer be heard. If it answers words that mean "go on", the suspended one resumes instead."""
+        """Let the running answer be heard. If it answers words that mean "go on", the suspended one resumes instead.
+
+        Behind a question, such words are a reply to it.
+        """
         answer = self.answer
         if answer is None or answer.is_released:
             return
         answer.is_released = True
-        if self.suspended and answer.user_text and self.policy.asks_to_resume(answer.user_text):
+        text = answer.user_text
+        if self.suspended and text and not self.has_asked and self.policy.asks_to_resume(text):
             self._resume_as_asked(self.suspended[-1], answer)
             return
         self._log.add(Released(self._log.now, answer.id))

@@ -1,12 +1,12 @@
 """When a probability becomes an action. `transitions` says what the actions are."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from duologue.core.events import Decision
 from duologue.core.transitions import Interruptible
+from duologue.core.words import bare
 from duologue.errors import require
 from duologue.types import InputState
 
@@ -73,6 +73,7 @@ class Policy:
     needs_final: bool = False  # if set, only words that have ended are released by the timing pair
     period_s: float = 1.0  # length of a quiet period
     quiet_periods: int = 4  # after this many, an incomplete input is answered (silent) or dropped (speaking)
+    reply_s: float = 6.0  # behind its question, held or ignored words are answered after this time; 0: no such rule
     answers_unfinished: bool = False  # if set, it is answered when speaking, too, if process beats ignore
     interruptible: Interruptible = Interruptible.YES  # of answers, unless `Session.protect` says otherwise
     resume_phrases: tuple[str, ...] = RESUME_PHRASES  # processed while an answer is suspended, they resume it
@@ -85,6 +86,7 @@ class Policy:
             min(self.settle_ms, self.longest_wait_ms) >= 0 and self.period_s > 0 and self.quiet_periods >= 1,
             "settle_ms and longest_wait_ms must not be negative, period_s must be positive, quiet_periods at least 1",
         )
+        require(self.reply_s >= 0.0, f"reply_s {self.reply_s} must not be negative; 0 switches the rule off")
         require(self.echo_s >= 0.0, f"echo_s {self.echo_s} must not be negative; 0 switches the echo guard off")
         require(self.p_sure > 0.0, f"p_sure {self.p_sure} must be positive; above 1 it never applies")
 
@@ -132,8 +134,4 @@ class Policy:
 
     def asks_to_resume(self, text: str) -> bool:
         """Whether `text` is one of `resume_phrases`, ignoring case and punctuation."""
-        return _bare(text) in map(_bare, self.resume_phrases)
-
-
-def _bare(text: str) -> str:
-    return " ".join(re.findall(r"[\w']+", text.lower()))
+        return bare(text) in map(bare, self.resume_phrases)

@@ -18,12 +18,12 @@ from duologue.core.backend import Extend, Step
 from duologue.core.cache import CacheOperations, Plan, Work
 from duologue.core.config import SessionConfig
 from duologue.core.events import Decided, Dropped, Edited, Event, EventLog, Promoted, Received, Refused, TakenBack
-from duologue.core.input_channel import InputChannel, Utterance
+from duologue.core.input_channel import Input, InputChannel, Utterance
 from duologue.core.output_channel import OutputChannel
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template, lay_out
 from duologue.core.transitions import Floor, Interruptible, Transition, transition
-from duologue.core.words import words_in
+from duologue.core.words import asks_for_a_moment, words_in
 from duologue.errors import ContextOverflow, UsageError, require
 from duologue.types import InputState, Token, Turn, well_formed
 
@@ -284,6 +284,9 @@ class Session(BaseSession):
             template, self.policy, self.config, self._cache, self._log, history, probe_length=probe_length
         )
         self._input = InputChannel(template, probe, self.config, self._output, self._cache, self._log)
+        self._ignored: list[Utterance] = []  # behind the assistant's question: they may be the reply
+        self._ignored_at = 0.0  # session time when the last of them was received
+        self._has_trusted = False  # such words were answered, and nothing was judged process since
 
     # ------------------------------------------------------------------ what can be seen
 
@@ -385,7 +388,10 @@ class Session(BaseSession):
         if known is not None and known.text == text and not final:
             return
         if known is None and self._input.was_dropped(utterance, text, final=final):
+            for one in self._ignored:
+                one.final = one.final or (final and one.id == utterance)
             return
+        self._disregard(utterance)
         self._log.add(Received(self.now, utterance, text, final))
         if answered is not None and answered.text == text:  # only the end is new
             self._input.memory.end(utterance)
@@ -441,6 +447,7 @@ class Session(BaseSession):
         return is_unheard or self._input.find(utterance) is not None
 
     def _refuse(self, utterance: str, excerpt: str, reason: str, *, final: bool) -> None:
+        self._disregard(utterance)
         if self._input.find(utterance) is not None:
             self._give_up(reason)
         else:
@@ -453,6 +460,7 @@ class Session(BaseSession):
 
     def retract(self, utterance: str) -> list[Event]:
         """Take back the words of `utterance` that are being heard, even if it has ended."""
+        self._disregard(utterance)
         heard = self._input.current
         if heard is None or all(one.id != utterance for one in heard.utterances):
             self._log.add(Refused(self.now, "retract", f"nothing of {utterance!r} is being heard"))
@@ -472,6 +480,8 @@ class Session(BaseSession):
         heard = self._input.heard
         speaking = self.floor is Floor.SPEAKING
         decision = self.policy.decide(self.probe.states, p[0], speaking=speaking, p_ends=p[1][1] if p[1:] else None)
+        if not speaking and self._output.has_asked and asks_for_a_moment(heard.text):
+            decision = decision.as_incomplete()
         self._input.score(decision)
         self._log.add(Decided(self.now, heard.id, heard.text, decision, speaking, heard.changed_at))
         self._apply_state(decision.state)
@@ -506,11 +516,12 @@ class Session(BaseSession):
         If other words are held, only the newest are dropped. The KV is released at once, unless the words may still
         grow; then the channel is kept for a while (see `InputChannel`).
         """
-        decision = self._input.heard.decision
-        assert decision is not None, "it was judged"
-        state = decision.state
+        heard = self._input.heard
+        assert heard.decision is not None, "it was judged"
+        state = heard.decision.state
         if state is not InputState.IGNORE or not self._input.drop_newest(state.value):
             self._give_up(state.value)
+            self._expect_reply(heard)
 
     def _promote(self) -> None:
         """process: the input channel becomes the output channel, and the assistant's header is appended.
@@ -524,6 +535,8 @@ class Session(BaseSession):
             self._input.detach()
             self._defer()
             return
+        if heard.decision is not None and heard.decision.state is InputState.PROCESS:
+            self._has_trusted = False
         answer = self._output.promote(heard, point, words, self._input.hand_over(point))
         self._input.memory.answer(heard.utterances)
         self._log.add(Promoted(self.now, heard.id, heard.text, answer.id))
@@ -624,6 +637,7 @@ class Session(BaseSession):
         template = template or self.template
         self._output.replace(history, template, laid_out)
         self.template = template
+        self._ignored.clear()
         if self._input.current:
             self._give_up("edit")
         self._input.template = template
@@ -686,8 +700,16 @@ class Session(BaseSession):
         if answer and not answer.is_released:
             waits.append((self._output.release_at, self._output.release))
         if heard and heard.is_waiting:
-            waits.append((heard.changed_at + self.policy.patience_s, self._lose_patience))
+            waits.append((heard.changed_at + self._patience_s, self._lose_patience))
+        if self._ignored and not answer and not heard:
+            waits.append((self._ignored_at + self.policy.reply_s, self._answer_ignored))
         return waits
+
+    @property
+    def _patience_s(self) -> float:
+        """Seconds without new words after which incomplete words are acted on: fewer if a reply is due (choice 14)."""
+        is_due = self.policy.reply_s and self.floor is Floor.SILENT and self._output.has_asked
+        return min(self.policy.patience_s, self.policy.reply_s) if is_due else self.policy.patience_s
 
     def _act_on_time(self) -> None:
         for at, act in self._waits():
@@ -697,8 +719,9 @@ class Session(BaseSession):
 
     def _lose_patience(self) -> None:
         """Act on incomplete words, or an onset without words, after which nothing more came (choice 7)."""
-        decision = self._input.heard.decision
-        if decision is None:
+        heard = self._input.heard
+        decision, is_reply = heard.decision, self.floor is Floor.SILENT and self._output.has_asked
+        if decision is None or (is_reply and asks_for_a_moment(heard.text)):
             self._give_up("patience")
         elif self.floor is not Floor.SPEAKING:
             self._answer_now()
@@ -707,8 +730,33 @@ class Session(BaseSession):
         else:
             self._apply_state(state)
 
+    def _expect_reply(self, ignored: Input) -> None:
+        """Note words that were ignored in silence: behind the assistant's question they are more likely a reply.
+
+        They are answered if nothing else comes; but not twice in a row, since background talk would go on and on.
+        """
+        decision = ignored.decision
+        is_ignored = decision is not None and decision.state is InputState.IGNORE and self.running is None
+        if not is_ignored or self._has_trusted or not self.policy.reply_s or not self._output.has_asked:
+            self._ignored.clear()
+        elif not asks_for_a_moment(ignored.text):
+            self._ignored += ignored.utterances
+            self._ignored_at = ignored.changed_at
+
+    def _disregard(self, utterance: str) -> None:
+        """Forget the ignored words of `utterance`, which have changed."""
+        self._ignored = [one for one in self._ignored if one.final or one.id != utterance]
+
+    def _answer_ignored(self) -> None:
+        ignored, self._ignored = self._ignored, []
+        self._has_trusted = True
+        self._input.hear_again(ignored)
+        self._answer_now()
+
     def _follow_up(self) -> None:
         """Switch to a compacted context if it is ready, and answer deferred words if that is possible now."""
+        if self.running is not None:
+            self._ignored.clear()
         self._output.swap_if_compacted()
         self._input.discard_stale()
         heard = self._input.current

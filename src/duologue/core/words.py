@@ -18,10 +18,40 @@ _NON_SPEECH = re.compile(
     re.IGNORECASE,
 )
 
+_TIME = r"(?:sec|second|seconds|moment|minute|minutes|bit)"
+_FILLER = r"(?:u[hm]+|erm?|h?mm+|oh|ah|okay|ok|yeah|yes|sure|sorry|well|so|right|please|just|thanks)"
+_HOLD = (
+    rf"(?:(?:(?:can|could) you )?(?:wait|hang on|hold on|hold up)(?: (?:for )?(?:just )?(?:a|one) {_TIME})?"
+    rf"|(?:(?:can|could) you )?(?:give me|gimme|i need|i just need|i'll need)(?: just)? (?:a|one|two|a few|another)"
+    rf" {_TIME}"
+    rf"|(?:just a|half a) {_TIME}|one (?:sec|second|moment)|bear with me)"
+)
+_LOOK = r"(?:see|check|find|look|think|search|ask|get|grab|fetch|open|go)"
+_THAT = r"(?:it|that|this|them|it up|that up|for it|for that|about it|about that|my \w+(?: \w+)?)"
+_REASON = (
+    r"(?:let me|while i|until i|so i can|i need to|i have to|i'll|i will|i'm going to)(?: just| go and)?"
+    rf" {_LOOK}(?: [^\W\d]+){{0,5}}"
+)
+_MOMENT = re.compile(
+    rf"(?:{_FILLER} )*(?:{_HOLD}|let me(?: just)? {_LOOK}(?: {_THAT})?)(?: (?:{_FILLER}|{_HOLD}|{_REASON}))*"
+)
+_MOST_WORDS = 20  # of a request for a moment
+
+
+def bare(text: str) -> str:
+    """The words of `text` alone: in lower case, without punctuation, separated by single spaces."""
+    return " ".join(re.findall(r"[\w']+", text.lower().replace("’", "'")))
+
+
+def asks_for_a_moment(text: str) -> bool:
+    """Whether `text` is nothing but a request to wait, in English, such as "hang on, let me find it"."""
+    words = bare(text)
+    return words.count(" ") < _MOST_WORDS and _MOMENT.fullmatch(words) is not None
+
 
 def asks(text: str) -> bool:
     """Whether `text` ends with a question."""
-    return _QUESTION.search(text) is not None
+    return _QUESTION.search(text[-10:]) is not None
 
 
 def words_in(text: str) -> str:

@@ -125,12 +125,14 @@ export class Conversation {
     }
   }
 
-  promoted({ at, text, answer }) {
-    const lines = [...this.#listening];
+  promoted({ at, utterance, text, answer }) {
+    const ignored = this.#lines.get(utterance); // until now, when it counts as the reply to a question
+    const lines = this.#listening.size > 0 || ignored === undefined ? [...this.#listening] : [ignored];
     const made = this.#answer(answer);
     Object.assign(made, { lines, asked: text, state: "running", promotedAt: at });
     for (const line of lines) {
       line.outcome = this.#cutAt === at ? "cut in, answered" : "answered";
+      line.reason = "";
       line.answer = made;
       line.version++;
     }

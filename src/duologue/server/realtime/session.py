@@ -321,6 +321,10 @@ class RealtimeSession:
             behind = self.listening.turn[self.listening.turn.index(item) + 1 :]
             self.items.add(item, before=next((other for other in behind if other in self.items), None))
             self.show_committed(item)
+        if not self.listening.turn:  # words that were ignored until now, when they count as the reply to a question
+            self.listening.turn = [Item("user", event.text, is_audio=self.config.is_audio)]
+            self.items.add(self.listening.turn[0])
+            self.show_committed(self.listening.turn[0])
         detection, request = self.config.turn_detection, self.request
         if request is not None and request.is_special and not request.is_started:
             self._notes(
