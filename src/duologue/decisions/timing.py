@@ -34,7 +34,7 @@ def balance(samples: Sequence[Sample]) -> npt.NDArray[np.float64]:
 
 
 def timing_facts(samples: Sequence[Sample], p_ends: npt.NDArray[np.floating]) -> dict[str, Any]:
-    """What `adapter.json` says of held-out samples whose words look complete: their number, and the AUC. p_ends: [N]."""
+    """What `adapter.json` says of held-out samples whose words look complete: number and AUC. p_ends: [N]."""
     whole = [i for i, sample in enumerate(samples) if sample.ends is not None and sample.state is InputState.PROCESS]
     ends = np.array([samples[i].ends is True for i in whole], dtype=bool)
     return {"n": len(whole), "auc": rounded(auc(p_ends[whole], ends))}
