@@ -57,6 +57,13 @@ def test_words_that_were_heard_too_long_ago_are_the_users():
     assert heard(TALE).num_echoed("u", "keeper climbed the tower", 1.9, ECHO_S) == 24
 
 
+def test_the_last_word_of_an_echo_counts():
+    guard = heard("The old keeper climbed")
+    guard.hear(" the tower", 1.0)
+    assert guard.num_echoed("u", "keeper climbed the tower", 2.9, ECHO_S) == 24
+    assert guard.num_echoed("v", "the old keeper climbed", 2.9, ECHO_S) == 0
+
+
 def test_an_echo_that_grows_counts_from_its_beginning():
     guard = heard("The old keeper climbed the tower")
     assert guard.num_echoed("u", "", 0.5, ECHO_S) == 0  # the onset
@@ -66,7 +73,7 @@ def test_an_echo_that_grows_counts_from_its_beginning():
     assert guard.num_echoed("u", text, 6.0, ECHO_S) == len(text)
     assert guard.num_echoed("u", "keeper climbed the tower, every night", 6.0, 0.0) > 24, "known from before"
     guard.end("u")
-    assert guard.num_echoed("u", text, 6.0, ECHO_S) == 0
+    assert guard.num_echoed("u", text, 7.5, ECHO_S) == 0
 
 
 def spoken(policy: Policy = SPOKEN, question: str = "tell me") -> Talk:

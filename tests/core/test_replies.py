@@ -2,8 +2,7 @@
 
 import pytest
 
-from duologue.core.config import SessionConfig
-from duologue.core.events import Decided, Dropped, Promoted, Resumed
+from duologue.core.events import Decided, Promoted, Resumed
 from duologue.core.policy import Policy
 from duologue.core.words import asks, asks_for_a_moment
 from duologue.types import InputState, Role, Turn
@@ -191,16 +190,32 @@ def test_a_request_for_a_moment_is_answered_where_nothing_was_asked():
 
 
 @pytest.mark.parametrize(
-    ("answer", "resumes"), [("That is Rome. Shall I go on with it?", False), ("That is Rome.", True)]
+    ("answer", "phrase", "resumes"),
+    [
+        ("That is Rome. Shall I go on with it?", "go on", False),
+        ("That is Rome. Shall I go on with it?", "Go ahead.", False),
+        ("That is Rome.", "go on", True),
+        ("That is Rome.", "Go ahead.", False),
+    ],
 )
-def test_go_ahead_resumes_a_cut_answer_only_if_nothing_was_asked(answer, resumes):
-    talk = Talk({"which town": answer}, config=SessionConfig(heard="shown"))
+def test_a_resume_phrase_is_about_what_was_said_last(answer, phrase, resumes):
+    talk = Talk({"which town": answer})
     talk.hear("tell me a story", "a")
     talk.tick(30)
     talk.hear("which town", "b")
     talk.run()
-    talk.hear("go ahead", "c")
+    talk.hear(phrase, "c")
     talk.run()
     assert any(isinstance(e, Resumed) for e in talk.events) is resumes
-    assert talk.turns[4] == ("user", "go ahead")
-    assert not [e for e in talk.events if isinstance(e, Dropped)]
+    assert talk.turns[4] == ("user", phrase)
+
+
+def test_go_ahead_resumes_what_was_stopped():
+    talk = Talk()
+    talk.hear("tell me a story", "a")
+    talk.tick(30)
+    talk.hear("stop", "b")
+    talk.tick()
+    talk.hear("go ahead", "c")
+    talk.run()
+    assert any(isinstance(e, Resumed) for e in talk.events)

@@ -28,28 +28,27 @@ class EchoGuard:
     """Compares the beginning of an utterance with what the user has just heard of the assistant's answers."""
 
     def __init__(self) -> None:
-        self._heard: deque[tuple[float, list[str]]] = deque()  # when, which words
+        self._heard: deque[tuple[float, str]] = deque()  # when, which word
         self._speech: OrderedDict[str, _Speech] = OrderedDict()
 
     def hear(self, text: str, now: float) -> None:
         """Record that the user has just heard `text`, which consists of whole words."""
-        self._heard.append((now, _words(text)))
-        while self._heard[0][0] < now - _KEPT_S:
+        self._heard.extend((now, word) for word in _words(text))
+        while self._heard and self._heard[0][0] < now - _KEPT_S:
             self._heard.popleft()
 
     def num_echoed(self, utterance: str, text: str, now: float, within_s: float) -> int:
         """The length of the echo that `text`, all of `utterance` so far, begins with, in characters.
 
-        It repeats what was heard at most `within_s` seconds before the utterance began. With 0, it is as long as it was
+        Its last word was heard at most `within_s` seconds before the utterance began. With 0, it is as long as it was
         found to be before.
         """
         speech = self._speech.setdefault(utterance, _Speech(now))
         while len(self._speech) > _MAX_UTTERANCES:
             self._speech.popitem(last=False)
         if within_s and text:
-            since = speech.begun_at - within_s
-            heard = [word for at, words in self._heard if at >= since for word in words]
-            speech.num_words = max(speech.num_words, _num_repeated(_words(text), heard))
+            num_repeated = _num_repeated(_words(text), list(self._heard), speech.begun_at - within_s)
+            speech.num_words = max(speech.num_words, num_repeated)
         starts = [match.start() for match in _WORD.finditer(text)]
         return [0, *starts[1:], len(text)][min(speech.num_words, len(starts))] if starts else 0
 
@@ -62,22 +61,24 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower().replace("’", "'"))
 
 
-def _num_repeated(words: Sequence[str], heard: Sequence[str]) -> int:
+def _num_repeated(words: Sequence[str], heard: Sequence[tuple[float, str]], since: float) -> int:
     """How many of the first `words` occur in a row in `heard`, where at most one of any four may be another word.
 
-    The first and the last of them are at most misheard: words around an echo are the user's.
+    The first and the last of them are at most misheard: words around an echo are the user's. The last was heard at
+    `since` or later.
     """
     longest = 0
-    for start in range(len(heard)):
+    for start, (_, first) in enumerate(heard):
         last_other, size = -3, 0.0
         for count in range(1, min(len(words), len(heard) - start) + 1):
-            word, other = words[count - 1], heard[start + count - 1]
+            word, (at, other) = words[count - 1], heard[start + count - 1]
             size += 0.5 if word >= _CJK else 1.0
             if word != other:
-                if count - last_other < 4 or (count == 1 and not _is_like(word, other)):
+                if count - last_other < 4:
                     break
                 last_other = count
-            if size >= _LEAST and count > longest and _is_like(word, other):
+            is_long = size >= _LEAST and count > longest and at >= since
+            if is_long and _is_like(word, other) and _is_like(words[0], first):
                 longest = count
     return longest
 

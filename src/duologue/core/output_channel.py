@@ -285,10 +285,11 @@ class OutputChannel:
         if answer is None or answer.is_released:
             return
         answer.is_released = True
-        text = answer.user_text
-        if self.suspended and text and not self.has_asked and self.policy.asks_to_resume(text):
-            self._resume_as_asked(self.suspended[-1], answer)
-            return
+        if self.suspended and answer.user_text and not self.has_asked:
+            cut = self.suspended[-1]
+            if self.policy.asks_to_resume(answer.user_text, is_newest=self._still_fits(cut)):
+                self._resume_as_asked(cut, answer)
+                return
         self._log.add(Released(self._log.now, answer.id))
         self._say(answer)
 

@@ -58,6 +58,7 @@ RESUME_PHRASES = (
     "yes go on",
     "where were you",
 )
+_PERMISSIONS = frozenset(("go ahead", "yes go on"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,10 @@ class Policy:
         states, p = zip(*others, strict=True)
         return self.decide(states, p, speaking=True).state
 
-    def asks_to_resume(self, text: str) -> bool:
-        """Whether `text` is one of `resume_phrases`, ignoring case and punctuation."""
-        return bare(text) in map(bare, self.resume_phrases)
+    def asks_to_resume(self, text: str, *, is_newest: bool) -> bool:
+        """Whether `text` is one of `resume_phrases`, ignoring case and punctuation.
+
+        Permission ("go ahead") is about what was said last: it resumes a cut answer only if that `is_newest`.
+        """
+        phrase = bare(text)
+        return phrase in map(bare, self.resume_phrases) and (is_newest or phrase not in _PERMISSIONS)
