@@ -182,6 +182,18 @@ def test_who_asks_for_a_moment_gets_it_and_what_comes_next_is_the_reply(state):
     assert promoted(talk) == ["it is Smith"]
 
 
+def test_who_asks_for_a_moment_behind_an_ignored_reply_gets_it_too():
+    talk = Talk(history=QUESTION)
+    talk.hear("mhm", "a")
+    talk.run()
+    talk.hear("hold on", "b")
+    talk.run()
+    talk.advance(60.0)
+    talk.run()
+    assert promoted(talk) == []
+    assert talk.session.next_deadline is None
+
+
 def test_a_request_for_a_moment_is_answered_where_nothing_was_asked():
     talk = Talk(history=STATEMENT)
     talk.hear("give me a second", "a")

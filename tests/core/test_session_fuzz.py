@@ -12,7 +12,7 @@ from duologue.types import Role, Turn
 from scripted import CHATML, STATES, STRICT, Talk
 
 SPOKEN = "what is the weather stop mhm go on about a please radio talk continue , x"
-WORDS = [*SPOKEN.split(), "🎉", "é", "<|im_end|>"]
+WORDS = [*SPOKEN.split(), "🎉", "é", "<|im_end|>", "[NOISE]", "hang on", "This is what there is"]
 KINDS = ["hear"] * 6 + ["tick"] * 8 + ["heard", "advance", "stop", "resume", "respond", "edit", "late", "protect"]
 
 
@@ -26,7 +26,7 @@ def step(talk: Talk, chance: random.Random, names: list[str]) -> None:
         text = " ".join(chance.choices(WORDS, k=chance.randint(0, 6)))
         if chance.random() < 0.5 and session.input_text:
             text = f"{session.input_text} {text}"
-        talk.hear(text, chance.choice(names[-3:]), final=chance.random() < 0.4)
+        talk.hear(chance.choice([text, text, text, "[NOISE]"]), chance.choice(names[-3:]), final=chance.random() < 0.4)
     elif what == "tick":
         talk.tick(chance.randint(1, 8))
     elif what == "heard" and session.running is not None:
@@ -34,7 +34,8 @@ def step(talk: Talk, chance: random.Random, names: list[str]) -> None:
     elif what == "advance":
         talk.advance(chance.random() * 3)
     elif what == "edit" and chance.random() < 0.1:
-        talk.told(session.edit([Turn(Role.USER, "hello"), Turn(Role.ASSISTANT, "hi")][: chance.randint(0, 2)]))
+        turns = [Turn(Role.USER, "hello"), Turn(Role.ASSISTANT, "hi, who is it?")]
+        talk.told(session.edit(turns[: chance.randint(0, 2)]))
     elif what == "protect":
         session.protect(chance.choice(list(Interruptible)))
     elif what == "late":  # a pass is under way while something is said
@@ -71,10 +72,15 @@ def test_random_conversations(seed: int):
         heard=chance.choice(["shown", "reported"]),
     )
     policy = Policy(
-        p_sure=chance.choice([0.5, 1.1]), cut_note=chance.choice(["", " --"]), eagerness=chance.choice([-1.0, 0.0, 1.0])
+        p_sure=chance.choice([0.5, 1.1]),
+        cut_note=chance.choice(["", " --"]),
+        eagerness=chance.choice([-1.0, 0.0, 1.0]),
+        echo_s=chance.choice([0.0, 2.0]),
+        reply_s=chance.choice([0.0, 1.0]),
     )
     strict = chance.random() < 0.3
     talk = Talk(
+        dict.fromkeys(WORDS, "Well, who is it?"),
         judge=judge,
         config=config,
         policy=policy,

@@ -480,8 +480,9 @@ class Session(BaseSession):
         heard = self._input.heard
         speaking = self.floor is Floor.SPEAKING
         decision = self.policy.decide(self.probe.states, p[0], speaking=speaking, p_ends=p[1][1] if p[1:] else None)
-        if not speaking and self._output.has_asked and asks_for_a_moment(heard.text):
+        if self._is_reply_due and asks_for_a_moment(heard.text):
             decision = decision.as_incomplete()
+            self._ignored.clear()
         self._input.score(decision)
         self._log.add(Decided(self.now, heard.id, heard.text, decision, speaking, heard.changed_at))
         self._apply_state(decision.state)
@@ -519,7 +520,10 @@ class Session(BaseSession):
         heard = self._input.heard
         assert heard.decision is not None, "it was judged"
         state = heard.decision.state
-        if state is not InputState.IGNORE or not self._input.drop_newest(state.value):
+        if state is not InputState.IGNORE:
+            self._ignored.clear()
+            self._give_up(state.value)
+        elif not self._input.drop_newest(state.value):
             self._give_up(state.value)
             self._expect_reply(heard)
 
@@ -601,6 +605,7 @@ class Session(BaseSession):
         self._output.release()
 
     def stop(self) -> list[Event]:
+        self._ignored.clear()
         if self.running is None:
             self._log.add(Refused(self.now, "stop", "no answer is running"))
         self._output.silence()
@@ -708,8 +713,13 @@ class Session(BaseSession):
     @property
     def _patience_s(self) -> float:
         """Seconds without new words after which incomplete words are acted on: fewer if a reply is due (choice 14)."""
-        is_due = self.policy.reply_s and self.floor is Floor.SILENT and self._output.has_asked
-        return min(self.policy.patience_s, self.policy.reply_s) if is_due else self.policy.patience_s
+        is_limited = self.policy.reply_s and self._is_reply_due
+        return min(self.policy.patience_s, self.policy.reply_s) if is_limited else self.policy.patience_s
+
+    @property
+    def _is_reply_due(self) -> bool:
+        """Whether the assistant is silent, and what was heard of it last is a question."""
+        return self.running is None and self._output.has_asked
 
     def _act_on_time(self) -> None:
         for at, act in self._waits():
@@ -720,8 +730,8 @@ class Session(BaseSession):
     def _lose_patience(self) -> None:
         """Act on incomplete words, or an onset without words, after which nothing more came (choice 7)."""
         heard = self._input.heard
-        decision, is_reply = heard.decision, self.floor is Floor.SILENT and self._output.has_asked
-        if decision is None or (is_reply and asks_for_a_moment(heard.text)):
+        decision = heard.decision
+        if decision is None or (self._is_reply_due and asks_for_a_moment(heard.text)):
             self._give_up("patience")
         elif self.floor is not Floor.SPEAKING:
             self._answer_now()
@@ -735,11 +745,7 @@ class Session(BaseSession):
 
         They are answered if nothing else comes; but not twice in a row, since background talk would go on and on.
         """
-        decision = ignored.decision
-        is_ignored = decision is not None and decision.state is InputState.IGNORE and self.running is None
-        if not is_ignored or self._has_trusted or not self.policy.reply_s or not self._output.has_asked:
-            self._ignored.clear()
-        elif not asks_for_a_moment(ignored.text):
+        if self._is_reply_due and self.policy.reply_s and not self._has_trusted:
             self._ignored += ignored.utterances
             self._ignored_at = ignored.changed_at
 
