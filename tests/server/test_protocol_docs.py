@@ -44,7 +44,7 @@ def test_events():
     for kind, event in EVENT_TYPES.items():
         known = []
         for item in fields(event):
-            known += ["state", "p", "probabilities"] if item.type is Decision else [item.name]
+            known += ["state", "p", "probabilities", "p_ends"] if item.type is Decision else [item.name]
         assert told[kind] == [name for name in known if name != "at"], kind
 
 
