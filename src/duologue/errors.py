@@ -55,6 +55,10 @@ class AdapterMismatch(UsageError):
     """The adapter belongs to another model, or its folder is damaged."""
 
 
+class WorseAdapter(UsageError):
+    """The adapter decides worse than the model without it, prompted."""
+
+
 class TemplateError(UsageError):
     """The model's chat template cannot be used: it is invalid, or its turns cannot be separated."""
 

@@ -1,6 +1,5 @@
 """Training around a frozen base, on tiny models: prefixes, shards, learning, and continuing after a kill."""
 
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,18 +39,11 @@ from duologue.training.recipes import LoraShape, ProbeRecipe, ProbeSettings
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
 from tiny_tokenizers import bytelevel
+from toy_samples import random_layouts, toy_set
 
 STATES = tuple(InputState)
 PROCESS, INCOMPLETE, IGNORE, STOP = STATES
 TALK = (Turn(Role.USER, "hi"), Turn(Role.ASSISTANT, "Hello, I was"))
-
-
-def random_layouts(num: int, seed: int = 0) -> list[Layout]:
-    rng = random.Random(seed)
-    contexts = [(), *(tuple(rng.randrange(4, 300) for _ in range(rng.randint(1, 9))) for _ in range(3))]
-    return [
-        Layout(rng.choice(contexts), tuple(rng.randrange(4, 300) for _ in range(rng.randint(1, 7)))) for _ in range(num)
-    ]
 
 
 LORA = LoraShape(rank=2, alpha=8)
@@ -176,18 +168,6 @@ def test_a_sample_is_laid_out_as_a_session_feeds_it(chat_template: str) -> None:
     system = Layouts(template).of(Sample("what", INCOMPLETE, "own", system="Be brief."))
     assert (*system.context, *system.text) == (*brief.begin, *brief.user("what", first=True))
     assert (*system.context, *system.text) != (*alone.context, *alone.text)
-
-
-def toy_set(num: int, seed: int) -> tuple[list[Sample], list[Layout]]:
-    """State and end are told by the last token, as function words tell that more will come. A third say no end."""
-    rng = random.Random(seed)
-    samples, layouts = [], []
-    for layout in random_layouts(num, seed):
-        label = rng.randrange(4)
-        ends = label in (0, 3) if len(samples) % 3 else None
-        samples.append(Sample("…", STATES[label], "toy", speaking=rng.random() < 0.5, ends=ends))
-        layouts.append(Layout(layout.context, (*layout.text, 100 + 40 * label)))
-    return samples, layouts
 
 
 SETTINGS = ProbeSettings(epochs=12, batch=16, lr=0.4, lora_lr=0.02, patience=4)

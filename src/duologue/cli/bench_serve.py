@@ -99,5 +99,5 @@ def _flags(args: argparse.Namespace) -> list[str]:
     return [
         args.model, "--adapter", args.adapter, "--backend", args.backend, "--context", str(args.context),
         "--max-sessions", str(args.clients), "--weights", args.weights or "", "--threads", str(args.threads or 0),
-        "--device", args.device, "--revision", args.revision or "",
+        "--device", args.device, "--revision", args.revision or "", *(["--allow-worse"] if args.allow_worse else []),
     ]  # fmt: skip

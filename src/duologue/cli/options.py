@@ -41,6 +41,7 @@ MODEL = (
         help="auto: the best adapter shipped for the model, else prompted; alora or rows: a shipped one; prompted or "
         "prompted-5: prompt the model, with no or five examples; or an adapter folder",
     ),
+    Option("--allow-worse", action="store_true", help="accept an adapter that decides worse than the prompted model"),
     Option(
         "--backend",
         default="auto",
@@ -105,6 +106,7 @@ def load_model(args: argparse.Namespace, *, context_length: int | None = None, s
             revision=args.revision,
             backend=args.backend,
             adapter=args.adapter,
+            allow_worse=args.allow_worse,
             weights=args.weights,
             context_length=args.context if context_length is None else context_length,
             sessions=sessions,

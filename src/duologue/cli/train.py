@@ -60,6 +60,12 @@ COMMAND = Command(
                 help="linear layers that get a LoRA (default: q_proj and so on, the usual names)",
             ),
             Option("--memory-gb", type=float, default=8.0, metavar="GB", help="for cached prefixes (default 8)"),
+            Option(
+                "--allow-worse",
+                action="store_true",
+                default=None,
+                help="accept an adapter that has learned nothing or decides worse than the prompted model",
+            ),
             Option("--start", type=Path, metavar="DIR", help="adapter to start from"),
             Option("--teacher", type=Path, metavar="DIR", help="adapter whose probabilities are learned as well"),
         ),
@@ -131,6 +137,7 @@ def _probe_training(args: argparse.Namespace) -> Any:
         memory_gb=args.memory_gb,
         start=None if args.start is None else Adapter.load(args.start),
         teacher=None if args.teacher is None else Adapter.load(args.teacher),
+        allow_worse=bool(args.allow_worse),
     )
     return partial(train_probe, run)
 
@@ -139,7 +146,7 @@ def _finetuning(args: argparse.Namespace) -> Any:
     from duologue.training.finetune.run import finetune
     from duologue.training.recipes import FINETUNE_RECIPES
 
-    _refuse(args, ("probes", "lora_lr", "targets", "start", "teacher", "samples"))
+    _refuse(args, ("probes", "lora_lr", "targets", "start", "teacher", "samples", "allow_worse"))
     changes = _given(args, lr="lr", batch="batch", max_length="max_length", lora_rank="rank")
     if args.steps is not None:
         changes |= {"steps": args.steps, "epochs": None}

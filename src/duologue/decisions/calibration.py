@@ -66,6 +66,16 @@ def fit_temperature(
 
     p, right: [N, S]; weights: [N], of the rows (None: equal).
     """
-    likely = [np.log(np.maximum((apply_temperature(p, t) * right).sum(1), _MIN_P)) for t in TEMPERATURES]
-    losses = [-float(np.average(each, weights=weights)) for each in likely]
+    losses = [mean_loss(apply_temperature(p, temperature), right, weights) for temperature in TEMPERATURES]
     return float(TEMPERATURES[int(np.argmin(losses))])
+
+
+def mean_loss(p: Probabilities, right: npt.NDArray[np.bool_], weights: npt.NDArray[np.floating] | None = None) -> float:
+    """The mean negative log of the probability of the `right` columns of each row together; as `fit_temperature`."""
+    return -float(np.average(np.log(np.maximum((p * right).sum(1), _MIN_P)), weights=weights))
+
+
+def chance_loss(right: npt.NDArray[np.bool_]) -> float:
+    """The mean loss if every row has the same probabilities: the frequencies of the `right` columns, [N, S]."""
+    shares = right.mean(0, keepdims=True)
+    return mean_loss(np.asarray(shares / shares.sum(), dtype=np.float32), right)

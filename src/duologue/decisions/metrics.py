@@ -74,6 +74,12 @@ class DecisionMetrics:
         """The states that some sample is labelled with."""
         return [label for label, value in self.recall.items() if value is not None]
 
+    @property
+    def mean_recall(self) -> float | None:
+        """The recall of a state in the mean over the states that some sample is labelled with."""
+        found = [value for value in self.recall.values() if value is not None]
+        return sum(found) / len(found) if found else None
+
     def to_json(self) -> dict[str, Any]:
         """Rounded, for files."""
         return {

@@ -20,7 +20,7 @@ from duologue.backends.lora import Lora
 from duologue.backends.rows import AdapterRows
 from duologue.core.policy import Thresholds
 from duologue.core.prompt import Probe
-from duologue.errors import AdapterMismatch, UsageError, refuse, require
+from duologue.errors import AdapterMismatch, UsageError, WorseAdapter, refuse, require
 from duologue.models.catalogue import expanded
 from duologue.models.prompting import prompted_probe
 from duologue.text.template import Template, Tokenizer
@@ -126,6 +126,28 @@ class Adapter:
             "Train one with `duologue train alora --model …`, or prompt it with --adapter prompted"
         )
 
+    @property
+    def compared(self) -> tuple[float, float] | None:
+        """Mean recall of the states, of this adapter and of the prompted model, on the same held-out samples.
+
+        None if training did not compare them: some models cannot be prompted, and older adapters were not compared.
+        """
+        found = self.facts.get("compared")
+        if found is None:
+            return None
+        return float(found["adapter"]["mean_recall"]), float(found["prompted"]["mean_recall"])
+
+    def refuse_worse(self) -> None:
+        """Raise `WorseAdapter` if training found that the prompted model decides better."""
+        ours, prompted = self.compared or (0.0, 0.0)
+        if ours < prompted:
+            raise WorseAdapter(
+                f"the adapter {self.name or '(unnamed)'} decides worse than the prompted model: its mean recall of the "
+                f"states is {100 * ours:.1f} % against {100 * prompted:.1f} %, on the same held-out "
+                "samples. Train one with more samples, prompt the model with --adapter prompted, or accept this one "
+                "with --allow-worse (allow_worse=True)"
+            )
+
     def probe_for(self, vocab_size: int, template: Template) -> Probe:
         """The tokens that a session appends and watches, on a model with `vocab_size` base ids.
 
@@ -199,7 +221,7 @@ class Adapter:
     def _from_content(cls, content: Mapping[str, Any], folder: Path) -> "Adapter":
         ordered = sorted(content["states"].items(), key=lambda item: int(item[1]))
         rows, lora = (None, None) if content["kind"] == "prompted" else _read_tensors(folder, content)
-        return cls(
+        adapter = cls(
             kind=content["kind"],
             states=tuple(InputState(name) for name, _ in ordered),
             rows=rows,
@@ -213,6 +235,8 @@ class Adapter:
             shots=int(content.get("shots", 0)),
             facts=content.get("training", {}),
         )
+        _ = adapter.compared  # raises if it is damaged
+        return adapter
 
 
 def prompted(
@@ -240,13 +264,21 @@ def shipped_for(fingerprint: Fingerprint, kind: str) -> Adapter | None:
     return next((found for found in shipped() if found.fingerprint == fingerprint and found.kind == kind), None)
 
 
-def requested_adapter(adapter: str | Path | Adapter) -> Adapter | str:
+def requested_adapter(adapter: str | Path | Adapter, *, allow_worse: bool = False) -> Adapter | str:
     """The requested adapter, before any weights are read; its name if the choice depends on the model.
 
     Raises:
         UsageError: there is no such name or folder.
         AdapterMismatch: the folder cannot be read.
+        WorseAdapter: the prompted model decides better, and `allow_worse` is not set.
     """
+    found = _requested(adapter)
+    if isinstance(found, Adapter) and not allow_worse:
+        found.refuse_worse()
+    return found
+
+
+def _requested(adapter: str | Path | Adapter) -> Adapter | str:
     if isinstance(adapter, Adapter):
         return adapter
     name = str(adapter)

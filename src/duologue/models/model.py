@@ -76,6 +76,7 @@ def load(
     *,
     backend: str = "auto",
     adapter: str | Path | Adapter = "auto",
+    allow_worse: bool = False,
     weights: str | None = None,
     context_length: int = 4096,
     threads: int | None = None,
@@ -99,6 +100,7 @@ def load(
             GGUF files if it is installed, otherwise torch.
         adapter: "auto" (the best one that ships for this model, otherwise prompted), "alora" or "rows" (the shipped
             ones), "prompted", "prompted-5" (with five examples), a folder, or an `Adapter`.
+        allow_worse: accept an adapter that decides worse than the prompted model, as its training found.
         weights: for torch "bf16", "f16" or "f32"; for llama.cpp "BF16", "F16", "Q8_0", "Q4_0", or "as-is" to keep those
             of the file. The default is bf16 for torch. For llama.cpp it is BF16 if the CPU computes with it, otherwise
             Q8_0; files written by `duologue export` stay as they are.
@@ -113,14 +115,15 @@ def load(
         progress: called with the current step and, where known, the share of it that is done (0 … 1).
 
     Raises:
-        ModelNotFound, BrokenModel, UnsupportedModel, AdapterMismatch, MissingDependency, TemplateError, UsageError.
+        ModelNotFound, BrokenModel, UnsupportedModel, AdapterMismatch, WorseAdapter, MissingDependency, TemplateError,
+        UsageError.
     """
     _check(backend, context_length, threads, sessions)
     source = find(name, revision)
     request = LoadRequest(
         source=source,
         backend=_choose_backend(backend, source),
-        adapter=requested_adapter(adapter),
+        adapter=requested_adapter(adapter, allow_worse=allow_worse),
         weights=weights,
         context_length=context_length,
         sessions=sessions,

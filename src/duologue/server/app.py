@@ -257,6 +257,7 @@ def _load(config: ServerConfig) -> Model:
         config.model,
         backend=config.backend,
         adapter=config.adapter,
+        allow_worse=config.allow_worse,
         weights=config.weights or None,
         revision=config.revision or None,
         context_length=config.context,

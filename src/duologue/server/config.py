@@ -26,6 +26,7 @@ class ServerConfig:
 
     model: str = _setting(DEFAULT, "a short name (see `duologue models`), a .gguf file, a folder or hub name")
     adapter: str = _setting("auto", "auto, alora, rows, prompted, or an adapter folder")
+    allow_worse: bool = _setting(False, "accept an adapter that decides worse than the prompted model")
     backend: str = _setting("auto", "auto, llamacpp, torch or reference")
     weights: str = _setting("", "weight type; empty: the backend's default")
     revision: str = _setting("", "commit, tag or branch to download from the hub; empty: the newest")

@@ -34,7 +34,10 @@ class LoraShape:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSettings:
-    """Hyperparameters for rows, and for the LoRA that may come with them."""
+    """Hyperparameters for rows, and for the LoRA that may come with them.
+
+    Learning rates are those of the default model; `training.probe.rates` scales them to others.
+    """
 
     epochs: int = 8  # at most
     batch: int = 64

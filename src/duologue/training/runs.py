@@ -22,8 +22,9 @@ from duologue.backends.rows import AdapterRows
 from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.jsonl import complete_lines, read_rows
 from duologue.data.samples import Sample, read_samples
-from duologue.decisions.metrics import adapter_facts
-from duologue.decisions.thresholds import Probabilities, calibrate, decide
+from duologue.decisions.calibration import chance_loss, expected_calibration_error, mean_loss, reliability
+from duologue.decisions.metrics import adapter_facts, rounded
+from duologue.decisions.thresholds import Probabilities, accepted, calibrate, decide
 from duologue.errors import BadData, MissingDependency, UsageError
 from duologue.models.adapters import ANY_WEIGHTS, Adapter, Fingerprint
 from duologue.pictures import new_figure
@@ -35,6 +36,7 @@ Say = Callable[[str], None]
 START_WORDS = (" process", " decide", " state", " complete", " answer", " wait", " ignore", " stop", " listening")
 """The probe starts from the mean embedding of the first tokens of these words."""
 
+_CHECKPOINT = "checkpoint.pt"
 _NEEDED = frozenset((InputState.PROCESS, InputState.IGNORE))
 """Without these two there is nothing to tell apart."""
 
@@ -100,6 +102,15 @@ def calibrated(adapter: Adapter, samples: Sequence[Sample], p: Probabilities) ->
     """`adapter` with thresholds that suit the held-out `samples`, p: [N, S]; its facts say how well it decides."""
     thresholds = calibrate(samples, p, adapter.states)
     held_out = adapter_facts(samples, decide(p, samples, adapter.states, thresholds))
+    right, error = (
+        accepted(samples, adapter.states),
+        expected_calibration_error(reliability(samples, p, adapter.states)),
+    )
+    held_out["all"] |= {
+        "loss": rounded(mean_loss(p, right)),
+        "chance": rounded(chance_loss(right)),
+        "ece": rounded(error),
+    }
     return replace(adapter, thresholds={ANY_WEIGHTS: thresholds}, facts={**adapter.facts, "dev": held_out})
 
 
@@ -131,6 +142,14 @@ def report_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"held out, {where.replace('_', ' ')} (n {result['n']}): recall % {recall}; "
             f"answer F1 {_percent(result['answer_f1'])}, false answers {_percent(result['false_answer_rate'])} %"
+        )
+    every = facts["dev"]["all"]
+    yield f"held out, loss {every['loss']:.3f} ({every['chance']:.3f} by chance), ECE {_percent(every['ece'])} %"
+    if (compared := facts.get("compared")) is not None:
+        ours, theirs = compared["adapter"], compared["prompted"]
+        yield (
+            f"held out (n {compared['n']}): mean recall {_percent(ours['mean_recall'])} %, "
+            f"of the prompted model {_percent(theirs['mean_recall'])} %"
         )
     if (timing := facts.get("timing")) is not None:
         yield f"held out, timing (n {timing['n']}): AUC {_percent(timing['auc'])} %"
@@ -189,7 +208,7 @@ class RunFolder(Generic[V]):
         Raises:
             UsageError: the checkpoint belongs to another run.
         """
-        self._log, self._checkpoint, self._best = log, log.with_name("checkpoint.pt"), log.with_name("best.pt")
+        self._log, self._checkpoint, self._best = log, log.with_name(_CHECKPOINT), log.with_name("best.pt")
         self._made_with = {**made_with, "format of checkpoints": 2}
         self._trained, self._optimizer = trained, optimizer
         self._keeps_best, self._is_writer = keeps_best, is_writer
@@ -258,6 +277,10 @@ class RunFolder(Generic[V]):
             plot(self._log, picture)
         except MissingDependency as error:
             say(str(error))
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what a run needs to continue."""
         for path in (self._checkpoint, self._best):
             path.unlink(missing_ok=True)
 
@@ -282,6 +305,14 @@ class RunFolder(Generic[V]):
     def _restore(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self._trained.items():
             parameter.copy_(weights[name])
+
+
+def setting_of_checkpoint(folder: Path, name: str) -> Any:
+    """What an unfinished run in `folder` was `made_with`; None without such a run or such a setting."""
+    path = folder / _CHECKPOINT
+    if not path.exists():
+        return None
+    return torch.load(path, weights_only=True, map_location="cpu")["made_with"].get(name)
 
 
 def _save(path: Path, state: Any) -> None:

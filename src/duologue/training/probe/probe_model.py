@@ -44,7 +44,9 @@ class ProbeModel(nn.Module):
         """
         super().__init__()
         self.base = base.requires_grad_(False).eval()
-        embedding = base.get_input_embeddings().weight.detach().float()
+        embed = base.get_input_embeddings()
+        every_id = torch.arange(embed.weight.shape[0], device=embed.weight.device)
+        embedding = embed(every_id).detach().float()  # as they are fed: some models scale them
         chosen = embedding[list(start)]
         self.unit = float(embedding.std())  # probes are stored in this unit, so that one learning rate fits all models
         rows = chosen.mean(0, keepdim=True) if num_probes == 1 else chosen[torch.arange(num_probes) % len(chosen)]
@@ -153,9 +155,13 @@ class ProbeModel(nn.Module):
         values += [torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in factors]
         if [value.shape for value in values] != [parameter.shape for parameter in self.trained_parameters]:
             raise UsageError("the adapter to start from has a LoRA of another rank than this run")
-        with torch.no_grad():
-            for parameter, value in zip(self.trained_parameters, values, strict=True):
-                parameter.copy_(value)
+        self.restore(values)
+
+    @torch.no_grad()
+    def restore(self, values: Sequence[Tensor]) -> None:
+        """Set `trained_parameters` to these values."""
+        for parameter, value in zip(self.trained_parameters, values, strict=True):
+            parameter.copy_(value)
 
     def unload(self) -> None:
         """Remove the LoRA from the base; this object must not be used afterwards."""

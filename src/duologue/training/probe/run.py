@@ -12,11 +12,13 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,14 +28,17 @@ from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.progress import StageProgress, silent
 from duologue.data.samples import Sample
 from duologue.decisions.calibration import TEMPERATURES, apply_temperature, fit_temperature
+from duologue.decisions.convergence import fault
 from duologue.decisions.thresholds import Probabilities, accepted
 from duologue.decisions.timing import balance, is_learnable, timing_facts
 from duologue.errors import AdapterMismatch, BadData, UsageError
 from duologue.models.adapters import Adapter, Fingerprint
 from duologue.text.template import Template
 from duologue.training.layout import Layout, lay_out_within
+from duologue.training.probe.comparison import compare
 from duologue.training.probe.prefixes import Prefixes, even_shards, kv_bytes_per_token, shards
 from duologue.training.probe.probe_model import ProbeModel
+from duologue.training.probe.rates import Gains, Rates
 from duologue.training.recipes import ProbeRecipe, ProbeSettings
 from duologue.training.runs import (
     RunFolder,
@@ -45,10 +50,18 @@ from duologue.training.runs import (
     fingerprint_of,
     max_positions,
     read_splits,
+    setting_of_checkpoint,
     start_tokens,
 )
 from duologue.training.tensors import state_losses, target_losses, target_rows
 from duologue.types import InputState, Token
+
+DIVISOR = "divisor of the learning rates"
+"""Its name in checkpoints."""
+
+_DIVISORS = (1.0, 4.0, 16.0)  # of the rates, tried in turn
+_RECENT = 0.05  # weight of the latest loss in the running mean
+_MAX_STEPS_AT_CHANCE = 200  # without a held-out loss below chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +122,10 @@ def label(
     return LabelledLayouts(layouts, targets, weights / weights.mean(), ends, timing_weights)
 
 
+class Diverged(Exception):
+    """A run whose loss is far above chance, or no better than chance after many steps. `ProbeTraining` raises it."""
+
+
 @final
 class ProbeTraining:
     """One training run. `training.jsonl` in its folder has a line for each step and epoch."""
@@ -122,6 +139,7 @@ class ProbeTraining:
         folder: Path,
         *,
         max_tokens: int,
+        divisor: float = 1.0,
         teacher: ProbeModel | None = None,
         origin: Mapping[str, Any] | None = None,
         compute: Callable[[Sequence[Layout]], Prefixes] | None = None,
@@ -131,6 +149,7 @@ class ProbeTraining:
 
         Args:
             max_tokens: tokens of training prefixes in memory; those of `dev` come on top.
+            divisor: of the learning rates, which follow from the model (see `rates`).
             teacher: a model to learn from besides the labels. It may share the base if `model` has no LoRA.
             origin: what else determines the result (base, start, teacher); a checkpoint must agree in it.
             compute: computes prefixes, for runs that share them.
@@ -143,16 +162,20 @@ class ProbeTraining:
         self._compute = compute or (lambda layouts: Prefixes(model.prefix_model, layouts, progress=progress))
         self._shards = even_shards(data.layouts, max_tokens)
         self._num_steps = settings.epochs * sum(math.ceil(len(part) / settings.batch) for part in self._shards)
+        self.rates = Rates.of(Gains.of(model, data.layouts), settings, divisor=divisor)
+        self._mean_loss = self._guessing = math.log(data.targets.shape[1])  # the loss of guessing among the states
+        self._chance = _chance(dev)
         groups = [
-            {"params": [model.probes], "peak": settings.lr},
-            {"params": model.output_rows, "peak": settings.lr / 2},
+            {"params": [model.probes], "peak": self.rates.probes},
+            {"params": model.output_rows, "peak": self.rates.outputs},
         ]
         if model.lora_parameters:
-            groups.append({"params": model.lora_parameters, "peak": settings.lora_lr})
+            groups.append({"params": model.lora_parameters, "peak": self.rates.lora})
         self._optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
         made_with = {
             **(origin or {}),
             **asdict(settings),
+            DIVISOR: divisor,
             "set of samples": f"{data.digest} {dev.digest}",
             "memory for prefixes": [len(part) for part in self._shards],
             "size of what is trained": [list(value.shape) for value in model.trained_parameters],
@@ -169,6 +192,7 @@ class ProbeTraining:
         """Train to the end, and leave the weights with the lowest held-out loss in the model.
 
         Raises:
+            Diverged: the rates are too high.
             UsageError: a checkpoint cannot be written.
         """
         files, epochs = self.files, self._settings.epochs
@@ -187,6 +211,8 @@ class ProbeTraining:
             figures = (loss, *_evaluate(self._model, self._dev, dev_prefixes), round(files.seconds, 1))
             files.record(Epoch(number + 1, files.step, *figures))
             report(files.history[-1])
+            if files.step >= _MAX_STEPS_AT_CHANCE and min(past.dev_loss for past in files.history) >= self._chance:
+                raise Diverged(f"after {files.step} steps, the held-out loss is no lower than by chance")
         files.restore_best()
         return files.history
 
@@ -210,12 +236,21 @@ class ProbeTraining:
                 group["lr"] = group["peak"] * settings.rate(files.step, self._num_steps)
             self._optimizer.step()
             files.step += 1
-            value, rate = float(loss.detach()), settings.lr * settings.rate(files.step, self._num_steps)
+            value, rate = float(loss.detach()), self._optimizer.param_groups[0]["lr"]
             files.log(step=files.step, loss=round(value, 5), lr=rate)
+            self._check(value)
             total, seen = total + value * len(batch), seen + len(batch)
             self._progress(f"epoch {number + 1}: loss {total / seen:.3f}{accuracy}", done, len(batches))
         self._model.eval()
         return total / seen
+
+    def _check(self, loss: float) -> None:
+        """Raise `Diverged` if the losses of the latest steps are far above that of guessing."""
+        self._mean_loss += _RECENT * (loss - self._mean_loss)
+        if not self._mean_loss < 2 * self._guessing:  # or it is not a number
+            raise Diverged(
+                f"the training loss is {loss:.1f} at step {self.files.step}, and {self._guessing:.1f} by chance"
+            )
 
 
 def score(model: ProbeModel, layouts: Sequence[Layout], *, max_tokens: int) -> Probabilities:
@@ -266,6 +301,12 @@ def _evaluate(model: ProbeModel, dev: LabelledLayouts, prefixes: Prefixes) -> tu
     return min(losses), float(right.float().mean())
 
 
+def _chance(dev: LabelledLayouts) -> float:
+    """The loss of the best probabilities that are the same for all samples."""
+    shares = (dev.targets * dev.weights[:, None]).mean(0)  # [S]
+    return float((target_losses((shares / shares.sum()).expand_as(dev.targets), dev.targets) * dev.weights).mean())
+
+
 _DEV_SHARE = 0.15  # of the memory for prefixes, at most, goes to held-out samples
 
 
@@ -280,6 +321,7 @@ class ProbeRun:
     memory_gb: float = 8.0  # for the prefixes
     start: Adapter | None = None  # initial values of what is trained
     teacher: Adapter | None = None  # an adapter whose probabilities are learned besides the labels
+    allow_worse: bool = False  # accept an adapter that has learned nothing, or decides worse than the prompted model
 
 
 def train_probe(
@@ -296,8 +338,9 @@ def train_probe(
     A run that was killed continues from `checkpoint.pt` in the same folder; a finished run removes that file.
 
     Raises:
-        BadData, UsageError: see `read_splits` and `ProbeTraining`.
+        BadData, UsageError: see `read_splits` and `ProbeTraining`; training has not converged.
         AdapterMismatch: `start` or `teacher` belongs to another model or kind.
+        WorseAdapter: the adapter, which has been written, decides worse than the prompted model.
     """
     torch.manual_seed(run.recipe.settings.seed)
     run.out.mkdir(parents=True, exist_ok=True)
@@ -320,7 +363,8 @@ def train_probe(
     if len(in_memory) < len(dev_samples):
         say(f"only the first {len(in_memory)} held-out samples are used after each epoch: more do not fit into memory")
 
-    training = ProbeTraining(
+    make = partial(
+        ProbeTraining,
         probe_model,
         label(samples, layouts, states, settings),
         label(dev_samples, dev_layouts, states, settings).part(in_memory),
@@ -331,15 +375,56 @@ def train_probe(
         origin=_origin(run, name, model),
         progress=progress,
     )
-    history = training.run(report=lambda epoch: say(_line(epoch)))
+    judge = partial(score, probe_model, dev_layouts, max_tokens=max_tokens)
+    training, p = _converged(run, probe_model, make, judge, accepted(dev_samples, states), say)
     if teacher is not None:
         teacher.unload()
-    facts = _facts(run, settings, name, history, round(training.files.seconds), samples)
-    p = score(probe_model, dev_layouts, max_tokens=max_tokens)
-    adapter = _calibrated(run, probe_model, states, fingerprint, facts, dev_samples, p)
+    facts = _facts(run, settings, name, training, samples)
+    adapter, p = _calibrated(run, probe_model, states, fingerprint, facts, dev_samples, p)
+    compared = compare(adapter, probe_model.prefix_model, template, dev_samples, dev_layouts, p, progress=progress)
+    adapter = replace(adapter, facts={**adapter.facts, "compared": compared})
     adapter.save(run.out)
     training.files.finish(run.out / "training.png", say)
+    if not run.allow_worse:
+        adapter.refuse_worse()
     return adapter
+
+
+def _converged(
+    run: ProbeRun,
+    model: ProbeModel,
+    make: Callable[..., ProbeTraining],
+    judge: Callable[[], Probabilities],
+    right: npt.NDArray[np.bool_],
+    say: Say,
+) -> tuple[ProbeTraining, Probabilities]:
+    """Train `model` with lower and lower rates until it has learned something.
+
+    Returns the run that `make` made and what `judge` returned for its result: p, [N, S] or [N, S + 2]; `right`: [N, S].
+
+    Raises:
+        UsageError: it has learned nothing, not even with the lowest rates.
+    """
+    start = [parameter.detach().clone() for parameter in model.trained_parameters]
+    first = setting_of_checkpoint(run.out, DIVISOR) or _DIVISORS[0]
+    for divisor in (one for one in _DIVISORS if one >= first):
+        training = make(divisor=divisor)
+        try:
+            training.run(report=lambda epoch: say(_line(epoch)))
+            p = judge()
+            reason = None if run.allow_worse else fault(p[:, : right.shape[1]], right)
+        except Diverged as error:
+            reason = str(error)
+        if reason is None:
+            return training, p
+        say(f"training did not converge with the recipe's rates divided by {divisor:g}: {reason}")
+        training.files.discard()
+        model.restore(start)
+    raise UsageError(
+        f"training did not converge, not even with the recipe's rates divided by {_DIVISORS[-1]:g}: {reason}. Check "
+        "that the labels of the samples are right, use more samples (--samples) or more epochs (--epochs), or choose "
+        "the rates (--lr, --lora-lr)"
+    )
 
 
 def _models(
@@ -381,8 +466,11 @@ def _calibrated(
     facts: Mapping[str, Any],
     samples: Sequence[Sample],
     p: Probabilities,
-) -> Adapter:
-    """The adapter, calibrated on the held-out samples by temperatures and by thresholds; p: [N, S] or [N, S + 2]."""
+) -> tuple[Adapter, Probabilities]:
+    """The adapter, calibrated on the held-out samples by temperatures and by thresholds, and its probabilities [N, S].
+
+    p: [N, S] or [N, S + 2], before that.
+    """
     p, timing = np.split(p, [len(states)], axis=1)
     temperature = fit_temperature(p, accepted(samples, states))
     temperatures, facts = [temperature], {**facts, "temperature": round(temperature, 3)}
@@ -400,7 +488,8 @@ def _calibrated(
         name=facts["base"],
         facts=facts,
     )
-    return calibrated(adapter, samples, apply_temperature(p, temperature))
+    p = apply_temperature(p, temperature)
+    return calibrated(adapter, samples, p), p
 
 
 def _origin(run: ProbeRun, name: str, model: PreTrainedModel) -> dict[str, str]:
@@ -421,7 +510,7 @@ def _line(epoch: Epoch) -> str:
 
 
 def _facts(
-    run: ProbeRun, settings: ProbeSettings, name: str, history: Sequence[Epoch], seconds: int, samples: Sequence[Sample]
+    run: ProbeRun, settings: ProbeSettings, name: str, training: ProbeTraining, samples: Sequence[Sample]
 ) -> dict[str, Any]:
     """What the adapter records about its training."""
     recipe = asdict(replace(run.recipe, settings=settings))
@@ -435,7 +524,8 @@ def _facts(
         "recipe": recipe,
         "started_from": None if run.start is None else run.start.name,
         "teacher": None if run.teacher is None else run.teacher.kind,
-        "epochs": [asdict(epoch) for epoch in history],
-        "seconds": seconds,
+        "rates": asdict(training.rates),
+        "epochs": [asdict(epoch) for epoch in training.files.history],
+        "seconds": round(training.files.seconds),
         "torch": torch.__version__,
     }
