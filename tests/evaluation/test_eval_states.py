@@ -100,6 +100,13 @@ def test_non_speech_text_is_ignored_unread_as_in_a_session() -> None:
     assert list(judged.p[0]) == [0, 0, 1, 0]
 
 
+@pytest.mark.parametrize(("question", "state"), [("Who is it?", INCOMPLETE), ("I see.", PROCESS)])
+def test_a_request_for_a_moment_is_incomplete_behind_a_question(question: str, state: InputState) -> None:
+    context = (Turn(Role.USER, "hi"), Turn(Role.ASSISTANT, question))
+    rows = rows_of([Sample("give me a second", INCOMPLETE, "own", context=context)])
+    assert list(judge_model(rows, scripted_model(), num_latencies=0)[0].decisions) == [state]
+
+
 def test_a_decision_is_that_of_a_session() -> None:
     judged, _ = judge_model(ROWS, scripted_model())
     assert judged.p is not None

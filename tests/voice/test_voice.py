@@ -413,6 +413,43 @@ async def test_words_that_are_meant_for_others_make_it_wait_for_nothing() -> Non
 
 
 @in_loop
+async def test_an_echo_of_the_answer_changes_nothing() -> None:
+    async with spoken({0.4: "small animal which lives", 0.8: "small animal which lives with people"}) as talk:
+        await asked(talk)
+        await talk.hears(1.2, speech=True)
+        await talk.hears(2.0, speech=False)
+        assert len(talk.times("dropped", reason="echo")) == 2
+        assert "yielded" not in talk.kinds
+        assert "cut" not in talk.kinds
+
+
+@in_loop
+async def test_an_utterance_ends_soon_when_the_words_behind_an_echo_are_judged() -> None:
+    async with spoken({0.4: "small animal which lives", 0.8: "small animal which lives and a dog"}) as talk:
+        await asked(talk)
+        await talk.hears(1.2, speech=True)
+        await talk.hears(4.0, speech=False)
+        ends = talk.times("speech_ended")[1]
+        assert ends - talk.times("speech_started")[1] < 1.2 + talk.voice.config.end_s, "not after the longest silence"
+        assert talk.history[2][:2] == ("user", "and a dog")
+
+
+@in_loop
+async def test_what_the_recogniser_writes_for_a_noise_reaches_nobody() -> None:
+    async with spoken({0.4: "[NOISE]"}) as talk:
+        await asked(talk)
+        await talk.hears(1.0, speech=True)
+        await talk.hears(2.0, speech=False)
+        assert {row["text"] for row in talk.voice.timeline.rows if row["type"] == "received"} == {
+            *QUESTION.values(),
+            "",
+        }
+        lasted = talk.times("speech_ended")[1] - talk.times("speech_started")[1]
+        assert lasted == pytest.approx(1.0 + talk.voice.config.no_words_end_s, abs=0.1), "as if there were no words"
+        assert "cut" not in talk.kinds
+
+
+@in_loop
 async def test_where_nothing_is_being_said_nothing_yields() -> None:
     async with Spoken([{0.4: "hm, to"}, {0.4: "what is a cat"}, {0.4: "and a"}], {"what is a cat": "Who?"}) as talk:
         await talk.hears(2.0, speech=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from duologue.core.words import words_in
+from duologue.core.words import asks, asks_for_a_moment, words_in
 from duologue.data.samples import Sample
 from duologue.decisions.calibration import expected_calibration_error, reliability
 from duologue.decisions.metrics import DecisionMetrics, metrics_by, rounded
@@ -21,7 +21,7 @@ from duologue.evaluation.quantiles import p50_p95
 from duologue.evaluation.scoring import latencies, score
 from duologue.models.model import Model
 from duologue.models.opening import Progress
-from duologue.types import InputState
+from duologue.types import InputState, Role
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +61,24 @@ def judge_model(
     check_labels(rows, states)
     layouts = lay_out(rows, model)
     p = score(model, layouts, progress=progress)
-    is_unread = [not words_in(sample.text) for sample in rows.samples]  # non-speech text, which a session drops
-    p[is_unread] = [float(state is InputState.IGNORE) for state in states]
+    for i, sample in enumerate(rows.samples):
+        if (state := _by_form(sample)) is not None:
+            p[i] = [float(one is state) for one in states]
     policy = model.policy()
     thresholds = (policy.idle, policy.speaking)
     if progress is not None and num_latencies:
         progress("measuring decisions one at a time")
     measured = latencies(model, layouts, num=num_latencies)
     return Judgement(rows.samples, decide(p, rows.samples, states, thresholds), states, p, measured), thresholds
+
+
+def _by_form(sample: Sample) -> InputState | None:
+    """The state that a session gives to words by their form (choices 1 and 14); None if it depends on the model."""
+    if not words_in(sample.text):
+        return InputState.IGNORE
+    last = sample.context[-1] if sample.context and not sample.speaking else None
+    is_reply_due = last is not None and last.role is Role.ASSISTANT and asks(last.text)
+    return InputState.INCOMPLETE if is_reply_due and asks_for_a_moment(sample.text) else None
 
 
 def report(judgement: Judgement) -> dict[str, Any]:
