@@ -474,6 +474,34 @@ QUESTIONS = {
 """What each experiment asks."""
 
 
+@by_result(
+    "convergence",
+    "model",
+    "rates",
+    "runs without success",
+    "held-out loss",
+    "by chance",
+    "ECE, %",
+    "answer F1",
+    "false answers, %",
+    "mean recall",
+    "prompted",
+)
+def convergence(result: Result) -> Iterator[Row]:
+    """One row per model; without figures where every run diverged."""
+    for row in result["results"]:
+        kind = "of the default model" if result["unscaled"] else "scaled"
+        failed = sum("did not converge" in line for line in row["said"])
+        if not row["dev"]:
+            yield row["model"], kind, failed, *[MISSING] * 7
+            continue
+        every, compared = row["dev"]["all"], row["compared"]
+        recalls = [percent(compared[of]["mean_recall"]) if compared else MISSING for of in ("adapter", "prompted")]
+        losses = f"{every['loss']:.2f}", f"{every['chance']:.2f}"
+        shares = [percent(every[name]) for name in ("ece", "answer_f1", "false_answer_rate")]
+        yield row["model"], kind, failed, *losses, *shares, *recalls
+
+
 @whole("experiments")
 def experiments(_: Results) -> str:
     """All experiments, one table each."""

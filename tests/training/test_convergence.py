@@ -65,7 +65,8 @@ def test_a_gain_is_what_a_unit_step_can_change() -> None:
     assert (louder.probes, louder.lora) == pytest.approx((plain.probes, plain.lora), rel=1e-3)
     wider = Gains.of(fresh("llama", LoraShape(rank=2, alpha=8)), layouts)
     assert wider.lora == pytest.approx(2 * plain.lora, rel=0.1), "the same factors count twice"
-    assert Gains.of(fresh("llama"), layouts).lora == 1.0
+    alone = Gains.of(fresh("llama"), layouts)
+    assert Rates.of(alone, ProbeSettings()).lora == 0, "there is no LoRA"
 
 
 def rates(gains: Gains, settings: ProbeSettings, **options: float) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ logits and the direction of the final hidden state as much as it does there.
 P probe tokens, S states, D hidden size, R rank of the LoRA.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from duologue.training.probe.probe_model import ProbeModel
 from duologue.training.recipes import ProbeSettings
 
 _NUM_MEASURED = 32  # samples
-_MAX_FACTOR = 4.0  # most that a rate is raised: in very small models, sums of absolute derivatives say too little
+_MAX_FACTOR = 4.0  # most that a rate is raised: in very small models, the ratio of the gains is too large
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Gains:
 
     probes: float  # [P, D]: the direction of the final hidden state
     outputs: float  # [S, D]: the logit of a state
-    lora: float  # second factors [out, R]: the direction of the final hidden state; 1 without a LoRA
+    lora: float  # second factors [out, R]: the direction of the final hidden state; infinite without a LoRA
 
     @classmethod
     def of(cls, model: ProbeModel, layouts: Sequence[Layout]) -> "Gains":
@@ -42,8 +43,8 @@ class Gains:
             hidden = model.hidden(prefixes.past([index]))[0, -1].float()  # [D]
             direction = torch.randn(hidden.shape, generator=chance).to(hidden.device)
             grads = torch.autograd.grad(direction @ hidden / hidden.norm(), [model.probes, *seconds])
-            lora = torch.stack([grad.abs().sum() for grad in grads[1:]]).sum() if seconds else torch.ones(())
-            found.append([float(grads[0].abs().sum()), float(hidden.detach().abs().sum()), float(lora)])
+            lora = sum(float(grad.abs().sum()) for grad in grads[1:]) if seconds else math.inf
+            found.append([float(grads[0].abs().sum()), float(hidden.detach().abs().sum()), lora])
         return cls(*torch.tensor(found).log().mean(0).exp().tolist())
 
 
@@ -57,7 +58,7 @@ class Rates:
 
     probes: float
     outputs: float  # state rows and timing pair
-    lora: float
+    lora: float  # 0 without a LoRA
 
     @classmethod
     def of(cls, gains: Gains, settings: ProbeSettings, *, divisor: float = 1.0) -> "Rates":
