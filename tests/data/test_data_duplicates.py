@@ -30,7 +30,7 @@ def admitted(*samples: Sample) -> list[DuplicateKind | None]:
         (replace(ASKED, context=TALK, speaking=True), None),
         (replace(ASKED, system="Be brief."), None),
         (replace(ASKED, state=IGNORE), DuplicateKind.CONFLICT),
-        (replace(ASKED, state=IGNORE, context=TALK), DuplicateKind.CONFLICT),
+        (replace(ASKED, state=IGNORE, context=TALK), None),
         (replace(ASKED, state=IGNORE, context=TALK, speaking=True), None),
         (replace(ASKED, state=STOP, context=TALK, accept=(PROCESS,)), None),
         (replace(ASKED, text="where do the grey whales sleep in winter and", state=INCOMPLETE), None),
@@ -42,7 +42,7 @@ def test_a_second_sample_is_judged_by_the_first(second: Sample, verdict: Duplica
 
 def test_the_first_may_accept_the_second() -> None:
     cut = Sample("and so we", IGNORE, "harbour", accept=(INCOMPLETE,))
-    waiting, asked = replace(cut, state=INCOMPLETE, accept=(), context=TALK), replace(cut, state=PROCESS, accept=())
+    waiting, asked = replace(cut, state=INCOMPLETE, accept=(), system="Wait."), replace(cut, state=PROCESS, accept=())
     assert admitted(cut, waiting, asked) == [None, None, DuplicateKind.CONFLICT]
 
 
@@ -58,20 +58,35 @@ def test_what_is_refused_leaves_no_trace() -> None:
     assert seen.admit(replace(ASKED, text="grey whales sleep where in winter", state=IGNORE)) is None
 
 
+QUESTION = (Turn(Role.USER, "hello"), Turn(Role.ASSISTANT, "Which of the two boats was it?"))
+
+
+def test_words_have_one_label_behind_one_turn_of_the_assistant() -> None:
+    reply = Sample("the red one", PROCESS, "harbour", context=QUESTION)
+    other = (*QUESTION, Turn(Role.USER, "none"), Turn(Role.ASSISTANT, "I see."))
+    later = (Turn(Role.USER, "good evening"), QUESTION[-1])
+    assert admitted(reply, replace(reply, state=IGNORE, context=other)) == [None, None]
+    assert admitted(reply, replace(reply, state=IGNORE, context=later)) == [None, DuplicateKind.CONFLICT]
+    assert admitted(reply, replace(reply, state=IGNORE, context=TALK, speaking=True)) == [None, None]
+
+
 def test_a_claim_wins_over_samples_that_come_first() -> None:
     seen = Duplicates()
     seen.claim("Never mind!", STOP, (IGNORE,))
-    seen.claim("go on", PROCESS, speaking=True)
     seen.claim("never mind", PROCESS)
-    mind, on = Sample("never mind", PROCESS, "queries"), Sample("go on", IGNORE, "background")
-    assert [seen.admit(sample) for sample in (mind, replace(mind, speaking=True, context=TALK))] == [
-        DuplicateKind.CONFLICT,
-        DuplicateKind.CONFLICT,
-    ]
+    mind = Sample("never mind", PROCESS, "queries")
+    for sample in (mind, replace(mind, context=TALK), replace(mind, speaking=True, context=TALK)):
+        assert seen.admit(sample) is DuplicateKind.CONFLICT
     assert seen.admit(replace(mind, state=STOP)) is None
     assert seen.admit(replace(mind, state=IGNORE, context=TALK)) is None
-    assert seen.admit(on) is None
-    assert seen.admit(replace(on, speaking=True, context=TALK)) is DuplicateKind.CONFLICT
+
+
+def test_a_claim_does_not_hold_behind_a_question() -> None:
+    seen = Duplicates()
+    seen.claim("never mind", STOP)
+    reply = Sample("never mind", PROCESS, "own", context=QUESTION)
+    assert seen.admit(reply) is None
+    assert seen.admit(replace(reply, speaking=True)) is DuplicateKind.CONFLICT
 
 
 def test_many_samples_are_judged_as_sets_of_texts_would() -> None:

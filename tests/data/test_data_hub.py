@@ -106,7 +106,7 @@ def test_queries_come_with_answers_and_rounds_with_their_document(voice: Path, t
     assert alone["text"].strip() == "Where is lake 13?"
     assert [row["kind"] for row in (first, later, alone)] == ["assistant_query", "assistant_turn", "assistant_query"]
     assert set(alone) == {"id", "text", "answer", "kind", "doc", "source", "license", "position"}
-    parts = {item.text: item.part for item in utterances(path, "voiceassistant", 1000, random.Random(0))}
+    parts = {item.text: item.part for item in utterances(path, "voiceassistant", 1000, random.Random(0), {})}
     assert parts["Where is lake 10?"] == parts["Where is lake 11?"]
     assert len(set(parts.values())) > 40
 

@@ -12,7 +12,8 @@ from duologue.models.catalogue import DEFAULT, find
 
 _EPILOG = """\
 DIR contains folders of JSONL files, plain or gzipped, with one object per line:
-  queries/      {"id", "text", "kind": "assistant_query"}          said to an assistant
+  queries/      {"id", "text", "kind": "assistant_query"}          said to an assistant, on its own
+                {"id", "text", "kind": "assistant_turn", "before"} a turn of a dialogue, and what the assistant had said
   background/   {"id", "text", "doc"}                              said to others
   dialogues/    {"id", "turns": [{"role", "text"}, ...]}           user and assistant alternate
   hard/         stop_commands.jsonl and other cases                optional
@@ -21,8 +22,8 @@ recipes:
   duologue      four states: alone, in a dialogue and during an answer; only cuts that are clearly unfinished
   paper         the mix of the DUO paper: queries whole or cut at a random word, background speech, no context
 
-OUT gets train.jsonl, dev.jsonl (other documents of the same sources), test.jsonl (whole sources that the other two do
-not contain) and report.md, which shows how well labels can be guessed from surface features alone.
+OUT gets train.jsonl, dev.jsonl (sources or documents that are not trained on), test.jsonl (whole sources that the other
+two do not contain) and report.md, which shows how well labels can be guessed from surface features alone.
 
 example:
   duologue data build duologue --sources corpora --out samples
@@ -116,5 +117,5 @@ def _end_of_turn(name: str, revision: str | None) -> Any:
             f"a model that judges cuts needs {error.name}; install it with: pip install 'duologue[train]', or use "
             "--cuts-by rules"
         ) from error
-    model, tokenizer = read_model(source.location, revision=source.revision)
+    model, tokenizer = read_model(source.location, revision=source.revision, dtype="float32")
     return EndOfTurnModel(model, HfTokenizer(tokenizer))

@@ -10,7 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TypeVar, final
 
 from duologue.data import corpus, forms, phrases
 from duologue.data.corpus import SPLITS, CorpusDialogue, CorpusUtterance, Pools
@@ -20,9 +20,12 @@ from duologue.data.samples import Sample
 from duologue.errors import BadData
 from duologue.types import InputState, Role, Turn
 
+T = TypeVar("T")
+
 OPEN_WORDS = 4
 """Lines of our own with more words than this are in one split only."""
 
+_MISRECOGNISED = 0.1  # share of texts in spoken form that get a recogniser's errors, the same for all states
 _TRIES = 30  # draws of one state in one scene
 _RECENT, _EXHAUSTED = 200, 10  # sources are exhausted if the last 200 samples took ten draws each
 _STOCK = 128  # queries that are scored together
@@ -53,6 +56,17 @@ class Scene:
     next_user: str | None = None  # the next turn of the dialogue's user
     next_answer: str = ""  # and the assistant's answer to it
     source: str = ""  # of the dialogue
+    question: str = ""  # the kind of our own question that the assistant has asked (`ask_…` in english.txt)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the assistant has just asked something, and waits."""
+        return not self.speaking and bool(self.context) and forms.asks(self.context[-1].text)
+
+    @property
+    def last(self) -> str:
+        """What the assistant said last, as far as it was heard."""
+        return self.context[-1].text if self.context else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +82,12 @@ class _Draft:
     response: str = ""
 
 
-_ADDRESSED = frozenset({"follow_up", "query", "request", "repaired"})
-_CUT = frozenset({"follow_up", "query", "request"})
+_ADDRESSED = frozenset({"follow_up", "query", "request", "repaired", "statement"})
+_UNTIMED = frozenset({"moment", "small_talk", "unfinished"})
+"""Kinds after which it is not known whether the turn goes on."""
+_CUT = frozenset({"follow_up", "query", "request", "statement", "reply"})
+_ASKED_SHARES = {PROCESS: 1.5, INCOMPLETE: 1.4, IGNORE: 0.35, STOP: 0.6}
+"""Behind a question nearly everything is a reply: by how much the shares of the states change."""
 
 
 @final
@@ -101,6 +119,12 @@ class SampleBuilder:
             name: [line for line in lines if low <= corpus.part_of(line) < high or len(line.split()) <= OPEN_WORDS]
             for name, lines in phrases.sections().items()
         }
+        self._questions = [
+            name.removeprefix("ask_")
+            for name in self._lines
+            if name.startswith("ask_")
+            and all(self._lines.get(name.replace("ask_", part)) for part in ("ask_", "reply_", "half_"))
+        ]
 
     def samples(
         self, num_samples: int, admit: Callable[[Sample], bool] = lambda sample: True, *, at_most: bool = False
@@ -116,8 +140,9 @@ class SampleBuilder:
         num_draws: deque[int] = deque(maxlen=_RECENT)
         while num_left > 0:
             scene = self.scene(goes_on=rng.random() < recipe.follow_ups)
+            asked = [weight * _ASKED_SHARES[state] for state, weight in zip(states, weights, strict=True)]
             for _ in range(min(recipe.texts_per_context, num_left)):
-                state = rng.choices(states, weights)[0]
+                state = rng.choices(states, asked if scene.is_asked else weights)[0]
                 drawn = ((number, self.sample(state, scene)) for number in range(1, _TRIES + 1))
                 number, found = next((draw for draw in drawn if admit(draw[1])), (_TRIES, None))
                 num_draws.append(number)
@@ -133,25 +158,86 @@ class SampleBuilder:
                 yield found
                 num_left -= 1
 
-    def scene(self, *, in_context: bool | None = None, speaking: bool | None = None, goes_on: bool = False) -> Scene:
+    def scene(
+        self,
+        *,
+        in_context: bool | None = None,
+        speaking: bool | None = None,
+        asked: bool | None = None,
+        goes_on: bool = False,
+    ) -> Scene:
         """A scene for samples: nothing said yet, a dialogue at rest, or one with a running answer.
 
-        With `goes_on`, a dialogue whose next user turn is known, if the sources have one.
+        With `asked`, the dialogue at rest ends with a question of the assistant, or does not; None: either. With
+        `goes_on`, a dialogue whose next user turn is known, if the sources have one.
         """
         recipe, rng = self._recipe, self._rng
-        chosen = Scene(system=rng.choice(recipe.systems))
+        system = rng.choice(recipe.systems)
         inside = rng.random() < recipe.in_context if in_context is None else in_context
         if not inside or not self._pools.dialogues:
-            return chosen
-        speaks = rng.random() < recipe.speaking if speaking is None else speaking
+            return Scene(system=system)
+        if rng.random() < recipe.speaking if speaking is None else speaking:
+            found = self._running_answer() if recipe.own_lines and rng.random() < 0.2 else None
+            return replace(found or self._dialogue(speaking=True, goes_on=goes_on), system=system)
+        wanted = rng.random() < recipe.asked if asked is None else asked
+        if wanted and recipe.own_lines and self._questions and rng.random() < 0.65:
+            found = self._reply() if self._pools.replies and rng.random() < 0.5 else self._own_question()
+        else:
+            found = self._dialogue(speaking=False, goes_on=goes_on, asked=wanted)
+        return replace(found, system=system)
+
+    def _dialogue(self, *, speaking: bool, goes_on: bool, asked: bool | None = None) -> Scene:
+        """A dialogue of the sources, cut at an answer. Where none asks anything, the answer may be any."""
+        chosen = other = Scene()
         for _ in range(50):
-            dialogue = rng.choice(self._pools.dialogues[rng.choice(list(self._pools.dialogues))])
-            found = self._cut_dialogue(dialogue, speaks)
-            if found is not None:
-                chosen = replace(found, system=chosen.system)
-                if chosen.next_user is not None or not goes_on:
-                    break
-        return chosen
+            dialogue = _draw(self._pools.dialogues, self._rng, self._recipe)
+            found = self._cut_dialogue(dialogue, speaking)
+            if found is None:
+                continue
+            if asked is not None and found.is_asked is not asked:
+                other = found
+                continue
+            chosen = found
+            if chosen.next_user is not None or not goes_on:
+                break
+        return other if asked and not chosen.context else chosen
+
+    def _running_answer(self) -> Scene | None:
+        """A running answer that the user follows up, of sources that know a turn only, or an earlier question."""
+        rng, pools = self._rng, self._pools
+        if pools.switches and rng.random() < 0.5:
+            item = _draw(pools.switches, rng, self._recipe)
+            heard = _first_words(item.before, rng.randint(3, max(3, len(forms.words(item.before)) - 1)))
+            return Scene((Turn(Role.ASSISTANT, heard),), True, None, item.text, "", item.source)
+        if pools.later_queries:
+            item = _draw(pools.later_queries, rng, self._recipe)
+            heard = rng.choice(self._lines["running_answer"])
+            context = (Turn(Role.USER, item.earlier), Turn(Role.ASSISTANT, heard))
+            return Scene(context, True, None, item.text, "", item.source)
+        return None
+
+    def _reply(self) -> Scene:
+        """A question of the assistant that a source has with its reply."""
+        item = _draw(self._pools.replies, self._rng, self._recipe)
+        return Scene(self._asked(item.before), False, None, item.text, "", item.source)
+
+    def _own_question(self) -> Scene:
+        """A question of our own, whose replies are of one kind."""
+        rng = self._rng
+        kind = rng.choice(self._questions)
+        question = forms.sentence(phrases.fill(rng.choice(self._lines[f"ask_{kind}"]), rng))
+        if rng.random() < 0.6:
+            question = f"{forms.sentence(rng.choice(self._lines['ask_opening']))}. {question}"
+        return Scene(self._asked(question), question=kind)
+
+    def _asked(self, question: str) -> tuple[Turn, ...]:
+        """A dialogue that ends with a question of the assistant; what the user said before it is a request."""
+        rng, asks = self._rng, Turn(Role.ASSISTANT, question)
+        draw = rng.random()
+        if draw < 0.35:
+            return (asks,)
+        said = self._any_query().text if draw < 0.6 else phrases.fill(rng.choice(self._lines["ask_before"]), rng)
+        return (Turn(Role.USER, said), asks)
 
     def _cut_dialogue(self, dialogue: CorpusDialogue, speaking: bool) -> Scene | None:
         """The newest turns that fit, up to a random answer; a running answer is cut at a random whole word."""
@@ -184,24 +270,42 @@ class SampleBuilder:
         for _ in range(200):
             draft = make(scene)
             text = forms.random_form(draft.text, self._rng, question=draft.question, whole=draft.whole)
+            if text and self._recipe.own_lines and text == forms.spoken(text) and self._rng.random() < _MISRECOGNISED:
+                text = forms.misrecognised(text, self._rng)
             if text:
+                is_known = state in (PROCESS, INCOMPLETE) and draft.kind not in _UNTIMED
                 return Sample(
                     text, state, draft.source, draft.kind, draft.accept, scene.context, scene.speaking, scene.system,
-                    draft.response,
+                    draft.response, draft.whole and draft.kind != "joint" if is_known else None,
                 )  # fmt: skip
         raise BadData(f"the sources give no sample of {state}")  # pragma: no cover - our own lines always do
 
     # ------------------------------------------------------------------------------------------------------- process
 
     def _process(self, scene: Scene) -> _Draft:
+        if self._recipe.own_lines and self._rng.random() < 0.1 and (joint := self._joint(scene)) is not None:
+            return joint
         draft = self._request(scene)
         accept: tuple[InputState, ...] = ()
-        if (draft.kind == "follow_up" and takes_leave(draft.text)) or (draft.kind == "complaint" and scene.speaking):
+        leaves = draft.kind in ("follow_up", "reply") and takes_leave(draft.text) and not scene.is_asked
+        if leaves or (scene.speaking and draft.kind in ("complaint", "steering")):
             accept = (STOP,)
         elif draft.kind == "small_talk" and scene.context:
             accept = (IGNORE,)  # a "thanks" in passing needs no answer
         text = self._as_spoken(draft.text, scene) if draft.kind in _ADDRESSED else draft.text
         return replace(draft, text=text, accept=accept, question=forms.is_question(draft.text))
+
+    def _joint(self, scene: Scene) -> _Draft | None:
+        """The first sentences or clauses of a turn that goes on: a whole request, but not the whole turn."""
+        rng, turns = self._rng, [scene.next_user or ""]
+        if self._pools.statements:
+            turns.append(_draw(self._pools.statements, rng, self._recipe).text)
+        for number, turn in enumerate(turns):
+            places = forms.joints(turn)
+            if places and (head := " ".join(forms.words(turn)[: rng.choice(places)])):
+                source = scene.source if number == 0 else "statements"
+                return _Draft(head, source, "joint", (INCOMPLETE,), question=forms.is_question(head))
+        return None
 
     def _as_spoken(self, text: str, scene: Scene) -> str:
         """What is said to the assistant, sometimes with an opener or a hesitation."""
@@ -217,15 +321,25 @@ class SampleBuilder:
 
     def _request(self, scene: Scene, draw_query: Callable[[], CorpusUtterance] | None = None) -> _Draft:
         """A complete request to the assistant."""
-        rng, pools = self._rng, self._pools
+        rng, pools, own = self._rng, self._pools, self._recipe.own_lines
+        if scene.question and rng.random() < 0.9:
+            return self._own(f"reply_{scene.question}" if rng.random() < 0.9 else "reply_any", "reply")
         follow = scene.next_user
-        if follow is not None and rng.random() < (0.7 if not scene.speaking else 0.35):
+        if follow is not None and rng.random() < (0.85 if scene.is_asked else 0.7 if not scene.speaking else 0.4):
             parts = forms.words(follow)
             # agreement over a running answer is a backchannel, not a follow-up
             agrees = len(parts) < 4 or _AGREEMENT.issuperset(forms.spoken(follow).split())
-            if len(parts) <= self._recipe.max_words and not (scene.speaking and agrees):
-                return _Draft(follow, scene.source, "follow_up", response=scene.next_answer)
-        if self._recipe.own_lines and rng.random() < (0.5 if scene.context else 0.25):
+            unclear = scene.speaking and (agrees or takes_leave(follow))
+            if len(parts) <= self._recipe.max_words and not unclear:
+                kind = "reply" if scene.is_asked else "follow_up"
+                return _Draft(follow, scene.source, kind, response=scene.next_answer)
+        if own and scene.speaking and rng.random() < 0.2:
+            return self._own("steering", "steering")
+        if pools.statements and rng.random() < 0.15:
+            item = _draw(pools.statements, rng, self._recipe)
+            if len(forms.words(item.text)) <= self._recipe.max_words:
+                return _Draft(item.text, item.source, "statement")
+        if own and rng.random() < (0.4 if scene.context else 0.25):
             return self._own_request(scene)
         if scene.speaking and pools.complaints and rng.random() < 0.04:
             return _Draft(rng.choice(pools.complaints).text, "stop_commands", "complaint")
@@ -261,7 +375,7 @@ class SampleBuilder:
         return _Draft(phrases.fill(self._rng.choice(self._lines[section]), self._rng), "own", kind)
 
     def _any_query(self) -> CorpusUtterance:
-        return _draw(self._pools.queries, self._rng)
+        return _draw(self._pools.queries, self._rng, self._recipe)
 
     def _query(self) -> CorpusUtterance:
         for _ in range(100):
@@ -275,6 +389,10 @@ class SampleBuilder:
     def _incomplete(self, scene: Scene) -> _Draft:
         rng, own = self._rng, self._recipe.own_lines
         draw = rng.random() if own else 1.0
+        if scene.is_asked and draw < 0.2:
+            return replace(self._own("moment", "moment"), accept=(IGNORE, STOP))
+        if scene.question and draw < 0.85:
+            return replace(self._own(f"half_{scene.question}", "half_reply"), whole=False)
         if draw < 0.12:
             return self._unfinished()
         if draw < 0.2:
@@ -286,7 +404,9 @@ class SampleBuilder:
             if self._recipe.cuts == "random":
                 cut, kind = forms.random_cut(draft.text, rng), "random_cut"
             else:
-                cut = forms.unfinished_cut(draft.text, rng, self._ends_of(draft.text))
+                # the model judges texts that stand alone; turns of a dialogue are cut by rules
+                ends = self._ends_of(draft.text) if draft.kind == "query" else ()
+                cut = forms.unfinished_cut(draft.text, rng, ends)
                 kind = "cut" if cut is None or forms.ends_in_function_word(cut) else "content_cut"
             if cut is None or (own and self._may_be_whole(cut)):
                 continue
@@ -339,13 +459,17 @@ class SampleBuilder:
         if not self._recipe.own_lines:
             return self._background(scene)
         draw = rng.random()
-        if scene.speaking and draw < 0.18:
-            text = rng.choice(self._lines["backchannels"])
+        if scene.speaking and draw < 0.18 and "?" not in scene.last[-80:]:
+            section = "backchannels" if rng.random() < 0.8 else "backchannels_other"
+            text = rng.choice(self._lines[section])
             return _Draft(text, "own", "backchannel", (INCOMPLETE,) if text in phrases.OPEN_NOISES else ())
-        asked = bool(scene.context) and scene.context[-1].text.rstrip().endswith("?")  # "mhm" may be an answer
-        if not scene.speaking and not asked and draw < 0.06:
+        if scene.speaking and draw < 0.21 and len(parts := forms.words(scene.last)[-40:]) > 4:
+            size = rng.randint(3, min(9, len(parts) - 1))
+            at = rng.randint(0, len(parts) - size)
+            return _Draft(" ".join(parts[at : at + size]), "own", "echo", whole=False)
+        if not scene.speaking and not scene.is_asked and draw < 0.06:
             return _Draft(rng.choice(self._lines["noises"]), "own", "noise", (INCOMPLETE,))
-        if draw < (0.4 if scene.speaking else 0.24):
+        if draw < (0.4 if scene.speaking else 0.65 if scene.is_asked else 0.24):
             draft = self._own("asides", "aside")
             return replace(draft, question=forms.is_question(draft.text))
         return self._background(scene)
@@ -356,11 +480,13 @@ class SampleBuilder:
         want_question = rng.random() < (0.5 if scene.speaking else 0.3)
         target = min(len(forms.words(self._any_query().text)), self._recipe.max_words)
         want_short = scene.speaking and rng.random() < 0.2  # listeners say little
+        shortest = 1 if scene.speaking else 7 if scene.is_asked else 3  # behind a question, a few words are a reply
+        asked_by_people = pools.human_questions if want_question and not want_short and rng.random() < 0.5 else None
         item, others = None, []
         for _ in range(60):
-            drawn = _draw(pools.background, rng)
+            drawn = _draw(asked_by_people or pools.background, rng, self._recipe)
             size = len(forms.words(drawn.text))
-            if size < (1 if scene.speaking else 3):
+            if size < shortest or (size >= 3 and pools.is_whole(drawn.text)):
                 continue
             if (want_short and size > 4) or (want_question and not want_short and not drawn.text.endswith("?")):
                 others.append(drawn)
@@ -378,20 +504,37 @@ class SampleBuilder:
         return _Draft(item.text, item.source, "background", question=forms.is_question(item.text))
 
     def _stop(self, scene: Scene) -> _Draft:
-        rng = self._rng
+        rng, lines = self._rng, self._lines
+        accept: tuple[InputState, ...] = (PROCESS,) if scene.is_asked else ()
+        if self._recipe.own_lines and scene.speaking and rng.random() < 0.25:
+            return replace(self._own("wants_in", "wants_in"), accept=(PROCESS, INCOMPLETE))
         if self._pools.stops and rng.random() < 0.25:
             text, source, kind = rng.choice(self._pools.stops).text, "stop_commands", "stop_command"
         else:
-            text, source, kind = phrases.stop_phrase(rng.choice(self._lines["stop"]), rng), "own", "stop"
+            # in silence, "hold on" asks for a moment
+            cores = lines["stop"] if scene.speaking else [line for line in lines["stop"] if line not in phrases.PAUSES]
+            core = rng.choice(cores)
+            accept = (PROCESS, INCOMPLETE) if core in phrases.PAUSES else accept
+            text, source, kind = phrases.stop_phrase(core, rng), "own", "stop"
         if self._recipe.own_lines:
             text = self._hesitant(text)
-        return _Draft(text, source, kind, question=forms.is_question(text))
+        return _Draft(text, source, kind, accept, question=forms.is_question(text))
 
 
-def _draw(pool: Mapping[str, Sequence[CorpusUtterance]], rng: random.Random) -> CorpusUtterance:
-    """An utterance of a random source; the probability of a source is proportional to the square root of its size."""
-    sources = list(pool.values())
-    return rng.choice(rng.choices(sources, [math.sqrt(len(source)) for source in sources])[0])
+def _draw(pool: Mapping[str, Sequence[T]], rng: random.Random, recipe: Recipe) -> T:
+    """An item of a random source; the source's probability is proportional to the square root of its size.
+
+    Sources on one subject (`Recipe.families`) share the probability of one source of their size.
+    """
+    sources = list(pool)
+    weights = [math.sqrt(len(pool[source])) for source in sources]
+    for family in recipe.families:
+        inside = [at for at, source in enumerate(sources) if source in family]
+        if len(inside) > 1:
+            total = sum(weights[at] ** 2 for at in inside)
+            for at in inside:
+                weights[at] = weights[at] ** 2 / math.sqrt(total)
+    return rng.choice(pool[rng.choices(sources, weights)[0]])
 
 
 def _first_words(text: str, num_words: int) -> str:

@@ -10,10 +10,10 @@ import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from duologue.data import forms, phrases
 from duologue.data.jsonl import read_rows
@@ -27,8 +27,11 @@ FOLDERS = ("queries", "background", "dialogues", "hard")
 QUERY_KIND = "assistant_query"
 """The kind of rows in `queries/` that can be asked on their own."""
 
-TURN_KINDS = frozenset({"assistant_turn", "topic_switch", "correction"})
-"""Kinds whose id is that of a dialogue and the number of a turn: such rows belong to the document of the dialogue."""
+TURN_KIND = "assistant_turn"
+"""The kind of rows in `queries/` that need the assistant's turn before them (`before`)."""
+
+REPLY_KINDS = frozenset({TURN_KIND, "assistant_acknowledgement", "topic_switch", "correction"})
+"""Kinds that are a reply where `before` asks something."""
 
 SPLITS = {"train": (0.0, 0.82), "dev": (0.82, 0.9), "test": (0.9, 1.0)}
 """Which documents of a training source belong to which split (`part_of`)."""
@@ -62,6 +65,7 @@ class CorpusUtterance:
     id: str = ""
     intent: str = ""
     before: str = ""  # what was said just before, if the source knows
+    earlier: str = ""  # what the user asked before, where its answer is not known
     answer: str = ""  # a reference answer, if the source knows
 
 
@@ -95,20 +99,39 @@ def source_files(folder: Path) -> dict[str, dict[str, Path]]:
     return found
 
 
-def utterances(path: Path, source: str, limit: int, rng: random.Random) -> list[CorpusUtterance]:
+def utterances(
+    path: Path, source: str, limit: int, rng: random.Random, origins: Mapping[str, float]
+) -> list[CorpusUtterance]:
     """A seeded sample of at most `limit` utterances of a file, in random order. Empty ones are left out."""
-    return _random_sample(_utterances(path, source), limit, rng)
+    return _random_sample(_utterances(path, source, origins), limit, rng)
 
 
 def dialogues(path: Path, source: str, limit: int, rng: random.Random) -> list[CorpusDialogue]:
     """A seeded sample of at most `limit` dialogues of a file, in random order. Those without an answer are left out."""
-    found = (CorpusDialogue(turns, source, part) for part, turns in _dialogues(path) if turns)
+    found = (CorpusDialogue(turns, source, part) for _, part, turns in _dialogues(path) if turns)
     return _random_sample(found, limit, rng)
 
 
 def openings(path: Path) -> Iterator[tuple[float, str]]:
     """The position in [0, 1) of each of a file's dialogues, and the first turn of its user."""
-    return ((part, turns[0].text) for part, turns in _dialogues(path) if turns)
+    return ((part, turns[0].text) for _, part, turns in _dialogues(path) if turns)
+
+
+def origins_of(files: Iterable[Path]) -> dict[str, float]:
+    """The position in [0, 1) of every dialogue, by its `id` and its `doc`.
+
+    A turn of a dialogue may stand in several files; all of them follow the dialogue into its split.
+    """
+    return {name: part for path in files for names, part, turns in _dialogues(path) if turns for name in names}
+
+
+def unseen_texts(folder: Path, recipe: Recipe) -> Iterator[str]:
+    """Everything that the unseen sources say, and what they mean by it (`fluent`)."""
+    for paths in source_files(folder).values():
+        for source, path in paths.items():
+            if source in recipe.unseen:
+                for _, row in read_rows(path):
+                    yield from (row[name] for name in ("text", "fluent") if isinstance(row.get(name), str))
 
 
 def left_out(files: Mapping[str, Mapping[str, Path]]) -> dict[str, int]:
@@ -119,35 +142,48 @@ def left_out(files: Mapping[str, Mapping[str, Path]]) -> dict[str, int]:
             for _, row in read_rows(path):
                 if not str(row.get("text", "")).strip():
                     counts[f"{folder}/{source}: empty text"] += 1
-                elif folder == "queries" and row.get("kind") != QUERY_KIND:
-                    counts[f"{folder}/{source}: kind is not {QUERY_KIND}"] += 1
+                elif folder == "queries" and row.get("kind") not in (QUERY_KIND, TURN_KIND):
+                    counts[f"{folder}/{source}: kind is not {QUERY_KIND} or {TURN_KIND}"] += 1
     for source, path in files["dialogues"].items():
-        counts[f"dialogues/{source}: no user turn with an answer"] += sum(not turns for _, turns in _dialogues(path))
+        counts[f"dialogues/{source}: no user turn with an answer"] += sum(not turns for _, _, turns in _dialogues(path))
     return {reason: num for reason, num in counts.items() if num}
 
 
-def _utterances(path: Path, source: str) -> Iterator[CorpusUtterance]:
-    """All utterances of a file that are not empty."""
+def _utterances(path: Path, source: str, origins: Mapping[str, float]) -> Iterator[CorpusUtterance]:
+    """All utterances of a file that are not empty; origins: see `origins_of`."""
     for number, row in read_rows(path):
         text = row.get("text")
         if not isinstance(text, str):
             raise BadData(f"{path}, line {number}: no text; an utterance needs id and text")
         if not text.strip():
             continue
-        named = (str(row[name]) for name in ("doc", "id") if row.get(name) not in (None, ""))
-        document, kind = next(named, text), str(row.get("kind", ""))
-        if kind in TURN_KINDS:
-            document = re.sub(r"-\d+$", "", document)
+        kind = str(row.get("kind", ""))
+        doc, own_id = (str(row[name]) if row.get(name) not in (None, "") else "" for name in ("doc", "id"))
+        dialogue = re.sub(r"-\d+$", "", own_id)  # the id of a turn is that of its dialogue and a number
+        document = doc or (dialogue if kind in REPLY_KINDS else own_id) or text
+        part = next((origins[name] for name in (doc, own_id, dialogue) if name in origins), None)
         known = {name: str(row.get(name) or "") for name in ("id", "intent", "before")}
-        answers = row.get("answer")  # one reference answer, or several
-        answer = answers[0] if isinstance(answers, list) and answers else answers
         yield CorpusUtterance(
-            text.strip(), source, kind, part_of(document), **known, answer=answer if isinstance(answer, str) else ""
+            text.strip(),
+            source,
+            kind,
+            part_of(document) if part is None else part,
+            **known,
+            earlier=_one_of(row.get("earlier"), -1),
+            answer=_one_of(row.get("answer"), 0),
         )
 
 
-def _dialogues(path: Path) -> Iterator[tuple[float, tuple[Turn, ...]]]:
-    """The dialogues of a file, beginning with a user; those with the same opening are one document.
+def _one_of(value: Any, at: int) -> str:
+    """A text, or one of several; "" where there is none."""
+    value = value[at] if isinstance(value, list) and value else value
+    return value if isinstance(value, str) else ""
+
+
+def _dialogues(path: Path) -> Iterator[tuple[tuple[str, ...], float, tuple[Turn, ...]]]:
+    """The names, positions and turns of a file's dialogues.
+
+    Dialogues begin with a user; those with the same opening are one document.
 
     Consecutive turns of the same role are joined. No turns: the user says nothing that is answered.
     """
@@ -163,9 +199,10 @@ def _dialogues(path: Path) -> Iterator[tuple[float, tuple[Turn, ...]]]:
         if turns and turns[0].role is Role.ASSISTANT:
             turns = turns[1:]
         if len(turns) < 2:
-            yield 0.0, ()
+            yield (), 0.0, ()
         else:  # branches of one conversation tree have the same opening
-            yield part_of(" ".join(turns[0].text.lower().split())), tuple(turns)
+            names = tuple(str(row[name]) for name in ("id", "doc") if row.get(name) not in (None, ""))
+            yield names, part_of(" ".join(turns[0].text.lower().split())), tuple(turns)
 
 
 def _random_sample(items: Iterable[T], limit: int, rng: random.Random) -> list[T]:
@@ -183,8 +220,12 @@ def _random_sample(items: Iterable[T], limit: int, rng: random.Random) -> list[T
 class Pools:
     """The utterances and dialogues of one split, sampled from the files of a folder."""
 
-    def __init__(self, folder: Path, recipe: Recipe, split: str, *, unseen: bool = False) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, split: str, *, unseen: bool = False, left_out: Container[str] = ()
+    ) -> None:
         """Read the sources of `split`; with `unseen`, read the sources that are held out as a whole instead.
+
+        Utterances whose text is in `left_out` are not used.
 
         Dialogues for contexts always come from the split's own documents.
 
@@ -192,22 +233,30 @@ class Pools:
             BadData: a file cannot be read, or no query or no background line is left for the split.
         """
         refuse([(split not in SPLITS, f"no split {split!r}; there are {', '.join(SPLITS)}")])
-        self._recipe, self._unseen = recipe, unseen
+        self._recipe, self._split, self._unseen, self._left_out = recipe, split, unseen, left_out
         self._low, self._high = SPLITS[split]
         self._limit = _PER_SOURCE_TESTED if split == "test" else recipe.per_source
         self._rng = random.Random(f"{recipe.seed} {split} {unseen}")
         files = source_files(folder)
+        self._origins = origins_of(files["dialogues"].values())
         stops = _stop_commands(files, recipe, self._limit, self._rng)
         hard_texts = {forms.spoken(item.text) for item in stops}
         # a corpus may repeat the opening of a dialogue among its queries, and a dialogue under several names
         self._held_back = _openings_after(self._high, files["dialogues"])
 
         # hard/ takes precedence over queries/, where the same stop commands occur without a mark
-        self.queries = self._utterances(
-            files["queries"], lambda u: u.kind == QUERY_KIND and forms.spoken(u.text) not in hard_texts
-        )
+        said = self._utterances(files["queries"], lambda u: forms.spoken(u.text) not in hard_texts)
+        self.queries = _of(said, lambda u: u.kind == QUERY_KIND)
         self.background = self._utterances(files["background"], lambda u: bool(forms.words(u.text)))
         self.hard = self._utterances(files["hard"], lambda u: u.source != "stop_commands")
+        self.replies = _of({**said, **self.hard}, lambda u: u.kind in REPLY_KINDS and forms.asks(u.before))
+        self.switches = _of(
+            self.hard,
+            lambda u: u.kind in ("topic_switch", "correction") and bool(u.before) and not forms.asks(u.before),
+        )
+        self.later_queries = _of(said, lambda u: bool(u.earlier))
+        self.statements = _of(said, lambda u: u.kind == TURN_KIND and not u.earlier and forms.stands_alone(u.text))
+        self.human_questions = _of(self.hard, lambda u: u.kind == "human_question")
         stops = [item for item in stops if self._is_in_split(item)]
         self.stops = [item for item in stops if _state_of(item) is STOP]
         self.not_stops = [item for item in stops if _state_of(item) is PROCESS]
@@ -220,7 +269,7 @@ class Pools:
         self._whole = {
             hash(forms.spoken(text))
             for texts in (
-                *([query.text for query in queries] for queries in self.queries.values()),
+                *([item.text for item in items] for pool in (said, self.replies) for items in pool.values()),
                 *([t.text for d in talks for t in d.turns if t.role is Role.USER] for talks in self.dialogues.values()),
             )
             for text in texts
@@ -243,13 +292,24 @@ class Pools:
         self, files: Mapping[str, Path], keep: Callable[[CorpusUtterance], bool]
     ) -> dict[str, list[CorpusUtterance]]:
         """Source → its utterances in this split, without empty sources."""
+        whole = self._whole_sources(files)
+        chosen = files.keys() - self._recipe.unseen - self._recipe.calibration if whole is None else whole
         return self._read(
-            utterances,
-            {source: path for source, path in files.items() if (source in self._recipe.unseen) is self._unseen},
+            lambda path, source, limit, rng: utterances(path, source, limit, rng, self._origins),
+            {source: path for source, path in files.items() if source in chosen},
             lambda u: (
-                (self._unseen or self._is_in_split(u)) and keep(u) and forms.spoken(u.text) not in self._held_back
+                (whole is not None or self._is_in_split(u))
+                and keep(u)
+                and forms.spoken(u.text) not in self._held_back
+                and u.text not in self._left_out
             ),
         )
+
+    def _whole_sources(self, files: Mapping[str, Path]) -> Collection[str] | None:
+        """The sources that this split uses as a whole; None if it takes some documents of every other source."""
+        if self._unseen:
+            return files.keys() & self._recipe.unseen
+        return (files.keys() & self._recipe.calibration or None) if self._split == "dev" else None
 
     def _read(
         self,
@@ -266,6 +326,14 @@ class Pools:
 
     def _is_in_split(self, item: CorpusUtterance | CorpusDialogue) -> bool:
         return self._low <= item.part < self._high
+
+
+def _of(
+    pool: Mapping[str, Sequence[CorpusUtterance]], keep: Callable[[CorpusUtterance], bool]
+) -> dict[str, list[CorpusUtterance]]:
+    """The utterances of `pool` that are kept, without empty sources."""
+    found = {source: [item for item in items if keep(item)] for source, items in pool.items()}
+    return {source: items for source, items in found.items() if items}
 
 
 def fixed_labels(folder: Path, recipe: Recipe) -> Iterator[tuple[str, InputState]]:
@@ -287,7 +355,7 @@ def _stop_commands(
     path = files["hard"].get("stop_commands")
     if path is None or "stop_commands" in recipe.unseen:
         return []
-    found = utterances(path, "stop_commands", limit, rng)
+    found = utterances(path, "stop_commands", limit, rng, {})
     return [item for item in found if not any(item.id.startswith(f"{name}-") for name in recipe.unseen)]
 
 

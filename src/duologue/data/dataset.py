@@ -5,11 +5,12 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
-from duologue.data import corpus, forms
+from duologue.data import corpus, forms, phrases
 from duologue.data.build import SampleBuilder
 from duologue.data.corpus import Pools, fixed_labels
 from duologue.data.device_directed import Addressee, Judge, device_directed
 from duologue.data.forms import EndOfTurn
+from duologue.data.near import NearTexts
 from duologue.data.progress import StageProgress, silent
 from duologue.data.recipes import Recipe
 from duologue.data.report import Report, markdown
@@ -18,6 +19,7 @@ from duologue.data.unseen import UnseenSamples
 from duologue.errors import UsageError, refuse
 
 _DEVICE_DIRECTED = "background that speaks to an assistant"
+_NEAR_TEST = "near to a text of the test"
 
 
 @final
@@ -53,6 +55,9 @@ class DatasetBuilder:
         self._end_of_turn, self._judge, self._progress = end_of_turn, judge, progress
         self._at_most = at_most
         self._known = Duplicates()
+        self._near_test = NearTexts(
+            [*corpus.unseen_texts(sources, recipe), *phrases.unseen()] if recipe.num_test else ()
+        )
         self._reports: dict[str, Report] = {}
         self._content: dict[str, Any] = {"recipe": recipe.to_json()}  # of report.json: the splits written so far
         self._dropped_before = _dropped(out / "report.json")
@@ -105,7 +110,7 @@ class DatasetBuilder:
         if split == "train":  # once, for all splits
             for reason, num in corpus.left_out(corpus.source_files(self._sources)).items():
                 self._reports[split].drop(reason, num)
-        pools = Pools(self._sources, self._recipe, split)
+        pools = Pools(self._sources, self._recipe, split, left_out=self._near_test)
         builder = SampleBuilder(
             pools, self._recipe, split, self._end_of_turn, lambda text: self._is_device_directed(split, text)
         )
@@ -131,6 +136,9 @@ class DatasetBuilder:
             self._words.add(words)
 
     def _admit(self, split: str, sample: Sample) -> bool:
+        if split != "test" and sample.text in self._near_test:
+            self._reports[split].drop(_NEAR_TEST)
+            return False
         reason = self._known.admit(sample)
         if reason is not None:
             self._reports[split].drop(reason.value)

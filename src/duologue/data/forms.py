@@ -8,6 +8,8 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
+from duologue.core import words as words_form
+
 
 def word_set(words: str) -> frozenset[str]:
     """The words of a string that separates them by spaces."""
@@ -42,6 +44,11 @@ _LOOSE = re.compile(r"(?<!\w)['.:/-]+|['.:/-]+(?!\w)")
 _SPACES = re.compile(r"\s+")
 _SENTENCE_MARKS = tuple(".!?;:")
 _ENDING = re.compile(r"[\s.!?,;:…-]+$")
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def words(text: str) -> list[str]:
@@ -83,6 +90,68 @@ def random_form(text: str, rng: random.Random, *, question: bool, whole: bool) -
 def is_question(text: str) -> bool:
     """Whether `text` is a question, by its final mark or its first word."""
     return text.rstrip().endswith("?") or spoken(text).split(" ", 1)[0] in QUESTION_WORDS
+
+
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])[\s\"')\]]+(?=\S)")
+_INVITES = re.compile(r"\b(let me know|please (tell|give|say|spell|choose|enter|provide|describe))\b")
+
+
+def asks(text: str) -> bool:
+    """Whether what the assistant said ends with a question, or with a request to say something."""
+    return words_form.asks(text) or bool(_INVITES.search(_SENTENCE_ENDS.split(text.strip())[-1].lower()))
+
+
+_REPLY_STARTS = word_set("yes yeah yep no nope ok okay sure thanks thank great perfect that that's it and they he she")
+
+
+def stands_alone(text: str) -> bool:
+    """Whether a turn of a dialogue can be said without the turn before it."""
+    plain = spoken(text).split()
+    return len(plain) >= 5 and plain[0] not in _REPLY_STARTS
+
+
+_CONJUNCTIONS = word_set("and but because so if or since although then")
+
+
+def joints(text: str) -> list[int]:
+    """The numbers of words after which a turn could have ended, but goes on: its sentences, and clauses."""
+    parts = words(text)
+    return [
+        n
+        for n in range(3, len(parts) - 1)
+        if parts[n - 1][-1] in ".?!"
+        or (parts[n].lower() in _CONJUNCTIONS and (parts[n - 1][-1] == "," or n >= 5) and len(parts) - n >= 3)
+    ]
+
+
+_SIMILAR = {
+    "for": "four", "to": "two", "two": "to", "their": "there", "there": "their", "your": "you're", "an": "and",
+    "and": "an", "in": "and", "of": "have", "it": "at", "is": "as", "this": "these", "than": "then", "i'd": "i",
+    "i'm": "i am", "what's": "what", "can": "could", "the": "a", "a": "the", "right": "write", "by": "buy",
+}  # fmt: skip
+
+
+def misrecognised(text: str, rng: random.Random) -> str:
+    """`text` in spoken form with one or two errors such as recognisers make."""
+    parts = text.split()
+    if len(parts) < 4:
+        return text
+    for _ in range(rng.choice((1, 1, 2))):
+        at = rng.randrange(len(parts))
+        word, draw = parts[at], rng.random()
+        if word in _SIMILAR and draw < 0.5:
+            parts[at] = _SIMILAR[word]
+        elif draw < 0.4 and len(word) >= 6:
+            cut = rng.randint(2, len(word) - 2)
+            parts[at] = f"{word[:cut]} {word[cut:]}"
+        elif draw < 0.6 and len(word) >= 4:
+            cut = rng.randint(1, len(word) - 1)
+            parts[at] = word[:cut] + rng.choice("aeiounrst") + word[cut + 1 :]
+        elif draw < 0.75 and len(parts) > 2 and word in FUNCTION_WORDS:
+            del parts[at]
+        elif draw < 0.85 and len(parts) > 3 and at:
+            parts[at - 1 : at + 1] = [parts[at - 1] + word]
+    return " ".join(parts)
 
 
 EndOfTurn = Callable[[Sequence[str]], list[Sequence[float]]]

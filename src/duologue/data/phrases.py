@@ -12,6 +12,14 @@ OPEN_NOISES = frozenset({"um", "uh", "so", "well", "like", "you know", "and so",
 """Noises of a listener after which more may follow, so that waiting is right too."""
 
 
+PAUSES = frozenset(
+    {"hold on", "hold it", "hang on", "hang on a second", "wait", "wait wait", "wait a minute", "wait a second",
+     "one moment", "one second", "just a second", "give me a second", "pause", "pause please", "pause there",
+     "pause for a moment", "hold that thought", "whoa hold on", "not now"}
+)  # fmt: skip
+"""Stop lines that ask for a pause: over an answer it must pause; in silence the speaker asks for a moment."""
+
+
 @cache
 def sections() -> dict[str, tuple[str, ...]]:
     """Section → its lines."""
@@ -24,6 +32,12 @@ def sections() -> dict[str, tuple[str, ...]]:
 def lines(name: str) -> tuple[str, ...]:
     """The lines of a section, with unfilled slots."""
     return sections()[name]
+
+
+def unseen() -> list[str]:
+    """The lines of the test alone, questions and replies apart."""
+    found = [line for name, section in sections().items() if name.startswith("unseen_") for line in section]
+    return [part.strip() for line in found for part in line.split("|")]
 
 
 def fill(template: str, rng: random.Random) -> str:

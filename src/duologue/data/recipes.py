@@ -21,8 +21,9 @@ class Recipe:
     num_samples: int = 112_000  # for training
     num_dev: int = 1_600  # for early stopping and thresholds, from other documents of the same sources
     num_test: int = 300  # approximate size of a group of the test on unseen sources
-    in_context: float = 0.55  # share of samples inside a dialogue
-    speaking: float = 0.64  # share of these where the assistant is in the middle of an answer
+    in_context: float = 0.7  # share of samples inside a dialogue
+    speaking: float = 0.55  # share of these where the assistant is in the middle of an answer
+    asked: float = 0.55  # share of the others that the assistant ends with a question
     follow_ups: float = 0.6  # share of dialogues chosen so that the user's next turn is known and may be drawn
     texts_per_context: int = 4  # inputs that share one dialogue, so that its KV is computed once
     shares: dict[InputState, float] = field(
@@ -35,16 +36,27 @@ class Recipe:
     systems: tuple[str | None, ...] = (  # None is the template's own; the others keep the adapter independent of it
         None, None, None, None, "", "You are a helpful assistant.", "Answer briefly.",
     )  # fmt: skip
-    unseen: frozenset[str] = frozenset(
-        {"slurp", "webquestions", "self-instruct-seeds", "rev16-podcasts", "parliament-committees",
+    unseen: frozenset[str] = frozenset(  # whole sources that only the test uses
+        {"slurp", "webquestions", "self-instruct-seeds", "ray_questions", "restaurant8k", "nlupp",
+         "rev16-podcasts", "parliament-committees", "topical_chat_spoken",
          "icsi_meeting_acts", "disfl_qa", "sgd_switches"}
     )  # fmt: skip
+    calibration: frozenset[str] = frozenset(  # whole sources that only the held-out samples use
+        {"banking77", "mycroft_skills", "triviaqa", "personality-chat", "advising",
+         "earnings22-calls", "wizard_chat", "libritts", "stage_plays"}
+    )  # fmt: skip
+    families: tuple[frozenset[str], ...] = (  # sources on one subject, which together weigh as much as one source
+        frozenset({"camrest", "dstc10_spoken", "multiwoz", "woz2"}),
+        frozenset({"sparc_cosql", "staqc_titles", "wikisql"}),
+        frozenset({"bitcoin_talks", "optech_podcast"}),
+        frozenset({"self_dialogue", "topical_chat"}),
+    )
     per_source: int = 12_000  # utterances kept in memory per training source
     seed: int = 0
 
     def __post_init__(self) -> None:
         numbers = (self.num_samples, self.num_dev, self.texts_per_context, self.num_test + 1)
-        shares = {name: getattr(self, name) for name in ("in_context", "speaking", "follow_ups")}
+        shares = {name: getattr(self, name) for name in ("in_context", "speaking", "asked", "follow_ups")}
         refuse(
             [
                 (min(numbers) < 1, "a recipe needs at least one sample, one held out, and one text per context"),
@@ -60,6 +72,8 @@ class Recipe:
             **asdict(self),
             "shares": {state.value: share for state, share in self.shares.items()},
             "unseen": sorted(self.unseen),
+            "calibration": sorted(self.calibration),
+            "families": [sorted(family) for family in self.families],
             "systems": list(self.systems),
         }
 

@@ -2,7 +2,7 @@
 
 A file has one JSON object per line. The same words may occur in many contexts, and "yeah" may answer the assistant's
 question but mean nothing over its speech. So words are duplicates only after the same context, and contradictions only
-in the same place: while the assistant is idle, or while it speaks. The first label given to words in a place wins.
+behind the same last turn of the assistant. The first label given to words in a place wins.
 """
 
 import hashlib
@@ -53,6 +53,11 @@ class Sample:
     def right(self) -> frozenset[InputState]:
         """All states that count as right."""
         return frozenset((self.state, *self.accept))
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the assistant has just asked something, and waits."""
+        return not self.speaking and bool(self.context) and forms.asks(self.context[-1].text)
 
     def to_json(self) -> dict[str, Any]:
         """One line of a sample file; default values are left out."""
@@ -126,29 +131,24 @@ class Duplicates:
     """Remembers the samples kept so far. Texts are not kept, only their hashes."""
 
     def __init__(self) -> None:
-        self._labels: dict[bytes, tuple[InputState, Collection[InputState]]] = {}  # state and accepted states
+        self._fixed: dict[bytes, tuple[InputState, Collection[InputState]]] = {}  # state and accepted states
+        self._labels: dict[bytes, tuple[InputState, Collection[InputState]]] = {}
         self._kept: set[bytes] = set()
 
-    def claim(
-        self, text: str, state: InputState, accept: Collection[InputState] = (), *, speaking: bool | None = None
-    ) -> None:
-        """Fix the label of words before any sample has them. A label that is already fixed stays.
-
-        Args:
-            speaking: in which place; None: in both.
-        """
-        for place in (False, True) if speaking is None else (speaking,):
-            self._labels.setdefault(_key("label", place, forms.spoken(text)), (state, accept))
+    def claim(self, text: str, state: InputState, accept: Collection[InputState] = ()) -> None:
+        """Fix the label of words wherever they are said, but behind a question of the assistant."""
+        self._fixed.setdefault(_key(forms.spoken(text)), (state, accept))
 
     def admit(self, sample: Sample) -> DuplicateKind | None:
         """Why `sample` must not be kept; None if it is kept, and remembered."""
         text = forms.spoken(sample.text)
         prefix = "\x1f".join([str(sample.system), *(f"{turn.role.value}\x1f{turn.text}" for turn in sample.context)])
-        known_state, known_accept = self._labels.get(
-            _key("label", sample.speaking, text), (sample.state, sample.accept)
-        )
-        if known_state not in sample.right and sample.state not in known_accept:
-            return DuplicateKind.CONFLICT
+        place = _key("label", sample.speaking, sample.context[-1].text if sample.context else "", text)
+        mine = sample.state, sample.accept
+        fixed = mine if sample.is_asked else self._fixed.get(_key(text), mine)
+        for state, accept in (fixed, self._labels.get(place, mine)):
+            if state not in sample.right and sample.state not in accept:
+                return DuplicateKind.CONFLICT
         exact = _key("exact", sample.speaking, prefix, text)
         if exact in self._kept:
             return DuplicateKind.EXACT
@@ -159,7 +159,7 @@ class Duplicates:
                 return DuplicateKind.NEAR
             self._kept.add(near)
         self._kept.add(exact)
-        self.claim(text, sample.state, sample.accept, speaking=sample.speaking)
+        self._labels.setdefault(place, mine)
         return None
 
 

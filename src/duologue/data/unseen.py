@@ -2,16 +2,20 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
-from duologue.data import forms
+from duologue.data import forms, phrases
 from duologue.data.build import SampleBuilder, Scene, takes_leave
 from duologue.data.corpus import CorpusUtterance, Pools
 from duologue.data.forms import EndOfTurn
 from duologue.data.recipes import IGNORE, INCOMPLETE, PROCESS, STOP, Recipe
 from duologue.data.samples import Sample
 from duologue.types import InputState, Role, Turn
+
+_OWN_QUESTIONS = frozenset({"evi_spoken"})
+"""Sources whose questions were not asked by the assistant of the dialogue, but written afterwards."""
 
 HUMAN_TALK = {
     "human_question": (),
@@ -42,8 +46,9 @@ class UnseenSamples:
         """All samples of the test.
 
         Groups: queries whole and cut, background whole and cut, meeting acts, disfluent queries, turns that change
-        course, follow-ups, stop commands. Where it makes sense, half of each group is heard over a running answer and
-        half by a silent assistant, alone or in a dialogue. Recipes without contexts or stop commands get neither.
+        course, follow-ups, replies, statements, steering, wanting in, echoes, stop commands. Where it makes sense, half
+        of each group is heard over a running answer and half by a silent assistant, alone or in a dialogue. Recipes
+        without contexts or stop commands get neither.
         """
         recipe, hard, third = self._recipe, self._pools.hard, self._recipe.num_test // 3
         for speaking in (False, True) if recipe.in_context else (False,):
@@ -55,14 +60,17 @@ class UnseenSamples:
                 yield self._sample(item, PROCESS, self._scene(speaking))
         if not recipe.in_context:
             return
+        yield from self._own_lines()
+        yield from self._replies(2 * third)
+        yield from self._unseen_turns()
         for kind, accept in HUMAN_TALK.items():
             acts = [item for item in hard.get("icsi_meeting_acts", []) if item.kind == kind]
             for item in _take(acts, third):
                 yield self._sample(item, IGNORE, self._scene(True), accept=accept)
         yield from self._turns(recipe.num_test // 2)
 
-    def _scene(self, speaking: bool) -> Scene:
-        return self._builder.scene(in_context=True if speaking else None, speaking=speaking)
+    def _scene(self, speaking: bool, asked: bool | None = None) -> Scene:
+        return self._builder.scene(in_context=True if speaking else None, speaking=speaking, asked=asked)
 
     def _half(self, items: list[CorpusUtterance], speaking: bool) -> list[CorpusUtterance]:
         """The items of a source that are heard in one place: those of the other place are different."""
@@ -88,7 +96,7 @@ class UnseenSamples:
                 parts = forms.words(item.text)
                 if len(parts) < 4:
                     continue
-                scene = self._scene(speaking)
+                scene = self._scene(speaking, asked=False)  # behind a question, talk to others may be a reply
                 if len(parts) > 8 and rng.random() < 0.4:
                     cut = " ".join(parts[: rng.randint(5, len(parts) - 1)])
                     yield self._sample(item, IGNORE, scene, cut=cut, accept=(INCOMPLETE,))
@@ -112,6 +120,63 @@ class UnseenSamples:
             context = (Turn(Role.USER, "Hello, I need some help."), Turn(Role.ASSISTANT, item.before))
             yield self._sample(item, PROCESS, Scene(context))
 
+    def _own_lines(self) -> Iterator[Sample]:
+        """Lines of our own that no training has: replies, halves of replies, and what is said over an answer."""
+        for section, state, kind in (("replies", PROCESS, "own_reply"), ("halves", INCOMPLETE, "half_reply")):
+            for line in phrases.lines(f"unseen_{section}"):
+                question, *replies = (part.strip() for part in line.split("|"))
+                for text in replies:
+                    item = CorpusUtterance(text, "own", kind, 0.0)
+                    yield self._sample(
+                        item, state, Scene(self._asked(question)), cut=text if state is INCOMPLETE else None
+                    )
+        questions = [line.split("|")[0].strip() for line in phrases.lines("unseen_replies")]
+        for text in phrases.lines("unseen_moments"):
+            item = CorpusUtterance(text, "own", "moment", 0.0)
+            for question in self._rng.sample(questions, 3):
+                yield self._sample(item, INCOMPLETE, Scene(self._asked(question)), accept=(IGNORE, STOP))
+        for section, state, accept in (
+            ("steering", PROCESS, (STOP,)),
+            ("wants_in", STOP, (PROCESS, INCOMPLETE)),
+        ):
+            for text in phrases.lines(f"unseen_{section}"):
+                item = CorpusUtterance(text, "own", section, 0.0)
+                for _ in range(3):
+                    yield self._sample(item, state, self._scene(True), accept=accept)
+        for _ in range(self._recipe.num_test // 3):
+            scene = self._scene(True)
+            parts = forms.words(scene.last)
+            if len(parts) < 6:
+                continue
+            size = self._rng.randint(4, min(9, len(parts)))
+            at = self._rng.randint(max(0, len(parts) - 30), len(parts) - size)
+            item = CorpusUtterance(" ".join(parts[at : at + size]), "own", "echo", 0.0)
+            yield self._sample(item, IGNORE, scene)
+
+    def _asked(self, question: str) -> tuple[Turn, ...]:
+        said = self._rng.choice(("Hello.", "I need some help, please.", "Can you help me with something?", "Yes."))
+        return (Turn(Role.USER, said), Turn(Role.ASSISTANT, question))
+
+    def _replies(self, num: int) -> Iterator[Sample]:
+        """Real turns behind a question of the assistant, from held-out dialogues."""
+        found = 0
+        for _ in range(num * 20):
+            scene = self._builder.scene(in_context=True, speaking=False, asked=True)
+            if scene.question or scene.next_user is None or len(forms.words(scene.next_user)) > 35:
+                continue
+            if scene.source in _OWN_QUESTIONS:
+                continue
+            yield self._sample(CorpusUtterance(scene.next_user, scene.source, "reply", 0.0), PROCESS, scene)
+            found += 1
+            if found == num:
+                return
+
+    def _unseen_turns(self) -> Iterator[Sample]:
+        """Statements and complaints of customers to a silent assistant."""
+        for items in self._pools.statements.values():
+            for item in _take(items, self._recipe.num_test // 2):
+                yield self._sample(replace(item, kind="statement"), PROCESS, self._scene(False))
+
     def _sample(
         self,
         item: CorpusUtterance,
@@ -127,8 +192,9 @@ class UnseenSamples:
         text = forms.random_form(text, self._rng, question=question, whole=whole)
         if not whole:
             is_content = state is INCOMPLETE and not forms.ends_in_function_word(text)
-            kind = "content_cut" if is_content else "cut"
-        return Sample(text, state, item.source, kind, accept, scene.context, scene.speaking, scene.system)
+            kind = "half_reply" if item.kind == "half_reply" else "content_cut" if is_content else "cut"
+        ends = whole if state in (PROCESS, INCOMPLETE) and kind != "moment" else None
+        return Sample(text, state, item.source, kind, accept, scene.context, scene.speaking, scene.system, ends=ends)
 
 
 def _take(items: list[CorpusUtterance], num: int) -> list[CorpusUtterance]:

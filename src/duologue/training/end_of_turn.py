@@ -3,6 +3,7 @@
 A cut request is often a complete request; a language model knows which.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,9 @@ class EndOfTurnModel:
     def __init__(self, model: PreTrainedModel, tokenizer: HfTokenizer) -> None:
         template = Template.from_tokenizer(tokenizer)
         self._model, self._tokenizer = model, tokenizer
-        self._opener = [*template.begin, *template.user("", first=True)]
+        opener = torch.tensor([[*template.begin, *template.user("", first=True)]], device=model.device)
+        with torch.inference_mode():
+            self._opener = model.get_decoder()(opener, use_cache=True).past_key_values  # of all texts, computed once
         marks = {tokens[0] for mark in _MARKS if (tokens := tokenizer.encode(mark))}
         self._ends = sorted(marks | set(template.user_close[:1]))
 
@@ -39,14 +42,17 @@ class EndOfTurnModel:
         """The same for texts that are split into words, in one forward pass of ids [B, T]."""
         rows, word_ends = [], []
         for words in texts:
-            tokens, ends = list(self._opener), []
+            tokens, ends = [], []
             for number, word in enumerate(words):
                 tokens += self._tokenizer.encode(word if number == 0 else f" {word}")
                 ends.append(len(tokens) - 1)
             rows.append(tokens)
             word_ends.append(ends)
         with torch.inference_mode():
-            hidden = self._model.get_decoder()(padded(rows)[0], use_cache=False).last_hidden_state  # [B, T, D]
+            past = copy.deepcopy(self._opener)
+            past.batch_repeat_interleave(len(rows))
+            decoder = self._model.get_decoder()
+            hidden = decoder(padded(rows)[0], past_key_values=past).last_hidden_state  # [B, T, D]
             head = self._model.get_output_embeddings()
             logits = [head(hidden[row, ends]).float() for row, ends in enumerate(word_ends)]  # each [words, V]
             return [torch.softmax(each, -1)[:, self._ends].sum(-1).tolist() for each in logits]
