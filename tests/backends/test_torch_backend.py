@@ -10,7 +10,7 @@ import transformers
 
 from duologue.backends.rows import AdapterRows
 from duologue.backends.slots import SlotTable
-from duologue.backends.torch import slot_attention
+from duologue.backends.torch import loading, slot_attention
 from duologue.backends.torch.backend import TorchBackend
 from duologue.backends.torch.loading import read_model
 from duologue.core.backend import Draw, Extend
@@ -281,3 +281,12 @@ def test_the_default_model_answers_the_same_alone_and_beside_a_channel() -> None
         said.append(tokens)
     assert said[0] == said[1]
     assert "Paris" in tokenizer.decode(said[0])
+
+
+@pytest.mark.parametrize(("half_s", "chosen"), [(1.5, "bfloat16"), (7.0, "float32")])
+def test_the_dtype_follows_what_the_machine_multiplies_faster(
+    monkeypatch: pytest.MonkeyPatch, half_s: float, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(loading.time, "perf_counter", iter([0.0, 1.0, 0.0, half_s]).__next__)
+    assert loading.faster_dtype() == chosen

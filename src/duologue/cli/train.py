@@ -44,7 +44,7 @@ COMMAND = Command(
         Option("--lr", type=float, help="learning rate (default: recipe)"),
         Option("--batch", type=int, metavar="N", help="samples per step (default: recipe)"),
         Option("--seed", type=int, default=0),
-        Option("--dtype", default="bf16", choices=("bf16", "f32"), help="precision (default bf16)"),
+        Option("--dtype", choices=("bf16", "f32"), help="precision (default bf16; f32 on CPUs where bf16 is slow)"),
         Option("--threads", type=int, metavar="N", help="CPU threads (default: chosen by PyTorch)"),
     ),
     groups={
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import torch
 
-        from duologue.backends.torch.loading import read_model
+        from duologue.backends.torch.loading import faster_dtype, read_model
         from duologue.backends.torch.tokenizer import HfTokenizer
         from duologue.training.runs import report_lines
     except ImportError as error:
@@ -94,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--data {args.data} is not a folder; create it with `duologue data build`")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.dtype is None:
+        args.dtype = "bf16" if faster_dtype() == "bfloat16" else "f32"
     source = find(args.model, args.revision)
     is_probe = args.recipe in _PROBE
     train = _probe_training(args) if is_probe else _finetuning(args)

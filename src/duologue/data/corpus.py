@@ -10,7 +10,7 @@ import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -221,11 +221,17 @@ class Pools:
     """The utterances and dialogues of one split, sampled from the files of a folder."""
 
     def __init__(
-        self, folder: Path, recipe: Recipe, split: str, *, unseen: bool = False, left_out: Container[str] = ()
+        self,
+        folder: Path,
+        recipe: Recipe,
+        split: str,
+        *,
+        unseen: bool = False,
+        is_left_out: Callable[[str], bool] = lambda text: False,
     ) -> None:
         """Read the sources of `split`; with `unseen`, read the sources that are held out as a whole instead.
 
-        Utterances whose text is in `left_out` are not used.
+        Utterances whose text `is_left_out` are not used.
 
         Dialogues for contexts always come from the split's own documents.
 
@@ -233,7 +239,7 @@ class Pools:
             BadData: a file cannot be read, or no query or no background line is left for the split.
         """
         refuse([(split not in SPLITS, f"no split {split!r}; there are {', '.join(SPLITS)}")])
-        self._recipe, self._split, self._unseen, self._left_out = recipe, split, unseen, left_out
+        self._recipe, self._split, self._unseen, self._is_left_out = recipe, split, unseen, is_left_out
         self._low, self._high = SPLITS[split]
         self._limit = _PER_SOURCE_TESTED if split == "test" else recipe.per_source
         self._rng = random.Random(f"{recipe.seed} {split} {unseen}")
@@ -301,7 +307,7 @@ class Pools:
                 (whole is not None or self._is_in_split(u))
                 and keep(u)
                 and forms.spoken(u.text) not in self._held_back
-                and u.text not in self._left_out
+                and not self._is_left_out(u.text)
             ),
         )
 

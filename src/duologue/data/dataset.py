@@ -110,7 +110,7 @@ class DatasetBuilder:
         if split == "train":  # once, for all splits
             for reason, num in corpus.left_out(corpus.source_files(self._sources)).items():
                 self._reports[split].drop(reason, num)
-        pools = Pools(self._sources, self._recipe, split, left_out=self._near_test)
+        pools = Pools(self._sources, self._recipe, split, is_left_out=self._near_test.__contains__)
         builder = SampleBuilder(
             pools, self._recipe, split, self._end_of_turn, lambda text: self._is_device_directed(split, text)
         )
