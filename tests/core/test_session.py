@@ -1,5 +1,7 @@
 """The rules of design section 1, one conversation each. Slices in, events out."""
 
+import math
+
 import pytest
 
 from duologue.core.config import SessionConfig
@@ -254,7 +256,10 @@ def test_a_sure_answer_is_released_at_once_and_the_end_releases_too():
 
 
 def ends(words):
-    return 1.0 if words.endswith("it") else 0.25
+    return 1.0 if words.endswith("it") else 0.4
+
+
+WAIT = math.log(3 * 0.6 / 0.4)  # released when a speaker who goes on in 60 % of cases would have done so but for 25 %
 
 
 @pytest.mark.parametrize("final", [False, True])
@@ -264,12 +269,12 @@ def test_with_a_timing_pair_a_statement_is_waited_for_and_a_question_is_not(fina
     assert only(talk.run(), Decided).decision.p_ends == 1.0
     assert talk.said == "It is a cat."
     talk.hear("hi", "v", final=final)
-    assert only(talk.run(), Decided).decision.p_ends == 0.25
+    assert only(talk.run(), Decided).decision.p_ends == 0.4
     assert talk.session.running.text == "Hello there."
-    assert talk.session.next_deadline == pytest.approx(1.5), "three quarters of two seconds"
+    assert talk.session.next_deadline == pytest.approx(WAIT)
     talk.advance(1.4)
     assert talk.said == "It is a cat."
-    talk.advance(0.1)
+    talk.advance(0.2)
     assert talk.said == "It is a cat.Hello there."
 
 
@@ -281,7 +286,7 @@ def test_the_end_of_words_does_not_release_what_is_waited_for_and_respond_does()
     assert talk.said == ""
     talk.advance(0.5)
     talk.hear("", "v", final=False)
-    assert talk.session.next_deadline == pytest.approx(2.0), "somebody begins to speak: the wait starts again"
+    assert talk.session.next_deadline == pytest.approx(0.5 + WAIT), "somebody begins to speak: the wait starts again"
     talk.told(talk.session.respond())
     assert talk.said == "Hello there."
 
@@ -293,7 +298,7 @@ def test_by_voice_the_timing_pair_counts_from_the_end_of_the_words():
     assert talk.session.next_deadline == pytest.approx(3.0), "they may change"
     talk.advance(0.8)
     talk.hear("hi", final=True)
-    assert talk.session.next_deadline == pytest.approx(1.5)
+    assert talk.session.next_deadline == pytest.approx(WAIT)
     late = Talk(SHORT, ends=ends, policy=Policy(needs_final=True, settle_ms=3000))
     late.hear("hi", final=False)
     late.run()
@@ -465,8 +470,11 @@ def test_eagerness_moves_waits_and_threshold():
     p = (0.4, 0.6, 0.0)
     assert Policy().decide(states, p, speaking=False).state is InputState.INCOMPLETE
     assert eager.decide(states, p, speaking=False).state is InputState.PROCESS
-    decision = Policy().decide(states, p, speaking=False, p_ends=0.25)
-    assert [policy.wait_s(decision, final=True) for policy in (calm, Policy(), eager)] == [3.0, 1.5, 0.75]
+    decision = Policy().decide(states, p, speaking=False, p_ends=0.5)
+    waits = [policy.wait_s(decision, final=True) for policy in (calm, Policy(), eager)]
+    assert waits == pytest.approx([math.log(12), math.log(3), 0.0])
+    hardly = Policy().decide(states, p, speaking=False, p_ends=0.0)
+    assert [policy.wait_s(hardly, final=True) for policy in (calm, Policy(), eager)] == [4.0, 2.0, 1.0]
     strict = Policy(speaking=Thresholds(process=0.9))
     assert strict.decide(states, (0.6, 0.4, 0.0), speaking=True).state is InputState.INCOMPLETE
     assert strict.decide(states, (0.6, 0.4, 0.0), speaking=False).state is InputState.PROCESS

@@ -7,6 +7,7 @@ examples:
   duologue eval states rows.jsonl                      the default model with its adapter
   duologue eval states rows.jsonl --json               the same as JSON
   duologue eval states --help                          the format of the rows, and all options
+  duologue eval timing rows.jsonl                      how long answers wait behind the words
   duologue eval behaviour                              conversations on a virtual clock, judged by rules
 """
 
@@ -15,5 +16,5 @@ COMMAND = Command(
     "Measure a model with its adapter on your own data, through the same code as conversations.",
     usage="duologue eval WHAT [options]",
     epilog=_EPILOG,
-    members=("states", "behaviour"),
+    members=("states", "timing", "behaviour"),
 )

@@ -58,6 +58,13 @@ MODEL = (
 MODEL_WITHOUT_CONTEXT = tuple(option for option in MODEL if option is not CONTEXT)
 """The same for commands that choose the context themselves."""
 
+EAGERNESS = Option(
+    "--eagerness",
+    type=number(least=-1, most=1),
+    default=0.0,
+    metavar="E",
+    help="how readily it answers, from -1 (patient) to 1 (eager); default 0",
+)
 CONVERSATION = (
     Option("--system", metavar="TEXT", help="system prompt (default: that of the model)"),
     Option(
@@ -67,13 +74,7 @@ CONVERSATION = (
         metavar="TOKENS",
         help="maximum length of an answer (default 256)",
     ),
-    Option(
-        "--eagerness",
-        type=number(least=-1, most=1),
-        default=0.0,
-        metavar="E",
-        help="how readily it answers, from -1 (patient) to 1 (eager); default 0",
-    ),
+    EAGERNESS,
     Option(
         "--temperature",
         type=number(least=0, most=10),

@@ -61,6 +61,9 @@ RESUME_PHRASES = (
 _PERMISSIONS = frozenset(("go ahead", "yes go on"))
 
 
+_LEAST_P = 1e-6  # keeps odds finite
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How eager the assistant is (choices 4, 6, 7 and 8). `eagerness` changes waits and thresholds together."""
@@ -70,7 +73,10 @@ class Policy:
     eagerness: float = 0.0  # -1 patient … 1 eager: 1 halves the waits and the threshold of process, -1 doubles them
     settle_ms: float = 600.0  # a prepared answer is released after this time without new words
     p_sure: float = 0.97  # or at once, if process is at least this probable
-    longest_wait_ms: float = 2000.0  # in place of both, with a timing pair: the wait if the speaker is sure to go on
+    p_goes_on: float = 0.25  # in place of both, with a timing pair: the answer is released when, after the silence so
+    # far, the speaker goes on with at most this probability; eagerness 1 quadruples its odds
+    pause_ms: float = 1000.0  # mean length of a pause within a turn
+    longest_wait_ms: float = 2000.0  # the wait by the timing pair is never longer
     needs_final: bool = False  # if set, only words that have ended are released by the timing pair
     period_s: float = 1.0  # length of a quiet period
     quiet_periods: int = 4  # after this many, an incomplete input is answered (silent) or dropped (speaking)
@@ -84,11 +90,13 @@ class Policy:
     def __post_init__(self) -> None:
         require(-1.0 <= self.eagerness <= 1.0, f"eagerness {self.eagerness} is not between -1 (patient) and 1 (eager)")
         require(
-            min(self.settle_ms, self.longest_wait_ms) >= 0 and self.period_s > 0 and self.quiet_periods >= 1,
-            "settle_ms and longest_wait_ms must not be negative, period_s must be positive, quiet_periods at least 1",
+            min(self.settle_ms, self.pause_ms, self.longest_wait_ms) >= 0,
+            "settle_ms, pause_ms and longest_wait_ms must not be negative",
         )
         require(self.reply_s >= 0.0, f"reply_s {self.reply_s} must not be negative; 0 switches the rule off")
         require(self.echo_s >= 0.0, f"echo_s {self.echo_s} must not be negative; 0 switches the echo guard off")
+        require(0.0 < self.p_goes_on < 1.0, f"p_goes_on {self.p_goes_on} is not between 0 and 1")
+        require(self.period_s > 0 and self.quiet_periods >= 1, "period_s must be positive, quiet_periods at least 1")
         require(self.p_sure > 0.0, f"p_sure {self.p_sure} must be positive; above 1 it never applies")
 
     @property
@@ -99,14 +107,24 @@ class Policy:
     def wait_s(self, decision: Decision | None, *, final: bool) -> float:
         """Seconds without new words after which the answer to words is released, by the decision on them.
 
-        With a timing pair, the wait is proportional to the probability that the speaker goes on. It also applies to
-        words that have ended (`final`): another sentence may follow.
+        A timing pair also rules words that have ended (`final`), since another sentence may follow.
         """
         p_ends = None if decision is None else decision.p_ends
         if p_ends is not None and (final or not self.needs_final):
-            return self.longest_wait_ms / 1000.0 * math.exp2(-self.eagerness) * (1.0 - p_ends)
+            return self._timed_wait_s(p_ends)
         is_sure = decision is not None and decision.state is InputState.PROCESS and decision.p >= self.p_sure
         return 0.0 if final or (is_sure and p_ends is None) else self.settle_s
+
+    def _timed_wait_s(self, p_ends: float) -> float:
+        """Seconds of silence after which the speaker goes on with a probability of at most `p_goes_on`.
+
+        If the lengths of pauses are distributed exponentially, silence divides the odds of going on by e in every
+        `pause_ms`.
+        """
+        p_ends = min(max(p_ends, _LEAST_P), 1.0 - _LEAST_P)
+        limit = self.p_goes_on / (1.0 - self.p_goes_on) * math.exp2(2.0 * self.eagerness)
+        wait = self.pause_ms / 1000.0 * math.log((1.0 - p_ends) / p_ends / limit)
+        return min(max(wait, 0.0), self.longest_wait_ms / 1000.0 * math.exp2(-self.eagerness))
 
     @property
     def patience_s(self) -> float:

@@ -1,8 +1,9 @@
 """The labelled rows of a test file: samples with their line numbers, so that an error can name the line."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from duologue.data.jsonl import read_rows
 from duologue.data.samples import Sample
@@ -28,8 +29,8 @@ class LabelledRows:
         return BadData(f"{self.path}, line {self.lines[index]}: {reason}")
 
 
-def read(path: Path) -> LabelledRows:
-    """All rows of a JSONL file.
+def read(path: Path, parse: Callable[[Mapping[str, Any]], Sample] = Sample.from_json) -> LabelledRows:
+    """All rows of a JSONL file, each read by `parse`, which raises `BadData` if it cannot.
 
     Raises:
         BadData: a line is invalid, or there are no rows.
@@ -37,7 +38,7 @@ def read(path: Path) -> LabelledRows:
     samples, lines, names = [], [], set[str]()
     for line, row in read_rows(path):
         try:
-            sample = Sample.from_json(row)
+            sample = parse(row)
             _check(sample)
         except BadData as error:
             raise BadData(f"{path}, line {line}: {error}") from None
@@ -45,7 +46,7 @@ def read(path: Path) -> LabelledRows:
         lines.append(line)
         names |= row.keys()
     if not samples:
-        raise BadData(f'{path} has no rows; each line is an object such as {{"text", "state", "source"}}')
+        raise BadData(f"{path} has no rows; write one JSON object per line")
     return LabelledRows(path, tuple(samples), tuple(lines), tuple(sorted(names - _FIELDS)))
 
 
