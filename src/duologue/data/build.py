@@ -224,7 +224,8 @@ class SampleBuilder:
     def _own_question(self) -> Scene:
         """A question of our own, whose replies are of one kind."""
         rng = self._rng
-        kind = rng.choice(self._questions)
+        kinds = self._questions  # a kind with many replies, such as yes and no, is asked for more often
+        kind = rng.choices(kinds, [len(self._lines[f"reply_{kind}"]) for kind in kinds])[0]
         question = forms.sentence(phrases.fill(rng.choice(self._lines[f"ask_{kind}"]), rng))
         if rng.random() < 0.6:
             question = f"{forms.sentence(rng.choice(self._lines['ask_opening']))}. {question}"
@@ -333,7 +334,7 @@ class SampleBuilder:
             if len(parts) <= self._recipe.max_words and not unclear:
                 kind = "reply" if scene.is_asked else "follow_up"
                 return _Draft(follow, scene.source, kind, response=scene.next_answer)
-        if own and scene.speaking and rng.random() < 0.2:
+        if own and scene.speaking and rng.random() < 0.28:
             return self._own("steering", "steering")
         if pools.statements and rng.random() < 0.15:
             item = _draw(pools.statements, rng, self._recipe)
@@ -411,6 +412,8 @@ class SampleBuilder:
             if cut is None or (own and self._may_be_whole(cut)):
                 continue
             cut = self._as_spoken(cut, scene)
+            if own and self._may_be_whole(cut):
+                continue
             if own and rng.random() < 0.06:
                 cut = f"{cut} {rng.choice(phrases.FILLERS)}"
             return _Draft(cut, draft.source, kind, whole=False)
@@ -459,17 +462,17 @@ class SampleBuilder:
         if not self._recipe.own_lines:
             return self._background(scene)
         draw = rng.random()
-        if scene.speaking and draw < 0.18 and "?" not in scene.last[-80:]:
+        if scene.speaking and draw < 0.22 and "?" not in scene.last[-80:]:
             section = "backchannels" if rng.random() < 0.8 else "backchannels_other"
             text = rng.choice(self._lines[section])
             return _Draft(text, "own", "backchannel", (INCOMPLETE,) if text in phrases.OPEN_NOISES else ())
-        if scene.speaking and draw < 0.21 and len(parts := forms.words(scene.last)[-40:]) > 4:
+        if scene.speaking and draw < 0.28 and len(parts := forms.words(scene.last)[-40:]) > 4:
             size = rng.randint(3, min(9, len(parts) - 1))
             at = rng.randint(0, len(parts) - size)
             return _Draft(" ".join(parts[at : at + size]), "own", "echo", whole=False)
         if not scene.speaking and not scene.is_asked and draw < 0.06:
             return _Draft(rng.choice(self._lines["noises"]), "own", "noise", (INCOMPLETE,))
-        if draw < (0.4 if scene.speaking else 0.65 if scene.is_asked else 0.24):
+        if draw < (0.45 if scene.speaking else 0.65 if scene.is_asked else 0.24):
             draft = self._own("asides", "aside")
             return replace(draft, question=forms.is_question(draft.text))
         return self._background(scene)

@@ -23,9 +23,9 @@ class Recipe:
     num_test: int = 300  # approximate size of a group of the test on unseen sources
     in_context: float = 0.7  # share of samples inside a dialogue
     speaking: float = 0.55  # share of these where the assistant is in the middle of an answer
-    asked: float = 0.55  # share of the others that the assistant ends with a question
+    asked: float = 0.6  # share of the others that the assistant ends with a question
     follow_ups: float = 0.6  # share of dialogues chosen so that the user's next turn is known and may be drawn
-    texts_per_context: int = 4  # inputs that share one dialogue, so that its KV is computed once
+    texts_per_context: int = 6  # inputs that share one dialogue, so that its KV is computed once
     shares: dict[InputState, float] = field(
         default_factory=lambda: {PROCESS: 0.40, INCOMPLETE: 0.17, IGNORE: 0.35, STOP: 0.08}
     )
