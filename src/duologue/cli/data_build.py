@@ -23,7 +23,8 @@ recipes:
   paper         the mix of the DUO paper: queries whole or cut at a random word, background speech, no context
 
 OUT gets train.jsonl, dev.jsonl (sources or documents that are not trained on), test.jsonl (whole sources that the other
-two do not contain) and report.md, which shows how well labels can be guessed from surface features alone.
+two do not contain), timing.jsonl (turns cut at their joints, for `duologue eval timing`) and report.md, which shows how
+well labels can be guessed from surface features alone.
 
 example:
   duologue data build duologue --sources corpora --out samples

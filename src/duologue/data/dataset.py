@@ -1,4 +1,4 @@
-"""A folder of samples built from a folder of sources: train.jsonl, dev.jsonl, test.jsonl and a report."""
+"""A folder of samples built from a folder of sources: train, dev, test, timing.jsonl, and a report."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -15,6 +15,7 @@ from duologue.data.progress import StageProgress, silent
 from duologue.data.recipes import Recipe
 from duologue.data.report import Report, markdown
 from duologue.data.samples import Duplicates, Sample, read_samples, write_samples
+from duologue.data.timing import timing_samples
 from duologue.data.unseen import UnseenSamples
 from duologue.errors import UsageError, refuse
 
@@ -78,6 +79,7 @@ class DatasetBuilder:
             self._write(split, self._split_samples(split, number))
         if self._recipe.num_test:
             self._write("test", self._test_samples())
+            self._write_timing()
         return self._content
 
     def _write(self, split: str, samples: Iterator[Sample]) -> None:
@@ -96,6 +98,14 @@ class DatasetBuilder:
             write_samples(partial, samples)
             self._write_report(split)
             partial.replace(path)
+
+    def _write_timing(self) -> None:
+        """Write timing.jsonl, if the sources of the test have turns of several sentences or clauses."""
+        path = self._out / "timing.jsonl"
+        samples = [] if path.exists() else list(timing_samples(self._sources, self._recipe))
+        if samples:
+            write_samples(path.with_suffix(".partial"), samples)
+            path.with_suffix(".partial").replace(path)
 
     def _write_report(self, split: str) -> None:
         """Write the report on this split and earlier ones."""

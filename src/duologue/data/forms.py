@@ -96,9 +96,14 @@ _SENTENCE_ENDS = re.compile(r"(?<=[.!?])[\s\"')\]]+(?=\S)")
 _INVITES = re.compile(r"\b(let me know|please (tell|give|say|spell|choose|enter|provide|describe))\b")
 
 
+def last_sentence(text: str) -> str:
+    """The last sentence of `text`, or all of it if it has no marks."""
+    return _SENTENCE_ENDS.split(text.strip())[-1]
+
+
 def asks(text: str) -> bool:
     """Whether what the assistant said ends with a question, or with a request to say something."""
-    return words_form.asks(text) or bool(_INVITES.search(_SENTENCE_ENDS.split(text.strip())[-1].lower()))
+    return words_form.asks(text) or bool(_INVITES.search(last_sentence(text).lower()))
 
 
 _REPLY_STARTS = word_set("yes yeah yep no nope ok okay sure thanks thank great perfect that that's it and they he she")

@@ -5,7 +5,6 @@ one that the policy computes for these words. The time of the decision's forward
 N rows.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +70,7 @@ def report(samples: Sequence[Sample], p_ends: FloatArray, policy: Policy) -> dic
     each length of a pause counting the same; None where the dial does not reach it.
     """
     ends = np.array([sample.ends is True for sample in samples], dtype=bool)
-    questions = np.array([_is_question(sample.text) for sample in samples], dtype=bool)
+    questions = np.array([forms.is_question(forms.last_sentence(sample.text)) for sample in samples], dtype=bool)
     parts = {"questions": questions, "statements": ~questions}
     sections = {name: _section(ends[part], p_ends[part], policy) for name, part in parts.items()}
     curve = [_point(ends, p_ends, replace(policy, eagerness=float(eagerness))) for eagerness in _DIAL]
@@ -128,8 +127,3 @@ def _waits(p_ends: FloatArray, policy: Policy) -> Seconds:
     """Seconds [N] until an answer is released after the last words, which have ended."""
     decisions = (Decision(InputState.PROCESS, 1.0, (), float(p)) for p in p_ends)
     return np.array([policy.wait_s(decision, final=True) for decision in decisions])
-
-
-def _is_question(text: str) -> bool:
-    """Whether the last sentence of `text` is a question."""
-    return forms.is_question(re.split(r"(?<=[.!?])\s+", text.strip())[-1])
