@@ -472,9 +472,12 @@ def test_eagerness_moves_waits_and_threshold():
     assert eager.decide(states, p, speaking=False).state is InputState.PROCESS
     decision = Policy().decide(states, p, speaking=False, p_ends=0.5)
     waits = [policy.wait_s(decision, final=True) for policy in (calm, Policy(), eager)]
-    assert waits == pytest.approx([math.log(12), math.log(3), 0.0])
+    assert waits == pytest.approx([2.0, math.log(3), 0.0])
+    probably = Policy().decide(states, p, speaking=False, p_ends=0.96)
+    waits = [policy.wait_s(probably, final=True) for policy in (calm, Policy(), eager)]
+    assert waits == pytest.approx([math.log(2), 0.0, 0.0])
     hardly = Policy().decide(states, p, speaking=False, p_ends=0.0)
-    assert [policy.wait_s(hardly, final=True) for policy in (calm, Policy(), eager)] == [4.0, 2.0, 1.0]
+    assert [policy.wait_s(hardly, final=True) for policy in (calm, Policy(), eager)] == [2.0, 2.0, 2.0]
     strict = Policy(speaking=Thresholds(process=0.9))
     assert strict.decide(states, (0.6, 0.4, 0.0), speaking=True).state is InputState.INCOMPLETE
     assert strict.decide(states, (0.6, 0.4, 0.0), speaking=False).state is InputState.PROCESS

@@ -81,8 +81,8 @@ def test_figures_are_those_worked_out_by_hand() -> None:
     assert found["questions"]["early"]["1.2"] is None
     assert found["questions"]["delay_ms"] == {"p50": 0, "p95": 0}
     assert found["statements"]["delay_ms"] == {"p50": 693, "p95": 693}
-    # no pause is taken if ln 3 grows to 2 s (by a step of the dial: 2.03 s); then ln 2 is 1.63 s, and 3/4 0.65 s
-    assert found["points"] == {"0.05": 759, "0.10": 759}
+    # no pause is taken if ln 3 grows to 2 s, by a step of the dial to 2.07 s; then ln 2 is 1.66 s, and ln 3/4 0.68 s
+    assert found["points"] == {"0.05": 782, "0.10": 782}
     assert found["constant"] == {"0.05": 2000.0, "0.10": 2000.0}
     hasty = report(samples, p_ends, Policy(longest_wait_ms=100))
     assert hasty["points"] == {"0.05": None, "0.10": None}

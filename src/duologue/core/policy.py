@@ -74,9 +74,9 @@ class Policy:
     settle_ms: float = 600.0  # a prepared answer is released after this time without new words
     p_sure: float = 0.97  # or at once, if process is at least this probable
     p_goes_on: float = 0.25  # in place of both, with a timing pair: the answer is released when, after the silence so
-    # far, the speaker goes on with at most this probability; eagerness 1 quadruples its odds
+    # far, the speaker goes on with at most this probability; eagerness multiplies its odds, by 16 at 1
     pause_ms: float = 1000.0  # mean length of a pause within a turn
-    longest_wait_ms: float = 2000.0  # the wait by the timing pair is never longer
+    longest_wait_ms: float = 2000.0  # the wait by the timing pair is never longer, whatever the eagerness
     needs_final: bool = False  # if set, only words that have ended are released by the timing pair
     period_s: float = 1.0  # length of a quiet period
     quiet_periods: int = 4  # after this many, an incomplete input is answered (silent) or dropped (speaking)
@@ -122,9 +122,9 @@ class Policy:
         `pause_ms`.
         """
         p_ends = min(max(p_ends, _LEAST_P), 1.0 - _LEAST_P)
-        limit = self.p_goes_on / (1.0 - self.p_goes_on) * math.exp2(2.0 * self.eagerness)
+        limit = self.p_goes_on / (1.0 - self.p_goes_on) * math.exp2(4.0 * self.eagerness)
         wait = self.pause_ms / 1000.0 * math.log((1.0 - p_ends) / p_ends / limit)
-        return min(max(wait, 0.0), self.longest_wait_ms / 1000.0 * math.exp2(-self.eagerness))
+        return min(max(wait, 0.0), self.longest_wait_ms / 1000.0)
 
     @property
     def patience_s(self) -> float:
