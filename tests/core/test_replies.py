@@ -38,7 +38,7 @@ def test_a_question_ends_with_a_question_mark(text, is_question):
     ],
 )  # fmt: skip
 def test_requests_for_a_moment(text):
-    assert asks_for_a_moment(text)
+    assert asks_for_a_moment(text, "Which one would you like?")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,12 @@ def test_requests_for_a_moment(text):
     ],
 )  # fmt: skip
 def test_replies_are_no_requests_for_a_moment(text):
-    assert not asks_for_a_moment(text)
+    assert not asks_for_a_moment(text, "Which one would you like?")
+
+
+def test_words_that_the_question_offers_are_a_reply():
+    assert not asks_for_a_moment("Wait.", "Shall I call them, or wait?")
+    assert asks_for_a_moment("wait", "Shall I call the waiter?")
 
 
 def test_an_ignored_reply_is_answered_when_nothing_else_comes():
@@ -168,7 +173,9 @@ def test_a_held_reply_is_answered_in_time_however_patient_the_policy():
 @pytest.mark.parametrize("state", [InputState.PROCESS, InputState.INCOMPLETE, InputState.IGNORE, InputState.STOP])
 def test_who_asks_for_a_moment_gets_it_and_what_comes_next_is_the_reply(state):
     talk = Talk(
-        history=QUESTION, judge=lambda words: state if asks_for_a_moment(words) else judged(words), chat_template=STRICT
+        history=QUESTION,
+        judge=lambda words: state if asks_for_a_moment(words, "") else judged(words),
+        chat_template=STRICT,
     )
     talk.hear("hang on let me think", "a")
     talk.run()

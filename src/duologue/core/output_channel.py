@@ -83,11 +83,16 @@ class OutputChannel:
         return self.history[-1].role if self.history else None
 
     @property
+    def last_heard(self) -> str:
+        """What was heard last of the assistant; empty if the user has had a turn since."""
+        if self.answer is not None and self.answer.num_heard:
+            return self.answer.heard_text
+        return self.history[-1].text if self.last_role is Role.ASSISTANT else ""
+
+    @property
     def has_asked(self) -> bool:
         """Whether what was heard last of the assistant is a question."""
-        if self.answer is not None and self.answer.num_heard:
-            return asks(self.answer.heard_text)
-        return self.last_role is Role.ASSISTANT and asks(self.history[-1].text)
+        return asks(self.last_heard)
 
     @property
     def running(self) -> Answer:

@@ -480,7 +480,7 @@ class Session(BaseSession):
         heard = self._input.heard
         speaking = self.floor is Floor.SPEAKING
         decision = self.policy.decide(self.probe.states, p[0], speaking=speaking, p_ends=p[1][1] if p[1:] else None)
-        if self._is_reply_due and asks_for_a_moment(heard.text):
+        if self._is_moment_due(heard.text):
             decision = decision.as_incomplete()
             self._ignored.clear()
         self._input.score(decision)
@@ -721,6 +721,10 @@ class Session(BaseSession):
         """Whether the assistant is silent, and what was heard of it last is a question."""
         return self.running is None and self._output.has_asked
 
+    def _is_moment_due(self, text: str) -> bool:
+        """Whether a reply is due, and `text` asks for a moment instead."""
+        return self._is_reply_due and asks_for_a_moment(text, self._output.last_heard)
+
     def _act_on_time(self) -> None:
         for at, act in self._waits():
             if at <= self.now:
@@ -731,7 +735,7 @@ class Session(BaseSession):
         """Act on incomplete words, or an onset without words, after which nothing more came (choice 7)."""
         heard = self._input.heard
         decision = heard.decision
-        if decision is None or (self._is_reply_due and asks_for_a_moment(heard.text)):
+        if decision is None or self._is_moment_due(heard.text):
             self._give_up("patience")
         elif self.floor is not Floor.SPEAKING:
             self._answer_now()

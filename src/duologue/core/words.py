@@ -36,6 +36,7 @@ _MOMENT = re.compile(
     rf"(?:{_FILLER} )*(?:{_HOLD}|let me(?: just)? {_LOOK}(?: {_THAT})?)(?: (?:{_FILLER}|{_HOLD}|{_REASON}))*"
 )
 _MOST_WORDS = 20  # of a request for a moment
+_QUESTION_LENGTH = 200  # characters at the end of what the assistant said
 
 
 def bare(text: str) -> str:
@@ -43,10 +44,14 @@ def bare(text: str) -> str:
     return " ".join(re.findall(r"[\w']+", text.lower().replace("’", "'")))
 
 
-def asks_for_a_moment(text: str) -> bool:
-    """Whether `text` is nothing but a request to wait, in English, such as "hang on, let me find it"."""
+def asks_for_a_moment(text: str, question: str) -> bool:
+    """Whether `text` is nothing but a request to wait, in English, such as "hang on, let me find it".
+
+    Words of the `question` itself are a reply to it: "wait" is one behind "shall I go, or wait?".
+    """
     words = bare(text)
-    return words.count(" ") < _MOST_WORDS and _MOMENT.fullmatch(words) is not None
+    is_request = words.count(" ") < _MOST_WORDS and _MOMENT.fullmatch(words) is not None
+    return is_request and f" {words} " not in f" {bare(question[-_QUESTION_LENGTH:])} "
 
 
 def asks(text: str) -> bool:

@@ -78,7 +78,7 @@ def _by_form(sample: Sample) -> InputState | None:
         return InputState.IGNORE
     last = sample.context[-1] if sample.context and not sample.speaking else None
     is_reply_due = last is not None and last.role is Role.ASSISTANT and asks(last.text)
-    return InputState.INCOMPLETE if is_reply_due and asks_for_a_moment(sample.text) else None
+    return InputState.INCOMPLETE if last and is_reply_due and asks_for_a_moment(sample.text, last.text) else None
 
 
 def report(judgement: Judgement) -> dict[str, Any]:
