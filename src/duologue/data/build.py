@@ -1,7 +1,7 @@
 """Labelled samples from sources: queries whole and cut, background, asides, stop; alone, in a dialogue, over an answer.
 
-Splits are by whole sources (`Recipe.unseen`, used only in the test) and otherwise by document: training, calibration
-("dev") and a small test part. The same recipe, seed and folder give the same samples.
+Whole sources are held out for the test (`Recipe.unseen`) and for the held-out samples ("dev", `Recipe.calibration`). The
+rest is split by document. The same recipe, seed and folder give the same samples.
 """
 
 import math
@@ -136,11 +136,11 @@ class SampleBuilder:
         """
         recipe, rng = self._recipe, self._rng
         states, weights = list(recipe.shares), list(recipe.shares.values())
+        asked = [share * _ASKED_SHARES[state] for state, share in recipe.shares.items()]
         num_left, refused = num_samples, 0
         num_draws: deque[int] = deque(maxlen=_RECENT)
         while num_left > 0:
             scene = self.scene(goes_on=rng.random() < recipe.follow_ups)
-            asked = [weight * _ASKED_SHARES[state] for state, weight in zip(states, weights, strict=True)]
             for _ in range(min(recipe.texts_per_context, num_left)):
                 state = rng.choices(states, asked if scene.is_asked else weights)[0]
                 drawn = ((number, self.sample(state, scene)) for number in range(1, _TRIES + 1))

@@ -175,7 +175,7 @@ class UnseenSamples:
         """Statements and complaints of customers to a silent assistant."""
         for items in self._pools.statements.values():
             for item in _take(items, self._recipe.num_test // 2):
-                yield self._sample(replace(item, kind="statement"), PROCESS, self._scene(False))
+                yield self._sample(replace(item, kind="customer"), PROCESS, self._scene(False))
 
     def _sample(
         self,
