@@ -1,7 +1,7 @@
 """Labelled samples from sources: queries whole and cut, background, asides, stop; alone, in a dialogue, over an answer.
 
-Whole sources are held out for the test (`Recipe.unseen`) and for the held-out samples ("dev", `Recipe.calibration`). The
-rest is split by document. The same recipe, seed and folder give the same samples.
+Whole sources are held out for the test (`Recipe.unseen`) and for calibration ("dev", `Recipe.calibration`). The rest is
+split by document. The same recipe, seed and folder give the same samples.
 """
 
 import math
