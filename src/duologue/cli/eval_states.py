@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duologue.cli.command import Command, Option, whole
-from duologue.cli.options import MODEL, load_model, make_folder, other_backend, write_result
+from duologue.cli.options import MODEL, load_model, make_folder, other_backend, what_decides, write_result
 from duologue.cli.progress import Stage, progress
 from duologue.models.catalogue import find
 
@@ -96,13 +96,8 @@ def _measure(
     with closing(load_model(args)) as model, progress("Deciding") as stage:
         baselines = _baselines(args, rows, train, model, stage)
         judged, thresholds = judge_model(rows, model, num_latencies=args.latencies, progress=stage)
-    info = model.backend.info
     result: dict[str, Any] = {
-        "file": args.file.name,
-        "model": model.name,
-        "adapter": f"{model.adapter.kind} ({args.adapter})",
-        "backend": info.name,
-        "weights": info.weights,
+        **what_decides(args, model),
         "thresholds": {
             name: {state.value: one.of(state) for state in model.probe.states}
             for name, one in zip(("idle", "speaking"), thresholds, strict=True)

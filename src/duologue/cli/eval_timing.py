@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from duologue.cli.command import Command, Option
-from duologue.cli.options import EAGERNESS, MODEL, load_model
+from duologue.cli.options import EAGERNESS, MODEL, load_model, what_decides
 from duologue.cli.progress import progress
 
 _EPILOG = """\
@@ -50,15 +50,7 @@ def run(args: argparse.Namespace) -> int:
     with closing(load_model(args)) as model, progress("Deciding") as stage:
         p_ends = probabilities(rows, model, progress=stage)
         policy = model.policy(eagerness=args.eagerness)
-    info = model.backend.info
-    result: dict[str, Any] = {
-        "file": args.file.name,
-        "model": model.name,
-        "adapter": f"{model.adapter.kind} ({args.adapter})",
-        "backend": info.name,
-        "weights": info.weights,
-        **report(rows.samples, p_ends, policy),
-    }
+    result: dict[str, Any] = {**what_decides(args, model), **report(rows.samples, p_ends, policy)}
     print(tables(result), file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(result, ensure_ascii=False))

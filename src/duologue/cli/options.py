@@ -118,6 +118,18 @@ def load_model(args: argparse.Namespace, *, context_length: int | None = None, s
         )
 
 
+def what_decides(args: argparse.Namespace, model: "Model") -> dict[str, Any]:
+    """The rows that were read, and the model that decided on them, for JSON."""
+    info = model.backend.info
+    return {
+        "file": args.file.name,
+        "model": model.name,
+        "adapter": f"{model.adapter.kind} ({args.adapter})",
+        "backend": info.name,
+        "weights": info.weights,
+    }
+
+
 def session_config(args: argparse.Namespace, model: "Model", *, heard: Literal["shown", "reported"]) -> SessionConfig:
     """The configuration of a session of `model`, from the options."""
     return SessionConfig(
