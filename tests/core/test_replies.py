@@ -22,9 +22,10 @@ def promoted(talk: Talk) -> list[str]:
     [
         ("Which one?", True), ("Shall I?!", True), ('He said: "who?"', True), ("Which one? 😊", True), ("几位？", True),
         ("Which one? ", True), ("Why? Because.", False), ("", False), ("I see.", False), ("Really? Yes", False),
+        ("Sure. Please tell me the name of the street.", True), ("Please give me a moment. Here it is.", False),
     ],
 )  # fmt: skip
-def test_a_question_ends_with_a_question_mark(text, is_question):
+def test_a_question_is_known_by_its_end(text, is_question):
     assert asks(text) is is_question
 
 

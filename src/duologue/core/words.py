@@ -12,6 +12,7 @@ _PLACEHOLDERS = (
     "|breath|inaudible|unintelligible|foreign|crosstalk"
 )
 _QUESTION = re.compile(r"[?？؟]\W{0,8}\Z")
+_DEMAND = re.compile(r"\bplease (?:tell|give|say|spell|choose|enter|provide|describe)\b[^.!?]*[.!]?[\s\"'”’)]*\Z")
 _NON_SPEECH = re.compile(
     rf"(?:\[{_SOUND}\]|\({_SOUND}\)|\{{{_SOUND}\}}|[【［]{_SOUND}[】］]|（{_SOUND}）|\*{_SOUND}\*|♪[^♪]+♪"
     rf"|<(?:{_PLACEHOLDERS})>|[\s.,;:!?…¿¡·'\"‘’“”«»„。，、！？：；–—♩♪♫♬🎵🎶-])++",
@@ -55,8 +56,9 @@ def asks_for_a_moment(text: str, question: str) -> bool:
 
 
 def asks(text: str) -> bool:
-    """Whether `text` ends with a question."""
-    return _QUESTION.search(text[-10:]) is not None
+    """Whether `text` ends with a question, or in English with a request such as "please tell me the date"."""
+    end = text[-_QUESTION_LENGTH:]
+    return _QUESTION.search(end[-10:]) is not None or _DEMAND.search(end.lower()) is not None
 
 
 def words_in(text: str) -> str:

@@ -93,7 +93,7 @@ def is_question(text: str) -> bool:
 
 
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])[\s\"')\]]+(?=\S)")
-_INVITES = re.compile(r"\b(let me know|please (tell|give|say|spell|choose|enter|provide|describe))\b")
+_OFFER = re.compile(r"\blet me know\b")
 
 
 def last_sentence(text: str) -> str:
@@ -103,7 +103,7 @@ def last_sentence(text: str) -> str:
 
 def asks(text: str) -> bool:
     """Whether what the assistant said ends with a question, or with a request to say something."""
-    return words_form.asks(text) or bool(_INVITES.search(last_sentence(text).lower()))
+    return words_form.asks(text) or bool(_OFFER.search(last_sentence(text).lower()))
 
 
 _REPLY_STARTS = word_set("yes yeah yep no nope ok okay sure thanks thank great perfect that that's it and they he she")
