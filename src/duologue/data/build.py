@@ -284,7 +284,7 @@ class SampleBuilder:
     # ------------------------------------------------------------------------------------------------------- process
 
     def _process(self, scene: Scene) -> _Draft:
-        if self._recipe.own_lines and self._rng.random() < 0.1 and (joint := self._joint(scene)) is not None:
+        if self._recipe.own_lines and self._rng.random() < 0.28 and (joint := self._joint(scene)) is not None:
             return joint
         draft = self._request(scene)
         accept: tuple[InputState, ...] = ()

@@ -22,17 +22,17 @@ class Recipe:
     num_dev: int = 1_600  # for early stopping and thresholds, from other documents of the same sources
     num_test: int = 300  # approximate size of a group of the test on unseen sources
     in_context: float = 0.7  # share of samples inside a dialogue
-    speaking: float = 0.55  # share of these where the assistant is in the middle of an answer
-    asked: float = 0.6  # share of the others that the assistant ends with a question
+    speaking: float = 0.5  # share of these where the assistant is in the middle of an answer
+    asked: float = 0.7  # share of the others that the assistant ends with a question
     follow_ups: float = 0.6  # share of dialogues chosen so that the user's next turn is known and may be drawn
-    texts_per_context: int = 6  # inputs that share one dialogue, so that its KV is computed once
+    texts_per_context: int = 10  # inputs that share one dialogue, so that its KV is computed once
     shares: dict[InputState, float] = field(
-        default_factory=lambda: {PROCESS: 0.40, INCOMPLETE: 0.17, IGNORE: 0.35, STOP: 0.08}
+        default_factory=lambda: {PROCESS: 0.39, INCOMPLETE: 0.20, IGNORE: 0.33, STOP: 0.08}
     )
     own_lines: bool = True  # use the lines of this package besides those of the sources
     cuts: str = "unfinished"  # "unfinished": only cuts that are clearly not complete requests; "random": any
     max_words: int = 35  # longer utterances are not used whole
-    max_context_words: int = 110  # contexts keep the newest turns that fit
+    max_context_words: int = 90  # contexts keep the newest turns that fit
     systems: tuple[str | None, ...] = (  # None is the template's own; the others keep the adapter independent of it
         None, None, None, None, "", "You are a helpful assistant.", "Answer briefly.",
     )  # fmt: skip
