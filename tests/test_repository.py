@@ -32,6 +32,7 @@ LAYERS: dict[str, int] = {
     "data": 3,
     "testing": 3,
     "client": 4,
+    "speakers": 4,
     "models": 4,
     "export": 4,
     "training": 4,
@@ -186,7 +187,7 @@ def test_the_core_loads_the_standard_library_and_nothing_else() -> None:
 
 
 def test_the_core_is_small() -> None:
-    assert len([module for module in modules() if part(module) == "core"]) <= 17, "16 modules and __init__"
+    assert len([module for module in modules() if part(module) == "core"]) <= 19, "18 modules and __init__"
 
 
 def test_the_method_and_the_command_line_load_no_heavy_library() -> None:

@@ -18,6 +18,7 @@ _HOMES = {
     "Engine": "duologue.engine.engine",
     "InputState": "duologue.types",
     "Interruptible": "duologue.core.transitions",
+    "Listener": "duologue.speakers.listener",
     "Model": "duologue.models.model",
     "Policy": "duologue.core.policy",
     "Sampling": "duologue.core.backend",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from duologue.engine.engine import Engine as Engine
     from duologue.models.model import Model as Model
     from duologue.models.model import load as load
+    from duologue.speakers.listener import Listener as Listener
     from duologue.text.template import Template as Template
     from duologue.types import InputState as InputState
     from duologue.types import Turn as Turn

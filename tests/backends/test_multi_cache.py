@@ -261,7 +261,7 @@ def test_nobody_waits_for_room_that_others_cannot_make(monkeypatch: pytest.Monke
     crowd.tick()
     assert home(crowd, late) != home(crowd, one)
     fill(crowd, late)
-    monkeypatch.setattr(late.session, "make_room", lambda: False)
+    monkeypatch.setattr(late.session, "make_room", lambda full: False)
     crowd.tick(4)
     assert isinstance(late.failure, CacheFull)
     assert crowd.engine.handles == (one.handle,)

@@ -86,6 +86,7 @@ def test_random_conversations(seed: int):
         policy=policy,
         chat_template=STRICT if strict else CHATML,
         capacity=chance.choice([600, 1 << 20]),
+        listener_length=256 if seed % 2 else 4096,
     )
     names = ["u0"]
     for _ in range(chance.randint(20, 150)):

@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Model:
-    return load(str(folder), weights="f32", context_length=1024)
+    return load(str(folder), listener="none", weights="f32", context_length=1024)
 
 
 def rows_for(model: Model, **changes: Any) -> Adapter:
@@ -101,7 +101,7 @@ def test_a_folder_is_loaded_and_answers(model: Model) -> None:
 
 
 def test_the_backends_agree(folder: Path, model: Model) -> None:
-    slow = load(str(folder), weights="f32", backend="reference", context_length=1024)
+    slow = load(str(folder), listener="none", weights="f32", backend="reference", context_length=1024)
     assert slow.backend.info.name == "reference"
     texts = [
         [event.text for event in converse(m, "hello") if hasattr(event, "answer") and hasattr(event, "text")]
@@ -192,7 +192,7 @@ def test_invalid_options_are_refused(folder: Path, options: dict[str, Any], word
     if options.get("backend") == "llamacpp":
         pytest.importorskip("llama_cpp")
     with pytest.raises(UsageError) as caught:
-        load(str(folder), **options).session()
+        load(str(folder), listener="none", **options).session()
     assert words in str(caught.value)
 
 
@@ -250,7 +250,8 @@ def test_a_broken_folder_is_reported(tmp_path: Path, folder: Path) -> None:
 
 def test_progress_names_each_step(folder: Path) -> None:
     stages: list[tuple[str, float | None]] = []
-    load(str(folder), context_length=256, progress=lambda what, share=None: stages.append((what, share)))
+    options = {"listener": "none", "progress": lambda what, share=None: stages.append((what, share))}
+    load(str(folder), context_length=256, **options)
     assert [what for what, _ in stages] == ["starting PyTorch", "reading the weights"]
 
 
@@ -291,7 +292,7 @@ def test_a_history_of_lone_surrogates(folder: Path, model: Model) -> None:
     engine = Engine(model.backend)
     engine.open(session)
     assert engine.tick()
-    assert load(str(folder), system="\ud800", context_length=1024).template.system == "\ufffd"
+    assert load(str(folder), listener="none", system="\ud800", context_length=1024).template.system == "\ufffd"
 
 
 @pytest.mark.llamacpp

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from duologue.backends.pair import PairBackend
 from duologue.backends.scripted import ScriptedBackend
 from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Said
@@ -11,9 +13,10 @@ from duologue.core.policy import Policy
 from duologue.core.prompt import Probe
 from duologue.core.session import Session, SessionFactory
 from duologue.core.trace import Trace
+from duologue.core.transcript import ListenerModel
 from duologue.engine.engine import Engine
 from duologue.text.template import Template
-from duologue.types import InputState, Token, Turn
+from duologue.types import InputState, Role, Token, Turn
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
@@ -67,8 +70,23 @@ def judged(words: str) -> InputState:
     return InputState.PROCESS
 
 
+class OtherTokenizer(ByteTokenizer):
+    """The same, but every byte has another id."""
+
+    def encode(self, text: str, *, special: bool = False) -> list[Token]:
+        return [255 - t if t < 256 else t for t in super().encode(text, special=special)]
+
+    def decode(self, tokens: Sequence[Token]) -> str:
+        return super().decode([255 - t if t < 256 else t for t in tokens])
+
+
 class Talk:
-    """A session on a scripted backend, with what happened in it."""
+    """A session on a scripted backend, with what happened in it.
+
+    With `listens`, another scripted model judges the words, which has a tokenizer of its own.
+    """
+
+    listens_by_default = False
 
     def __init__(
         self,
@@ -84,17 +102,27 @@ class Talk:
         capacity: int = 1 << 20,
         max_seqs: int = 256,
         make: SessionFactory = Session,
+        listens: bool | None = None,
+        listener_length: int = 4096,
     ) -> None:
+        self.listens = self.listens_by_default if listens is None else listens
         self.tokenizer = ByteTokenizer(chat_template)
         self.template = Template.from_tokenizer(self.tokenizer, system=system)
         self.answers = dict(answers or {})
         self.judge = judge
         self.ends = ends
-        self.backend = ScriptedBackend(
-            self._speak, self._judge, vocab_size=258, num_added=7, capacity=capacity, max_seqs=max_seqs
-        )
+        limits = {"capacity": capacity, "max_seqs": max_seqs}
+        self.backend: Any = ScriptedBackend(self._speak, self._judge, vocab_size=258, num_added=7, **limits)
         probe = PROBE if ends is None else TIMED
-        self.session = make(self.template, probe, policy=policy, config=config, history=history)
+        options: dict[str, Any] = {"policy": policy, "config": config, "history": history}
+        if self.listens:
+            self.other = OtherTokenizer()
+            listener = ScriptedBackend(self._never, self._judge_other, vocab_size=258, num_added=7, **limits)
+            speaker = ScriptedBackend(self._speak, self._never, vocab_size=258, **limits)
+            self.speaker, self.listener = speaker, listener
+            self.backend = PairBackend(speaker, listener)
+            options["listener"] = ListenerModel(Template.from_tokenizer(self.other), listener_length)
+        self.session = make(self.template, probe, **options)
         self.trace = Trace()
         self.engine = Engine(self.backend, max_tokens_per_pass=None, clock=lambda: self.session.now)
         self.handle = self.engine.open(self.session, sink=self.trace)
@@ -123,6 +151,12 @@ class Talk:
         written = bytes(token for token in ids[len(ids) - ids[::-1].index(256) :] if token < 256).partition(b"\n")[2]
         rest = answer.encode().removeprefix(written)
         return rest[0] if rest and answer.encode().startswith(written) else 257
+
+    def _never(self, ids: list[Token]) -> Any:
+        raise AssertionError("this model has another task")
+
+    def _judge_other(self, ids: list[Token]) -> tuple[float, ...]:
+        return self._judge([255 - t if t < 256 else t for t in ids])
 
     def _judge(self, ids: list[Token]) -> tuple[float, ...]:
         role, words = self._turns(ids)[-1]
@@ -178,15 +212,42 @@ class Talk:
     def turns(self) -> list[tuple[str, str]]:
         return [(turn.role.value, turn.text) for turn in self.session.history]
 
+    @property
+    def num_seqs(self) -> int:
+        """Sequences in use, not counting what a listener has read."""
+        return int(self.backend.usage().num_seqs) - self.listens
+
     def check_cache(self) -> None:
         """The live branch's KV is what it claims to be."""
-        session = self.session
+        session, transcript = self.session, self.session._transcript
         channels = [session._output.sequence, *(a.sequence for a in session._output.suspended)]
         if session._input.current and session._input.current.sequence:
             channels.append(session._input.current.sequence)
+        if transcript is not None:
+            transcript._follow()
+            channels.append(transcript._branch.sequence)
+            self.check_transcript()
         for channel in channels:
             seq = self.handle.sequences.seqs.get(channel.seq)
             if seq is not None and channel.fed is None:
-                held = self.backend.tokens(seq)
+                held = self.held(seq)
                 assert held[: channel.cached] == channel.items[: channel.cached]
                 assert len(held) == channel.kv_length
+
+    def held(self, seq: int) -> list[Token]:
+        """What a sequence of the backend holds."""
+        if not self.listens:
+            return list(self.backend.tokens(seq))
+        return list((self.listener if seq % 2 else self.speaker).tokens(seq // 2))
+
+    def check_transcript(self) -> None:
+        """The listener reads exactly what was said and heard, from some turn on."""
+        session, transcript = self.session, self.session._transcript
+        answer = session.running
+        asked = [Turn(Role.USER, answer.user_text)] if answer and answer.user_text and not answer.num_heard else []
+        turns = [*session.history, *asked]
+        branch = transcript._branch
+        kept = turns[max(0, branch.first - session._output.num_trimmed) :]
+        template = transcript._template
+        assert branch.turns[len(branch.turns) - len(kept) :] == kept
+        assert branch.sequence.items == [*template.begin, *template.lay_out(branch.turns)]

@@ -15,6 +15,7 @@ from duologue.server.app import Server, create_app
 from duologue.server.config import ServerConfig
 from duologue.server.conversations import Conversations
 from duologue.server.run import options
+from duologue.text.template import Template
 from duologue.voice.engines.defaults import Engines
 from scripted import PROBE, Talk
 
@@ -24,7 +25,11 @@ def scripted_model(answers: dict[str, str] | None = None, *, max_length: int = 2
     talk = Talk(answers, **more)
     talk.engine.close()
     adapter: Adapter = prompted()
-    return Model("scripted", talk.backend, talk.template, adapter, PROBE, max_length)
+    listener = None
+    if talk.listens:
+        format = Template.from_tokenizer(talk.other)
+        listener = Model("scripted listener", talk.listener, format, adapter, PROBE, max_length)
+    return Model("scripted", talk.backend, talk.template, adapter, PROBE, max_length, listener)
 
 
 @dataclass

@@ -5,7 +5,7 @@ draws `<idle>`. Nothing is ever rolled back: words that were not meant for the a
 said but not heard.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -33,7 +33,7 @@ from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template, lay_out
 from duologue.core.session import BaseSession
 from duologue.errors import require
-from duologue.types import SLICE_PERIOD_S, InputState, Role, Token, Turn
+from duologue.types import SLICE_PERIOD_S, InputState, Role, Seq, Token, Turn
 
 SLICE_TOKENS = 10
 """Most tokens of the assistant in a slice, as in the training data of MiniCPM-Duplex."""
@@ -255,7 +255,7 @@ class Tdm(BaseSession):
         self._open_slice()
         return self._settle()
 
-    def make_room(self) -> bool:
+    def make_room(self, full: Collection[Seq] | None = None) -> bool:
         """The cache is full: leave out the older half of the slices. Returns whether there were any."""
         return self._trim(len(self._channel.items) // 2)
 

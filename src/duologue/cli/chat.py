@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from duologue.cli.command import Command, Option, number
-from duologue.cli.options import CONVERSATION, MODEL, load_model, session_config
+from duologue.cli.options import CONVERSATION, SPEAKER, load_model, session_config
 from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ line that arrives during an answer interrupts it. Lines that arrive together are
 
 examples:
   duologue chat                                        the default model
-  duologue chat -m ./model.gguf --rate 6               another model, for a fast reader
+  duologue chat -m ./model.gguf                        any other model: the default one listens and decides
   duologue chat --system "You are a terse pirate."     with a system prompt
   printf 'hello\\nwho are you\\n' | duologue chat        without a screen
+  duologue chat --speaker http://127.0.0.1:8000/v1 --speaker-model qwen3     answers from an endpoint
   duologue chat --url http://127.0.0.1:8080            on a server
 """
 _RATE = 4.0
@@ -58,7 +59,7 @@ COMMAND = Command(
         ),
         Option("--plain", action="store_true", help="no full screen: lines in, lines out"),
     ),
-    groups={"model": MODEL, "conversation": CONVERSATION},
+    groups={"model": SPEAKER, "conversation": CONVERSATION},
     usage="duologue chat [options]",
     epilog=_EPILOG,
 )
@@ -90,15 +91,11 @@ def _is_terminal(fd: int) -> bool:
 
 
 async def _talk(args: argparse.Namespace, model: "Model", rate: float, is_plain: bool) -> None:
-    from duologue.engine.engine import Engine
-
     config = session_config(args, model, heard="reported" if rate else "shown")
     session = model.session(policy=model.policy(eagerness=args.eagerness), config=config)
-    info = model.backend.info
-    title = f"{model.name} {info.weights} on {info.name}, {model.adapter.kind}"
-    async with Engine(model.backend) as engine:
+    async with model.engine() as engine:
         talk = engine.open(session, words_per_second=rate or None)
-        await _converse(talk, title, is_plain=is_plain, is_paced=bool(rate))
+        await _converse(talk, model.title, is_plain=is_plain, is_paced=bool(rate))
 
 
 async def _talk_to_server(args: argparse.Namespace, rate: float, is_plain: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duologue.cli.command import Command, Option, whole
-from duologue.cli.options import MODEL_WITHOUT_CONTEXT, load_model, make_folder, other_backend, write_result
+from duologue.cli.options import LISTENER, MODEL_WITHOUT_CONTEXT, load_model, make_folder, other_backend, write_result
 from duologue.cli.progress import progress
 from duologue.errors import UsageError
 
@@ -63,7 +63,7 @@ COMMAND = Command(
         Option("--json", action="store_true", help="one JSON object per kind of session; tables to stderr"),
         Option("--out", type=Path, metavar="DIR", help="write result.json, kinds.png and index.html there"),
     ),
-    groups={"model": MODEL_WITHOUT_CONTEXT},
+    groups={"model": (*MODEL_WITHOUT_CONTEXT, LISTENER)},
     usage="duologue eval behaviour [CASES] [options]",
     epilog=_EPILOG,
 )

@@ -3,9 +3,14 @@
 import argparse
 import importlib.util
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from duologue.cli.command import Command, Option
-from duologue.models.catalogue import CATALOGUE
+from duologue.models.catalogue import CATALOGUE, DEFAULT
+
+if TYPE_CHECKING:
+    from duologue.models.adapters import Adapter
 
 _BACKENDS = (
     ("torch", ("torch", "transformers", "gguf"), 'pip install "duologue[torch]"', "any Hugging Face model or GGUF"),
@@ -20,14 +25,15 @@ _BACKENDS = (
 _EPILOG = """\
 A model is given as a short name, the path of a .gguf file or of a Hugging Face folder, or owner/name on the hub.
 
-Any causal language model with a chat template works, but decides well only with a trained adapter. Without one it is
-prompted (--adapter prompted): it answers requests, but often also noise and what was said to somebody else, and a
-backchannel such as "mhm" interrupts it. `duologue train` trains an adapter.
+Any causal language model with a chat template works. What to do with the words of the user is decided by the model
+itself, if it has a trained adapter. Otherwise another model listens and decides in its place: the default model, or the
+one that --listener names. `duologue train` trains an adapter. --adapter prompted asks the model itself in words, which
+is unreliable: a backchannel such as "mhm" then often interrupts it.
 
 examples:
   duologue models --json
   duologue chat -m smollm2
-  duologue chat -m ~/models/some-model.gguf --adapter prompted
+  duologue chat -m ~/models/some-model.gguf
 """
 
 
@@ -41,8 +47,11 @@ COMMAND = Command(
 
 def run(args: argparse.Namespace) -> int:
     """Print the lists."""
-    from duologue.models.adapters import shipped
+    from duologue.models.adapters import TRAINED, shipped
 
+    kinds = {entry.title: _best(entry.title, shipped(), TRAINED) for entry in CATALOGUE}
+    default = next(entry for entry in CATALOGUE if entry.name == DEFAULT)
+    listener = f"{DEFAULT} ({kinds[default.title]})"
     backends = [
         {"name": name, "installed": all(map(importlib.util.find_spec, modules)), "install": install, "for": what}
         for name, modules, install, what in _BACKENDS
@@ -54,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
             "license": entry.license,
             "path": str(entry.path) if entry.path else None,
             "install": entry.install,
+            "decided_by": kinds[entry.title] or listener,
         }
         for entry in CATALOGUE
     ]
@@ -62,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         for adapter in shipped()
     ]
     if args.json:
-        print(json.dumps({"backends": backends, "models": models, "adapters": adapters}))
+        print(json.dumps({"backends": backends, "models": models, "adapters": adapters, "others_decided_by": listener}))
         return 0
     print("Backends")
     for row in backends:
@@ -72,9 +82,20 @@ def run(args: argparse.Namespace) -> int:
     for model in models:
         state = model["path"] or f"missing: {model['install']}"
         print(f"  {model['name']:12} {model['title']} ({model['license']}): {state}")
+    print("\nWhat decides")
+    for entry in CATALOGUE:
+        own = kinds[entry.title]
+        print(f"  {entry.name:12} {f'its own adapter: {own}' if own else f'no adapter of its own: {listener} listens'}")
+    print(f"  {'any other':12} {listener} listens, unless --adapter or --listener names something else")
     print("\nShipped adapters")
     for adapter in adapters:
         print(f"  {adapter['name']:24} {adapter['kind']}: {', '.join(adapter['states'])}")
     if not adapters:
         print("  none")
     return 0
+
+
+def _best(title: str, adapters: "list[Adapter]", kinds: Sequence[str]) -> str | None:
+    """The best kind of adapter that ships for the model with that title, if any."""
+    found = {adapter.kind for adapter in adapters if adapter.name == title}
+    return next((kind for kind in kinds if kind in found), None)

@@ -12,11 +12,14 @@ from duologue.cli.progress import progress
 from duologue.cli.terminal.text import shortened
 from duologue.core.backend import Sampling
 from duologue.core.config import SessionConfig
-from duologue.errors import MissingDependency, UsageError
+from duologue.errors import MissingDependency, UsageError, require
 from duologue.models.catalogue import DEFAULT
+from duologue.speakers.endpoint import KEY_VARIABLE
+from duologue.speakers.opening import remote_speaker
 
 if TYPE_CHECKING:
     from duologue.models.model import Model
+    from duologue.speakers.remote import RemoteSpeaker
 
 MODEL_NAME = (
     Option(
@@ -38,7 +41,7 @@ MODEL = (
         "--adapter",
         default="auto",
         metavar="NAME",
-        help="auto: the best adapter shipped for the model, else prompted; alora or rows: a shipped one; prompted or "
+        help="of the model that decides. auto: the best one shipped for it; alora or rows: a shipped one; prompted or "
         "prompted-5: prompt the model, with no or five examples; or an adapter folder",
     ),
     Option("--allow-worse", action="store_true", help="accept an adapter that decides worse than the prompted model"),
@@ -57,6 +60,39 @@ MODEL = (
 
 MODEL_WITHOUT_CONTEXT = tuple(option for option in MODEL if option is not CONTEXT)
 """The same for commands that choose the context themselves."""
+
+LISTENER = Option(
+    "--listener",
+    default="auto",
+    metavar="MODEL",
+    help=f"the model that decides, if it is not the one that answers. auto: {DEFAULT}, if no adapter is shipped for "
+    "the model and --adapter names none; none: the model itself",
+)
+SPEAKER = (
+    *MODEL,
+    LISTENER,
+    Option(
+        "--speaker",
+        metavar="URL",
+        help="an endpoint with OpenAI's chat completions that answers, such as http://127.0.0.1:8000/v1, while the "
+        f"listener decides; its key is read from {KEY_VARIABLE}",
+    ),
+    Option("--speaker-model", metavar="NAME", help="the model at the speaker's endpoint"),
+    Option(
+        "--speaker-continues",
+        action="store_true",
+        help="the endpoint goes on with an answer that it is given the beginning of (vLLM, llama-server)",
+    ),
+    Option(
+        "--speaker-early",
+        type=whole(least=0),
+        default=256,
+        metavar="TOKENS",
+        help="tokens of prepared answers that may be thrown away in a turn; then answers are asked for later "
+        "(default 256)",
+    ),
+)
+"""The model that answers, and the one that decides."""
 
 EAGERNESS = Option(
     "--eagerness",
@@ -97,25 +133,49 @@ CONVERSATION = (
 def load_model(args: argparse.Namespace, *, context_length: int | None = None, sessions: int = 1) -> "Model":
     """Load the model that the options name, for contexts of `context_length` tokens (default: the option's).
 
+    Commands without `--listener` are about one model, which decides itself.
+
     Raises what `duologue.models.model.load` raises.
     """
-    from duologue.models.model import load
+    from duologue.models.model import NO_LISTENER, load, named_listener
 
-    with progress(f"Loading {shortened(args.model, 48)}") as stage:
-        return load(
-            args.model,
+    listener, system = getattr(args, "listener", NO_LISTENER), getattr(args, "system", None)
+    speaker = _remote_speaker(args, system)
+    length = args.context if context_length is None else context_length
+    name = args.model if speaker is None else named_listener(listener)
+    with progress(f"Loading {shortened(name, 48)}") as stage:
+        model = load(
+            name,
             revision=args.revision,
             backend=args.backend,
             adapter=args.adapter,
+            listener=listener if speaker is None else NO_LISTENER,
             allow_worse=args.allow_worse,
             weights=args.weights,
-            context_length=args.context if context_length is None else context_length,
+            context_length=length,
             sessions=sessions,
             threads=args.threads,
             device=args.device,
-            system=getattr(args, "system", None),
+            system=system if speaker is None else None,
             progress=stage,
         )
+    return model if speaker is None else model.spoken_by(speaker, max_length=length)
+
+
+def _remote_speaker(args: argparse.Namespace, system: str | None) -> "RemoteSpeaker | None":
+    if not hasattr(args, "speaker"):
+        return None
+    require(
+        not args.speaker or args.model == DEFAULT,
+        f"either the model {args.model} answers or the speaker; leave out one of them (--listener names who decides)",
+    )
+    return remote_speaker(
+        args.speaker,
+        args.speaker_model,
+        continues=args.speaker_continues,
+        early_tokens=args.speaker_early,
+        system=system,
+    )
 
 
 def what_decides(args: argparse.Namespace, model: "Model") -> dict[str, Any]:

@@ -3,16 +3,21 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from duologue.cli.command import Command, Option, number, whole
-from duologue.cli.options import CONVERSATION, MODEL, load_model
+from duologue.cli.options import CONVERSATION, SPEAKER, load_model
 from duologue.cli.terminal.lines import EventPrinter
 from duologue.core import events as e
 from duologue.core.backend import Sampling
 from duologue.core.policy import ECHO_S
+
+if TYPE_CHECKING:
+    from duologue.models.model import Model
+    from duologue.speakers.remote import SteppedSpeaker
 
 _EPILOG = """\
 The file has one JSON object per line:
@@ -31,6 +36,7 @@ examples:
   duologue replay examples/interruption.jsonl
   duologue replay talk.jsonl --json | tail -1         {"said", "heard", "history", "passes"}
   duologue replay talk.jsonl --period 2 --passes 4    the values of the DUO paper
+  duologue replay talk.jsonl --speaker http://127.0.0.1:8000/v1 --speaker-model qwen3     answers from an endpoint
 """
 
 
@@ -49,7 +55,7 @@ COMMAND = Command(
         Option("--passes", type=whole(least=1), default=10, metavar="K", help="forward passes per period (default 10)"),
         Option("--json", action="store_true", help='one event per line, then {"said", "heard", "history", "passes"}'),
     ),
-    groups={"model": MODEL, "conversation": CONVERSATION},
+    groups={"model": SPEAKER, "conversation": CONVERSATION},
     usage="duologue replay FILE [options]",
     epilog=_EPILOG,
 )
@@ -63,11 +69,11 @@ def run(args: argparse.Namespace) -> int:
     if is_record(args.file):
         return _print_record(args.file, as_json=args.json)
     script = read_script(args.file, period_s=args.period, seed=args.seed)
-    with closing(load_model(args)) as model:
+    with closing(load_model(args)) as model, _stepped(model) as speaker:
         replay = Replay(
             script,
             model.backend,
-            model.template,
+            model.format,
             model.probe,
             policy=model.policy(eagerness=args.eagerness, echo_s=ECHO_S),
             period_s=args.period,
@@ -76,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
             max_answer=args.max_answer,
             sampling=Sampling(temperature=args.temperature, top_p=args.top_p),
             seed=args.seed,
+            make=model.factory(),
+            speaker=speaker,
         )
         _print(replay, as_json=args.json)
         if args.json:
@@ -84,6 +92,18 @@ def run(args: argparse.Namespace) -> int:
             print(f"{replay.result.trace.num_passes} forward passes")
         replay.close()
     return 0
+
+
+@contextmanager
+def _stepped(model: "Model") -> "Iterator[SteppedSpeaker | None]":
+    """What answers on the virtual clock, if answers come from elsewhere."""
+    if model.speaker is None:
+        yield None
+        return
+    from duologue.speakers.remote import SteppedSpeaker
+
+    with closing(SteppedSpeaker(model.speaker)) as speaker:
+        yield speaker
 
 
 def _print(events: Iterable[e.Event], *, as_json: bool) -> None:

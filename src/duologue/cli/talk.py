@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from duologue.cli.command import Command, Option, whole
-from duologue.cli.options import CONVERSATION, MODEL, load_model, session_config
+from duologue.cli.options import CONVERSATION, SPEAKER, load_model, session_config
 from duologue.cli.progress import progress
 from duologue.errors import UsageError
 
@@ -61,7 +61,7 @@ COMMAND = Command(
             ),
             Option("--sound-device", metavar="NAME", help="PortAudio device, by name or number"),
         ),
-        "model": MODEL,
+        "model": SPEAKER,
         "conversation": CONVERSATION,
     },
     usage="duologue talk [options]",
@@ -80,7 +80,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _talk(args: argparse.Namespace) -> None:
-    from duologue.engine.engine import Engine
     from duologue.voice.engines import defaults, microphone
     from duologue.voice.policy import by_voice
     from duologue.voice.recording import converse
@@ -103,7 +102,7 @@ async def _talk(args: argparse.Namespace) -> None:
         model = stack.enter_context(closing(load_model(args)))
         policy = by_voice(model.policy(eagerness=args.eagerness))
         session = model.session(policy=policy, config=session_config(args, model, heard="reported"))
-        engine = await stack.enter_async_context(Engine(model.backend))
+        engine = await stack.enter_async_context(model.engine())
         handle = engine.open(session)
         timeline = Timeline(_print, keeps=args.out is not None)
         parts = engines.detector(), engines.recogniser, engines.synthesiser

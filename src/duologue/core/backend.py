@@ -123,6 +123,14 @@ class Backend(ABC):
             CacheFull: `max_seqs` are open, or the parent's share of them if there are several caches.
         """
 
+    def fork_listening(self) -> Seq:
+        """Open an empty sequence where the words being heard are judged: on the listener, if there is one.
+
+        Raises:
+            CacheFull: see `fork`.
+        """
+        return self.fork(None)
+
     @abstractmethod
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
         """Run one forward pass for all of `batch` and return one `Step` for each `Extend`, in order.

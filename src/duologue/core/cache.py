@@ -6,11 +6,20 @@ sequences mean.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import count
 from typing import TypeAlias, final
 
 from duologue.core.backend import Draw, Extend
 from duologue.types import Seq, Token
+
+
+class Place(Enum):
+    """Where the KV of a sequence is. Forks are where their parent is."""
+
+    SPEAKER = "speaker"  # with the model that answers
+    LISTENER = "listener"  # with the model that judges the words, if that is another one
+    ELSEWHERE = "elsewhere"  # not on this machine: answers come as text, and nothing is fed
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +29,7 @@ class Fork:
     seq: Seq
     parent: Seq | None
     length: int
+    listens: bool = False  # without a parent: it is opened with the listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +79,12 @@ class TokenSequence:
     cached: int = 0
     kv_length: int = 0
     fed: tuple[Token, ...] | None = None
+    place: Place = Place.SPEAKER
 
     @property
     def num_pending(self) -> int:
         """Tokens that still have to be fed."""
-        return len(self.items) - self.cached
+        return 0 if self.place is Place.ELSEWHERE else len(self.items) - self.cached
 
     @property
     def num_waiting(self) -> int:
@@ -135,22 +146,25 @@ class CacheOperations:
         self._batch: list[Extend] = []
         self._work: dict[int, Work] = {}
 
-    def open(self, items: Sequence[Token]) -> TokenSequence:
+    def open(self, items: Sequence[Token], place: Place = Place.SPEAKER) -> TokenSequence:
         """A new sequence of which nothing is cached yet."""
-        sequence = TokenSequence(next(self._seqs), list(items))
-        self._ops.append(Fork(sequence.seq, None, 0))
+        sequence = TokenSequence(next(self._seqs), list(items), place=place)
+        if place is not Place.ELSEWHERE:
+            self._ops.append(Fork(sequence.seq, None, 0, listens=place is Place.LISTENER))
         return sequence
 
     def fork(self, parent: TokenSequence, length: int) -> TokenSequence:
         """A new sequence of the first `length` items of `parent`: cached ones are shared, the others are pending."""
         cached = min(parent.cached, length)
-        child = TokenSequence(next(self._seqs), parent.items[:length], cached, kv_length=cached)
-        self._ops.append(Fork(child.seq, parent.seq, cached))
+        child = TokenSequence(next(self._seqs), parent.items[:length], cached, kv_length=cached, place=parent.place)
+        if child.place is not Place.ELSEWHERE:
+            self._ops.append(Fork(child.seq, parent.seq, cached))
         return child
 
     def free(self, sequence: TokenSequence) -> None:
         """Release `sequence`. If a result is still in flight for it, that result is discarded."""
-        self._ops.append(Free(sequence.seq))
+        if sequence.place is not Place.ELSEWHERE:
+            self._ops.append(Free(sequence.seq))
 
     def roll_back(self, sequence: TokenSequence) -> None:
         """Carry out the rollbacks of `sequence`: remove its surplus from the cache."""

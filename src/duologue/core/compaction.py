@@ -6,7 +6,7 @@ Positions are never shifted: shifted KV is not what the model would compute (cho
 from collections.abc import Sequence
 from typing import final
 
-from duologue.core.cache import CacheOperations
+from duologue.core.cache import CacheOperations, Place
 from duologue.core.prompt import Template
 from duologue.types import Role, Turn
 
@@ -15,12 +15,14 @@ from duologue.types import Role, Turn
 class Compaction:
     """The system prompt and the newest turns of `history` that fit into `budget` tokens, in a sequence of their own."""
 
-    def __init__(self, template: Template, history: Sequence[Turn], budget: int, cache: CacheOperations) -> None:
+    def __init__(
+        self, template: Template, history: Sequence[Turn], budget: int, cache: CacheOperations, place: Place
+    ) -> None:
         kept = newest_that_fit(template, history, budget - len(template.begin))
         self.num_dropped = len(history) - kept  # turns that are left out
         self.num_laid = len(history)  # turns that are accounted for, including those left out
         self.is_awaited = False  # whether words or an answer wait for it
-        self.sequence = cache.open([*template.begin, *template.lay_out(history[self.num_dropped :])])
+        self.sequence = cache.open([*template.begin, *template.lay_out(history[self.num_dropped :])], place)
         self._template = template
         self._cache = cache
 

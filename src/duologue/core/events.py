@@ -145,9 +145,30 @@ class Resumed(AnswerEvent):
 
 @dataclass(frozen=True, slots=True)
 class Finished(AnswerEvent):
-    """The model ended its answer (`stop`), or it reached a limit (`length`). Some of it may still be unheard."""
+    """The model ended its answer (`stop`), it reached a limit (`length`), or the speaker failed (`failed`).
+
+    Some of it may still be unheard.
+    """
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(AnswerEvent):
+    """The speaker elsewhere could not give the answer, or not all of it, for `reason`, which is for people.
+
+    If nothing of it had come, it is `unanswered`: the user's turn stays in the history. Otherwise the answer ends here.
+    """
+
+    reason: str
+    unanswered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed(AnswerEvent):
+    """A speaker elsewhere tells people about its answer: that it is late, or that it is asked for in another way."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

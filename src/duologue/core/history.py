@@ -77,6 +77,9 @@ class Ledger:
                 self._resume(event)
             case e.TakenBack() | e.Withdrawn():
                 self._running = None
+            case e.Failed(answer=answer, unanswered=True):
+                self._turns += self._release(answer).turns[:-1]
+                self._running = None
             case e.Trimmed(turns_dropped=dropped):
                 del self._turns[:dropped]
                 self._cut.clear()

@@ -4,7 +4,7 @@ Knows utterances and their place in the cache, but no answers: the session decid
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, final
 
@@ -59,7 +59,7 @@ class ForkPoint:
 
 
 class Prefix(Protocol):
-    """What an input channel needs from the output channel that it forks from."""
+    """What an input channel forks from: the output channel, or a listener's transcript."""
 
     @property
     def epoch(self) -> int:
@@ -67,6 +67,18 @@ class Prefix(Protocol):
 
     def fork_point(self) -> ForkPoint:
         """Where the next user turn begins."""
+
+    def is_read(self, point: ForkPoint) -> bool:
+        """Whether so much in front of `point` is cached that it is time to fork: the rest is fed with the words."""
+
+    def take_back(self) -> TokenSequence:
+        """Roll back the running answer, of which nothing was heard, and the turn before it.
+
+        Returns a sequence with the words of that turn.
+        """
+
+    def swap_if_compacted(self) -> bool:
+        """Switch to a compacted context if it is cached and can be used. Returns whether it did."""
 
     def has_room(self, point: ForkPoint, words: Sequence[Token], *, to_answer: bool) -> bool:
         """Whether a user turn of `words` at `point` can be judged, or, with `to_answer`, answered."""
@@ -103,7 +115,7 @@ class Input:
     decision: Decision | None = None
     deferred: bool = False  # decided process, waiting for the floor or for room
     _hold: _Hold | None = None
-    _ids: tuple[str, bool, tuple[Token, ...]] | None = None  # of which words, whether first, as ids
+    _ids: tuple[Template, str, bool, tuple[Token, ...]] | None = None  # template, words, whether first, ids
 
     def __post_init__(self) -> None:
         self.text = join_words(self.utterances)
@@ -126,9 +138,9 @@ class Input:
     def ids(self, template: Template, *, first: bool) -> tuple[Token, ...]:
         """The user's opener and the words as ids. Tokenised once for each change of the words."""
         text = self.text
-        if self._ids is None or self._ids[:2] != (text, first):
-            self._ids = (text, first, template.user(text, first=first))
-        return self._ids[2]
+        if self._ids is None or self._ids[0] is not template or self._ids[1:3] != (text, first):
+            self._ids = (template, text, first, template.user(text, first=first))
+        return self._ids[3]
 
     def grow(self, now: float) -> None:
         """Record that the words have changed and have to be judged again."""
@@ -238,7 +250,10 @@ class InputChannel:
         prefix: Prefix,
         cache: CacheOperations,
         log: EventLog,
+        *,
+        can_be_asked: Callable[[str], bool] | None = None,
     ) -> None:
+        """`can_be_asked`: whether the model that answers has room for words, if that is another one."""
         self.current: Input | None = None
         self.memory = Memory()
         self.template = template
@@ -247,6 +262,7 @@ class InputChannel:
         self._prefix = prefix
         self._cache = cache
         self._log = log
+        self._can_be_asked = can_be_asked
         self._kept: Input | None = None  # ignored, with its KV, since its words may grow
         self._stop: Input | None = None  # what was last taken for a request to stop; its words may grow, too
 
@@ -324,7 +340,8 @@ class InputChannel:
         point = heard.fork or self._prefix.fork_point()
         is_too_long = len(heard.text) > self._config.max_user_characters  # not even tokenised
         ids = () if is_too_long else heard.ids(self.template, first=point.is_first)
-        if is_too_long or self._is_too_long(ids, first=point.is_first):
+        is_too_long = is_too_long or self._is_too_long(ids, first=point.is_first)
+        if is_too_long or (self._can_be_asked is not None and not self._can_be_asked(heard.text)):
             self._log.add(Refused(self._log.now, heard.id, self._config.too_long))
             self.drop("too long")
         elif heard.sequence is not None and self._prefix.has_room(point, ids, to_answer=False):
@@ -347,7 +364,7 @@ class InputChannel:
         if heard is None or heard.sequence is not None or heard.deferred:
             return True
         point = self._prefix.fork_point()
-        if point.at - point.sequence.cached > 1:
+        if not self._prefix.is_read(point):
             return True  # the prefix is still being fed: after a fork it would be fed twice
         ids = heard.ids(self.template, first=point.is_first)
         if not self._prefix.has_room(point, ids, to_answer=False):

@@ -8,13 +8,14 @@ from typing import final
 
 from duologue.core.answer import Answer
 from duologue.core.backend import Draw, uniform
-from duologue.core.cache import CacheOperations, TokenSequence, Work
+from duologue.core.cache import CacheOperations, Place, TokenSequence, Work
 from duologue.core.compaction import Compaction
 from duologue.core.config import SessionConfig
 from duologue.core.echo import EchoGuard
 from duologue.core.events import (
     Committed,
     EventLog,
+    Failed,
     Promoted,
     Refused,
     Released,
@@ -52,7 +53,9 @@ class OutputChannel:
         history: Sequence[Turn],
         *,
         probe_length: int,
+        place: Place = Place.SPEAKER,
     ) -> None:
+        """`probe_length`: tokens of a probe that is fed here, 0 where a listener decides."""
         self.history: list[Turn] = []  # committed turns
         self.answer: Answer | None = None  # the running one
         self.suspended: list[Answer] = []  # oldest first
@@ -66,13 +69,14 @@ class OutputChannel:
         self._config = config
         self._cache = cache
         self._log = log
+        self._place = place
         self._was_cut = False  # whether the last turn of the history was
-        self._num_trimmed = 0  # turns left out so far; they count towards the random numbers, too
+        self.num_trimmed = 0  # turns left out so far; they count towards the random numbers, too
         self.compaction: Compaction | None = None  # the one in progress
         self._crowded: Answer | None = None  # while it runs, the cache has no room for a compaction
         self._probe_length = probe_length
         self._min_room = max(len(template.header) + config.min_room, probe_length)  # tokens wanted for an answer
-        self.sequence = cache.open(lay_out(template, history, config))
+        self.sequence = cache.open(lay_out(template, history, config), place)
         self.history.extend(history)
 
     # ------------------------------------------------------------------ what it holds
@@ -136,6 +140,10 @@ class OutputChannel:
         if was_cut and self.policy.cut_note and last is Role.ASSISTANT:
             opening = (*self._template.encode(self.policy.cut_note), *opening)
         return ForkPoint(self.sequence, at, opening, last is None, self.epoch)
+
+    def is_read(self, point: ForkPoint) -> bool:
+        """Whether everything in front of `point` is cached, but for the token that was sampled last."""
+        return point.at - point.sequence.cached <= 1
 
     def has_room(self, point: ForkPoint, words: Sequence[Token], *, to_answer: bool) -> bool:
         """Whether a user turn of `words` at `point` can be judged, or, with `to_answer`, answered.
@@ -218,6 +226,8 @@ class OutputChannel:
     def plan(self, lookahead: int) -> None:
         """Feed what is pending and draw the next token, unless `lookahead` tokens of the answer are unheard."""
         sequence, answer = self.sequence, self.answer
+        if sequence.place is Place.ELSEWHERE:
+            return
         self._cache.roll_back(sequence)
         if sequence.fed is not None or self._is_ahead(lookahead):
             return
@@ -230,7 +240,7 @@ class OutputChannel:
             self._cache.feed(sequence, size)
             return
         index = answer.num_tokens
-        draw = Draw(self._config.sampling, uniform(self._config.seed, self._num_trimmed + answer.num_turns, index))
+        draw = Draw(self._config.sampling, uniform(self._config.seed, self.num_trimmed + answer.num_turns, index))
         self._cache.feed(sequence, size, draw=draw, owner=answer, version=index)
 
     def plan_compaction(self, limit: int | None) -> None:
@@ -254,6 +264,31 @@ class OutputChannel:
             if answer.finished:
                 break
         self._say(answer)
+
+    def say(self, text: str) -> None:
+        """Append `text`, which a speaker elsewhere says, to the running answer."""
+        answer = self.running
+        if not answer.finished:
+            self.go_on(self._template.encode(text if answer.text else text.lstrip()))
+
+    def finish(self, reason: str) -> None:
+        """End the running answer: the speaker elsewhere has nothing more to say."""
+        self.running.finish(reason)
+        self._say(self.running)
+
+    def fail(self, reason: str) -> None:
+        """The speaker elsewhere cannot go on. Without any text of the answer, the user's turn stays unanswered."""
+        answer = self.running
+        if answer.finished:
+            return
+        is_unanswered = not answer.text
+        self._log.add(Failed(self._log.now, answer.id, reason, is_unanswered))
+        if not is_unanswered:
+            self.finish("failed")
+            return
+        self.sequence.shorten(answer.mark)
+        self.answer, self._was_cut = None, False
+        self.history += answer.turns[:-1]
 
     def cut_short(self) -> bool:
         """End the running answer here for lack of room. Returns whether there was an unfinished one."""
@@ -341,7 +376,7 @@ class OutputChannel:
         if answer is not None and answer.num_heard:
             self.suspend()
         elif answer is not None:
-            self._roll_back_turn(answer)
+            self.roll_back_turn()
             self._log.add(Withdrawn(self._log.now, answer.id))
 
     def suspend(self) -> Answer:
@@ -359,11 +394,12 @@ class OutputChannel:
         """Roll back the running answer, of which nothing was heard. Returns a sequence with the user's words cached."""
         answer = self.running
         words = self._cache.fork(self.sequence, answer.mark)
-        self._roll_back_turn(answer)
+        self.roll_back_turn()
         return words
 
-    def _roll_back_turn(self, answer: Answer) -> None:
-        self.sequence.shorten(answer.turn_at)
+    def roll_back_turn(self) -> None:
+        """Roll back the running answer, of which nothing was heard, and the user's turn before it."""
+        self.sequence.shorten(self.running.turn_at)
         self.answer = None
         self.epoch += 1
 
@@ -469,7 +505,7 @@ class OutputChannel:
         items = lay_out(template, history, self._config) if laid_out is None else list(laid_out)
         self._template = template
         self.free()
-        self.sequence = self._cache.open(items)
+        self.sequence = self._cache.open(items, self._place)
         self.history, self._was_cut = list(history), False
         self.epoch += 1
 
@@ -493,7 +529,7 @@ class OutputChannel:
         """Leave out the older half, and feed the rest again. Returns whether there was anything to leave out."""
         if self.answer is not None:
             return False
-        compaction = Compaction(self._template, self.history, len(self.sequence.items) // 2, self._cache)
+        compaction = Compaction(self._template, self.history, len(self.sequence.items) // 2, self._cache, self._place)
         if compaction.num_dropped:
             self._swap(compaction)
             return True
@@ -528,14 +564,14 @@ class OutputChannel:
             # When it comes into use, it will also hold the running answer and its question.
             running = 0 if self.answer is None else len(self.sequence.items) - self.answer.turn_at
             budget = max(0, self._config.max_length // 2 - running)
-            self.compaction = Compaction(self._template, self.history, budget, self._cache)
+            self.compaction = Compaction(self._template, self.history, budget, self._cache, self._place)
 
     def _swap(self, compaction: Compaction) -> None:
         self.forget_suspended()
         self._adopt(compaction.sequence)
         self.epoch += 1
         del self.history[: compaction.num_dropped]
-        self._num_trimmed += compaction.num_dropped
+        self.num_trimmed += compaction.num_dropped
         self._log.add(Trimmed(self._log.now, compaction.num_dropped, len(self.sequence.items)))
 
     def _reopen(self, num_kept: int) -> None:

@@ -29,6 +29,10 @@ class Template(Protocol):
     """
 
     @property
+    def system(self) -> str | None:
+        """The system prompt; None: the model's own."""
+
+    @property
     def begin(self) -> tuple[Token, ...]:
         """Ids before the opener of the first user turn: BOS and the system turn; may be empty."""
 
@@ -43,6 +47,9 @@ class Template(Protocol):
     @property
     def stop_tokens(self) -> frozenset[Token]:
         """An answer ends before one of these."""
+
+    def with_system(self, text: str | None) -> "Template":
+        """The same format with another system prompt."""
 
     def user(self, text: str, *, first: bool) -> tuple[Token, ...]:
         """The user's opener and `text`, without a closer. `first`: the turn directly follows `begin`."""

@@ -9,23 +9,38 @@ discarded.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from typing import TypeAlias
 
 from duologue.core.answer import Answer
 from duologue.core.backend import Extend, Step
-from duologue.core.cache import CacheOperations, Plan, Work
+from duologue.core.cache import CacheOperations, Place, Plan, TokenSequence, Work
 from duologue.core.config import SessionConfig
-from duologue.core.events import Decided, Dropped, Edited, Event, EventLog, Promoted, Received, Refused, TakenBack
-from duologue.core.input_channel import Input, InputChannel, Utterance
+from duologue.core.events import (
+    Decided,
+    Dropped,
+    Edited,
+    Event,
+    EventLog,
+    Noticed,
+    Promoted,
+    Received,
+    Refused,
+    TakenBack,
+)
+from duologue.core.input_channel import ForkPoint, Input, InputChannel, Prefix, Utterance
 from duologue.core.output_channel import OutputChannel
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template, lay_out
+from duologue.core.speech import TextTemplate
+from duologue.core.transcript import ListenerModel, Transcript
 from duologue.core.transitions import Floor, Interruptible, Transition, transition
 from duologue.core.words import asks_for_a_moment, words_in
 from duologue.errors import ContextOverflow, UsageError, require
-from duologue.types import InputState, Token, Turn, well_formed
+from duologue.types import InputState, Role, Seq, Token, Turn, well_formed
 
 _EXCERPT = 80  # characters of a refused text that an event carries
 
@@ -55,6 +70,11 @@ class BaseSession(ABC):
     def now(self) -> float:
         """The session's time in seconds."""
         return self._log.now
+
+    @property
+    def most_entries(self) -> int:
+        """KV entries of the backend that the conversation may grow to, not counting what can be given up."""
+        return self.config.max_length
 
     @property
     def phase(self) -> Phase:
@@ -203,8 +223,11 @@ class BaseSession(ABC):
         self._cache.lose(batch)
 
     @abstractmethod
-    def make_room(self) -> bool:
-        """Give up the least valuable content because the cache is full. Returns whether there was anything left."""
+    def make_room(self, full: Collection[Seq] | None = None) -> bool:
+        """Give up the least valuable content because the cache is full. Returns whether there was anything left.
+
+        `full`: the sequences that are in this cache; None: all are.
+        """
 
     def evict(self) -> bool:
         """Give up KV that can be recomputed later. Returns whether there was any."""
@@ -255,7 +278,12 @@ SessionFactory: TypeAlias = Callable[..., BaseSession]
 
 
 class Session(BaseSession):
-    """The method: an input channel and an output channel, and the transitions between them."""
+    """The method: an input channel and an output channel, and the transitions between them.
+
+    One model speaks and listens, unless a *listener* is given: then that model judges the words, and another one
+    answers. The other is on a backend of this machine, or, with a `TextTemplate`, elsewhere: then its answers are
+    passed in with `say`.
+    """
 
     def __init__(
         self,
@@ -265,25 +293,56 @@ class Session(BaseSession):
         policy: Policy | None = None,
         config: SessionConfig | None = None,
         history: Sequence[Turn] = (),
+        listener: ListenerModel | None = None,
     ) -> None:
         """Start a conversation, or continue one that has the turns `history`.
+
+        Args:
+            template: that of the model that answers.
+            probe: that of the model that judges the words.
+            listener: the model that judges the words, if it is not the one that answers.
 
         Raises:
             ContextOverflow: the system prompt, the history or the probe leaves too little room.
             TemplateError: the model's template does not allow these turns.
+            UsageError: answers come from elsewhere, and there is no listener.
         """
         super().__init__(template, probe, config)
         self.policy = policy or Policy()
+        self._listener = listener
+        place = Place.ELSEWHERE if isinstance(template, TextTemplate) else Place.SPEAKER
+        require(listener is not None or place is Place.SPEAKER, "answers from elsewhere need a listener that decides")
+        listening = self.config if listener is None else replace(self.config, max_length=listener.max_length)
         probe_length = len(probe.tokens)
-        if probe_length > self.config.max_length // 4:
+        if probe_length > listening.max_length // 4:
             raise ContextOverflow(
-                f"a probe of {probe_length} tokens is too long for a context of {self.config.max_length}: it may take "
+                f"a probe of {probe_length} tokens is too long for a context of {listening.max_length}: it may take "
                 f"a quarter. Give a context of {4 * probe_length} or more, or an adapter with a shorter probe"
             )
         self._output = OutputChannel(
-            template, self.policy, self.config, self._cache, self._log, history, probe_length=probe_length
+            template,
+            self.policy,
+            self.config,
+            self._cache,
+            self._log,
+            history,
+            probe_length=probe_length if listener is None else 0,
+            place=place,
         )
-        self._input = InputChannel(template, probe, self.config, self._output, self._cache, self._log)
+        self._transcript: Transcript | None = None
+        if listener is not None:
+            self._transcript = Transcript(
+                listener.template, listening, self._output, self._cache, probe_length=probe_length
+            )
+        self._input = InputChannel(
+            template if listener is None else listener.template,
+            probe,
+            listening,
+            self._prefix,
+            self._cache,
+            self._log,
+            can_be_asked=None if listener is None else partial(_is_short, template, self.config.max_user_text),
+        )
         self._ignored: list[Utterance] = []  # behind the assistant's question: they may be the reply
         self._ignored_at = 0.0  # session time when the last of them was received
         self._has_trusted = False  # such words were answered, and nothing was judged process since
@@ -298,8 +357,22 @@ class Session(BaseSession):
         return Floor.SPEAKING if self.running.num_heard else Floor.PREPARED
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether answers are passed in with `say`."""
+        return isinstance(self.template, TextTemplate)
+
+    @property
+    def most_entries(self) -> int:
+        return self._listener.max_length if self._listener and self.is_elsewhere else self.config.max_length
+
+    @property
     def _is_listening(self) -> bool:
         return self._input.current is not None and self._input.current.needs_score
+
+    @property
+    def _prefix(self) -> Prefix:
+        """What the input channel forks from."""
+        return self._transcript or self._output
 
     @property
     def history(self) -> list[Turn]:
@@ -330,11 +403,18 @@ class Session(BaseSession):
 
     @property
     def backlog(self) -> int:
-        return self._output.backlog(self._lookahead) + self._input.backlog
+        read = self._transcript.backlog if self._transcript and not self._is_forked else 0
+        return self._output.backlog(self._lookahead) + self._input.backlog + read
+
+    @property
+    def _is_forked(self) -> bool:
+        """Whether the words being heard have a sequence, which feeds what has not been read in front of them, too."""
+        return self._input.current is not None and self._input.current.sequence is not None
 
     @property
     def compaction_backlog(self) -> int:
-        return self._output.compaction_backlog
+        read = self._transcript.compaction_backlog if self._transcript else 0
+        return self._output.compaction_backlog + read
 
     @property
     def deferrable_backlog(self) -> int:
@@ -359,10 +439,14 @@ class Session(BaseSession):
 
     def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
         self._cache.room = limit
-        while not self._input.attach() and self._output.swap_if_compacted():
+        while not self._input.attach() and self._prefix.swap_if_compacted():
             pass  # the shorter context was cached already: there is room in it
         self._output.plan(self._lookahead)
         self._input.plan()
+        if self._transcript is not None:
+            if not self._is_forked:
+                self._transcript.plan()
+            self._transcript.plan_compaction(compaction_limit)
         self._output.plan_compaction(compaction_limit)
         return self._cache.flush()
 
@@ -374,6 +458,8 @@ class Session(BaseSession):
                 self._output.go_on(step.tokens)
             elif work is not None and step.p:
                 forecast = work, step.p
+        if self._transcript is not None:
+            self._transcript.share(self._input.current)
         if forecast is not None and self._input.is_forecast_by(forecast[0]):  # after the answer: they share the pass
             self._judge(forecast[1])
         return self._settle()
@@ -541,10 +627,23 @@ class Session(BaseSession):
             return
         if heard.decision is not None and heard.decision.state is InputState.PROCESS:
             self._has_trusted = False
-        answer = self._output.promote(heard, point, words, self._input.hand_over(point))
+        answer = self._output.promote(heard, point, words, self._hand_over(point))
         self._input.memory.answer(heard.utterances)
         self._log.add(Promoted(self.now, heard.id, heard.text, answer.id))
         self._output.release_if_due()
+
+    def _hand_over(self, point: ForkPoint) -> TokenSequence | None:
+        """The sequence of the input channel, if the answer at `point` continues it.
+
+        It does not if more was heard since the fork, or if the words were read by a listener, which keeps them.
+        """
+        if self._transcript is None:
+            return self._input.hand_over(point)
+        point = self._transcript.fork_point()
+        words = self._input.hand_over(point)
+        if words is not None:
+            self._transcript.adopt(words, point.at)
+        return None
 
     def _interrupt(self) -> None:
         """process over an answer: the answer is suspended with its KV, and the words are promoted."""
@@ -570,7 +669,7 @@ class Session(BaseSession):
         """Roll the unheard answer back to the mark: its turn is heard again, on a fork that has the words cached."""
         self._input.forget_kept()
         self._input.detach()
-        self._input.reopen(answer.utterances, self._output.take_back(), interrupted=answer.interrupted)
+        self._input.reopen(answer.utterances, self._prefix.take_back(), interrupted=answer.interrupted)
         self._log.add(TakenBack(self.now, answer.id))
 
     def _give_up(self, reason: str) -> None:
@@ -640,12 +739,19 @@ class Session(BaseSession):
             TemplateError: the model's template does not allow these turns.
         """
         template = template or self.template
+        require(
+            isinstance(template, TextTemplate) is self.is_elsewhere,
+            "another system prompt changes neither who answers nor where",
+        )
         self._output.replace(history, template, laid_out)
         self.template = template
         self._ignored.clear()
         if self._input.current:
             self._give_up("edit")
-        self._input.template = template
+        if self._transcript is not None:
+            self._transcript.start_over()
+        else:
+            self._input.template = template
         self._log.add(Edited(self.now, tuple(history)))
         return self._settle()
 
@@ -666,25 +772,91 @@ class Session(BaseSession):
         """Decide by `policy` from now on. This does not change what may cut an answer; see `protect`."""
         self.policy = self._output.policy = policy
 
+    # ------------------------------------------------------------------ answers from elsewhere
+
+    def say(self, text: str, *, answer: int) -> list[Event]:
+        """The speaker goes on with the answer of that id, which is `Promoted.answer`: `text` follows what it said.
+
+        Text for an answer that is not running, since it was cut or taken back, is discarded.
+
+        Raises:
+            UsageError: answers do not come from elsewhere.
+        """
+        self._require_elsewhere()
+        if self.running is not None and self.running.id == answer:
+            self._output.say(well_formed(text))
+        return self._settle()
+
+    def finish(self, *, answer: int, reason: str = "stop") -> list[Event]:
+        """The speaker has ended the answer of that id: `reason` is `stop`, or `length` if it met a limit.
+
+        Raises:
+            UsageError: answers do not come from elsewhere.
+        """
+        self._require_elsewhere()
+        if self.running is not None and self.running.id == answer:
+            self._output.finish(reason)
+        return self._settle()
+
+    def fail(self, reason: str, *, answer: int) -> list[Event]:
+        """The speaker cannot go on with the answer of that id.
+
+        What it said counts as an answer that ends there. If it said nothing, the user's turn stays in the history
+        without an answer; `respond` asks again.
+
+        Raises:
+            UsageError: answers do not come from elsewhere.
+        """
+        self._require_elsewhere()
+        if self.running is not None and self.running.id == answer:
+            self._output.fail(reason)
+        return self._settle()
+
+    def notice(self, text: str, *, answer: int) -> list[Event]:
+        """Pass on `text`, by which a speaker elsewhere explains to people what becomes of the answer of that id."""
+        if self.running is not None and self.running.id == answer:
+            self._log.add(Noticed(self.now, answer, text))
+        return self._settle()
+
+    @property
+    def question(self) -> tuple[list[Turn], str]:
+        """The turns that the running answer follows, and its text so far."""
+        answer = self._output.running
+        asked = [] if answer.user_text is None else [Turn(Role.USER, answer.user_text)]
+        return [*self._output.history, *asked], answer.text
+
+    def _require_elsewhere(self) -> None:
+        require(self.is_elsewhere, "this session's own model answers; only a speaker elsewhere is spoken for")
+
     # ------------------------------------------------------------------ room
 
-    def make_room(self) -> bool:
+    def make_room(self, full: Collection[Seq] | None = None) -> bool:
         """Give up the least valuable content because the cache is full. Returns whether anything was left to give up.
 
         Ignored words and suspended answers (see `evict`) go first, then a compaction in progress, then the words being
         heard. After that, the running answer ends here. Last, the older half of the conversation is left out at once.
+        In the cache of a listener, the older half of what it has read goes before the words being heard.
         """
-        output, heard = self._output, self._input.current
-        if self._input.forget_kept() or output.evict():
+        if self._transcript is not None and (full is None or self._transcript.seq in full):
+            return self._input.forget_kept() or self._transcript.make_room() or self._refuse_heard()
+        output = self._output
+        if (self._transcript is None and self._input.forget_kept()) or output.evict():
             return True
         if output.give_up_compaction():
             self._input.detach()  # it is forked again, or waits, as there is room then
             return True
-        if heard is not None and heard.sequence is not None:
-            self._log.add(Refused(self.now, heard.id, "no room in the cache"))
-            self._give_up("no room")
+        if self._transcript is None and self._refuse_heard():
             return True
         return output.cut_short() or output.trim_at_once()
+
+    def _refuse_heard(self) -> bool:
+        """Give up the words being heard for lack of room. Returns whether any were cached."""
+        heard = self._input.current
+        if heard is None or heard.sequence is None:
+            return False
+        self._log.add(Refused(self.now, heard.id, "no room in the cache"))
+        self._give_up("no room")
+        return True
 
     def evict(self) -> bool:
         """Give up the KV of a suspended answer. Returns whether there was any.
@@ -696,6 +868,8 @@ class Session(BaseSession):
     def _free(self) -> None:
         self._input.free()
         self._output.free()
+        if self._transcript is not None:
+            self._transcript.free()
 
     # ------------------------------------------------------------------ time
 
@@ -768,7 +942,14 @@ class Session(BaseSession):
         if self.running is not None:
             self._ignored.clear()
         self._output.swap_if_compacted()
+        if self._transcript is not None:
+            self._transcript.swap_if_compacted()
         self._input.discard_stale()
         heard = self._input.current
         if heard is not None and heard.deferred and self.running is None and self._output.compaction is None:
             self._promote()
+
+
+def _is_short(template: Template, limit: int, text: str) -> bool:
+    """Whether a turn of `text` has at most `limit` tokens."""
+    return len(template.user(text, first=False)) <= limit

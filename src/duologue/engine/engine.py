@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from duologue.core.backend import Backend
-from duologue.core.session import BaseSession
+from duologue.core.session import BaseSession, Session
 from duologue.core.trace import Pass, Sink
 from duologue.engine.forward_pass import ForwardPass, Portion
 from duologue.engine.handle import Handle
@@ -30,6 +31,16 @@ from duologue.errors import CacheFull, ContextOverflow, DuologueError, EngineFul
 
 SEQS_PER_SESSION = 2  # the output channel and an input channel
 SPARE_SEQS = 2  # shared by suspended answers and compactions
+
+
+class Speaker(Protocol):
+    """What answers in conversations whose answers come from elsewhere."""
+
+    def attach(self, handle: Handle) -> None:
+        """Answer in the conversation of `handle` until it is closed."""
+
+    async def aclose(self) -> None:
+        """Close the connections. No conversation is open any more."""
 
 
 @dataclass(slots=True)
@@ -66,6 +77,7 @@ class Engine:
                 ...
 
     Args:
+        speaker: what answers in sessions whose answers come from elsewhere; None: the caller does, with `Handle.say`.
         max_tokens_per_pass: the most tokens of a pass, which bounds how long words can wait for it to end; None: every
             session feeds all it has in each pass (see `Scheduler`).
         max_seconds_per_pass: how long a pass should take; passes that take longer are narrowed.
@@ -81,6 +93,7 @@ class Engine:
         self,
         backend: Backend,
         *,
+        speaker: Speaker | None = None,
         max_tokens_per_pass: int | None = MAX_TOKENS_PER_PASS,
         max_seconds_per_pass: float = MAX_WAIT_S,
         overcommit: float = 1.0,
@@ -92,6 +105,7 @@ class Engine:
         self.scheduler = Scheduler(max_tokens_per_pass, max_seconds_per_pass)
         self.totals = Totals()
         self.now = clock
+        self._speaker = speaker
         self._overcommit = overcommit
         self.handles: tuple[Handle, ...] = ()  # of the open sessions, oldest first; read only
         self._leaving: list[SequenceMap] = []  # of sessions that were closed and are still to be freed
@@ -126,6 +140,8 @@ class Engine:
         handle = Handle(session, sequences, playback, sink, clock=self.now, wake=self._wake.set, leave=self._leave)
         self.handles += (handle,)
         self.totals.admitted += 1
+        if self._speaker is not None and isinstance(session, Session) and session.is_elsewhere:
+            self._speaker.attach(handle)
         self._wake.set()
         return handle
 
@@ -158,7 +174,7 @@ class Engine:
                 self._free_failure = self._free_failure or error
 
     def _check_room(self, session: BaseSession) -> None:
-        info, wanted = self.backend.info, session.config.max_length
+        info, wanted = self.backend.info, session.most_entries
         if any(handle.session is session for handle in self.handles):
             raise UsageError("this session is open already; make another one")
         if wanted > info.context_length:
@@ -168,7 +184,7 @@ class Engine:
             )
         if not self.handles:
             return  # a single session makes do with whatever there is
-        promised = sum(handle.session.config.max_length for handle in self.handles)
+        promised = sum(handle.session.most_entries for handle in self.handles)
         num_seqs = (len(self.handles) + 1) * SEQS_PER_SESSION + SPARE_SEQS
         if promised + wanted <= info.capacity * self._overcommit and num_seqs <= info.max_seqs:
             return
@@ -265,7 +281,8 @@ class Engine:
         if not isinstance(error, CacheFull):
             raise error
         others_fed = any(other.error is None and other.num_tokens_in(error) for other in forward_pass.portions)
-        if not (self._evict(error) or session.make_room() or others_fed):
+        full = portion.handle.sequences.named(error.seqs)
+        if not (self._evict(error) or session.make_room(full) or others_fed):
             raise error
 
     def _evict(self, full: CacheFull) -> bool:
@@ -316,6 +333,8 @@ class Engine:
             await asyncio.get_running_loop().run_in_executor(self._worker, self.close)  # after the running pass
         finally:
             self._worker.shutdown()
+            if self._speaker is not None:
+                await self._speaker.aclose()
 
     async def _drive(self) -> None:
         try:

@@ -9,6 +9,7 @@ from typing import ParamSpec
 
 from duologue.core.events import Event
 from duologue.core.policy import Policy
+from duologue.core.prompt import Template
 from duologue.core.session import BaseSession, Session
 from duologue.core.trace import Pass, Sink
 from duologue.core.transitions import Floor, Interruptible
@@ -16,7 +17,6 @@ from duologue.engine import playback_clock
 from duologue.engine.playback_clock import PlaybackClock
 from duologue.engine.sequence_map import SequenceMap
 from duologue.errors import DuologueError, UsageError
-from duologue.text.template import Template
 from duologue.types import Token, Turn
 
 _P = ParamSpec("_P")
@@ -56,6 +56,7 @@ class Handle:
         self._events: deque[Event] = deque()  # not yet given out
         self._changed = asyncio.Event()
         self._failure: DuologueError | None = None
+        self._watcher: Callable[[], None] | None = None
 
     # ------------------------------------------------------------------ events
 
@@ -94,8 +95,16 @@ class Handle:
 
     def report(self, events: Iterable[Event]) -> None:
         """Record events that the session returned."""
+        events = tuple(events)
         for event in events:
             self.record(event)
+        if events and self._watcher is not None:
+            self._watcher()
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """From now on, call `watcher` after every change of the conversation that has events, and when it is closed."""
+        self._watcher = watcher
+        watcher()
 
     # ------------------------------------------------------------------ state
 
@@ -168,6 +177,22 @@ class Handle:
         """See `Session.resume`."""
         self._command(self.session.resume)
 
+    def say(self, text: str, *, answer: int) -> None:
+        """See `Session.say`."""
+        self._command(self._duplex.say, text, answer=answer)
+
+    def finish(self, *, answer: int, reason: str = "stop") -> None:
+        """See `Session.finish`."""
+        self._command(self._duplex.finish, answer=answer, reason=reason)
+
+    def fail_answer(self, reason: str, *, answer: int) -> None:
+        """See `Session.fail`."""
+        self._command(self._duplex.fail, reason, answer=answer)
+
+    def notice(self, text: str, *, answer: int) -> None:
+        """See `Session.notice`."""
+        self._command(self._duplex.notice, text, answer=answer)
+
     def protect(self, interruptible: Interruptible) -> None:
         """See `Session.protect`. Raises `UsageError` if this is not a duplex session."""
         self._command(self._duplex.protect, interruptible)
@@ -192,6 +217,8 @@ class Handle:
             self.is_open = False
             self._changed.set()
             self._leave(self)
+            if self._watcher is not None:
+                self._watcher()
 
     async def aclose(self) -> None:
         """As `close`; a conversation on a server (`duologue.client.Talk`) has the same method."""

@@ -11,19 +11,19 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from duologue.core.backend import Backend, Sampling
 from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Heard, Said
 from duologue.core.policy import Policy
-from duologue.core.prompt import Probe
+from duologue.core.prompt import Probe, Template
 from duologue.core.session import BaseSession, Session, SessionFactory
 from duologue.core.trace import Pass, Sink, Trace
 from duologue.engine.engine import Engine
+from duologue.engine.handle import Handle
 from duologue.errors import BadData, DuologueError, UsageError
 from duologue.text.slicing import partials
-from duologue.text.template import Template
 from duologue.types import SLICE_PERIOD_S, Role, Turn, well_formed
 
 _COMMANDS = ("stop", "resume", "respond")
@@ -198,6 +198,13 @@ class AnswerTexts:
         return ReplayResult("\n".join(self._said.values()), "\n".join(heard), tuple(history), trace)
 
 
+class Stepper(Protocol):
+    """Answers in a conversation whose answers come from elsewhere, when it is told to."""
+
+    def step(self, handle: Handle) -> bool:
+        """Say the next part of the running answer, if any of it is still to come. Returns whether it did."""
+
+
 class Replay:
     """Runs a script. Iterate over it for the events, then read `result`."""
 
@@ -219,6 +226,7 @@ class Replay:
         make: SessionFactory = Session,
         end: float | None = None,
         words_per_second: float | None = None,
+        speaker: Stepper | None = None,
     ) -> None:
         """Open the session on `backend`.
 
@@ -227,6 +235,7 @@ class Replay:
             end: time in seconds at which the replay ends. By default it ends when nothing more would happen, which is
                 never for sessions that act by the clock, as in time-division multiplexing.
             words_per_second: the rate at which answers are heard. By default, what is said counts as heard at once.
+            speaker: what answers, if answers come from elsewhere: a part of an answer takes as long as a forward pass.
         """
         _check_pace(period_s, passes)
         self._script = script
@@ -236,6 +245,7 @@ class Replay:
         self._end = end
         self._now = 0.0
         self._texts = AnswerTexts()
+        self._speaker = speaker
         if script.system is not None:
             template = template.with_system(script.system)
         config = SessionConfig(
@@ -256,11 +266,15 @@ class Replay:
             yield from self._cues_until(now, cues)
             forward_pass = self._engine.plan()
             yield from self._talk.new_events()
-            if forward_pass is not None:
-                forward_pass.run()
+            if forward_pass is not None or self._is_answered_elsewhere:
+                if forward_pass is not None:
+                    forward_pass.run()
                 now += self._pass_s
                 yield from self._cues_until(now, cues)  # those that occur during the pass
-                self._engine.take(forward_pass)
+                if forward_pass is not None:
+                    self._engine.take(forward_pass)
+                if self._speaker is not None:
+                    self._speaker.step(self._talk)
                 yield from self._talk.new_events()
                 continue
             waits = [time for time in (cues[0].at if cues else None, self._engine.due()) if time is not None]
@@ -276,6 +290,12 @@ class Replay:
     def close(self) -> None:
         """Free what the session holds on the backend."""
         self._engine.close()
+
+    @property
+    def _is_answered_elsewhere(self) -> bool:
+        """Whether a part of an answer is to be fetched."""
+        running = self.session.running
+        return self._speaker is not None and running is not None and running.finished is None
 
     def _cues_until(self, now: float, cues: deque[Cue]) -> Iterator[Event]:
         """Let time pass until `now`, and carry out the cues on the way."""

@@ -48,6 +48,10 @@ class SequenceMap:
         """`batch` with the backend's sequence numbers."""
         return [Extend(self.seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in batch]
 
+    def named(self, seqs: frozenset[Seq] | None) -> frozenset[Seq]:
+        """The session's numbers of those of the backend's `seqs` that are its own (None: of all its own)."""
+        return frozenset(own for own, seq in self.seqs.items() if seqs is None or seq in seqs)
+
     def free_all(self) -> None:
         """Free every sequence and discard waiting operations.
 
@@ -63,8 +67,10 @@ class SequenceMap:
 
     def _apply(self, op: Op) -> None:
         match op:
-            case Fork(seq, parent, length):
-                self.seqs[seq] = self._backend.fork(None if parent is None else self.seqs[parent], length)
+            case Fork(seq, None, _, listens):
+                self.seqs[seq] = self._backend.fork_listening() if listens else self._backend.fork(None)
+            case Fork(seq, int(parent), length):
+                self.seqs[seq] = self._backend.fork(self.seqs[parent], length)
             case Truncate(seq, length):
                 self._backend.truncate(self.seqs[seq], length)
             case Free(seq):

@@ -104,7 +104,8 @@ def describe_model(model: "Model") -> dict[str, Any]:
     """Which model was measured: its name, backend, weight type and adapter."""
     info = model.backend.info
     adapter = {"kind": model.adapter.kind, "name": model.adapter.name, "probe_tokens": len(model.probe.tokens)}
-    return {"name": model.name, "backend": info.name, "weights": info.weights, "adapter": adapter}
+    listener = {} if model.listener is None else {"listener": describe_model(model.listener)}
+    return {"name": model.name, "backend": info.name, "weights": info.weights, "adapter": adapter, **listener}
 
 
 def write(result: Result, path: Path) -> None:

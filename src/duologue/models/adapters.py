@@ -291,14 +291,17 @@ def _requested(adapter: str | Path | Adapter) -> Adapter | str:
     return Adapter.load(folder)
 
 
-def adapter_for(requested: Adapter | str, fingerprint: Fingerprint) -> Adapter:
-    """The adapter for a model: `requested` if it fits, or the shipped one of that name.
+def adapter_for(requested: Adapter | str | None, fingerprint: Fingerprint) -> Adapter | None:
+    """The adapter for a model: `requested` if it fits, or the shipped one of that name. None for None.
+
+    For "auto" it is the best one that ships for this model, if any.
 
     Raises:
         AdapterMismatch: the adapter was trained for another model, or none ships for this one.
     """
     if isinstance(requested, Adapter):
         requested.check(fingerprint)
+    if requested is None or isinstance(requested, Adapter):
         return requested
     kinds = TRAINED if requested == "auto" else (requested,)
     found = next((found for kind in kinds if (found := shipped_for(fingerprint, kind))), None)
@@ -307,7 +310,7 @@ def adapter_for(requested: Adapter | str, fingerprint: Fingerprint) -> Adapter:
             f"no adapter of kind {requested} ships for this model; train one with `duologue train {requested}`, "
             "or prompt it with --adapter prompted"
         )
-    return found or prompted()
+    return found
 
 
 def _put(path: Path, content: bytes) -> None:

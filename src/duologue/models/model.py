@@ -6,40 +6,92 @@ fit together. How each library opens weights is in `opening`.
 
 import dataclasses
 import importlib.util
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from duologue.core import prompt as core
 from duologue.core.backend import Backend
 from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe
-from duologue.core.session import Session
-from duologue.errors import refuse
-from duologue.models.adapters import Adapter, requested_adapter
+from duologue.core.session import Session, SessionFactory
+from duologue.core.speech import TextTemplate
+from duologue.core.transcript import ListenerModel
+from duologue.engine.engine import Engine
+from duologue.errors import ModelNotFound, refuse, require
+from duologue.models.adapters import Adapter, prompted, requested_adapter
 from duologue.models.catalogue import DEFAULT, ModelSource, find
 from duologue.models.opening import LoadRequest, OpenedModel, Progress, open_llamacpp, open_torch
 from duologue.text.template import Template
 from duologue.types import Role, Turn, well_formed
 
+if TYPE_CHECKING:
+    from duologue.speakers.remote import RemoteSpeaker
+
 BACKENDS = ("auto", "torch", "llamacpp", "reference")
+NO_LISTENER = "none"
+log = logging.getLogger("duologue")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A loaded model with its adapter."""
+    """A loaded model, and what decides in conversations with it: its own adapter, or a listener with another one."""
 
     name: str
-    backend: Backend
+    backend: Backend  # with a listener: both
     template: Template
-    adapter: Adapter
-    probe: Probe
+    adapter: Adapter  # of the model that decides
+    probe: Probe  # of the model that decides
     max_length: int  # tokens of one conversation
+    listener: "Model | None" = None  # the model that decides, if this one only speaks
+    speaker: "RemoteSpeaker | None" = None  # what answers, if this is a model elsewhere
+
+    @property
+    def format(self) -> core.Template:
+        """The chat format of what answers."""
+        return self.template if self.speaker is None else TextTemplate(self.speaker.system)
+
+    @property
+    def decider(self) -> "Model":
+        """The model that decides: this one or its listener."""
+        return self.listener or self
+
+    @property
+    def decided_by(self) -> str:
+        """What decides, for display."""
+        return self.adapter.kind if self.listener is None else f"{self.listener.name} listens, {self.adapter.kind}"
+
+    @property
+    def title(self) -> str:
+        """What answers and what decides, for display."""
+        info = self.backend.info
+        where = f"{info.weights} on {info.name}" if self.speaker is None else f"at {self.speaker.endpoint.url}"
+        return f"{self.name} {where}, {self.decided_by}"
+
+    def spoken_by(self, speaker: "RemoteSpeaker", *, max_length: int) -> "Model":
+        """A model elsewhere, in whose conversations this one listens and decides. They have `max_length` tokens."""
+        return dataclasses.replace(
+            self, name=speaker.endpoint.model, listener=self, speaker=speaker, max_length=max_length
+        )
 
     def policy(self, **changes: Any) -> Policy:
         """The adapter's thresholds for these weights, with `changes` to the other fields of `Policy`."""
-        idle, speaking = self.adapter.thresholds_for(self.backend.info.weights)
+        idle, speaking = self.adapter.thresholds_for(self.decider.backend.info.weights)
         return Policy(**{"idle": idle, "speaking": speaking, **changes})
+
+    def factory(self, make: SessionFactory = Session) -> SessionFactory:
+        """`make` for sessions with this model: it passes on the listener."""
+        if self.listener is None:
+            return make
+        return partial(make, listener=ListenerModel(self.listener.template, self.listener.max_length))
+
+    def engine(self) -> Engine:
+        """An engine for conversations with this model."""
+        return Engine(self.backend, speaker=self.speaker)
 
     def session(
         self,
@@ -60,11 +112,13 @@ class Model:
         config = config or SessionConfig()
         if config.max_length > self.max_length:
             config = dataclasses.replace(config, max_length=self.max_length)
-        template = self.template
+        template = self.format
         if system is not None:
             config.check_size([Turn(Role.SYSTEM, system)])
             template = template.with_system(well_formed(system))
-        return make(template, self.probe, policy=policy or self.policy(), config=config, **options)
+        session = self.factory(make)(template, self.probe, policy=policy or self.policy(), config=config, **options)
+        assert isinstance(session, Session), "`make` is a kind of it"
+        return session
 
     def close(self) -> None:
         """Release the weights."""
@@ -76,6 +130,7 @@ def load(
     *,
     backend: str = "auto",
     adapter: str | Path | Adapter = "auto",
+    listener: str = "auto",
     allow_worse: bool = False,
     weights: str | None = None,
     context_length: int = 4096,
@@ -88,18 +143,19 @@ def load(
 ) -> Model:
     """Load a model by a short name, a `.gguf` file, a Hugging Face folder, or `owner/name` on the hub.
 
-    Any causal language model with a chat template can be loaded. How well it decides depends on the adapter. Trained
-    adapters ship for the default model only. Without one, "auto" falls back to "prompted": the model is prompted
-    for the state of the user's last words. This needs no training, but small models answer poorly, so that backchannels
-    such as "mhm" often interrupt an answer, and each decision feeds the whole prompt instead of one probe token. For
-    decisions like those of the default model, train an adapter with `duologue train`.
+    Any causal language model with a chat template can be loaded. Trained adapters ship for the default model only. With
+    another model, the default model listens: it reads the conversation as the user hears it, and decides, while the
+    other one speaks. No training is needed, and listening costs the speaker nothing.
 
     Args:
         name: see `duologue models`.
         backend: "torch", "llamacpp", "reference" (slow; for models that cannot roll back), or "auto": llama.cpp for
             GGUF files if it is installed, otherwise torch.
-        adapter: "auto" (the best one that ships for this model, otherwise prompted), "alora" or "rows" (the shipped
-            ones), "prompted", "prompted-5" (with five examples), a folder, or an `Adapter`.
+        adapter: of the model that decides: "auto" (the best one that ships for it), "alora" or "rows" (the shipped
+            ones), "prompted", "prompted-5" (with five examples), a folder, or an `Adapter`. A prompted model decides
+            poorly, and each decision feeds the whole prompt instead of one probe token.
+        listener: the model that decides, by the same kinds of names; "none": this model itself, prompted if it has no
+            adapter. "auto": the default model if no adapter ships for this model, and `adapter` names none.
         allow_worse: accept an adapter that decides worse than the prompted model, as its training found.
         weights: for torch "bf16", "f16" or "f32"; for llama.cpp "BF16", "F16", "Q8_0", "Q4_0", or "as-is" to keep those
             of the file. The default is bf16 for torch. For llama.cpp it is BF16 if the CPU computes with it, otherwise
@@ -131,8 +187,71 @@ def load(
         device=device,
         progress=progress or _no_progress,
     )
-    opened = open_llamacpp(request) if request.backend == "llamacpp" else open_torch(request)
-    return _assemble(source, opened, system)
+    listens = partial(
+        load,
+        backend=backend,
+        listener=NO_LISTENER,
+        allow_worse=allow_worse,
+        context_length=context_length,
+        threads=threads,
+        device=device,
+        sessions=sessions,
+        progress=progress,
+    )
+    is_other = listener not in ("auto", NO_LISTENER) and find(listener).location != source.location
+    if is_other:
+        speaker = _assemble(source, _open(dataclasses.replace(request, adapter=None)), system)
+        return _with_listener(speaker, partial(listens, listener, adapter=adapter))
+    opened = _open(request)
+    model = _assemble(source, opened, system)
+    if opened[2] is not None or listener != "auto":
+        return model
+    try:
+        model = _with_listener(model, partial(listens, DEFAULT))
+    except ModelNotFound as error:
+        raise ModelNotFound(
+            f"no adapter ships for {model.name}, so another model has to listen: {error}; with --listener none "
+            '(listener="none"), the model is asked in words, and decides poorly'
+        ) from None
+    _tell_once(f"no adapter ships for {model.name}: {model.decider.name} listens and decides in its place")
+    return model
+
+
+def named_listener(name: str) -> str:
+    """The model that decides where a speaker elsewhere answers, by the option `listener`.
+
+    Raises:
+        UsageError: there is to be none.
+    """
+    require(name != NO_LISTENER, "a speaker elsewhere decides nothing; choose a listener")
+    return DEFAULT if name == "auto" else name
+
+
+def _open(request: LoadRequest) -> OpenedModel:
+    return open_llamacpp(request) if request.backend == "llamacpp" else open_torch(request)
+
+
+def _with_listener(speaker: Model, load_listener: Callable[[], Model]) -> Model:
+    """`speaker`, in whose conversations the model that `load_listener` loads decides."""
+    from duologue.backends.pair import PairBackend
+
+    try:
+        listener = load_listener()
+    except BaseException:
+        speaker.close()
+        raise
+    return dataclasses.replace(
+        speaker,
+        backend=PairBackend(speaker.backend, listener.backend),
+        adapter=listener.adapter,
+        probe=listener.probe,
+        listener=listener,
+    )
+
+
+@cache
+def _tell_once(message: str) -> None:
+    log.warning(message)
 
 
 def _check(backend: str, context_length: int, threads: int | None, sessions: int) -> None:
@@ -156,8 +275,12 @@ def _choose_backend(wanted: str, source: ModelSource) -> str:
 
 
 def _assemble(source: ModelSource, opened: OpenedModel, system: str | None) -> Model:
-    """Check that template, adapter and backend fit together; close the backend if they do not."""
+    """Check that template, adapter and backend fit together; close the backend if they do not.
+
+    Without an adapter, the model is prompted.
+    """
     backend, tokenizer, adapter = opened
+    adapter = adapter or prompted()
     try:
         template = Template.from_tokenizer(tokenizer, system=system and well_formed(system))
         probe = adapter.probe_for(backend.info.vocab_size, template)

@@ -39,7 +39,7 @@ class LoadRequest:
 
     source: ModelSource
     backend: str  # "torch", "reference" or "llamacpp"
-    adapter: Adapter | str  # or a name, if the choice depends on the model
+    adapter: Adapter | str | None  # or a name, if the choice depends on the model; None: another model decides
     weights: str | None
     context_length: int
     sessions: int
@@ -48,8 +48,8 @@ class LoadRequest:
     progress: Progress
 
 
-OpenedModel: TypeAlias = tuple[Backend, Tokenizer, Adapter]
-"""Weights on a backend, with the tokenizer and the adapter."""
+OpenedModel: TypeAlias = tuple[Backend, Tokenizer, Adapter | None]
+"""Weights on a backend, with the tokenizer and, if there is one, the adapter."""
 
 
 def open_torch(request: LoadRequest) -> OpenedModel:
@@ -80,7 +80,7 @@ def open_torch(request: LoadRequest) -> OpenedModel:
     )
     adapter = adapter_for(request.adapter, fingerprint)
     limits = cache_limits(request.sessions, min(request.context_length, causal.context_length(None)))
-    options = {"rows": adapter.rows, "lora": adapter.lora, **limits}
+    options = {"rows": adapter and adapter.rows, "lora": adapter and adapter.lora, **limits}
     if request.backend == "reference":
         return ReferenceBackend(model, **options), tokenizer, adapter
     return TorchBackend(model, label=source.name, **options), tokenizer, adapter
@@ -109,7 +109,7 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
         tokenizer, vocab_size=facts.base_vocab_size, hidden_size=facts.hidden_size, num_layers=facts.num_layers
     )
     adapter = adapter_for(request.adapter, fingerprint)
-    if facts.num_added and adapter.num_added not in (0, facts.num_added):
+    if facts.num_added and adapter is not None and adapter.num_added not in (0, facts.num_added):
         raise AdapterMismatch(
             f"{path} already has {facts.num_added} rows of an adapter, but this adapter has {adapter.num_added}; "
             "start from the base model's file"
@@ -119,7 +119,7 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
     converted = cached_gguf(
         path,
         weights=None if weights == AS_IS else weights,
-        rows=None if facts.num_added else adapter.rows,
+        rows=None if facts.num_added or adapter is None else adapter.rows,
         progress=lambda _, share: request.progress(f"writing {weights} weights to the cache, once", share),
     )
     request.progress("reading the weights")
@@ -133,7 +133,7 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
         # Flash attention skips the entries of other sessions. Without it, a pass of several tokens in one long sequence
         # is at least a fifth faster.
         flash_attention=shared > 1,
-        lora_path=None if adapter.lora is None else cached_lora(path, adapter.lora),
+        lora_path=None if adapter is None or adapter.lora is None else cached_lora(path, adapter.lora),
         prefill_capacity=2 * length if shared > 1 else 0,
     )
     return backend, tokenizer, adapter

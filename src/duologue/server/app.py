@@ -16,8 +16,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from duologue.engine.engine import Engine
-from duologue.models.model import Model, load
+from duologue.models.model import NO_LISTENER, Model, load, named_listener
 from duologue.server import assets, chat
 from duologue.server.authentication import refusal, subprotocols
 from duologue.server.config import ServerConfig
@@ -72,7 +71,7 @@ class Server:
                     self.failure = error
                     log.error("the voice cannot be loaded", extra={"error": str(error)})
                     return
-                engine = await stack.enter_async_context(Engine(model.backend))
+                engine = await stack.enter_async_context(model.engine())
                 conversations = Conversations(model, engine, self.config, sink=self.metrics, voices=voices)
                 self.metrics.watch(engine, lambda: len(conversations), lambda: conversations.num_refused)
                 sweeping = asyncio.create_task(conversations.sweep(), name="duologue-sweep")
@@ -253,10 +252,12 @@ async def _voices(config: ServerConfig, engines: Engines | None) -> AsyncIterato
 
 
 def _load(config: ServerConfig) -> Model:
-    return load(
-        config.model,
+    speaker = config.remote_speaker()
+    model = load(
+        config.model if speaker is None else named_listener(config.listener),
         backend=config.backend,
         adapter=config.adapter,
+        listener=config.listener if speaker is None else NO_LISTENER,
         allow_worse=config.allow_worse,
         weights=config.weights or None,
         revision=config.revision or None,
@@ -265,3 +266,4 @@ def _load(config: ServerConfig) -> Model:
         device=config.device,
         sessions=config.max_sessions,
     )
+    return model if speaker is None else model.spoken_by(speaker, max_length=config.context)

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from duologue.core.answer import Answer
-from duologue.core.events import Committed, Finished, Said
+from duologue.core.events import Committed, Failed, Finished, Said
 from duologue.core.words import words_in
 from duologue.errors import BadData, DuologueError, EngineError, EngineFull, UsageError
 from duologue.server.conversation import Conversation
@@ -154,6 +154,8 @@ class _Completion:
                 yield event.text, None
             elif isinstance(event, Finished):
                 reason = event.reason  # the last words follow
+            elif isinstance(event, Failed):
+                raise EngineError(event.reason)
             elif isinstance(event, Committed):
                 yield "", reason
                 return

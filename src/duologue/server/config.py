@@ -5,10 +5,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from duologue.errors import UsageError
 from duologue.models.catalogue import DEFAULT
+from duologue.speakers.endpoint import KEY_VARIABLE
+from duologue.speakers.opening import remote_speaker
+
+if TYPE_CHECKING:
+    from duologue.speakers.remote import RemoteSpeaker
 
 PREFIX = "DUOLOGUE_SERVE_"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -25,8 +30,23 @@ class ServerConfig:
     """The operator's settings. Durations are in seconds."""
 
     model: str = _setting(DEFAULT, "a short name (see `duologue models`), a .gguf file, a folder or hub name")
-    adapter: str = _setting("auto", "auto, alora, rows, prompted, or an adapter folder")
+    adapter: str = _setting("auto", "of the model that decides: auto, alora, rows, prompted, or an adapter folder")
+    listener: str = _setting(
+        "auto",
+        f"the model that decides, if it is not the one that answers; auto: {DEFAULT}, if no adapter is shipped for the "
+        "model; none: the model itself",
+    )
     allow_worse: bool = _setting(False, "accept an adapter that decides worse than the prompted model")
+    speaker: str = _setting(
+        "",
+        "URL of an endpoint with OpenAI's chat completions that answers in place of `model`, while the listener "
+        f"decides; its key is read from {KEY_VARIABLE}",
+    )
+    speaker_model: str = _setting("", "name of the model at the speaker's endpoint")
+    speaker_continues: bool = _setting(False, "the endpoint goes on with an answer that it is given the beginning of")
+    speaker_early: int = _setting(
+        256, "tokens of prepared answers that may be thrown away in a turn; then answers are asked for later", least=0
+    )
     backend: str = _setting("auto", "auto, llamacpp, torch or reference")
     weights: str = _setting("", "weight type; empty: the backend's default")
     revision: str = _setting("", "commit, tag or branch to download from the hub; empty: the newest")
@@ -85,6 +105,17 @@ class ServerConfig:
                 f"other machines can reach {self.host}, and there is no token: set {PREFIX}TOKENS (or --tokens), "
                 "or listen on 127.0.0.1"
             )
+
+    def remote_speaker(self) -> "RemoteSpeaker | None":
+        """What answers in place of a model of this machine, if anything does.
+
+        Raises:
+            UsageError: the settings of the speaker are not possible.
+            MissingDependency: a package is missing.
+        """
+        return remote_speaker(
+            self.speaker, self.speaker_model, continues=self.speaker_continues, early_tokens=self.speaker_early
+        )
 
     @classmethod
     def read(

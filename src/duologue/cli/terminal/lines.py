@@ -30,6 +30,10 @@ def remark(event: e.Event) -> str:
             return f"dropped: {reason}"
         case e.Refused(what=what, reason=reason):
             return f"{what} refused: {reason}" if what in _COMMANDS else f"refused: {reason}"
+        case e.Failed(reason=reason, unanswered=unanswered):
+            return f"no answer: {reason}" if unanswered else f"the answer broke off: {reason}"
+        case e.Noticed(text=text):
+            return text
         case e.Trimmed(turns_dropped=dropped):
             return f"dropped the oldest {counted(dropped, 'turn')} to make room"
         case e.Edited(history=history):

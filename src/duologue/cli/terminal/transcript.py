@@ -16,9 +16,11 @@ from duologue.core.events import (
     Decided,
     Dropped,
     Event,
+    Failed,
     Finished,
     Heard,
     Held,
+    Noticed,
     Promoted,
     Received,
     Refused,
@@ -111,8 +113,11 @@ class Transcript:
                 if verdict := remark(event):
                     self._judge(utterance, verdict, "ignore")
                 self._words[utterance].is_settled = True
-            case Refused() | Trimmed():
+            case Refused() | Trimmed() | Noticed():
                 self.note(event.at, remark(event))
+            case Failed():
+                self.note(event.at, remark(event))
+                self._follow(event)
             case _:
                 self._follow(event)
 
@@ -158,7 +163,7 @@ class Transcript:
                 self._running = speech = self._answers[answer]
                 speech.is_cut = speech.is_gone = False
                 self._part(event.at, speech, speech.heard)
-            case TakenBack(answer=answer) | Withdrawn(answer=answer):
+            case TakenBack(answer=answer) | Withdrawn(answer=answer) | Failed(answer=answer, unanswered=True):
                 self._answers[answer].is_gone = True
                 self._running = None
             case Finished(answer=answer, reason="length"):

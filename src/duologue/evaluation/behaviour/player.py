@@ -75,15 +75,16 @@ def kind_of(name: str, model: Model) -> SessionKind:
     plain = Policy()
     match name:
         case "duplex":
-            return SessionKind(Session, model.probe, model.policy(echo_s=ECHO_S))
+            return SessionKind(model.factory(), model.probe, model.policy(echo_s=ECHO_S))
         case "prompted":
             return SessionKind(Session, prompted_probe(model.template, tuple(InputState)), Policy(echo_s=ECHO_S))
         case "slices":
-            return SessionKind(Session, model.probe, plain, always=InputState.PROCESS)
+            return SessionKind(model.factory(), model.probe, plain, always=InputState.PROCESS)
         case "turns":
-            return SessionKind(Turns, model.probe, plain)
+            return SessionKind(model.factory(Turns), model.probe, plain)
         case "vad":
-            return SessionKind(Vad, model.probe, Policy(settle_ms=0.0))  # its silence is that which ends an utterance
+            policy = Policy(settle_ms=0.0)  # its silence is that which ends an utterance
+            return SessionKind(model.factory(Vad), model.probe, policy)
         case "tdm":
             return SessionKind(partial(Tdm, skip_idle=True), model.probe, plain, system=PROMPT)
         case _:
@@ -208,6 +209,12 @@ class _CaseBackend(Backend):
         with self._shared.lock:
             seq = self._shared.backend.fork(parent, length)
         self._held[seq] = [] if parent is None else self._held[parent][:length]
+        return seq
+
+    def fork_listening(self) -> Seq:
+        with self._shared.lock:
+            seq = self._shared.backend.fork_listening()
+        self._held[seq] = []
         return seq
 
     def truncate(self, seq: Seq, length: int) -> None:

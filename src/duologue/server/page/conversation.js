@@ -235,6 +235,15 @@ export class Conversation {
     if (answer.finished === "length") this.note("the answer met its limit of length");
   }
 
+  failed({ answer: id, reason, unanswered }) {
+    this.note(unanswered ? `no answer: ${reason}` : `the answer broke off: ${reason}`);
+    if (unanswered) this.#withdraw(this.#answer(id), "not answered");
+  }
+
+  noticed({ text }) {
+    this.note(text);
+  }
+
   // ------------------------------------------------------------------ the rest
 
   voice({ at, what }) {
@@ -419,9 +428,8 @@ export class Conversation {
 
 const TAKE = Object.fromEntries(
   ["received", "decided", "held", "dropped", "promoted", "released", "said", "heard", "suspended", "resumed",
-    "taken_back", "withdrawn", "finished", "committed", "refused", "trimmed", "edited", "voice"].map((type) => [
-    type, Conversation.prototype[type],
-  ]),
+    "taken_back", "withdrawn", "finished", "committed", "failed", "noticed", "refused", "trimmed", "edited",
+    "voice"].map((type) => [type, Conversation.prototype[type]]),
 ); // prettier-ignore
 
 const VOLUMES = { ducked: "quieter", yielded: "pauses", came_back: "as loud as before" }; // of an answer by voice

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from duologue.core.compaction import newest_that_fit
 from duologue.core.config import MAX_CHARACTERS_PER_TOKEN
+from duologue.core.prompt import Template
 from duologue.core.session import Session
 from duologue.engine.handle import Handle
 from duologue.errors import ContextOverflow, UsageError
@@ -12,7 +13,6 @@ from duologue.models.model import Model
 from duologue.server.conversations import PER_TURN, off_loop
 from duologue.server.fields import Rejection
 from duologue.server.realtime.items import Item
-from duologue.text.template import Template
 from duologue.types import Role, Token, Turn, well_formed
 
 
@@ -116,7 +116,7 @@ class History:
     def _template(self, instructions: str) -> Template:
         if self._newest_template is None or self._newest_template[0] != instructions:
             text = well_formed(instructions) or self._default
-            template = self._model.template.with_system(text) if text else self._model.template
+            template = self._model.format.with_system(text) if text else self._model.format
             self._newest_template = instructions, template
         return self._newest_template[1]
 

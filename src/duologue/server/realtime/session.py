@@ -245,7 +245,7 @@ class RealtimeSession:
             self._complete(response, reason)
 
     def _complete(self, response: Response, reason: str) -> None:
-        status, why = ("incomplete", "max_output_tokens") if reason == "length" else ("completed", None)
+        status, why = _ENDS.get(reason, ("completed", None))
         response.end(status, why, self.items.previous(response.item))
 
     async def prepare(self, kind: str, fields: Any) -> None:
@@ -288,6 +288,8 @@ class RealtimeSession:
                 self.listening.close_turn()
             case e.Withdrawn():
                 self._withdrawn(event)
+            case e.Failed(unanswered=True):
+                self._cut(event.answer, event.at)
             case e.TakenBack():
                 self._cut(event.answer, event.at)
                 for item in self.listening.take_back():
@@ -462,6 +464,8 @@ class RealtimeSession:
         return self._answers[number]
 
 
+_ENDS = {"length": ("incomplete", "max_output_tokens"), "failed": ("failed", "server_error")}
+"""How a response ends that ends for this reason, and why; others are completed."""
 _WHY = {
     "ignore": "the words were none of the assistant's business, and the answer that there is goes on",
     "stop": "the words asked for silence, so nothing is said",
