@@ -1,78 +1,36 @@
 """The judge against a real HTTP server on this machine that answers with chat completions."""
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from duologue.data.device_directed import NUM_TRIES, PROMPT, Addressee, Judge
+from chat_server import ChatServer, completion, serving
+from duologue.data.chat_client import NUM_TRIES
+from duologue.data.device_directed import PROMPT, Addressee, Judge
 from duologue.errors import BadData, RemoteError, UsageError
-
-Reply = Callable[[str], tuple[int, str]]
-"""From the line that was asked about to HTTP state and body."""
-
-
-def completion(content: str | None) -> str:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]})
 
 
 def by_a_word(text: str) -> tuple[int, str]:
     return 200, completion("ASSISTANT" if "timer" in text else "People.")
 
 
-class Server:
-    """What came in, and what goes out."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.reply: Reply = by_a_word
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.requests.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
-                state, answer = server.reply(body["messages"][-1]["content"])
-                content = answer.encode()
-                self.send_response(state)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-
-    @property
-    def asked(self) -> list[str]:
-        return [request["messages"][-1]["content"] for request in self.requests]
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    found = Server()
-    thread = threading.Thread(target=found.http.serve_forever, args=(0.01,))
-    thread.start()
-    yield found
-    found.http.shutdown()
-    thread.join()
-    found.http.server_close()
+    with serving(by_a_word) as found:
+        yield found
 
 
-def judge(server: Server, folder: Path, waits: list[float] | None = None, **settings: Any) -> Judge:
+def judge(server: ChatServer, folder: Path, waits: list[float] | None = None, **settings: Any) -> Judge:
     waits = [] if waits is None else waits
     return Judge(server.url, "reader", cache=folder / "verdicts.jsonl", sleep=waits.append, **settings)
 
 
 def test_it_asks_in_the_shape_of_chat_completions(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("READER_KEY", "abc")
     assert judge(server, tmp_path, api_key_env="READER_KEY").addressee("set a timer") is Addressee.ASSISTANT
@@ -96,13 +54,13 @@ def test_it_asks_in_the_shape_of_chat_completions(
     ],
 )
 def test_answers_are_read_for_one_word(
-    server: Server, tmp_path: Path, answer: str | None, addressee: Addressee
+    server: ChatServer, tmp_path: Path, answer: str | None, addressee: Addressee
 ) -> None:
     server.reply = lambda _: (200, completion(answer))
     assert judge(server, tmp_path).addressee("so we left") is addressee
 
 
-def test_each_text_is_asked_once(server: Server, tmp_path: Path) -> None:
+def test_each_text_is_asked_once(server: ChatServer, tmp_path: Path) -> None:
     texts = ["a timer", "so we left", "a timer"]
     for _ in range(2):  # the second judge reads what the first has found
         reader = judge(server, tmp_path)
@@ -110,7 +68,7 @@ def test_each_text_is_asked_once(server: Server, tmp_path: Path) -> None:
     assert server.asked == texts[:2]
 
 
-def test_a_killed_run_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_was(server: ChatServer, tmp_path: Path) -> None:
     first = judge(server, tmp_path)
     for text in ("a timer", "a lamp", "a boat"):
         first.addressee(text)
@@ -122,7 +80,7 @@ def test_a_killed_run_goes_on_where_it_was(server: Server, tmp_path: Path) -> No
     assert [json.loads(line)["text"] for line in cache.read_text().splitlines()] == ["a timer", "a lamp", "a boat"]
 
 
-def test_another_model_gives_its_own_verdicts(server: Server, tmp_path: Path) -> None:
+def test_another_model_gives_its_own_verdicts(server: ChatServer, tmp_path: Path) -> None:
     judge(server, tmp_path).addressee("a timer")
     server.reply = lambda _: (200, completion("PEOPLE"))
     other = Judge(server.url, "other", cache=tmp_path / "verdicts.jsonl")
@@ -130,7 +88,7 @@ def test_another_model_gives_its_own_verdicts(server: Server, tmp_path: Path) ->
     assert judge(server, tmp_path).addressee("a timer") is Addressee.ASSISTANT
 
 
-def test_a_busy_server_is_tried_again(server: Server, tmp_path: Path) -> None:
+def test_a_busy_server_is_tried_again(server: ChatServer, tmp_path: Path) -> None:
     replies = iter([(429, "slow down"), (503, "loading"), (200, completion("PEOPLE"))])
     server.reply = lambda _: next(replies)
     waits: list[float] = []
@@ -148,7 +106,7 @@ def test_a_busy_server_is_tried_again(server: Server, tmp_path: Path) -> None:
     ],
 )
 def test_what_went_wrong_is_said(
-    server: Server, tmp_path: Path, reply: tuple[int, str], message: str, num_requests: int
+    server: ChatServer, tmp_path: Path, reply: tuple[int, str], message: str, num_requests: int
 ) -> None:
     server.reply = lambda _: reply
     with pytest.raises(RemoteError, match=message):
@@ -157,7 +115,7 @@ def test_what_went_wrong_is_said(
     assert not (tmp_path / "verdicts.jsonl").exists()
 
 
-def test_an_error_keeps_what_was_found(server: Server, tmp_path: Path) -> None:
+def test_an_error_keeps_what_was_found(server: ChatServer, tmp_path: Path) -> None:
     server.reply = lambda text: by_a_word(text) if text != "a boat" else (401, "no key")
     reader = judge(server, tmp_path)
     reader.addressee("a timer")
@@ -168,7 +126,7 @@ def test_an_error_keeps_what_was_found(server: Server, tmp_path: Path) -> None:
 
 def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    gone = Server()
+    gone = ChatServer(by_a_word)
     gone.http.server_close()
     waits: list[float] = []
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1.*check that the server runs"):

@@ -40,12 +40,15 @@ def add_options(parser: argparse._ActionsContainer, options: Sequence[Option]) -
         parser.add_argument(*option.names, **option.settings)
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str) -> None:
-    """Add the command in module `name`, with its members."""
-    module = importlib.import_module(f"duologue.cli.{name}")
+def add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, group: str | None = None
+) -> None:
+    """Add the command `name`, perhaps of a `group`, with its members. Its module is called like both."""
+    full = name if group is None else f"{group}_{name}"
+    module = importlib.import_module(f"duologue.cli.{full.replace('-', '_')}")
     command: Command = module.COMMAND
     parser = commands.add_parser(
-        name.rpartition("_")[2],
+        name,
         usage=command.usage,
         help=command.summary,
         description=command.description,
@@ -60,7 +63,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
         return
     members = parser.add_subparsers(prog=f"duologue {name}", title=command.title, metavar="WHAT", required=True)
     for member in command.members:
-        add_command(members, f"{name}_{member}")
+        add_command(members, member, name)
 
 
 def number(*, least: float, most: float = math.inf, above: bool = False) -> Callable[[str], float]:

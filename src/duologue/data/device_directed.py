@@ -7,19 +7,16 @@ did. Its answers are cached in a file: a killed run continues where it stopped, 
 """
 
 import json
-import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from enum import StrEnum
-from http.client import HTTPException
 from pathlib import Path
 
 from duologue.data import forms
+from duologue.data.chat_client import ChatClient, Refused
 from duologue.data.jsonl import complete_lines
-from duologue.errors import BadData, RemoteError, refuse
+from duologue.errors import BadData, RemoteError
 
 _NAMES = r"alexa|siri|cortana|bixby|google assistant|chat ?gpt|google home|voice assistant"
 _CALLS = r"(?:hey|hi|hello|ok|okay|yo) (?:google|computer|assistant|robot|jarvis|copilot|gemini|meta|mycroft)"
@@ -68,12 +65,6 @@ PROMPT = (
     "command that a voice assistant would be expected to answer. Answer PEOPLE if it is part of a conversation, a "
     "lecture, a story or a broadcast, or if it is meant for somebody in the room. Answer with that one word only."
 )
-NUM_TRIES = 4
-FIRST_WAIT_S = 1.0
-"""Wait before the second try; doubled before each further one."""
-
-_TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""HTTP status codes after which another try may succeed."""
 
 
 def device_directed(text: str) -> str | None:
@@ -106,31 +97,16 @@ class Judge:
         """Read the cache; nothing is sent yet.
 
         Args:
-            url: base URL without `/chat/completions`, such as "http://localhost:8000/v1".
+            url, api_key_env, timeout_s, sleep: see `ChatClient`.
             cache: JSONL file of answers, created if missing; answers of other models in it are ignored.
-            api_key_env: name of the environment variable with the API key, if one is needed.
-            sleep: waits before another try.
 
         Raises:
-            UsageError: the URL is not an HTTP address, or the variable is not set.
+            UsageError: see `ChatClient`.
             BadData: the cache contains something else.
         """
-        key = None if api_key_env is None else os.environ.get(api_key_env)
-        refuse(
-            [
-                (
-                    not re.match(r"https?://[^/]", url),
-                    f"a judge's URL starts with http:// or https://, got {url!r}; example: http://localhost:8000/v1",
-                ),
-                (
-                    api_key_env is not None and not key,
-                    f"the environment variable {api_key_env} for the judge's key is not set",
-                ),
-            ]
+        self._client = ChatClient(
+            url, model, purpose="judge", api_key_env=api_key_env, timeout_s=timeout_s, sleep=sleep
         )
-        self._url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        self._model, self._timeout_s, self._sleep = model, timeout_s, sleep
         self._cache, self._known = cache, _read_cache(cache, model)
 
     def addressee(self, text: str) -> Addressee:
@@ -141,49 +117,23 @@ class Judge:
         """
         if text in self._known:
             return self._known[text]
-        found = _read_answer(self._ask(text))
+        try:
+            found = _read_answer(self._client.ask(PROMPT, text))
+        except Refused:
+            raise
+        except RemoteError as error:
+            raise RemoteError(f"{error}. Answers so far are kept in {self._cache}") from None
         self._cache.parent.mkdir(parents=True, exist_ok=True)
         with self._cache.open("a", encoding="utf-8") as file:
-            row = {"text": text, "verdict": found, "model": self._model}
+            row = {"text": text, "verdict": found, "model": self._client.model}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._known[text] = found
         return found
 
-    def _ask(self, text: str) -> str:
-        messages = [{"role": "system", "content": PROMPT}, {"role": "user", "content": text}]
-        body = json.dumps({"model": self._model, "messages": messages, "temperature": 0}).encode()
-        for attempt in range(NUM_TRIES):
-            if attempt:
-                self._sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
-            try:
-                request = urllib.request.Request(self._url, body, self._headers)
-                with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-                    return _content(self._url, response.read())
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code} {error.reason}: {error.read(500).decode('utf-8', 'replace').strip()}"
-                if error.code not in _TRANSIENT:
-                    raise RemoteError(f"the judge at {self._url} refuses model {self._model!r}: {reason}") from None
-            except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
-        raise RemoteError(
-            f"the judge at {self._url} did not answer in {NUM_TRIES} tries ({reason}); check that the server runs. "
-            f"Answers so far are kept in {self._cache}"
-        )
-
-
-def _content(url: str, body: bytes) -> str:
-    """The text of a chat completion."""
-    try:
-        return str(json.loads(body)["choices"][0]["message"]["content"] or "")
-    except (ValueError, LookupError, TypeError):
-        raise RemoteError(
-            f"{url} did not answer with a chat completion: {body[:200]!r}; is this the URL of the API?"
-        ) from None
-
 
 def _read_answer(answer: str) -> Addressee:
-    """The addressee that an answer names; reasoning before it in <think> tags is ignored."""
-    named = set(re.findall(r"\b(assistant|people)\b", answer.rpartition("</think>")[2].lower()))
+    """The addressee that an answer names."""
+    named = set(re.findall(r"\b(assistant|people)\b", answer.lower()))
     return Addressee(named.pop()) if len(named) == 1 else Addressee.UNCLEAR
 
 

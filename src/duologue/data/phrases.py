@@ -23,7 +23,11 @@ PAUSES = frozenset(
 @cache
 def sections() -> dict[str, tuple[str, ...]]:
     """Section → its lines."""
-    text = (resources.files("duologue.data") / "english.txt").read_text(encoding="utf-8")
+    return parse((resources.files("duologue.data") / "english.txt").read_text(encoding="utf-8"))
+
+
+def parse(text: str) -> dict[str, tuple[str, ...]]:
+    """Section → its lines, of a file in which `[name]` begins a section and `#` a comment."""
     _, *parts = re.split(r"^\[(\w+)\]$", re.sub(r"^#.*", "", text, flags=re.MULTILINE), flags=re.MULTILINE)
     bodies = zip(parts[::2], parts[1::2], strict=True)
     return {name: tuple(line.strip() for line in body.splitlines() if line.strip()) for name, body in bodies}

@@ -58,6 +58,19 @@ def read_model(
         raise UsageError(f"the model cannot be put on device {device!r}: {error}") from error
 
 
+def read_tokenizer(source: Path | str, *, revision: str | None = None) -> Any:
+    """The tokenizer alone (`PreTrainedTokenizerBase`); no weights are read. See `read_model`.
+
+    Raises:
+        ModelNotFound, BrokenModel, MissingDependency: see `read_model`.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        _check_gguf(path)
+        return _read_tokenizer(str(path.parent), {"gguf_file": path.name})
+    return _read_tokenizer(_folder_or_hub_name(source, path), {} if revision is None else {"revision": revision})
+
+
 def _folder_or_hub_name(source: Path | str, path: Path) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -72,9 +85,7 @@ def _folder_or_hub_name(source: Path | str, path: Path) -> str:
 
 def _read_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
     """The model in a GGUF file, from the cache of dequantised weights if an earlier call stored it there."""
-    if not path.is_file():
-        others = ", ".join(sorted(file.name for file in path.parent.glob("*.gguf"))[:8]) or "no GGUF files"
-        raise ModelNotFound(f"there is no {path.name} in {path.parent}, which has {others}")
+    _check_gguf(path)
     try:
         stored = dequantised.folder_for(path, dtype)
     except (OSError, RuntimeError):  # no home directory, or an unreadable file, which the reader reports
@@ -90,28 +101,43 @@ def _read_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _check_gguf(path: Path) -> None:
+    if not path.is_file():
+        others = ", ".join(sorted(file.name for file in path.parent.glob("*.gguf"))[:8]) or "no GGUF files"
+        raise ModelNotFound(f"there is no {path.name} in {path.parent}, which has {others}")
+
+
 def _read(
     folder: str, dtype: torch.dtype, *, gguf_file: str | None = None, revision: str | None = None
 ) -> tuple[Any, Any]:
     given = {"gguf_file": gguf_file, "revision": revision}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    with _explained(folder, options):
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options, **_unpacking(options))
+    return model, _read_tokenizer(folder, options)
+
+
+def _read_tokenizer(folder: str, options: dict[str, Any]) -> Any:
+    with _explained(folder, options):
+        return transformers.AutoTokenizer.from_pretrained(folder, **options)
+
+
+@contextmanager
+def _explained(folder: str, options: dict[str, Any]) -> Iterator[None]:
+    """Explain what the library raises while it reads `folder` with `options`."""
     try:
         with _quiet() if Path(folder).is_dir() else nullcontext():  # a download shows its progress
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, **options, **_unpacking(options)
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            yield
     except ImportError as error:
         raise MissingDependency(f"{error}; pip install 'duologue[torch]' accelerate") from error
     except Exception as error:
         # The readers of damaged files raise errors without a common class.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not Path(folder).is_dir():
-            pinned = f" at revision {revision}" if revision else ""
+            pinned = f" at revision {options['revision']}" if "revision" in options else ""
             raise ModelNotFound(f"the hub provided no model {folder}{pinned}: {reason}") from error
-        what = f"{folder}/{gguf_file}" if gguf_file else folder
+        what = "/".join([folder, *([options["gguf_file"]] if "gguf_file" in options else [])])
         raise BrokenModel(f"{what} cannot be read as a causal language model: {reason}") from error
-    return model, tokenizer
 
 
 def _unpacking(options: dict[str, Any]) -> dict[str, Any]:
