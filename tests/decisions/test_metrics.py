@@ -12,7 +12,7 @@ from duologue.decisions.calibration import (
     fit_temperature,
     reliability,
 )
-from duologue.decisions.metrics import DecisionMetrics, Detection, adapter_facts, metrics_by
+from duologue.decisions.metrics import DecisionMetrics, Detection, adapter_facts, metrics_by, wilson
 from duologue.decisions.thresholds import accepted, calibrate, decide
 from duologue.decisions.timing import auc, balance, is_learnable
 from duologue.decisions.tradeoff import Tradeoff, tradeoffs
@@ -184,3 +184,10 @@ def test_turns_end_as_often_as_they_go_on_whatever_was_cut() -> None:
     joints = [Sample("a", PROCESS, "own", ends=ends) for ends in (True, True, True, False)]
     cuts = [Sample("b", INCOMPLETE, "own", ends=False)] * 2
     assert balance([*joints, *cuts, Sample("c", IGNORE, "own")]).tolist() == pytest.approx([2 / 3] * 3 + [2, 1, 1, 0])
+
+
+def test_intervals_are_wilsons() -> None:
+    low, high = wilson(8, 10)
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(5, 5)[1] == 1.0

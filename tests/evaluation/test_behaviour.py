@@ -16,7 +16,7 @@ from duologue.errors import BadData, UsageError
 from duologue.evaluation.behaviour import generate as g
 from duologue.evaluation.behaviour.cases import Act, Action, Case, Expectation, plain_words
 from duologue.evaluation.behaviour.judge import Problem, SpeechInterval, judge, speeches
-from duologue.evaluation.behaviour.measures import CaseResult, details, difference, line, wilson
+from duologue.evaluation.behaviour.measures import CaseResult, details, difference, line
 from duologue.evaluation.behaviour.player import SESSIONS, Played, kind_of, play_all
 from duologue.evaluation.behaviour.readers import read
 from duologue.evaluation.behaviour.report import draw, page, tables
@@ -318,13 +318,6 @@ def test_false_cutoffs_and_latency_of_the_best_policy() -> None:
     blind = details([judged_as(case)])["eot_bench"]
     assert blind["false_cutoffs_at"] == {"300_ms": 1.0, "600_ms": 0.0 if blind["latency_s_at"]["5_%"] <= 0.6 else 1.0}
     assert blind["latency_s_at"]["5_%"] == 0.6
-
-
-def test_intervals_are_wilsons() -> None:
-    low, high = wilson(8, 10)
-    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
-    assert wilson(0, 0) == (0.0, 1.0)
-    assert wilson(5, 5)[1] == 1.0
 
 
 def test_differences_are_ties_where_two_states_were_close() -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, final
 
 from duologue.baselines.tdm import Tdm
+from duologue.baselines.tdm_model import TdmModel
 from duologue.core.backend import Extend
 from duologue.core.cache import Plan
 from duologue.core.events import Dropped, Received
@@ -24,10 +25,15 @@ def factory(
     judge: Callable[[str], InputState] | None = None,
     idle: tuple[Token, ...] = (),
     period_s: float = SLICE_PERIOD_S,
+    trained: TdmModel | None = None,
 ) -> SessionFactory:
-    """The factory of sessions of kind `name` (one of `NAMES`). The other arguments are for time division: see `Tdm`."""
+    """The factory of sessions of kind `name` (one of `NAMES`). The other arguments are for time division.
+
+    There, `judge` decides (see `Tdm`), or else the model: `trained` says what it was trained for, if it was.
+    """
     plain: dict[str, SessionFactory] = {"cdm": Session, "sequential": Sequential, "turns": Turns, "vad": Vad}
-    timed = partial(Tdm, judge=judge, idle=idle, skip_idle=name == "tdm_skip_idle", period_s=period_s)
+    known = {"idle": idle} if trained is None else trained.options
+    timed = partial(Tdm, judge=judge, skip_idle=name == "tdm_skip_idle", period_s=period_s, **known)
     return plain.get(name, timed)
 
 

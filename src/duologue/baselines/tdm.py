@@ -46,6 +46,17 @@ PROMPT = (
 """A system prompt for a model that was not trained for time division (decider "prompted")."""
 
 
+def slice_input(
+    template: Template, words: str, idle: Sequence[Token], *, is_first: bool
+) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
+    """The ids that a pair begins with: what closes the pair before it, and the user's turn, up to the header.
+
+    `is_first` if the pair directly follows the beginning of the template. No `words`: the user's turn is `idle`.
+    """
+    opening = () if is_first else template.joint(Role.ASSISTANT, Role.USER)
+    return opening, (*template.user(words, first=is_first), *(() if words else idle), *template.header)
+
+
 @dataclass(slots=True)
 class _Slice:
     """The current pair of turns: what the user said in a period, and what the assistant says in it."""
@@ -72,6 +83,7 @@ class Tdm(BaseSession):
         skip_idle: remove pairs in which neither side said anything, as the released server does.
         period_s: seconds of a slice.
         slice_tokens: most tokens that the assistant says in a slice.
+        trained: whether the model was trained for time division; only says what decides.
     """
 
     def __init__(
@@ -87,13 +99,14 @@ class Tdm(BaseSession):
         skip_idle: bool = False,
         period_s: float = SLICE_PERIOD_S,
         slice_tokens: int = SLICE_TOKENS,
+        trained: bool = False,
     ) -> None:
         require(
             period_s > 0 and slice_tokens >= 1,
             f"slices of {period_s} s with {slice_tokens} tokens are not possible; both must be positive",
         )
         super().__init__(template, probe, config)
-        self.decider = "prompted" if judge is None else "forced"
+        self.decider = "forced" if judge is not None else "trained" if trained else "prompted"
         self._judge = judge
         self._idle = idle or template.encode("<idle>")
         self._skip_idle = skip_idle
@@ -272,9 +285,8 @@ class Tdm(BaseSession):
         self._next_at = following if following > self.now else self.now + self._period_s
         words = self._take_words()
         is_first = len(self._channel.items) == len(self.template.begin)
-        opening = () if is_first else self.template.joint(Role.ASSISTANT, Role.USER)
-        user = self.template.user(words, first=is_first)
-        ids = (*opening, *user, *(() if words else self._idle), *self.template.header)
+        opening, heard = slice_input(self.template, words, self._idle, is_first=is_first)
+        ids = (*opening, *heard)
         needed = len(ids) + max(self._slice_tokens, len(self._idle))
         if len(self._channel.items) + needed > self.config.max_length:
             self._trim(self.config.max_length // 2)

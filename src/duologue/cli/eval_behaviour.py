@@ -53,7 +53,8 @@ COMMAND = Command(
             "--sessions",
             default="duplex",
             metavar="NAMES",
-            help="kinds of sessions, separated by commas: duplex (default), prompted, slices, turns, vad, tdm, or all",
+            help="kinds of sessions, separated by commas: duplex (default), prompted, slices, turns, vad, tdm, or all "
+            "of these; tdm_trained, with a model of `duologue train tdm`",
         ),
         Option("--smoke", action="store_true", help=f"only one in {_SMOKE} conversations"),
         Option(
@@ -99,11 +100,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sessions(names: str) -> list[str]:
-    from duologue.evaluation.behaviour.player import SESSIONS
+    from duologue.evaluation.behaviour.player import SESSIONS, TRAINED
 
     chosen = list(SESSIONS) if names == "all" else names.split(",")
-    if unknown := [name for name in chosen if name not in SESSIONS]:
-        raise UsageError(f"no kind of session {unknown[0]!r}; there are {', '.join(SESSIONS)}, and all")
+    if unknown := [name for name in chosen if name not in (*SESSIONS, TRAINED)]:
+        raise UsageError(f"no kind of session {unknown[0]!r}; there are {', '.join((*SESSIONS, TRAINED))}, and all")
     return chosen
 
 

@@ -4,13 +4,16 @@ import argparse
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from duologue.cli.command import Command, Option
+from duologue.cli.command import Command, Option, whole
 from duologue.cli.options import MODEL_NAME
 from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import find
+
+if TYPE_CHECKING:
+    from duologue.training.recipes import FinetuneSettings
 
 _EPILOG = """\
 recipes:
@@ -20,23 +23,29 @@ recipes:
           (minutes with --samples 10000, hours with all samples)
   lora    the DUO paper's audio recipe: rank 32 on every position, kept close to the base by a KL term (hours)
   full    the DUO paper's text recipe: every weight, with a loss on the state and the response (hours; faster on a GPU)
+  tdm     for comparison, time division as in MiniCPM-Duplex: a LoRA, or with --full every weight, that learns to speak
+          in slices and to answer <idle> (hours); 10,000 samples, the small budget of the DUO paper
 
-DIR has train.jsonl and dev.jsonl from `duologue data build`. To continue a run that was killed, repeat the command.
-With several GPUs, start `lora` and `full` with: accelerate launch -m duologue train ...
+DIR has train.jsonl and dev.jsonl from `duologue data build`, or for tdm train-*.jsonl and dev-*.jsonl from `duologue
+data build-duplex`. To continue a run that was killed, repeat the command.
+With several GPUs, start `lora`, `full` and `tdm` with: accelerate launch -m duologue train ...
 
 examples:
   duologue train alora --data samples --out adapter
   duologue train rows --data samples --out rows --teacher adapter
+  duologue train tdm --data slices --out tdm
+  duologue eval behaviour --model tdm/model --sessions tdm_trained
 """
 
 _PROBE = ("rows", "alora")
+_OF_PROBES = ("probes", "lora_lr", "targets", "start", "teacher", "allow_worse")
 
 
 COMMAND = Command(
     "train an adapter that makes a model duplex",
     "Train an adapter that makes a model duplex.",
     options=(
-        Option("recipe", choices=("alora", "rows", "lora", "full")),
+        Option("recipe", choices=("alora", "rows", "lora", "full", "tdm")),
         *MODEL_NAME,
         Option("--data", type=Path, required=True, metavar="DIR", help="folder with train.jsonl, dev.jsonl"),
         Option("--out", type=Path, required=True, metavar="DIR", help="adapter folder to write"),
@@ -48,11 +57,13 @@ COMMAND = Command(
         Option("--threads", type=int, metavar="N", help="CPU threads (default: chosen by PyTorch)"),
     ),
     groups={
+        "rows, alora and tdm": (
+            Option("--samples", type=whole(least=1), metavar="N", help="use the first N (default: all; tdm: 10000)"),
+        ),
         "rows and alora": (
-            Option("--samples", type=int, metavar="N", help="use the first N of train.jsonl (default: all)"),
             Option("--probes", type=int, metavar="N", help="number of probe tokens (default 1)"),
             Option("--lora-lr", type=float, help="learning rate of the LoRA"),
-            Option("--rank", type=int, metavar="R", help="rank of the LoRA (default: 8; lora: 32)"),
+            Option("--rank", type=int, metavar="R", help="rank of the LoRA (default: 8; lora and tdm: 32)"),
             Option(
                 "--targets",
                 nargs="+",
@@ -69,9 +80,12 @@ COMMAND = Command(
             Option("--start", type=Path, metavar="DIR", help="adapter to start from"),
             Option("--teacher", type=Path, metavar="DIR", help="adapter whose probabilities are learned as well"),
         ),
-        "lora and full": (
+        "lora, full and tdm": (
             Option("--steps", type=int, metavar="N", help="total number of steps (default: recipe)"),
             Option("--max-length", type=int, metavar="N", help="tokens in a sequence (default 512)"),
+        ),
+        "tdm": (
+            Option("--full", action="store_true", default=None, help="train every weight, at the DUO paper's rate"),
         ),
     },
     epilog=_EPILOG,
@@ -97,8 +111,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype is None:
         args.dtype = "bf16" if faster_dtype() == "bfloat16" else "f32"
     source = find(args.model, args.revision)
-    is_probe = args.recipe in _PROBE
-    train = _probe_training(args) if is_probe else _finetuning(args)
+    is_probe, is_tdm = args.recipe in _PROBE, args.recipe == "tdm"
+    train = _probe_training(args) if is_probe else _tdm_training(args) if is_tdm else _finetuning(args)
     # weights that are trained themselves stay in float32 whatever the precision of the passes
     dtype = "bfloat16" if args.dtype == "bf16" and is_probe else "float32"
     model, tokenizer = read_model(source.location, revision=source.revision, dtype=dtype)
@@ -107,6 +121,15 @@ def run(args: argparse.Namespace) -> int:
     with progress(f"Training {args.recipe}") as stage:
         say = partial(print, flush=True)
         adapter = train(model, HfTokenizer(tokenizer), name=source.name, progress=stage.count, say=say)
+    if is_tdm:
+        from duologue.training.finetune import tdm_run
+
+        print("\n".join(tdm_run.report_lines(adapter)))
+        print(
+            f"The model is in {args.out / 'model'}. Play the scripted conversations to it with: duologue eval behaviour"
+        )
+        print(f"--model {args.out / 'model'} --sessions tdm_trained")
+        return 0
     print("\n".join(report_lines(adapter.facts)))
     where = args.model if is_probe else args.out / "model"
     print(f"The adapter is in {args.out}. Use it with: duologue chat --model {where} --adapter {args.out}")
@@ -118,7 +141,7 @@ def _probe_training(args: argparse.Namespace) -> Any:
     from duologue.training.probe.run import ProbeRun, train_probe
     from duologue.training.recipes import PROBE_RECIPES
 
-    _refuse(args, ("steps", "max_length"))
+    _refuse(args, ("steps", "max_length", "full"))
     recipe = PROBE_RECIPES[args.recipe]
     if recipe.lora is None:
         _refuse(args, ("lora_lr", "rank", "targets"))
@@ -148,14 +171,27 @@ def _finetuning(args: argparse.Namespace) -> Any:
     from duologue.training.finetune.run import finetune
     from duologue.training.recipes import FINETUNE_RECIPES
 
-    _refuse(args, ("probes", "lora_lr", "targets", "start", "teacher", "samples", "allow_worse"))
+    _refuse(args, (*_OF_PROBES, "samples", "full"))
+    return partial(finetune, args.data, args.out, _settings(args, FINETUNE_RECIPES[args.recipe]))
+
+
+def _tdm_training(args: argparse.Namespace) -> Any:
+    from duologue.training.finetune.tdm_run import train_tdm
+    from duologue.training.recipes import TDM_RECIPES
+
+    _refuse(args, _OF_PROBES)
+    settings = _settings(args, TDM_RECIPES["full" if args.full else "lora"])
+    return partial(train_tdm, args.data, args.out, settings, **_given(args, num_samples="samples"))
+
+
+def _settings(args: argparse.Namespace, recipe: "FinetuneSettings") -> "FinetuneSettings":
+    """A recipe with the changes that the options ask for."""
     changes = _given(args, lr="lr", batch="batch", max_length="max_length", lora_rank="rank")
     if args.steps is not None:
         changes |= {"steps": args.steps, "epochs": None}
     elif args.epochs is not None:
         changes |= {"steps": None, "epochs": args.epochs}
-    settings = replace(FINETUNE_RECIPES[args.recipe], seed=args.seed, precision=args.dtype, **changes)
-    return partial(finetune, args.data, args.out, settings)
+    return replace(recipe, seed=args.seed, precision=args.dtype, **changes)
 
 
 def _given(args: argparse.Namespace, **names: str) -> dict[str, Any]:

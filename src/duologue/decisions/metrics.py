@@ -1,5 +1,6 @@
 """Metrics of decisions: accuracy, recall and confusion over all states, and detection of what to answer."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,18 @@ from typing import Any
 from duologue.data.samples import Sample
 from duologue.types import InputState
 
+_Z = 1.96  # of a confidence of 95 %
 _PROCESS, _INCOMPLETE, _IGNORE = InputState.PROCESS, InputState.INCOMPLETE, InputState.IGNORE
+
+
+def wilson(right: int, num: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share (Wilson 1927)."""
+    if not num:
+        return 0.0, 1.0
+    share, spread = right / num, _Z * _Z / num
+    centre = share + spread / 2
+    width = _Z * math.sqrt(share * (1 - share) / num + spread / (4 * num))
+    return max(0.0, (centre - width) / (1 + spread)), min(1.0, (centre + width) / (1 + spread))
 
 
 @dataclass(frozen=True, slots=True)

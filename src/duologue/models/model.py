@@ -49,6 +49,7 @@ class Model:
     max_length: int  # tokens of one conversation
     listener: "Model | None" = None  # the model that decides, if this one only speaks
     speaker: "RemoteSpeaker | None" = None  # what answers, if this is a model elsewhere
+    path: Path | None = None  # of its file or folder; None: on the hub
 
     @property
     def format(self) -> core.Template:
@@ -287,7 +288,7 @@ def _assemble(source: ModelSource, opened: OpenedModel, system: str | None) -> M
     except BaseException:
         backend.close()
         raise
-    return Model(source.name, backend, template, adapter, probe, backend.info.context_length)
+    return Model(source.name, backend, template, adapter, probe, backend.info.context_length, path=source.path)
 
 
 def _no_progress(what: str, share: float | None = None) -> None:

@@ -175,3 +175,11 @@ FINETUNE_RECIPES: dict[str, FinetuneSettings] = {
 }
 """The hyperparameters of the paper's text model (full) and audio model (lora), as far as it gives them.
 Change some with `dataclasses.replace`."""
+
+TDM_RECIPES: dict[str, FinetuneSettings] = {
+    "full": FINETUNE_RECIPES["full"],
+    "lora": FinetuneSettings(kind="lora", lr=5e-4, batch=5, steps=2000, schedule="linear", warmup=0.1),
+}
+"""Time division with the paper's small budget: 10,000 samples, 2,000 steps of five, and for `full` its rate."""
+
+TDM_SAMPLES = 10_000

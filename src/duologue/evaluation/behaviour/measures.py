@@ -17,7 +17,6 @@
   wrong turn is answered.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Any
 
 from duologue.core.events import Decided
 from duologue.core.transitions import Floor
+from duologue.decisions.metrics import wilson
 from duologue.evaluation.behaviour.cases import Action, Expectation, set_hash
 from duologue.evaluation.behaviour.judge import Problem, SpeechInterval, Verdict, judge, rest_s, speeches
 from duologue.evaluation.behaviour.player import Played
@@ -38,7 +38,6 @@ _RATES = (0.05, 0.1)
 _DELAYS_S = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 _TIMEOUTS_S = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 _TIE = 0.1  # between probabilities of two states
-_Z = 1.96  # of a confidence of 95 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +65,6 @@ def action_of(one: Expectation) -> str:
     if one.action in (Action.GO_ON, Action.WAIT):
         return "maintain" if one.action is Action.GO_ON else "dismiss"
     return "stop_and_listen" if one.floor is Floor.SPEAKING else "takeover"
-
-
-def wilson(right: int, num: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share (Wilson 1927)."""
-    if not num:
-        return 0.0, 1.0
-    share, spread = right / num, _Z * _Z / num
-    centre = share + spread / 2
-    width = _Z * math.sqrt(share * (1 - share) / num + spread / (4 * num))
-    return max(0.0, (centre - width) / (1 + spread)), min(1.0, (centre + width) / (1 + spread))
 
 
 def line(judged: Sequence[CaseResult]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, final
 
 from duologue.baselines.sessions import Turns, Vad
 from duologue.baselines.tdm import PROMPT, Tdm
+from duologue.baselines.tdm_model import TdmModel
 from duologue.core.answer import Answer
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage
 from duologue.core.events import Event, Promoted
@@ -39,7 +40,10 @@ _SURE = 0.98
 
 SESSIONS = ("duplex", "prompted", "slices", "turns", "vad", "tdm")
 """Kinds of sessions: channel division with the model's adapter; the same asked in words; the untrained base, which
-takes every slice for a turn; and the baselines: turns, voice activity, time division."""
+takes every slice for a turn; and the baselines: turns, voice activity, time division with a prompt."""
+
+TRAINED = "tdm_trained"
+"""Time division with a model that was trained for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ def kind_of(name: str, model: Model) -> SessionKind:
 
     Raises:
         UsageError: there is no such kind.
+        AdapterMismatch: the model was not trained for it.
     """
     plain = Policy()
     match name:
@@ -87,8 +92,11 @@ def kind_of(name: str, model: Model) -> SessionKind:
             return SessionKind(model.factory(Vad), model.probe, policy)
         case "tdm":
             return SessionKind(partial(Tdm, skip_idle=True), model.probe, plain, system=PROMPT)
+        case "tdm_trained":
+            trained = TdmModel.load(model.path)
+            return SessionKind(partial(Tdm, skip_idle=True, **trained.options), model.probe, plain)
         case _:
-            raise UsageError(f"no kind of session {name!r}; there are {', '.join(SESSIONS)}")
+            raise UsageError(f"no kind of session {name!r}; there are {', '.join((*SESSIONS, TRAINED))}")
 
 
 def play_all(

@@ -3,17 +3,16 @@
 B samples, R of them with a response, T tokens, N tokens of responses, D hidden size, S states, V base vocabulary.
 """
 
-import inspect
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from duologue.training.finetune.causal_model import made_trainable, said_logits
 from duologue.training.finetune.examples import NO_LABEL, Batch
 from duologue.training.recipes import FinetuneSettings
 from duologue.types import Token
@@ -35,10 +34,7 @@ class DuplexModel(nn.Module):
         self.probes = nn.Parameter(embedding[list(start)].mean(0, keepdim=True))  # [1, D]
         random = torch.Generator().manual_seed(settings.seed)
         self.states = nn.Parameter(torch.randn(num_states, embedding.shape[1], generator=random) * 0.01)  # [S, D]
-        if settings.gradient_checkpointing:
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
-        self.model: Any = base.requires_grad_(True) if settings.kind == "full" else _with_lora(base, settings)
+        self.model: Any = made_trainable(base, settings)
 
     @property
     def lora(self) -> PeftModel | None:
@@ -77,21 +73,5 @@ class DuplexModel(nn.Module):
             return hidden @ self.states.T
 
     def _said(self, batch: Batch) -> Tensor:
-        """Logits [N, V] of the response tokens, from the model's own head."""
-        is_said = batch.labels != NO_LABEL
-        columns = is_said.any(0).nonzero()[:, 0]
-        first, last = int(columns[0]), int(columns[-1]) + 1
-        kwargs: dict[str, Any] = {}
-        if self._keeps_logits:  # logits of every position would take most of the memory
-            kwargs["logits_to_keep"] = torch.arange(first, last, device=is_said.device)
-        output = self.base(batch.replies, attention_mask=batch.replies_mask, use_cache=False, **kwargs)
-        logits: Tensor = output.logits if self._keeps_logits else output.logits[:, first:last]
-        return logits[is_said[:, first:last]].float()
-
-
-def _with_lora(base: PreTrainedModel, settings: FinetuneSettings) -> PeftModel:
-    config = LoraConfig(
-        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PEFT about transformers
-        return get_peft_model(base, config)
+        """Logits [N, V] of the response tokens."""
+        return said_logits(self.base, batch.replies, batch.replies_mask, batch.labels)
