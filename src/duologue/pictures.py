@@ -6,6 +6,9 @@ from typing import Any
 
 from duologue.errors import MissingDependency
 
+STATE_COLOURS = {"process": "#1a7f37", "incomplete": "#9a6700", "ignore": "#6e7781", "stop": "#cf222e"}
+"""State of what was heard → its colour."""
+
 _DPI = 150
 
 

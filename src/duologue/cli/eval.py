@@ -9,6 +9,7 @@ examples:
   duologue eval states --help                          the format of the rows, and all options
   duologue eval timing rows.jsonl                      how long answers wait behind the words
   duologue eval behaviour                              conversations on a virtual clock, judged by rules
+  duologue eval case talk.jsonl --sessions duplex,tdm  conversations side by side
 """
 
 COMMAND = Command(
@@ -16,5 +17,5 @@ COMMAND = Command(
     "Measure a model with its adapter on your own data, through the same code as conversations.",
     usage="duologue eval WHAT [options]",
     epilog=_EPILOG,
-    members=("states", "timing", "behaviour"),
+    members=("states", "timing", "behaviour", "case"),
 )

@@ -6,7 +6,6 @@ import threading
 from duologue.baselines.sessions import Turns
 from duologue.core.config import SessionConfig
 from duologue.core.events import Refused
-from duologue.engine.engine import Engine
 from duologue.errors import UsageError
 from duologue.models.model import Model
 from duologue.types import Role
@@ -26,7 +25,7 @@ def complete(model: Model, system: str, text: str, *, max_answer: int = MAX_ANSW
     """
     config = dataclasses.replace(SessionConfig(), max_answer=max_answer)
     with _lock:
-        engine = Engine(model.backend)
+        engine = model.engine()
         try:
             talk = engine.open(model.session(Turns, config=config, system=system))
             talk.hear(text, final=True)

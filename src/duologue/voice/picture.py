@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from duologue.pictures import new_figure
+from duologue.pictures import STATE_COLOURS, new_figure
 from duologue.voice.sound import Samples
 from duologue.voice.timeline import Row
 
-_COLOURS = {"process": "#1a7f37", "incomplete": "#9a6700", "ignore": "#6e7781", "stop": "#cf222e"}
 _CHANGES = {  # of the answer's volume: label, colour, line style
     "ducked": ("−12 dB", "#9a6700", ":"),
     "yielded": ("pause", "#9a6700", "-"),
@@ -61,8 +60,8 @@ def _words(axes: Any, rows: Sequence[Row]) -> None:
         state, text = row["state"], f"{_short(row['text'], 34)} · {row['state']} {row['p']:.2f}"
         level = next((i for i, end in enumerate(ends) if end <= row["at"]), ends.index(min(ends)))
         ends[level] = row["at"] + len(text) / _LETTERS_PER_S
-        axes.axvline(row["at"], color=_COLOURS[state], linewidth=0.8, alpha=0.6)
-        axes.annotate(text, (row["at"], _LEVELS - level - 0.7), fontsize=6, color=_COLOURS[state])
+        axes.axvline(row["at"], color=STATE_COLOURS[state], linewidth=0.8, alpha=0.6)
+        axes.annotate(text, (row["at"], _LEVELS - level - 0.7), fontsize=6, color=STATE_COLOURS[state])
 
 
 def when_played(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
