@@ -379,7 +379,9 @@ def state_sources(results: Results) -> str:
 
 
 def _on_torch(results: Results) -> list[Result]:
-    return [result for _, result in results.of("states") if result["model"]["backend"] == "torch"]
+    """Those on PyTorch that have all rows of the test."""
+    found = [result for _, result in results.of("states") if result["model"]["backend"] == "torch"]
+    return [result for result in found if result["n"] == max(other["n"] for other in found)]
 
 
 @whole("state-baselines")
@@ -458,6 +460,10 @@ QUESTIONS = {
     "samples": "How many samples are enough?",
     "context": "Do samples within a dialogue and over a running answer matter?",
     "hard_negatives": "Do asides matter, that is, lines that sound like requests but address somebody else?",
+    "unseen_sources": (
+        "What narrows the gap to sources that no sample comes from? The same number of samples from more sources, one "
+        "form of writing instead of two, a larger rank, more dropout. Our own lines are used for stop commands only."
+    ),
     "learning_rates": "How sensitive is training to the learning rates?",
     "lora_rates": "Does the best learning rate of the LoRA change with more samples?",
     "rows_to_alora": "How close do rows come to a LoRA with longer training, or trained on the LoRA's probabilities?",

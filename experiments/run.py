@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from document_tables import QUESTIONS, experiment_table
 
 from duologue.backends.torch.loading import read_model
 from duologue.backends.torch.tokenizer import HfTokenizer
+from duologue.data.forms import spoken
 from duologue.data.samples import Sample, read_samples
 from duologue.decisions.metrics import DecisionMetrics
 from duologue.decisions.thresholds import Probabilities, calibrate, decide
@@ -90,6 +92,17 @@ def _with_and_without(name: str, keep: Callable[[Sample], bool]) -> list[Variant
     ]
 
 
+def _of_sources(eighths: int) -> Callable[[Sample], bool]:
+    """Selects the samples of some sources, and as many stop commands, which few sources have."""
+
+    def keep(sample: Sample) -> bool:
+        is_stop = sample.state is InputState.STOP
+        name = sample.text if is_stop else sample.source
+        return (is_stop or name != "own") and zlib.crc32(name.encode()) % 8 < eighths
+
+    return keep
+
+
 EXPERIMENTS: dict[str, list[Variant]] = {
     "probe_tokens": [
         ROWS,
@@ -129,6 +142,20 @@ EXPERIMENTS: dict[str, list[Variant]] = {
     ],
     "context": _with_and_without("only alone", lambda sample: not sample.context),
     "hard_negatives": _with_and_without("no asides", lambda sample: sample.kind != "aside"),
+    "unseen_sources": [
+        *(
+            replace(ALORA, name=f"alora, {name}", keep=_of_sources(share), num_samples=2000)
+            for name, share in (("three eighths of the sources", 3), ("five eighths", 5), ("all sources", 8))
+        ),
+        replace(
+            ALORA,
+            name="alora, all sources, spoken form only",
+            keep=lambda sample: _of_sources(8)(sample) and sample.text == spoken(sample.text),
+            num_samples=2000,
+        ),
+        replace(_shaped("all sources, rank 32", rank=32, alpha=64), keep=_of_sources(8), num_samples=2000),
+        replace(_shaped("all sources, dropout 0.2", dropout=0.2), keep=_of_sources(8), num_samples=2000),
+    ],
     "learning_rates": [
         *(_with_lr(ROWS, lr=rate) for rate in (1e-3, 4e-3, 1.6e-2)),
         *(_with_lr(ALORA, lora_lr=rate) for rate in (3e-4, 1e-3, 3e-3)),
