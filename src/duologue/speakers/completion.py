@@ -5,7 +5,7 @@ import email.utils
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -102,14 +102,15 @@ async def _read(response: httpx.Response, endpoint: Endpoint) -> AsyncGenerator[
         return
     if kind != "text/event-stream":
         raise RemoteError(f"the speaker sends {kind or 'an unknown format'}, not a chat completion; check the address")
-    reader, chunks, loop = StreamReader(), response.aiter_bytes(), asyncio.get_running_loop()
+    reader, loop = StreamReader(), asyncio.get_running_loop()
     heard_at = loop.time()  # comments keep a stream alive, but they say nothing
-    while (data := await _before(heard_at + endpoint.most_silence - loop.time(), chunks)) is not None:
-        for part in reader.feed(data):
-            heard_at = loop.time()
-            yield part
-        if reader.is_over:
-            return
+    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as chunks:
+        while (data := await _before(heard_at + endpoint.most_silence - loop.time(), chunks)) is not None:
+            for part in reader.feed(data):
+                heard_at = loop.time()
+                yield part
+            if reader.is_over:
+                return
     for part in reader.close():
         yield part
 

@@ -184,6 +184,7 @@ class SteppedSpeaker:
         """Close the request and the connections."""
         self._leave()
         self._loop.run_until_complete(self._speaker.aclose())
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
     def _leave(self) -> None:
