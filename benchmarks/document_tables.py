@@ -348,7 +348,8 @@ def lora_shapes(result: Result) -> Iterator[Row]:
 )
 def states(result: Result) -> Iterator[Row]:
     """The shipped adapters on sources that they were not trained on."""
-    for place, where in () if "baselines" in result else (("idle", "assistant silent"), ("speaking", "over an answer")):
+    is_elsewhere = "baselines" in result or "compare" in result  # these have tables of their own
+    for place, where in () if is_elsewhere else (("idle", "assistant silent"), ("speaking", "over an answer")):
         found = result[place]
         shares = [found["recall"][state] for state in _STATES]
         shares += [found["answer"]["f1"], found["false_answer_rate"], found["false_wait_rate"], found["ece"]]
