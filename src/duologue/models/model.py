@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from duologue.core import prompt as core
 from duologue.core.backend import Backend
@@ -118,8 +118,7 @@ class Model:
             config.check_size([Turn(Role.SYSTEM, system)])
             template = template.with_system(well_formed(system))
         session = self.factory(make)(template, self.probe, policy=policy or self.policy(), config=config, **options)
-        assert isinstance(session, Session), "`make` is a kind of it"
-        return session
+        return cast(Session, session)  # what `make` makes
 
     def close(self) -> None:
         """Release the weights."""
