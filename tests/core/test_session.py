@@ -260,7 +260,8 @@ def ends(words):
     return 1.0 if words.endswith("it") else 0.4
 
 
-WAIT = math.log(3 * 0.6 / 0.4)  # released when a speaker who goes on in 60 % of cases would have done so but for 25 %
+ODDS = (1 - Policy().p_goes_on) / Policy().p_goes_on
+WAIT = math.log(ODDS * 0.6 / 0.4)  # until a speaker who goes on in 60 % of cases would have done so but for p_goes_on
 
 
 @pytest.mark.parametrize("final", [False, True])
@@ -273,7 +274,7 @@ def test_with_a_timing_pair_a_statement_is_waited_for_and_a_question_is_not(fina
     assert only(talk.run(), Decided).decision.p_ends == 0.4
     assert talk.session.running.text == "Hello there."
     assert talk.session.next_deadline == pytest.approx(WAIT)
-    talk.advance(1.4)
+    talk.advance(WAIT - 0.1)
     assert talk.said == "It is a cat."
     talk.advance(0.2)
     assert talk.said == "It is a cat.Hello there."
@@ -473,10 +474,10 @@ def test_eagerness_moves_waits_and_threshold():
     assert eager.decide(states, p, speaking=False).state is InputState.PROCESS
     decision = Policy().decide(states, p, speaking=False, p_ends=0.5)
     waits = [policy.wait_s(decision, final=True) for policy in (calm, Policy(), eager)]
-    assert waits == pytest.approx([2.0, math.log(3), 0.0])
+    assert waits == pytest.approx([2.0, math.log(ODDS), 0.0])
     probably = Policy().decide(states, p, speaking=False, p_ends=0.96)
     waits = [policy.wait_s(probably, final=True) for policy in (calm, Policy(), eager)]
-    assert waits == pytest.approx([math.log(2), 0.0, 0.0])
+    assert waits == pytest.approx([math.log(ODDS * 16 / 24), 0.0, 0.0])
     hardly = Policy().decide(states, p, speaking=False, p_ends=0.0)
     assert [policy.wait_s(hardly, final=True) for policy in (calm, Policy(), eager)] == [2.0, 2.0, 2.0]
     strict = Policy(speaking=Thresholds(process=0.9))

@@ -163,7 +163,7 @@ def test_what_is_ignored_changes_no_token_of_the_speaker(arch: str) -> None:
         return tuple(0.91 if state is judged(words) else 0.03 for state in STATES)
 
     said = []
-    for asides in ([], ["mhm", "radio talk", "what about the"]):
+    for asides in ([], ["mhm", "radio talk"]):
         model = tiny_model(arch)
         backend = PairBackend(
             ReferenceBackend(model, capacity=512, max_seqs=8, context_length=128),

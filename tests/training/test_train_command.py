@@ -81,7 +81,9 @@ def test_sources_become_samples_and_samples_an_adapter(
     assert "120 samples to train on" in out
     assert "epoch 2" in out
     assert "held out, over an answer" in out
-    model = load(str(model_folder), backend="torch", adapter=tmp_path, weights="f32", context_length=512)
+    model = load(
+        str(model_folder), backend="torch", adapter=tmp_path, weights="f32", context_length=512, allow_worse=True
+    )
     assert model.adapter.kind == kind
 
 
@@ -155,7 +157,7 @@ def test_held_out_samples_keep_to_the_memory(
 ) -> None:
     """50 samples of some 40 tokens, of 64 float32 numbers each (two layers, keys and values of 16)."""
     command = ("train", "rows", "--model", model_folder, "--data", data, "--out", tmp_path, *SMALL)
-    assert run(*command, "--memory-gb", 0.0012) == 0
+    assert run(*command, "--memory-gb", 0.0008) == 0
     said = capsys.readouterr().out
     first = re.search(r"only the first (\d+) held-out samples are used", said)
     assert first is not None
