@@ -46,6 +46,11 @@ class ScriptedBackend(IdBackend):
         )
 
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
-        drawn = () if extend.draw is None else (self._speak(tokens),)
+        drawn, log_p = (), ()
+        if extend.draw is not None:
+            drawn = (self._speak(tokens),)
+            wanted = extend.draw.num_alternatives
+            log_p = () if wanted is None else ((drawn[0], 0.0),) * (1 + min(wanted, 1))  # it is certain
         p = iter(self._judge(tokens) if extend.watch else ())
-        return Step(extend.ticket, drawn, tuple(tuple(islice(p, len(group))) for group in extend.watch))
+        probabilities = tuple(tuple(islice(p, len(group))) for group in extend.watch)
+        return Step(extend.ticket, drawn, probabilities, log_p=log_p)

@@ -26,7 +26,7 @@ from duologue.backends.llamacpp import library
 from duologue.backends.llamacpp.multi_cache import MultiCacheBackend
 from duologue.backends.llamacpp.prefill_cache import MIN_PREFILL, PrefillCache
 from duologue.backends.rows import check_added_ids
-from duologue.backends.sampling import choose, weigh
+from duologue.backends.sampling import drawn, weigh
 from duologue.backends.slots import SlotTable
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
 from duologue.errors import BrokenModel, CacheFull, EngineError, UnsupportedModel, UsageError, refuse
@@ -357,8 +357,7 @@ class LlamaCppBackend(Backend):
         logits = np.ctypeslib.as_array(pointer, shape=(self._model.vocab_size,))
         if extend.draw is None:
             return Step(extend.ticket, p=tuple(weigh(self._watched(logits, group)) for group in extend.watch))
-        token, margin = choose(logits[: self._info.vocab_size], extend.draw)
-        return Step(extend.ticket, tokens=(token,), margin=margin)
+        return drawn(extend.ticket, logits[: self._info.vocab_size], extend.draw)
 
     def _watched(self, logits: npt.NDArray[np.float32], group: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits of a group of W watched ids: [W]. logits: [ids in the file]."""

@@ -15,7 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from duologue.backends.lora import Lora
 from duologue.backends.rows import AdapterRows
-from duologue.backends.sampling import choose, weigh
+from duologue.backends.sampling import drawn, weigh
 from duologue.backends.torch.lora_modules import LoraModules
 from duologue.core.backend import Extend, Step
 from duologue.errors import UnsupportedModel, UsageError
@@ -131,8 +131,7 @@ class CausalModel:
         base = None if logits is None else logits.float().cpu().numpy()
         if extend.draw is not None:
             assert base is not None
-            token, margin = choose(base, extend.draw)
-            return Step(extend.ticket, tokens=(token,), margin=margin)
+            return drawn(extend.ticket, base, extend.draw)
         if not extend.watch:
             return Step(extend.ticket)
         state = hidden.float().cpu().numpy()
