@@ -33,6 +33,7 @@ from duologue.decisions.thresholds import Probabilities, accepted
 from duologue.decisions.timing import balance, is_learnable, timing_facts
 from duologue.errors import AdapterMismatch, BadData, UsageError
 from duologue.models.adapters import Adapter, Fingerprint
+from duologue.models.card import write_card
 from duologue.text.template import Template
 from duologue.training.layout import Layout, lay_out_within
 from duologue.training.probe.comparison import compare
@@ -384,6 +385,7 @@ def train_probe(
     compared = compare(adapter, probe_model.prefix_model, template, dev_samples, dev_layouts, p, progress=progress)
     adapter = replace(adapter, facts={**adapter.facts, "compared": compared})
     adapter.save(run.out)
+    write_card(adapter, run.out)
     training.files.finish(run.out / "training.png", say)
     if not run.allow_worse:
         adapter.refuse_worse()
