@@ -248,15 +248,15 @@ def test_taking_leave_is_heard_where_nothing_is_asked() -> None:
         assert not takes_leave(text)
 
 
-def test_device_commands_are_requests_and_not_stop(sources: Path) -> None:
+def test_device_commands_are_requests_and_not_stop(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("duologue.data.build._MISRECOGNISED", 0.0)
     fillers = set(phrases.FILLERS)
     stops = {
         " ".join(word for word in forms.spoken(s.text).split() if word not in fillers)
-        for s in build(sources, RECIPE, "train")
+        for s in build(sources, replace(RECIPE, num_samples=800), "train")
         if s.kind == "stop_command"
     }
-    assert {"just stop it now", "would you be silent"} <= stops
-    assert not any("speakers" in text or "table" in text for text in stops)
+    assert stops == {"just stop it now", "would you be silent"}
 
 
 def test_gzipped_sources_read_the_same(sources: Path, tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_dialogues_that_go_on_are_chosen_where_follow_ups_are_wanted(sources: Path) -> None:
     def share(follow_ups: float) -> float:
-        recipe = replace(RECIPE, in_context=1.0, speaking=0.0, asked=0.0, follow_ups=follow_ups)
+        recipe = replace(RECIPE, in_context=1.0, speaking=0.0, follow_ups=follow_ups)
         samples = build(sources, recipe, "train")
         return sum(sample.kind == "follow_up" for sample in samples) / len(samples)
 

@@ -49,9 +49,10 @@ def test_a_first_conversation_is_understood(model: Model) -> None:
 
 @pytest.mark.smollm2
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.xfail(strict=True, reason="the shipped adapter misses one in five replies of these words")
 def test_words_are_judged_by_what_was_asked_and_who_speaks(model: Model) -> None:
     samples = samples_in_context()
     wrong = wrong_decisions(model, samples)
     told = [(s.source, s.text, decision.value) for s, decision in wrong]
     for group, num in Counter(sample.source for sample in samples).items():
-        assert sum(s.source == group for s, _ in wrong) <= max(2, num // 4), told
+        assert sum(s.source == group for s, _ in wrong) <= max(1, num // 10), told

@@ -195,7 +195,8 @@ class SampleBuilder:
             if found is None:
                 continue
             if asked is not None and found.is_asked is not asked:
-                other = found
+                if other.next_user is None or not goes_on:
+                    other = found
                 continue
             chosen = found
             if chosen.next_user is not None or not goes_on:
