@@ -43,7 +43,7 @@ from duologue.training.layout import Layout, Layouts
 from duologue.training.probe.linear_probe import fit, hidden_states
 from duologue.training.probe.prefixes import Past, Prefixes, PrefixModel
 from duologue.training.probe.probe_model import ProbeModel
-from duologue.training.probe.run import ProbeTraining, label, score_prefixes
+from duologue.training.probe.training import ProbeTraining, label, score_prefixes
 from duologue.training.recipes import FINETUNE_RECIPES, LoraShape, ProbeSettings
 from duologue.training.runs import start_tokens
 from duologue.types import InputState

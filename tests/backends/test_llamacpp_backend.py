@@ -21,7 +21,7 @@ from duologue.backends.llamacpp.gguf_lora import write_lora
 from duologue.backends.llamacpp.multi_cache import MultiCacheBackend
 from duologue.backends.reference import ReferenceBackend
 from duologue.backends.rows import AdapterRows
-from duologue.core.backend import Draw, Extend, Sampling, Usage
+from duologue.core.backend import Draw, Extend, Sampling, Usage, num_passes
 from duologue.errors import (
     AdapterMismatch,
     BrokenModel,
@@ -164,16 +164,15 @@ def test_a_text_in_the_prefill_cache_gives_the_same_results(opened, first):
         backend.forward([Extend(speaker, ids(5, 2), draw=Draw())])
         for start in range(0, 40, 20):
             batch = [Extend(reader, text[start : start + 20]), Extend(speaker, (7 + start,), draw=Draw())]
-            assert backend.num_passes(batch) == (2 if backend is apart else 1)
-            backend.forward(batch)
+            assert num_passes(backend.forward(batch)) == (2 if backend is apart else 1)
         backend.truncate(reader, 33)
         if first == "few":
             backend.forward([Extend(reader, text[33:36])])
             backend.truncate(reader, 33)
         child = backend.fork(reader, 20) if first == "fork" else backend.fork(None)
         wanted = [Extend(child, (*other, PROBE), watch=(STATES,)), Extend(reader, (*other, PROBE), watch=(STATES,))]
-        assert backend.num_passes(wanted) == 1
         steps = backend.forward(wanted)
+        assert num_passes(steps) == 1
         found.append([p for step in steps for p in step.p[0]])
         assert backend.length(reader) == 33 + 21
         assert backend.usage().kv_entries == 7 + 33 + 21 + 21
@@ -186,12 +185,12 @@ def test_a_text_in_the_prefill_cache_gives_the_same_results(opened, first):
 def test_what_does_not_fit_the_prefill_cache_is_read_in_the_shared_cache(opened):
     backend = opened(prefill_capacity=32)
     batch = [Extend(backend.fork(None), ids(20, n)) for n in range(2)]
-    assert backend.num_passes(batch) == 2
-    backend.forward(batch)
+    assert num_passes(backend.forward(batch)) == 2
     backend.forward([Extend(batch[0].seq, ids(20))])  # it outgrows the prefill cache
     assert backend.length(batch[0].seq) == 40
     again = Extend(backend.fork(None), ids(20))
-    assert backend.num_passes([Extend(batch[1].seq, (1,), draw=Draw()), again]) == 2, "its place is free"
+    steps = backend.forward([Extend(batch[1].seq, (1,), draw=Draw()), again])
+    assert num_passes(steps) == 2, "its place is free"
 
 
 @pytest.mark.parametrize("flash", [True, False])
@@ -321,7 +320,6 @@ def test_a_failed_decode_in_the_second_cache_undoes_the_first(files, monkeypatch
     backend.forward([Extend(seq, ids(5), draw=Draw()) for seq in (first, second)])
     before, decode, calls = backend.usage(), llama_cpp.llama_decode, []
     batch = [Extend(first, ids(3, 1), draw=Draw()), Extend(reader, ids(20, 2)), Extend(second, ids(4, 3), draw=Draw())]
-    assert backend.num_passes(batch) == 3, "one of the second cache, and in the first also of what is read apart"
     for failing in (1, 2, 3):
         calls.clear()
         with monkeypatch.context() as patch:
@@ -332,7 +330,8 @@ def test_a_failed_decode_in_the_second_cache_undoes_the_first(files, monkeypatch
         assert len(calls) == failing
         lengths = [backend.length(seq) for seq in (first, second, reader)]
         assert (backend.usage(), lengths) == (before, [5, 5, 0])
-    backend.forward(batch)
+    steps = backend.forward(batch)
+    assert num_passes(steps) == 3, "one of the second cache, and in the first also of what is read apart"
     watched = [Extend(first, (PROBE,), watch=(STATES,)), Extend(reader, (PROBE,), watch=(STATES,))]
     found = [step.p[0] for step in backend.forward(watched)]
     for seq in (first, reader):
@@ -547,7 +546,9 @@ def test_contradicting_numbers_are_refused(files):
             LlamaCppBackend(files["llama"], **options)
 
 
-@pytest.mark.parametrize(("key", "value"), [("base_vocab_size", 400), ("num_added", 50), ("num_probes", 6)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("base_vocab_size", 400), ("num_added", 50), ("num_probes", 6), ("num_cascade", 3)]
+)
 def test_a_file_whose_metadata_contradict_its_vocabulary_is_broken(tmp_path, files, key, value):
     data, start = files["llama"].read_bytes(), f"duologue.{key}".encode() + b"\x04\x00\x00\x00"
     before, after = data.split(start)

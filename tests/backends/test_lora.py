@@ -1,6 +1,7 @@
 """LoRAs as values, as files, and with the default model on both backends."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from duologue.backends.llamacpp.gguf_lora import cached_lora, write_lora
 from duologue.backends.lora import Factors, Lora
+from duologue.backends.rows import AdapterRows
 from duologue.core.backend import Extend
 from duologue.core.config import SessionConfig
 from duologue.core.trace import Trace
@@ -222,5 +224,37 @@ def test_the_trace_counts_the_passes_of_probes(monkeypatch: pytest.MonkeyPatch) 
     engine.close()
     model.close()
     assert trace.decisions.total() >= 2
-    assert trace.num_passes == len(calls)
+    assert trace.num_passes == engine.totals.passes == len(calls)
+    assert trace.num_judged == trace.num_judged_apart == engine.totals.judged == engine.totals.judged_apart
+    assert trace.num_judged >= trace.decisions.total()
     assert trace.num_passes > 12
+
+
+@pytest.mark.smollm2
+@pytest.mark.llamacpp
+@pytest.mark.filterwarnings("ignore")  # of the reader of GGUF files
+def test_a_cascade_of_the_default_model_spares_passes_on_llama_cpp_alone() -> None:
+    alora = on_default_model()
+    rows = next(adapter for adapter in shipped() if adapter.kind == "rows")
+    assert rows.rows is not None
+    first = replace(rows, rows=AdapterRows(rows.rows.probes, rows.rows.states), facts={})
+    assert alora.rows is not None
+    alora = replace(alora, rows=AdapterRows(alora.rows.probes, alora.rows.states))
+    both, found = replace(alora, cascade=first, cascade_limit=0.8), {}
+    for name, backend, chosen in (
+        ("first", "llamacpp", first),
+        ("alora", "llamacpp", alora),
+        ("both", "llamacpp", both),
+        ("torch", "torch", alora),
+        ("torch both", "torch", both),
+    ):
+        options = {"weights": "F16"} if backend == "llamacpp" else {"weights": "f32"}
+        model = load(DEFAULT, backend=backend, adapter=chosen, context_length=256, threads=1, **options)
+        found[name] = judged(model)
+        assert model.backend.info.cascade_limit == (0.8 if name == "both" else None)
+        model.close()
+    is_sure = found["first"].max(1) >= 0.8
+    assert 0 < is_sure.sum() < len(is_sure)
+    expected = np.where(is_sure[:, None], found["first"], found["alora"])
+    np.testing.assert_allclose(found["both"], expected, atol=0.01)
+    np.testing.assert_array_equal(found["torch both"], found["torch"])

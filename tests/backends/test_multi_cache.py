@@ -8,7 +8,7 @@ import torch
 from crowd import Crowd, Guest
 from duologue.backends.llamacpp.multi_cache import MultiCacheBackend
 from duologue.backends.reference import ReferenceBackend
-from duologue.core.backend import Backend, Extend, Step, Usage
+from duologue.core.backend import Backend, Extend, Step, Usage, num_passes
 from duologue.core.config import SessionConfig
 from duologue.core.events import Decided, Finished, Said
 from duologue.core.policy import Policy
@@ -79,10 +79,9 @@ def test_a_pass_is_one_of_each_cache_that_feeds_anything() -> None:
     backend = opened(3)
     seqs = [backend.fork(None) for _ in range(3)]
     extends = [Extend(seq, ids(0, 4)) for seq in seqs]
-    assert [backend.num_passes(extends[:n]) for n in (1, 2, 3)] == [1, 2, 3]
-    backend.forward(extends)
+    assert [num_passes(backend.forward(extends[:n])) for n in (1, 2, 3)] == [1, 2, 3]
     fork = backend.fork(seqs[1], 2)
-    assert backend.num_passes([Extend(seqs[1], (5,)), Extend(fork, (6,))]) == 1
+    assert num_passes(backend.forward([Extend(seqs[1], (5,)), Extend(fork, (6,))])) == 1
 
 
 # ------------------------------------------------------------------------------------------------ where a sequence lies

@@ -1,12 +1,16 @@
 """Adapter folders, matching with a model, prompted adapters, and shipped adapters."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from duologue.backends.lora import Factors, Lora
 from duologue.backends.rows import AdapterRows
 from duologue.core.policy import Thresholds
 from duologue.errors import AdapterMismatch, UsageError
@@ -19,8 +23,8 @@ STATES = tuple(InputState)
 PRINT = Fingerprint(vocab_size=300, hidden_size=8, num_layers=2, tokenizer="0123")
 
 
-def an_adapter(*, timing: bool = False) -> Adapter:
-    random = np.random.default_rng(0)
+def an_adapter(*, timing: bool = False, seed: int = 0) -> Adapter:
+    random = np.random.default_rng(seed)
     rows = AdapterRows(*(random.normal(size=(num, 8)).astype(np.float32) for num in ((2, 4, 2) if timing else (2, 4))))
     return Adapter(
         "rows",
@@ -60,6 +64,70 @@ def test_a_timing_pair_is_saved_and_loaded(tmp_path: Path) -> None:
     assert again.rows.token_names(STATES)[-3:] == ["<|stop|>", "<|goes_on|>", "<|ends|>"]
     assert not an_adapter().has_timing
     assert not prompted().has_timing
+
+
+def with_cascade(**changes: Any) -> Adapter:
+    lora = Lora({"layers.0.mlp.up_proj": Factors(np.ones((2, 8), np.float32), np.ones((9, 2), np.float32))}, 2.0)
+    cascade = {"cascade": an_adapter(seed=1), "cascade_limit": 0.75}
+    return replace(an_adapter(), **{"kind": "alora", "lora": lora, **cascade, **changes})
+
+
+def test_a_cascade_is_saved_and_loaded_with_its_adapter(tmp_path: Path) -> None:
+    adapter = with_cascade()
+    adapter.save(tmp_path)
+    again = Adapter.load(tmp_path)
+    assert again.cascade is not None
+    assert (again.cascade_limit, again.cascade.kind, again.num_added) == (0.75, "rows", 6)
+    for found, expected in zip(again.cascade.rows.shapes, adapter.cascade.rows.shapes, strict=True):
+        assert found == expected
+    np.testing.assert_array_equal(again.cascade.rows.outputs, an_adapter(seed=1).rows.outputs)
+    template = Template.from_tokenizer(ByteTokenizer())
+    assert again.probe_for(300, template) == an_adapter().probe_for(300, template), "sessions know nothing of it"
+    alone = Adapter.load(tmp_path, cascade=False)
+    assert (alone.cascade, alone.cascade_limit) == (None, None)
+    alone.save(tmp_path)
+    assert Adapter.load(tmp_path).cascade is None, "what is left in the folder is not read"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cascade": None}, "both its rows and a limit"),
+        ({"cascade_limit": None}, "both its rows and a limit"),
+        ({"cascade_limit": 1.5}, "from 0 to 1"),
+        ({"kind": "rows", "lora": None}, "no LoRA that a cascade could spare"),
+        ({"cascade": an_adapter(timing=True)}, "another adapter"),
+        ({"cascade": replace(an_adapter(), fingerprint=replace(PRINT, tokenizer="9"))}, "another adapter"),
+        ({"cascade": replace(an_adapter(), states=STATES[::-1])}, "another adapter"),
+        ({"cascade": with_cascade(cascade=None, cascade_limit=None)}, "another adapter"),
+    ],
+)
+def test_a_cascade_that_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        with_cascade(**changes)
+
+
+def test_half_of_a_cascade_is_refused(tmp_path: Path) -> None:
+    for what, message in (
+        ("cascade/adapter.safetensors", "cannot be read.*copy the whole adapter folder"),
+        ("cascade/adapter.json", "not an adapter folder.*train rows --into"),
+        ("adapter.safetensors", "copy the whole adapter folder"),
+    ):
+        folder = tmp_path / what.replace("/", "-")
+        with_cascade().save(folder)
+        (folder / what).unlink()
+        with pytest.raises(AdapterMismatch, match=message):
+            Adapter.load(folder)
+    folder = tmp_path / "other"
+    with_cascade().save(folder)
+    an_adapter(timing=True).save(folder / "cascade")
+    with pytest.raises(AdapterMismatch, match="another adapter"):
+        Adapter.load(folder)
+    with_cascade().save(tmp_path / "endless")
+    shutil.rmtree(tmp_path / "endless" / "cascade")
+    (tmp_path / "endless" / "cascade").symlink_to(tmp_path / "endless")
+    with pytest.raises(AdapterMismatch):
+        Adapter.load(tmp_path / "endless")
 
 
 def test_added_ids_follow_the_base_vocabulary() -> None:

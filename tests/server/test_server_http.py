@@ -128,6 +128,8 @@ def test_health_readiness_and_metrics():
             assert 'duologue_connections{protocol="duplex"} 1.0' in text
             passes = next(line for line in text.splitlines() if line.startswith("duologue_passes_total"))
             assert float(passes.split()[1]) == server.talks.engine.totals.passes > 0
+            assert "duologue_judged_total 1.0" in text
+            assert "duologue_judged_apart_total 0.0" in text, "a script needs no pass of its own"
             assert float(next(x for x in text.splitlines() if x.startswith("duologue_kv_entries ")).split()[1]) > 0
             await server.server.drain()
             assert (await http.get("/ready")).status_code == 503

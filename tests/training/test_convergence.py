@@ -26,15 +26,8 @@ from duologue.training.probe.comparison import compare
 from duologue.training.probe.prefixes import PrefixModel
 from duologue.training.probe.probe_model import ProbeModel
 from duologue.training.probe.rates import DEFAULT_GAINS, Gains, Rates
-from duologue.training.probe.run import (
-    DIVISOR,
-    Diverged,
-    ProbeRun,
-    ProbeTraining,
-    _converged,
-    label,
-    score,
-)
+from duologue.training.probe.run import ProbeRun, _converged
+from duologue.training.probe.training import DIVISOR, Diverged, ProbeTraining, label, score
 from duologue.training.recipes import PROBE_RECIPES, LoraShape, ProbeSettings
 from duologue.training.runs import setting_of_checkpoint
 from scripted import ByteTokenizer
@@ -152,7 +145,8 @@ def attempts(
         return made[-1]
 
     run = ProbeRun(folder, folder, PROBE_RECIPES["rows"], allow_worse=allow_worse)
-    training, p = _converged(run, model, make, lambda: made[-1].found, RIGHT, said.append)
+    trained = model.trained_parameters
+    training, (p,) = _converged(run, trained, make, lambda: [made[-1].found], RIGHT, said.append)
     return training, p, said
 
 

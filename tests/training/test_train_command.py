@@ -76,8 +76,10 @@ def test_sources_become_samples_and_samples_an_adapter(
     assert adapter.facts["data"]["unseen"] == ["desk", "disfl_qa", "icsi_meeting_acts", "market"]
     assert set(adapter.facts["sources"]).isdisjoint(adapter.facts["data"]["unseen"])
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["adapter.json", "adapter.safetensors", "training.jsonl", "training.png"]
+    folders = [] if adapter.cascade is None else ["cascade"]
+    assert names == ["adapter.json", "adapter.safetensors", *folders, "training.jsonl", "training.png"]
     out = capsys.readouterr().out
+    assert ("held out, cascade" in out) == ("cascade" in adapter.facts) == (kind == "alora")
     assert "120 samples to train on" in out
     assert "epoch 2" in out
     assert "held out, over an answer" in out
@@ -135,6 +137,57 @@ def test_training_can_begin_from_an_adapter_and_learn_from_another(
     assert Adapter.load(third).facts["teacher"] == "alora"
     with pytest.raises(UsageError, match="for rows"):
         run("train", "alora", *common, "--out", third, "--teacher", first)
+
+
+def test_rows_become_the_cascade_of_an_adapter_that_exists(
+    model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--model", model_folder, "--data", data, *SMALL)
+    out = tmp_path / "out"
+    assert run("train", "alora", *common, "--out", out, *TARGETS, "--no-cascade", "--probes", 2) == 0
+    assert (Adapter.load(out).cascade, "cascade" in Adapter.load(out).facts) == (None, False)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    assert run("train", "rows", *common, "--into", out) == 0
+    adapter = Adapter.load(out)
+    facts = adapter.facts["cascade"]
+    assert f"held out, cascade (limit {facts['limit']:g})" in capsys.readouterr().out
+    assert adapter.cascade is not None
+    assert (adapter.cascade_limit, adapter.cascade.facts["teacher"]) == (facts["limit"], "alora")
+    assert adapter.rows is not None
+    assert adapter.cascade.rows is not None
+    assert adapter.cascade.rows.shapes == adapter.rows.shapes
+    assert {key: value for key, value in adapter.facts.items() if key != "cascade"} == json.loads(
+        before["adapter.json"]
+    )["training"]
+    for name in ("adapter.safetensors", "training.jsonl", "training.png"):
+        assert (out / name).read_bytes() == before[name]
+    assert sorted(path.name for path in (out / "cascade").iterdir()) == sorted(before)
+    (out / "cascade" / "adapter.json").unlink()
+    with pytest.raises(AdapterMismatch, match=f"train rows --into {out}"):
+        Adapter.load(out)
+    assert run("train", "rows", *common, "--into", out) == 0, "a folder without these rows gets new ones"
+    assert Adapter.load(out).cascade_limit == facts["limit"]
+
+
+def test_a_cascade_needs_an_adapter_with_a_lora_and_samples_that_suit_it(
+    model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    common = ("--model", model_folder, "--data", data, *SMALL)
+    assert run("train", "rows", *common, "--out", tmp_path / "rows") == 0
+    with pytest.raises(UsageError, match="kind rows; only alora"):
+        run("train", "rows", *common, "--into", tmp_path / "rows")
+    for options, complaint in (
+        (("rows", "--out", tmp_path, "--into", tmp_path), "give --out"),
+        (("rows",), "give --out"),
+        (("alora", "--into", tmp_path / "rows"), "alora does not take --into"),
+        (("rows", "--out", tmp_path, "--no-cascade"), "rows does not take --no-cascade"),
+        (("rows", "--into", tmp_path / "rows", "--probes", 2), "does not take --probes"),
+        (("rows", "--into", tmp_path / "rows", "--teacher", tmp_path / "rows"), "does not take --teacher"),
+        (("lora", "--into", tmp_path / "rows"), "lora does not take --into"),
+    ):
+        with pytest.raises(UsageError, match=complaint):
+            run("train", *options, *common)
 
 
 def test_what_is_longer_than_the_model_takes_is_shortened(

@@ -34,7 +34,16 @@ from duologue.training.probe.prefixes import (
     shards,
 )
 from duologue.training.probe.probe_model import ProbeModel
-from duologue.training.probe.run import Epoch, LabelledLayouts, ProbeTraining, _evaluate, _loss, label, score
+from duologue.training.probe.training import (
+    Epoch,
+    LabelledLayouts,
+    ProbeTraining,
+    _evaluate,
+    _loss,
+    label,
+    score,
+    score_all,
+)
 from duologue.training.recipes import LoraShape, ProbeRecipe, ProbeSettings
 from duologue.types import InputState, Role, Turn
 from scripted import CHATML, ByteTokenizer
@@ -189,9 +198,14 @@ def trained(
     data_seed: int = 0,
     timing: bool = False,
     origin: dict[str, str] | None = None,
+    pupils: list[ProbeModel] | None = None,
 ) -> tuple[ProbeModel, list[Epoch]]:
+    """With a list of `pupils`, one is trained as well and appended to it."""
     torch.manual_seed(0)
     model = ProbeModel(tiny_model("llama"), STATES, range(10, 20), lora=lora, timing=timing)
+    pupil = None if pupils is None else ProbeModel(model.base, STATES, range(10, 20), timing=timing)
+    if pupils is not None and pupil is not None:
+        pupils.append(pupil)
 
     def progress(what: str, done: int, total: int) -> None:
         assert re.fullmatch(r"epoch (1: loss \d\.\d{3}|\d+: loss \d\.\d{3}, \d+\.\d % right)", what)
@@ -216,6 +230,8 @@ def trained(
         progress=progress,
         compute=compute,
         origin={"teacher": "one"} if origin is None else origin,
+        pupil=pupil,
+        pupil_settings=replace(settings, lr=2 * settings.lr),
     )
     return model, training.run(report=stop_early)
 
@@ -263,22 +279,41 @@ def test_only_samples_that_know_how_the_turn_goes_on_teach_the_timing_pair() -> 
     assert float(both - states) == pytest.approx(0.25 * expected, abs=1e-6)
 
 
+def test_the_rows_of_a_cascade_learn_in_the_steps_of_the_lora_and_do_not_change_it(tmp_path: Path) -> None:
+    lora, computed, pupils = replace(LORA, dropout=0.3), list[int](), list[ProbeModel]()
+    alone, history = trained(SETTINGS, tmp_path / "alone", lora=lora, timing=True)
+    model, again = trained(SETTINGS, tmp_path / "both", lora=lora, timing=True, pupils=pupils, computed=computed)
+    assert again == history
+    for one, other in zip(alone.trained_parameters, model.trained_parameters, strict=True):
+        assert torch.equal(one, other)
+    assert computed == [80, 240], "prefixes are computed once for both"
+    samples, layouts = toy_set(80, 1)
+    of_model, of_pupil = score_all([model, pupils[0]], layouts, max_tokens=MANY)
+    assert np.array_equal(of_model, score(model, layouts, max_tokens=MANY))
+    assert np.array_equal(of_pupil, score(pupils[0], layouts, max_tokens=MANY))
+    labels = np.array([STATES.index(sample.state) for sample in samples])
+    assert (of_pupil[:, :4].argmax(1) == labels).mean() > 0.55, "a quarter is chance"
+    assert auc(of_pupil[:, 5], np.isin(labels, (0, 3))) > 0.65, "a half is chance"
+
+
 @pytest.mark.parametrize("max_tokens", [MANY, 500])
 def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, max_tokens: int) -> None:
-    settings, lora = replace(SETTINGS, epochs=3), replace(LORA, dropout=0.3)
-    whole, history = trained(settings, tmp_path / "whole", lora=lora, max_tokens=max_tokens)
+    settings, lora, pupils = replace(SETTINGS, epochs=3), replace(LORA, dropout=0.3), list[ProbeModel]()
+    whole, history = trained(settings, tmp_path / "whole", lora=lora, max_tokens=max_tokens, pupils=pupils)
     killed = tmp_path / "killed"
     log = killed / "training.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        trained(settings, killed, lora=lora, max_tokens=max_tokens, break_after=2)
+        trained(settings, killed, lora=lora, max_tokens=max_tokens, break_after=2, pupils=[])
     with log.open("a") as file:
         file.write('{"step": 100000, "loss": 1.0}\n{"step": 10')  # behind the checkpoint, which will be taken again
-    resumed, again = trained(settings, killed, lora=lora, max_tokens=max_tokens)
+    resumed, again = trained(settings, killed, lora=lora, max_tokens=max_tokens, pupils=pupils)
     assert len(again) == len(history)
     assert log.read_text() == (tmp_path / "whole" / "training.jsonl").read_text()
     assert all(
         torch.equal(one, other) for one, other in zip(whole.trained_parameters, resumed.trained_parameters, strict=True)
     )
+    first, second = (pupil.trained_parameters for pupil in pupils)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     assert again[-1].seconds > again[1].seconds, "counted on from what the killed run had taken"
 
 

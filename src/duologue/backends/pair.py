@@ -55,17 +55,14 @@ class PairBackend(Backend):
                 if share or not batch:
                     with self._naming_sequences(which):
                         results = self._backends[which].forward(list(share.values()))
-                    steps |= dict(zip(share, results, strict=True))
+                    for index, step in zip(share, results, strict=True):
+                        steps[index] = replace(step, passes=tuple(2 * number + which for number in step.passes))
                 fed += before
         except BaseException:
             for seq, length in fed:
                 self.truncate(seq, length)
             raise
         return [steps[index] for index in range(len(batch))]
-
-    def num_passes(self, batch: Sequence[Extend]) -> int:
-        shares = [(which, list(self._share(batch, which).values())) for which in (0, _LISTENER)]
-        return sum(self._backends[which].num_passes(share) for which, share in shares if share)
 
     def truncate(self, seq: Seq, length: int) -> None:
         self._backends[seq & 1].truncate(self._own(seq), length)

@@ -29,6 +29,11 @@ class AdapterRows:
     timing: npt.NDArray[np.float32] | None = None  # [2, D]: the speaker goes on, the turn ends
 
     @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the matrices: [P, D], [S, D] and perhaps [2, D]."""
+        return tuple(matrix.shape for matrix in (self.probes, *self.output_groups))
+
+    @property
     def num_probes(self) -> int:
         """P."""
         return int(self.probes.shape[0])

@@ -13,12 +13,14 @@ from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import find
 
 if TYPE_CHECKING:
-    from duologue.training.recipes import FinetuneSettings
+    from duologue.models.adapters import Adapter
+    from duologue.training.recipes import FinetuneSettings, ProbeRecipe
 
 _EPILOG = """\
 recipes:
   alora   rows, and a LoRA that is active at the probe only; the base and its outputs stay unchanged (an hour and a half
-          on two cores; minutes with --samples 10000)
+          on two cores; minutes with --samples 10000). With it, the rows of a cascade: llama.cpp reads them first, and
+          the LoRA, which takes a pass of its own there, only where they are unsure
   rows    vectors for the probe and the states: a few KB, for every engine; the base and its outputs stay unchanged
           (minutes with --samples 10000, hours with all samples)
   lora    the DUO paper's audio recipe: rank 32 on every position, kept close to the base by a KL term (hours)
@@ -33,12 +35,13 @@ With several GPUs, start `lora`, `full` and `tdm` with: accelerate launch -m duo
 examples:
   duologue train alora --data samples --out adapter
   duologue train rows --data samples --out rows --teacher adapter
+  duologue train rows --data samples --into adapter       adds a cascade to an alora adapter, or replaces it
   duologue train tdm --data slices --out tdm
   duologue eval behaviour --model tdm/model --sessions tdm_trained
 """
 
 _PROBE = ("rows", "alora")
-_OF_PROBES = ("probes", "lora_lr", "targets", "start", "teacher", "allow_worse")
+_OF_PROBES = ("probes", "lora_lr", "targets", "start", "teacher", "into", "no_cascade", "allow_worse")
 
 
 COMMAND = Command(
@@ -48,7 +51,7 @@ COMMAND = Command(
         Option("recipe", choices=("alora", "rows", "lora", "full", "tdm")),
         *MODEL_NAME,
         Option("--data", type=Path, required=True, metavar="DIR", help="folder with train.jsonl, dev.jsonl"),
-        Option("--out", type=Path, required=True, metavar="DIR", help="adapter folder to write"),
+        Option("--out", type=Path, metavar="DIR", help="adapter folder to write"),
         Option("--epochs", type=int, metavar="N", help="passes over the samples, at most (default: recipe)"),
         Option("--lr", type=float, help="learning rate (default: recipe)"),
         Option("--batch", type=int, metavar="N", help="samples per step (default: recipe)"),
@@ -79,6 +82,8 @@ COMMAND = Command(
             ),
             Option("--start", type=Path, metavar="DIR", help="adapter to start from"),
             Option("--teacher", type=Path, metavar="DIR", help="adapter whose probabilities are learned as well"),
+            Option("--into", type=Path, metavar="DIR", help="rows: alora adapter to add them to, as its cascade"),
+            Option("--no-cascade", action="store_true", default=None, help="alora: without the rows of a cascade"),
         ),
         "lora, full and tdm": (
             Option("--steps", type=int, metavar="N", help="total number of steps (default: recipe)"),
@@ -104,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
         raise MissingDependency(
             f"training needs {error.name}; install it with: pip install 'duologue[train]'"
         ) from error
+    if (args.out is None) == (args.into is None):
+        raise UsageError("give --out, the adapter folder to write, or --into, the one that gets a cascade")
     if not args.data.is_dir():
         raise UsageError(f"--data {args.data} is not a folder; create it with `duologue data build`")
     if args.threads is not None:
@@ -131,27 +138,33 @@ def run(args: argparse.Namespace) -> int:
         print(f"--model {args.out / 'model'} --sessions tdm_trained")
         return 0
     print("\n".join(report_lines(adapter.facts)))
-    where = args.model if is_probe else args.out / "model"
-    print(f"The adapter is in {args.out}. Use it with: duologue chat --model {where} --adapter {args.out}")
+    out = args.into or args.out
+    where = args.model if is_probe else out / "model"
+    print(f"The adapter is in {out}. Use it with: duologue chat --model {where} --adapter {out}")
     return 0
 
 
 def _probe_training(args: argparse.Namespace) -> Any:
-    from duologue.models.adapters import Adapter
+    from duologue.models.adapters import CASCADE, Adapter
     from duologue.training.probe.run import ProbeRun, train_probe
     from duologue.training.recipes import PROBE_RECIPES
 
     _refuse(args, ("steps", "max_length", "full"))
     recipe = PROBE_RECIPES[args.recipe]
+    teacher = None if args.teacher is None else Adapter.load(args.teacher)
     if recipe.lora is None:
-        _refuse(args, ("lora_lr", "rank", "targets"))
+        _refuse(args, ("lora_lr", "rank", "targets", "no_cascade"))
     else:
+        _refuse(args, ("into",))
         size = {} if args.rank is None else {"rank": args.rank, "alpha": 2 * args.rank}
         recipe = replace(recipe, lora=replace(recipe.lora, **_given(args, targets="targets"), **size))
+        recipe = replace(recipe, cascade=None) if args.no_cascade else recipe
+    if args.into is not None:
+        recipe, teacher = _into(args, recipe)
     changes = _given(args, epochs="epochs", lr="lr", batch="batch", lora_lr="lora_lr")
     run = ProbeRun(
         data=args.data,
-        out=args.out,
+        out=args.out or args.into / CASCADE,
         recipe=replace(
             recipe,
             settings=replace(recipe.settings, seed=args.seed, **changes),
@@ -161,10 +174,22 @@ def _probe_training(args: argparse.Namespace) -> Any:
         num_samples=args.samples,
         memory_gb=args.memory_gb,
         start=None if args.start is None else Adapter.load(args.start),
-        teacher=None if args.teacher is None else Adapter.load(args.teacher),
+        teacher=teacher,
+        into=args.into,
         allow_worse=bool(args.allow_worse),
     )
     return partial(train_probe, run)
+
+
+def _into(args: argparse.Namespace, recipe: "ProbeRecipe") -> "tuple[ProbeRecipe, Adapter]":
+    """The recipe for rows that suit the adapter in `--into`, and this adapter, their teacher."""
+    from duologue.models.adapters import Adapter
+
+    _refuse(args, ("teacher", "probes"))
+    adapter = Adapter.load(args.into, cascade=False)
+    if adapter.rows is None or adapter.lora is None:
+        raise UsageError(f"--into {args.into} is an adapter of kind {adapter.kind}; only alora can have a cascade")
+    return replace(recipe, num_probes=adapter.rows.num_probes), adapter
 
 
 def _finetuning(args: argparse.Namespace) -> Any:

@@ -6,8 +6,8 @@ does what it says, or raises and changes nothing. All backends pass the same tes
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
 from duologue.errors import UsageError, require
@@ -69,6 +69,9 @@ class Step:
     tokens: tuple[Token, ...] = ()  # the drawn token; an engine that speculates may return several
     p: tuple[tuple[float, ...], ...] = ()  # for each watched group, the probabilities of its ids, summing to 1
     margin: float | None = None  # if drawn: logit of the best base token minus that of the second best
+    passes: tuple[int, ...] = field(default=(0,), compare=False)
+    """The forward passes that its tokens took. They are numbered within a call; what shares a pass has its number."""
+    is_apart: bool = field(default=False, compare=False)  # the last of these is a pass of probes alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,11 @@ class BackendInfo:
     kv_bytes_per_token: int
     can_truncate: bool  # False: `truncate` to less than the cached length raises `UnsupportedModel`
     probe_passes: int = 0
-    """Further forward passes if added ids (probes) are fed: 0 if they are part of the pass, 1 if the probes of all
-    sequences need a pass of their own."""
+    """Further forward passes if added ids (probes) are fed, at most: 0 if they are part of the pass, 1 if the probes of
+    all sequences may need a pass of their own."""
+    cascade_limit: float | None = None
+    """With a cascade: probes after new tokens are first judged in the pass of these tokens, by rows, and only if no
+    state is at least so probable, in a pass of their own. None: all of them have a pass of their own."""
     num_caches: int = 1
     """Capacity and sequences are divided equally among these. A sequence and its forks share one cache, which can be
     full while others have room. Each cache that has something to feed makes a pass of its own."""
@@ -135,9 +141,10 @@ class Backend(ABC):
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
         """Run one forward pass for all of `batch` and return one `Step` for each `Extend`, in order.
 
-        The number of sequences does not matter. `num_passes` tells the exceptions: where `info.probe_passes` is 1,
-        probes take another pass, and must be the last tokens of their `Extend`; where there are several caches
-        (`info.num_caches`), each one that is involved takes its own.
+        The number of sequences does not matter. The steps tell the exceptions (`Step.passes`): where
+        `info.probe_passes` is 1, probes may take another pass, and must be the last tokens of their `Extend`; where
+        there are several caches (`info.num_caches`), each one that is involved takes its own. A backend may also
+        prefill long texts separately. Roll a probe back before other tokens follow it.
 
         A token attends to the tokens before it in its own sequence, and to nothing else: channels that share a prefix
         do not attend to each other (DUO, section 2.1).
@@ -149,18 +156,6 @@ class Backend(ABC):
             ContextOverflow: a sequence would become longer than `context_length`.
             CacheFull: the new tokens exceed `capacity`, or the share of one of several caches.
         """
-
-    def num_passes(self, batch: Sequence[Extend]) -> int:
-        """How many forward passes `forward(batch)` would make: 1, or 2 if probes need their own.
-
-        With several caches, it is the sum over those that are fed. A backend that prefills long texts separately counts
-        these passes, too.
-        """
-        info = self.info
-        if not info.probe_passes:
-            return 1
-        is_probe = {token >= info.vocab_size for extend in batch for token in extend.tokens}
-        return int(False in is_probe) + info.probe_passes * int(True in is_probe)
 
     @abstractmethod
     def truncate(self, seq: Seq, length: int) -> None:
@@ -194,6 +189,11 @@ class Backend(ABC):
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to close
         """Release the weights. No other call is legal afterwards."""
+
+
+def num_passes(steps: Iterable[Step]) -> int:
+    """The number of forward passes that these steps of one `Backend.forward` took together."""
+    return len({number for step in steps for number in step.passes})
 
 
 def check_batch(info: BackendInfo, batch: Sequence[Extend]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from duologue.core.backend import Extend, Usage
+from duologue.core.backend import Extend, Step, Usage, num_passes
 from duologue.core.events import Decided, Event
 from duologue.core.session import Phase
 
@@ -23,17 +23,31 @@ class Pass:
     seconds: float  # of the pass, operations on the cache included
     kv_entries: int  # held by the backend after it; a shared entry counts once
     kv_bytes: int
-    num_passes: int = 1  # forward passes of the model: 2 if the backend computes probes in a pass of their own
+    num_passes: int = 1  # forward passes of the model: 2 if the backend computed probes in a pass of their own
+    num_judged: int = 0  # channels that were judged
+    num_judged_apart: int = 0  # those whose probe was computed in a pass of its own
 
     @classmethod
     def of(
-        cls, at: float, phase: Phase, batch: Sequence[Extend], seconds: float, usage: Usage, num_passes: int = 1
+        cls, at: float, phase: Phase, batch: Sequence[Extend], steps: Sequence[Step], seconds: float, usage: Usage
     ) -> "Pass":
-        """The record of a pass over `batch`."""
+        """The record of a pass over `batch`, which gave `steps`."""
         output = sum(len(extend.tokens) for extend in batch if extend.draw is not None)
         judged = sum(len(extend.tokens) for extend in batch if extend.watch)
-        rest = sum(len(extend.tokens) for extend in batch) - output - judged
-        return cls(at, phase, len(batch), output, judged, rest, seconds, usage.kv_entries, usage.kv_bytes, num_passes)
+        return cls(
+            at=at,
+            phase=phase,
+            num_channels=len(batch),
+            output_tokens=output,
+            input_tokens=judged,
+            prefill_tokens=sum(len(extend.tokens) for extend in batch) - output - judged,
+            seconds=seconds,
+            kv_entries=usage.kv_entries,
+            kv_bytes=usage.kv_bytes,
+            num_passes=num_passes(steps),
+            num_judged=sum(bool(step.p) for step in steps),
+            num_judged_apart=sum(step.is_apart for step in steps),
+        )
 
 
 Sink: TypeAlias = Callable[[Pass | Event], None]
@@ -47,6 +61,8 @@ class Trace:
     passes: Counter[Phase] = field(default_factory=Counter)
     tokens_fed: Counter[Phase] = field(default_factory=Counter)
     decisions: Counter[str] = field(default_factory=Counter)
+    num_judged: int = 0
+    num_judged_apart: int = 0
     seconds: float = 0.0
     kv_entries_peak: int = 0
     kv_bytes_peak: int = 0
@@ -61,6 +77,8 @@ class Trace:
         if isinstance(record, Pass):
             self.passes[record.phase] += record.num_passes
             self.tokens_fed[record.phase] += record.output_tokens + record.input_tokens + record.prefill_tokens
+            self.num_judged += record.num_judged
+            self.num_judged_apart += record.num_judged_apart
             self.seconds += record.seconds
             self.kv_entries_peak = max(self.kv_entries_peak, record.kv_entries)
             self.kv_bytes_peak = max(self.kv_bytes_peak, record.kv_bytes)
@@ -73,6 +91,8 @@ class Trace:
             "passes": self.num_passes,
             "passes_by_phase": {str(phase): count for phase, count in sorted(self.passes.items())},
             "tokens_fed": self.tokens_fed.total(),
+            "judged": self.num_judged,
+            "judged_apart": self.num_judged_apart,
             "decisions": dict(sorted(self.decisions.items())),
             "seconds": round(self.seconds, 6),
             "kv_entries_peak": self.kv_entries_peak,

@@ -48,6 +48,8 @@ class Totals:
     """What an engine has done so far."""
 
     passes: int = 0  # forward passes; where probes have one of their own, both count
+    judged: int = 0  # channels that were judged, by the pass
+    judged_apart: int = 0  # those whose probe was computed in a pass of its own
     tokens: int = 0  # fed
     seconds: float = 0.0  # in passes
     admitted: int = 0  # sessions
@@ -256,6 +258,8 @@ class Engine:
         now, usage = self.now(), self.backend.usage()
         self.totals.tokens += forward_pass.num_tokens
         self.totals.passes += forward_pass.num_passes
+        self.totals.judged += forward_pass.num_judged
+        self.totals.judged_apart += forward_pass.num_judged_apart
         self.totals.seconds += forward_pass.seconds
         for portion in forward_pass.portions:
             handle, batch = portion.handle, portion.plan.batch
@@ -267,8 +271,8 @@ class Engine:
                     self._recover(portion, portion.error, forward_pass)
                 elif batch:
                     events = handle.session.take(portion.steps)
-                    seconds, num_passes = forward_pass.seconds, portion.num_passes
-                    handle.record(Pass.of(portion.at, portion.phase, batch, seconds, usage, num_passes))
+                    seconds = forward_pass.seconds
+                    handle.record(Pass.of(portion.at, portion.phase, batch, portion.steps, seconds, usage))
                     handle.report(events)
 
     def _recover(self, portion: Portion, error: DuologueError, forward_pass: ForwardPass) -> None:

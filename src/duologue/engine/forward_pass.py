@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from duologue.core.backend import Backend, Extend, Step
+from duologue.core.backend import Backend, Extend, Step, num_passes
 from duologue.core.cache import Plan
 from duologue.core.session import Phase
 from duologue.engine.handle import Handle
@@ -21,7 +21,6 @@ class Portion:
     phase: Phase
     at: float  # session time at planning
     steps: list[Step] = field(default_factory=list)
-    num_passes: int = 0  # that this portion requires
     error: DuologueError | None = None
 
     @property
@@ -46,6 +45,8 @@ class ForwardPass:
     portions: Sequence[Portion]
     seconds: float = 0.0  # taken, cache operations included
     num_passes: int = 0  # executed
+    num_judged: int = 0  # channels that were judged
+    num_judged_apart: int = 0  # those whose probe was computed in a pass of its own
 
     @property
     def num_tokens(self) -> int:
@@ -69,11 +70,8 @@ class ForwardPass:
             batch: list[Extend] = []
             try:
                 for portion in portions:
-                    own = portion.handle.sequences.renamed(portion.plan.batch)
-                    portion.num_passes = self.backend.num_passes(own)
-                    batch += own
-                num_passes = self.backend.num_passes(batch)
-                steps = iter(self.backend.forward(batch))
+                    batch += portion.handle.sequences.renamed(portion.plan.batch)
+                steps = self.backend.forward(batch)
             except CacheFull as error:
                 sizes = [portion.num_tokens_in(error) for portion in portions]
                 portions.pop(sizes.index(max(sizes))).error = error
@@ -85,7 +83,10 @@ class ForwardPass:
                     self._forward([portion])
                 return
             else:
-                self.num_passes += num_passes
+                self.num_passes += num_passes(steps)
+                self.num_judged += sum(bool(step.p) for step in steps)
+                self.num_judged_apart += sum(step.is_apart for step in steps)
+                handed_out = iter(steps)
                 for portion in portions:
-                    portion.steps = [next(steps) for _ in portion.plan.batch]
+                    portion.steps = [next(handed_out) for _ in portion.plan.batch]
                 return

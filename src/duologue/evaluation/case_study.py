@@ -136,9 +136,6 @@ class ForecastingBackend(Backend):
     def info(self) -> BackendInfo:
         return self._backend.info
 
-    def num_passes(self, batch: Sequence[Extend]) -> int:
-        return self._backend.num_passes(batch)
-
     def length(self, seq: Seq) -> int:
         return self._backend.length(seq)
 

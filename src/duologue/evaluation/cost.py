@@ -222,6 +222,8 @@ def _totals(meters: Sequence[Meter]) -> dict[str, Any]:
         "passes": passes.total(),
         "overlap_passes": passes[Phase.OVERLAP],
         "passes_by_phase": {phase.value: passes[phase] for phase in Phase},
+        "judged": sum(meter.trace.num_judged for meter in meters),
+        "judged_apart": sum(meter.trace.num_judged_apart for meter in meters),
         "tokens_fed": tokens.total(),
         "tokens_by_phase": {phase.value: tokens[phase] for phase in Phase},
         "spoken_tokens": sum(meter.num_spoken for meter in meters),
@@ -265,5 +267,8 @@ class CountingBackend(IdBackend):
         return []  # earlier ids do not matter here, and an hour of them is long
 
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
-        drawn = () if extend.draw is None else (0,)
-        return Step(extend.ticket, drawn, tuple((1 / len(group),) * len(group) for group in extend.watch))
+        drawn, p = () if extend.draw is None else (0,), tuple((1 / len(group),) * len(group) for group in extend.watch)
+        if not self.info.probe_passes or extend.tokens[-1] < self.info.vocab_size:
+            return Step(extend.ticket, drawn, p)
+        passes = (0, 1) if extend.tokens[0] < self.info.vocab_size else (1,)
+        return Step(extend.ticket, drawn, p, passes=passes, is_apart=True)

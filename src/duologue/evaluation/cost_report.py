@@ -26,7 +26,7 @@ def tables(sessions: Sessions) -> str:
         [
             summary(sessions),
             "Times in ms are compute time; further waiting on the conversation's clock is in brackets. "
-            f"Decisions of {kinds}.",
+            f"Decisions of {kinds}.{_apart(sessions)}",
             growth(sessions),
         ]
     )
@@ -107,6 +107,11 @@ def short(sessions: Sessions) -> str:
             ]
         )
     return table(header, rows)
+
+
+def _apart(sessions: Sessions) -> str:
+    apart, judged = (sum(one.get(name, 0) for one in sessions.values()) for name in ("judged_apart", "judged"))
+    return f" {apart:,} of {judged:,} decisions took a pass of their own." if apart else ""
 
 
 def _growth(sessions: Sessions, name: str, count: str, entries: str) -> str:

@@ -135,9 +135,6 @@ class OracleBackend(Backend):
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
         return [self._replaced(step) for step in self._backend.forward(batch)]
 
-    def num_passes(self, batch: Sequence[Extend]) -> int:
-        return self._backend.num_passes(batch)
-
     def truncate(self, seq: Seq, length: int) -> None:
         self._backend.truncate(seq, length)
 

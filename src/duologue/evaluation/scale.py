@@ -64,6 +64,8 @@ class ScaleResult:
     missed_deadlines: int
     passes: int  # during the measurement
     kv_bytes: int  # peak
+    judged: int = 0  # decisions in the passes
+    judged_apart: int = 0  # those that took a pass of their own
 
     @property
     def realtime(self) -> bool:
@@ -87,6 +89,8 @@ class ScaleResult:
             "realtime": self.realtime,
             "kv_bytes": self.kv_bytes,
             "passes": self.passes,
+            "judged": self.judged,
+            "judged_apart": self.judged_apart,
             "seconds": self.setting.seconds,
         }
 
@@ -188,7 +192,7 @@ async def measure(backend: Backend, template: Template, probe: Probe, setting: S
         room = _Room(engine, participants)
         await room.get_ready()
         warm_up = await room.talk(_WARM_UP_S)
-        passes = engine.totals.passes
+        before = dataclasses.replace(engine.totals)
         for one in participants:
             one.decisions.clear()
             one.listener.reset()
@@ -200,7 +204,9 @@ async def measure(backend: Backend, template: Template, probe: Probe, setting: S
             decisions=tuple(1000 * wait for one in participants for wait in one.decisions),
             rates=tuple(one.listener.position / seconds for one in participants),
             missed_deadlines=sum(one.listener.missed for one in participants),
-            passes=engine.totals.passes - passes,
+            passes=engine.totals.passes - before.passes,
+            judged=engine.totals.judged - before.judged,
+            judged_apart=engine.totals.judged_apart - before.judged_apart,
             kv_bytes=max(one.kv_bytes for one in participants),
         )
 

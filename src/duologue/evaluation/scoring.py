@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 
 from duologue.backends.sampling import FloatArray
-from duologue.core.backend import Backend, Extend
+from duologue.core.backend import Backend, Extend, Step
 from duologue.core.prompt import Probe
 from duologue.decisions.thresholds import Probabilities
 from duologue.errors import AdapterMismatch
@@ -29,7 +30,15 @@ def score(model: Model, layouts: Sequence[Layout], *, progress: Progress | None 
     Raises:
         ContextOverflow, CacheFull: a row is longer than the context; `labelled_rows.lay_out` refuses such rows earlier.
     """
-    return _score(model, layouts, progress)[:, : len(model.probe.states)]
+    return score_and_count(model, layouts, progress=progress)[0]
+
+
+def score_and_count(
+    model: Model, layouts: Sequence[Layout], *, progress: Progress | None = None
+) -> tuple[Probabilities, npt.NDArray[np.bool_]]:
+    """What `score` returns, and which rows [N] took a pass of their own (`Step.is_apart`)."""
+    p, is_apart = _score(model, layouts, progress)
+    return p[:, : len(model.probe.states)], is_apart
 
 
 def score_timing(model: Model, layouts: Sequence[Layout], *, progress: Progress | None = None) -> FloatArray:
@@ -44,12 +53,15 @@ def score_timing(model: Model, layouts: Sequence[Layout], *, progress: Progress 
             f"the adapter {model.adapter.name or '(unnamed)'} ({model.adapter.kind}) has no timing pair; train one on "
             "samples that say whether the turn `ends`, or use the shipped one"
         )
-    return _score(model, layouts, progress)[:, -1]
+    return _score(model, layouts, progress)[0][:, -1]
 
 
-def _score(model: Model, layouts: Sequence[Layout], progress: Progress | None) -> FloatArray:
-    """Probabilities of all watched ids [N, W], group after group."""
+def _score(
+    model: Model, layouts: Sequence[Layout], progress: Progress | None
+) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Probabilities of all watched ids [N, W], group after group, and which rows [N] took a pass of their own."""
     found = np.zeros((len(layouts), sum(map(len, model.probe.groups))), dtype=np.float32)
+    is_apart = np.zeros(len(layouts), dtype=bool)
     root = _common([layout.context for layout in layouts])
     done = 0
     with ExitStack() as freed:
@@ -57,11 +69,13 @@ def _score(model: Model, layouts: Sequence[Layout], progress: Progress | None) -
         if root:
             model.backend.forward([Extend(base, root)])
         for batch in _batches(layouts, model.probe, len(root), model.backend):
-            found[batch] = _score_batch(model, layouts, batch, base, root)
+            steps = _score_batch(model, layouts, batch, base, root)
+            found[batch] = [[*chain.from_iterable(step.p)] for step in steps]
+            is_apart[batch] = [step.is_apart for step in steps]
             done += len(batch)
             if progress is not None:
                 progress("scoring", done / len(layouts))
-    return found
+    return found, is_apart
 
 
 def latencies(
@@ -87,8 +101,8 @@ def latencies(
 
 def _score_batch(
     model: Model, layouts: Sequence[Layout], batch: Sequence[int], base: Seq, root: tuple[Token, ...]
-) -> FloatArray:
-    """Probabilities [B, W] of the B rows `batch`: one pass for their contexts, one for their words."""
+) -> list[Step]:
+    """The steps of the B rows `batch`: one pass for their contexts, one for their words."""
     backend = model.backend
     with ExitStack() as freed:
         contexts = {root: base}
@@ -104,7 +118,7 @@ def _score_batch(
             context = layouts[i].context
             seq = _fork(freed, backend, contexts[context], len(context))
             questions.append(_question(seq, layouts[i].text, model.probe))
-        return np.array([[*chain.from_iterable(step.p)] for step in backend.forward(questions)], dtype=np.float32)
+        return backend.forward(questions)
 
 
 def _common(contexts: Sequence[tuple[Token, ...]]) -> tuple[Token, ...]:

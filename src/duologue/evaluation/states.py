@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from duologue.core.words import asks, asks_for_a_moment, words_in
 from duologue.data.samples import Sample
@@ -18,7 +19,7 @@ from duologue.decisions.thresholds import Probabilities, ThresholdPair, decide
 from duologue.decisions.tradeoff import operating_point, tradeoffs
 from duologue.evaluation.labelled_rows import LabelledRows, check_labels, lay_out
 from duologue.evaluation.quantiles import p50_p95
-from duologue.evaluation.scoring import latencies, score
+from duologue.evaluation.scoring import latencies, score_and_count
 from duologue.models.model import Model
 from duologue.models.opening import Progress
 from duologue.types import InputState, Role
@@ -33,6 +34,7 @@ class Judgement:
     states: tuple[InputState, ...] = ()
     p: Probabilities | None = None  # [N, S], columns in the order of `states`
     latency_ms: Mapping[int, float] = field(default_factory=dict)  # by row, of the measured rows
+    is_apart: npt.NDArray[np.bool_] | None = None  # [N], rows that took a pass of their own
 
     def part(self, chosen: Sequence[int]) -> "Judgement":
         """Some of the rows."""
@@ -42,6 +44,7 @@ class Judgement:
             self.states,
             None if self.p is None else self.p[list(chosen)],
             {new: self.latency_ms[old] for new, old in enumerate(chosen) if old in self.latency_ms},
+            None if self.is_apart is None else self.is_apart[list(chosen)],
         )
 
     def speaking(self, value: bool) -> "Judgement":
@@ -60,7 +63,7 @@ def judge_model(
     states = model.probe.states
     check_labels(rows, states)
     layouts = lay_out(rows, model)
-    p = score(model, layouts, progress=progress)
+    p, is_apart = score_and_count(model, layouts, progress=progress)
     for i, sample in enumerate(rows.samples):
         if (state := _by_form(sample)) is not None:
             p[i] = [float(one is state) for one in states]
@@ -69,7 +72,8 @@ def judge_model(
     if progress is not None and num_latencies:
         progress("measuring decisions one at a time")
     measured = latencies(model, layouts, num=num_latencies)
-    return Judgement(rows.samples, decide(p, rows.samples, states, thresholds), states, p, measured), thresholds
+    decisions = decide(p, rows.samples, states, thresholds)
+    return Judgement(rows.samples, decisions, states, p, measured, is_apart), thresholds
 
 
 def _by_form(sample: Sample) -> InputState | None:
@@ -97,8 +101,13 @@ def _section(judgement: Judgement) -> dict[str, Any]:
         "per_source": _groups(judgement, "source"),
         "per_kind": _groups(judgement, "kind"),
         "ece": rounded(error),
+        "apart": _share(judgement.is_apart),
         "latency_ms": p50_p95(latencies_ms, 2) if latencies_ms else {"p50": None, "p95": None},
     }
+
+
+def _share(flags: npt.NDArray[np.bool_] | None) -> float | None:
+    return None if flags is None or not len(flags) else round(float(flags.mean()), 4)
 
 
 def _groups(judgement: Judgement, name: str) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,8 @@ def tables(result: Mapping[str, Any]) -> str:
     """All tables, each with a line of explanation where it needs one."""
     parts = [
         f"{result['model']} with {result['adapter']} on {result['backend']}, {result['weights']}: "
-        f"{result['n']} rows of {result['file']}. Figures are percentages; time per decision: {_latency(result)}.",
+        f"{result['n']} rows of {result['file']}. Figures are percentages; time per decision: {_latency(result)}."
+        f"{_apart(result)}",
         _systems(result),
         _confusion(result),
         _groups("source", result["per_source"]),
@@ -36,6 +37,16 @@ def tables(result: Mapping[str, Any]) -> str:
 def _latency(result: Mapping[str, Any]) -> str:
     values = result["latency_ms"]
     return "not measured" if values["p50"] is None else f"p50 {values['p50']:.1f} ms, p95 {values['p95']:.1f} ms"
+
+
+def _apart(result: Mapping[str, Any]) -> str:
+    if not result.get("apart"):
+        return ""
+    silent, speaking = (percent(result[name]["apart"]) for name in ("idle", "speaking"))
+    return (
+        f" {percent(result['apart'])} % of the decisions took a pass of their own ({silent} silent, {speaking} over an "
+        "answer)."
+    )
 
 
 def _systems(result: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Adapters make a model duplex: they define how to ask it for the state of what it hears, and how to read its reply.
 
-A trained adapter is a folder with `adapter.json` and `adapter.safetensors`. Without training, an adapter is a prompt
-(`prompted`). NumPy only; each backend applies the rows in its own way.
+A trained adapter is a folder with `adapter.json` and `adapter.safetensors`. The rows of a cascade are an adapter of
+their own, in the folder `cascade` of an `alora` adapter. Without training, an adapter is a prompt (`prompted`). NumPy
+only; each backend applies the rows in its own way.
 """
 
 import hashlib
@@ -33,6 +34,9 @@ PROMPTED = {"prompted": 0, "prompted-5": 5}
 
 TRAINED = ("alora", "rows")
 """Kinds of adapters that ship with the package, best first."""
+
+CASCADE = "cascade"
+"""The folder in an adapter's own that has the rows of its cascade."""
 
 _ROWS = ("probes", "states", "timing")
 """Names of the tensors of `AdapterRows`; timing may be missing."""
@@ -79,6 +83,10 @@ class Adapter:
     states: tuple[InputState, ...]
     rows: AdapterRows | None = None  # None for "prompted"
     lora: Lora | None = None  # of "alora" only
+    cascade: "Adapter | None" = None
+    """Rows that are read first where the LoRA takes a pass of its own; of "alora" only."""
+    cascade_limit: float | None = None
+    """How probable a state must be by these rows for the LoRA not to be asked; None without a cascade."""
     thresholds: Mapping[str, tuple[Thresholds, Thresholds]] = field(default_factory=dict)
     """For each weight type ("bf16", "q4_0", …, or "any"), two sets: for an idle and for a speaking assistant."""
     fingerprint: Fingerprint | None = None  # None: fits every model
@@ -90,6 +98,7 @@ class Adapter:
     def __post_init__(self) -> None:
         of_kind, num_states = f"an adapter of kind {self.kind}", len(self.states)
         num_rows = num_states if self.rows is None else self.rows.states.shape[0]
+        cascade, limit = self.cascade, self.cascade_limit
         refuse(
             [
                 (self.kind not in KINDS, f"no adapter kind {self.kind!r}; there are {', '.join(KINDS)}"),
@@ -102,8 +111,22 @@ class Adapter:
                     f"{of_kind} {'needs' if self.lora is None else 'has no'} LoRA",
                 ),
                 (num_rows != num_states, f"{num_rows} state rows for {num_states} states"),
+                ((cascade is None) != (limit is None), "a cascade needs both its rows and a limit"),
+                (limit is not None and not 0.0 <= limit <= 1.0, f"the limit of a cascade is from 0 to 1, got {limit}"),
+                (cascade is not None and self.lora is None, f"{of_kind} has no LoRA that a cascade could spare"),
+                (
+                    cascade is not None and not self._fits(cascade),
+                    "the rows of the cascade belong to another adapter: their kind is not rows, or the model, the "
+                    "states, the number of probe tokens or the timing pair differ",
+                ),
             ]
         )
+
+    def _fits(self, cascade: "Adapter") -> bool:
+        if self.rows is None or cascade.rows is None or cascade.kind != "rows":
+            return False
+        ours, theirs = (self.fingerprint, self.states), (cascade.fingerprint, cascade.states)
+        return ours == theirs and self.rows.shapes == cascade.rows.shapes
 
     @property
     def num_added(self) -> int:
@@ -183,9 +206,12 @@ class Adapter:
                 for weights, (idle, speaking) in self.thresholds.items()
             },
             "lora": None if self.lora is None else {"rank": self.lora.rank, "scale": self.lora.scale},
+            **({} if self.cascade is None else {"cascade": {"limit": self.cascade_limit}}),
             "shots": self.shots,
             "training": dict(self.facts),
         }
+        if self.cascade is not None:
+            self.cascade.save(folder / CASCADE)
         if self.rows is not None:
             changes = {} if self.lora is None else self.lora.tensors()
             tensors = {**dict(zip(_ROWS, (self.rows.probes, *self.rows.output_groups), strict=False)), **changes}
@@ -193,11 +219,11 @@ class Adapter:
         _put(folder / "adapter.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     @classmethod
-    def load(cls, folder: Path | str) -> "Adapter":
-        """Read a folder written by `save`.
+    def load(cls, folder: Path | str, *, cascade: bool = True) -> "Adapter":
+        """Read a folder written by `save`, without the rows of its cascade if `cascade` is False.
 
         Raises:
-            AdapterMismatch: the folder holds no adapter, is damaged, or was written by a newer version.
+            AdapterMismatch: the folder holds no adapter, is damaged or incomplete, or was written by a newer version.
         """
         folder = Path(folder)
         path = folder / "adapter.json"
@@ -211,21 +237,24 @@ class Adapter:
         problem = f"{path} has format {version!r}; this version of duologue reads format {FORMAT}"
         refuse([(version != FORMAT, problem)], AdapterMismatch)
         try:
-            return cls._from_content(content, folder)
+            return cls._from_content({**content, **({} if cascade else {"cascade": None})}, folder)
         except AdapterMismatch:
             raise
-        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
+        except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError, UsageError) as error:
             raise AdapterMismatch(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
     @classmethod
     def _from_content(cls, content: Mapping[str, Any], folder: Path) -> "Adapter":
         ordered = sorted(content["states"].items(), key=lambda item: int(item[1]))
         rows, lora = (None, None) if content["kind"] == "prompted" else _read_tensors(folder, content)
+        cascade = content.get("cascade")
         adapter = cls(
             kind=content["kind"],
             states=tuple(InputState(name) for name, _ in ordered),
             rows=rows,
             lora=lora,
+            cascade=None if cascade is None else _read_cascade(folder),
+            cascade_limit=None if cascade is None else float(cascade["limit"]),
             thresholds={
                 weights: (Thresholds.from_mapping(sets["idle"]), Thresholds.from_mapping(sets["speaking"]))
                 for weights, sets in content["thresholds"].items()
@@ -313,6 +342,16 @@ def adapter_for(requested: Adapter | str | None, fingerprint: Fingerprint) -> Ad
     return found
 
 
+def _read_cascade(folder: Path) -> Adapter:
+    try:
+        return Adapter.load(folder / CASCADE)
+    except AdapterMismatch as error:
+        raise AdapterMismatch(
+            f"the adapter in {folder} has a cascade, and its rows cannot be read: {error}. Copy the whole folder "
+            f"again, or train these rows anew with `duologue train rows --into {folder}`"
+        ) from None
+
+
 def _put(path: Path, content: bytes) -> None:
     partial = path.with_suffix(".partial")  # if the disk is full, an existing adapter stays intact
     partial.write_bytes(content)
@@ -336,7 +375,7 @@ def _read_tensors(folder: Path, content: Mapping[str, Any]) -> tuple[AdapterRows
     if named != set(expected):
         raise AdapterMismatch(f"{path} contains {sorted(named)}; expected {expected}")
     rows = AdapterRows(*(np.ascontiguousarray(tensors[name], dtype=np.float32) for name in expected))
-    shapes = [matrix.shape for matrix in (rows.probes, *rows.output_groups)]
+    shapes = list(rows.shapes)
     is_one_width = all(len(shape) == 2 and shape[1] == shapes[0][1] for shape in shapes)
     refuse(
         [

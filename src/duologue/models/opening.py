@@ -116,10 +116,12 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
         )
     # An exported file is ready: its rows are used, and its weight type was chosen when it was written.
     weights = wanted or (AS_IS if facts.num_added else default_weights())
+    cascade = None if adapter is None or facts.num_added else adapter.cascade  # exported files have none
     converted = cached_gguf(
         path,
         weights=None if weights == AS_IS else weights,
         rows=None if facts.num_added or adapter is None else adapter.rows,
+        cascade=None if cascade is None else cascade.rows,
         progress=lambda _, share: request.progress(f"writing {weights} weights to the cache, once", share),
     )
     request.progress("reading the weights")
@@ -134,6 +136,7 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
         # is at least a fifth faster.
         flash_attention=shared > 1,
         lora_path=None if adapter is None or adapter.lora is None else cached_lora(path, adapter.lora),
+        cascade_limit=None if cascade is None or adapter is None else adapter.cascade_limit,
         prefill_capacity=2 * length if shared > 1 else 0,
     )
     return backend, tokenizer, adapter

@@ -54,6 +54,8 @@ class _EngineCollector(Collector):
             yield GaugeMetricFamily(f"duologue_{name}", text, value=value)
         for name, text, count in (
             ("passes", "Forward passes.", totals.passes),
+            ("judged", "Times that the state of words was read.", totals.judged),
+            ("judged_apart", "Those that took a pass of their own.", totals.judged_apart),
             ("tokens_fed", "Tokens fed.", totals.tokens),
             ("pass_seconds", "Seconds in forward passes.", totals.seconds),
             ("sessions_admitted", "Conversations that were admitted.", totals.admitted),

@@ -13,7 +13,7 @@ from itertools import accumulate, chain
 from random import Random
 from typing import Protocol
 
-from duologue.core.backend import Backend, Draw, Extend, Sampling, Step, Usage
+from duologue.core.backend import Backend, Draw, Extend, Sampling, Step, Usage, num_passes
 from duologue.errors import CacheFull, ContextOverflow, DuologueError, UnknownSeq, UsageError
 from duologue.types import Seq, Token
 
@@ -114,7 +114,8 @@ def check_probe_leaves_nothing(subject: Subject) -> None:
     with subject.open() as backend:
         seq = backend.fork(None)
         for index, token in enumerate(PREFIX):
-            backend.forward([Extend(seq, (token, *OTHER, *probe_of(backend)), watch=WATCH)])
+            watch = (states_of(backend),) if index % 2 and states_of(backend) else WATCH
+            backend.forward([Extend(seq, (token, *OTHER, *probe_of(backend)), watch=watch)])
             backend.truncate(seq, index + 1)
         subject.require_fresh(backend, seq, PREFIX, WORDS, "after fourteen probes")
 
@@ -224,8 +225,7 @@ def check_one_pass_whatever_the_number_of_channels(subject: Subject) -> None:
             for start, end, expected in ((1, (), 1), (1, probe, 1 + backend.info.probe_passes), (0, probe or WORDS, 1)):
                 extends = [Extend(seq, OTHER[: start * (1 + seq % 4)] + end, watch=WATCH) for seq in batch]
                 before = subject.num_passes(backend)
-                require_equal(backend.num_passes(extends), expected, "passes by Backend.num_passes")
-                backend.forward(extends)
+                require_equal(num_passes(backend.forward(extends)), expected, "passes that the steps declare")
                 require_equal(subject.num_passes(backend) - before, expected, f"passes for {len(batch)} channels")
 
 
@@ -244,10 +244,37 @@ def check_lora_leaves_the_base_alone(subject: Subject, bare: Subject) -> None:
     _require(max(differences) > 0.01, f"the LoRA changes no decision: {differences}")
 
 
+def check_cascade(cascade: Callable[[float], Subject], rows: Subject, lora: Subject) -> None:
+    """A probe is judged as by the rows alone if they are sure, and else as by the LoRA; the base does not change.
+
+    `cascade` makes the subject with this limit. `rows` opens the same backend with the rows of the cascade as its
+    adapter, and `lora` with an adapter without the cascade.
+    """
+    with rows.open() as backend:
+        plain, by_rows = _probed_answer(backend, is_apart=False)
+    with lora.open() as backend:
+        _, by_lora = _probed_answer(backend, is_apart=False)
+    highest = [max(step.p[0]) for step in by_rows]
+    limit = sorted(highest)[len(highest) // 2]
+    subject = cascade(limit)
+    with subject.open() as backend:
+        require_equal(backend.info.cascade_limit, limit, "limit of the cascade")
+        drawn, judged = _probed_answer(backend, is_apart=False)
+    require_equal(drawn, plain, "what was drawn")
+    is_sure = [p >= limit for p in highest]
+    _require(len(set(is_sure)) == 2, f"the rows are equally sure of all probes: {highest}")
+    require_equal([not step.is_apart for step in judged], is_sure, "probes without a pass of their own")
+    for step, sure, row, second in zip(judged, is_sure, by_rows, by_lora, strict=True):
+        if sure:
+            require_equal(step, row, "a probe of which the rows are sure")
+        else:
+            subject.same(step, second, "a probe of which the rows are unsure")
+
+
 def _probed_answer(backend: Backend, *, is_apart: bool) -> tuple[list[Step], list[Step]]:
     """An answer with words and probes beside it; `is_apart`: probes in separate calls. Returns draws and decisions."""
-    info, drawn, judged = backend.info, list[Step](), list[Step]()
-    probe, states = probe_of(backend), tuple(range(info.vocab_size + 1, info.vocab_size + info.num_added))
+    drawn, judged = list[Step](), list[Step]()
+    probe, states = probe_of(backend), states_of(backend)
     output = backend.fork(None)
     backend.forward([Extend(output, PREFIX)])
     words = backend.fork(output, len(PREFIX) - 3)
@@ -435,6 +462,12 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
 def probe_of(backend: Backend) -> tuple[Token, ...]:
     """The adapter's first probe token, or nothing if it adds no ids."""
     return (backend.info.vocab_size,) if backend.info.num_added else ()
+
+
+def states_of(backend: Backend) -> tuple[Token, ...]:
+    """The adapter's output rows, or nothing if it adds no ids."""
+    info = backend.info
+    return tuple(range(info.vocab_size + 1, info.vocab_size + info.num_added))
 
 
 def _require(condition: bool, message: str) -> None:

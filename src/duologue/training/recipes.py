@@ -74,9 +74,16 @@ class ProbeRecipe:
     settings: ProbeSettings = field(default_factory=ProbeSettings)
     presentations: int | None = None
     """Most sample presentations of a run. A large set gets fewer epochs than `settings.epochs`, but at least one."""
+    cascade: ProbeSettings | None = None
+    """How the rows of a cascade are trained in the steps of the LoRA, which teaches them; None: there are none."""
 
     def __post_init__(self) -> None:
-        refuse([(self.num_probes < 1, f"a probe needs at least one token, got {self.num_probes}")])
+        refuse(
+            [
+                (self.num_probes < 1, f"a probe needs at least one token, got {self.num_probes}"),
+                (self.cascade is not None and self.lora is None, "a cascade needs a LoRA that is asked after its rows"),
+            ]
+        )
 
     def settings_for(self, num_samples: int) -> ProbeSettings:
         """The settings, with the number of epochs that suits `num_samples`."""
@@ -91,10 +98,15 @@ class ProbeRecipe:
         return "rows" if self.lora is None else "alora"
 
 
+_ROWS = ProbeSettings(epochs=7, batch=48, lr=1.6e-2)
+
 PROBE_RECIPES = {
-    "rows": ProbeRecipe(settings=ProbeSettings(epochs=7, batch=48, lr=1.6e-2)),
+    "rows": ProbeRecipe(settings=_ROWS),
     "alora": ProbeRecipe(
-        lora=LoraShape(dropout=0.05), settings=ProbeSettings(epochs=3, lora_lr=3e-3), presentations=112_000
+        lora=LoraShape(dropout=0.05),
+        settings=ProbeSettings(epochs=3, lora_lr=3e-3),
+        presentations=112_000,
+        cascade=_ROWS,
     ),
 }
 

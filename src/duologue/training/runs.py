@@ -23,6 +23,7 @@ from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.data.jsonl import complete_lines, read_rows
 from duologue.data.samples import Sample, read_samples
 from duologue.decisions.calibration import chance_loss, expected_calibration_error, mean_loss, reliability
+from duologue.decisions.cascade import cascade_facts, find_limit
 from duologue.decisions.metrics import adapter_facts, rounded
 from duologue.decisions.thresholds import Probabilities, accepted, calibrate, decide
 from duologue.errors import BadData, MissingDependency, UsageError
@@ -114,6 +115,25 @@ def calibrated(adapter: Adapter, samples: Sequence[Sample], p: Probabilities) ->
     return replace(adapter, thresholds={ANY_WEIGHTS: thresholds}, facts={**adapter.facts, "dev": held_out})
 
 
+def with_cascade(
+    adapter: Adapter, rows: Adapter, samples: Sequence[Sample], first: Probabilities, second: Probabilities
+) -> Adapter:
+    """`adapter` with `rows` as its cascade, and a limit that suits the held-out `samples`; its facts say what it saves.
+
+    Without the cascade if the rows are never sure enough. first, second: [N, S], by the rows and by the adapter.
+    """
+    thresholds = adapter.thresholds_for(ANY_WEIGHTS)
+    limit = find_limit(samples, first, second, adapter.states, thresholds)
+    found = cascade_facts(samples, first, second, adapter.states, thresholds, limit)
+    is_useful = found["apart"] < 1
+    return replace(
+        adapter,
+        cascade=rows if is_useful else None,
+        cascade_limit=limit if is_useful else None,
+        facts={**adapter.facts, "cascade": {"limit": limit, **found}},
+    )
+
+
 def count_states(samples: Sequence[Sample]) -> dict[str, int]:
     """Number of samples of each state, in order of occurrence."""
     return dict(Counter(sample.state.value for sample in samples))
@@ -151,8 +171,24 @@ def report_lines(facts: Mapping[str, Any]) -> Iterator[str]:
             f"held out (n {compared['n']}): mean recall {_percent(ours['mean_recall'])} %, "
             f"of the prompted model {_percent(theirs['mean_recall'])} %"
         )
+    if (cascade := facts.get("cascade")) is not None:
+        yield _cascade_line(cascade)
     if (timing := facts.get("timing")) is not None:
         yield f"held out, timing (n {timing['n']}): AUC {_percent(timing['auc'])} %"
+
+
+def _cascade_line(facts: Mapping[str, Any]) -> str:
+    if facts["apart"] == 1:
+        return "held out, cascade: its rows are never sure enough, so the adapter has none"
+    parts = (
+        f"{where.replace('_', ' ')} {_percent(facts[where]['apart'])} %, answer F1 "
+        f"{_percent(facts[where]['answer_f1_cascade'])} instead of {_percent(facts[where]['answer_f1_lora'])}"
+        for where in ("idle", "over_an_answer")
+    )
+    return (
+        f"held out, cascade (limit {facts['limit']:g}): {_percent(facts['apart'])} % of decisions take a pass of their "
+        f"own on llama.cpp; {'; '.join(parts)}"
+    )
 
 
 def _percent(share: float | None) -> str:

@@ -3,7 +3,8 @@
 It knows ids, positions and llama.cpp's cache, not text or roles. An illegal call makes llama.cpp fail an assertion and
 end the process, so every call is checked here first. An adapter's rows are part of the model file (see `gguf_convert`),
 because llama.cpp does not mix tokens and embeddings in one batch. Its LoRA applies to a whole `llama_decode`; the
-probes of all sequences therefore get a second pass after that of all other tokens. Long new texts can be read in a
+probes of all sequences therefore get a second pass after that of all other tokens. With a cascade, probes of other
+rows are part of the first pass, and only where these are unsure is there a second one. Long new texts can be read in a
 second cache (see `prefill_cache`).
 """
 
@@ -11,9 +12,9 @@ import contextlib
 import os
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,7 @@ class _Piece:
     tokens: tuple[Token, ...]
     position: int  # of the first token
     is_read: bool  # its last token is where the `Extend` draws or watches
+    shift: int = 0  # of the watched ids: the size of an adapter's vocabulary if its last tokens are a cascade's probe
 
 
 class LlamaCppBackend(Backend):
@@ -74,6 +76,8 @@ class LlamaCppBackend(Backend):
             63, except in the prefill cache.
         kv_type: the number format of the cache. "f32" doubles its size and serves comparisons with other backends.
         lora_path: a GGUF file with an adapter's LoRA (see `gguf_lora`), which applies at added ids only.
+        cascade_limit: how probable a state must be by the rows of a cascade, which the model file must have, for the
+            LoRA not to be asked (see `BackendInfo.cascade_limit`). None ignores these rows.
         prefill_capacity: KV entries, in addition to `capacity`, of the cache in which long new texts are read. With 0
             they are read in the shared cache. A pass that feeds both caches counts as two.
 
@@ -97,6 +101,7 @@ class LlamaCppBackend(Backend):
         micro_batch: int = MAX_MICRO_BATCH,
         kv_type: Literal["f16", "f32"] = "f16",
         lora_path: Path | str | None = None,
+        cascade_limit: float | None = None,
         prefill_capacity: int = 0,
     ) -> None:
         _check_sizes(capacity, max_seqs, context_length, micro_batch, threads)
@@ -110,6 +115,7 @@ class LlamaCppBackend(Backend):
             self._closing.callback(self._model.close)
             self._lora = None if lora_path is None else self._model.lora(Path(lora_path))
             _check_vocabulary(self._model)
+            _check_cascade(self._model, cascade_limit, has_lora=lora_path is not None)
             self._info = BackendInfo(
                 name="llamacpp",
                 model=self._model.name,
@@ -122,6 +128,7 @@ class LlamaCppBackend(Backend):
                 kv_bytes_per_token=self._model.kv_numbers_per_token * (4 if kv_type == "f32" else 2),
                 can_truncate=True,
                 probe_passes=int(self._lora is not None),
+                cascade_limit=cascade_limit,
             )
             open_context = partial(
                 library.open_context,
@@ -202,11 +209,6 @@ class LlamaCppBackend(Backend):
             self._slots.extend(extend.seq, len(extend.tokens))
         return [steps[index] for index in range(len(batch))]
 
-    def num_passes(self, batch: Sequence[Extend]) -> int:
-        prefilled = self._prefilled(batch)
-        others = [extend for extend in batch if extend.seq not in prefilled]
-        return bool(prefilled) + (super().num_passes(others) if others else 0)
-
     def truncate(self, seq: Seq, length: int) -> None:
         before = self.length(seq)
         if 0 <= length < before:
@@ -286,16 +288,30 @@ class LlamaCppBackend(Backend):
         """Feed `batch` in up to three passes: prefills, base tokens, probes with the LoRA. Returns steps by index."""
         steps: dict[int, Step] = {}
         prefills, base, probes = self._pieces(batch, prefilled)
-        for context, pieces in ((self._prefill_cache.context, prefills), (self._context, base)):
+        for number, context, pieces in ((0, self._prefill_cache.context, prefills), (1, self._context, base)):
             if pieces:
-                steps |= self._pass(batch, pieces, context)
-        if probes:
+                found = self._pass(batch, pieces, context)
+                steps |= {index: replace(step, passes=(number,)) for index, step in found.items()}
+        if probes := self._unsure(probes, base, steps):
             library.set_lora(self._context, self._lora)
             try:
-                steps |= self._pass(batch, probes, self._context)
+                found = self._pass(batch, probes, self._context)
             finally:
                 library.set_lora(self._context, None)
+            for index, step in found.items():
+                before = steps[index].passes if index in steps else ()
+                steps[index] = replace(step, passes=(*before, 2), is_apart=True)
         return steps
+
+    def _unsure(self, probes: list[_Piece], base: Sequence[_Piece], steps: Mapping[int, Step]) -> list[_Piece]:
+        """The `probes` that the rows of a cascade have not judged for sure; their own probes are rolled back."""
+        judged = {piece.index for piece in base if piece.shift}
+        sure = {index for index in judged if max(steps[index].p[0]) >= (self._info.cascade_limit or 0.0)}
+        unsure = [piece for piece in probes if piece.index not in sure]
+        for piece in unsure:
+            if piece.index in judged:
+                self._remove(piece.seq_id, piece.position)
+        return unsure
 
     def _pieces(self, batch: Sequence[Extend], prefilled: set[Seq]) -> tuple[list[_Piece], list[_Piece], list[_Piece]]:
         """What is fed to the prefill cache, to the shared cache without the LoRA, and then with the LoRA."""
@@ -313,12 +329,24 @@ class LlamaCppBackend(Backend):
             if self._lora is not None:
                 num_base = sum(token < self._info.vocab_size for token in tokens)
             is_read = extend.draw is not None or bool(extend.watch)
-            if num_base:
+            if num_base and self._asks_cascade(extend, num_base):
+                shift = self._info.num_added
+                fed = (*tokens[:num_base], *(token + shift for token in tokens[num_base:]))
+                base.append(_Piece(index, seq_id, fed, start, is_read, shift))
+            elif num_base:
                 is_end = num_base == len(tokens)
                 base.append(_Piece(index, seq_id, tokens[:num_base], start, is_read and is_end))
             if num_base < len(tokens):
                 probes.append(_Piece(index, seq_id, tokens[num_base:], start + num_base, is_read))
         return prefills, base, probes
+
+    def _asks_cascade(self, extend: Extend, num_base: int) -> bool:
+        """Whether the tokens after the first `num_base` are a whole probe that only watches rows of the adapter."""
+        if self._info.cascade_limit is None or not extend.watch:
+            return False
+        first, num_probes = self._info.vocab_size, self._model.num_probes or 0
+        is_probe = extend.tokens[num_base:] == tuple(range(first, first + num_probes))
+        return is_probe and min(extend.watched) >= first
 
     def _pass(self, batch: Sequence[Extend], pieces: Sequence[_Piece], context: Any) -> dict[int, Step]:
         """Run one `llama_decode`. Returns the step of each `Extend` by its index in `batch`."""
@@ -333,7 +361,9 @@ class LlamaCppBackend(Backend):
                 mirror = piece.seq_id + self._mirror_offset
                 ll.llama_memory_seq_cp(self._memory, piece.seq_id, mirror, piece.position, -1)
         return {
-            piece.index: self._step(batch[piece.index], row) if piece.is_read else Step(batch[piece.index].ticket)
+            piece.index: self._step(batch[piece.index], row, piece.shift)
+            if piece.is_read
+            else Step(batch[piece.index].ticket)
             for piece, row in zip(pieces, last, strict=True)
         }
 
@@ -349,14 +379,16 @@ class LlamaCppBackend(Backend):
         c.n_tokens = i
         return last
 
-    def _step(self, extend: Extend, row: int) -> Step:
+    def _step(self, extend: Extend, row: int, shift: int) -> Step:
+        """The result of `extend` from a row of logits. `shift` is added to the watched ids."""
         pointer = ll.llama_get_logits_ith(self._context, row)
         if not pointer:
             raise EngineError("llama.cpp returned no logits for a token that asked for them")
         # A view of llama.cpp's own buffer, [ids in the file], valid until the next pass.
         logits = np.ctypeslib.as_array(pointer, shape=(self._model.vocab_size,))
         if extend.draw is None:
-            return Step(extend.ticket, p=tuple(weigh(self._watched(logits, group)) for group in extend.watch))
+            groups = [[token + shift for token in group] for group in extend.watch]
+            return Step(extend.ticket, p=tuple(weigh(self._watched(logits, group)) for group in groups))
         token, margin = choose(logits[: self._info.vocab_size], extend.draw)
         return Step(extend.ticket, tokens=(token,), margin=margin)
 
@@ -426,9 +458,24 @@ def _num_cores() -> int:
 
 
 def _check_vocabulary(model: library.LoadedModel) -> None:
-    base, added, probes = model.base_vocab_size, model.num_added, model.num_probes or 0
-    if not (base >= 1 and 0 <= probes <= added <= model.vocab_size - base):
+    base, added, probes, cascade = model.base_vocab_size, model.num_added, model.num_probes or 0, model.num_cascade
+    if not (base >= 1 and 0 <= probes <= added <= model.vocab_size - base - cascade and cascade in (0, added)):
         raise BrokenModel(
-            f"{model.path.name} declares {base} base ids and {added} added ids, {probes} of them probes, for a "
-            f"vocabulary of {model.vocab_size}; export it again"
+            f"{model.path.name} declares {base} base ids and {added} added ids, {probes} of them probes, and {cascade} "
+            f"of a cascade, for a vocabulary of {model.vocab_size}; export it again"
         )
+
+
+def _check_cascade(model: library.LoadedModel, limit: float | None, *, has_lora: bool) -> None:
+    if limit is None:
+        return
+    refuse(
+        [
+            (not 0.0 <= limit <= 1.0, f"cascade_limit {limit} is not a probability"),
+            (not has_lora, "a cascade_limit is for a model with a LoRA (lora_path): nothing else takes a second pass"),
+            (
+                not model.num_cascade,
+                f"{model.path.name} has no rows of a cascade; write them with gguf_convert.convert",
+            ),
+        ]
+    )

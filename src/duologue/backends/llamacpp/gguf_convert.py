@@ -21,6 +21,7 @@ from duologue.backends.llamacpp.gguf_facts import (
     BASE_VOCAB_KEY,
     INPUT,
     NUM_ADDED_KEY,
+    NUM_CASCADE_KEY,
     NUM_PROBES_KEY,
     OUTPUT,
     GgufFacts,
@@ -56,6 +57,7 @@ def convert(
     *,
     weights: str | None = None,
     rows: AdapterRows | None = None,
+    cascade: AdapterRows | None = None,
     names: Sequence[str] | None = None,
     padding: FloatArray | None = None,
     untie: bool = False,
@@ -70,6 +72,7 @@ def convert(
     Args:
         weights: one of `WEIGHTS`, or None to keep every tensor as it is.
         rows: vectors as defined by `AdapterRows`; the model's own scaling of embeddings and logits is divided out.
+        cascade: further rows of the same shapes, which the backend reads before those of the adapter.
         names: text of the added tokens, by default `AdapterRows.token_names`.
         padding: [D], the output row of the padding ids; zeros by default.
         untie: write a separate output matrix even if the source is tied, so that probe rows are not output rows too.
@@ -83,14 +86,15 @@ def convert(
     source, target = Path(source), Path(target)
     facts = read_facts(source)
     kind = _weight_type(weights)
-    names = _check_rows(facts, rows, names, source)
+    sets = [one for one in (rows, cascade) if one is not None]
+    names = _check_rows(facts, sets, names, source)
     require(
         target.resolve() != source.resolve(), f"source and target are the same file, {source}; write to another one"
     )
     vocab_size = (
         facts.vocab_size if rows is None else -(-(facts.vocab_size + len(names)) // PAD_MULTIPLE) * PAD_MULTIPLE
     )
-    added = {} if rows is None else _added_rows(facts, rows, vocab_size, padding, untied=untie or not facts.is_tied)
+    added = {} if rows is None else _added_rows(facts, sets, vocab_size, padding, untied=untie or not facts.is_tied)
     try:
         reader = GGUFReader(source)
         tensors = _plan_tensors(reader, kind, added, untie=untie and facts.is_tied)
@@ -100,7 +104,9 @@ def convert(
             )
             if rows is not None:
                 _extend_vocabulary(reader, writer, facts, names, vocab_size)
+                writer.add_uint32(NUM_ADDED_KEY, rows.num_added)
                 writer.add_uint32(NUM_PROBES_KEY, rows.num_probes)
+                writer.add_uint32(NUM_CASCADE_KEY, len(names) - rows.num_added)
             for done in _write(writer, tensors):
                 if progress is not None:
                     progress(target.name, done)
@@ -115,6 +121,7 @@ def cached_gguf(
     source: Path | str,
     weights: str | None = None,
     rows: AdapterRows | None = None,
+    cascade: AdapterRows | None = None,
     *,
     progress: Progress | None = None,
 ) -> Path:
@@ -129,30 +136,36 @@ def cached_gguf(
     if weights is None and rows is None:
         return source
     digest = file_digest(source, before=f"{FORMAT_VERSION} {weights}")
-    for matrix in () if rows is None else (rows.probes, *rows.output_groups):
+    matrices = [matrix for one in (rows, cascade) if one is not None for matrix in (one.probes, *one.output_groups)]
+    for matrix in matrices:
         digest.update(f"{matrix.shape}".encode())
         digest.update(np.ascontiguousarray(matrix, dtype=np.float32).tobytes())
     return cached_file(
         f"{source.stem}-{weights or 'kept'}-{digest.hexdigest()[:16]}.gguf",
-        lambda part: convert(source, part, weights=weights, rows=rows, progress=progress),
+        lambda part: convert(source, part, weights=weights, rows=rows, cascade=cascade, progress=progress),
     )
 
 
 # -- the rows to be added ----------------------------------------------------------------------------------------------
 
 
-def _check_rows(facts: GgufFacts, rows: AdapterRows | None, names: Sequence[str] | None, source: Path) -> list[str]:
-    """The names of the added tokens."""
-    if rows is None:
+def _check_rows(facts: GgufFacts, sets: Sequence[AdapterRows], names: Sequence[str] | None, source: Path) -> list[str]:
+    """The names of the added tokens: those of an adapter, and perhaps those of a cascade."""
+    if not sets:
         return []
-    names = list(names) if names is not None else rows.token_names()
+    rows, *others = sets
+    if names is None:
+        names = rows.token_names()
+        names += [name.replace("<|", "<|first_", 1) for name in names[: sum(other.num_added for other in others)]]
+    names, num_rows = list(names), sum(one.num_added for one in sets)
     refuse(
         [
             (
                 facts.num_added > 0,
                 f"{source.name} has {facts.num_added} adapter rows already; start from the base model's file",
             ),
-            (len(names) != rows.num_added, f"{len(names)} names for {rows.num_added} rows; give one name per row"),
+            (any(other.shapes != rows.shapes for other in others), "the rows of a cascade have other shapes"),
+            (len(names) != num_rows, f"{len(names)} names for {num_rows} rows; give one name per row"),
         ]
     )
     rows.check_width(facts.hidden_size, source.name)
@@ -160,20 +173,22 @@ def _check_rows(facts: GgufFacts, rows: AdapterRows | None, names: Sequence[str]
 
 
 def _added_rows(
-    facts: GgufFacts, rows: AdapterRows, vocab_size: int, padding: FloatArray | None, *, untied: bool
+    facts: GgufFacts, sets: Sequence[AdapterRows], vocab_size: int, padding: FloatArray | None, *, untied: bool
 ) -> dict[str, FloatArray]:
     """Rows [A, D] to append to the input and the output matrix, by its name. A tied model has only the first."""
-    num_probes, end = rows.num_probes, rows.num_added
     inputs = np.zeros((vocab_size - facts.vocab_size, facts.hidden_size), dtype=np.float32)
     outputs = np.zeros_like(inputs)
     if padding is not None:
-        outputs[:num_probes] = outputs[end:] = padding / facts.output_scale
-    outputs[num_probes:end] = rows.outputs / facts.output_scale
-    inputs[:num_probes] = rows.probes / facts.input_scale
-    if untied:
-        return {INPUT: inputs, OUTPUT: outputs}
-    outputs[:num_probes] = inputs[:num_probes]  # one matrix: a probe's input row is also an output row
-    return {INPUT: outputs}
+        outputs[:] = padding / facts.output_scale
+    start = 0
+    for rows in sets:
+        states, end = start + rows.num_probes, start + rows.num_added
+        outputs[states:end] = rows.outputs / facts.output_scale
+        inputs[start:states] = rows.probes / facts.input_scale
+        if not untied:
+            outputs[start:states] = inputs[start:states]  # one matrix: a probe's input row is also an output row
+        start = end
+    return {INPUT: inputs, OUTPUT: outputs} if untied else {INPUT: outputs}
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -309,4 +324,3 @@ def _extend_vocabulary(reader: Any, writer: Any, facts: GgufFacts, names: list[s
         writer.add_vocab_size(vocab_size)
     writer.add_uint32("duologue.format_version", FORMAT_VERSION)
     writer.add_uint32(BASE_VOCAB_KEY, facts.vocab_size)
-    writer.add_uint32(NUM_ADDED_KEY, len(names))

@@ -20,6 +20,9 @@ NUM_ADDED_KEY = "duologue.num_added"
 NUM_PROBES_KEY = "duologue.num_probes"
 """Metadata key: the number of probe tokens among the added ids. They come first."""
 
+NUM_CASCADE_KEY = "duologue.num_cascade"
+"""Metadata key: the number of rows of a cascade. They follow the added ids in the same order: as many, or none."""
+
 INPUT, OUTPUT = "token_embd.weight", "output.weight"
 """The names of the embedding matrix and of the output matrix; a tied model has only the first."""
 

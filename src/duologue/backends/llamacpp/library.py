@@ -15,7 +15,13 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 import llama_cpp as ll
 
-from duologue.backends.llamacpp.gguf_facts import BASE_VOCAB_KEY, NUM_ADDED_KEY, NUM_PROBES_KEY, weights_label
+from duologue.backends.llamacpp.gguf_facts import (
+    BASE_VOCAB_KEY,
+    NUM_ADDED_KEY,
+    NUM_CASCADE_KEY,
+    NUM_PROBES_KEY,
+    weights_label,
+)
 from duologue.backends.llamacpp.gguf_header import GgufHeader, read_header
 from duologue.errors import AdapterMismatch, BrokenModel, EngineError, ModelNotFound, UnsupportedModel, refuse
 
@@ -90,10 +96,11 @@ class LoadedModel:
         self.name = str(self.metadata.get("general.name") or self.path.stem)  # for display
         label = weights_label(int(ll.llama_model_ftype(self.handle)) & ~1024)  # 1024: guessed from the tensors
         self.weights = label.lower() if label in ("F32", "F16", "BF16") else label  # such as "bf16" or "Q4_0"
-        # Rows of the output matrix: base, added and padding ids. Base and added ids are as the file declares them.
+        # Rows of the output matrix: base, added, cascade and padding ids. The file declares all but the last.
         self.vocab_size = int(ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self.handle)))
         self.base_vocab_size = int(self.metadata.get(BASE_VOCAB_KEY, self.vocab_size))
         self.num_added = int(self.metadata.get(NUM_ADDED_KEY, 0))
+        self.num_cascade = int(self.metadata.get(NUM_CASCADE_KEY, 0))
         self.num_probes = int(self.metadata[NUM_PROBES_KEY]) if NUM_PROBES_KEY in self.metadata else None
         self.context_length = int(ll.llama_model_n_ctx_train(self.handle))
         self.sliding_window = int(ll.llama_model_n_swa(self.handle))  # of the layers that have one; 0 for none

@@ -64,6 +64,7 @@ class MultiCacheBackend(Backend):
         for number, share in shares.items():
             self._check_room(number, [extend for _, extend in share])
         steps: dict[int, Step] = {}
+        num_passes = 0  # of the caches so far
         fed: list[tuple[Backend, Seq, int]] = []
         try:
             for number, share in shares.items():
@@ -72,16 +73,16 @@ class MultiCacheBackend(Backend):
                 with self._naming_sequences(number):
                     results = cache.forward([extend for _, extend in share])
                 fed += before
-                steps |= {index: step for (index, _), step in zip(share, results, strict=True)}
+                steps |= {
+                    index: replace(step, passes=tuple(num_passes + number for number in step.passes))
+                    for (index, _), step in zip(share, results, strict=True)
+                }
+                num_passes = 1 + max(number for step in steps.values() for number in step.passes)
         except BaseException:
             for cache, seq, length in fed:
                 cache.truncate(seq, length)
             raise
         return [steps[index] for index in range(len(batch))]
-
-    def num_passes(self, batch: Sequence[Extend]) -> int:
-        shares = self._shares(batch).items()
-        return sum(self._caches[number].num_passes([extend for _, extend in share]) for number, share in shares)
 
     def truncate(self, seq: Seq, length: int) -> None:
         place = self._place(seq)

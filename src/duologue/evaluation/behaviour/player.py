@@ -202,9 +202,6 @@ class _CaseBackend(Backend):
     def info(self) -> BackendInfo:
         return self._shared.backend.info
 
-    def num_passes(self, batch: Sequence[Extend]) -> int:
-        return self._shared.backend.num_passes(batch)
-
     def length(self, seq: Seq) -> int:
         with self._shared.lock:
             return self._shared.backend.length(seq)

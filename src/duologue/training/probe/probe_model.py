@@ -43,7 +43,10 @@ class ProbeModel(nn.Module):
         `timing` adds the rows of the timing pair.
         """
         super().__init__()
-        self.base = base.requires_grad_(False).eval()
+        self.base = base.eval()
+        for name, parameter in base.named_parameters():
+            if ".lora_" not in name:  # of another model around the same base
+                parameter.requires_grad_(False)
         embed = base.get_input_embeddings()
         every_id = torch.arange(embed.weight.shape[0], device=embed.weight.device)
         embedding = embed(every_id).detach().float()  # as they are fed: some models scale them
