@@ -22,7 +22,8 @@ COMMAND = Command(
     "write a model that includes the adapter, for llama.cpp or vLLM",
     "Write a GGUF file or a Hugging Face folder with the adapter's rows in the vocabulary. The output "
     "of the base model does not change, and the added tokens are never sampled in ordinary text; both are checked. "
-    "The LoRA of an alora adapter is written to a separate GGUF file or PEFT folder, active from the probe on.",
+    "The LoRA of an alora adapter is written to a separate GGUF file or PEFT folder, active from the probe on, or with "
+    "--one-pass to the GGUF file itself.",
     options=(
         *MODEL_NAME,
         Option(
@@ -39,6 +40,11 @@ COMMAND = Command(
             help="gguf: BF16, F16, Q8_0, Q4_0 (default: unchanged); hf: bf16 (default), f16, f32",
         ),
         Option("--out", type=Path, required=True, metavar="PATH", help="the file or folder to write"),
+        Option(
+            "--one-pass",
+            action="store_true",
+            help="gguf: a file that applies the LoRA itself, so that decisions take no second pass (models like Llama)",
+        ),
         Option("--force", action="store_true", help="overwrite an existing file or folder"),
         Option(
             "--tokens",
@@ -84,7 +90,10 @@ def _adapter(args: argparse.Namespace) -> "Adapter":
 
 
 def _with_lora(args: argparse.Namespace, adapter: "Adapter", where: Path | str) -> "ExportReport":
-    if adapter.lora is None:
+    if args.one_pass and (adapter.lora is None or args.format != "gguf"):
+        what = "--format hf" if args.format != "gguf" else f"an adapter of kind {adapter.kind}, which has no LoRA"
+        raise UsageError(f"--one-pass puts a LoRA into a GGUF file, and does not go with {what}; leave it out")
+    if adapter.lora is None or args.one_pass:
         return _write(args, where, adapter)
     from duologue.export.inspection import check_out
 
@@ -125,7 +134,14 @@ def _write(args: argparse.Namespace, where: Path | str, adapter: "Adapter") -> "
     weights = args.weights.upper() if args.weights else None
     with progress("Exporting") as stage:
         return export_gguf(
-            where, adapter.rows, args.out, weights=weights, threads=args.threads, progress=stage, **options
+            where,
+            adapter.rows,
+            args.out,
+            weights=weights,
+            threads=args.threads,
+            one_pass=adapter.lora if args.one_pass else None,
+            progress=stage,
+            **options,
         )
 
 
@@ -147,6 +163,7 @@ def _as_text(report: "ExportReport") -> str:
     added = ", ".join(f"{name} {token}" for name, token in report.added.items())
     untied = "\nThe output matrix was separated from the embeddings: the probe's row would have won." * report.is_untied
     lora = f"\n{report.lora}: the LoRA, active from the probe on" if report.lora else ""
+    lora += "\nIt applies the LoRA itself, from the probe on." * report.is_one_pass
     return (
         f"{report.path}: {report.vocab_size} ids; {added}{untied}{lora}\n"
         f"Checked: {report.num_same} greedy tokens as the base; probabilities of states within "

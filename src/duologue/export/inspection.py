@@ -144,6 +144,7 @@ class ExportReport:
     num_same: int  # greedy tokens equal to the base model's
     decision_error: float  # the largest difference of a state probability from that of the rows in float32
     lora: Path | None = None  # the file or folder of the adapter's LoRA, if it has one
+    is_one_pass: bool = False  # the LoRA is part of the file
 
 
 def check_out(out: Path, *, force: bool) -> None:

@@ -6,8 +6,10 @@ Each function imports its heavy library itself, and only then.
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from duologue.backends.lora import Lora
 from duologue.core.backend import Backend
 from duologue.errors import AdapterMismatch, MissingDependency, UsageError
 from duologue.models.adapters import Adapter, Fingerprint, adapter_for
@@ -114,6 +116,7 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
             f"{path} already has {facts.num_added} rows of an adapter, but this adapter has {adapter.num_added}; "
             "start from the base model's file"
         )
+    lora = separate_lora(path, facts.one_pass, adapter)
     # An exported file is ready: its rows are used, and its weight type was chosen when it was written.
     weights = wanted or (AS_IS if facts.num_added else default_weights())
     cascade = None if adapter is None or facts.num_added else adapter.cascade  # exported files have none
@@ -135,11 +138,31 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
         # Flash attention skips the entries of other sessions. Without it, a pass of several tokens in one long sequence
         # is at least a fifth faster.
         flash_attention=shared > 1,
-        lora_path=None if adapter is None or adapter.lora is None else cached_lora(path, adapter.lora),
+        lora_path=None if lora is None else cached_lora(path, lora),
         cascade_limit=None if cascade is None or adapter is None else adapter.cascade_limit,
         prefill_capacity=2 * length if shared > 1 else 0,
     )
     return backend, tokenizer, adapter
+
+
+def separate_lora(path: Path, one_pass: str | None, adapter: Adapter | None) -> Lora | None:
+    """The LoRA of `adapter`; None if the file at `path` applies it itself, as `one_pass` (`GgufFacts.one_pass`) says.
+
+    Raises:
+        AdapterMismatch: the file applies that of another adapter.
+    """
+    from duologue.backends.llamacpp.gguf_one_pass import adapter_digest
+
+    if adapter is None or adapter.rows is None:
+        return None  # it does not ask the LoRA in the file either
+    if one_pass is None:
+        return adapter.lora
+    if adapter.lora is None or adapter_digest(adapter.rows, adapter.lora) != one_pass:
+        raise AdapterMismatch(
+            f"{path} is a one-pass file of another adapter than {adapter.name or '(unnamed)'} ({adapter.kind}): it "
+            "applies that one's LoRA itself. Load it with the adapter that it was exported with, or export it again"
+        )
+    return None
 
 
 def cache_limits(sessions: int, length: int) -> dict[str, Any]:

@@ -23,6 +23,9 @@ NUM_PROBES_KEY = "duologue.num_probes"
 NUM_CASCADE_KEY = "duologue.num_cascade"
 """Metadata key: the number of rows of a cascade. They follow the added ids in the same order: as many, or none."""
 
+ONE_PASS_KEY = "duologue.one_pass"
+"""Metadata key: `adapter_digest` of the adapter, in a file that applies its LoRA itself (see `gguf_one_pass`)."""
+
 INPUT, OUTPUT = "token_embd.weight", "output.weight"
 """The names of the embedding matrix and of the output matrix; a tied model has only the first."""
 
@@ -42,6 +45,7 @@ class GgufFacts:
     input_scale: float  # by which the model multiplies embeddings
     output_scale: float  # by which it multiplies logits
     weights: str  # "BF16", "Q4_1", ... or "mixed"
+    one_pass: str | None = None  # the adapter whose LoRA is in the file, as `gguf_one_pass.adapter_digest` names it
 
 
 def read_facts(path: Path | str) -> GgufFacts:
@@ -73,6 +77,7 @@ def read_facts(path: Path | str) -> GgufFacts:
             input_scale=input_scale,
             output_scale=output_scale,
             weights=weights_label(int(values.get("general.file_type", -1))),
+            one_pass=None if ONE_PASS_KEY not in values else str(values[ONE_PASS_KEY]),
         )
     except (ValueError, TypeError, ArithmeticError) as error:
         raise BrokenModel(f"{path} has metadata of the wrong type: {error}") from error

@@ -43,7 +43,7 @@ def write_lora(source: Path | str, lora: Lora, target: Path | str, *, invocation
     """
     header = read_header(Path(source))
     architecture = str(header.values.get("general.architecture"))
-    names = _Names(header, architecture)
+    names = LoraNames(header, architecture)
     writer = GGUFWriter(Path(target), architecture)
     try:
         writer.add_type("adapter")
@@ -78,7 +78,7 @@ def cached_lora(source: Path | str, lora: Lora) -> Path:
     )
 
 
-class _Names:
+class LoraNames:
     """Maps a layer's Hugging Face path to a tensor of a GGUF file, and the layer's rows to that tensor's order."""
 
     def __init__(self, header: GgufHeader, architecture: str) -> None:
