@@ -29,7 +29,7 @@ from duologue.decisions.timing import balance, is_learnable, timing_facts
 from duologue.errors import AdapterMismatch, BadData, UsageError
 from duologue.models.adapters import Adapter, Fingerprint
 from duologue.text.template import Template
-from duologue.training.layout import lay_out_within
+from duologue.training.layout import Layout, lay_out_within
 from duologue.training.probe.comparison import compare
 from duologue.training.probe.prefixes import kv_bytes_per_token, shards
 from duologue.training.probe.probe_model import ProbeModel
@@ -106,13 +106,8 @@ def train_probe(
     samples, dev_samples, states = read_splits(run.data, run.num_samples)
     say(describe_splits(samples, dev_samples))
     settings = run.recipe.settings_for(len(samples))
-    limit, template = max_positions(model), Template.from_tokenizer(tokenizer)
-    room = None if limit is None else limit - run.recipe.num_probes
-    (layouts, truncation), (dev_layouts, dev_truncation) = (
-        lay_out_within(split, template, room) for split in (samples, dev_samples)
-    )
-    if truncation.any or dev_truncation.any:
-        say(f"longer than the {limit} tokens of this model: in training {truncation}; held out {dev_truncation}")
+    template = Template.from_tokenizer(tokenizer)
+    layouts, dev_layouts = _laid_out(samples, dev_samples, template, max_positions(model), run.recipe.num_probes, say)
     fingerprint = fingerprint_of(model, tokenizer)
     timing = _has_timing(run, is_learnable(samples) and is_learnable(dev_samples))
     models = _models(run, states, model, start_tokens(tokenizer), fingerprint, timing=timing)
@@ -146,9 +141,8 @@ def train_probe(
     if run.into is not None and run.teacher is not None:
         adapter = with_cascade(run.teacher, adapter, dev_samples, p, others[0][:, : len(states)])
     else:
-        compared = compare(
-            adapter, models.trained.prefix_model, template, dev_samples, dev_layouts, p, progress=progress
-        )
+        prefix_model = models.trained.prefix_model
+        compared = compare(adapter, prefix_model, template, dev_samples, dev_layouts, p, progress=progress)
         adapter = replace(adapter, facts={**adapter.facts, "compared": compared})
     if models.pupil is not None:
         rows, first = finish("rows", models.pupil, {"base": name, "teacher": adapter.kind}, others[0])
@@ -158,6 +152,24 @@ def train_probe(
     if not run.allow_worse:
         adapter.refuse_worse()
     return adapter
+
+
+def _laid_out(
+    samples: Sequence[Sample],
+    dev_samples: Sequence[Sample],
+    template: Template,
+    limit: int | None,
+    reserve: int,
+    say: Say,
+) -> tuple[list[Layout], list[Layout]]:
+    """The layouts of both splits, with at most `limit` tokens, `reserve` of them for the probe; says what was cut."""
+    room = None if limit is None else limit - reserve
+    (layouts, truncation), (dev_layouts, dev_truncation) = (
+        lay_out_within(split, template, room) for split in (samples, dev_samples)
+    )
+    if truncation.any or dev_truncation.any:
+        say(f"longer than the {limit} tokens of this model: in training {truncation}; held out {dev_truncation}")
+    return layouts, dev_layouts
 
 
 def _has_timing(run: ProbeRun, is_learnable: bool) -> bool:
