@@ -92,8 +92,8 @@ class BackendInfo:
     """Further forward passes if added ids (probes) are fed, at most: 0 if they are part of the pass, 1 if the probes of
     all sequences may need a pass of their own."""
     cascade_limit: float | None = None
-    """With a cascade: probes after new tokens are first judged in the pass of these tokens, by rows, and only if no
-    state is at least so probable, in a pass of their own. None: all of them have a pass of their own."""
+    """With a cascade: a probe after new tokens is first judged in their pass, by rows. Only if nothing in its first
+    watched group is at least so probable does it take a pass of its own. None: every probe does."""
     num_caches: int = 1
     """Capacity and sequences are divided equally among these. A sequence and its forks share one cache, which can be
     full while others have room. Each cache that has something to feed makes a pass of its own."""

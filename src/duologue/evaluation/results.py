@@ -103,7 +103,13 @@ def busy_mark(result: Result) -> str:
 def describe_model(model: "Model") -> dict[str, Any]:
     """Which model was measured: its name, backend, weight type and adapter."""
     info = model.backend.info
-    adapter = {"kind": model.adapter.kind, "name": model.adapter.name, "probe_tokens": len(model.probe.tokens)}
+    adapter: dict[str, Any] = {
+        "kind": model.adapter.kind,
+        "name": model.adapter.name,
+        "probe_tokens": len(model.probe.tokens),
+    }
+    if info.cascade_limit is not None:
+        adapter["cascade_limit"] = info.cascade_limit
     listener = {} if model.listener is None else {"listener": describe_model(model.listener)}
     return {"name": model.name, "backend": info.name, "weights": info.weights, "adapter": adapter, **listener}
 
