@@ -166,8 +166,8 @@ def _factors(source: Path, lora: Lora) -> Mapping[str, list[_Tensor]]:
     names, found = LoraNames(read_header(source), "llama"), {}
     for path, pair in lora.layers.items():
         name = names.of(path, pair.a.shape[1], pair.b.shape[0])
-        a, b = np.float32(pair.a), lora.scale * np.float32(names.ordered(name, pair.b))
-        found[name] = [_switched(f"{name}.lora_a", a), _switched(f"{name}.lora_b", b)]
+        b = lora.scale * names.ordered(name, pair.b).astype(np.float32)
+        found[name] = [_switched(f"{name}.lora_a", pair.a.astype(np.float32)), _switched(f"{name}.lora_b", b)]
     return found
 
 
