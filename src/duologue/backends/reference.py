@@ -55,5 +55,6 @@ class ReferenceBackend(IdBackend):
         check_added_ids(self._info.vocab_size, self._causal.num_probes, batch)
 
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
-        logits, hidden = self._causal.run(tokens, [len(tokens) - 1], use_cache=False)
-        return self._causal.read(extend, logits[0], hidden[-1])
+        last = range(len(tokens) - self._causal.num_logits(extend), len(tokens))
+        logits, hidden = self._causal.run(tokens, last, use_cache=False)
+        return self._causal.read(extend, logits, hidden[-1])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from duologue.core.backend import Draw
+from duologue.core.backend import Draw, TokenScore
 from duologue.errors import EngineError
 
 FloatArray = npt.NDArray[np.float32]
@@ -83,6 +83,23 @@ def weigh(logits: Sequence[float] | FloatArray) -> tuple[float, ...]:
         raise EngineError(_NOT_FINITE)
     weights = np.exp(values - values.max())
     return tuple(float(p) for p in weights / weights.sum())
+
+
+def score(logits: FloatArray, tokens: Sequence[int]) -> tuple[TokenScore, ...]:
+    """How probable each of S `tokens` is at its position. logits: [S, V].
+
+    Raises:
+        EngineError: the logits are not finite.
+    """
+    best = logits.argmax(1)  # [S]
+    found = []
+    for row, token, greedy in zip(logits, tokens, map(int, best), strict=True):
+        if not np.isfinite(row[greedy]):
+            raise EngineError(_NOT_FINITE)
+        total = np.exp(row - row[greedy]).sum(dtype=np.float64)
+        logprob = float(np.float64(row[token]) - row[greedy] - np.log(total))
+        found.append(TokenScore(logprob, greedy, _margin(row, greedy)))
+    return tuple(found)
 
 
 def _margin(logits: FloatArray, best: int) -> float:

@@ -5,16 +5,17 @@ It stores ids and nothing else, so the functions see each sequence exactly as a 
 
 from collections.abc import Callable, Sequence
 from itertools import islice
+from math import inf
 
 from duologue.backends.ids import IdBackend
-from duologue.core.backend import BackendInfo, Extend, Step
+from duologue.core.backend import BackendInfo, Extend, Step, TokenScore
 from duologue.types import Token
 
 
 class ScriptedBackend(IdBackend):
     """Draws `speak(ids)` and returns the probabilities `judge(ids)`, those of one watched group after the other.
 
-    `ids` is the whole sequence with its probe.
+    `ids` is the whole sequence with its probe. A scored token is certain if `speak` draws it, and otherwise impossible.
     """
 
     def __init__(
@@ -46,6 +47,13 @@ class ScriptedBackend(IdBackend):
         )
 
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
+        if extend.score:
+            return Step(extend.ticket, scores=self._scores(extend.score, tokens))
         drawn = () if extend.draw is None else (self._speak(tokens),)
         p = iter(self._judge(tokens) if extend.watch else ())
         return Step(extend.ticket, drawn, tuple(tuple(islice(p, len(group))) for group in extend.watch))
+
+    def _scores(self, wanted: Sequence[Token], tokens: list[Token]) -> tuple[TokenScore, ...]:
+        said = [self._speak(tokens[:end]) for end in range(len(tokens) + 1 - len(wanted), len(tokens) + 1)]
+        pairs = zip(wanted, said, strict=True)
+        return tuple(TokenScore(0.0 if token == drawn else -inf, drawn, inf) for token, drawn in pairs)

@@ -46,7 +46,7 @@ class Extend:
     """Feed `tokens` to the end of `seq`, in one forward pass with the rest of the batch.
 
     At the position of the last token, an output channel draws and an input channel watches, never both. With neither,
-    the tokens are only cached.
+    the tokens are only cached. For evaluation, `score` asks how probable given continuations are, at several positions.
     """
 
     seq: Seq
@@ -54,11 +54,23 @@ class Extend:
     draw: Draw | None = None
     watch: tuple[tuple[Token, ...], ...] = ()  # groups of ids whose probabilities are wanted: a softmax over each alone
     ticket: int = 0  # returned with the result
+    score: tuple[Token, ...] = ()
+    """S base ids to score: the first as successor of the S-th last token fed, …, the last as successor of the last.
+    A continuation of S tokens is scored by feeding what precedes it and its first S - 1 tokens."""
 
     @property
     def watched(self) -> tuple[Token, ...]:
         """The ids of all groups."""
         return tuple(chain.from_iterable(self.watch))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How probable one token was."""
+
+    logprob: float  # natural logarithm of its probability, over the base vocabulary
+    greedy: Token  # the most probable base token at its position, the lowest id on a tie
+    margin: float  # logit of the best base token minus that of the second best
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,7 @@ class Step:
     tokens: tuple[Token, ...] = ()  # the drawn token; an engine that speculates may return several
     p: tuple[tuple[float, ...], ...] = ()  # for each watched group, the probabilities of its ids, summing to 1
     margin: float | None = None  # if drawn: logit of the best base token minus that of the second best
+    scores: tuple[TokenScore, ...] = ()  # one for each token of `Extend.score`
     passes: tuple[int, ...] = field(default=(0,), compare=False)
     """The forward passes that its tokens took. They are numbered within a call; what shares a pass has its number."""
     is_apart: bool = field(default=False, compare=False)  # the last of these is a pass of probes alone
@@ -150,8 +163,9 @@ class Backend(ABC):
         do not attend to each other (DUO, section 2.1).
 
         Raises:
-            UsageError: the batch or an `Extend` is empty, a sequence occurs twice, an id is out of range, `draw` and
-                `watch` occur together, or a probe that needs its own pass comes before other tokens.
+            UsageError: the batch or an `Extend` is empty, a sequence occurs twice, an id is out of range, two of
+                `draw`, `watch` and `score` occur together, more tokens are scored than fed, or some after an added id,
+                or a probe that needs its own pass comes before other tokens.
             UnknownSeq: no such sequence.
             ContextOverflow: a sequence would become longer than `context_length`.
             CacheFull: the new tokens exceed `capacity`, or the share of one of several caches.
@@ -206,8 +220,10 @@ def check_batch(info: BackendInfo, batch: Sequence[Extend]) -> None:
     for extend in batch:
         if not extend.tokens:
             raise UsageError(f"Extend of sequence {extend.seq} has no tokens; leave it out of the batch")
-        if extend.draw is not None and extend.watch:
-            raise UsageError(f"Extend of sequence {extend.seq} both draws and watches; a channel does only one of them")
+        if (extend.draw is not None) + bool(extend.watch) + bool(extend.score) > 1:
+            raise UsageError(
+                f"Extend of sequence {extend.seq} draws, watches or scores at once; a channel does only one of them"
+            )
         if not all(extend.watch):
             raise UsageError(f"Extend of sequence {extend.seq} watches a group without ids; leave it out")
         for token in (*extend.tokens, *extend.watched):
@@ -215,11 +231,27 @@ def check_batch(info: BackendInfo, batch: Sequence[Extend]) -> None:
                 raise UsageError(
                     f"token {token} of sequence {extend.seq} is not an id of this model (0 … {num_ids - 1})"
                 )
+        if extend.score:
+            _check_score(info, extend)
         is_probe = [token >= info.vocab_size for token in extend.tokens] if info.probe_passes else []
         if is_probe != sorted(is_probe):
             raise UsageError(
                 f"Extend of sequence {extend.seq} has probe tokens before others; this backend computes probes last, "
                 "so feed what follows them in another call"
+            )
+
+
+def _check_score(info: BackendInfo, extend: Extend) -> None:
+    if len(extend.score) > len(extend.tokens):
+        raise UsageError(
+            f"Extend of sequence {extend.seq} scores {len(extend.score)} tokens, but feeds {len(extend.tokens)}; feed "
+            "the token before each of them"
+        )
+    for token in (*extend.tokens, *extend.score):
+        if not 0 <= token < info.vocab_size:
+            raise UsageError(
+                f"token {token} of sequence {extend.seq} is not a base id (0 … {info.vocab_size - 1}); only base ids "
+                "are scored, after base ids"
             )
 
 

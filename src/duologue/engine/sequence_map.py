@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 
 from duologue.core.backend import Backend, Extend
 from duologue.core.cache import Fork, Free, Op, Truncate
@@ -46,7 +47,7 @@ class SequenceMap:
 
     def renamed(self, batch: Iterable[Extend]) -> list[Extend]:
         """`batch` with the backend's sequence numbers."""
-        return [Extend(self.seqs[e.seq], e.tokens, e.draw, e.watch, e.ticket) for e in batch]
+        return [replace(extend, seq=self.seqs[extend.seq]) for extend in batch]
 
     def named(self, seqs: frozenset[Seq] | None) -> frozenset[Seq]:
         """The session's numbers of those of the backend's `seqs` that are its own (None: of all its own)."""

@@ -8,12 +8,13 @@ model. `random_walk` compares a backend with a twin, normally `ReferenceBackend`
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
+from math import exp, log
 from random import Random
 from typing import Protocol
 
-from duologue.core.backend import Backend, Draw, Extend, Sampling, Step, Usage, num_passes
+from duologue.core.backend import Backend, Draw, Extend, Sampling, Step, TokenScore, Usage, num_passes
 from duologue.errors import CacheFull, ContextOverflow, DuologueError, UnknownSeq, UsageError
 from duologue.types import Seq, Token
 
@@ -58,13 +59,26 @@ class Subject:
         _require(got.ticket == expected.ticket, f"{what}: ticket {got.ticket} instead of {expected.ticket}")
         sizes, wanted = ([len(group) for group in step.p] for step in (got, expected))
         require_equal(sizes, wanted, f"{what}: sizes of the watched groups")
-        pairs = zip(chain.from_iterable(got.p), chain.from_iterable(expected.p), strict=True)
+        pairs = [*zip(chain.from_iterable(got.p), chain.from_iterable(expected.p), strict=True)]
+        pairs += [
+            (exp(one.logprob), exp(other.logprob)) for one, other in zip(got.scores, expected.scores, strict=True)
+        ]
         worst = max((abs(a - b) for a, b in pairs), default=0.0)
-        _require(worst <= self.tolerance, f"{what}: probabilities differ by {worst:.2g}: {got.p} and {expected.p}")
-        if got.tokens != expected.tokens:
-            margins = (got.margin, expected.margin)
-            is_tie = all(margin is not None and margin < self.tie for margin in margins)
-            _require(is_tie, f"{what}: token {got.tokens} instead of {expected.tokens}, margins {margins}")
+        _require(worst <= self.tolerance, f"{what}: probabilities differ by {worst:.2g}: {got} and {expected}")
+        self._same_token((got.tokens, got.margin), (expected.tokens, expected.margin), what)
+        for one, other in zip(got.scores, expected.scores, strict=True):
+            self._same_token(((one.greedy,), one.margin), ((other.greedy,), other.margin), what)
+
+    def _same_token(
+        self,
+        got: tuple[tuple[Token, ...], float | None],
+        expected: tuple[tuple[Token, ...], float | None],
+        what: str,
+    ) -> None:
+        """Require the same tokens, unless the margins say that rounding decides."""
+        margins = (got[1], expected[1])
+        is_tie = all(margin is not None and margin < self.tie for margin in margins)
+        _require(got[0] == expected[0] or is_tie, f"{what}: token {got[0]} instead of {expected[0]}, margins {margins}")
 
     def require_fresh(
         self, backend: Backend, seq: Seq, held: Sequence[Token], tokens: tuple[Token, ...], what: str
@@ -81,7 +95,7 @@ class Subject:
         """The step of `like` when all `tokens` are fed at once to a new backend that does nothing else."""
         with self.open() as backend:
             seq = backend.fork(None)
-            return backend.forward([Extend(seq, tuple(tokens), like.draw, like.watch, like.ticket)])[0]
+            return backend.forward([replace(like, seq=seq, tokens=tuple(tokens))])[0]
 
 
 def ids(seed: int, number: int) -> tuple[Token, ...]:
@@ -346,6 +360,49 @@ def _drawn_at(
     _require(below - slack <= uniform <= above + slack, f"uniform {uniform} drew a token of {below:.4f} … {above:.4f}")
 
 
+def check_scores_are_log_probabilities(subject: Subject) -> None:
+    """A scored token has the log-probability of a softmax over the base vocabulary, however it is fed."""
+    expected = [_token_score(subject, PREFIX + WORDS[:length], WORDS[length]) for length in range(len(WORDS))]
+    fed = (PREFIX[-1], *WORDS[:-1])
+    with subject.begun() as (backend, seq):
+        context = backend.fork(seq, len(PREFIX) - 1)
+        (whole,) = backend.forward([Extend(context, fed, ticket=3, score=WORDS)])
+        subject.same(whole, Step(3, scores=tuple(expected)), "a continuation after a cached context")
+        backend.truncate(context, len(PREFIX) - 1)
+        parts = backend.forward(
+            [
+                Extend(seq, OTHER[:1], draw=Draw()),
+                Extend(context, fed[:4], score=WORDS[2:4]),
+                Extend(backend.fork(None), (*PREFIX, *WORDS[:-1]), score=WORDS),
+            ]
+        )
+        subject.same(parts[1], Step(0, scores=tuple(expected[2:4])), "the end of an Extend beside other sequences")
+        subject.same(parts[2], Step(0, scores=tuple(expected)), "a continuation with its context in one pass")
+        (rest,) = backend.forward([Extend(context, fed[4:], score=WORDS[4:])])
+        subject.same(rest, Step(0, scores=tuple(expected[4:])), "the rest of a continuation")
+    _score_many(subject)
+
+
+def _score_many(subject: Subject) -> None:
+    """Every token of a wide pass is scored as it is alone."""
+    texts = [ids(20 + number, 48) for number in range(4)]
+    with subject.open() as backend:
+        batch = [Extend(backend.fork(None), text, score=text[::-1]) for text in texts]
+        steps = backend.forward(batch)
+    for extend, step in zip(batch, steps, strict=True):
+        subject.same(step, subject.alone(extend.tokens, extend), "a text among four, scored at every token")
+
+
+def _token_score(subject: Subject, before: tuple[Token, ...], token: Token) -> TokenScore:
+    """What the distribution after `before` says of `token`, by watching the whole vocabulary."""
+    with subject.open() as backend:
+        seq = backend.fork(None)
+        everything = tuple(range(backend.info.vocab_size))
+        ((p,),) = [step.p for step in backend.forward([Extend(seq, before, watch=(everything,))])]
+    first, second = sorted(p, reverse=True)[:2]
+    return TokenScore(log(p[token]), p.index(first), log(first / second))
+
+
 def check_illegal_calls_change_nothing(subject: Subject) -> None:
     """Every illegal call raises the documented error and has no effect on later calls."""
     with subject.begun() as (backend, seq):
@@ -384,6 +441,11 @@ def _illegal_calls(
         (UsageError, fed(good, Extend(seq, (5,), watch=((3, num_ids),)))),
         (UsageError, fed(good, Extend(seq, (5,), watch=((3,), ())))),
         (UsageError, fed(good, Extend(seq, (5,), draw=Draw(), watch=((3,),)))),
+        (UsageError, fed(good, Extend(seq, (5,), draw=Draw(), score=(3,)))),
+        (UsageError, fed(good, Extend(seq, (5,), watch=((3,),), score=(3,)))),
+        (UsageError, fed(good, Extend(seq, (5,), score=(3, 4)))),
+        (UsageError, fed(good, Extend(seq, (5,), score=(backend.info.vocab_size,)))),
+        (UsageError, fed(good, Extend(seq, (*probe_of(backend), num_ids), score=(3,)))),
         (UnknownSeq, fed(good, Extend(gone, (5,)))),
         (ContextOverflow, fed(good, Extend(seq, (5,) * (long - len(PREFIX) + 1)))),
         (UnknownSeq, lambda: backend.fork(gone, 0)),
@@ -454,6 +516,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_shared_entries_count_once,
     check_chunked_prefill_equals_whole,
     check_draws_follow_the_distribution,
+    check_scores_are_log_probabilities,
     check_illegal_calls_change_nothing,
     check_limits,
 )

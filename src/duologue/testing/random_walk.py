@@ -87,7 +87,10 @@ class _Walk:
             watch = () if draw is not None else self.random.choice([(), self.watch()])
             if watch and len(tokens) > 1 and self.random.random() < 0.5:
                 tokens = tokens[:-1] + (probe_of(self.backend) or tokens[-1:])
-            batch.append(Extend(pair[0], tokens, draw, watch, ticket=self.random.randrange(1000)))
+            score: tuple[Token, ...] = ()
+            if draw is None and not watch and self.random.random() < 0.5:
+                score = ids(self.random.randrange(1 << 30), self.random.randint(1, len(tokens)))
+            batch.append(Extend(pair[0], tokens, draw, watch, ticket=self.random.randrange(1000), score=score))
         if not batch:
             return
         with self.unless_full:

@@ -21,13 +21,12 @@ from typing import Any, Literal
 
 import llama_cpp as ll
 import numpy as np
-import numpy.typing as npt
 
 from duologue.backends.llamacpp import library
 from duologue.backends.llamacpp.multi_cache import MultiCacheBackend
 from duologue.backends.llamacpp.prefill_cache import MIN_PREFILL, PrefillCache
 from duologue.backends.rows import check_added_ids
-from duologue.backends.sampling import choose, weigh
+from duologue.backends.sampling import FloatArray, choose, score, weigh
 from duologue.backends.slots import SlotTable
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
 from duologue.errors import BrokenModel, CacheFull, EngineError, UnsupportedModel, UsageError, refuse
@@ -58,7 +57,7 @@ class _Piece:
     seq_id: int  # in the cache of the pass
     tokens: tuple[Token, ...]
     position: int  # of the first token
-    is_read: bool  # its last token is where the `Extend` draws or watches
+    num_read: int  # the logits of so many of its last tokens are read: where the `Extend` draws, watches or scores
     shift: int = 0  # of the watched ids: the size of an adapter's vocabulary if its last tokens are a cascade's probe
 
 
@@ -257,7 +256,7 @@ class LlamaCppBackend(Backend):
             self._remove(place.seq_id, length)
 
     def _prefilled(self, batch: Sequence[Extend]) -> set[Seq]:
-        """The sequences fed in the prefill cache: new ones that neither draw nor watch."""
+        """The sequences fed in the prefill cache: new ones that are only cached."""
         prefilled = set[Seq]()
         if self._prefill_cache.context is None:
             return prefilled
@@ -266,7 +265,8 @@ class LlamaCppBackend(Backend):
             length, is_new = self.length(extend.seq), self._places[extend.seq].prefill_id is None
             if length and is_new:
                 continue  # it is in the shared cache
-            is_plain = extend.draw is None and not extend.watch and len(extend.tokens) >= MIN_PREFILL
+            is_read = extend.draw is not None or extend.watch or extend.score
+            is_plain = not is_read and len(extend.tokens) >= MIN_PREFILL
             if is_plain and self._prefill_cache.has_room(num_tokens + len(extend.tokens), num_new + is_new):
                 prefilled.add(extend.seq)
                 num_tokens, num_new = num_tokens + len(extend.tokens), num_new + is_new
@@ -321,23 +321,23 @@ class LlamaCppBackend(Backend):
             if extend.seq in prefilled:
                 if place.prefill_id is None:
                     place.prefill_id = self._prefill_cache.open()
-                prefills.append(_Piece(index, place.prefill_id, tokens, start, is_read=False))
+                prefills.append(_Piece(index, place.prefill_id, tokens, start, num_read=0))
                 continue
             self._settle(extend.seq)
             seq_id = place.seq_id
             num_base = len(tokens)
             if self._lora is not None:
                 num_base = sum(token < self._info.vocab_size for token in tokens)
-            is_read = extend.draw is not None or bool(extend.watch)
+            num_read = len(extend.score) or int(extend.draw is not None or bool(extend.watch))
             if num_base and self._asks_cascade(extend, num_base):
                 shift = self._info.num_added
                 fed = (*tokens[:num_base], *(token + shift for token in tokens[num_base:]))
-                base.append(_Piece(index, seq_id, fed, start, is_read, shift))
+                base.append(_Piece(index, seq_id, fed, start, num_read, shift))
             elif num_base:
                 is_end = num_base == len(tokens)
-                base.append(_Piece(index, seq_id, tokens[:num_base], start, is_read and is_end))
+                base.append(_Piece(index, seq_id, tokens[:num_base], start, num_read if is_end else 0))
             if num_base < len(tokens):
-                probes.append(_Piece(index, seq_id, tokens[num_base:], start + num_base, is_read))
+                probes.append(_Piece(index, seq_id, tokens[num_base:], start + num_base, num_read))
         return prefills, base, probes
 
     def _asks_cascade(self, extend: Extend, num_base: int) -> bool:
@@ -362,7 +362,7 @@ class LlamaCppBackend(Backend):
                 ll.llama_memory_seq_cp(self._memory, piece.seq_id, mirror, piece.position, -1)
         return {
             piece.index: self._step(batch[piece.index], row, piece.shift)
-            if piece.is_read
+            if piece.num_read
             else Step(batch[piece.index].ticket)
             for piece, row in zip(pieces, last, strict=True)
         }
@@ -372,27 +372,33 @@ class LlamaCppBackend(Backend):
         c, i, last = self._batch, 0, []
         for piece in pieces:
             for position, token in enumerate(piece.tokens, piece.position):
-                c.token[i], c.pos[i], c.seq_id[i][0], c.logits[i] = token, position, piece.seq_id, 0
+                is_read = position - piece.position >= len(piece.tokens) - piece.num_read
+                c.token[i], c.pos[i], c.seq_id[i][0], c.logits[i] = token, position, piece.seq_id, is_read
                 i += 1
-            c.logits[i - 1] = piece.is_read
             last.append(i - 1)
         c.n_tokens = i
         return last
 
     def _step(self, extend: Extend, row: int, shift: int) -> Step:
         """The result of `extend` from a row of logits. `shift` is added to the watched ids."""
-        pointer = ll.llama_get_logits_ith(self._context, row)
-        if not pointer:
-            raise EngineError("llama.cpp returned no logits for a token that asked for them")
-        # A view of llama.cpp's own buffer, [ids in the file], valid until the next pass.
-        logits = np.ctypeslib.as_array(pointer, shape=(self._model.vocab_size,))
+        if extend.score:
+            rows = [self._logits(row + 1 - back)[: self._info.vocab_size] for back in range(len(extend.score), 0, -1)]
+            return Step(extend.ticket, scores=score(np.stack(rows), extend.score))
+        logits = self._logits(row)
         if extend.draw is None:
             groups = [[token + shift for token in group] for group in extend.watch]
             return Step(extend.ticket, p=tuple(weigh(self._watched(logits, group)) for group in groups))
         token, margin = choose(logits[: self._info.vocab_size], extend.draw)
         return Step(extend.ticket, tokens=(token,), margin=margin)
 
-    def _watched(self, logits: npt.NDArray[np.float32], group: Sequence[int]) -> npt.NDArray[np.float32]:
+    def _logits(self, row: int) -> FloatArray:
+        """The logits of token `row` of the last pass [ids in the file]: llama.cpp's own buffer, until the next pass."""
+        pointer = ll.llama_get_logits_ith(self._context, row)
+        if not pointer:
+            raise EngineError("llama.cpp returned no logits for a token that asked for them")
+        return np.ctypeslib.as_array(pointer, shape=(self._model.vocab_size,))
+
+    def _watched(self, logits: FloatArray, group: Sequence[int]) -> FloatArray:
         """The logits of a group of W watched ids: [W]. logits: [ids in the file]."""
         ids = np.asarray(group)
         picked = np.asarray(logits[ids], dtype=np.float32)

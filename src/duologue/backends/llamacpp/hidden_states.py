@@ -36,7 +36,6 @@ class HiddenStateReader:
             max_seqs=1,
             micro_batch=self.length,
             threads=threads,
-            all_outputs=True,
         )
         ll.llama_set_embeddings(self._context, True)
         self._batch: Any = ll.llama_batch_init(self.length, 0, 1)

@@ -186,7 +186,6 @@ def open_context(
     threads: int,
     flash_attention: bool = True,
     kv_type: str = "f16",
-    all_outputs: bool = False,
 ) -> Any:
     """A llama.cpp context whose sequences share one cache of `capacity` entries. `closing` releases it.
 
@@ -200,8 +199,8 @@ def open_context(
     params.n_batch = max(capacity, max_seqs)
     params.n_ubatch = min(micro_batch, params.n_batch)
     params.n_seq_max = max_seqs
-    params.n_outputs_max = params.n_ubatch if all_outputs else max_seqs  # rows of logits
-    params.n_outputs_max_per_seq = params.n_ubatch if all_outputs else 1
+    # Every token of a pass may be scored; a pass that wants more rows of logits than this fails an assertion.
+    params.n_outputs_max = params.n_outputs_max_per_seq = params.n_batch
     params.n_threads = params.n_threads_batch = threads
     params.kv_unified = True  # one pool of cells: a fork adds its id to cells and copies nothing
     params.swa_full = True  # layers with a window keep all entries, so that rollback is exact

@@ -137,8 +137,7 @@ class MultiCacheBackend(Backend):
         shares: defaultdict[int, list[tuple[int, Extend]]] = defaultdict(list)
         for index, extend in enumerate(batch):
             place = self._place(extend.seq)
-            own = Extend(place.seq, extend.tokens, extend.draw, extend.watch, extend.ticket)
-            shares[place.cache].append((index, own))
+            shares[place.cache].append((index, replace(extend, seq=place.seq)))
         return shares
 
     def _check_room(self, number: int, batch: Sequence[Extend]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ class TorchBackend(Backend):
         check_added_ids(self._info.vocab_size, self._causal.num_probes, batch)
         self._slots.check(batch, self._info.context_length)
         with self._undone_on_error(batch):
-            outputs = self._passes.run(batch, [self._causal.needs_logits(extend) for extend in batch])
+            outputs = self._passes.run(batch, [self._causal.num_logits(extend) for extend in batch])
             return [self._causal.read(extend, *output) for extend, output in zip(batch, outputs, strict=True)]
 
     def truncate(self, seq: Seq, length: int) -> None:
@@ -134,26 +135,31 @@ class _PassRunner:
     slots: SlotTable
     pool: SlotPool
 
-    def run(self, batch: Sequence[Extend], wanted: Sequence[bool]) -> list[tuple[Tensor | None, Tensor]]:
-        """One forward pass. For each `Extend`, at its last token: base logits [V] if wanted, final hidden state [D]."""
+    def run(self, batch: Sequence[Extend], num_logits: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """One forward pass. For each `Extend`: base logits [E, V] at its last E tokens, and its last hidden state [D].
+
+        E is that of `num_logits`.
+        """
         for extend in batch:
             self.slots.extend(extend.seq, len(extend.tokens))
         plan = plan_attention(self.slots, batch, self.causal, set(self.windows))
         ends = np.cumsum([len(batch[index].tokens) for index in plan.order]) - 1
         last = {index: int(end) for index, end in zip(plan.order, ends, strict=True)}
-        with_logits = [index for index in plan.order if wanted[index]]
         cache = SlotCache(self.pool, plan, self.windows)
         with slot_attention(self.causal.configs, cache):
             logits, hidden = self.causal.run(
                 [token for index in plan.order for token in batch[index].tokens],
-                [last[index] for index in with_logits],
+                [end for index in plan.order for end in range(last[index] + 1 - num_logits[index], last[index] + 1)],
                 position_ids=plan.positions,
                 past_key_values=cache,
                 use_cache=True,
             )
         cache.check()
-        found = dict(zip(with_logits, logits, strict=True))
-        return [(found.get(index), hidden[last[index]]) for index in range(len(batch))]
+        starts = dict(zip(plan.order, accumulate((num_logits[index] for index in plan.order), initial=0), strict=False))
+        return [
+            (logits[starts[index] : starts[index] + num_logits[index]], hidden[last[index]])
+            for index in range(len(batch))
+        ]
 
 
 # --- Which models are supported, and the check at construction --------------------------------------------------------
@@ -208,8 +214,8 @@ def _trial_passes(
     output, other = slots.fork(None), slots.fork(None)
 
     def feed(*fed: tuple[Seq, list[Token]]) -> list[Tensor]:
-        outputs = passes.run([Extend(seq, tuple(tokens)) for seq, tokens in fed], [True] * len(fed))
-        return [logits for logits, _ in outputs if logits is not None]
+        outputs = passes.run([Extend(seq, tuple(tokens)) for seq, tokens in fed], [1] * len(fed))
+        return [logits[0] for logits, _ in outputs]
 
     feed((output, prefix[:-2]))
     feed((output, [*prefix[-2:], *words]), (other, unrelated[:4]))

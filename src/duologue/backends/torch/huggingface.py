@@ -15,7 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from duologue.backends.lora import Lora
 from duologue.backends.rows import AdapterRows
-from duologue.backends.sampling import choose, weigh
+from duologue.backends.sampling import choose, score, weigh
 from duologue.backends.torch.lora_modules import LoraModules
 from duologue.core.backend import Extend, Step
 from duologue.errors import UnsupportedModel, UsageError
@@ -126,12 +126,13 @@ class CausalModel:
             logits = logits[where]
         return logits[:, : self.vocab_size], hidden[-1][0]
 
-    def read(self, extend: Extend, logits: Tensor | None, hidden: Tensor) -> Step:
-        """The result of one `Extend`. logits: [V] (None if it only watches states), hidden: [D]."""
-        base = None if logits is None else logits.float().cpu().numpy()
+    def read(self, extend: Extend, logits: Tensor, hidden: Tensor) -> Step:
+        """The result of one `Extend`. logits: [E, V] at its last `num_logits` tokens, hidden: [D]."""
+        base = logits.float().cpu().numpy()
+        if extend.score:
+            return Step(extend.ticket, scores=score(base, extend.score))
         if extend.draw is not None:
-            assert base is not None
-            token, margin = choose(base, extend.draw)
+            token, margin = choose(base[-1], extend.draw)
             return Step(extend.ticket, tokens=(token,), margin=margin)
         if not extend.watch:
             return Step(extend.ticket)
@@ -139,14 +140,16 @@ class CausalModel:
         logits_of = partial(self._logit, base=base, state=state)
         return Step(extend.ticket, p=tuple(weigh([logits_of(token) for token in group]) for group in extend.watch))
 
-    def needs_logits(self, extend: Extend) -> bool:
-        """Whether the result of `extend` depends on base logits."""
-        return extend.draw is not None or any(token < self.vocab_size for token in extend.watched)
+    def num_logits(self, extend: Extend) -> int:
+        """The result of `extend` depends on the base logits at so many of its last tokens."""
+        if extend.score:
+            return len(extend.score)
+        return int(extend.draw is not None or any(token < self.vocab_size for token in extend.watched))
 
     def _logit(self, token: Token, base: Any, state: Any) -> float:
-        """base: [V], state: [D]."""
+        """base: [E, V], state: [D]."""
         if token < self.vocab_size:
-            return float(base[token])
+            return float(base[-1, token])
         assert self._outputs is not None
         return float(np.dot(self._outputs[token - self.vocab_size - self.num_probes], state))
 
