@@ -28,6 +28,7 @@ from duologue.decisions.thresholds import Probabilities, accepted
 from duologue.decisions.timing import balance, is_learnable, timing_facts
 from duologue.errors import AdapterMismatch, BadData, UsageError
 from duologue.models.adapters import Adapter, Fingerprint
+from duologue.models.card import write_card
 from duologue.text.template import Template
 from duologue.training.layout import Layout, lay_out_within
 from duologue.training.probe.comparison import compare
@@ -147,7 +148,9 @@ def train_probe(
     if models.pupil is not None:
         rows, first = finish("rows", models.pupil, {"base": name, "teacher": adapter.kind}, others[0])
         adapter = with_cascade(adapter, rows, dev_samples, first, p)
-    adapter.save(run.into or run.out)
+    folder = run.into or run.out
+    adapter.save(folder)
+    write_card(adapter, folder)
     training.files.finish(run.out / "training.png", say)
     if not run.allow_worse:
         adapter.refuse_worse()
