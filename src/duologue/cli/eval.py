@@ -10,6 +10,7 @@ examples:
   duologue eval timing rows.jsonl                      how long answers wait behind the words
   duologue eval behaviour                              conversations on a virtual clock, judged by rules
   duologue eval case talk.jsonl --sessions duplex,tdm  conversations side by side
+  duologue eval standard --data benchmarks             MMLU, ARC, HellaSwag and others, with the adapter and without
 """
 
 COMMAND = Command(
@@ -17,5 +18,5 @@ COMMAND = Command(
     "Measure a model with its adapter on your own data, through the same code as conversations.",
     usage="duologue eval WHAT [options]",
     epilog=_EPILOG,
-    members=("states", "timing", "behaviour", "case"),
+    members=("states", "timing", "behaviour", "case", "standard"),
 )
