@@ -11,7 +11,7 @@ from duologue import __version__
 from duologue.cli.command import add_command
 from duologue.errors import DuologueError
 
-COMMANDS = ("chat", "talk", "replay", "models", "data", "train", "eval", "bench", "serve", "export")
+COMMANDS = ("chat", "talk", "replay", "models", "data", "train", "eval", "bench", "report", "serve", "export")
 """Each is a module of this package."""
 
 _OF_FILES = frozenset(
