@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duologue.cli.terminal.cells import fitted, padded, width_of, wrapped
+from duologue.cli.terminal.lines import remark
 from duologue.cli.terminal.text import counted, shortened, visible
 from duologue.cli.terminal.transcript import Transcript
-from duologue.core.events import Committed, Event, Finished, Refused, Trimmed
+from duologue.core.events import Committed, Event, Finished, Refused, Suspended, Trimmed
 from scripted import Talk
 
 FOX = "The quick brown fox jumps over the lazy dog and runs away into the wide green forest."
@@ -213,3 +214,15 @@ def test_widths() -> None:
     assert [counted(1, "word"), counted(2, "word"), counted(0, "turn")] == ["1 word", "2 words", "0 turns"]
     assert shortened("short", 10) == "short"
     assert shortened("a b c d e f g h i j k l m n o p", 8) == "a b c  … (12 more words) … p".replace("p", " p")
+
+
+def test_lines_of_text_without_spaces_break_between_characters():
+    text = "你好 今天天气怎么样，明天呢"
+    assert wrapped(text, 10) == ["你好 今天", "天气怎么", "样，明天呢"]
+    assert all(width_of(line) <= 10 for line in wrapped(text, 10))
+    assert wrapped("see GPT今天 ok", 8) == ["see GPT", "今天 ok"]
+
+
+def test_words_without_spaces_are_counted():
+    assert remark(Suspended(1.0, 0, "今天", "天气很好，适合出门。")) == "cut; 8 words unheard"
+    assert shortened("今天天气怎么样" * 100, 40).count("660 more words") == 1

@@ -6,6 +6,7 @@ from duologue.core.config import SessionConfig
 from duologue.core.echo import EchoGuard
 from duologue.core.events import Decided, Dropped, Promoted, Resumed
 from duologue.core.policy import ECHO_S, Policy
+from duologue.text.words import word_ends
 from scripted import Talk
 
 TALE = "The old keeper climbed the tower every night, lit the lamp and counted the ships on the dark water below."
@@ -15,7 +16,7 @@ SPOKEN = Policy(echo_s=ECHO_S)
 
 
 def heard(text: str, at: float = 0.0) -> EchoGuard:
-    guard = EchoGuard()
+    guard = EchoGuard(word_ends)
     guard.hear(text, at)
     return guard
 

@@ -11,6 +11,7 @@ from browsing import PHONE, QUICK, Browsing, browsing, run
 from duologue.core.events import as_dict, from_dict
 from duologue.core.history import Ledger
 from duologue.server.record import read_record
+from duologue.text.words import is_word_end, words_of
 from duologue.types import InputState, Turn
 from scripted import Talk
 from serving import scripted_model, serving
@@ -655,5 +656,68 @@ def test_a_long_conversation_does_not_grow_without_bound(tmp_path: Path):
             path = tmp_path / "kept.jsonl"  # what is left can be read by itself
             path.write_text(found["text"], encoding="utf-8")
             assert read_record(path).ledger.history == expected(events)
+
+    run(test())
+
+
+def test_text_without_spaces_on_the_page():
+    async def test() -> None:
+        weather = "今天晴，最高气温二十度。" * 12
+        model = scripted_model({"今天天气怎么样": weather, "明天呢": "明天有雨。"}, max_length=8192)
+        async with serving(model, max_answer=4000, context=8192) as server, browsing(server) as on:
+            await on.say("今天天气怎么样")
+            await on.page.wait_for_function("() => heard(0).length >= 6")
+            await on.say("明天呢")
+            note = await on.shows(".cut-note", "cut here")
+            await on.page.wait_for_function("() => heard(0).endsWith('明天有雨。')")
+            (_, told, _, _) = history(server)
+            cut = str(await on.page.locator(".cut").text_content())
+            assert weather.startswith(told[1] + cut)
+            assert f"{len(words_of(cut))} words generated" in str(await note.text_content())
+            await on.picture("mandarin")
+
+    run(test())
+
+
+def test_words_of_the_page_are_those_of_the_server():
+    async def test() -> None:
+        texts = ["今天，好。再见……", "他说：“你好（朋友）。”", "用iPhone 15拍，don't", "ケーキを食べたい。", "สวัสดีครับ"]
+        texts += ["안녕하세요 여러분", "हिन्दी में", "𠮷野家", "it's 3.5, well-known"]
+        code = """async (texts) => {
+          const { wordsOf, isBetweenLetters } = await import("./page/text.js");
+          const ends = (text) => [...text].map((_, at) => [...text].slice(0, at + 1).join("").length)
+            .filter((at) => at < text.length && /\\S/.test(text[at - 1]) && !isBetweenLetters(text[at - 1], text[at]));
+          const heads = (text) => ends(text).map((at) => text.slice(0, at));
+          return texts.map((text) => [wordsOf(text).map(({ word }) => word), heads(text)]);
+        }"""
+        async with page_of_story() as server, browsing(server) as on:
+            found = await on.page.evaluate(code, texts)
+        for text, (words, ends) in zip(texts, found, strict=True):
+            assert words == words_of(text)
+            assert ends == [text[:at] for at in range(1, len(text)) if is_word_end(text, at)]
+
+    run(test())
+
+
+def test_what_is_composed_is_no_utterance_until_it_is_committed():
+    async def test() -> None:
+        model = scripted_model({"今天天气怎么样": "今天晴。"})
+        async with serving(model) as server, browsing(server, "?rate=20&pause=50") as on:
+            keyboard = await on.page.context.new_cdp_session(on.page)
+            await on.page.locator("#input").focus()
+            for text in ("jin", "jin t", "jin tian"):
+                caret = {"selectionStart": len(text), "selectionEnd": len(text)}
+                await keyboard.send("Input.imeSetComposition", {"text": text, **caret})
+                await on.page.wait_for_timeout(100)  # twice the pause after which typed words are sent
+            assert await on.page.locator("#input").input_value() == "jin tian"
+            await on.page.locator("#input").dispatch_event("keydown", {"key": "Enter", "isComposing": True})
+            await on.page.locator("#input").dispatch_event("keydown", {"key": "Escape", "isComposing": True})
+            assert await on.page.locator(".user").count() == 0
+            await keyboard.send("Input.insertText", {"text": "今天天气怎么样"})
+            await on.shows(".user .words", "今天天气怎么样")
+            await on.page.locator("#input").press("Enter")
+            await on.page.wait_for_function("() => heard(0) === '今天晴。'")
+            texts = [row["text"] for row in await download(on) if row["type"] == "received"]
+            assert not any("jin" in text for text in texts)
 
     run(test())

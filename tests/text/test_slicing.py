@@ -1,19 +1,21 @@
 """Slices as the paper has them, and the text so far that grows from them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duologue.errors import UsageError
 from duologue.text.slicing import partials, slices
+from duologue.text.words import join, words_of
 
 STORY = " ".join(f"word{n}" for n in range(203))
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(0, 2**32))
 def test_slices_give_back_the_words(text: str, seed: int) -> None:
     cut = slices(text, seed=seed)
-    assert " ".join(cut) == " ".join(text.split())
+    assert words_of(" ".join(cut)) == words_of(join(cut)) == words_of(text)
     assert all(cut)
 
 
@@ -42,3 +44,8 @@ def test_partials_grow_to_the_whole() -> None:
 def test_a_wrong_range_is_refused(words: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match=r"words="):
         slices("", words=words, seed=0)
+
+
+def test_text_without_spaces_is_cut_between_characters() -> None:
+    assert slices("明天早上，北京会下雨吗？", words=(2, 2), seed=0) == ["明天", "早上，", "北京", "会下", "雨吗？"]
+    assert partials("用 iPhone 拍照", words=(2, 2), seed=0) == ["用iPhone", "用iPhone拍照"]

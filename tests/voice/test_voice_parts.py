@@ -447,3 +447,33 @@ def test_a_recogniser_that_is_downloaded_can_be_pinned(tmp_path: Path, monkeypat
     for local in (None, str(tmp_path)):
         with pytest.raises(UsageError, match="downloaded from the hub"):
             whisper.WhisperRecogniser(local, revision="1a2b")
+
+
+MANDARIN = (
+    "好的，我来介绍一下北京。北京是中国的首都，有三千多年的历史，那里有故宫、天坛、颐和园和长城等著名景点，"
+    "每年吸引着数以百万计的游客前来参观游览并且留下非常美好而又难忘的回忆与照片还有各种各样的纪念品带回家去送给亲朋好友们。"
+    "冬天“有点冷”！别忘了带外套"
+)
+
+
+@pytest.mark.parametrize("sizes", [[1], [4, 1, 7], [1000]])
+@pytest.mark.parametrize("buffer_low", [False, True])
+def test_clauses_of_text_without_spaces(sizes: list[int], buffer_low: bool) -> None:
+    parts = cut(MANDARIN, sizes, buffer_low=buffer_low)
+    assert "".join(parts) == MANDARIN
+    assert max(map(len, parts)) <= 33, "a character takes as long as three letters"
+    assert not any(part[0] in "，。！”" for part in parts), "marks belong to the word before them"
+
+
+def test_marks_of_text_without_spaces() -> None:
+    text = "你好，北京"
+    speech = estimated(text, np.full(12_000, 0.5, np.float32), 24_000)
+    assert [mark.position for mark in speech.marks] == [1, 3, 4, 5]
+    times = [mark.sample for mark in speech.marks]
+    assert times == sorted(times)
+    assert times[2] - times[1] > times[1] - times[0], "a pause follows the comma"
+
+
+def test_whisper_agrees_on_characters_where_there_are_no_spaces() -> None:
+    assert agreed("今天天气真", "今天天气怎么样") == "今天"
+    assert unlooped("谢谢你谢谢你谢谢你谢谢你", is_sure=False) == "谢谢你"

@@ -112,7 +112,7 @@ class Tdm(BaseSession):
         self._skip_idle = skip_idle
         self._period_s = period_s
         self._slice_tokens = slice_tokens
-        self._memory = Memory()
+        self._memory = Memory(template.word_ends)
         self._changed_at = 0.0
         self._next_at = 0.0
         self._num_answers = 0
@@ -380,6 +380,7 @@ class Tdm(BaseSession):
             self._num_answers,
             self._channel,
             self.template.detokenizer(),
+            self.template.is_word_end,
             self._log,
             turn_at=place,
             mark=place,

@@ -6,7 +6,7 @@ from typing import Any
 
 from duologue.cli.command import Command, Option
 from duologue.cli.progress import progress
-from duologue.data.recipes import RECIPES
+from duologue.data.recipes import LANGUAGES, RECIPES
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import DEFAULT, find
 
@@ -17,6 +17,7 @@ DIR contains folders of JSONL files, plain or gzipped, with one object per line:
   background/   {"id", "text", "doc"}                              said to others
   dialogues/    {"id", "turns": [{"role", "text"}, ...]}           user and assistant alternate
   hard/         stop_commands.jsonl and other cases                optional
+Mandarin files are in folders of these folders: queries/zh, background/zh, ... Their sources are named zh/NAME.
 
 recipes:
   duologue      four states: alone, in a dialogue and during an answer; only cuts that are clearly unfinished
@@ -28,6 +29,7 @@ well labels can be guessed from surface features alone.
 
 example:
   duologue data build duologue --sources corpora --out samples
+  duologue data build duologue --sources corpora --languages en zh --out samples
 """
 
 COMMAND = Command(
@@ -40,6 +42,13 @@ COMMAND = Command(
         Option("--samples", type=int, metavar="N", help="number of training samples (default: the recipe's)"),
         Option("--dev", type=int, metavar="N", help="number of samples for early stopping and thresholds"),
         Option("--test", type=int, metavar="N", help="samples per test group; 0: no test set"),
+        Option(
+            "--languages",
+            nargs="+",
+            choices=LANGUAGES,
+            default=["en"],
+            help="of the samples, in equal shares: en, zh (Mandarin); default en",
+        ),
         Option("--unseen", nargs="+", metavar="SOURCE", help="sources for the test set only"),
         Option(
             "--cuts-by",
@@ -62,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """Build a folder of samples and print the report."""
     from dataclasses import replace
 
-    from duologue.data.corpus import source_files
+    from duologue.data.corpus import files_by_language
     from duologue.data.dataset import DatasetBuilder
     from duologue.data.device_directed import Judge
 
@@ -74,8 +83,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--judge-url and --judge-model must be given together")
     given = {"num_samples": args.samples, "num_dev": args.dev, "num_test": args.test, "seed": args.seed}
     recipe = replace(RECIPES[args.recipe], **{name: value for name, value in given.items() if value is not None})
+    recipe = recipe.in_languages(args.languages)
     if args.unseen is not None:
-        there = {name for sources in source_files(args.sources).values() for name in sources}
+        found = files_by_language(args.sources, recipe)
+        there = {name for folders in found.values() for sources in folders.values() for name in sources}
         if missing := sorted(set(args.unseen) - there):
             raise UsageError(f"--unseen {' '.join(missing)}: no such source; the folder has {', '.join(sorted(there))}")
         recipe = replace(recipe, unseen=frozenset(args.unseen))

@@ -1,7 +1,7 @@
 """One answer: its place in its sequence, its text, and how far the user has heard it."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -11,8 +11,6 @@ from duologue.core.input_channel import Utterance, find_open
 from duologue.core.prompt import Detokenizer
 from duologue.core.transitions import Interruptible
 from duologue.types import Role, Token, Turn
-
-_CJK = "\u2e80"  # from here on, scripts are written without spaces: every character counts as a word
 
 
 @final
@@ -26,6 +24,7 @@ class Answer:
     id: int
     sequence: TokenSequence
     detokenizer: Detokenizer
+    ends_word: Callable[[str, int], bool]  # `Template.is_word_end`
     log: EventLog
     turn_at: int  # start of the user's turn, the closer before it included: the turn rolls back to it
     mark: int  # end of the user's text: the answer rolls back to it
@@ -141,6 +140,4 @@ class Answer:
     def _is_word_end(self, position: int) -> bool:
         if position >= len(self.text):
             return self.finished is not None
-        before, after = self.text[position - 1], self.text[position]
-        is_inside = all(each.isalnum() or each in "'’_" for each in (before, after))
-        return not before.isspace() and (max(before, after) >= _CJK or not is_inside)
+        return self.ends_word(self.text, position)

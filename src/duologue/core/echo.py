@@ -2,17 +2,25 @@
 
 import re
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import final
 
-_LEAST = 4.0  # words of an echo; fewer may be a question about them. A character without spaces is half a word
-_CJK = "\u2e80"  # from here on, scripts are written without spaces
+_LEAST = 4.0  # words of an echo; fewer may be a question about them. A word without spaces around it is half a word
 _KEPT_S = 30.0  # longer than an utterance that is nothing but an echo
 _MAX_UTTERANCES = 32
 _SIMILAR = 0.5  # of the letters: a word that was misheard
-_WORD = re.compile(r"[\u2e80-\uffef]|(?:[^\W_\u2e80-\uffef]|['’])+")
+_PART = re.compile(r"(?:[^\W_]|['’])+")  # of a word, without marks
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A word of an utterance, or of an answer."""
+
+    start: int
+    text: str
+    size: float
 
 
 @dataclass(slots=True)
@@ -25,15 +33,19 @@ class _Speech:
 
 @final
 class EchoGuard:
-    """Compares the beginning of an utterance with what the user has just heard of the assistant's answers."""
+    """Compares the beginning of an utterance with what the user has just heard of the assistant's answers.
 
-    def __init__(self) -> None:
+    `word_ends` is that of the template.
+    """
+
+    def __init__(self, word_ends: Callable[[str], Sequence[int]]) -> None:
+        self._word_ends = word_ends
         self._heard: deque[tuple[float, str]] = deque()  # when, which word
         self._speech: OrderedDict[str, _Speech] = OrderedDict()
 
     def hear(self, text: str, now: float) -> None:
         """Record that the user has just heard `text`, which consists of whole words."""
-        self._heard.extend((now, word) for word in _words(text))
+        self._heard.extend((now, word.text) for word in self._words(text))
         while self._heard and self._heard[0][0] < now - _KEPT_S:
             self._heard.popleft()
 
@@ -46,22 +58,29 @@ class EchoGuard:
         speech = self._speech.setdefault(utterance, _Speech(now))
         while len(self._speech) > _MAX_UTTERANCES:
             self._speech.popitem(last=False)
+        words = self._words(text)
         if within_s and text:
-            num_repeated = _num_repeated(_words(text), list(self._heard), speech.begun_at - within_s)
+            num_repeated = _num_repeated(words, list(self._heard), speech.begun_at - within_s)
             speech.num_words = max(speech.num_words, num_repeated)
-        starts = [match.start() for match in _WORD.finditer(text)]
+        starts = [word.start for word in words]
         return [0, *starts[1:], len(text)][min(speech.num_words, len(starts))] if starts else 0
+
+    def _words(self, text: str) -> list[_Word]:
+        found, start = [], 0
+        for end in self._word_ends(text):
+            touches = (start and not text[start].isspace()) or (end < len(text) and not text[end].isspace())
+            for part in _PART.finditer(text, start, end):
+                word = part[0].lower().replace("’", "'")
+                found.append(_Word(part.start(), word, 0.5 if touches else 1.0))
+            start = end
+        return found
 
     def end(self, utterance: str) -> None:
         """Record that the utterance has ended: its id may be used again."""
         self._speech.pop(utterance, None)
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower().replace("’", "'"))
-
-
-def _num_repeated(words: Sequence[str], heard: Sequence[tuple[float, str]], since: float) -> int:
+def _num_repeated(words: Sequence[_Word], heard: Sequence[tuple[float, str]], since: float) -> int:
     """How many of the first `words` occur in a row in `heard`, where at most one of any four may be another word.
 
     The first and the last of them are at most misheard: words around an echo are the user's. The last was heard at
@@ -71,14 +90,14 @@ def _num_repeated(words: Sequence[str], heard: Sequence[tuple[float, str]], sinc
     for start, (_, first) in enumerate(heard):
         last_other, size = -3, 0.0
         for count in range(1, min(len(words), len(heard) - start) + 1):
-            word, (at, other) = words[count - 1], heard[start + count - 1]
-            size += 0.5 if word >= _CJK else 1.0
+            word, (at, other) = words[count - 1].text, heard[start + count - 1]
+            size += words[count - 1].size
             if word != other:
                 if count - last_other < 4:
                     break
                 last_other = count
             is_long = size >= _LEAST and count > longest and at >= since
-            if is_long and _is_like(word, other) and _is_like(words[0], first):
+            if is_long and _is_like(word, other) and _is_like(words[0].text, first):
                 longest = count
     return longest
 

@@ -16,6 +16,7 @@ from duologue.types import InputState, Token
 
 _CHARACTERS_PER_TOKEN = 4  # about
 _MAX_REMEMBERED = 32  # utterances that were dropped, and as many that were answered
+_MAX_ALIGNED = 200  # words of a revised text that are aligned with the words before
 
 
 @final
@@ -181,10 +182,11 @@ class Input:
 class Memory:
     """Recognises late words of utterances that were dropped or answered before their end.
 
-    An utterance that has ended is forgotten: its id may name a new one.
+    An utterance that has ended is forgotten: its id may name a new one. `word_ends` is that of the template.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, word_ends: Callable[[str], Sequence[int]]) -> None:
+        self._word_ends = word_ends
         self._dropped: OrderedDict[str, str] = OrderedDict()  # id to the text that was judged
         self._answered: OrderedDict[str, str] = OrderedDict()  # id to the text that became part of a turn
 
@@ -215,14 +217,50 @@ class Memory:
             return 0
         if text.startswith(before):
             return len(before)
-        num_words = len(before.split())  # revised since: leave out as many words
-        rest = text.split(maxsplit=num_words)
-        return len(text) - len(rest[num_words]) if len(rest) > num_words else len(text)
+        return self._num_revised(before, text)
+
+    def _num_revised(self, before: str, text: str) -> int:
+        """Characters of `text` that stand for `before`, which was revised: as many words.
+
+        Without spaces, words are single characters, and revisions change their number; then it is the beginning of
+        `text` that is most similar to `before`.
+        """
+        ends_before, ends = self._word_ends(before), self._word_ends(text)
+        num_words = len(ends_before)
+        if any(not text[end].isspace() for end in ends if end < len(text)):
+            num_words = _most_similar(_pieces(before, ends_before), _pieces(text, ends))
+        if num_words >= len(ends):
+            return len(text)
+        end = ends[num_words - 1] if num_words else 0
+        return len(text) - len(text[end:].lstrip())
 
     def end(self, utterance: str) -> None:
         """Record that the utterance has ended: its id may be used again."""
         self._answered.pop(utterance, None)
         self._dropped.pop(utterance, None)
+
+
+def _pieces(text: str, ends: Sequence[int]) -> list[str]:
+    return [text[start:end].strip() for start, end in zip((0, *ends), ends, strict=False)]
+
+
+def _most_similar(words: Sequence[str], longer: Sequence[str]) -> int:
+    """How many of the first words of `longer` have the least edit distance to `words`; the most of them on a tie."""
+    num_same = next((i for i, pair in enumerate(zip(words, longer, strict=False)) if pair[0] != pair[1]), len(words))
+    rest, other = words[num_same:], longer[num_same:]
+    if len(rest) > _MAX_ALIGNED:
+        return len(words)
+    other = other[: 2 * len(rest) + 1]  # with more, all of `rest` could be deleted at less cost
+    distances = list(range(len(rest) + 1))  # from each beginning of `rest` to the beginning of `other` so far
+    best, found = distances[-1], 0
+    for num_other, word in enumerate(other, 1):
+        diagonal, distances[0] = distances[0], num_other
+        for i, same in enumerate(rest, 1):
+            cost = min(distances[i] + 1, distances[i - 1] + 1, diagonal + (same != word))
+            diagonal, distances[i] = distances[i], cost
+        if distances[-1] <= best:
+            best, found = distances[-1], num_other
+    return num_same + found
 
 
 def _remember(where: OrderedDict[str, str], utterances: Iterable[Utterance]) -> None:
@@ -255,7 +293,7 @@ class InputChannel:
     ) -> None:
         """`can_be_asked`: whether the model that answers has room for words, if that is another one."""
         self.current: Input | None = None
-        self.memory = Memory()
+        self.memory = Memory(template.word_ends)
         self.template = template
         self._probe = probe
         self._config = config

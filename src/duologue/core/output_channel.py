@@ -59,7 +59,7 @@ class OutputChannel:
         self.history: list[Turn] = []  # committed turns
         self.answer: Answer | None = None  # the running one
         self.suspended: list[Answer] = []  # oldest first
-        self.echo = EchoGuard()
+        self.echo = EchoGuard(template.word_ends)
         self.epoch = 0
         self.num_answers = 0
         self.policy = policy
@@ -208,6 +208,7 @@ class OutputChannel:
             self.num_answers,
             self.sequence,
             self._template.detokenizer(),
+            self._template.is_word_end,
             self._log,
             turn_at=turn_at,
             mark=mark,

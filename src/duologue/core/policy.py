@@ -57,6 +57,18 @@ RESUME_PHRASES = (
     "ok go on",
     "yes go on",
     "where were you",
+    "继续",
+    "请继续",
+    "你继续",
+    "继续吧",
+    "继续说",
+    "请继续说",
+    "继续讲",
+    "接着说",
+    "你接着说",
+    "接着讲",
+    "说下去",
+    "讲下去",
 )
 _PERMISSIONS = frozenset(("go ahead", "yes go on"))
 

@@ -74,6 +74,12 @@ class Template(Protocol):
     def detokenizer(self) -> Detokenizer:
         """A new detokenizer for an answer that follows `header`."""
 
+    def word_ends(self, text: str) -> Sequence[int]:
+        """Where the words of `text` end, in characters. Marks belong to a word, white space does not."""
+
+    def is_word_end(self, text: str, position: int) -> bool:
+        """Whether a word ends at `position`, which is inside `text`. A mark after a word is not part of it here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:

@@ -12,7 +12,10 @@ _PLACEHOLDERS = (
     "|breath|inaudible|unintelligible|foreign|crosstalk"
 )
 _QUESTION = re.compile(r"[?？؟]\W{0,8}\Z")
-_DEMAND = re.compile(r"\bplease (?:tell|give|say|spell|choose|enter|provide|describe)\b[^.!?]*[.!]?[\s\"'”’)]*\Z")
+_DEMAND = re.compile(
+    r"(?:\bplease (?:tell|give|say|spell|choose|enter|provide|describe)\b[^.!?]*[.!]?"
+    r"|请[您你]?[再先]?(?:告诉|给|说|提供|输入|选|描述|报)[^。！？!?]*[。！]?)[\s\"'”’)」』]*\Z"
+)
 _NON_SPEECH = re.compile(
     rf"(?:\[{_SOUND}\]|\({_SOUND}\)|\{{{_SOUND}\}}|[【［]{_SOUND}[】］]|（{_SOUND}）|\*{_SOUND}\*|♪[^♪]+♪"
     rf"|<(?:{_PLACEHOLDERS})>|[\s.,;:!?…¿¡·'\"‘’“”«»„。，、！？：；–—♩♪♫♬🎵🎶-])++",
@@ -36,7 +39,18 @@ _REASON = (
 _MOMENT = re.compile(
     rf"(?:{_FILLER} )*(?:{_HOLD}|let me(?: just)? {_LOOK}(?: {_THAT})?)(?: (?:{_FILLER}|{_HOLD}|{_REASON}))*"
 )
+_MANDARIN_HOLD = (
+    r"(?:稍等(?:一下|片刻|一会儿?)?|稍候|等(?:等|一下|一等|一会儿?|会儿?)|等我(?:一下|一会儿?|一分钟)?|马上(?:就好|好)?|一会儿"
+    r"|给我一?(?:点时间|点儿时间|分钟|秒钟))"
+)
+_MANDARIN_LOOK = (
+    r"(?:让我|容我|等我|我)[先再去来得]*(?:想想|想一想|想一下"
+    r"|(?:看看|看一看|看一?下|查查|查一?下|找找看?|找一?下|问问|问一?下|翻翻|翻一?下|确认一下|核对一下|拿一下)\w{0,6})"
+)
+_MANDARIN_FILLER = r"[嗯呃哦啊好的那你您请先就吧]*"
+_MANDARIN_MOMENT = re.compile(rf"{_MANDARIN_FILLER}(?:(?:{_MANDARIN_HOLD}|{_MANDARIN_LOOK}){_MANDARIN_FILLER})+")
 _MOST_WORDS = 20  # of a request for a moment
+_MOST_CHARACTERS = 40  # of one in Mandarin
 _QUESTION_LENGTH = 200  # characters at the end of what the assistant said
 
 
@@ -46,17 +60,20 @@ def bare(text: str) -> str:
 
 
 def asks_for_a_moment(text: str, question: str) -> bool:
-    """Whether `text` is nothing but a request to wait, in English, such as "hang on, let me find it".
+    """Whether `text` is nothing but a request to wait, in English or Mandarin, such as "hang on, let me find it".
 
     Words of the `question` itself are a reply to it: "wait" is one behind "shall I go, or wait?".
     """
     words = bare(text)
+    characters = words.replace(" ", "")
+    if len(characters) <= _MOST_CHARACTERS and _MANDARIN_MOMENT.fullmatch(characters):
+        return characters not in bare(question[-_QUESTION_LENGTH:])
     is_request = words.count(" ") < _MOST_WORDS and _MOMENT.fullmatch(words) is not None
     return is_request and f" {words} " not in f" {bare(question[-_QUESTION_LENGTH:])} "
 
 
 def asks(text: str) -> bool:
-    """Whether `text` ends with a question, or in English with a request such as "please tell me the date"."""
+    """Whether `text` ends with a question, or with a request such as "please tell me the date" or "请告诉我日期"."""
     end = text[-_QUESTION_LENGTH:]
     return _QUESTION.search(end[-10:]) is not None or _DEMAND.search(end.lower()) is not None
 

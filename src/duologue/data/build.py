@@ -1,7 +1,7 @@
 """Labelled samples from sources: queries whole and cut, background, asides, stop; alone, in a dialogue, over an answer.
 
 Whole sources are held out for the test (`Recipe.unseen`) and for calibration ("dev", `Recipe.calibration`). The rest is
-split by document. The same recipe, seed and folder give the same samples.
+split by document. The same recipe, seed and folder give the same samples. A builder draws in the language of its pools.
 """
 
 import math
@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
-from duologue.data import corpus, forms, phrases
+from duologue.data import corpus, forms, mandarin, phrases
 from duologue.data.corpus import SPLITS, CorpusDialogue, CorpusUtterance, Pools
 from duologue.data.forms import EndOfTurn
 from duologue.data.recipes import IGNORE, INCOMPLETE, PROCESS, STOP, Recipe
 from duologue.data.samples import Sample
 from duologue.errors import BadData
+from duologue.text.words import first_words
 from duologue.types import InputState, Role, Turn
 
 T = TypeVar("T")
 
 OPEN_WORDS = 4
-"""Lines of our own with more words than this are in one split only."""
+"""Lines of our own with more words than this, or half as many characters again, are in one split only."""
 
 _MISRECOGNISED = 0.1  # share of texts in spoken form that get a recogniser's errors, the same for all states
 _TRIES = 30  # draws of one state in one scene
@@ -82,6 +83,12 @@ class _Draft:
     response: str = ""
 
 
+_SYSTEMS = {
+    ("zh", "You are a helpful assistant."): "你是一个乐于助人的助手。",
+    ("zh", "Answer briefly."): "请简短回答。",
+}
+"""System prompts of recipes in other languages."""
+
 _ADDRESSED = frozenset({"follow_up", "query", "request", "repaired", "statement"})
 _UNTIMED = frozenset({"moment", "small_talk", "unfinished"})
 """Kinds after which it is not known whether the turn goes on."""
@@ -107,7 +114,7 @@ class SampleBuilder:
             end_of_turn: detects cuts that are complete requests (`forms.unfinished_cut`); None: by rules alone.
             is_device_directed: whether a line of background is addressed to an assistant after all.
         """
-        self._pools, self._recipe = pools, recipe
+        self._pools, self._recipe, self._language = pools, recipe, pools.language
         self._end_of_turn, self._is_device_directed = end_of_turn, is_device_directed
         self._rng = random.Random(f"{recipe.seed} {split} samples")
         self._known_ends: dict[str, Sequence[float]] = {}
@@ -116,8 +123,8 @@ class SampleBuilder:
         # A line of our own is in one split only, as a document is. But what can be said in four words is a closed set
         # ("go on", "mhm", "that's enough"), and training uses all of it.
         self._lines = {
-            name: [line for line in lines if low <= corpus.part_of(line) < high or len(line.split()) <= OPEN_WORDS]
-            for name, lines in phrases.sections().items()
+            name: [line for line in lines if low <= corpus.part_of(line) < high or is_open(line)]
+            for name, lines in phrases.sections(self._language).items()
         }
         self._questions = [
             name.removeprefix("ask_")
@@ -173,6 +180,7 @@ class SampleBuilder:
         """
         recipe, rng = self._recipe, self._rng
         system = rng.choice(recipe.systems)
+        system = _SYSTEMS.get((self._language, system), system)
         inside = rng.random() < recipe.in_context if in_context is None else in_context
         if not inside or not self._pools.dialogues:
             return Scene(system=system)
@@ -227,9 +235,10 @@ class SampleBuilder:
         rng = self._rng
         kinds = self._questions  # a kind with many replies, such as yes and no, is asked for more often
         kind = rng.choices(kinds, [len(self._lines[f"reply_{kind}"]) for kind in kinds])[0]
-        question = forms.sentence(phrases.fill(rng.choice(self._lines[f"ask_{kind}"]), rng))
+        question = forms.sentence(self._fill(f"ask_{kind}"))
         if rng.random() < 0.6:
-            question = f"{forms.sentence(rng.choice(self._lines['ask_opening']))}. {question}"
+            opening = forms.sentence(rng.choice(self._lines["ask_opening"]))
+            question = f"{opening}。{question}" if forms.is_unspaced(opening) else f"{opening}. {question}"
         return Scene(self._asked(question), question=kind)
 
     def _asked(self, question: str) -> tuple[Turn, ...]:
@@ -238,7 +247,7 @@ class SampleBuilder:
         draw = rng.random()
         if draw < 0.35:
             return (asks,)
-        said = self._any_query().text if draw < 0.6 else phrases.fill(rng.choice(self._lines["ask_before"]), rng)
+        said = self._any_query().text if draw < 0.6 else self._fill("ask_before")
         return (Turn(Role.USER, said), asks)
 
     def _cut_dialogue(self, dialogue: CorpusDialogue, speaking: bool) -> Scene | None:
@@ -276,8 +285,9 @@ class SampleBuilder:
                 text = forms.misrecognised(text, self._rng)
             if text:
                 is_known = state in (PROCESS, INCOMPLETE) and draft.kind not in _UNTIMED
+                source = named(draft.source, self._language)
                 return Sample(
-                    text, state, draft.source, draft.kind, draft.accept, scene.context, scene.speaking, scene.system,
+                    text, state, source, draft.kind, draft.accept, scene.context, scene.speaking, scene.system,
                     draft.response, draft.whole and draft.kind != "joint" if is_known else None,
                 )  # fmt: skip
         raise BadData(f"the sources give no sample of {state}")  # pragma: no cover - our own lines always do
@@ -304,7 +314,7 @@ class SampleBuilder:
             turns.append(_draw(self._pools.statements, rng, self._recipe).text)
         for number, turn in enumerate(turns):
             places = forms.joints(turn)
-            if places and (head := " ".join(forms.words(turn)[: rng.choice(places)])):
+            if places and (head := forms.join(forms.words(turn)[: rng.choice(places)])):
                 source = scene.source if number == 0 else "statements"
                 return _Draft(head, source, "joint", (INCOMPLETE,), question=forms.is_question(head))
         return None
@@ -315,11 +325,12 @@ class SampleBuilder:
             return text
         text = self._hesitant(text)
         if self._rng.random() < (0.25 if scene.speaking else 0.15):
-            text = f"{self._rng.choice(phrases.lines('before_request'))} {text}"
+            text = forms.join([self._rng.choice(phrases.lines("before_request", self._language)), text])
         return text
 
     def _hesitant(self, text: str) -> str:
-        return phrases.hesitant(text, self._rng) if self._rng.random() < 0.06 and " " in text else text
+        has_words = " " in text or forms.is_unspaced(text)
+        return phrases.hesitant(text, self._rng) if self._rng.random() < 0.06 and has_words else text
 
     def _request(self, scene: Scene, draw_query: Callable[[], CorpusUtterance] | None = None) -> _Draft:
         """A complete request to the assistant."""
@@ -330,7 +341,7 @@ class SampleBuilder:
         if follow is not None and rng.random() < (0.85 if scene.is_asked else 0.7 if not scene.speaking else 0.4):
             parts = forms.words(follow)
             # agreement over a running answer is a backchannel, not a follow-up
-            agrees = len(parts) < 4 or _AGREEMENT.issuperset(forms.spoken(follow).split())
+            agrees = len(parts) < 4 or _agrees(forms.spoken(follow))
             unclear = scene.speaking and (agrees or takes_leave(follow))
             if len(parts) <= self._recipe.max_words and not unclear:
                 kind = "reply" if scene.is_asked else "follow_up"
@@ -348,13 +359,15 @@ class SampleBuilder:
         query = (draw_query or self._query)()
         if self._recipe.own_lines and rng.random() < 0.24 and len(forms.words(query.text)) >= 5:
             head, tail = self._around_a_repair(query.text)
-            text = phrases.repaired(head, tail, forms.words(self._any_query().text), rng)
+            text = phrases.repaired(head, tail, forms.words(self._any_query().text), rng, self._language)
             return _Draft(text, query.source, "repaired", response=query.answer)
         return _Draft(query.text, query.source, "query", response=query.answer)
 
     def _around_a_repair(self, text: str) -> tuple[list[str], list[str]]:
         """The words of a request before the speaker errs, and those with which the speaker resumes it."""
         parts = forms.words(text)
+        if forms.is_unspaced(text):  # where its words end is not known: it is begun again
+            return [], parts
         at = self._rng.randint(0, max(1, min(len(parts) - 1, 9)))
         return parts[:at], parts[max(0, at - self._rng.randint(0, 3)) :]
 
@@ -374,7 +387,11 @@ class SampleBuilder:
 
     def _own(self, section: str, kind: str) -> _Draft:
         """A line of our own with filled slots."""
-        return _Draft(phrases.fill(self._rng.choice(self._lines[section]), self._rng), "own", kind)
+        return _Draft(self._fill(section), "own", kind)
+
+    def _fill(self, section: str) -> str:
+        """A line of our own with filled slots."""
+        return phrases.fill(self._rng.choice(self._lines[section]), self._rng, self._language)
 
     def _any_query(self) -> CorpusUtterance:
         return _draw(self._pools.queries, self._rng, self._recipe)
@@ -416,7 +433,7 @@ class SampleBuilder:
             if own and self._may_be_whole(cut):
                 continue
             if own and rng.random() < 0.06:
-                cut = f"{cut} {rng.choice(phrases.FILLERS)}"
+                cut = forms.join([cut, phrases.filler(self._language, rng)])
             return _Draft(cut, draft.source, kind, whole=False)
         return self._unfinished()
 
@@ -441,7 +458,8 @@ class SampleBuilder:
     def _may_be_whole(self, cut: str) -> bool:
         """Whether a cut is all that somebody else said, or an answer to a question."""
         plain = forms.spoken(cut)
-        return (" " in plain and self._pools.is_whole(plain)) or bool(_BARE_ANSWER.fullmatch(plain))
+        is_bare = mandarin.is_bare_answer(plain) or _BARE_ANSWER.fullmatch(plain) is not None
+        return (len(forms.words(plain)) > 1 and self._pools.is_whole(plain)) or is_bare
 
     def _broken_repair(self, scene: Scene) -> _Draft:
         """A request with a self-correction that breaks off at once, or after a word that requires a continuation."""
@@ -450,7 +468,7 @@ class SampleBuilder:
         head, tail = self._around_a_repair(query.text)
         opened = [n for n in range(1, min(4, len(tail))) if forms.is_cut_off(tail[n - 1])]
         more = tail[: rng.choice(opened)] if opened and rng.random() < 0.5 else []
-        text = phrases.repaired(head, more, forms.words(self._any_query().text), rng)
+        text = phrases.repaired(head, more, forms.words(self._any_query().text), rng, self._language)
         return _Draft(self._as_spoken(text, scene), query.source, "repaired_cut", whole=False)
 
     def _unfinished(self) -> _Draft:
@@ -463,14 +481,14 @@ class SampleBuilder:
         if not self._recipe.own_lines:
             return self._background(scene)
         draw = rng.random()
-        if scene.speaking and draw < 0.22 and "?" not in scene.last[-80:]:
+        if scene.speaking and draw < 0.22 and not re.search("[?？]", scene.last[-80:]):
             section = "backchannels" if rng.random() < 0.8 else "backchannels_other"
             text = rng.choice(self._lines[section])
             return _Draft(text, "own", "backchannel", (INCOMPLETE,) if text in phrases.OPEN_NOISES else ())
         if scene.speaking and draw < 0.28 and len(parts := forms.words(scene.last)[-40:]) > 4:
             size = rng.randint(3, min(9, len(parts) - 1))
             at = rng.randint(0, len(parts) - size)
-            return _Draft(" ".join(parts[at : at + size]), "own", "echo", whole=False)
+            return _Draft(forms.join(parts[at : at + size]), "own", "echo", whole=False)
         if not scene.speaking and not scene.is_asked and draw < 0.06:
             return _Draft(rng.choice(self._lines["noises"]), "own", "noise", (INCOMPLETE,))
         if draw < (0.45 if scene.speaking else 0.65 if scene.is_asked else 0.24):
@@ -492,7 +510,7 @@ class SampleBuilder:
             size = len(forms.words(drawn.text))
             if size < shortest or (size >= 3 and pools.is_whole(drawn.text)):
                 continue
-            if (want_short and size > 4) or (want_question and not want_short and not drawn.text.endswith("?")):
+            if (want_short and size > 4) or (want_question and not want_short and not drawn.text.endswith(("?", "？"))):
                 others.append(drawn)
             elif not self._is_device_directed(drawn.text):
                 item = drawn
@@ -502,8 +520,8 @@ class SampleBuilder:
         if item is None:
             raise BadData("background/ has no, or almost no, line that is not addressed to an assistant")
         parts = forms.words(item.text)
-        if len(parts) > target + 3 and not (item.text.endswith("?") and len(parts) <= 20):
-            cut = " ".join(parts[: max(target, 5)])
+        if len(parts) > target + 3 and not (item.text.endswith(("?", "？")) and len(parts) <= 20):
+            cut = forms.join(parts[: max(target, 5)])
             return _Draft(cut, item.source, "background_cut", (INCOMPLETE,), whole=False)
         return _Draft(item.text, item.source, "background", question=forms.is_question(item.text))
 
@@ -519,10 +537,26 @@ class SampleBuilder:
             cores = lines["stop"] if scene.speaking else [line for line in lines["stop"] if line not in phrases.PAUSES]
             core = rng.choice(cores)
             accept = (PROCESS, INCOMPLETE) if core in phrases.PAUSES else accept
-            text, source, kind = phrases.stop_phrase(core, rng), "own", "stop"
+            text, source, kind = phrases.stop_phrase(core, rng, self._language), "own", "stop"
         if self._recipe.own_lines:
             text = self._hesitant(text)
         return _Draft(text, source, kind, accept, question=forms.is_question(text))
+
+
+def _agrees(plain: str) -> bool:
+    """Whether a text in normal form does nothing but agree or thank."""
+    return mandarin.agrees(plain) or _AGREEMENT.issuperset(plain.split())
+
+
+def is_open(line: str) -> bool:
+    """Whether a line of our own is so short that all splits have it; see `OPEN_WORDS`."""
+    num_words = len(forms.words(line))
+    return num_words <= OPEN_WORDS * (1.5 if forms.is_unspaced(line) else 1)
+
+
+def named(source: str, language: str) -> str:
+    """The name of a source of samples; those of other languages than English begin with the language."""
+    return source if language == "en" or source.startswith(f"{language}/") else f"{language}/{source}"
 
 
 def _draw(pool: Mapping[str, Sequence[T]], rng: random.Random, recipe: Recipe) -> T:
@@ -543,6 +577,8 @@ def _draw(pool: Mapping[str, Sequence[T]], rng: random.Random, recipe: Recipe) -
 
 def _first_words(text: str, num_words: int) -> str:
     """The first `num_words` words of `text`, with the spaces and line breaks between them unchanged."""
+    if forms.is_unspaced(text):
+        return first_words(text, num_words)
     found = re.match(rf"(?:\s*\S+){{0,{num_words}}}", text)
     return found[0] if found else ""
 
@@ -550,4 +586,6 @@ def _first_words(text: str, num_words: int) -> str:
 def takes_leave(text: str) -> bool:
     """Whether a follow-up says that nothing more is wanted: an answer is polite, and silence is right too."""
     plain = forms.spoken(text)
+    if forms.is_unspaced(text):
+        return mandarin.takes_leave(plain)
     return bool(_LEAVE.search(plain)) and not _ASKS.search(plain) and "?" not in text

@@ -3,6 +3,9 @@
 The folders are `queries/`, `background/`, `dialogues/` and `hard/`, with plain or gzipped files. Utterances have `id`,
 `text`, `kind` and perhaps `intent` and `doc`; dialogues have `id` and `turns`. The name of a file is the name of its
 source. Files are streamed; only a seeded sample of each is kept, never the whole corpus.
+
+The files of another language than English are in folders of these folders, such as `queries/zh/`, and the language is
+part of their sources' names (`zh/xquad`). A corpus that has no such folders may be in any one language.
 """
 
 import hashlib
@@ -83,20 +86,33 @@ def part_of(document: str) -> float:
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:6], "big") / 2**48
 
 
-def source_files(folder: Path) -> dict[str, dict[str, Path]]:
-    """Folder → source → file. Raises `BadData` if there is nothing to read."""
+def source_files(folder: Path, language: str = "en", *, is_only: bool = True) -> dict[str, dict[str, Path]]:
+    """Folder → source → file, of a language. Raises `BadData` if there is nothing to read.
+
+    If it `is_only` one that is read, and no folder is named by it, the files beside such folders are in it.
+    """
+    has_own = any((folder / name / language).is_dir() for name in FOLDERS)
+    prefix = language if has_own or (language != "en" and not is_only) else ""
     found: dict[str, dict[str, Path]] = {name: {} for name in FOLDERS}
     for name, files in found.items():
-        for path in sorted((folder / name).glob("*.jsonl*")):
+        for path in sorted((folder / name / prefix).glob("*.jsonl*")):
             if path.name.endswith((".jsonl", ".jsonl.gz")):
-                source = path.name.removesuffix(".gz").removesuffix(".jsonl")
+                source = f"{prefix}/{path.name.removesuffix('.gz').removesuffix('.jsonl')}".removeprefix("/")
                 if source in files:
-                    raise BadData(f"{folder / name} has {source} twice, plain and gzipped; remove one of them")
+                    raise BadData(f"{path.parent} has {source} twice, plain and gzipped; remove one of them")
                 files[source] = path
     for name in ("queries", "background"):
         if not found[name]:
-            raise BadData(f"{folder / name} has no *.jsonl or *.jsonl.gz; training needs queries/ and background/")
+            raise BadData(
+                f"{folder / name / prefix} has no *.jsonl or *.jsonl.gz; training needs queries/ and background/"
+            )
     return found
+
+
+def files_by_language(folder: Path, recipe: Recipe) -> dict[str, dict[str, dict[str, Path]]]:
+    """Language → folder → source → file."""
+    is_only = len(recipe.languages) == 1
+    return {language: source_files(folder, language, is_only=is_only) for language in recipe.languages}
 
 
 def utterances(
@@ -127,8 +143,8 @@ def origins_of(files: Iterable[Path]) -> dict[str, float]:
 
 def unseen_texts(folder: Path, recipe: Recipe) -> Iterator[str]:
     """Everything that the unseen sources say, and what they mean by it (`fluent`)."""
-    for paths in source_files(folder).values():
-        for source, path in paths.items():
+    for files in files_by_language(folder, recipe).values():
+        for source, path in ((source, path) for paths in files.values() for source, path in paths.items()):
             if source in recipe.unseen:
                 for _, row in read_rows(path):
                     yield from (row[name] for name in ("text", "fluent") if isinstance(row.get(name), str))
@@ -195,7 +211,7 @@ def _dialogues(path: Path) -> Iterator[tuple[tuple[str, ...], float, tuple[Turn,
                 f"{path}, line {number}: bad turns ({error}); expected role user or assistant, and text"
             ) from None
         grouped = itertools.groupby((turn for turn in turns if turn.text), key=lambda turn: turn.role)
-        turns = [Turn(role, " ".join(turn.text for turn in same)) for role, same in grouped]
+        turns = [Turn(role, forms.join(turn.text for turn in same)) for role, same in grouped]
         if turns and turns[0].role is Role.ASSISTANT:
             turns = turns[1:]
         if len(turns) < 2:
@@ -226,12 +242,15 @@ class Pools:
         recipe: Recipe,
         split: str,
         *,
+        language: str | None = None,
         unseen: bool = False,
+        requires: Collection[str] = ("queries", "background"),
         is_left_out: Callable[[str], bool] = lambda text: False,
     ) -> None:
         """Read the sources of `split`; with `unseen`, read the sources that are held out as a whole instead.
 
-        Utterances whose text `is_left_out` are not used.
+        They are in `language`, by default the first of the recipe. Utterances whose text `is_left_out` are not used.
+        The folders that it `requires` must leave something.
 
         Dialogues for contexts always come from the split's own documents.
 
@@ -242,8 +261,9 @@ class Pools:
         self._recipe, self._split, self._unseen, self._is_left_out = recipe, split, unseen, is_left_out
         self._low, self._high = SPLITS[split]
         self._limit = _PER_SOURCE_TESTED if split == "test" else recipe.per_source
+        self.language = language or recipe.languages[0]
         self._rng = random.Random(f"{recipe.seed} {split} {unseen}")
-        files = source_files(folder)
+        files = files_by_language(folder, recipe)[self.language]
         self._origins = origins_of(files["dialogues"].values())
         stops = _stop_commands(files, recipe, self._limit, self._rng)
         hard_texts = {forms.spoken(item.text) for item in stops}
@@ -253,7 +273,8 @@ class Pools:
         # hard/ takes precedence over queries/, where the same stop commands occur without a mark
         said = self._utterances(files["queries"], lambda u: forms.spoken(u.text) not in hard_texts)
         self.queries = _of(said, lambda u: u.kind == QUERY_KIND)
-        self.background = self._utterances(files["background"], lambda u: bool(forms.words(u.text)))
+        # what is said to others is no turn of a dialogue, whatever it is called
+        self.background = self._utterances(files["background"], lambda u: bool(forms.words(u.text)), {})
         self.hard = self._utterances(files["hard"], lambda u: u.source != "stop_commands")
         self.replies = _of({**said, **self.hard}, lambda u: u.kind in REPLY_KINDS and forms.asks(u.before))
         self.switches = _of(
@@ -281,7 +302,7 @@ class Pools:
             for text in texts
         }
         for name, pool in (("queries", self.queries), ("background", self.background)):
-            if not pool:
+            if not pool and name in requires:
                 reason = (
                     f"none of the unseen sources {sorted(recipe.unseen)} is there"
                     if unseen
@@ -295,13 +316,17 @@ class Pools:
         return hash(forms.spoken(text)) in self._whole
 
     def _utterances(
-        self, files: Mapping[str, Path], keep: Callable[[CorpusUtterance], bool]
+        self,
+        files: Mapping[str, Path],
+        keep: Callable[[CorpusUtterance], bool],
+        origins: Mapping[str, float] | None = None,
     ) -> dict[str, list[CorpusUtterance]]:
-        """Source → its utterances in this split, without empty sources."""
+        """Source → its utterances in this split, without empty sources; `origins` are those of the dialogues."""
+        origins = self._origins if origins is None else origins
         whole = self._whole_sources(files)
         chosen = files.keys() - self._recipe.unseen - self._recipe.calibration if whole is None else whole
         return self._read(
-            lambda path, source, limit, rng: utterances(path, source, limit, rng, self._origins),
+            lambda path, source, limit, rng: utterances(path, source, limit, rng, origins),
             {source: path for source, path in files.items() if source in chosen},
             lambda u: (
                 (whole is not None or self._is_in_split(u))
@@ -314,7 +339,9 @@ class Pools:
     def _whole_sources(self, files: Mapping[str, Path]) -> Collection[str] | None:
         """The sources that this split uses as a whole; None if it takes some documents of every other source."""
         if self._unseen:
-            return files.keys() & self._recipe.unseen
+            held_out = files.keys() & self._recipe.unseen
+            is_one = len(files) == 1 and len(self._recipe.languages) > 1  # of which documents have to do
+            return None if is_one and not held_out else held_out
         return (files.keys() & self._recipe.calibration or None) if self._split == "dev" else None
 
     def _read(
@@ -345,13 +372,14 @@ def _of(
 def fixed_labels(folder: Path, recipe: Recipe) -> Iterator[tuple[str, InputState]]:
     """Words whose state is fixed, whatever other sources say: stop commands of the hard set, and lines of our own."""
     rng = random.Random(f"{recipe.seed} labels")
-    for item in _stop_commands(source_files(folder), recipe, recipe.per_source, rng):
-        if (state := _state_of(item)) is not None:
-            yield item.text, state
-    if recipe.own_lines:
-        for section, state in (("go_on", PROCESS), ("complaints", PROCESS), ("unfinished", INCOMPLETE)):
-            for line in phrases.lines(section):
-                yield line, state
+    for language, files in files_by_language(folder, recipe).items():
+        for item in _stop_commands(files, recipe, recipe.per_source, rng):
+            if (state := _state_of(item)) is not None:
+                yield item.text, state
+        if recipe.own_lines:
+            for section, state in (("go_on", PROCESS), ("complaints", PROCESS), ("unfinished", INCOMPLETE)):
+                for line in phrases.lines(section, language):
+                    yield line, state
 
 
 def _stop_commands(
@@ -371,7 +399,7 @@ def _openings_after(part: float, dialogues: dict[str, Path]) -> set[str]:
         text
         for path in dialogues.values()
         for where, opening in openings(path)
-        if where >= part and len((text := forms.spoken(opening)).split()) > OPENER_WORDS
+        if where >= part and len(forms.words(text := forms.spoken(opening))) > OPENER_WORDS
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any, final
 
@@ -57,7 +58,12 @@ class DatasetBuilder:
         self._at_most = at_most
         self._known = Duplicates()
         self._near_test = NearTexts(
-            [*corpus.unseen_texts(sources, recipe), *phrases.unseen()] if recipe.num_test else ()
+            [
+                *corpus.unseen_texts(sources, recipe),
+                *(line for language in recipe.languages for line in phrases.unseen(language)),
+            ]
+            if recipe.num_test
+            else ()
         )
         self._reports: dict[str, Report] = {}
         self._content: dict[str, Any] = {"recipe": recipe.to_json()}  # of report.json: the splits written so far
@@ -102,7 +108,9 @@ class DatasetBuilder:
     def _write_timing(self) -> None:
         """Write timing.jsonl, if the sources of the test have turns of several sentences or clauses."""
         path = self._out / "timing.jsonl"
-        samples = [] if path.exists() else list(timing_samples(self._sources, self._recipe))
+        samples = []
+        for language in self._recipe.languages if not path.exists() else ():
+            samples += timing_samples(self._sources, self._recipe, language)
         if samples:
             write_samples(path.with_suffix(".partial"), samples)
             path.with_suffix(".partial").replace(path)
@@ -118,24 +126,33 @@ class DatasetBuilder:
 
     def _split_samples(self, split: str, number: int) -> Iterator[Sample]:
         if split == "train":  # once, for all splits
-            for reason, num in corpus.left_out(corpus.source_files(self._sources)).items():
-                self._reports[split].drop(reason, num)
-        pools = Pools(self._sources, self._recipe, split, is_left_out=self._near_test.__contains__)
-        builder = SampleBuilder(
-            pools, self._recipe, split, self._end_of_turn, lambda text: self._is_device_directed(split, text)
-        )
-        drawn = builder.samples(number, lambda sample: self._admit(split, sample), at_most=split in self._at_most)
-        for done, sample in enumerate(drawn, 1):
+            for files in corpus.files_by_language(self._sources, self._recipe).values():
+                for reason, num in corpus.left_out(files).items():
+                    self._reports[split].drop(reason, num)
+        languages = self._recipe.languages
+        numbers = [number * (at + 1) // len(languages) - number * at // len(languages) for at in range(len(languages))]
+        drawn = [self._drawn(split, *each) for each in zip(languages, numbers, strict=True)]
+        for done, sample in enumerate(_taking_turns(drawn), 1):
             self._count(split, sample)
             self._progress(split, done, number)
             yield sample
 
+    def _drawn(self, split: str, language: str, number: int) -> Iterator[Sample]:
+        """Samples of a split in one language."""
+        pools = Pools(self._sources, self._recipe, split, language=language, is_left_out=self._near_test.__contains__)
+        builder = SampleBuilder(
+            pools, self._recipe, split, self._end_of_turn, lambda text: self._is_device_directed(split, text)
+        )
+        return builder.samples(number, lambda sample: self._admit(split, sample), at_most=split in self._at_most)
+
     def _test_samples(self) -> Iterator[Sample]:
         """Test samples that are not in another split. Short texts may recur after another context."""
-        for sample in UnseenSamples(self._sources, self._recipe, self._end_of_turn).samples():
-            if self._admit("test", sample):
-                self._count("test", sample)
-                yield sample
+        for language in self._recipe.languages:
+            unseen = UnseenSamples(self._sources, self._recipe, self._end_of_turn, language=language)
+            for sample in unseen.samples():
+                if self._admit("test", sample):
+                    self._count("test", sample)
+                    yield sample
 
     def _count(self, split: str, sample: Sample) -> None:
         self._reports[split].add(sample)
@@ -165,12 +182,15 @@ class DatasetBuilder:
 
     def _check_manifest(self, made_by: Mapping[str, str | None]) -> None:
         """A folder belongs to one recipe and one set of sources, which are described in `manifest.json`."""
-        files = corpus.source_files(self._sources)
+        files = corpus.files_by_language(self._sources, self._recipe)
         manifest = {
             "recipe": self._recipe.to_json(),
             "made_by": made_by,
             "sources": {
-                f"{kind}/{path.name}": path.stat().st_size for kind, paths in files.items() for path in paths.values()
+                path.relative_to(self._sources).as_posix(): path.stat().st_size
+                for kinds in files.values()
+                for paths in kinds.values()
+                for path in paths.values()
             },
         }
         path, content = self._out / "manifest.json", json.dumps(manifest, indent=2) + "\n"
@@ -194,15 +214,29 @@ class DatasetBuilder:
 
 def _check_unseen(sources: Path, recipe: Recipe) -> None:
     """Check at the start, not after the training samples are built, that there are sources to test on."""
-    files = corpus.source_files(sources)
-    for kind in ("queries", "background"):
+    by_language = corpus.files_by_language(sources, recipe)
+    for kind, files in ((kind, files) for files in by_language.values() for kind in ("queries", "background")):
         names = files[kind].keys()
+        if len(names) == 1 and len(by_language) > 1 and not recipe.unseen & names:
+            continue  # some of its documents are held out
         if not recipe.unseen & names or not names - recipe.unseen:
             raise UsageError(
                 f"{sources / kind} has {', '.join(sorted(names)) or 'no source'}; the recipe holds out "
                 f"{', '.join(sorted(recipe.unseen & names)) or 'none of these'} for the test. Hold out at least one, "
                 "but not all, with --unseen, or build no test with --test 0"
             )
+
+
+def _taking_turns(drawn: list[Iterator[Sample]]) -> Iterator[Sample]:
+    """The samples of several builders in turn; those that share a scene follow each other."""
+    scenes = [(group for _, group in groupby(each, lambda sample: (sample.context, sample.system))) for each in drawn]
+    while scenes:
+        for each in tuple(scenes):
+            group = next(each, None)
+            if group is None:
+                scenes.remove(each)
+            else:
+                yield from group
 
 
 def _dropped(report: Path) -> dict[str, dict[str, int]]:

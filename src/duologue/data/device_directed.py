@@ -56,6 +56,20 @@ RULES: dict[str, re.Pattern[str]] = {
         r"\b(?:(?:you are|you're|are you) an? (?:ai|artificial intelligence|chat ?bot|bot|robot|language model"
         r"|computer$|virtual (?:assistant|agent))|as an ai (?:language model|assistant|chat ?bot))(?![\w-])"
     ),
+    "name of an assistant (Mandarin)": re.compile(
+        r"小爱同学|天猫精灵|小度小度|小艺小艺|语音助手|智能助手|siri|chatgpt|文心一言"
+    ),
+    "command to a device (Mandarin)": re.compile(
+        r"^(?:请|帮我|麻烦|给我|现在|把)*(?:打开|关掉|关上|关闭|调高|调低|调大|调小|开一?下|关一?下)?"
+        r"(?:客厅|卧室|厨房|书房)?的?(?:灯|电视|空调|音乐|音量|音响|闹钟|加湿器|扫地机器人)"
+        r"(?:打开|关掉|关了|关上|调高|调低|调大|调小|开大|关小)"
+        r"|^(?:请|帮我|麻烦|给我)*(?:(?:打开|关闭|调高|调低)(?:客厅|卧室|厨房|书房)?的?(?:灯|电视|空调|音乐|音量)"
+        r"|(?:定|设)一?个.{0,8}(?:闹钟|计时器|提醒)|提醒我.|播放.{0,12}(?:歌|音乐))"
+    ),
+    "task for a language model (Mandarin)": re.compile(
+        r"^(?:请|帮我|麻烦|给我|你)*(?:写(?:一[首篇段封个]|首|篇|个).{0,20}(?:诗|作文|文章|故事|邮件|代码|程序)"
+        r"|翻译(?:一下|成)|(?:讲|说)(?:一?个)(?:笑话|故事)|总结(?:一下)?这)"
+    ),
 }
 """Name of a rule → its pattern, for lines in normal form."""
 

@@ -2,13 +2,17 @@
 
 Corpora differ in case and punctuation, and a model that learns the style of a corpus scores well and is useless. So all
 classes are written in the same two forms with the same probabilities.
+
+What is known of words is English; `mandarin` has the same for text that is written without spaces.
 """
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from duologue.core import words as words_form
+from duologue.data import mandarin
+from duologue.text import words as boundaries
 
 
 def word_set(words: str) -> frozenset[str]:
@@ -42,8 +46,8 @@ QUESTION_WORDS = word_set(
 _NOT_SPOKEN = re.compile(r"[^\w\s'$%€£+&@.:/-]", re.UNICODE)
 _LOOSE = re.compile(r"(?<!\w)['.:/-]+|['.:/-]+(?!\w)")
 _SPACES = re.compile(r"\s+")
-_SENTENCE_MARKS = tuple(".!?;:")
-_ENDING = re.compile(r"[\s.!?,;:…-]+$")
+_SENTENCE_MARKS = tuple(".!?;:。！？；：")
+_ENDING = re.compile(r"[\s.!?,;:…。！？，、；：-]+$")
 
 
 def sentence(text: str) -> str:
@@ -51,16 +55,31 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def is_unspaced(text: str) -> bool:
+    """Whether most words of `text` are in a script without spaces. A foreign word among others changes nothing."""
+    if not boundaries.is_unspaced(text):
+        return False
+    found = boundaries.words_of(text)
+    return 2 * sum(map(boundaries.is_unspaced, found)) > len(found)
+
+
 def words(text: str) -> list[str]:
-    """The words of `text` in order, punctuation attached."""
-    return text.split()
+    """The words of `text` in order, punctuation attached; see `duologue.text.words`."""
+    return boundaries.words_of(text) if is_unspaced(text) else text.split()
+
+
+def join(parts: Iterable[str]) -> str:
+    """The text of `parts`, which are words or longer."""
+    text = " ".join(filter(None, parts := list(parts)))
+    return boundaries.join(parts) if is_unspaced(text) else text
 
 
 def spoken(text: str) -> str:
     """The normal form: lower case without punctuation, as a recogniser writes."""
     text = text.replace("’", "'").replace("—", " ").replace("–", " ").replace("--", " ")
     text = _NOT_SPOKEN.sub(" ", text.lower())
-    return _SPACES.sub(" ", _LOOSE.sub(" ", text)).strip()
+    plain = _SPACES.sub(" ", _LOOSE.sub(" ", text)).strip()
+    return join(words(plain)) if is_unspaced(plain) else plain
 
 
 def typed(text: str, rng: random.Random, *, question: bool, whole: bool) -> str:
@@ -75,10 +94,11 @@ def typed(text: str, rng: random.Random, *, question: bool, whole: bool) -> str:
         text = re.sub(r"\bi\b", "I", text[0].upper() + text[1:])
     elif rng.random() < 0.5:
         text = text.lower()
+    comma, marks = ("，", "？。！") if is_unspaced(text) else (",", "?.!")
     if rng.random() < 0.3:
-        text = text.replace(",", "")
+        text = text.replace(comma, "")
     if whole and rng.random() < 0.6:
-        text += "?" if question else rng.choices(".!", (9, 1))[0]
+        text += marks[0] if question else rng.choices(marks[1:], (9, 1))[0]
     return text
 
 
@@ -88,11 +108,13 @@ def random_form(text: str, rng: random.Random, *, question: bool, whole: bool) -
 
 
 def is_question(text: str) -> bool:
-    """Whether `text` is a question, by its final mark or its first word."""
+    """Whether `text` is a question, by its final mark, its first word, or in Mandarin by any."""
+    if is_unspaced(text):
+        return text.rstrip().endswith(("?", "？")) or mandarin.is_question(spoken(text))
     return text.rstrip().endswith("?") or spoken(text).split(" ", 1)[0] in QUESTION_WORDS
 
 
-_SENTENCE_ENDS = re.compile(r"(?<=[.!?])[\s\"')\]]+(?=\S)")
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])[\s\"')\]]+(?=\S)|(?<=[。！？])[\s”’」』）]*(?=\w)")
 _OFFER = re.compile(r"\blet me know\b")
 
 
@@ -111,6 +133,8 @@ _REPLY_STARTS = word_set("yes yeah yep no nope ok okay sure thanks thank great p
 
 def stands_alone(text: str) -> bool:
     """Whether a turn of a dialogue can be said without the turn before it."""
+    if is_unspaced(text):
+        return mandarin.stands_alone(spoken(text))
     plain = spoken(text).split()
     return len(plain) >= 5 and plain[0] not in _REPLY_STARTS
 
@@ -121,6 +145,12 @@ _CONJUNCTIONS = word_set("and but because so if or since although then")
 def joints(text: str) -> list[int]:
     """The numbers of words after which a turn could have ended, but goes on: its sentences, and clauses."""
     parts = words(text)
+    if is_unspaced(text):
+        return [
+            n
+            for n in range(5, len(parts) - 2)
+            if parts[n - 1][-1] in "。？！" or (n >= 8 and mandarin.goes_on("".join(parts[n : n + 2])))
+        ]
     return [
         n
         for n in range(3, len(parts) - 1)
@@ -138,6 +168,8 @@ _SIMILAR = {
 
 def misrecognised(text: str, rng: random.Random) -> str:
     """`text` in spoken form with one or two errors such as recognisers make."""
+    if is_unspaced(text):
+        return mandarin.misrecognised(text, rng) if len(words(text)) >= 6 else text
     parts = text.split()
     if len(parts) < 4:
         return text
@@ -189,29 +221,35 @@ def unfinished_cut(text: str, rng: random.Random, p: Sequence[float] = ()) -> st
     if not cuts:
         return None
     # long cuts are rarer among the clear ones, so they get higher weights
-    return " ".join(parts[: rng.choices(cuts, cuts)[0]])
+    return join(parts[: rng.choices(cuts, cuts)[0]])
 
 
 def ends_in_function_word(text: str) -> bool:
     """Whether the last word of `text` is a function word."""
+    if is_unspaced(text):
+        return mandarin.ends_open(spoken(text))
     return spoken(text).split(" ")[-1] in FUNCTION_WORDS
 
 
 def is_cut_off(text: str) -> bool:
     """Whether a text that should be whole ends in a word that requires a continuation."""
+    if is_unspaced(text):
+        return mandarin.is_cut_off(spoken(text))
     return spoken(text).split(" ")[-1] in FUNCTION_WORDS - COMPLETE_ENDS
 
 
 def random_cut(text: str, rng: random.Random) -> str | None:
     """The beginning of `text`, cut at a random word (DUO, section 3.1); None if there is only one word."""
     parts = words(text)
-    return " ".join(parts[: rng.randrange(1, len(parts))]) if len(parts) > 1 else None
+    return join(parts[: rng.randrange(1, len(parts))]) if len(parts) > 1 else None
 
 
 def is_unfinished(head: list[str], num_words: int) -> bool:
     """Whether the words `head`, the beginning of a text of `num_words`, are clearly not a complete request."""
     if head[-1].endswith(_SENTENCE_MARKS):
         return False
+    if is_unspaced("".join(head)):
+        return mandarin.is_unfinished(spoken(join(head)), num_words)
     plain = [spoken(word) for word in head]
     last, rest = plain[-1], num_words - len(head)
     if len(head) == 1:  # a lone noun or verb may be a whole command

@@ -12,7 +12,9 @@ SHARE = 0.8
 """Texts are near if at least this share of their content words together is in both."""
 
 _MIN_WORDS = 3
-"""Texts with fewer words are a closed set ("yes please") that everybody says; they are near to nothing."""
+"""Texts with fewer words are a closed set ("yes please") that everybody says; they are near to nothing. Of words that
+are characters, twice as many are needed.
+"""
 
 
 @final
@@ -21,7 +23,8 @@ class NearTexts:
 
     def __init__(self, texts: Iterable[str]) -> None:
         spoken = {forms.spoken(text) for text in texts}
-        self._exact = {hash(text) for text in spoken if len(text.split()) >= _MIN_WORDS}
+        least = {text: _MIN_WORDS * (2 if forms.is_unspaced(text) else 1) for text in spoken}
+        self._exact = {hash(text) for text in spoken if len(forms.words(text)) >= least[text]}
         sets = {words for text in spoken if len(words := content_words(text)) >= MIN_CONTENT_WORDS}
         self._sets = list(sets)
         self._with_word: defaultdict[str, list[int]] = defaultdict(list)  # word → numbers of the sets with it

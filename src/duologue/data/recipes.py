@@ -1,6 +1,7 @@
 """What a set of samples is mixed from, and in which proportions."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from duologue.errors import refuse
@@ -14,9 +15,22 @@ PROCESS, INCOMPLETE, IGNORE, STOP = (
 )
 
 
+LANGUAGES = ("en", "zh")
+"""English and Mandarin: there are lines of our own, and rules, for these."""
+
+MANDARIN_UNSEEN = frozenset({"zh/xquad", "zh/home_assistant"})
+"""Whole Mandarin sources that only the test uses."""
+
+MANDARIN_CALIBRATION = frozenset({"zh/qald"})
+"""Whole Mandarin sources that only the held-out samples use."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A mix of samples. The same recipe and folder give the same samples."""
+    """A mix of samples. The same recipe and folder give the same samples.
+
+    Names of sources in the folder of another language than English begin with it: `zh/xquad`.
+    """
 
     num_samples: int = 112_000  # for training
     num_dev: int = 1_600  # for early stopping and thresholds, from other documents of the same sources
@@ -53,6 +67,7 @@ class Recipe:
     )
     per_source: int = 12_000  # utterances kept in memory per training source
     seed: int = 0
+    languages: tuple[str, ...] = ("en",)  # in equal shares; see `LANGUAGES`
 
     def __post_init__(self) -> None:
         numbers = (self.num_samples, self.num_dev, self.texts_per_context, self.num_test + 1)
@@ -62,14 +77,30 @@ class Recipe:
                 (min(numbers) < 1, "a recipe needs at least one sample, one held out, and one text per context"),
                 *((not 0 <= x <= 1, f"{name} is a share between 0 and 1, got {x}") for name, x in shares.items()),
                 (self.cuts not in ("unfinished", "random"), f'cuts is "unfinished" or "random", got {self.cuts!r}'),
+                (
+                    not self.languages or len(set(self.languages)) < len(self.languages),
+                    f"languages names each language once, got {self.languages}",
+                ),
+                *((one not in LANGUAGES, f"no language {one!r}; there are {LANGUAGES}") for one in self.languages),
                 (min(self.shares.values(), default=0) <= 0, "shares gives each state of the set a positive number"),
             ]
         )
 
+    def in_languages(self, languages: Collection[str]) -> "Recipe":
+        """This recipe for `languages`; whole Mandarin sources are held out as English ones are."""
+        held = MANDARIN_UNSEEN, MANDARIN_CALIBRATION
+        unseen, calibration = held if "zh" in languages else (frozenset[str](), frozenset[str]())
+        return replace(
+            self,
+            languages=tuple(languages),
+            unseen=self.unseen | unseen,
+            calibration=self.calibration | calibration,
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values. English alone is not mentioned, as in the files of earlier versions."""
         return {
-            **asdict(self),
+            **{name: value for name, value in asdict(self).items() if name != "languages" or value != ("en",)},
             "shares": {state.value: share for state, share in self.shares.items()},
             "unseen": sorted(self.unseen),
             "calibration": sorted(self.calibration),

@@ -93,19 +93,23 @@ def find_artifacts(samples: Sequence[Sample], seed: int = 0) -> ArtifactReport:
 
 def word_features(text: str) -> list[str]:
     """The words in normal form."""
-    return forms.spoken(text).split()
+    return forms.words(forms.spoken(text))
 
 
 def length_features(text: str) -> list[str]:
     """Number of words, exact up to 15; number of characters in steps of about a fifth."""
-    num_words, num_characters = len(text.split()), len(text)
+    num_words, num_characters = len(forms.words(text)), len(text)
     bucket = num_words if num_words <= 15 else 15 + math.ceil((num_words - 15) / 5)
     return [f"words {bucket}", f"characters {round(4 * math.log(max(1, num_characters)))}"]
+
+
+_WIDE = str.maketrans("。？！，；：", ".?!,;:")
 
 
 def form_features(text: str) -> list[str]:
     """Capitals and punctuation marks; each is named whether it is present or not."""
     text = text.strip()
+    text = text.translate(_WIDE)
     last = text[-1:] if text[-1:] in {".", "?", "!", ",", "-", "…"} else "none"
     seen = {
         "first capital": text[:1].isupper(),
@@ -157,7 +161,7 @@ def _telling(train: Sequence[Sample], classes: Sequence[str]) -> dict[str, tuple
     num_texts = Counter(state for state, _ in texts)
     found: dict[str, Counter[str]] = {name: Counter() for name in classes}
     for state, text in texts:
-        found[state].update(set(text.split()))
+        found[state].update(set(forms.words(text)))
     total = sum(found.values(), Counter())
     telling: dict[str, tuple[str, ...]] = {}
     for name in classes:

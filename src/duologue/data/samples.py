@@ -165,7 +165,7 @@ class Duplicates:
 
 def content_words(spoken: str) -> frozenset[str]:
     """The words of a text in normal form that distinguish it from other texts."""
-    return frozenset(spoken.split()) - (forms.FUNCTION_WORDS - _CONTENT_FUNCTION_WORDS)
+    return frozenset(forms.words(spoken)) - (forms.FUNCTION_WORDS - _CONTENT_FUNCTION_WORDS)
 
 
 def _key(*parts: object) -> bytes:

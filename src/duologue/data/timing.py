@@ -4,19 +4,21 @@ They come from what the test is drawn from: the unseen sources, and held-out doc
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from duologue.data import forms
+from duologue.data.build import named
 from duologue.data.corpus import (
     QUERY_KIND,
     SPLITS,
     TURN_KIND,
     dialogues,
+    files_by_language,
     origins_of,
-    source_files,
     utterances,
 )
+from duologue.data.phrases import GREETING
 from duologue.data.recipes import PROCESS, Recipe
 from duologue.data.samples import Sample
 from duologue.types import Role, Turn
@@ -29,35 +31,40 @@ _Said = tuple[str, tuple[Turn, ...]]
 """A user's turn, and the turns before it."""
 
 
-def timing_samples(folder: Path, recipe: Recipe) -> Iterator[Sample]:
+def timing_samples(folder: Path, recipe: Recipe, language: str | None = None) -> Iterator[Sample]:
     """The beginnings of at most half of `num_test` turns per source, with the dialogue or the question before them.
 
-    Every turn gives a sample for each joint, with `ends` false, and one for its end.
+    They are in `language`, by default the first of the recipe. Every turn gives a sample for each joint, with `ends`
+    false, and one for its end.
 
     Raises:
         BadData: a file cannot be read.
     """
     rng = random.Random(f"{recipe.seed} timing")
-    for source, said in _turns(folder, recipe, rng):
+    language = language or recipe.languages[0]
+    files = files_by_language(folder, recipe)[language]
+    for source, said in _turns(files, recipe, rng, language):
         turns = [turn for turn in said if len(forms.words(turn[0])) <= recipe.max_words and forms.joints(turn[0])]
         for text, context in turns[: recipe.num_test // 2]:
             words = forms.words(text)
             for num in (*forms.joints(text), len(words)):
-                head = " ".join(words[:num])
+                head = forms.join(words[:num])
                 question = forms.is_question(forms.last_sentence(head))
                 shown = forms.random_form(head, rng, question=question, whole=True)
                 ends = num == len(words)
-                yield Sample(shown, PROCESS, source, "end" if ends else "joint", context=context, ends=ends)
+                kind = "end" if ends else "joint"
+                yield Sample(shown, PROCESS, named(source, language), kind, context=context, ends=ends)
 
 
-def _turns(folder: Path, recipe: Recipe, rng: random.Random) -> Iterator[tuple[str, list[_Said]]]:
+def _turns(
+    files: Mapping[str, Mapping[str, Path]], recipe: Recipe, rng: random.Random, language: str
+) -> Iterator[tuple[str, list[_Said]]]:
     """The sources, and what users say in them, in random order."""
-    files = source_files(folder)
     origins = origins_of(files["dialogues"].values())
     for source, path in sorted({**files["hard"], **files["queries"]}.items()):
         if source in recipe.unseen:
             found = utterances(path, source, _READ, rng, origins)
-            yield source, [(one.text, _behind(one.before)) for one in found if one.kind in _TURN_KINDS]
+            yield source, [(one.text, _behind(one.before, language)) for one in found if one.kind in _TURN_KINDS]
     for source, path in sorted(files["dialogues"].items()):
         said = [
             (turn.text, _newest(dialogue.turns[:at], recipe.max_context_words))
@@ -70,9 +77,9 @@ def _turns(folder: Path, recipe: Recipe, rng: random.Random) -> Iterator[tuple[s
         yield source, said
 
 
-def _behind(question: str) -> tuple[Turn, ...]:
+def _behind(question: str, language: str) -> tuple[Turn, ...]:
     """A dialogue of which only the assistant's last words are known."""
-    return (Turn(Role.USER, "Hello, I need some help."), Turn(Role.ASSISTANT, question)) if question else ()
+    return (Turn(Role.USER, GREETING[language]), Turn(Role.ASSISTANT, question)) if question else ()
 
 
 def _newest(turns: tuple[Turn, ...], max_words: int) -> tuple[Turn, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 from duologue.data import forms, phrases
-from duologue.data.build import SampleBuilder, Scene, takes_leave
+from duologue.data.build import SampleBuilder, Scene, named, takes_leave
 from duologue.data.corpus import CorpusUtterance, Pools
 from duologue.data.forms import EndOfTurn
 from duologue.data.recipes import IGNORE, INCOMPLETE, PROCESS, STOP, Recipe
@@ -16,6 +16,11 @@ from duologue.types import InputState, Role, Turn
 
 _OWN_QUESTIONS = frozenset({"evi_spoken"})
 """Sources whose questions were not asked by the assistant of the dialogue, but written afterwards."""
+
+_BEFORE_QUESTION = {
+    "en": ("Hello.", "I need some help, please.", "Can you help me with something?", "Yes."),
+    "zh": ("你好。", "请帮我一个忙。", "我有件事想问你。", "好的。"),
+}
 
 HUMAN_TALK = {
     "human_question": (),
@@ -35,12 +40,16 @@ class UnseenSamples:
     One random generator; the order of calls determines everything.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, end_of_turn: EndOfTurn | None = None) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, end_of_turn: EndOfTurn | None = None, *, language: str | None = None
+    ) -> None:
         self._recipe, self._end_of_turn = recipe, end_of_turn
         self._rng = random.Random(f"{recipe.seed} unseen")
-        self._pools = Pools(folder, recipe, "test", unseen=True)
+        self._pools = Pools(folder, recipe, "test", language=language, unseen=True)
+        self._language = self._pools.language
         # scenes and stop commands from held-out documents
-        self._builder = SampleBuilder(Pools(folder, recipe, "test"), recipe, "test", end_of_turn)
+        pools = Pools(folder, recipe, "test", language=language, requires=("queries",))
+        self._builder = SampleBuilder(pools, recipe, "test", end_of_turn)
 
     def samples(self) -> Iterator[Sample]:
         """All samples of the test.
@@ -86,7 +95,7 @@ class UnseenSamples:
                 scene = self._scene(speaking)
                 yield self._sample(item, PROCESS, scene)
                 cut = forms.unfinished_cut(item.text, self._rng, p)
-                if cut is not None and not (" " in cut and self._pools.is_whole(cut)):
+                if cut is not None and not (len(forms.words(cut)) > 1 and self._pools.is_whole(cut)):
                     yield self._sample(item, INCOMPLETE, scene, cut=cut)
 
     def _background(self, speaking: bool) -> Iterator[Sample]:
@@ -98,7 +107,7 @@ class UnseenSamples:
                     continue
                 scene = self._scene(speaking, asked=False)  # behind a question, talk to others may be a reply
                 if len(parts) > 8 and rng.random() < 0.4:
-                    cut = " ".join(parts[: rng.randint(5, len(parts) - 1)])
+                    cut = forms.join(parts[: rng.randint(5, len(parts) - 1)])
                     yield self._sample(item, IGNORE, scene, cut=cut, accept=(INCOMPLETE,))
                 else:
                     yield self._sample(item, IGNORE, scene)
@@ -117,21 +126,21 @@ class UnseenSamples:
             found += 1
         switches = [i for i in self._pools.hard.get("sgd_switches", []) if i.part >= 0.9 and i.before]
         for item in _take(switches, num):
-            context = (Turn(Role.USER, "Hello, I need some help."), Turn(Role.ASSISTANT, item.before))
+            context = (Turn(Role.USER, phrases.GREETING[self._language]), Turn(Role.ASSISTANT, item.before))
             yield self._sample(item, PROCESS, Scene(context))
 
     def _own_lines(self) -> Iterator[Sample]:
         """Lines of our own that no training has: replies, halves of replies, and what is said over an answer."""
         for section, state, kind in (("replies", PROCESS, "own_reply"), ("halves", INCOMPLETE, "half_reply")):
-            for line in phrases.lines(f"unseen_{section}"):
+            for line in phrases.lines(f"unseen_{section}", self._language):
                 question, *replies = (part.strip() for part in line.split("|"))
                 for text in replies:
                     item = CorpusUtterance(text, "own", kind, 0.0)
                     yield self._sample(
                         item, state, Scene(self._asked(question)), cut=text if state is INCOMPLETE else None
                     )
-        questions = [line.split("|")[0].strip() for line in phrases.lines("unseen_replies")]
-        for text in phrases.lines("unseen_moments"):
+        questions = [line.split("|")[0].strip() for line in phrases.lines("unseen_replies", self._language)]
+        for text in phrases.lines("unseen_moments", self._language):
             item = CorpusUtterance(text, "own", "moment", 0.0)
             for question in self._rng.sample(questions, 3):
                 yield self._sample(item, INCOMPLETE, Scene(self._asked(question)), accept=(IGNORE, STOP))
@@ -139,7 +148,7 @@ class UnseenSamples:
             ("steering", PROCESS, (STOP,)),
             ("wants_in", STOP, (PROCESS, INCOMPLETE)),
         ):
-            for text in phrases.lines(f"unseen_{section}"):
+            for text in phrases.lines(f"unseen_{section}", self._language):
                 item = CorpusUtterance(text, "own", section, 0.0)
                 for _ in range(3):
                     yield self._sample(item, state, self._scene(True), accept=accept)
@@ -150,11 +159,11 @@ class UnseenSamples:
                 continue
             size = self._rng.randint(4, min(9, len(parts)))
             at = self._rng.randint(max(0, len(parts) - 30), len(parts) - size)
-            item = CorpusUtterance(" ".join(parts[at : at + size]), "own", "echo", 0.0)
+            item = CorpusUtterance(forms.join(parts[at : at + size]), "own", "echo", 0.0)
             yield self._sample(item, IGNORE, scene)
 
     def _asked(self, question: str) -> tuple[Turn, ...]:
-        said = self._rng.choice(("Hello.", "I need some help, please.", "Can you help me with something?", "Yes."))
+        said = self._rng.choice(_BEFORE_QUESTION[self._language])
         return (Turn(Role.USER, said), Turn(Role.ASSISTANT, question))
 
     def _replies(self, num: int) -> Iterator[Sample]:
@@ -194,7 +203,8 @@ class UnseenSamples:
             is_content = state is INCOMPLETE and not forms.ends_in_function_word(text)
             kind = "half_reply" if item.kind == "half_reply" else "content_cut" if is_content else "cut"
         ends = whole if state in (PROCESS, INCOMPLETE) and kind != "moment" else None
-        return Sample(text, state, item.source, kind, accept, scene.context, scene.speaking, scene.system, ends=ends)
+        source = named(item.source, self._language)
+        return Sample(text, state, source, kind, accept, scene.context, scene.speaking, scene.system, ends=ends)
 
 
 def _take(items: list[CorpusUtterance], num: int) -> list[CorpusUtterance]:

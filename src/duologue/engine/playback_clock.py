@@ -3,6 +3,7 @@
 from duologue.core.events import Event
 from duologue.core.session import BaseSession
 from duologue.errors import UsageError
+from duologue.text.words import DENSITY, is_unspaced
 
 CHARACTERS_PER_WORD = 6.0
 STEP_S = 0.05  # how often the heard position is updated
@@ -45,6 +46,9 @@ class PlaybackClock:
         answer, position = self._hearing or (-1, 0.0)
         if answer != running.id:  # it starts or resumes now, so earlier time does not count
             answer, position, elapsed = running.id, float(running.num_heard), 0.0
-        position = min(position + elapsed * self._rate, float(running.num_said))  # never ahead of what was said
+        step = elapsed * self._rate
+        if is_unspaced(running.text[int(position) : int(position + step) + 1]):
+            step /= DENSITY
+        position = min(position + step, float(running.num_said))  # never ahead of what was said
         self._hearing = (answer, position)
         return self._session.heard(int(position), answer=answer)

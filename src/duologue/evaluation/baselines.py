@@ -14,6 +14,7 @@ from duologue.models.adapters import PROMPTED, prompted
 from duologue.models.catalogue import ModelSource
 from duologue.models.model import Model
 from duologue.models.opening import Progress
+from duologue.text.words import words_of
 from duologue.types import InputState
 
 _PROCESS, _INCOMPLETE = InputState.PROCESS, InputState.INCOMPLETE
@@ -26,13 +27,13 @@ def majority(sample: Sample) -> InputState:
 
 def last_word(sample: Sample) -> InputState:
     """A text that ends in a function word is unfinished; any other is answered."""
-    words = spoken(sample.text).split()
+    words = words_of(spoken(sample.text))
     return _INCOMPLETE if words and words[-1] in FUNCTION_WORDS else _PROCESS
 
 
 def punctuation(sample: Sample) -> InputState:
     """A text that ends in a full stop, question mark or exclamation mark is answered; any other is unfinished."""
-    return _PROCESS if sample.text.rstrip().rstrip("\"')”’").endswith((".", "?", "!")) else _INCOMPLETE
+    return _PROCESS if sample.text.rstrip().rstrip("\"')”’").endswith(tuple(".?!。？！")) else _INCOMPLETE
 
 
 RULES = {"always process": majority, "last word is a function word": last_word, "punctuation": punctuation}

@@ -5,6 +5,7 @@ import re
 from itertools import accumulate, islice
 
 from duologue.errors import require
+from duologue.text.words import join, words_of
 
 _SYLLABIC = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"  # Chinese, Japanese
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
@@ -18,8 +19,8 @@ five syllables a second, a slice of two seconds has four to six of them. Longer 
 def slices(text: str, *, words: tuple[int, int] = (4, 6), seed: int) -> list[str]:
     """Cut `text` into slices of `words[0]` to `words[1]` words, drawn uniformly; the last slice has the rest.
 
-    White space separates words; slices joined by single spaces have the same words. The same seed gives the same cuts.
-    A text without words has no slices.
+    What a word is, `duologue.text.words` says; slices that are joined as there have the same words. The same seed gives
+    the same cuts. A text without words has no slices.
 
     Raises:
         UsageError: `words` is not a range of positive numbers.
@@ -27,21 +28,21 @@ def slices(text: str, *, words: tuple[int, int] = (4, 6), seed: int) -> list[str
     least, most = words
     require(1 <= least <= most, f"words={words!r} is not a range of slice lengths; write for instance words=(4, 6)")
     chance = random.Random(seed)
-    rest, cut = iter(text.split()), []
+    rest, cut = iter(words_of(text)), []
     while piece := list(islice(rest, chance.randint(least, most))):
-        cut.append(" ".join(piece))
+        cut.append(join(piece))
     return cut
 
 
 def partials(text: str, *, words: tuple[int, int] = (4, 6), seed: int) -> list[str]:
     """The text so far after each slice of `slices`, as `Session.hear` takes it.
 
-    The last one has all words of `text`, joined by single spaces.
+    The last one has all words of `text`, with single spaces between those that need one.
 
     Raises:
         UsageError: as `slices`.
     """
-    return list(accumulate(slices(text, words=words, seed=seed), "{} {}".format))
+    return list(accumulate(slices(text, words=words, seed=seed), lambda *parts: join(parts)))
 
 
 def slice_spans(text: str, *, words: tuple[int, int] = (4, 6), chance: random.Random) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import final
 
 from duologue.errors import TemplateError
+from duologue.text import words
 from duologue.text.chat_template import PLAIN, Renderer, Skeleton, take_apart
 from duologue.text.detokenizer import Detokenizer
 from duologue.text.splicing import Context, Place, Span, Splicer
@@ -158,6 +159,14 @@ class Template:
         """A new detokenizer for an answer that follows `header`."""
         puts_space = self._splicer.space_after(self._at_answer)
         return Detokenizer(self.tokenizer, self.header, skip=self._skeleton.lead or (" " if puts_space else ""))
+
+    def word_ends(self, text: str) -> list[int]:
+        """See `duologue.text.words`."""
+        return words.word_ends(text)
+
+    def is_word_end(self, text: str, position: int) -> bool:
+        """See `duologue.text.words`."""
+        return words.is_word_end(text, position)
 
     def decode(self, tokens: Sequence[Token]) -> str:
         """Text of a whole answer that follows `header`."""

@@ -10,11 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 from duologue.backends.torch.tokenizer import HfTokenizer
+from duologue.data.forms import is_unspaced, join, words
 from duologue.text.template import Template
+from duologue.text.words import needs_space
 from duologue.training.tensors import padded
 
 _BATCH = 32
 _MARKS = ("?", ".", "!", "\n", "?\n", ".\n")
+_WIDE_MARKS = ("？", "。", "！")
 
 
 class EndOfTurnModel:
@@ -27,7 +30,9 @@ class EndOfTurnModel:
         with torch.inference_mode():
             self._opener = model.get_decoder()(opener, use_cache=True).past_key_values  # of all texts, computed once
         marks = {tokens[0] for mark in _MARKS if (tokens := tokenizer.encode(mark))}
+        wide = {tokens[0] for mark in _WIDE_MARKS if len(tokens := tokenizer.encode(mark)) == 1}
         self._ends = sorted(marks | set(template.user_close[:1]))
+        self._unspaced_ends = sorted(wide | {*self._ends})  # where a text has no spaces
 
     def __call__(self, texts: Sequence[str]) -> list[Sequence[float]]:
         """One probability per word of each text; empty for a text without words."""
@@ -35,16 +40,17 @@ class EndOfTurnModel:
         order = sorted(filter(None, texts), key=len)
         for start in range(0, len(order), _BATCH):
             batch = order[start : start + _BATCH]
-            found |= zip(batch, self._score([text.split(" ") for text in batch]), strict=True)
+            found |= zip(batch, self._score([words(text) for text in batch]), strict=True)
         return [found[text] for text in texts]
 
     def _score(self, texts: list[list[str]]) -> list[list[float]]:
         """The same for texts that are split into words, in one forward pass of ids [B, T]."""
         rows, word_ends = [], []
-        for words in texts:
-            tokens, ends = [], []
-            for number, word in enumerate(words):
-                tokens += self._tokenizer.encode(word if number == 0 else f" {word}")
+        for parts in texts:
+            tokens, ends, is_spaced = [], [], not is_unspaced(join(parts))
+            for number, word in enumerate(parts):
+                needs = number and (is_spaced or needs_space(parts[number - 1], word))
+                tokens += self._tokenizer.encode(f" {word}" if needs else word)
                 ends.append(len(tokens) - 1)
             rows.append(tokens)
             word_ends.append(ends)
@@ -55,4 +61,5 @@ class EndOfTurnModel:
             hidden = decoder(padded(rows)[0], past_key_values=past).last_hidden_state  # [B, T, D]
             head = self._model.get_output_embeddings()
             logits = [head(hidden[row, ends]).float() for row, ends in enumerate(word_ends)]  # each [words, V]
-            return [torch.softmax(each, -1)[:, self._ends].sum(-1).tolist() for each in logits]
+            marks = [self._unspaced_ends if is_unspaced(join(parts)) else self._ends for parts in texts]
+            return [torch.softmax(each, -1)[:, ids].sum(-1).tolist() for each, ids in zip(logits, marks, strict=True)]

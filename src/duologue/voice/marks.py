@@ -1,25 +1,24 @@
 """Estimates when each word of a synthesised text ends, for synthesisers that do not report it."""
 
-import re
-
 import numpy as np
 
+from duologue.text.words import is_unspaced, word_ends, words_of
 from duologue.voice.engines.interfaces import Mark, Speech
 from duologue.voice.sound import Samples, silence
 
-_WORD = re.compile(r"\S+")
 _PAUSES = {",": 4, ";": 5, ":": 5, ".": 7, "!": 7, "?": 7, "…": 7}  # lengths, in letters
+_PAUSES |= {"、": 4, "，": 4, "；": 5, "：": 5, "。": 7, "！": 7, "？": 7}
 _QUIET = 0.01  # of full scale; quieter samples count as silence
 
 
 def estimated(text: str, samples: Samples, rate: int) -> Speech:
     """`text` spoken as `samples`, `[n]`, with one mark per word: time is divided by the number of letters."""
-    words = list(_WORD.finditer(text))
+    words = words_of(text)
     if not words or not len(samples):
         return Speech(samples, rate, (Mark(len(samples), len(text)),))
     first, last = _bounds(samples)
-    weights = np.array([_letters(word.group()) for word in words], np.float64)
-    pauses = np.array([_PAUSES.get(word.group()[-1], 0) for word in words], np.float64)
+    weights = np.array([_letters(word) for word in words], np.float64)
+    pauses = np.array([_PAUSES.get(word[-1], 0) for word in words], np.float64)
     pauses[-1] = 0.0  # the pause after the last word is outside of the bounds
     begins = np.cumsum(weights + pauses) - (weights + pauses)
     ends = first + (begins + weights) / float(weights.sum() + pauses.sum()) * (last - first)
@@ -28,7 +27,7 @@ def estimated(text: str, samples: Samples, rate: int) -> Speech:
 
 def marks_of(text: str, ends: list[int], length: int) -> tuple[Mark, ...]:
     """Marks for the words of `text`, which end at the samples `ends`; the last one is at `length`."""
-    spans = [word.end() for word in _WORD.finditer(text)]
+    spans = word_ends(text)
     marks = [Mark(min(end, length), at) for end, at in zip(ends[:-1], spans[:-1], strict=True)]
     return (*marks, Mark(length, len(text)))
 
@@ -52,4 +51,5 @@ def _bounds(samples: Samples) -> tuple[int, int]:
 
 def _letters(word: str) -> float:
     """The approximate duration of a word, in letters. Digits count more, since they are spoken as words."""
-    return sum(3.0 if c.isdigit() else 1.0 if c.isalpha() else 0.2 for c in word) + 1.0
+    letters = sum(3.0 if c.isdigit() else 1.0 if c.isalpha() else 0.2 for c in word)
+    return letters + (3.0 if is_unspaced(word) else 1.0)

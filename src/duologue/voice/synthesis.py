@@ -17,6 +17,7 @@ _LOW_S = 0.5  # of sound to play; with less, a few words are synthesised instead
 _LETTERS_PER_S = 15.0  # of speech
 _MARGIN = 0.7  # share of the available time that synthesis may take
 _BEHIND_S = {".": 0.25, "!": 0.25, "?": 0.25, "…": 0.25, ":": 0.2, ";": 0.2, ",": 0.12}
+_BEHIND_S |= {"。": 0.25, "！": 0.25, "？": 0.25, "：": 0.2, "；": 0.2, "，": 0.12, "、": 0.08}
 _BEFORE_S = 0.03
 _UNSPOKEN = str.maketrans(dict.fromkeys("*#_`~|<>[]{}\\", " "))  # markup, replaced one for one by spaces
 

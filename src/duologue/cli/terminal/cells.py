@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 from prompt_toolkit.utils import get_cwidth
 
+from duologue.text.words import unspaced_ends
+
 width_of = get_cwidth
 """Columns that a text takes: two for wide East Asian characters and most emoji, none for combining marks."""
 
@@ -15,14 +17,15 @@ Line: TypeAlias = list[Fragment]
 
 
 def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
-    """Lines of at most `width` columns plus `indent`, broken at white space, and within words that are too long."""
+    """Lines of at most `width` columns plus `indent`, broken between words, and within words that are too long."""
     words = " ".join(text.split())
     return [indent + words[start:stop] for start, stop in spans_of(words, 0, width) or [(0, 0)]]
 
 
 def spans_of(text: str, start: int, width: int) -> list[tuple[int, int]]:
-    """Start and end of each line of `text` from `start` on; broken at line breaks, at spaces, or within long words."""
+    """Start and end of each line of `text` from `start` on; broken at line breaks, between words, or in long words."""
     spans: list[tuple[int, int]] = []
+    ends = set(unspaced_ends(text))
     while start < len(text):
         if text[start] in " \n":
             start += 1
@@ -32,10 +35,10 @@ def spans_of(text: str, start: int, width: int) -> list[tuple[int, int]]:
             used += width_of(text[stop])
             if used > width and stop > start:
                 break
-            if text[stop] == " ":
+            if text[stop] == " " or stop in ends:
                 space = stop
             stop += 1
-        if stop < len(text) and text[stop] not in " \n" and space > start:
+        if stop < len(text) and text[stop] not in " \n" and stop not in ends and space > start:
             stop = space
         spans.append((start, stop))
         start = stop

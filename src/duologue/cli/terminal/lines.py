@@ -4,6 +4,7 @@ from typing import TextIO
 
 from duologue.cli.terminal.text import counted, shortened, visible
 from duologue.core import events as e
+from duologue.text.words import words_of
 
 LENGTH_LIMIT = "the answer reached its length limit"
 _LONGEST = 400  # characters of an utterance that are printed
@@ -19,7 +20,7 @@ def remark(event: e.Event) -> str:
     """What an event says to the user, in a few words; empty if nothing."""
     match event:
         case e.Suspended(unheard=unheard):
-            return f"cut; {counted(len(unheard.split()), 'word')} unheard"
+            return f"cut; {counted(len(words_of(unheard)), 'word')} unheard"
         case e.Resumed(exact=exact):
             return "resumed" if exact else "resumed in a new turn"
         case e.TakenBack() | e.Withdrawn():

@@ -2,6 +2,8 @@
 
 import unicodedata
 
+from duologue.text.words import words_of
+
 
 def visible(text: str) -> str:
     """`text` with control characters other than line breaks replaced, one for one, since terminals interpret them."""
@@ -23,7 +25,7 @@ def shortened(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     head, tail = text[: limit * 3 // 4], text[-(limit // 4) :]
-    num = len(text[len(head) : -len(tail)].split())
+    num = len(words_of(text[len(head) : -len(tail)]))
     left_out = f" ({num:,} more words) … " if num > 1 else " "
     return f"{head} …{left_out}{tail}"
 

@@ -31,6 +31,7 @@ from duologue.core.events import (
     Trimmed,
     Withdrawn,
 )
+from duologue.text.words import words_of
 
 _GAP = "  │ "
 _TIME = 7
@@ -251,10 +252,10 @@ class Transcript:
             parts: list[Fragment] = [("class:heard", speech.text[begin:border]), (unheard, speech.text[border:stop])]
             lines.append([part for part in parts if part[1]])
         if speech.is_cut and row.end is None:
-            num = len(speech.text[speech.heard :].split())
+            num = len(words_of(speech.text[speech.heard :]))
             lines += [[("class:note", part)] for part in wrapped(f"— cut here, {counted(num, 'word')} unheard", width)]
         elif len(shown) < len(spans):
-            num = len(speech.text[shown[-1][1] : end].split())
+            num = len(words_of(speech.text[shown[-1][1] : end]))
             lines += [[(unheard, part)] for part in wrapped(f"… {counted(num, 'word')} ahead", width)]
         return lines
 

@@ -18,6 +18,7 @@ from duologue.data.jsonl import read_rows
 from duologue.engine.playback_clock import CHARACTERS_PER_WORD
 from duologue.engine.replay import Cue
 from duologue.errors import BadData
+from duologue.text.words import join, words_of
 from duologue.types import Role, Turn
 
 WORDS_PER_S = 2.5
@@ -174,17 +175,17 @@ def spoken(text: str, at: float, utterance: str) -> tuple[list[Cue], list[tuple[
     now, number, name = at, 0, utterance
     cues.append(Cue(now, "", name))
     for chunk, pause in zip(parts[::2], [*parts[1::2], None], strict=True):
-        words = chunk.split()
+        words = words_of(chunk)
         for i, word in enumerate(words, 1):
             said.append(word)
             now = round(now + 1 / WORDS_PER_S, 3)
             if i % WORDS_PER_PARTIAL == 0 or i == len(words):
-                cues.append(Cue(now, " ".join(said), name))
+                cues.append(Cue(now, join(said), name))
         if pause is not None and float(pause) < ENDPOINT_S:
             pauses.append((now, float(pause)))
             now = round(now + float(pause), 3)
             continue
-        cues.append(Cue(round(now + ENDPOINT_S, 3), " ".join(said), name, final=True))
+        cues.append(Cue(round(now + ENDPOINT_S, 3), join(said), name, final=True))
         if pause is not None:
             pauses.append((now, float(pause)))
             now = round(now + float(pause), 3)
@@ -196,7 +197,7 @@ def spoken(text: str, at: float, utterance: str) -> tuple[list[Cue], list[tuple[
 
 def plain_words(text: str) -> list[str]:
     """Words of `text` without pauses, case and punctuation."""
-    return re.findall(r"[\w']+", _PAUSE.sub(" ", text).lower())
+    return [part for word in words_of(_PAUSE.sub(" ", text).lower()) for part in re.findall(r"[\w']+", word)]
 
 
 def set_hash(cases: Iterable[Case]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from duologue.core import events as e
 from duologue.core.transitions import Floor
 from duologue.evaluation.behaviour.cases import PLAYED_PER_S, Action, Case, Expectation, plain_words
+from duologue.text.words import words_of
 
 GAP_S = 0.5
 _EARLY_WORDS, _EARLY_S = 3, 1.0  # not yet a takeover, by Full-Duplex-Bench v1 (arXiv 2503.04721)
@@ -33,7 +34,7 @@ class SpeechInterval:
     @property
     def is_takeover(self) -> bool:
         """Whether it counts as a takeover: not if it was shorter than a second and had at most three words."""
-        return self.end - self.start >= _EARLY_S or len(self.text.split()) > _EARLY_WORDS
+        return self.end - self.start >= _EARLY_S or len(words_of(self.text)) > _EARLY_WORDS
 
 
 class Problem(StrEnum):

@@ -42,7 +42,7 @@ export class Announcer {
       this.#told = 0;
     }
     const waiting = answer.text.slice(this.#told, answer.heard);
-    const ends = [...waiting.matchAll(/[.!?…:]["')\]]?\s|\n/g)];
+    const ends = [...waiting.matchAll(/[.!?…:]["')\]]?\s|[。！？：]["'”’）」』]*|\n/g)];
     let length = ends.length > 0 ? ends.at(-1).index + ends.at(-1)[0].length : 0;
     if (isAll || (length === 0 && waiting.length > MOST_WAITING)) length = waiting.length;
     if (waiting.slice(0, length).trim() !== "") this.tell(waiting.slice(0, length).trim());

@@ -1,5 +1,7 @@
 /** Drawing on a canvas in the colours and at the sharpness of the page. Knows nothing of conversations. */
 
+import { wordsOf } from "./text.js";
+
 const LINE = 13; // pixels from one line of text to the next
 const MOST_MEASURED = 4000; // words whose width is remembered
 const COLOURS = ["ink", "faint", "grid", "lane", "now", "overlap", "assistant", "ahead", "waiting",
@@ -148,9 +150,10 @@ export class Brush {
     let line = "";
     let used = 0;
     const space = this.widthOf(" ");
-    for (const word of text.split(/\s+/)) {
+    for (const { word, isSpaced } of wordsOf(text)) {
       const needed = this.widthOf(word);
-      if (line !== "" && used + space + needed > width) {
+      const gap = isSpaced ? " " : "";
+      if (line !== "" && used + (isSpaced ? space : 0) + needed > width) {
         lines.push(line);
         line = "";
         used = 0;
@@ -164,8 +167,8 @@ export class Brush {
         line = this.#clipped(word, width);
         used = width;
       } else {
-        used += needed + (line === "" ? 0 : space);
-        line = line === "" ? word : `${line} ${word}`;
+        used += needed + (line === "" || !isSpaced ? 0 : space);
+        line = line === "" ? word : `${line}${gap}${word}`;
       }
     }
     if (line !== "") lines.push(line);

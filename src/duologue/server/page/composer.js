@@ -1,4 +1,7 @@
-/** The text one types: it is heard while it is typed. A pause sends what there is; Enter ends the utterance. */
+/**
+ * The text one types: it is heard while it is typed. A pause sends what there is; Enter ends the utterance. What an
+ * input method composes is typed once it is committed.
+ */
 
 export class Composer {
   #input;
@@ -6,6 +9,7 @@ export class Composer {
   #settings;
   #timer = 0;
   #isOpen = false;
+  #isComposing = false;
   #sent = "";
   #prefix = Math.random().toString(36).slice(2, 6); // another page's utterances must not be taken for these
   #count = 0;
@@ -17,10 +21,19 @@ export class Composer {
     this.#hear = hear;
     input.addEventListener("input", (event) => {
       if (event.isTrusted) onuser();
+      if (!this.#isComposing) this.#typed();
+    });
+    input.addEventListener("compositionstart", () => {
+      this.#isComposing = true;
+      clearTimeout(this.#timer);
+      onuser();
+    });
+    input.addEventListener("compositionend", () => {
+      this.#isComposing = false;
       this.#typed();
     });
     input.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.ctrlKey || event.isComposing) return;
+      if (event.key !== "Enter" || event.shiftKey || event.ctrlKey || isByInputMethod(event)) return;
       event.preventDefault();
       onuser();
       this.enter();
@@ -91,4 +104,9 @@ export class Composer {
   get #utterance() {
     return `${this.#prefix}-${this.#count}`;
   }
+}
+
+/** Whether a key press went to an input method: with 229, Safari says so of the one that commits. */
+export function isByInputMethod({ isComposing, keyCode }) {
+  return isComposing || keyCode === 229;
 }

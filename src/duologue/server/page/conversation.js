@@ -9,7 +9,7 @@
 
 import { Latencies } from "./latencies.js";
 import { Ledger } from "./ledger.js";
-import { numWords, units } from "./text.js";
+import { isInWord, numWords, units } from "./text.js";
 
 const MOST_ENTRIES = 400; // of the transcript
 const MOST_SPANS = 2000; // of a lane of the timeline
@@ -467,7 +467,7 @@ function commonLength(one, other) {
 /** Where the word that `position` is in begins; `position` itself where it is between two. */
 function wordStart(text, position) {
   if (position === text.length) return position;
-  while (position > 0 && /\S\S/.test(text.slice(position - 1, position + 1))) position--;
+  while (position > 0 && isInWord(text[position - 1], text[position])) position--;
   return position;
 }
 

@@ -4,7 +4,7 @@
  */
 
 import { Announcer } from "./announcer.js";
-import { Composer } from "./composer.js";
+import { Composer, isByInputMethod } from "./composer.js";
 import { controls } from "./controls.js";
 import { EventLog, download } from "./eventlog.js";
 import { EXAMPLES, Typist } from "./examples.js";
@@ -270,6 +270,7 @@ function listExamples() {
 }
 
 function keys(event) {
+  if (isByInputMethod(event)) return; // Escape ends a composition, not the answer
   if (event.key === "Escape" && !event.target.matches("#filter, #system, select")) stop();
   else if (event.key === "Enter" && event.ctrlKey && event.shiftKey) resume();
   else if (event.key === "Enter" && event.ctrlKey) respond();

@@ -3,7 +3,7 @@
  * heard. (Where answers are played as sound, the player says how far it got instead.)
  */
 
-import { characters } from "./text.js";
+import { characters, isBetweenLetters, numLetters } from "./text.js";
 
 const CHARACTERS_PER_WORD = 6;
 const LONGEST_STEP_S = 0.25; // a page that was not shown was not read meanwhile
@@ -33,7 +33,9 @@ export class Reader {
       this.#answer = running;
       this.#position = this.#told = running.heard;
     } else {
-      this.#position += elapsed * wordsPerSecond * CHARACTERS_PER_WORD;
+      const step = elapsed * wordsPerSecond * CHARACTERS_PER_WORD;
+      const ahead = running.text.slice(this.#position, this.#position + step + 1);
+      this.#position += ahead === "" ? step : (step * ahead.length) / numLetters(ahead);
     }
     this.#position = Math.min(this.#position, running.text.length);
     const end = wordEnd(running, Math.floor(this.#position));
@@ -48,10 +50,6 @@ export class Reader {
 function wordEnd({ text, finished }, position) {
   if (position >= text.length && finished !== null) return text.length;
   let end = position;
-  while (end > 0 && isLetter(text[end - 1]) && isLetter(text[end] ?? "a")) end--;
+  while (end > 0 && isBetweenLetters(text[end - 1], text[end] ?? "a")) end--;
   return end;
-}
-
-function isLetter(character) {
-  return /[\p{L}\p{N}'’_]/u.test(character) && character < "\u2e80";
 }

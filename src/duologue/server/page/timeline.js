@@ -4,7 +4,7 @@
  */
 
 import { Brush } from "./brush.js";
-import { clock } from "./text.js";
+import { clock, numLetters } from "./text.js";
 
 const PER_SECOND = 62; // pixels, unless the width or the visitor wants something else
 const AHEAD = 0.17; // of the width, for what has not been heard yet
@@ -139,7 +139,7 @@ export class Timeline {
     if (text.trim() === "") return;
     const top = ROWS.assistant + 4;
     const x = last?.answer === running && last.isOpen ? this.#x(Math.min(now, last.to + 1)) : this.#x(now);
-    const width = (text.length / (CHARACTERS_PER_WORD * rate)) * this.#scale;
+    const width = (numLetters(text) / (CHARACTERS_PER_WORD * rate)) * this.#scale;
     this.#brush.box(x + 1, top, width, LANE, { fill: "ahead", alpha: 0.1, edge: "ahead", dashes: [3, 3] });
     this.#brush.paragraph(running, text.trim(), x + 6, top + 4, width - 10, LANE - 8, "faint");
     const said = { text, decision: null, note: "generated, not heard yet" };

@@ -13,6 +13,7 @@ from duologue.models.model import Model
 from duologue.server.conversations import PER_TURN, off_loop
 from duologue.server.fields import Rejection
 from duologue.server.realtime.items import Item
+from duologue.text.words import needs_space
 from duologue.types import Role, Token, Turn, well_formed
 
 
@@ -143,7 +144,8 @@ def merged(history: Iterable[Turn]) -> list[Turn]:
         if not parts or parts[-1][0] is not turn.role:
             parts.append((turn.role, []))
         texts = parts[-1][1]
-        if texts and not texts[-1][-1].isspace() and not turn.text[0].isspace():
+        has_space = texts and (texts[-1][-1].isspace() or turn.text[0].isspace())
+        if texts and not has_space and needs_space(texts[-1], turn.text):
             texts.append(" ")
         texts.append(turn.text)
     return [Turn(role, "".join(texts)) for role, texts in parts]

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from duologue.core.answer import Answer
 from duologue.server.realtime.items import Item, new_id
 from duologue.server.realtime.messages import ResponseRequest
+from duologue.text.words import unspaced_ends
 
 
 class Send(Protocol):
@@ -128,6 +129,5 @@ def whole_words(text: str, length: int | None) -> str:
     """The words of `text` that end within `length` characters; None: all."""
     if length is None or length >= len(text):
         return text
-    if not text[length].isspace():
-        length = max((i for i in range(length) if text[i].isspace()), default=0)
-    return text[:length].rstrip()
+    spaces = (i for i in range(length + 1) if text[i].isspace())
+    return text[: max((*spaces, *(end for end in unspaced_ends(text) if end <= length)), default=0)].rstrip()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from duologue.errors import EngineError, MissingDependency
+from duologue.text.words import words_of
 from duologue.voice.engines.interfaces import Speech
 from duologue.voice.marks import estimated, marks_of
 from duologue.voice.sound import from_pcm16
@@ -68,7 +69,7 @@ class PiperSynthesiser:
                 why = await self._last_words() or str(error) or "no reply"
                 await self.aclose()  # the next text restarts it
                 raise EngineError(f"Piper failed: {why}") from error
-        if head["ends"] is None:
+        if head["ends"] is None or len(head["ends"]) != len(words_of(text)):  # the program counts by spaces
             return estimated(text, samples, self._rate)
         return Speech(samples, self._rate, marks_of(text, head["ends"], len(samples)))
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from duologue.errors import EngineError, MissingDependency, UsageError
+from duologue.text.words import join, words_of
 from duologue.voice.engines.interfaces import Recognition
 from duologue.voice.sound import RATE, Samples, level_db, library, silence
 
@@ -30,9 +31,9 @@ _UNSURE = -1.0  # mean log probability of a token below which words are rejected
 _REPEATS = 2.4  # compression ratio above which the decoder is in a loop
 _FAST = 18.0  # characters per second, pauses included; loops produce twice as many
 _QUIET_DB = -42.0
-_CLOSERS = " .,;:?!…-–—"  # at the end of growing words these are guesses, and make them look finished
+_CLOSERS = " .,;:?!…-–—。，、；：？！"  # at the end of growing words these are guesses, and make them look finished
 _MOST_TOKENS_PER_S = 8
-_MANNER = {"en": "Yes. No. Wait. Okay."}
+_MANNER = {"en": "Yes. No. Wait. Okay.", "zh": "好的。不。等等。停。"}
 """A prompt by language, so that single words are expected. Without it, a lone "stop" is recognised as "star"."""
 _FROM_NOTHING = frozenset(
     (
@@ -153,14 +154,14 @@ class WhisperRecognition(Recognition):
             text = believed(decoded, self._window)
         self._agreed = agreed(self._last, text)
         self._last = text
-        return f"{self._settled} {text}".strip().rstrip(_CLOSERS)
+        return join((self._settled, text)).strip().rstrip(_CLOSERS)
 
     async def _settle(self) -> None:
         """Cut the window at its quietest point."""
         longest = self._window[: int(_LONGEST_S * RATE)]  # a recording may exceed it
         cut = quietest(longest[: -int(_KEPT_S * RATE)], from_sample=int(_LONGEST_S * RATE / 2))
         decoded = await self._recogniser.decode(self._window[:cut], self._settled, "")
-        self._settled = f"{self._settled} {believed(decoded, self._window[:cut])}".strip()
+        self._settled = join((self._settled, believed(decoded, self._window[:cut]))).strip()
         self._window, self._agreed, self._last = self._window[cut:], "", ""
 
 
@@ -180,7 +181,7 @@ def unlooped(text: str, *, is_sure: bool) -> str:
     """`text` with the repetitions of a decoder loop removed. Speakers repeat themselves, too: if the words are certain,
     only phrases that occur four times in a row are reduced to one.
     """
-    words = text.split()
+    words = words_of(text)
     bare = [re.sub(r"\W", "", word.lower()) for word in words]
     least = 4 if is_sure else 2
     if len(set(bare)) == 1 and len(words) >= least:
@@ -188,24 +189,25 @@ def unlooped(text: str, *, is_sure: bool) -> str:
     for size in range(2, len(words)):
         begins_again = len(words) < 2 * size and bare[size:] == bare[: len(words) - size] and len(words) > size + 1
         if begins_again and not is_sure:
-            return unlooped(" ".join(words[:size]), is_sure=is_sure)  # the loop was cut off
+            return unlooped(join(words[:size]), is_sure=is_sure)  # the loop was cut off
         for at in range(len(words) - least * size + 1):
             phrase, end = bare[at : at + size], at + size
             while bare[end : end + size] == phrase:
                 end += size
             if end - at >= least * size:
-                return unlooped(" ".join(words[: at + size] + words[end:]), is_sure=is_sure)
+                return unlooped(join(words[: at + size] + words[end:]), is_sure=is_sure)
     return text
 
 
 def agreed(before: str, now: str) -> str:
     """The common first words, without the last two, which may still be changing."""
     count = 0
-    for one, other in zip(before.split(), now.split(), strict=False):
+    words = words_of(now)
+    for one, other in zip(words_of(before), words, strict=False):
         if one != other:
             break
         count += 1
-    return " ".join(now.split()[: max(0, count - 2)])
+    return join(words[: max(0, count - 2)])
 
 
 def quietest(samples: Samples, *, from_sample: int) -> int:
