@@ -83,7 +83,7 @@ class _Draft:
     response: str = ""
 
 
-_SYSTEMS = {
+_SYSTEMS: Mapping[tuple[str, str | None], str | None] = {
     ("zh", "You are a helpful assistant."): "你是一个乐于助人的助手。",
     ("zh", "Answer briefly."): "请简短回答。",
 }
