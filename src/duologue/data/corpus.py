@@ -340,7 +340,7 @@ class Pools:
         """The sources that this split uses as a whole; None if it takes some documents of every other source."""
         if self._unseen:
             held_out = files.keys() & self._recipe.unseen
-            is_one = len(files) == 1 and len(self._recipe.languages) > 1  # of which documents have to do
+            is_one = len(files) == 1 and self.language != "en"  # of which documents have to do
             return None if is_one and not held_out else held_out
         return (files.keys() & self._recipe.calibration or None) if self._split == "dev" else None
 

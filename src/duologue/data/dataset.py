@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, final
 
@@ -215,9 +215,9 @@ class DatasetBuilder:
 def _check_unseen(sources: Path, recipe: Recipe) -> None:
     """Check at the start, not after the training samples are built, that there are sources to test on."""
     by_language = corpus.files_by_language(sources, recipe)
-    for kind, files in ((kind, files) for files in by_language.values() for kind in ("queries", "background")):
-        names = files[kind].keys()
-        if len(names) == 1 and len(by_language) > 1 and not recipe.unseen & names:
+    for language, kind in product(by_language, ("queries", "background")):
+        names = by_language[language][kind].keys()
+        if len(names) == 1 and language != "en" and not recipe.unseen & names:
             continue  # some of its documents are held out
         if not recipe.unseen & names or not names - recipe.unseen:
             raise UsageError(
