@@ -108,7 +108,7 @@ class DatasetBuilder:
     def _write_timing(self) -> None:
         """Write timing.jsonl, if the sources of the test have turns of several sentences or clauses."""
         path = self._out / "timing.jsonl"
-        samples = []
+        samples: list[Sample] = []
         for language in self._recipe.languages if not path.exists() else ():
             samples += timing_samples(self._sources, self._recipe, language)
         if samples:
