@@ -6,11 +6,33 @@ An output channel in this format keeps history, answers, cuts and resumptions as
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 from duologue.types import Role, Token, Turn
 
 _PIECE = re.compile(r"\s?\S{1,4}|\s{1,4}")  # about as long as a token of a model, and never more than one word
+
+
+class WordRule(Protocol):
+    """Where words end, as `Template` says it; `duologue.text.words` is one."""
+
+    def word_ends(self, text: str) -> list[int]: ...
+    def is_word_end(self, text: str, position: int) -> bool: ...
+
+
+@final
+class _Spaces:
+    """Words as white space separates them."""
+
+    def word_ends(self, text: str) -> list[int]:
+        return [word.end() for word in re.finditer(r"\S+", text)]
+
+    def is_word_end(self, text: str, position: int) -> bool:
+        before, after = text[position - 1], text[position]
+        return not before.isspace() and not all(each.isalnum() or each in "'’_" for each in (before, after))
+
+
+_SPACES = _Spaces()
 
 
 @final
@@ -33,6 +55,7 @@ class TextTemplate:
     """
 
     system: str | None = None  # None: the speaker's own
+    words: WordRule = _SPACES
 
     @property
     def begin(self) -> tuple[Token, ...]:
@@ -52,7 +75,7 @@ class TextTemplate:
 
     def with_system(self, text: str | None) -> "TextTemplate":
         """The same format with another system text."""
-        return TextTemplate(text)
+        return TextTemplate(text, self.words)
 
     def user(self, text: str, *, first: bool) -> tuple[Token, ...]:
         return self.encode(text)
@@ -68,3 +91,9 @@ class TextTemplate:
 
     def detokenizer(self) -> _Pieces:
         return _Pieces()
+
+    def word_ends(self, text: str) -> list[int]:
+        return self.words.word_ends(text)
+
+    def is_word_end(self, text: str, position: int) -> bool:
+        return self.words.is_word_end(text, position)

@@ -26,6 +26,7 @@ from duologue.errors import ModelNotFound, refuse, require
 from duologue.models.adapters import Adapter, prompted, requested_adapter
 from duologue.models.catalogue import DEFAULT, ModelSource, find
 from duologue.models.opening import LoadRequest, OpenedModel, Progress, open_llamacpp, open_torch
+from duologue.text import words
 from duologue.text.template import Template
 from duologue.types import Role, Turn, well_formed
 
@@ -54,7 +55,7 @@ class Model:
     @property
     def format(self) -> core.Template:
         """The chat format of what answers."""
-        return self.template if self.speaker is None else TextTemplate(self.speaker.system)
+        return self.template if self.speaker is None else TextTemplate(self.speaker.system, words)
 
     @property
     def decider(self) -> "Model":

@@ -9,6 +9,7 @@ from duologue.core.prompt import Probe, Template
 from duologue.core.session import Session
 from duologue.core.speech import TextTemplate
 from duologue.core.transcript import ListenerModel
+from duologue.text import words
 from duologue.types import Turn
 
 
@@ -46,7 +47,7 @@ class Listener(Session):
             ContextOverflow: the system prompt, the history or the probe leaves too little room.
         """
         super().__init__(
-            TextTemplate(system),
+            TextTemplate(system, words),
             probe,
             policy=policy,
             config=config,
