@@ -6,7 +6,7 @@ from typing import Any
 
 from duologue.cli.command import Command, Option
 from duologue.cli.progress import progress
-from duologue.data.recipes import LANGUAGES, RECIPES
+from duologue.data.recipes import LANGUAGES, RECIPES, STARTER
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import DEFAULT, find
 
@@ -21,13 +21,15 @@ Mandarin files are in folders of these folders: queries/zh, background/zh, ... T
 
 recipes:
   duologue      four states: alone, in a dialogue and during an answer; only cuts that are clearly unfinished
+  starter       the same from a small corpus that comes with the package (CC0): enough for a first adapter
   paper         the mix of the DUO paper: queries whole or cut at a random word, background speech, no context
 
 OUT gets train.jsonl, dev.jsonl (sources or documents that are not trained on), test.jsonl (whole sources that the other
 two do not contain), timing.jsonl (turns cut at their joints, for `duologue eval timing`) and report.md, which shows how
 well labels can be guessed from surface features alone.
 
-example:
+examples:
+  duologue data build starter --out samples
   duologue data build duologue --sources corpora --out samples
   duologue data build duologue --sources corpora --languages en zh --out samples
 """
@@ -37,7 +39,12 @@ COMMAND = Command(
     "Build labelled samples from a folder of sources.",
     options=(
         Option("recipe", choices=sorted(RECIPES)),
-        Option("--sources", type=Path, required=True, metavar="DIR", help="folder of JSONL sources"),
+        Option(
+            "--sources",
+            type=Path,
+            metavar="DIR",
+            help="folder of JSONL sources; the recipe starter has its own, which comes with the package",
+        ),
         Option("--out", type=Path, required=True, metavar="OUT", help="folder to write the samples to"),
         Option("--samples", type=int, metavar="N", help="number of training samples (default: the recipe's)"),
         Option("--dev", type=int, metavar="N", help="number of samples for early stopping and thresholds"),
@@ -75,18 +82,19 @@ def run(args: argparse.Namespace) -> int:
     from duologue.data.dataset import DatasetBuilder
     from duologue.data.device_directed import Judge
 
-    if not args.sources.is_dir():
-        raise UsageError(
-            f"--sources {args.sources} is not a folder; `duologue data build --help` describes its contents"
-        )
+    if args.sources is None and args.recipe != "starter":
+        raise UsageError("--sources DIR is missing: the folder of JSONL sources (only the recipe starter has its own)")
+    sources = STARTER if args.sources is None else args.sources
+    if not sources.is_dir():
+        raise UsageError(f"--sources {sources} is not a folder; `duologue data build --help` describes its contents")
     if (args.judge_url is None) != (args.judge_model is None):
         raise UsageError("--judge-url and --judge-model must be given together")
     given = {"num_samples": args.samples, "num_dev": args.dev, "num_test": args.test, "seed": args.seed}
     recipe = replace(RECIPES[args.recipe], **{name: value for name, value in given.items() if value is not None})
     recipe = recipe.in_languages(args.languages)
     if args.unseen is not None:
-        found = files_by_language(args.sources, recipe)
-        there = {name for folders in found.values() for sources in folders.values() for name in sources}
+        found = files_by_language(sources, recipe)
+        there = {name for folders in found.values() for files in folders.values() for name in files}
         if missing := sorted(set(args.unseen) - there):
             raise UsageError(f"--unseen {' '.join(missing)}: no such source; the folder has {', '.join(sorted(there))}")
         recipe = replace(recipe, unseen=frozenset(args.unseen))
@@ -100,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     made_by = {"cuts_by": cuts_by, "judge": args.judge_model}
     with progress("Building samples") as stage:
         content = DatasetBuilder(
-            args.sources,
+            sources,
             args.out,
             recipe,
             end_of_turn=end_of_turn,

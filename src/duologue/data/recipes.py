@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from duologue.errors import refuse
@@ -109,8 +110,19 @@ class Recipe:
         }
 
 
+STARTER = Path(__file__).with_name("starter")
+"""A small corpus of our own, in the public domain. `scripts/starter` writes it."""
+
 RECIPES: dict[str, Recipe] = {
     "duologue": Recipe(),
+    "starter": Recipe(
+        num_samples=8_000,
+        num_dev=600,
+        num_test=240,
+        unseen=frozenset({"shopping", "health", "radio", "street"}),
+        calibration=frozenset({"travel", "phone"}),
+        families=(),
+    ),
     "paper": Recipe(
         num_samples=10_000,
         in_context=0.0,
@@ -120,4 +132,5 @@ RECIPES: dict[str, Recipe] = {
         systems=(None,),
     ),
 }
-"""Ours, and the mix of the DUO paper (section 3.1): queries whole or cut anywhere, talk to others, no context."""
+"""Ours, the same for the corpus of the package, and the mix of the DUO paper (section 3.1): queries whole or cut
+anywhere, talk to others, no context."""
