@@ -113,6 +113,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give --out, the adapter folder to write, or --into, the one that gets a cascade")
     if not args.data.is_dir():
         raise UsageError(f"--data {args.data} is not a folder; create it with `duologue data build`")
+    if (finished := _finished(args)) is not None:
+        print("\n".join(report_lines(finished.facts)))
+        print(f"The run in {args.out} is finished. To train again, remove the folder or choose another --out.")
+        return 0
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.dtype is None:
@@ -142,6 +146,23 @@ def run(args: argparse.Namespace) -> int:
     where = args.model if is_probe else out / "model"
     print(f"The adapter is in {out}. Use it with: duologue chat --model {where} --adapter {out}")
     return 0
+
+
+def _finished(args: argparse.Namespace) -> "Adapter | None":
+    """The adapter of a run that has ended; None if there is none, or the run was killed.
+
+    Raises:
+        WorseAdapter: it decides worse than the prompted model, and that was not allowed.
+    """
+    from duologue.models.adapters import Adapter
+    from duologue.training.runs import is_unfinished
+
+    if args.out is None or not (args.out / "adapter.json").exists() or is_unfinished(args.out):
+        return None
+    adapter = Adapter.load(args.out)
+    if not args.allow_worse:
+        adapter.refuse_worse()
+    return adapter
 
 
 def _probe_training(args: argparse.Namespace) -> Any:

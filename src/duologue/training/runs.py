@@ -343,6 +343,11 @@ class RunFolder(Generic[V]):
             parameter.copy_(weights[name])
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether `folder` has a checkpoint of a run that was killed."""
+    return (folder / _CHECKPOINT).exists()
+
+
 def setting_of_checkpoint(folder: Path, name: str) -> Any:
     """What an unfinished run in `folder` was `made_with`; None without such a run or such a setting."""
     path = folder / _CHECKPOINT
