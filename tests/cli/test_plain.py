@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
@@ -15,6 +16,7 @@ from duologue.cli.terminal.plain import Plain
 from duologue.core.config import SessionConfig
 from duologue.engine.engine import Engine
 from duologue.errors import EngineError
+from duologue.server.record import read_record
 from scripted import Talk
 
 ANSWERS = {"hello": "Hello to you, and to all of your friends.", "and you": "Fine."}
@@ -179,3 +181,27 @@ def test_a_reader_that_has_gone_ends_it(pipe: Pipe) -> None:
         with pytest.raises(BrokenPipeError):
             talk_over(pipe.end, Talk(ANSWERS), out=out)
         os.dup2(os.open(os.devnull, os.O_WRONLY), end)  # so that it can be closed
+
+
+def test_commands_are_carried_out_and_not_heard(pipe: Pipe, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.jsonl"
+    pipe.write(f"hello\n/save {saved}\n/save {saved}x/y\n/help\n/usr/bin is a folder\n/exit\nnobody hears this\n")
+    talk = Talk(ANSWERS)
+    text = talk_over(pipe.end, talk)
+    assert "saved; `duologue replay" in text
+    assert "cannot be written" in text
+    assert "[/exit" in text
+    assert [words for role, words in talk.turns if role == "user"] == ["hello", "/usr/bin is a folder"]
+    assert read_record(saved).ledger.history == talk.session.history[:2]
+
+
+def test_a_file_that_exists_is_not_overwritten(pipe: Pipe, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    pipe.write(
+        f"/save {tmp_path / 'mine.txt'}\n/save {tmp_path / 'talk.jsonl'}\nhello\n/save {tmp_path / 'talk.jsonl'}\n"
+    )
+    pipe.hang_up()
+    text = talk_over(pipe.end, Talk(ANSWERS))
+    assert "exists; save the conversation under another name" in text
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert len(read_record(tmp_path / "talk.jsonl").ledger.history) == 2, "what was saved before may be saved again"

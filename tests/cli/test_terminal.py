@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from duologue.cli.terminal.screen import KEYS, Terminal
 from duologue.core.config import SessionConfig
 from duologue.engine.engine import Engine
 from duologue.errors import EngineError
+from duologue.server.record import read_record
 
 ESC, CTRL_C, CTRL_D, CTRL_G, CTRL_R, ENTER, PAGE_UP, PAGE_DOWN = (
     "\x1b",
@@ -54,7 +56,7 @@ class Screen:
 
     async def until(self, is_so: Callable[[], Any]) -> None:
         """Wait until it is so; it is looked at whenever the screen is drawn."""
-        for _ in range(200):
+        for _ in range(600):
             if is_so():
                 return
             self.drawn_anew.clear()
@@ -89,7 +91,7 @@ def play(
                 running = asyncio.create_task(screen.terminal.run())
                 await screen.until(lambda: screen.terminal._application.is_running)
                 try:
-                    await asyncio.wait_for(script(screen), 20)
+                    await asyncio.wait_for(script(screen), 60)
                     await asyncio.wait_for(running, 5)
                 finally:
                     running.cancel()
@@ -213,6 +215,96 @@ def test_pasted_lines_are_one_utterance_as_they_are() -> None:
     assert play(script).talk.turns[0] == ("user", "one\ntwo\n\tthree")
 
 
+@pytest.mark.parametrize("marks", [("\x1b[200~", "\x1b[201~"), ("", "")])
+def test_a_paste_is_heard_with_enter_only(marks: tuple[str, str]) -> None:
+    """It keeps its lines, and cuts no answer by being pasted. Terminals that do not mark it send it as keys."""
+
+    async def script(screen: Screen) -> None:
+        screen.press("hello" + ENTER)
+        await screen.until(lambda: screen.talk.session.running and screen.talk.session.running.num_heard > 5)
+        screen.press(marks[0] + "def f():\r    return 1\r\r    # tell me\r" + marks[1])
+        await screen.until(lambda: screen.terminal._input.text.count("\n") == 4)
+        await screen.until(lambda: "as well." in screen.text and is_silent(screen))
+        assert screen.terminal._input.text == "def f():\n    return 1\n\n    # tell me\n"
+        screen.press(ENTER)
+        await screen.until(lambda: len(screen.talk.session.history) == 4 and is_silent(screen))
+        screen.press(CTRL_C)
+
+    screen = play(script, talk=slow(Talk(ANSWERS)))
+    assert screen.talk.turns[:3] == [
+        ("user", "hello"),
+        ("assistant", ANSWERS["hello"]),
+        ("user", "def f():\n    return 1\n\n    # tell me"),
+    ]
+    assert "Suspended" not in screen.kinds
+    assert "def f():\n" in screen.text
+    assert "    return 1" in screen.text.replace("  │", "")
+
+
+def test_up_brings_back_what_was_typed_and_sends_it_with_enter_only() -> None:
+    async def script(screen: Screen) -> None:
+        for number, text in enumerate(("hello", "and you"), 1):
+            screen.press(text + ENTER)
+            await screen.until(lambda num=2 * number: len(screen.talk.session.history) == num and is_silent(screen))
+        screen.press("\x1b[A")
+        await screen.until(lambda: screen.terminal._input.text == "and you")
+        screen.press("\x1b[A")
+        await screen.until(lambda: screen.terminal._input.text == "hello")
+        await asyncio.sleep(3 * terminal.PAUSE_S)
+        assert is_silent(screen)
+        screen.press(ENTER)
+        await screen.until(lambda: len(screen.talk.session.history) == 6 and is_silent(screen))
+        screen.press(CTRL_D)
+
+    assert [turn[1] for turn in play(script).talk.turns if turn[0] == "user"] == ["hello", "and you", "hello"]
+
+
+def test_ctrl_c_stops_the_answer_first() -> None:
+    async def script(screen: Screen) -> None:
+        screen.press("hello" + ENTER)
+        await screen.until(lambda: screen.talk.session.running and screen.talk.session.running.num_heard > 5)
+        screen.press(CTRL_C)
+        await screen.until(lambda: screen.talk.session.num_suspended == 1)
+        assert screen.terminal._application.is_running
+        screen.press("/resume" + ENTER)
+        await screen.until(lambda: "as well." in screen.text and is_silent(screen))
+        screen.press(CTRL_C)
+
+    screen = play(script, talk=slow(Talk(ANSWERS)))
+    assert screen.talk.turns == [("user", "hello"), ("assistant", ANSWERS["hello"])]
+
+
+def test_commands_are_not_heard(tmp_path: Path) -> None:
+    saved = tmp_path / "talk.jsonl"
+
+    async def script(screen: Screen) -> None:
+        screen.press("hello" + ENTER)
+        await screen.until(lambda: screen.talk.session.history and is_silent(screen))
+        for command, note in {
+            "/help": "/eagerness E",
+            "/model": "a model",
+            f"/save {saved}": "duologue replay",
+            "/eagerness 2": "from -1 (patient) to 1",
+            "/nonsense": "there is no command /nonsense",
+        }.items():
+            screen.press(command)
+            await screen.until(lambda text=command: screen.terminal._input.text == text)
+            await asyncio.sleep(2 * terminal.PAUSE_S)
+            screen.press(ENTER)
+            await screen.until(lambda text=note: text in screen.text.replace("\n        ", " "))
+            screen.press(ESC)  # a command that was refused stays
+            await screen.until(lambda: not screen.terminal._input.text)
+        screen.press("/etc/hosts is a file" + ENTER)
+        await screen.until(lambda: len(screen.talk.session.history) == 4 and is_silent(screen))
+        screen.press("/exit" + ENTER)
+
+    screen = play(script)
+    users = [turn[1] for turn in screen.talk.turns if turn[0] == "user"]
+    assert users == ["hello", "/etc/hosts is a file"]
+    recorded = read_record(saved)
+    assert [(turn.role.value, turn.text) for turn in recorded.ledger.history] == screen.talk.turns[:2]
+
+
 def test_a_hundred_thousand_words_are_refused_and_the_conversation_goes_on() -> None:
     async def script(screen: Screen) -> None:
         screen.terminal._input.insert_text("word " * 100_000)  # a paste; the pipe of the keys would not hold it
@@ -237,6 +329,8 @@ def test_quitting_at_any_moment(when: str) -> None:
         elif when == "while it answers":
             screen.press("hello" + ENTER)
             await screen.until(lambda: screen.talk.session.running is not None)
+            screen.press(CTRL_C)  # stops the answer
+            await screen.until(lambda: screen.talk.session.running is None)
         screen.press(CTRL_C)
 
     screen = play(script, talk=slow(Talk(ANSWERS)))

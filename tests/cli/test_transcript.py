@@ -189,8 +189,21 @@ def test_nothing_shown_acts_on_the_terminal() -> None:
 @settings(deadline=None, max_examples=200)
 def test_wrapping_keeps_every_word_and_every_width(text: str, width: int) -> None:
     lines = wrapped(text, width)
-    assert "".join(lines).replace(" ", "") == "".join(text.split())
+    assert "".join("".join(lines).split()) == "".join(text.split())
     assert all(width_of(line) <= max(width, 2) for line in lines)
+
+
+def test_lines_keep_their_indentation_as_far_as_there_is_room() -> None:
+    code = "def f(x):\n    if x:\n\treturn 1\n\n    return 2\n\n"
+    assert wrapped(code, 20) == ["def f(x):", "    if x:", "    return 1", "", "    return 2"]
+    assert wrapped(code, 8) == ["def", "f(x):", "    if", "x:", "    retu", "rn 1", "", "    retu", "rn 2"]
+    assert wrapped("one two   three\n        four", 8) == ["one two", "three", "    four"]
+
+
+def test_answers_keep_their_lines_and_indentation() -> None:
+    told = Told({"code": "Here:\n\n    x = 1\n\ty = 2"}).hear("code").tick()
+    shown = [line.partition("│ ")[2] for line in told.transcript.text(90).splitlines()]
+    assert shown == ["Here:", "", "    x = 1", "    y = 2"]
 
 
 @given(st.text(max_size=60), st.integers(0, 40))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from duologue.cli.command import Command, Option, number
 from duologue.cli.options import CONVERSATION, SPEAKER, load_model, session_config
+from duologue.cli.terminal.commands import About, Commands
 from duologue.errors import MissingDependency
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ been heard, grey text has not, and red text was cut off.
   mhm⏎                         the answer continues as if nothing had been said
   wait, what about radios⏎     the answer is cut off where you have read it, and a new one begins
   stop⏎   go on⏎               silence; then the same answer continues
+
+A pasted text is one message, and is sent with Enter. Up brings back what was typed. Ctrl-C stops an answer; in silence
+it leaves, as Ctrl-D does. Commands begin with a slash: /help lists them, /save FILE keeps the conversation.
 
 Without a terminal (in a pipe, or with --plain), each line of standard input is an utterance, and events are printed. A
 line that arrives during an answer interrupts it. Lines that arrive together are answered one after another.
@@ -60,7 +64,6 @@ COMMAND = Command(
         Option("--plain", action="store_true", help="no full screen: lines in, lines out"),
     ),
     groups={"model": SPEAKER, "conversation": CONVERSATION},
-    usage="duologue chat [options]",
     epilog=_EPILOG,
 )
 
@@ -95,7 +98,8 @@ async def _talk(args: argparse.Namespace, model: "Model", rate: float, is_plain:
     session = model.session(policy=model.policy(eagerness=args.eagerness), config=config)
     async with model.engine() as engine:
         talk = engine.open(session, words_per_second=rate or None)
-        await _converse(talk, model.title, is_plain=is_plain, is_paced=bool(rate))
+        about = About(model.title, set_eagerness=lambda value: talk.adjust(model.policy(eagerness=value)))
+        await _converse(talk, about, is_plain=is_plain, is_paced=bool(rate))
 
 
 async def _talk_to_server(args: argparse.Namespace, rate: float, is_plain: bool) -> None:
@@ -109,18 +113,21 @@ async def _talk_to_server(args: argparse.Namespace, rate: float, is_plain: bool)
     }  # fmt: skip
     token = os.environ.get("DUOLOGUE_TOKEN")
     async with await connect(args.url, token=token, settings=settings) as talk:
-        await _converse(talk, f"{talk.model} on {args.url}", is_plain=is_plain, is_paced=bool(rate))
+        title = f"{talk.model} on {args.url}"
+        about = About(title, set_eagerness=lambda value: talk.change(eagerness=value))
+        await _converse(talk, about, is_plain=is_plain, is_paced=bool(rate))
 
 
-async def _converse(talk: "Handle | Talk", title: str, *, is_plain: bool, is_paced: bool) -> None:
+async def _converse(talk: "Handle | Talk", about: About, *, is_plain: bool, is_paced: bool) -> None:
+    commands = Commands(talk, about)
     if is_plain:
         from duologue.cli.terminal.plain import Plain
 
-        await Plain(talk, is_paced=is_paced).run(sys.stdin, sys.stdout)
+        await Plain(talk, is_paced=is_paced, commands=commands).run(sys.stdin, sys.stdout)
         return
     from duologue.cli.terminal.screen import Terminal
 
-    terminal = Terminal(talk, title)
+    terminal = Terminal(talk, about.title, commands)
     try:
         await terminal.run()
     finally:

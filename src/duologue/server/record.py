@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,10 +59,7 @@ class Recorder:
         make_folder(folder)
         path = record_path(folder, session)
         recorder = cls(path, Lease.acquire(path, is_new=True), 0, keep=0)
-        turns = [{"role": str(turn.role), "text": turn.text} for turn in history]
-        began = datetime.now(UTC).isoformat(timespec="seconds")
-        header = {"record": VERSION, "session": session, "model": model, "began": began}
-        recorder._line({**header, "settings": settings, "history": turns})
+        recorder._line(_header(session, model, settings, history))
         return recorder
 
     @classmethod
@@ -108,6 +105,20 @@ class Recorder:
             raise OSError(errno.EFBIG, f"a record may have at most {MOST_BYTES} bytes")
         while data:
             data = data[os.write(self._fd, data) :]
+
+
+def write_record(path: Path, events: Iterable[Event], *, model: str, history: Sequence[Turn] = ()) -> None:
+    """Write a whole conversation that no server has recorded. Raises `OSError`."""
+    rows = [_header("saved", model, {}, history), *map(as_dict, events)]
+    with open(path, "w", encoding="utf-8", errors="replace", opener=_private) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _header(session: str, model: str, settings: dict[str, Any], history: Sequence[Turn]) -> dict[str, Any]:
+    turns = [{"role": str(turn.role), "text": turn.text} for turn in history]
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    header = {"record": VERSION, "session": session, "model": model, "began": began}
+    return {**header, "settings": settings, "history": turns}
 
 
 def make_folder(folder: Path) -> None:

@@ -91,6 +91,10 @@ class EventPrinter:
             case _:
                 self._remark(event.at, remark(event))
 
+    def remark(self, text: str) -> None:
+        """Print a line that is no event."""
+        self._line(f"  [{visible(text)}]")
+
     def end(self) -> None:
         """Print what is still held back, and finish the line."""
         if self._withdrawn is not None:

@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 import time
 from codecs import getincrementaldecoder
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
+from duologue.cli.terminal.commands import About, Commands
 from duologue.cli.terminal.lines import EventPrinter
 from duologue.core.transitions import Floor
+from duologue.errors import UsageError
 
 if TYPE_CHECKING:
     from duologue.client import Talk
@@ -23,9 +26,10 @@ _POLL_S = 0.05
 class Plain:
     """One conversation over standard input and output."""
 
-    def __init__(self, talk: "Handle | Talk", *, is_paced: bool) -> None:
+    def __init__(self, talk: "Handle | Talk", *, is_paced: bool, commands: Commands | None = None) -> None:
         """`is_paced`: words are printed when they are heard instead of when they are said."""
         self._talk = talk
+        self._commands = commands or Commands(talk, About("plain"))
         self._is_paced = is_paced
 
     async def run(self, source: TextIO | None, out: TextIO | None) -> None:
@@ -37,7 +41,9 @@ class Plain:
         """
         printer = EventPrinter(out, has_times=False, is_paced=self._is_paced)
         printing = asyncio.create_task(self._print(printer))
-        reading = asyncio.create_task(self._read(source))
+        reading = asyncio.create_task(self._read(source, printer))
+        if source is not None and source.isatty():
+            self._stop_on_interrupt(reading)
         try:
             await asyncio.wait((printing, reading), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -49,7 +55,20 @@ class Plain:
                 raise result
         printer.end()
 
-    async def _read(self, source: TextIO | None) -> None:
+    def _stop_on_interrupt(self, reading: "asyncio.Task[None]") -> None:
+        """Let Ctrl-C stop a running answer, and only in silence end the chat."""
+
+        def interrupt() -> None:
+            if self._talk.floor is Floor.SILENT:
+                reading.cancel()
+            else:
+                self._talk.stop()
+
+        # Not in a thread, nor on Windows: there, Ctrl-C ends the program.
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
+
+    async def _read(self, source: TextIO | None, printer: EventPrinter) -> None:
         lines: asyncio.Queue[tuple[str, bool] | None] = asyncio.Queue()
         _start_reader(source, lines)
         number = 0
@@ -59,9 +78,22 @@ class Plain:
                 continue
             if is_backlog:
                 await self._silence()
+            if self._commands.knows(line):
+                self._run(line, printer)
+                if self._commands.is_over:
+                    return
+                continue
             self._talk.hear(line.strip(), utterance=f"line-{number}", final=True)
             number += 1
         await self._silence()
+
+    def _run(self, line: str, printer: EventPrinter) -> None:
+        try:
+            note = self._commands.run(line)
+        except UsageError as error:
+            note = str(error)
+        for part in (note or "").splitlines():
+            printer.remark(part)
 
     async def _silence(self) -> None:
         """Wait until everything has been answered."""
@@ -70,6 +102,7 @@ class Plain:
 
     async def _print(self, printer: EventPrinter) -> None:
         async for event in self._talk.events():
+            self._commands.tell(event)
             printer.tell(event)
 
 

@@ -1,6 +1,7 @@
 """The full-screen chat. Keys are the input; the screen shows a `Transcript`."""
 
 import asyncio
+from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,8 @@ from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
-from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import (
     BufferControl,
     Dimension,
@@ -24,9 +26,11 @@ from prompt_toolkit.layout.processors import AfterInput
 from prompt_toolkit.styles import Style
 
 from duologue.cli.terminal.cells import Line, fitted, width_of, wrapped
+from duologue.cli.terminal.commands import About, Commands, is_command
 from duologue.cli.terminal.lines import latency_ms
 from duologue.cli.terminal.transcript import Transcript
 from duologue.core.transitions import Floor
+from duologue.errors import UsageError
 
 if TYPE_CHECKING:
     from duologue.client import Talk
@@ -54,8 +58,8 @@ STYLE = Style.from_dict(
     }
 )
 KEYS = (
-    "Enter end · Esc stop · ^R resume · ^G answer now · PgUp scroll · ^C quit",
-    "Enter end · Esc stop · ^R resume · ^G answer now · ^C quit",
+    "Enter end · ^C stop · ^R resume · ^G answer now · PgUp scroll · /help · ^C quit",
+    "Enter end · Esc stop · ^R resume · ^G answer now · /help · ^C quit",
     "Esc stop · ^R resume · ^G now · ^C quit",
     "Esc stop · ^C quit",
     "^C quit",
@@ -64,17 +68,22 @@ KEYS = (
 WELCOME = (
     "Type a question and press Enter. Type again while the answer is being written: a remark that is not meant for",
     "the model is ignored, a new question interrupts, “stop” silences it, and “go on” resumes the answer.",
+    "Pasted text is sent with Enter. Up brings back what you typed. /help lists the commands.",
 )
 
 
 class Terminal:
     """One conversation on the screen."""
 
-    def __init__(self, talk: "Handle | Talk", title: str, **application: Any) -> None:
+    def __init__(self, talk: "Handle | Talk", title: str, commands: Commands | None = None, **application: Any) -> None:
         """`title` names the model; `application` is passed to prompt_toolkit, for tests."""
         self.transcript = Transcript()
         self._talk = talk
         self._title = title
+        self._commands = commands or Commands(talk, About(title))
+        self._now = 0.0  # time of the newest event
+        self._is_held = False  # the text was pasted or brought back: it is not judged before Enter
+        self._is_pasting = False  # keys that arrived together with a line break are being processed
         self._names = (f"typed-{number}" for number in count())
         self._utterance: str | None = None  # the one in the input line, if it has begun
         self._pause: asyncio.TimerHandle | None = None
@@ -106,6 +115,8 @@ class Terminal:
     async def _tell(self) -> None:
         try:
             async for event in self._talk.events():
+                self._now = event.at
+                self._commands.tell(event)
                 self.transcript.tell(event)
                 self._application.invalidate()
         finally:
@@ -164,7 +175,11 @@ class Terminal:
 
     def _typed(self, _: Buffer) -> None:
         self._cancel_pause()
-        if self._utterance is None and self._input.text:
+        text = self._input.text
+        self._is_held = self._is_held and bool(text)
+        if self._is_held or (self._utterance is None and is_command(text)):
+            return
+        if self._utterance is None and text:
             self._utterance = next(self._names)
             self._back = 0
             self._talk.hear("", utterance=self._utterance)  # the onset
@@ -181,12 +196,75 @@ class Terminal:
             self._talk.hear(self._input.text, utterance=self._utterance)
 
     def _end(self, text: str) -> None:
+        """End the utterance with `text`, and keep what was typed for Up."""
         self._cancel_pause()
+        if self._utterance is None and text.strip():
+            self._utterance = next(self._names)
         if self._utterance is not None:
             self._talk.hear(text, utterance=self._utterance, final=True)
             self._utterance = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._input.append_to_history()
+        self._is_held = False
         self._input.reset()
         self._back = 0
+
+    def _enter(self, event: KeyPressEvent) -> None:
+        """Send what was typed; but a line break within a paste is text.
+
+        Terminals that do not mark a paste send it as keys, all at once.
+        """
+        text, more = self._input.text, event.key_processor.input_queue
+        is_followed = bool(more) and (len(more[0].key) == 1 or more[0].key in (Keys.ControlM, Keys.ControlJ))
+        if text and (is_followed or self._is_pasting):
+            self._is_pasting = self._is_held = True
+            asyncio.get_running_loop().call_soon(self._end_paste)  # when all keys that came at once are processed
+            self._input.insert_text("\n")
+        elif "\n" not in text and is_command(text):
+            self._command(text)
+        else:
+            self._end(text)
+
+    def _end_paste(self) -> None:
+        self._is_pasting = False
+
+    def _command(self, text: str) -> None:
+        """Carry out a command. One that cannot be carried out stays in the input line."""
+        try:
+            note = self._commands.run(text)
+        except UsageError as error:
+            self.transcript.note(self._now, str(error))
+            return
+        if self._utterance is not None:
+            self._end("")
+        else:
+            self._clear()
+        if note:
+            self.transcript.note(self._now, note)
+        if self._commands.is_over:
+            self._application.exit()
+
+    def _paste(self, event: KeyPressEvent) -> None:
+        self._cancel_pause()
+        self._is_held = True
+        self._input.insert_text(event.data.replace("\r\n", "\n").replace("\r", "\n"))
+
+    def _recall(self, move: Callable[[], None]) -> None:
+        """Go up or down: in the text, or to what was typed before, which is not judged before Enter."""
+        before, was_held = self._input.text, self._is_held
+        self._is_held = True
+        move()
+        if self._input.text == before:
+            self._is_held = was_held
+
+    def _interrupt(self) -> None:
+        """Stop the answer; if there is none, leave."""
+        if self._talk.floor is not Floor.SILENT:
+            self._talk.stop()
+        else:
+            self._application.exit()
 
     def _escape(self) -> None:
         """Stop the assistant, or, if it is silent, discard the words that were typed."""
@@ -204,13 +282,17 @@ class Terminal:
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
         is_empty = Condition(lambda: not self._input.text)
-        keys.add("enter")(lambda _: self._end(self._input.text))
+        keys.add("enter")(self._enter)
+        keys.add(Keys.BracketedPaste)(self._paste)
+        keys.add("up")(lambda _: self._recall(self._input.auto_up))
+        keys.add("down")(lambda _: self._recall(self._input.auto_down))
         keys.add("escape", eager=True)(lambda _: self._escape())
         keys.add("c-r")(lambda _: self._talk.resume())
         keys.add("c-g")(lambda _: self._talk.respond())
         keys.add("pageup")(lambda _: self._scroll(1))
         keys.add("pagedown")(lambda _: self._scroll(-1))
-        keys.add("c-c")(lambda event: event.app.exit())
+        keys.add("c-c")(lambda _: self._interrupt())
+        keys.add("<sigint>")(lambda _: self._interrupt())
         keys.add("c-d", filter=is_empty)(lambda event: event.app.exit())
         return keys
 

@@ -6,10 +6,10 @@ from duologue.text.words import words_of
 
 
 def visible(text: str) -> str:
-    """`text` with control characters other than line breaks replaced, one for one, since terminals interpret them."""
+    """`text` with control characters but line breaks and tabs replaced, one for one, since terminals act on them."""
     if text.isprintable():
         return text
-    return "".join("\n" if c == "\n" else " " if c == "\t" else "·" if _acts(c) else c for c in text)
+    return "".join(c if c in "\n\t" or not _acts(c) else "·" for c in text)
 
 
 def _acts(character: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat, zip_longest
 from typing import TypeAlias
 
-from duologue.cli.terminal.cells import Fragment, Line, padded, spans_of, wrapped
+from duologue.cli.terminal.cells import Fragment, Line, drawn, padded, spans_of, wrapped
 from duologue.cli.terminal.lines import LENGTH_LIMIT, latency_ms, remark
 from duologue.cli.terminal.text import counted, shortened, visible
 from duologue.core.events import (
@@ -249,7 +249,8 @@ class Transcript:
         lines: list[Line] = []
         for begin, stop in shown:
             border = max(begin, min(stop, speech.heard))
-            parts: list[Fragment] = [("class:heard", speech.text[begin:border]), (unheard, speech.text[border:stop])]
+            heard, rest = drawn(speech.text[begin:border]), drawn(speech.text[border:stop])
+            parts: list[Fragment] = [("class:heard", heard), (unheard, rest)]
             lines.append([part for part in parts if part[1]])
         if speech.is_cut and row.end is None:
             num = len(words_of(speech.text[speech.heard :]))
