@@ -44,6 +44,20 @@ class Turn:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class ThoughtMarks:
+    """The texts around what a reasoning model thinks before it answers."""
+
+    opener: str
+    closer: str
+    ending: str = ""  # what ends a thought early; by default the closer on a line of its own
+
+    @property
+    def early_end(self) -> str:
+        """What is fed to end a thought that has taken too long."""
+        return self.ending or f"\n{self.closer}\n\n"
+
+
 def well_formed(text: str) -> str:
     """`text` in a form that UTF-8 can encode: pairs of surrogates are joined, lone surrogates become U+FFFD.
 

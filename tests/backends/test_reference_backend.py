@@ -1,11 +1,13 @@
 """The reference backend, and the sampling that all backends with logits share."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 
 from duologue.backends.reference import ReferenceBackend
-from duologue.backends.sampling import choose, largest, weigh
+from duologue.backends.sampling import FloatArray, choose, drawn, largest, weigh
 from duologue.core.backend import Draw, Extend, Sampling
 from duologue.errors import AdapterMismatch, EngineError, UsageError
 from duologue.testing.contract import PREFIX, WATCH
@@ -72,6 +74,30 @@ def test_greedy_takes_the_lowest_id_on_a_tie() -> None:
     assert choose(np.array([1, 3, 2, 3], dtype=np.float32), Draw()) == (1, 0.0)
     token, margin = choose(np.array([1, 3, 2, 2.5], dtype=np.float32), Draw(uniform=0.9))
     assert (token, margin) == (1, 0.5)
+
+
+def test_log_probabilities_are_those_at_temperature_one() -> None:
+    logits = np.array([0.5, 3.0, -1.0, 2.0], dtype=np.float32)
+    expected = logits - np.log(np.exp(logits).sum())
+    step = drawn(7, logits, Draw(Sampling(5.0), 0.999, num_alternatives=2))
+    assert (step.ticket, step.tokens) == (7, (2,))
+    assert [token for token, _ in step.log_p] == [2, 1, 3], "the drawn token, then the most probable ones"
+    assert [p for _, p in step.log_p] == pytest.approx(expected[[2, 1, 3]], abs=1e-6)
+    assert [token for token, _ in drawn(7, logits, Draw(num_alternatives=0)).log_p] == [1]
+    assert drawn(7, logits, Draw()).log_p == ()
+
+
+def test_a_constraint_decides_what_may_be_drawn() -> None:
+    class OddOnly:
+        def apply(self, tokens: Sequence[int], logits: FloatArray) -> FloatArray:
+            assert tokens == (5, 7)
+            return np.where(np.arange(len(logits)) % 2, logits, -np.inf).astype(np.float32)
+
+    logits = np.array([9.0, 1.0, 8.0, 2.0], dtype=np.float32)
+    for uniform in (0.0, 0.5, 0.99):
+        draw = Draw(Sampling(1.0), uniform, constraint=OddOnly(), answer=(5, 7))
+        assert drawn(0, logits, draw).tokens[0] in (1, 3)
+    assert drawn(0, logits, Draw(constraint=OddOnly(), answer=(5, 7), num_alternatives=0)).log_p[0][0] == 3
 
 
 def test_a_low_temperature_is_greedy_and_a_high_one_flat() -> None:

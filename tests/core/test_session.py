@@ -221,7 +221,90 @@ def test_resume_by_api_after_another_turn(chat_template):
     talk.run()
     assert talk.kinds().count("Resumed") == 1
     assert talk.turns[-1][0] == "assistant"
-    assert talk.turns[-2] == (("assistant", "It is a cat.") if chat_template is None else ("user", "go on"))
+    assert talk.turns[-2] == ("assistant", "It is a cat.")
+    between = talk.template_turns(talk.session._output.sequence.items)[-2]
+    assert between == (("assistant", "It is a cat.") if chat_template is None else ("user", ""))
+    talk.check_cache()
+
+
+def test_an_assistant_may_begin_and_speak_twice_where_the_template_alternates():
+    history = [Turn(Role.ASSISTANT, "Welcome."), Turn(Role.ASSISTANT, "How can I help?")]
+    talk = Talk(SHORT, chat_template=STRICT, history=history)
+    talk.hear("what is it")
+    talk.run()
+    talk.told(talk.session.respond())
+    talk.run()
+    assert talk.kinds().count("Committed") == 2
+    assert [role for role, _ in talk.turns] == ["assistant", "assistant", "user", "assistant", "assistant"]
+    laid = talk.template_turns(talk.session._output.sequence.items)
+    assert [role for role, _ in laid] == ["user", "assistant"] * (len(laid) // 2)
+    assert [turn for turn in laid if turn[1]] == talk.turns
+
+
+def test_somebody_who_goes_on_speaking_behind_a_cut_is_not_talked_over():
+    talk = Talk(config=REPORTED)
+    talk.hear("tell me a story")
+    talk.tick(20)
+    talk.told(talk.session.heard(9))
+    talk.hear("stop", "v", final=False)
+    talk.run()
+    said = talk.said
+    for words in ("stop what is mhm", "stop what is the mhm radio talk", "stop what is the mhm radio talk aside"):
+        talk.hear(words, "v", final=False)
+        talk.run()
+        talk.advance(1.0)
+        assert talk.kinds()[-1] == "Dropped"
+    assert talk.said == said, "the words go on"
+    talk.hear("stop what is the mhm radio talk aside", "v", final=True)
+    talk.run()
+    assert talk.kinds().count("Resumed") == 1, "they have ended"
+    assert talk.session.is_settled is False
+    talk.check_cache()
+
+
+def test_an_answer_that_was_cut_for_nothing_resumes_when_nothing_more_is_said():
+    talk = Talk(config=REPORTED)
+    talk.hear("tell me a story")
+    talk.tick(20)
+    talk.told(talk.session.heard(9))
+    talk.hear("stop", "v", final=False)
+    talk.run()
+    talk.hear("stop aside", "v", final=False)
+    talk.run()
+    talk.advance(Policy().patience_s - 0.1)
+    assert "Resumed" not in talk.kinds()
+    talk.advance(0.2)
+    assert talk.kinds()[-1] == "Resumed"
+
+
+def test_what_is_asked_behind_a_cut_is_answered_and_nothing_resumes():
+    talk = Talk(SHORT, config=REPORTED)
+    talk.hear("tell me a story")
+    talk.tick(20)
+    talk.told(talk.session.heard(9))
+    talk.hear("stop", "v", final=False)
+    talk.run()
+    talk.hear("stop mhm", "v", final=False)
+    talk.run()
+    talk.hear("stop mhm what is it", "v", final=True)
+    talk.run()
+    talk.advance(60.0)
+    talk.run()
+    assert talk.kinds().count("Promoted") == 2
+    assert "Resumed" not in talk.kinds()
+
+
+def test_a_session_is_settled_when_nothing_more_can_happen():
+    talk = Talk(SHORT, config=REPORTED)
+    assert talk.session.is_settled
+    talk.hear("what is the", final=False)
+    assert not talk.session.is_settled
+    talk.run()
+    assert not talk.session.is_settled, "the words wait for more"
+    talk.hear("what is it")
+    talk.run()
+    assert talk.session.running is not None
+    assert talk.session.is_settled, "the answer waits to be heard, which is reported"
 
 
 def test_resume_without_a_suspended_answer_is_refused():

@@ -102,6 +102,6 @@ def check_history(talk: Talk) -> None:
     session = talk.session
     answer = session.running
     base = session._output.sequence.items[: answer.turn_at] if answer else session._output.sequence.items
-    laid = [turn for turn in talk.template_turns(base) if turn != ("assistant", "")]  # between two users, if strict
+    laid = [turn for turn in talk.template_turns(base) if turn[1]]  # empty: between two of one side, if strict
     known = [(turn.role.value, turn.text) for turn in session._output.history if turn.text]
     assert laid == known

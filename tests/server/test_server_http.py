@@ -8,10 +8,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.routing import Route
 from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import InvalidStatus
 
-from duologue.server import logs
+from duologue.models.model import load
+from duologue.server import chat, logs
 from duplex_peer import LONG, join, run
 from serving import Running, scripted_model, serving
 
@@ -61,7 +63,22 @@ BAD: list[dict[str, Any]] = [
     {"messages": [user("hi"), {"role": "assistant", "content": "x"}]},
     {"messages": [{"role": "tool", "content": "x"}]},
     {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-    {"messages": [user("hi")], "n": 2},
+    {"messages": [user("hi")], "n": 99},
+    {"messages": [user("hi")], "stop": ""},
+    {"messages": [user("hi")], "stop": ["a", "b", "c", "d", "e"]},
+    {"messages": [user("hi")], "top_logprobs": 3},
+    {"messages": [user("hi")], "logprobs": True, "top_logprobs": 21},
+    {"messages": [user("hi")], "tool_choice": "required"},
+    {"messages": [user("hi")], "response_format": {"type": "xml"}},
+    {"messages": [user("hi")], "response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+    {"messages": [user("hi")], "response_format": {"type": "json_object"}},  # this model does not run on llama.cpp
+    {
+        "messages": [user("hi")],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "x", "schema": {"items": {"type": "string", "minLength": 1_000_000_000}}},
+        },
+    },
     {"messages": [user("hi")], "tools": [{"type": "function"}]},
     {"messages": [user("hi")], "temperature": "hot"},
     {"messages": [user("hi")], "max_tokens": 0},
@@ -83,6 +100,165 @@ def test_chat_requests_that_cannot_be_are_said():
             assert not len(server.talks)
 
     run(talk())
+
+
+def test_defaults_that_clients_send_are_accepted():
+    async def talk() -> None:
+        async with serving(scripted_model({"hi": "Hello."})) as server, httpx.AsyncClient(base_url=server.http) as http:
+            body = {
+                "messages": [user("hi")], "n": 1, "response_format": {"type": "text"}, "tool_choice": "none",
+                "stop": None,
+                "tools": [], "logprobs": False, "top_logprobs": None, "modalities": ["text"], "frequency_penalty": 0,
+                "parallel_tool_calls": True, "function_call": "none", "user": "somebody",
+            }  # fmt: skip
+            answer = await http.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["choices"][0]["message"]["content"] == "Hello."
+
+    run(talk())
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [("word7", "Well, word0 word1 word2 word3 word4 word5 word6 "), ([" word3", "word5"], "Well, word0 word1 word2"),
+     (["nowhere", "word599"], LONG), (["Well"], ""), (LONG[-3:], LONG[:-3])],
+)  # fmt: skip
+def test_an_answer_ends_before_a_stop_sequence(stops, expected):
+    async def talk() -> None:
+        async with serving(scripted_model({"tell me a lot": LONG})) as server, client(server) as ai:
+            asked: Any = {"model": "any", "messages": [user("tell me a lot")], "stop": stops}
+            whole = await ai.chat.completions.create(**asked)
+            assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (expected, "stop")
+            chunks = [chunk async for chunk in await ai.chat.completions.create(**asked, stream=True)]
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+            assert chunks[-1].choices[0].finish_reason == "stop"
+            while len(server.talks):
+                await asyncio.sleep(0.01)
+
+    run(talk())
+
+
+def test_several_answers_with_log_probabilities():
+    async def talk() -> None:
+        async with serving(scripted_model({"tell me a lot": LONG})) as server, client(server) as ai:
+            asked: Any = {"model": "any", "messages": [user("tell me a lot")], "n": 3, "logprobs": True}
+            whole = await ai.chat.completions.create(**asked, top_logprobs=1, stop="word2")
+            assert [choice.index for choice in whole.choices] == [0, 1, 2]
+            for choice in whole.choices:
+                assert choice.logprobs is not None
+                told = choice.logprobs.content or []
+                assert "".join(token.token for token in told) == choice.message.content == "Well, word0 word1 "
+                assert all(bytes(token.bytes or []).decode() == token.token for token in told)
+                assert {token.logprob for token in told} == {0.0}
+                assert [token.top_logprobs[0].token for token in told] == [token.token for token in told]
+            assert whole.usage is not None
+            assert whole.usage.completion_tokens >= 3 * len("Well, word0 word1 ")
+            stream = await ai.chat.completions.create(**asked, max_tokens=9, stream=True)
+            texts = dict.fromkeys(range(3), "")
+            tokens = dict.fromkeys(range(3), "")
+            async for chunk in stream:
+                for choice in chunk.choices:
+                    texts[choice.index] += choice.delta.content or ""
+                    tokens[choice.index] += "".join(
+                        t.token for t in (choice.logprobs and choice.logprobs.content) or []
+                    )
+            assert set(texts.values()) == set(tokens.values()) == {LONG[:9]}
+            assert not len(server.talks)
+
+    run(talk())
+
+
+def test_too_many_answers_for_the_server_are_refused_and_leave_nothing():
+    async def talk() -> None:
+        async with (
+            serving(scripted_model({"hi": "Hello."}), max_sessions=2) as server,
+            httpx.AsyncClient(base_url=server.http) as http,
+        ):
+            answer = await http.post("/v1/chat/completions", json={"messages": [user("hi")], "n": 3})
+            assert answer.status_code == 503
+            assert not len(server.talks)
+            answer = await http.post("/v1/chat/completions", json={"messages": [user("hi")], "n": 2})
+            assert [choice["message"]["content"] for choice in answer.json()["choices"]] == ["Hello.", "Hello."]
+
+    run(talk())
+
+
+def test_the_endpoints_are_described():
+    async def talk() -> None:
+        async with serving(tokens=(TOKEN,)) as server, httpx.AsyncClient(base_url=server.http) as http:
+            found = (await http.get("/openapi.json")).json()
+            assert found["openapi"].startswith("3.1")
+            assert set(found["paths"]) == {
+                route.path for route in server.app.routes if isinstance(route, Route) and route.path not in HIDDEN
+            }
+            body = found["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"][
+                "schema"
+            ]
+            assert {*chat.BODY} < set(body["properties"])
+            assert all("description" in field for field in body["properties"].values())
+            page = await http.get("/docs")
+            assert page.headers["content-type"].startswith("text/html")
+            assert "<script" not in page.text
+            assert all(f"<td>{name}</td>" in page.text for name in body["properties"])
+            assert (await http.get("/page/docs.css")).status_code == 200
+
+    run(talk())
+
+
+HIDDEN = {"/", "/docs", "/openapi.json"}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 30},
+        "size": {"enum": ["small", "large"]},
+        "rivers": {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["city", "size", "rivers"],
+}
+
+
+@pytest.mark.smollm2
+@pytest.mark.llamacpp
+def test_an_answer_of_a_real_model_follows_a_json_schema():
+    pytest.importorskip("llama_cpp")
+    model = load(backend="llamacpp", context_length=512, sessions=3, threads=1)
+    wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}}
+
+    async def talk() -> None:
+        async with serving(model, max_sessions=3, max_answer=200) as server, client(server) as ai:
+            asked: Any = {"model": "any", "messages": [user("Describe the city of Paris.")], "response_format": wanted}
+            for more in ({}, {"temperature": 1.0, "seed": 3, "n": 2}):
+                for choice in (await ai.chat.completions.create(**asked, **more)).choices:
+                    found = json.loads(choice.message.content or "")
+                    assert set(found) == {"city", "size", "rivers"}
+                    assert found["size"] in ("small", "large")
+                    assert 1 <= len(found["rivers"]) <= 2
+                    assert choice.finish_reason == "stop"
+            answer = await ai.chat.completions.create(**{**asked, "response_format": {"type": "json_object"}})
+            assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
+            whole = await ai.chat.completions.create(
+                model="any",
+                messages=[user("What is the capital of France?")],
+                logprobs=True,
+                top_logprobs=2,
+                max_tokens=8,
+            )
+            for token in whole.choices[0].logprobs.content:
+                first, second = token.top_logprobs
+                assert token.logprob == first.logprob >= second.logprob, "greedy"
+                assert token.logprob <= 0
+            with pytest.raises(openai.BadRequestError, match="cannot be turned into a grammar"):
+                await ai.chat.completions.create(
+                    **{
+                        **asked,
+                        "response_format": {**wanted, "json_schema": {"schema": {"$ref": "https://x.example/y"}}},
+                    }
+                )
+
+    try:
+        run(talk())
+    finally:
+        model.close()
 
 
 def test_who_stops_waiting_frees_the_place():

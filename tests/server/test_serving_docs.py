@@ -18,7 +18,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="u
 CLIENT, OPENAI, MOUNTED = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 ANSWERS = {
     "tell me about the moon": "The moon goes around the earth. " * 20,
-    "wait, what about the sun": "The sun is a star.",
+    "wait, what about the sun": "The sun is a star. " * 20,
     "hello": "Hello there.",
 }
 
@@ -39,7 +39,8 @@ async def against_a_server(snippet: str) -> str:
 def test_the_client_interrupts_an_answer():
     output = asyncio.run(against_a_server(CLIENT))
     assert "[process " in output
-    assert "[cut after: " in output
+    assert output.count("[cut after: ") == 1, "it interrupts one answer, and hears the other to its end"
+    assert output.count("[process ") == 2
     assert "The sun is a star." in output
     assert "role=<Role.USER: 'user'>, text='wait, what about the sun'" in output
 

@@ -22,6 +22,18 @@ THINKING = (
     "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
     "{% endif %}"
 )
+# Always thinks before an answer.
+THINKING_ONLY = (
+    "{% for m in messages %}{% set text = m.content.split('</think>')[-1].lstrip('\\n') %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + (text if m.role == 'assistant' else m.content) + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
+)
+# An answer has two channels, of which the history keeps one.
+HARMONY = (
+    "{% for m in messages %}{{ '<|start|>' + m.role }}{% if m.role == 'assistant' %}{{ '<|channel|>final' }}{% endif %}"
+    "{{ '<|message|>' + m.content + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}"
+    "{% endif %}"
+)
 LLAMA3 = (
     "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
     "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}"
@@ -131,6 +143,11 @@ FORMATS = {
         exact=False,
         system_exact=False,
         **{**_IM, "header": "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"},
+    ),
+    "thinking-only": Format(
+        THINKING_ONLY,
+        _bytes([*IM, AddedToken("<think>"), AddedToken("</think>")], eos_token="<|im_end|>"),
+        **{**_IM, "header": "<|im_end|>\n<|im_start|>assistant\n<think>\n"},
     ),
     "llama3": Format(
         LLAMA3,

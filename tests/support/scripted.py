@@ -149,6 +149,8 @@ class Talk:
         asked = next((words for role, words in reversed(turns[:-1]) if role == "user"), "")
         answer = self.answers.get(asked, f"This is what there is to say of {asked}, and it is quite a lot of words.")
         written = bytes(token for token in ids[len(ids) - ids[::-1].index(256) :] if token < 256).partition(b"\n")[2]
+        if b"</think>\n\n" in written:  # however the thought ended
+            written, answer = written.rpartition(b"</think>\n\n")[2], answer.rpartition("</think>\n\n")[2]
         rest = answer.encode().removeprefix(written)
         return rest[0] if rest and answer.encode().startswith(written) else 257
 

@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 import tiny_tokenizers
-from chat_formats import BOUNDS, CHATML, CHATML_DEFAULT, FORMATS, GEMMA, IM, MISTRAL_FIRST, MISTRAL_LAST, Format
+from chat_formats import (
+    BOUNDS,
+    CHATML,
+    CHATML_DEFAULT,
+    FORMATS,
+    GEMMA,
+    HARMONY,
+    IM,
+    MISTRAL_FIRST,
+    MISTRAL_LAST,
+    Format,
+)
 from duologue.errors import TemplateError
 from duologue.text.template import Template
 from duologue.types import Role, Token, Turn
@@ -60,7 +71,8 @@ def test_segments_make_whole_dialogues(name: str, form: Format, system: str | No
 
 def test_render_is_the_segments_in_order(name: str) -> None:
     made = template(name)
-    middle = (*made.user(ASK.text, first=True), *made.header, *made.answer(TELL.text), *made.close)
+    told = made.joint(Role.USER, Role.ASSISTANT)
+    middle = (*made.user(ASK.text, first=True), *told, *made.answer(TELL.text), *made.close)
     assert made.render([ASK, TELL]) == (*made.begin, *middle)
     assert made.render([ASK, TELL, MORE]) == (*made.begin, *middle, *made.user(MORE.text, first=False))
     assert made.render([Turn(Role.SYSTEM, "be kind"), ASK]) == made.with_system("be kind").render([ASK])
@@ -131,29 +143,81 @@ def test_a_template_that_moves_the_system_text_says_so() -> None:
 
 def test_two_turns_of_one_side(name: str, form: Format) -> None:
     made = template(name)
+    told = made.joint(Role.USER, Role.ASSISTANT)
     if form.alternates:
-        assert made.again is None
-        assert made.user_close == (*made.header, *made.close)
-        with pytest.raises(TemplateError, match="join their texts"):
-            made.render([ASK, TELL, TELL])
+        assert made.user_close == (*told, *made.close)
     else:
-        assert made.user_close == made.header[: len(made.user_close)]
-    if made.again is not None:
-        assert made.again == (*made.close, *made.header[len(made.user_close) :])
-        assert made.render([ASK, TELL, TELL]) == (
-            *(*made.begin, *made.user(ASK.text, first=True), *made.header, *made.answer(TELL.text)),
-            *(*made.again, *made.answer(TELL.text), *made.close),
-        )
+        assert made.user_close == told[: len(made.user_close)]
+    if allows_answers_in_a_row(made):
+        assert made.again == (*made.close, *told[len(made.user_close) :])
+    assert made.render([ASK, TELL, TELL]) == (
+        *(*made.begin, *made.user(ASK.text, first=True), *told, *made.answer(TELL.text)),
+        *(*made.again, *made.answer(TELL.text), *made.close),
+    )
     assert made.render([ASK, MORE])[len(made.begin) + len(made.user(ASK.text, first=True)) :] == (
         *made.user_close,
         *made.user(MORE.text, first=False),
     )
 
 
+def allows_answers_in_a_row(made: Template) -> bool:
+    """Otherwise an empty turn of the user is between them."""
+    silent = (*made.user("", first=False), *made.joint(Role.USER, Role.ASSISTANT))
+    return made.again != (*made.close, *silent)
+
+
 def test_answers_in_a_row_are_known_where_they_are_allowed() -> None:
-    assert {name for name in FORMATS if template(name).again is not None} == {
-        *("chatml", "chatml-default", "thinking", "llama3", "phi", "phi-strips"),
+    assert {name for name in FORMATS if allows_answers_in_a_row(template(name))} == {
+        *("chatml", "chatml-default", "thinking", "thinking-only", "llama3", "phi", "phi-strips"),
     }
+
+
+@pytest.mark.parametrize("name", ["gemma", "mistral-first"])
+def test_an_assistant_begins_behind_an_empty_turn_of_the_user(name: str) -> None:
+    made = template(name, "be brief")
+    assert made.joint(None, Role.ASSISTANT) == (*made.user("", first=True), *made.header)
+    assert "be brief" in in_text(made, made.joint(None, Role.ASSISTANT))
+
+
+def test_a_thought_is_opened_for_an_answer_and_left_out_of_the_history() -> None:
+    made = template("thinking-only", "be brief")
+    assert in_text(made, made.header) == "<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert in_text(made, made.joint(Role.USER, Role.ASSISTANT)) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert in_text(made, made.opening(Role.ASSISTANT)) == "<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert made.thought is not None
+    assert in_text(made, made.end_thought(made.thought)) == "\n</think>\n\n"
+    assert made.tokenizer.special_tokens["</think>"] in made.end_thought(made.thought)
+    assert "<think>" not in in_text(made, made.render([ASK, TELL, MORE, TELL]))
+    assert made.check().ids_exact
+
+
+@pytest.mark.parametrize(
+    ("switch", "opener"),
+    [("thinking", "<think>\n"), ("reasoning", "<|START_THINKING|>"), ("thinking_budget", "<seed:think>")],
+)
+def test_a_thought_is_switched_off_where_the_template_has_a_way(switch: str, opener: str) -> None:
+    close = opener.strip().replace("START", "END").replace("<seed", "</seed").replace("<think", "</think")
+    source = CHATML.replace(
+        "assistant\\n' }}{% endif %}",
+        "assistant\\n"
+        + opener.replace("\n", "\\n")
+        + "' }}{% if "
+        + switch
+        + " is defined and not "
+        + switch
+        + " %}{{ '"
+        + close
+        + "' }}{% endif %}{% endif %}",
+    )
+    made = Template.from_tokenizer(FORMATS["chatml"].tokenizer, chat_template=source)
+    assert in_text(made, made.header).endswith(opener + close)
+    assert made.thought is None
+
+
+def test_an_analysis_channel_is_skipped() -> None:
+    made = Template.from_tokenizer(FORMATS["chatml"].tokenizer, chat_template=HARMONY)
+    assert in_text(made, made.header) == "<|end|><|start|>assistant<|channel|>final<|message|>"
+    assert made.thought is None
 
 
 def test_thoughts_stay_switched_off_in_every_answer() -> None:
@@ -274,7 +338,6 @@ def test_a_template_that_cannot_be_taken_apart_is_refused(source: str, says: str
 @pytest.mark.parametrize(
     ("name", "turns", "says"),
     [
-        ("gemma", [TELL], "starts with a user's turn"),
         ("chatml", [ASK, Turn(Role.SYSTEM, "x")], "first of a dialogue"),
     ],
 )

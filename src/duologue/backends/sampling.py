@@ -8,13 +8,33 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from duologue.core.backend import Draw, TokenScore
+from duologue.core.backend import Draw, Step, TokenScore
 from duologue.errors import EngineError
 
 FloatArray = npt.NDArray[np.float32]
 
 _FIRST_SORTED = 512  # nearly every draw ends among the top ids, and sorting a whole vocabulary takes milliseconds
 _NOT_FINITE = "the model produced logits that are not finite; its weights or their type may be broken"
+
+
+def drawn(ticket: int, logits: FloatArray, draw: Draw) -> Step:
+    """The result of a draw from `logits`: [V].
+
+    Raises:
+        EngineError: the logits are not finite, or the constraint allows no token.
+    """
+    allowed = logits if draw.constraint is None else draw.constraint.apply(draw.answer, logits)
+    token, margin = choose(allowed, draw)
+    log_p = () if draw.num_alternatives is None else _log_p(logits, token, draw.num_alternatives)
+    return Step(ticket, (token,), margin=margin, log_p=log_p)
+
+
+def _log_p(logits: FloatArray, token: int, num: int) -> tuple[tuple[int, float], ...]:
+    """`token` and the `num` most probable ones, with their log probabilities. logits: [V]."""
+    best = logits.max()
+    norm = best + np.log(np.exp(logits - best, dtype=np.float64).sum())
+    ids = [token, *map(int, largest(logits, num))] if num else [token]
+    return tuple((each, float(logits[each] - norm)) for each in ids)
 
 
 def choose(logits: FloatArray, draw: Draw) -> tuple[int, float]:

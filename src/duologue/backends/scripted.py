@@ -49,9 +49,14 @@ class ScriptedBackend(IdBackend):
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
         if extend.score:
             return Step(extend.ticket, scores=self._scores(extend.score, tokens))
-        drawn = () if extend.draw is None else (self._speak(tokens),)
+        drawn, log_p = (), ()
+        if extend.draw is not None:
+            drawn = (self._speak(tokens),)
+            wanted = extend.draw.num_alternatives
+            log_p = () if wanted is None else ((drawn[0], 0.0),) * (1 + min(wanted, 1))  # it is certain
         p = iter(self._judge(tokens) if extend.watch else ())
-        return Step(extend.ticket, drawn, tuple(tuple(islice(p, len(group))) for group in extend.watch))
+        probabilities = tuple(tuple(islice(p, len(group))) for group in extend.watch)
+        return Step(extend.ticket, drawn, probabilities, log_p=log_p)
 
     def _scores(self, wanted: Sequence[Token], tokens: list[Token]) -> tuple[TokenScore, ...]:
         said = [self._speak(tokens[:end]) for end in range(len(tokens) + 1 - len(wanted), len(tokens) + 1)]

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any, Protocol
 
 from duologue.errors import UsageError, require
 from duologue.types import Seq, Token
@@ -28,6 +29,13 @@ class Sampling:
         require(0.0 < self.top_p <= 1.0, f"top_p {self.top_p} is not in (0, 1]; 1 keeps every token")
 
 
+class Constraint(Protocol):
+    """A grammar that answers follow."""
+
+    def apply(self, tokens: Sequence[Token], logits: Any) -> Any:
+        """`logits` (a NumPy array, [V]), with -inf for what may not follow `tokens`, an answer so far."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """Sample one token after the last one fed.
@@ -39,6 +47,9 @@ class Draw:
 
     sampling: Sampling = Sampling()
     uniform: float = 0.0
+    num_alternatives: int | None = None  # most probable tokens to report with the drawn one; None: not even that one
+    constraint: Constraint | None = None
+    answer: tuple[Token, ...] = ()  # what the constraint has to know: the answer so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,8 @@ class Step:
     p: tuple[tuple[float, ...], ...] = ()  # for each watched group, the probabilities of its ids, summing to 1
     margin: float | None = None  # if drawn: logit of the best base token minus that of the second best
     scores: tuple[TokenScore, ...] = ()  # one for each token of `Extend.score`
+    log_p: tuple[tuple[Token, float], ...] = ()
+    """If wanted: the drawn token and then the most probable ones, with log probabilities at temperature 1."""
     passes: tuple[int, ...] = field(default=(0,), compare=False)
     """The forward passes that its tokens took. They are numbered within a call; what shares a pass has its number."""
     is_apart: bool = field(default=False, compare=False)  # the last of these is a pass of probes alone

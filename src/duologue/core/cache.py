@@ -146,6 +146,11 @@ class CacheOperations:
         self._batch: list[Extend] = []
         self._work: dict[int, Work] = {}
 
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether results of a pass are still to come."""
+        return bool(self._work)
+
     def open(self, items: Sequence[Token], place: Place = Place.SPEAKER) -> TokenSequence:
         """A new sequence of which nothing is cached yet."""
         sequence = TokenSequence(next(self._seqs), list(items), place=place)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from duologue.core.backend import Sampling
+from duologue.core.backend import Constraint, Sampling
 from duologue.errors import ContextOverflow, require
 from duologue.types import Turn
 
@@ -18,9 +18,12 @@ class SessionConfig:
 
     max_length: int = 4096  # of the output channel; the backend's capacity should be about twice that
     max_answer: int = 1024
+    max_thought: int = 512  # of a reasoning model before an answer; then the thought is ended. 0: it does not think
     chunk: int = 256  # most tokens of one sequence in a pass, so that a long text cannot stall the answer
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    num_alternatives: int | None = None  # keep log probabilities of answers, with so many alternatives to each token
+    constraint: Constraint | None = None  # a grammar that answers follow
     heard: Literal["shown", "reported"] = (
         "shown"  # text counts as heard as soon as it is said, or when `heard` is called
     )
@@ -32,6 +35,7 @@ class SessionConfig:
             self.max_length >= 128 and min(self.max_answer, self.chunk, self.lookahead, self.lookahead_listening) >= 1,
             "max_length must be at least 128, max_answer, chunk and both lookaheads at least 1",
         )
+        require(self.max_thought >= 0, f"max_thought {self.max_thought} is negative; 0 ends every thought at once")
 
     @property
     def max_user_text(self) -> int:

@@ -103,6 +103,17 @@ class Released(AnswerEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class Thought(AnswerEvent):
+    """A reasoning model thought before it answered: text of the thought, from its character `start` on.
+
+    It is no part of the answer or of the history, and not meant for the user.
+    """
+
+    start: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Said(AnswerEvent):
     """Text of a released answer, from its character `start` on."""
 

@@ -4,10 +4,11 @@ Knows turns and answers, but neither what is being heard nor why an answer begin
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import final
 
-from duologue.core.answer import Answer
-from duologue.core.backend import Draw, uniform
+from duologue.core.answer import Answer, LogP, Thinking
+from duologue.core.backend import Draw, Step, uniform
 from duologue.core.cache import CacheOperations, Place, TokenSequence, Work
 from duologue.core.compaction import Compaction
 from duologue.core.config import SessionConfig
@@ -16,7 +17,6 @@ from duologue.core.events import (
     Committed,
     EventLog,
     Failed,
-    Promoted,
     Refused,
     Released,
     Resumed,
@@ -29,7 +29,6 @@ from duologue.core.policy import Policy
 from duologue.core.prompt import Template, lay_out
 from duologue.core.transitions import Interruptible
 from duologue.core.words import asks
-from duologue.errors import TemplateError
 from duologue.types import Role, Token, Turn
 
 MAX_SUSPENDED = 2  # answers that can be resumed; older ones are given up
@@ -65,6 +64,7 @@ class OutputChannel:
         self.policy = policy
         self._interruptible = policy.interruptible  # of answers to come
         self.max_answer = config.max_answer  # tokens of answers to come
+        self.sampling = config.sampling  # of tokens to come
         self._template = template
         self._config = config
         self._cache = cache
@@ -189,21 +189,25 @@ class OutputChannel:
             size = len(self._template.lay_out([Turn(Role.USER, text)], self.last_role))
             self._begin_answer(len(self.sequence.items) - size, text, [Utterance("history", text, final=True)])
         else:
-            try:
-                self._begin_answer(len(self.sequence.items), None, ())
-            except TemplateError as error:
-                self._log.add(Refused(self._log.now, "respond", str(error)))
+            self._begin_answer(len(self.sequence.items), None, ())
         self.release()
 
-    def _begin_answer(self, turn_at: int, user_text: str | None, utterances: Sequence[Utterance]) -> Answer:
+    def _begin_answer(
+        self, turn_at: int, user_text: str | None, utterances: Sequence[Utterance], *, may_think: bool = True
+    ) -> Answer:
         """Open the assistant's turn; the user's turn began at `turn_at`.
 
-        Raises:
-            TemplateError: there is no question (`user_text` is None), and the template allows no answer without one.
+        `user_text` is None if there is no question. Without `may_think`, the answer is known already.
         """
-        header = self._template.joint(Role.USER if user_text is not None else self.last_role, Role.ASSISTANT)
-        mark = len(self.sequence.items)
-        self.sequence.items.extend(header)
+        template, mark = self._template, len(self.sequence.items)
+        opened = template.thought if may_think else None
+        if may_think:
+            self.sequence.items.extend(template.opening(self._last_role_before(user_text)))
+        else:
+            self.sequence.items.extend(template.joint(self._last_role_before(user_text), Role.ASSISTANT))
+        if opened is not None and not self._config.max_thought:
+            self.sequence.items.extend(template.end_thought(opened))
+            opened = None
         self.answer = Answer(
             self.num_answers,
             self.sequence,
@@ -218,6 +222,8 @@ class OutputChannel:
             utterances=utterances,
             is_shown=self._config.heard == "shown",
             max_tokens=self.max_answer,
+            thinking=Thinking(template.thought_marks if may_think else (), opened),
+            max_thought=min(self._config.max_thought, (self._config.max_length - len(self.sequence.items)) // 2),
             interruptible=self._interruptible,
             begun_at=self._log.now,
         )
@@ -240,8 +246,12 @@ class OutputChannel:
         if answer is None or answer.finished or size < sequence.num_pending:
             self._cache.feed(sequence, size)
             return
-        index = answer.num_tokens
-        draw = Draw(self._config.sampling, uniform(self._config.seed, self.num_trimmed + answer.num_turns, index))
+        index = answer.num_made
+        chance = uniform(self._config.seed, self.num_trimmed + answer.num_turns, index)
+        draw = Draw(self.sampling, chance, num_alternatives=self._config.num_alternatives)
+        if self._config.constraint is not None and not answer.is_thinking:
+            said = tuple(sequence.items[answer.answer_at :])
+            draw = replace(draw, constraint=self._config.constraint, answer=said)
         self._cache.feed(sequence, size, draw=draw, owner=answer, version=index)
 
     def plan_compaction(self, limit: int | None) -> None:
@@ -252,25 +262,41 @@ class OutputChannel:
     def is_continued_by(self, work: Work) -> bool:
         """Whether `work` drew the next token of the running answer."""
         answer = self.answer
-        return answer is not None and work.owner is answer and work.version == answer.num_tokens
+        return answer is not None and work.owner is answer and work.version == answer.num_made
 
-    def go_on(self, tokens: Sequence[Token]) -> None:
-        """Append `tokens`, which the model drew, to the running answer."""
+    def go_on(self, step: Step) -> None:
+        """Append the tokens of `step`, which the model drew, to the running answer."""
         answer = self.running
-        for token in tokens:
-            if token in self._template.stop_tokens:
+        for token in step.tokens:
+            is_stop = token in self._template.stop_tokens
+            if not is_stop:
+                self._push(answer, token, step.log_p)
+            if answer.has_thought_enough or (is_stop and answer.is_thinking):
+                self._end_thought(answer)
+                break  # what was drawn after it continues the thought
+            if is_stop:
                 answer.finish("stop")
-            else:
-                self._push(answer, token)
             if answer.finished:
                 break
         self._say(answer)
+
+    def _end_thought(self, answer: Answer) -> None:
+        """Let a thought end here, and the answer begin. A model that thinks on has nothing to say."""
+        if answer.thinking.was_ended:
+            answer.finish("length")
+            return
+        assert answer.thinking.marks is not None, "a thought is open"
+        for token in self._template.end_thought(answer.thinking.marks):
+            if not answer.finished:
+                self._push(answer, token)
+        answer.thinking.close()
+        answer.begin_here()
 
     def say(self, text: str) -> None:
         """Append `text`, which a speaker elsewhere says, to the running answer."""
         answer = self.running
         if not answer.finished:
-            self.go_on(self._template.encode(text if answer.text else text.lstrip()))
+            self.go_on(Step(0, self._template.encode(text if answer.text else text.lstrip())))
 
     def finish(self, reason: str) -> None:
         """End the running answer: the speaker elsewhere has nothing more to say."""
@@ -343,11 +369,12 @@ class OutputChannel:
             self.echo.hear(answer.text[before : answer.num_heard], self._log.now)
         if answer.is_heard_to_the_end:
             self._log.add(Committed(self._log.now, answer.id, answer.text))
+            self._leave_out_thought(answer)
             self._close_turn(answer, was_cut=False)
 
-    def _push(self, answer: Answer, token: Token) -> None:
+    def _push(self, answer: Answer, token: Token, log_p: LogP = ()) -> None:
         answer.sequence.items.append(token)
-        answer.push(token)
+        answer.push(token, log_p)
         if len(answer.sequence.items) >= self._config.max_length:
             answer.finish("length")
 
@@ -356,6 +383,21 @@ class OutputChannel:
         if answer.is_released:
             answer.say()
             self.hear(answer.num_reported)
+
+    def _last_role_before(self, user_text: str | None) -> Role | None:
+        """Whose turn an answer to `user_text` (None: unasked) follows."""
+        return self.last_role if user_text is None else Role.USER
+
+    def _leave_out_thought(self, answer: Answer) -> None:
+        """Continue as if `answer`, whose turn is closing, had been given without a thought.
+
+        Templates leave thoughts out of the history. What was said is fed again, once.
+        """
+        items = self.sequence.items
+        told = self._template.joint(self._last_role_before(answer.user_text), Role.ASSISTANT)
+        if tuple(items[answer.mark : answer.answer_at]) != told:
+            self.sequence.replace_tail(answer.mark, (*told, *items[answer.answer_at :]))
+            self.epoch += 1
 
     def _close_turn(self, answer: Answer, *, was_cut: bool) -> None:
         self.history += answer.turns
@@ -388,6 +430,7 @@ class OutputChannel:
         if len(self.suspended) > MAX_SUSPENDED:
             self._evict(self.suspended.pop(0))
         self._log.add(Suspended(self._log.now, answer.id, answer.heard_text, answer.unheard_text))
+        self._leave_out_thought(answer)
         self._close_turn(answer, was_cut=True)
         return answer
 
@@ -414,7 +457,7 @@ class OutputChannel:
             self._log.add(Refused(self._log.now, "resume", "the suspended answer had to be released"))
         else:
             self.epoch += 1
-            self._replay(cut, self._answer_unasked())
+            self._replay(cut, self._begin_answer(len(self.sequence.items), None, (), may_think=False))
 
     def resume_undisturbed(self, answer: int) -> None:
         """Continue the answer of that id if it is suspended and no turn has been committed since."""
@@ -430,8 +473,8 @@ class OutputChannel:
     def _resume_exactly(self, cut: Answer) -> None:
         """Continue `cut`, with its own KV if that was not evicted."""
         self.suspended.remove(cut)
-        if cut.is_evicted:  # the sequence ends where the answer was cut
-            self.sequence.replace_tail(cut.heard_at, cut.sequence.items[cut.heard_at :])
+        if cut.is_evicted:  # the sequence ends where the answer was cut, without its thought
+            self.sequence.replace_tail(cut.mark, cut.sequence.items[cut.mark :])
             cut.sequence, cut.is_evicted = self.sequence, False
         else:
             self._adopt(cut.sequence)
@@ -449,17 +492,8 @@ class OutputChannel:
             self.resume()
         else:
             self.sequence.shorten(asked.mark)
-            self._replay(cut, self._begin_answer(asked.turn_at, asked.user_text, asked.utterances))
-
-    def _answer_unasked(self) -> Answer:
-        try:
-            return self._begin_answer(len(self.sequence.items), None, ())
-        except TemplateError:  # turns have to alternate, so a user turn is inserted
-            text = next(iter(self.policy.resume_phrases), "go on")
-            point = self.fork_point()
-            self.sequence.items.extend((*point.opening, *self._template.user(text, first=point.is_first)))
-            self._log.add(Promoted(self._log.now, "resume", text, self.num_answers))
-            return self._begin_answer(point.at, text, [Utterance("resume", text, final=True)])
+            answer = self._begin_answer(asked.turn_at, asked.user_text, asked.utterances, may_think=False)
+            self._replay(cut, answer)
 
     def _replay(self, cut: Answer, answer: Answer) -> None:
         """Feed the unheard part of `cut` as the beginning of `answer`."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from duologue.core.config import SessionConfig
 from duologue.errors import ContextOverflow, require
-from duologue.types import InputState, Role, Token, Turn
+from duologue.types import InputState, Role, ThoughtMarks, Token, Turn
 
 
 class Detokenizer(Protocol):
@@ -38,7 +38,10 @@ class Template(Protocol):
 
     @property
     def header(self) -> tuple[Token, ...]:
-        """Closes the user's turn and opens the assistant's: the paper's prompt token (DUO, section 2.3)."""
+        """Closes the user's turn and opens the assistant's: the paper's prompt token (DUO, section 2.3).
+
+        It may also open a thought, see `thought`.
+        """
 
     @property
     def close(self) -> tuple[Token, ...]:
@@ -61,8 +64,22 @@ class Template(Protocol):
         """Ids between a turn of `previous` (None: `begin`) and one of `role`, without the user's opener.
 
         Raises:
-            TemplateError: `role` may not speak there.
+            TemplateError: a system turn is not the first one.
         """
+
+    def opening(self, previous: Role | None) -> tuple[Token, ...]:
+        """Ids that open an answer to be generated, after a turn of `previous` (None: after `begin`)."""
+
+    @property
+    def thought(self) -> ThoughtMarks | None:
+        """The marks of the thought that `opening` opens, if it does."""
+
+    @property
+    def thought_marks(self) -> tuple[ThoughtMarks, ...]:
+        """The marks of thoughts with which an answer may begin."""
+
+    def end_thought(self, marks: ThoughtMarks) -> tuple[Token, ...]:
+        """Ids that end a thought with these marks."""
 
     def lay_out(self, turns: Iterable[Turn], previous: Role | None = None) -> list[Token]:
         """Ids of `turns` after a turn of `previous` (None: after `begin`), up to the last word.

@@ -10,13 +10,13 @@ discarded.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import TypeAlias
 
 from duologue.core.answer import Answer
-from duologue.core.backend import Extend, Step
+from duologue.core.backend import Extend, Sampling, Step
 from duologue.core.cache import CacheOperations, Place, Plan, TokenSequence, Work
 from duologue.core.config import SessionConfig
 from duologue.core.events import (
@@ -127,6 +127,12 @@ class BaseSession(ABC):
     @abstractmethod
     def next_deadline(self) -> float | None:
         """Session time at which `advance` will change something, if nothing else happens before."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more happens unless words, reports of hearing or commands come."""
+        waiting = self.backlog or self.deferrable_backlog or self.compaction_backlog
+        return not waiting and not self._cache.is_in_flight and self.next_deadline is None
 
     # ------------------------------------------------------------------ input and commands
 
@@ -277,6 +283,15 @@ SessionFactory: TypeAlias = Callable[..., BaseSession]
 """Makes a session of some kind, from the arguments that `Session` takes."""
 
 
+@dataclass(slots=True)
+class _Pause:
+    """An answer that was cut by words which turned out to be no interruption, while their speaker goes on speaking."""
+
+    answer: int
+    speaking: set[str]  # utterances that have not ended
+    since: float  # session time when their words last changed
+
+
 class Session(BaseSession):
     """The method: an input channel and an output channel, and the transitions between them.
 
@@ -346,6 +361,7 @@ class Session(BaseSession):
         self._ignored: list[Utterance] = []  # behind the assistant's question: they may be the reply
         self._ignored_at = 0.0  # session time when the last of them was received
         self._has_trusted = False  # such words were answered, and nothing was judged process since
+        self._pause: _Pause | None = None  # of an answer that will resume
 
     # ------------------------------------------------------------------ what can be seen
 
@@ -455,7 +471,7 @@ class Session(BaseSession):
         for step in steps:
             work = self._cache.land(step.ticket)
             if work is not None and self._output.is_continued_by(work):
-                self._output.go_on(step.tokens)
+                self._output.go_on(step)
             elif work is not None and step.p:
                 forecast = work, step.p
         if self._transcript is not None:
@@ -468,6 +484,7 @@ class Session(BaseSession):
 
     def _hear(self, utterance: str, text: str, *, final: bool) -> None:
         num_echoed = self._num_echoed(utterance, text, final=final)
+        self._note_speech(utterance, text, final=final)
         answer = self.running
         answered = answer.find(utterance) if answer else None
         known = self._input.find(utterance) or answered
@@ -534,6 +551,7 @@ class Session(BaseSession):
 
     def _refuse(self, utterance: str, excerpt: str, reason: str, *, final: bool) -> None:
         self._disregard(utterance)
+        self._note_speech(utterance, excerpt, final=final)
         if self._input.find(utterance) is not None:
             self._give_up(reason)
         else:
@@ -673,11 +691,32 @@ class Session(BaseSession):
         self._log.add(TakenBack(self.now, answer.id))
 
     def _give_up(self, reason: str) -> None:
-        """Drop what is being heard. If it cut an answer but turns out to be no interruption, the answer resumes."""
-        cut = self._input.drop(reason).interrupted
+        """Drop what is being heard. If it cut an answer but turns out to be no interruption, the answer resumes.
+
+        It does so when the speaker has ended: nobody is talked over who has just interrupted.
+        """
+        dropped = self._input.drop(reason)
+        cut = dropped.interrupted
         is_aside = reason in (InputState.IGNORE, "patience", "retracted", "echo")
-        if cut is not None and is_aside and self.running is None:
-            self._output.resume_undisturbed(cut)
+        if not is_aside:
+            self._pause = None
+        elif cut is not None and self.running is None:
+            speaking = {one.id for one in dropped.utterances if not one.final} if reason == InputState.IGNORE else set()
+            self._pause = _Pause(cut, speaking, self.now)
+
+    def _note_speech(self, utterance: str, text: str, *, final: bool) -> None:
+        """While an answer waits to resume: its time counts from the last words, and from the end of an utterance."""
+        if self._pause is not None:
+            self._pause.since = self.now
+            if final:
+                self._pause.speaking.discard(utterance)
+            elif text:
+                self._pause.speaking.add(utterance)
+
+    def _resume_paused(self) -> None:
+        paused, self._pause = self._pause, None
+        assert paused is not None, "an answer waits to resume"
+        self._output.resume_undisturbed(paused.answer)
 
     # ------------------------------------------------------------------ commands
 
@@ -705,6 +744,7 @@ class Session(BaseSession):
 
     def stop(self) -> list[Event]:
         self._ignored.clear()
+        self._pause = None
         if self.running is None:
             self._log.add(Refused(self.now, "stop", "no answer is running"))
         self._output.silence()
@@ -746,6 +786,7 @@ class Session(BaseSession):
         self._output.replace(history, template, laid_out)
         self.template = template
         self._ignored.clear()
+        self._pause = None
         if self._input.current:
             self._give_up("edit")
         if self._transcript is not None:
@@ -767,6 +808,10 @@ class Session(BaseSession):
         """
         require(max_answer >= 1, f"an answer of {max_answer} tokens says nothing; allow at least 1")
         self._output.max_answer = max_answer
+
+    def sample(self, sampling: Sampling) -> None:
+        """Draw the tokens of answers by `sampling` from now on."""
+        self._output.sampling = sampling
 
     def adjust(self, policy: Policy) -> None:
         """Decide by `policy` from now on. This does not change what may cut an answer; see `protect`."""
@@ -880,6 +925,8 @@ class Session(BaseSession):
             waits.append((self._output.release_at, self._output.release))
         if heard and heard.is_waiting:
             waits.append((heard.changed_at + self._patience_s, self._lose_patience))
+        if self._pause is not None and not heard:
+            waits.append((self._pause.since + self.policy.patience_s, self._resume_paused))
         if self._ignored and not answer and not heard:
             waits.append((self._ignored_at + self.policy.reply_s, self._answer_ignored))
         return waits
@@ -923,7 +970,7 @@ class Session(BaseSession):
 
         They are answered if nothing else comes; but not twice in a row, since background talk would go on and on.
         """
-        if self._is_reply_due and self.policy.reply_s and not self._has_trusted:
+        if self._is_reply_due and self.policy.reply_s and not self._has_trusted and self._pause is None:
             self._ignored += ignored.utterances
             self._ignored_at = ignored.changed_at
 
@@ -941,6 +988,9 @@ class Session(BaseSession):
         """Switch to a compacted context if it is ready, and answer deferred words if that is possible now."""
         if self.running is not None:
             self._ignored.clear()
+            self._pause = None
+        elif self._pause is not None and not self._pause.speaking and self._input.current is None:
+            self._resume_paused()
         self._output.swap_if_compacted()
         if self._transcript is not None:
             self._transcript.swap_if_compacted()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, final
 
-from duologue.types import Role, Token, Turn
+from duologue.types import Role, ThoughtMarks, Token, Turn
 
 _PIECE = re.compile(r"\s?\S{1,4}|\s{1,4}")  # about as long as a token of a model, and never more than one word
 
@@ -84,6 +84,20 @@ class TextTemplate:
         return tuple(int.from_bytes(b"\x01" + piece.encode(), "big") for piece in _PIECE.findall(text))
 
     def joint(self, previous: Role | None, role: Role) -> tuple[Token, ...]:
+        return ()
+
+    def opening(self, previous: Role | None) -> tuple[Token, ...]:
+        return ()
+
+    @property
+    def thought(self) -> ThoughtMarks | None:
+        return None
+
+    @property
+    def thought_marks(self) -> tuple[ThoughtMarks, ...]:
+        return ()
+
+    def end_thought(self, marks: ThoughtMarks) -> tuple[Token, ...]:
         return ()
 
     def lay_out(self, turns: Iterable[Turn], previous: Role | None = None) -> list[Token]:

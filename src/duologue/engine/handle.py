@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import ParamSpec
 
+from duologue.core.backend import Sampling
 from duologue.core.events import Event
 from duologue.core.policy import Policy
 from duologue.core.prompt import Template
@@ -196,6 +197,10 @@ class Handle:
     def protect(self, interruptible: Interruptible) -> None:
         """See `Session.protect`. Raises `UsageError` if this is not a duplex session."""
         self._command(self._duplex.protect, interruptible)
+
+    def sample(self, sampling: Sampling) -> None:
+        """See `Session.sample`."""
+        self._command(self._duplex.sample, sampling)
 
     def limit(self, max_answer: int) -> None:
         """See `Session.limit`. Raises `UsageError` if this is not a duplex session."""

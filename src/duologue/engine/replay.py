@@ -220,6 +220,7 @@ class Replay:
         passes: int = 10,
         max_length: int = 4096,
         max_answer: int = 1024,
+        max_thought: int = 512,
         sampling: Sampling | None = None,
         seed: int = 0,
         sink: Sink | None = None,
@@ -251,6 +252,7 @@ class Replay:
         config = SessionConfig(
             max_length=max_length,
             max_answer=max_answer,
+            max_thought=max_thought,
             sampling=sampling or Sampling(),
             seed=seed,
             heard="shown" if words_per_second is None else "reported",

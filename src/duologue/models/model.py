@@ -22,7 +22,7 @@ from duologue.core.session import Session, SessionFactory
 from duologue.core.speech import TextTemplate
 from duologue.core.transcript import ListenerModel
 from duologue.engine.engine import Engine
-from duologue.errors import ModelNotFound, refuse, require
+from duologue.errors import ModelNotFound, UsageError, refuse, require
 from duologue.models.adapters import Adapter, prompted, requested_adapter
 from duologue.models.catalogue import DEFAULT, ModelSource, find
 from duologue.models.opening import LoadRequest, OpenedModel, Progress, open_llamacpp, open_torch
@@ -138,6 +138,7 @@ def load(
     threads: int | None = None,
     device: str = "cpu",
     system: str | None = None,
+    chat_template: str | None = None,
     sessions: int = 1,
     revision: str | None = None,
     progress: Progress | None = None,
@@ -165,6 +166,7 @@ def load(
         threads: CPU threads, by default one per core.
         device: the torch device.
         system: the system prompt; None leaves it to the model's template.
+        chat_template: Jinja source to use instead of the model's own chat template.
         sessions: simultaneous conversations. The KV cache holds that many whole contexts, half as many again and one
             more, for suspended answers and compactions.
         revision: the commit, tag or branch to download from the hub; by default the newest. Pin a commit to load the
@@ -201,10 +203,10 @@ def load(
     )
     is_other = listener not in ("auto", NO_LISTENER) and find(listener).location != source.location
     if is_other:
-        speaker = _assemble(source, _open(dataclasses.replace(request, adapter=None)), system)
+        speaker = _assemble(source, _open(dataclasses.replace(request, adapter=None)), system, chat_template)
         return _with_listener(speaker, partial(listens, listener, adapter=adapter))
     opened = _open(request)
-    model = _assemble(source, opened, system)
+    model = _assemble(source, opened, system, chat_template)
     if opened[2] is not None or listener != "auto":
         return model
     try:
@@ -255,6 +257,18 @@ def _tell_once(message: str) -> None:
     log.warning(message)
 
 
+def read_template(path: str | None) -> str | None:
+    """The Jinja source in the file at `path`; None if no path is given.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig") if path else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the chat template {path} cannot be read: {error}") from error
+
+
 def _check(backend: str, context_length: int, threads: int | None, sessions: int) -> None:
     refuse(
         [
@@ -275,7 +289,7 @@ def _choose_backend(wanted: str, source: ModelSource) -> str:
     return "llamacpp" if source.is_gguf and importlib.util.find_spec("llama_cpp") is not None else "torch"
 
 
-def _assemble(source: ModelSource, opened: OpenedModel, system: str | None) -> Model:
+def _assemble(source: ModelSource, opened: OpenedModel, system: str | None, chat_template: str | None) -> Model:
     """Check that template, adapter and backend fit together; close the backend if they do not.
 
     Without an adapter, the model is prompted.
@@ -283,7 +297,9 @@ def _assemble(source: ModelSource, opened: OpenedModel, system: str | None) -> M
     backend, tokenizer, adapter = opened
     adapter = adapter or prompted()
     try:
-        template = Template.from_tokenizer(tokenizer, system=system and well_formed(system))
+        template = Template.from_tokenizer(
+            tokenizer, system=system and well_formed(system), chat_template=chat_template
+        )
         probe = adapter.probe_for(backend.info.vocab_size, template)
     except BaseException:
         backend.close()

@@ -39,6 +39,8 @@ def prompted_probe(template: Template, states: Sequence[InputState], *, shots: i
     lines += [f'Example: "{text}" is {names[list(states).index(state)]}.' for text, state in known]
     lines.append(f"Answer with {', '.join(names[:-1])} or {names[-1]} and nothing else.")
     tokens = (*template.user_close, *template.user("\n".join(lines), first=False), *template.header)
+    if template.thought is not None:
+        tokens += template.end_thought(template.thought)
     return Probe(tokens, watch, tuple(states))
 
 

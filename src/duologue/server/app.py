@@ -16,8 +16,8 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from duologue.models.model import NO_LISTENER, Model, load, named_listener
-from duologue.server import assets, chat
+from duologue.models.model import NO_LISTENER, Model, load, named_listener, read_template
+from duologue.server import assets, chat, openapi
 from duologue.server.authentication import refusal, subprotocols
 from duologue.server.config import ServerConfig
 from duologue.server.conversations import Conversations
@@ -198,6 +198,7 @@ def create_app(
         Route("/v1/chat/completions", server.request(server.complete), methods=["POST"]),
         server.socket("duplex", Duplex, "duologue"),
         server.socket("realtime", Realtime, "realtime"),
+        *openapi.routes(),
         *assets.routes(),
     ]
     origins = list(server.config.origins)
@@ -260,6 +261,7 @@ def _load(config: ServerConfig) -> Model:
         listener=config.listener if speaker is None else NO_LISTENER,
         allow_worse=config.allow_worse,
         weights=config.weights or None,
+        chat_template=read_template(config.chat_template),
         revision=config.revision or None,
         context_length=config.context,
         threads=config.threads or None,

@@ -31,7 +31,7 @@ _POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-_HEADERS = {
+HEADERS = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -46,7 +46,7 @@ class _Files(StaticFiles):
         response = super().file_response(full_path, stat_result, scope, status_code)
         if isinstance(response, FileResponse):
             response.headers["content-type"] = _TYPES.get(Path(full_path).suffix, "application/octet-stream")
-        response.headers.update(_HEADERS)
+        response.headers.update(HEADERS)
         return response
 
 

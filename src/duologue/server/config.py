@@ -49,6 +49,7 @@ class ServerConfig:
     )
     backend: str = _setting("auto", "auto, llamacpp, torch or reference")
     weights: str = _setting("", "weight type; empty: the backend's default")
+    chat_template: str = _setting("", "file with a Jinja chat template; empty: the model's own")
     revision: str = _setting("", "commit, tag or branch to download from the hub; empty: the newest")
     threads: int = _setting(0, "CPU threads; 0: one per core", least=0)
     device: str = _setting("cpu", "torch device")
@@ -66,6 +67,7 @@ class ServerConfig:
     max_sessions: int = _setting(12, "maximum number of simultaneous conversations", least=1)
     context: int = _setting(2048, "context length of a conversation, in tokens", least=256)
     max_answer: int = _setting(512, "maximum tokens of an answer", least=1)
+    max_thought: int = _setting(512, "maximum tokens of a reasoning model's thought before an answer; 0: none", least=0)
     system: str = _setting("", "system prompt for clients that give none; empty: the model's own")
     words_per_second: float = _setting(
         4.0, "reading speed assumed for clients that do not report what was heard", least=0.1, most=1000

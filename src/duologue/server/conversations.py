@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from duologue.core.session import Session
 from duologue.core.trace import Sink
@@ -70,16 +70,18 @@ class Conversations:
         return iter(tuple(self._open.values()))
 
     async def open(
-        self, settings: ConversationSettings, history: tuple[Turn, ...] = (), *, keeps_record: bool = True
+        self, settings: ConversationSettings, history: tuple[Turn, ...] = (), *, keeps_record: bool = True, **more: Any
     ) -> Conversation:
         """Open a conversation. If there is no room, the one whose client has been disconnected longest is closed.
+
+        `more` are further fields of the session's configuration.
 
         Raises:
             EngineFull: there is no room, or the server is shutting down.
             ContextOverflow, TemplateError: the model cannot take the history or the system prompt.
         """
         size = sum(len(turn.text) + PER_TURN for turn in history) + len(settings.system or "")
-        session = await off_loop(size, settings.session, self.model, self.config, history)
+        session = await off_loop(size, settings.session, self.model, self.config, history, **more)
         handle = self._admit(settings, session)
         name, recorder = secrets.token_urlsafe(18), None
         if keeps_record and self._folder is not None:

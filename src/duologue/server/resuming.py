@@ -9,7 +9,7 @@ from duologue.core.config import MAX_CHARACTERS_PER_TOKEN
 from duologue.core.events import Received
 from duologue.core.history import Ledger
 from duologue.core.session import Session
-from duologue.errors import BadData, ContextOverflow, TemplateError
+from duologue.errors import BadData, ContextOverflow
 from duologue.server.record import RecordReader
 from duologue.types import Role, Token, Turn
 
@@ -44,11 +44,7 @@ def read_state(path: Path) -> RecordedState:
 
 
 def fit(session: Session, history: list[Turn]) -> tuple[list[Turn], list[Token]]:
-    """The newest turns of `history` that leave room for another one, and their ids.
-
-    Raises:
-        TemplateError: the model's template does not allow these turns.
-    """
+    """The newest turns of `history` that leave room for another one, and their ids."""
     template, config = session.template, session.config
     turns = _newest(history, MAX_CHARACTERS_PER_TOKEN * config.max_length, config.max_length // 2)
     kept = newest_that_fit(template, turns, config.max_history - len(template.begin))
@@ -56,11 +52,6 @@ def fit(session: Session, history: list[Turn]) -> tuple[list[Turn], list[Token]]
         turns = turns[len(turns) - kept :]
         try:
             return turns, session.lay_out(turns)
-        except TemplateError:
-            # In the record, a resumed answer is two turns of the assistant; this template allows only one.
-            if (merged := _merged(turns)) == turns:
-                raise
-            turns, kept = merged, len(merged)
         except ContextOverflow:
             kept = next((len(turns) - i for i, turn in enumerate(turns) if i and turn.role is Role.USER), 0)
 
@@ -71,13 +62,3 @@ def _newest(history: list[Turn], num_characters: int, num_turns: int) -> list[Tu
     while start and num_turns and (num_characters := num_characters - len(history[start - 1].text)) >= 0:
         start, num_turns = start - 1, num_turns - 1
     return history[start:]
-
-
-def _merged(history: list[Turn]) -> list[Turn]:
-    """`history` with consecutive turns of the same side joined."""
-    parts: list[tuple[Role, list[str]]] = []
-    for turn in history:
-        if not parts or parts[-1][0] is not turn.role:
-            parts.append((turn.role, []))
-        parts[-1][1].append(turn.text)
-    return [Turn(role, "".join(texts)) for role, texts in parts]

@@ -1,7 +1,10 @@
 """The server process: it listens, and on SIGTERM it lets running answers end before it exits."""
 
 import asyncio
+import contextlib
+import errno
 import logging
+import os
 import socket
 import sys
 from functools import partial
@@ -11,6 +14,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from duologue.errors import UsageError
 from duologue.server import logs
 from duologue.server.app import create_app
 from duologue.server.config import ServerConfig
@@ -86,14 +90,42 @@ def options(config: ServerConfig) -> dict[str, Any]:
     }
 
 
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Sockets on all addresses of `host`, which do not listen yet. Port 0 takes a free one.
+
+    Raises:
+        UsageError: `host` has no address, or the port is in use or not allowed.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            made = socket.socket(family, kind, protocol)
+            sockets.append(made)
+            if os.name == "posix":  # elsewhere, it would let two servers share a port
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind((address[0], port, *address[2:]))
+            port = made.getsockname()[1]
+    except OSError as error:
+        for made in sockets:
+            made.close()
+        why = "it is in use; stop what uses it, or choose another --port" if error.errno == errno.EADDRINUSE else error
+        raise UsageError(f"cannot listen on {host}, port {port}: {why}") from error
+    return sockets
+
+
 def serve(config: ServerConfig) -> None:
     """Serve until a signal ends it.
 
     Raises:
+        UsageError: the address cannot be listened on. The model has not been loaded then.
         What `duologue.models.model.load` raises.
     """
     logs.configure()
-    app = create_app(config)
-    DrainingServer(app, uvicorn.Config(app, **options(config))).run()
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(each) for each in bind(config.host, config.port)]
+        app = create_app(config)
+        DrainingServer(app, uvicorn.Config(app, **options(config))).run(sockets)
     if app.state.server.failure is not None:
         raise app.state.server.failure

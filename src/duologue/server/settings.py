@@ -78,8 +78,8 @@ class ConversationSettings:
             policy = by_voice(policy)
         return policy if self.echo_guard is None else replace(policy, echo_s=ECHO_S if self.echo_guard else 0.0)
 
-    def session(self, model: Model, limits: ServerConfig, history: tuple[Turn, ...] = ()) -> Session:
-        """A session with these settings, within what the server allows.
+    def session(self, model: Model, limits: ServerConfig, history: tuple[Turn, ...] = (), **more: Any) -> Session:
+        """A session with these settings, within what the server allows. `more` are further fields of `SessionConfig`.
 
         Raises:
             ContextOverflow, TemplateError: the model cannot take the history or the system prompt.
@@ -87,9 +87,11 @@ class ConversationSettings:
         config = SessionConfig(
             max_length=model.max_length,
             max_answer=min(self.max_answer or limits.max_answer, limits.max_answer),
+            max_thought=limits.max_thought,
             sampling=Sampling(temperature=self.temperature, top_p=self.top_p),
             seed=self.seed,
             heard="shown" if self.hearing == "shown" else "reported",
+            **more,
         )
         system = self.system or limits.system or None
         return model.session(KINDS[self.kind], policy=self.policy(model), config=config, system=system, history=history)

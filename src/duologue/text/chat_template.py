@@ -20,7 +20,8 @@ import jinja2.parser
 from duologue.errors import TemplateError
 from duologue.text.sandbox import LimitedEnvironment, LimitExceeded, within_limits
 from duologue.text.splicing import Span
-from duologue.types import Role, Turn
+from duologue.text.thoughts import open_thought
+from duologue.types import Role, ThoughtMarks, Turn
 
 PLAIN = (
     "{% for message in messages %}"
@@ -37,6 +38,8 @@ _PAD = " \n "
 _TOLD, _ASK, _MORE = Turn(Role.SYSTEM, _SYSTEM), Turn(Role.USER, _USER), Turn(Role.USER, _USER2)
 _TELL = Turn(Role.ASSISTANT, _ASSISTANT)
 _DIALOGUE = (_ASK, _TELL, _MORE)
+_NO_THOUGHT = {"enable_thinking": False, "thinking": False, "reasoning": False, "thinking_budget": 0}
+"""What templates of reasoning models call the choice to answer without a thought."""
 
 
 class _Generation(jinja2.ext.Extension):  # type: ignore[misc]
@@ -109,9 +112,9 @@ class Renderer:
         values = {
             "messages": messages,
             "add_generation_prompt": reply,
-            "enable_thinking": False,
             "tools": None,
             "documents": None,
+            **_NO_THOUGHT,
             **self._special_text,
         }
         text: str = within_limits(self._template.render, values)
@@ -140,15 +143,19 @@ class Skeleton:
     """All text of a dialogue that nobody says.
 
     begin, first_opener, user, header, answer, close, opener, user, header, answer, close, …
+
+    Before an answer of the history, `told` takes the place of `header`: they differ if the header opens a thought.
     """
 
     begin: tuple[Span, ...]
     first_opener: tuple[Span, ...]  # with the system text, if the template folds it into the first user turn
     opener: str
     header: str
+    told: str
     close: str
     lead: str  # white space before a finished answer that is not before one to be generated
     notes: tuple[str, ...]  # differences from what the template renders
+    thought: ThoughtMarks | None = None  # that the header opens, as the template has no way to answer without one
     folds: bool = False  # the template has no system turn: we put the system text into the first user turn
     user_close: str | None = None  # None: no user turn may follow another
     again: str | None = None  # None: no answer may follow another
@@ -177,18 +184,25 @@ def take_apart(renderer: Renderer, split: Callable[[str], Sequence[Span]], syste
 def _read_bare(renderer: Renderer, split: Callable[[str], Sequence[Span]]) -> Skeleton:
     """What a dialogue without a system text tells of the skeleton."""
     head, joint, between, header = _gaps(renderer, _DIALOGUE)
-    notes: tuple[str, ...] = ()
     lead = joint.removeprefix(header) if joint.startswith(header) else ""
     if lead.strip():
         header, lead = joint, ""  # the template has no generation prompt, or only a part of it
-    elif joint != header + lead:
-        notes = (
-            f"in the template, a finished answer follows {joint!r}; here, it follows {header!r}, as it was generated",
-        )
+    thought, told = open_thought(header), header
+    if thought is not None:
+        told, lead = joint if header.startswith(joint) else header[: header.rindex(thought.opener)], ""
+    notes = _told_otherwise(joint, told + lead)
     ended = _gaps(renderer, _DIALOGUE[:2], reply=False)[-1]
     close, opener = _split_between(between, ended, head, split)
     begin = head.removesuffix(opener)
-    return Skeleton((Span(begin),), (Span(head[len(begin) :]),), opener, header, close, lead, notes)
+    opening = (Span(head[len(begin) :]),)
+    return Skeleton((Span(begin),), opening, opener, header, told, close, lead, notes, thought)
+
+
+def _told_otherwise(joint: str, told: str) -> tuple[str, ...]:
+    """A note, if the template puts `joint` before an answer of the history, and we put `told`."""
+    if joint == told:
+        return ()
+    return (f"in the template, a finished answer follows {joint!r}; here, it follows {told!r}, as it was generated",)
 
 
 def _gaps(renderer: Renderer, turns: Sequence[Turn], *, reply: bool = True) -> list[str]:
@@ -284,8 +298,8 @@ def _read_again(renderer: Renderer, bare: Skeleton) -> str | None:
     opener = between.removeprefix(bare.close)
     if not opener.strip() or not between.startswith(bare.close):
         return None
-    if bare.header.startswith(closed) and joint == closed + opener:
-        opener = bare.header.removeprefix(closed)  # as before an answer to be generated
+    if bare.told.startswith(closed) and joint == closed + opener:
+        opener = bare.told.removeprefix(closed)  # as before any other answer
     return bare.close + opener
 
 

@@ -14,8 +14,9 @@ from duologue.text import words
 from duologue.text.chat_template import PLAIN, Renderer, Skeleton, take_apart
 from duologue.text.detokenizer import Detokenizer
 from duologue.text.splicing import Context, Place, Span, Splicer
+from duologue.text.thoughts import THOUGHT_MARKS
 from duologue.text.tokenizer import Tokenizer
-from duologue.types import Role, Token, Turn
+from duologue.types import Role, ThoughtMarks, Token, Turn
 
 __all__ = ["Template", "TemplateReport", "Tokenizer"]
 
@@ -37,18 +38,23 @@ class Template:
 
     A dialogue is begin + user(u1, first=True) + header + a1 + close + user(u2, first=False) + header + a2 + close …,
     where the ids of an answer are those that were sampled, or `answer(text)`. Made by `from_tokenizer`.
+
+    A template that has no way to answer without a thought opens one at the end of `header` (`thought`). Answers of the
+    history have none: `joint` puts them behind the header without that end.
     """
 
     tokenizer: Tokenizer
     is_plain: bool  # the model has no chat template: "User: …", "Assistant: …"
     system: str | None  # None: the default of the chat template
     begin: tuple[Token, ...]  # before the first user's opener: BOS, system turn; may be empty
-    header: tuple[Token, ...]  # user closer and assistant opener
+    header: tuple[Token, ...]  # user closer and assistant opener, and what opens a thought
     close: tuple[Token, ...]  # closes an answer, up to the next user's opener; may be empty
     user_close: tuple[Token, ...]  # user closer before another user turn; an empty answer, if there is none
-    again: tuple[Token, ...] | None  # closes an answer and opens another; None if that is not allowed
+    again: tuple[Token, ...]  # closes an answer and opens another; with an empty turn of the user, if there is none
     stop_tokens: frozenset[Token]  # an answer ends before one of these
-    _joints: Mapping[tuple[Role | None, Role], tuple[Token, ...] | None]  # see `joint`; None: not allowed
+    thought: ThoughtMarks | None  # what `header` opens
+    _opener: tuple[Token, ...]  # the part of `header` that does
+    _joints: Mapping[tuple[Role | None, Role], tuple[Token, ...]]  # see `joint`
     _renderer: Renderer
     _skeleton: Skeleton
     _splicer: Splicer
@@ -87,22 +93,31 @@ class Template:
         if tokenizer.bos is not None and start[:1] != [tokenizer.bos]:
             # If the template does not write BOS, the tokenizer puts it before the rendered text.
             begin = [tokenizer.bos, *begin]
-        header, at_answer = splicer.encode([Span(skeleton.header)], Place.MIDDLE)
+        told, at_answer = splicer.encode([Span(skeleton.told)], Place.MIDDLE)
+        opener = splicer.encode([Span(skeleton.header.removeprefix(skeleton.told))], at_answer)[0]
         close, at_user = splicer.encode([Span(skeleton.close)], Place.MIDDLE)
 
         def middle(text: str) -> tuple[Token, ...]:
             return tuple(splicer.encode([Span(text)], Place.MIDDLE)[0])
 
-        user_close = (*header, *close) if skeleton.user_close is None else middle(skeleton.user_close)
-        again = None if skeleton.again is None else middle(skeleton.again)
+        def silent_user(before: Iterable[Span], context: Context) -> tuple[Token, ...]:
+            """A turn of the user without words, and the assistant's opener."""
+            return (*splicer.encode(before, context)[0], *told)
+
+        # Turns that the template does not allow in a row have an empty one of the other side between them.
+        user_close = (*told, *close) if skeleton.user_close is None else middle(skeleton.user_close)
+        if skeleton.again is not None:
+            again = middle(skeleton.again)
+        else:
+            again = (*close, *silent_user([Span(skeleton.opener)], at_user))
         # The assistant's opener without the user's closer, if the header consists of these two.
         size = len(user_close)
-        has_opener = again is not None and tuple(header[:size]) == user_close
+        has_opener = skeleton.again is not None and tuple(told[:size]) == user_close
         joints = {
             (None, Role.USER): (),
-            (None, Role.ASSISTANT): tuple(header[size:]) if has_opener else None,
+            (None, Role.ASSISTANT): tuple(told[size:]) if has_opener else silent_user(skeleton.first_opener, at_first),
             (Role.USER, Role.USER): user_close,
-            (Role.USER, Role.ASSISTANT): tuple(header),
+            (Role.USER, Role.ASSISTANT): tuple(told),
             (Role.ASSISTANT, Role.USER): tuple(close),
             (Role.ASSISTANT, Role.ASSISTANT): again,
         }
@@ -111,11 +126,13 @@ class Template:
             is_plain=is_plain,
             system=system,
             begin=tuple(begin),
-            header=tuple(header),
+            header=(*told, *opener),
             close=tuple(close),
             user_close=user_close,
             again=again,
             stop_tokens=tokenizer.stop_tokens | _opening_specials(tokenizer, splicer, skeleton),
+            thought=skeleton.thought,
+            _opener=tuple(opener),
             _joints=joints,
             _renderer=renderer,
             _skeleton=skeleton,
@@ -205,15 +222,27 @@ class Template:
     def joint(self, previous: Role | None, role: Role) -> tuple[Token, ...]:
         """Ids between a turn of `previous` (None: `begin`) and one of `role`, without the user's opener.
 
+        Where the template allows no turn of `role`, an empty one of the other side is among them.
+
         Raises:
-            TemplateError: `role` may not speak there.
+            TemplateError: a system turn is not the first one.
         """
-        joint = self._joints.get((previous, role))
-        if joint is None:
-            raise TemplateError(
-                _NO_JOINT.get((previous, role), "a system turn must be the first of a dialogue, and the only one")
-            )
-        return joint
+        if (previous, role) not in self._joints:
+            raise TemplateError("a system turn must be the first of a dialogue, and the only one")
+        return self._joints[previous, role]
+
+    def opening(self, previous: Role | None) -> tuple[Token, ...]:
+        """Ids that open an answer to be generated, after a turn of `previous` (None: after `begin`)."""
+        return (*self.joint(previous, Role.ASSISTANT), *self._opener)
+
+    @property
+    def thought_marks(self) -> tuple[ThoughtMarks, ...]:
+        """The marks of thoughts with which an answer may begin."""
+        return THOUGHT_MARKS
+
+    def end_thought(self, marks: ThoughtMarks) -> tuple[Token, ...]:
+        """Ids that end a thought with these marks."""
+        return tuple(self._splicer.encode([Span(marks.early_end)], Place.MIDDLE)[0])
 
     def check(self) -> TemplateReport:
         """Compare with the template's own rendering of several dialogues, some of them with awkward texts."""
@@ -250,9 +279,10 @@ class Template:
         skeleton = self._skeleton
         text = "".join(span.text for span in skeleton.begin)
         opener = "".join(span.text for span in skeleton.first_opener)
-        for turn in turns:
+        for index, turn in enumerate(turns):
             if turn.role is Role.USER:
-                text += opener + skeleton.trim_user.apply(turn.text) + skeleton.header
+                header = skeleton.header if index == len(turns) - 1 else skeleton.told
+                text += opener + skeleton.trim_user.apply(turn.text) + header
             else:
                 said = skeleton.trim_assistant.apply(turn.text)
                 text += (skeleton.lead + said if said else "") + skeleton.close
@@ -276,11 +306,6 @@ def _opening_specials(tokenizer: Tokenizer, splicer: Splicer, skeleton: Skeleton
 def _dialogue(*texts: str) -> tuple[Turn, ...]:
     return tuple(Turn(Role.ASSISTANT if index % 2 else Role.USER, text) for index, text in enumerate(texts))
 
-
-_NO_JOINT: Mapping[tuple[Role | None, Role], str] = {
-    (Role.ASSISTANT, Role.ASSISTANT): "this model's chat template has no answer after an answer; join their texts",
-    (None, Role.ASSISTANT): "with this model's chat template, a dialogue starts with a user's turn",
-}
 
 _AWKWARD = (
     _dialogue("Hello"),

@@ -1,5 +1,6 @@
 """Draws a spoken conversation: the sound of both sides, the words and the decisions. Needs matplotlib."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ _CHANGES = {  # of the answer's volume: label, colour, line style
     "cut": ("cut", "#cf222e", "-"),
 }
 _INCHES_PER_S = 0.55
+_ROW_S = 30.0  # of a row; a longer conversation has several
+_MOST_ROWS = 40  # beyond which rows are longer
 _LETTERS_PER_S = 13  # of annotations
 _LEVELS = 7
 _POINTS = 200  # of a waveform, per second
@@ -29,33 +32,44 @@ def draw(path: Path, user: tuple[Samples, int], assistant: tuple[Samples, int], 
         MissingDependency: matplotlib is not installed.
     """
     seconds = len(user[0]) / user[1]
-    width = min(60.0, max(10.0, seconds * _INCHES_PER_S))
-    figure = new_figure(width, 5.2)
-    upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1.6, 2))
-    for axes, (samples, rate), name, colour in (
-        (upper, user, "user", "#0969da"),
-        (lower, assistant, "assistant", "#8250df"),
-    ):
-        times, low, high = _outline(samples, rate)
-        axes.fill_between(times, low, high, color=colour, linewidth=0)
-        axes.set(ylabel=name, ylim=(-1, 1), yticks=[])
-    _words(middle, rows)
-    for row in (row for row in rows if row["type"] in _CHANGES):
-        label, colour, style = _CHANGES[row["type"]]
-        lower.axvline(row["at"], color=colour, linestyle=style, linewidth=1.2 if style == "-" else 1)
-        lower.annotate(label, (row["at"], 0.86), fontsize=7, color=colour, rotation=90, va="top")
-    for number, (whole, begin, end) in enumerate(when_played(rows)):
-        if end > begin:
-            text = _short(whole, max(4, int((end - begin) * 1.8 * _LETTERS_PER_S)))
-            lower.annotate(text, (begin, -0.97 + 0.13 * (number % 2)), fontsize=6, va="bottom")
-    lower.set(xlabel="seconds", xlim=(0, seconds))
+    num_rows = min(_MOST_ROWS, max(1, math.ceil(seconds / _ROW_S)))
+    length = seconds if num_rows == 1 else max(_ROW_S, seconds / num_rows)
+    figure = new_figure(max(10.0, min(length, _ROW_S) * _INCHES_PER_S), 5.2 * num_rows)
+    lines = figure.subfigures(num_rows, 1, squeeze=False)[:, 0]
+    sounds = _outline(*user), _outline(*assistant)
+    for number, line in enumerate(lines):
+        _draw_row(line, sounds, rows, number * length, (number + 1) * length)
     figure.savefig(path, dpi=110)
 
 
-def _words(axes: Any, rows: Sequence[Row]) -> None:
+def _draw_row(figure: Any, sounds: tuple[Any, Any], rows: Sequence[Row], begin: float, end: float) -> None:
+    """Draw what happened from `begin` to `end`, in seconds. `sounds` are the outlines of both sides."""
+    upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1.6, 2))
+    for axes, (times, low, high), name, colour in (
+        (upper, sounds[0], "user", "#0969da"),
+        (lower, sounds[1], "assistant", "#8250df"),
+    ):
+        first, last = np.searchsorted(times, (begin, end))
+        axes.fill_between(times[first:last], low[first:last], high[first:last], color=colour, linewidth=0)
+        axes.set(ylabel=name, ylim=(-1, 1), yticks=[])
+    here = [row for row in rows if begin <= row["at"] < end]
+    _words(middle, here, begin)
+    for row in (row for row in here if row["type"] in _CHANGES):
+        label, colour, style = _CHANGES[row["type"]]
+        lower.axvline(row["at"], color=colour, linestyle=style, linewidth=1.2 if style == "-" else 1)
+        lower.annotate(label, (row["at"], 0.86), fontsize=7, color=colour, rotation=90, va="top")
+    for number, (whole, start, stop) in enumerate(when_played(rows)):
+        start, stop = max(start, begin), min(stop, end)
+        if stop > start:
+            text = _short(whole, max(4, int((stop - start) * 1.8 * _LETTERS_PER_S)))
+            lower.annotate(text, (start, -0.97 + 0.13 * (number % 2)), fontsize=6, va="bottom")
+    lower.set(xlabel="seconds", xlim=(begin, end))
+
+
+def _words(axes: Any, rows: Sequence[Row], begin: float) -> None:
     """Annotate the recognised words and the decisions, on several levels so that they do not overlap."""
     axes.set(ylim=(0, _LEVELS), yticks=[], ylabel="decisions")
-    ends = [0.0] * _LEVELS  # of the annotations on each level, in seconds
+    ends = [begin] * _LEVELS  # of the annotations on each level, in seconds
     for row in (row for row in rows if row["type"] == "decided"):
         state, text = row["state"], f"{_short(row['text'], 34)} · {row['state']} {row['p']:.2f}"
         level = next((i for i, end in enumerate(ends) if end <= row["at"]), ends.index(min(ends)))

@@ -26,7 +26,7 @@ from duologue.backends.llamacpp import library
 from duologue.backends.llamacpp.multi_cache import MultiCacheBackend
 from duologue.backends.llamacpp.prefill_cache import MIN_PREFILL, PrefillCache
 from duologue.backends.rows import check_added_ids
-from duologue.backends.sampling import FloatArray, choose, score, weigh
+from duologue.backends.sampling import FloatArray, drawn, score, weigh
 from duologue.backends.slots import SlotTable
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
 from duologue.errors import BrokenModel, CacheFull, EngineError, UnsupportedModel, UsageError, refuse
@@ -388,8 +388,7 @@ class LlamaCppBackend(Backend):
         if extend.draw is None:
             groups = [[token + shift for token in group] for group in extend.watch]
             return Step(extend.ticket, p=tuple(weigh(self._watched(logits, group)) for group in groups))
-        token, margin = choose(logits[: self._info.vocab_size], extend.draw)
-        return Step(extend.ticket, tokens=(token,), margin=margin)
+        return drawn(extend.ticket, logits[: self._info.vocab_size], extend.draw)
 
     def _logits(self, row: int) -> FloatArray:
         """The logits of token `row` of the last pass [ids in the file]: llama.cpp's own buffer, until the next pass."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,6 +53,12 @@ def default_weights() -> str:
     With bfloat16 instructions, BF16 is the fastest when several tokens share a pass, as they do while listening.
     """
     return "BF16" if b"AVX512_BF16 = 1" in ll.llama_print_system_info() else "Q8_0"
+
+
+def instructions() -> list[str]:
+    """The instruction sets that llama.cpp was built with and uses here, as it names them."""
+    text = ll.llama_print_system_info().decode("utf-8", "replace")
+    return [part.split("=")[0].strip() for part in re.split(r"[|:]", text) if part.strip().endswith("= 1")]
 
 
 @final

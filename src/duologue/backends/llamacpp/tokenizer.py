@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from duologue.backends.llamacpp.library import LoadedModel  # before llama_cpp: it configures OpenMP
 
@@ -64,6 +64,11 @@ class GgufTokenizer:
             UnsupportedModel: llama.cpp does not know the architecture, or cannot use the vocabulary safely.
         """
         return cls(LoadedModel(path, vocab_only=True))
+
+    @property
+    def vocab(self) -> Any:
+        """llama.cpp's pointer to the vocabulary, which lives as long as this object."""
+        return self._vocab
 
     @cached_property
     def chat_template(self) -> str | None:

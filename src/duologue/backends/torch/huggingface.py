@@ -15,7 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from duologue.backends.lora import Lora
 from duologue.backends.rows import AdapterRows
-from duologue.backends.sampling import choose, score, weigh
+from duologue.backends.sampling import drawn, score, weigh
 from duologue.backends.torch.lora_modules import LoraModules
 from duologue.core.backend import Extend, Step
 from duologue.errors import UnsupportedModel, UsageError
@@ -132,8 +132,7 @@ class CausalModel:
         if extend.score:
             return Step(extend.ticket, scores=score(base, extend.score))
         if extend.draw is not None:
-            token, margin = choose(base[-1], extend.draw)
-            return Step(extend.ticket, tokens=(token,), margin=margin)
+            return drawn(extend.ticket, base[-1], extend.draw)
         if not extend.watch:
             return Step(extend.ticket)
         state = hidden.float().cpu().numpy()

@@ -179,7 +179,7 @@ class _CaseBackend(Backend):
         played.history = list(self._session.history)
         played.num_passes = num_passes
         for answer in self._answers.values():
-            played.num_drawn += answer.num_tokens
+            played.num_drawn += answer.num_made
             if answer is not running and not answer.is_heard_to_the_end:
                 played.num_wasted += answer.end_at - answer.heard_at
         if not isinstance(self._session, Tdm):
@@ -254,10 +254,10 @@ class _CaseBackend(Backend):
             return self._sliced(session, step)
         if answer is None:
             return step
-        if not answer.num_tokens:
+        if not answer.num_made:
             self._contexts[answer.id] = self._template.tokenizer.decode(self._held[extend.seq])
         given = self._answer if answer.user_text == self._asked else self._reply
-        tokens = (*given, min(self._template.stop_tokens))[answer.num_tokens :][:_TOKENS_AT_ONCE]
+        tokens = (*given, min(self._template.stop_tokens))[answer.num_made :][:_TOKENS_AT_ONCE]
         return dataclasses.replace(step, tokens=tokens or (min(self._template.stop_tokens),))
 
     def _sliced(self, session: Tdm, step: Step) -> Step:
@@ -269,7 +269,7 @@ class _CaseBackend(Backend):
         if answer is None and is_listening:
             tokens = self._answer[:1]  # the slice in which the question comes
         elif answer is not None and not is_listening:
-            tokens = self._answer[answer.num_tokens :][:1]
+            tokens = self._answer[answer.num_made :][:1]
         elif answer is None:
             tokens = ()  # an empty slice before the question
         else:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from duologue.core.backend import Sampling
 from duologue.core.transitions import Interruptible
 from duologue.server.fields import Rejection
 from duologue.server.realtime.items import Item
@@ -78,6 +79,7 @@ class Commands:
             session.handle.adjust(by_voice(policy) if config.is_audio else policy)
             session.handle.protect(interruptible)
         session.handle.limit(session.max_tokens)
+        session.handle.sample(Sampling(temperature=config.temperature))
 
     def mute(self) -> None:
         """Continue the session in text, because the voice has failed."""

@@ -112,7 +112,9 @@ def _part_text(part: Any, role: str, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     wanted = ("output_text", "text") if role == "assistant" else ("input_text", "text")
     if kind in ("input_audio", "output_audio", "audio"):
-        message = "items are made of text: send text, or append sound on a server with a voice"
+        if isinstance(part.get("transcript"), str):
+            return str(part["transcript"])
+        message = "items are made of text: send text or a transcript, or append sound on a server with a voice"
         raise Rejection(message, code="audio_not_supported", param=f"{where}.type")
     if kind not in wanted:
         raise Rejection(f"content of the {role} has type {wanted[0]}, not {kind!r:.40}", param=f"{where}.type")

@@ -118,6 +118,42 @@ def _no_tools(value: Any) -> None:
         raise ValueError("empty: tools are not supported")
 
 
+def _in_new_words(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A session or a response with the field names of the beta protocol replaced by today's, which take precedence."""
+    found = {name: value for name, value in row.items() if name not in _BETA}
+    for old in _BETA.keys() & row.keys():
+        *parents, name = _BETA[old].split(".")
+        at: dict[str, Any] | None = found
+        for parent in parents:
+            child = {} if at is None else at.get(parent)
+            if at is None or not isinstance(child, Mapping | None):
+                at = None  # the reader of the fields will refuse it
+            else:
+                at[parent] = at = dict(child or {})
+        value = row[old]
+        if at is not None:
+            at.setdefault(name, _BETA_FORMATS.get(value, value) if isinstance(value, str) else value)
+    return found
+
+
+_BETA = {
+    "modalities": "output_modalities",
+    "max_response_output_tokens": "max_output_tokens",
+    "turn_detection": "audio.input.turn_detection",
+    "input_audio_format": "audio.input.format",
+    "input_audio_transcription": "audio.input.transcription",
+    "input_audio_noise_reduction": "audio.input.noise_reduction",
+    "output_audio_format": "audio.output.format",
+    "voice": "audio.output.voice",
+    "speed": "audio.output.speed",
+}
+_BETA_FORMATS: Mapping[str, Any] = {
+    "pcm16": _AUDIO,
+    "g711_ulaw": {"type": "audio/pcmu"},
+    "g711_alaw": {"type": "audio/pcma"},
+}
+
+
 def _metadata(value: dict[str, Any]) -> dict[str, Any]:
     if len(value) > 16 or not all(
         isinstance(text, str) and len(key) <= 64 and len(text) <= 512 for key, text in value.items()
@@ -142,6 +178,7 @@ _COMMON: Table = {
 _SESSION: Table = {
     **_COMMON,
     "type": Field(str, choices=("realtime",)),
+    "temperature": Field(float, least=0, most=10),
     "audio": Field(
         dict,
         fields={
@@ -181,6 +218,7 @@ class RealtimeConfig:
     instructions: str = ""
     turn_detection: TurnDetection | None = TurnDetection()
     max_output_tokens: int | None = None  # None: the server's limit
+    temperature: float = 0.0  # of the beta protocol
     has_voice: bool = False  # the server can speak
     is_audio: bool = False  # answers are spoken
 
@@ -190,10 +228,12 @@ class RealtimeConfig:
         Raises:
             Rejection: a value is invalid.
         """
-        found = read(_SESSION, row, "session.", only_given=True)
+        found = read(_SESSION, _in_new_words(row), "session.", only_given=True)
         changes = {"max_output_tokens": found["max_output_tokens"]} if "max_output_tokens" in found else {}
         if found.get("instructions") is not None:
             changes["instructions"] = found["instructions"]
+        if found.get("temperature") is not None:
+            changes["temperature"] = found["temperature"]
         if "output_modalities" in found:
             changes["is_audio"] = self.has_voice and "audio" in (found["output_modalities"] or ["audio"])
         audio = {side: wanted or {} for side, wanted in (found.get("audio") or {}).items()}
@@ -267,5 +307,5 @@ class ResponseRequest:
                     code="unsupported_parameter",
                     param=f"response.{name}",
                 )
-        found = read(_RESPONSE, row, "response.")
+        found = read(_RESPONSE, _in_new_words(row), "response.")
         return cls(event_id, found["metadata"], found["instructions"], found["max_output_tokens"])

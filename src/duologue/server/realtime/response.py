@@ -112,7 +112,7 @@ class Response:
     def _usage(self) -> dict[str, Any]:
         """Token counts: the context is the input; the part in the cache when the user's turn began counts as cached."""
         answer = self._answer
-        asked, cached, made = (0, 0, 0) if answer is None else (answer.answer_at, answer.turn_at, answer.num_tokens)
+        asked, cached, made = (0, 0, 0) if answer is None else (answer.thought_at, answer.turn_at, answer.num_made)
         return {
             "total_tokens": asked + made,
             "input_tokens": asked,
