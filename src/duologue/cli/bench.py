@@ -14,7 +14,6 @@ examples:
 COMMAND = Command(
     "measure the cost of conversations on this machine",
     "Measure the cost of conversations on this machine, with real forward passes of the model.",
-    usage="duologue bench WHAT [options]",
     epilog=_EPILOG,
     members=("scale", "serve", "cost"),
 )

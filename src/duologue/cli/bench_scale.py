@@ -53,7 +53,6 @@ COMMAND = Command(
         Option("--json", action="store_true", help="also print the result as a last line of JSON"),
     ),
     groups={"model": MODEL_WITHOUT_CONTEXT},
-    usage="duologue bench scale [options]",
     epilog=_EPILOG,
 )
 

@@ -51,7 +51,6 @@ COMMAND = Command(
         *LOAD,
     ),
     groups={"model": MODEL},
-    usage="duologue bench serve [options]",
     epilog=_EPILOG,
 )
 

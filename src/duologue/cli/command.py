@@ -28,10 +28,25 @@ class Command:
     description: str
     options: Sequence[Option] = ()
     groups: Mapping[str, Sequence[Option]] = field(default_factory=dict)  # of further options, by title
-    usage: str | None = None  # by default, all options
     epilog: str | None = None
     members: Sequence[str] = ()  # of a group of commands: member M is the module `NAME_M`
     title: str = "what is measured"  # of the list of members
+
+
+def _usage(name: str, group: str | None, command: Command) -> str:
+    """Arguments first, since an option with several values would take them; then what must be given."""
+    parts = ["duologue", *([group] if group else []), name, *(["WHAT"] if command.members else [])]
+    options = [*command.options, *(option for group in command.groups.values() for option in group)]
+    arguments = [option for option in options if not option.names[0].startswith("-")]
+    for option in arguments:
+        choices = option.settings.get("choices")
+        shown = "{" + ",".join(choices) + "}" if choices else option.settings.get("metavar", option.names[0].upper())
+        parts.append(f"[{shown}]" if option.settings.get("nargs") in ("?", "*") else str(shown))
+    for option in options:
+        if option.settings.get("required"):
+            choices = option.settings.get("choices")
+            parts += [option.names[-1], "{" + ",".join(choices) + "}" if choices else str(option.settings["metavar"])]
+    return " ".join([*parts, "[options]"] if len(options) > len(arguments) or command.members else parts)
 
 
 def add_options(parser: argparse._ActionsContainer, options: Sequence[Option]) -> None:
@@ -49,11 +64,12 @@ def add_command(
     command: Command = module.COMMAND
     parser = commands.add_parser(
         name,
-        usage=command.usage,
+        usage=_usage(name, group, command),
         help=command.summary,
         description=command.description,
         epilog=command.epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add_options(parser, command.options)
     for title, options in command.groups.items():

@@ -16,7 +16,6 @@ examples:
 COMMAND = Command(
     "measure a model with its adapter",
     "Measure a model with its adapter on your own data, through the same code as conversations.",
-    usage="duologue eval WHAT [options]",
     epilog=_EPILOG,
     members=("states", "timing", "behaviour", "case", "standard"),
 )

@@ -65,7 +65,6 @@ COMMAND = Command(
         Option("--out", type=Path, metavar="DIR", help="write result.json, kinds.png and index.html there"),
     ),
     groups={"model": (*MODEL_WITHOUT_CONTEXT, LISTENER)},
-    usage="duologue eval behaviour [CASES] [options]",
     epilog=_EPILOG,
 )
 

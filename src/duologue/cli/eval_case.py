@@ -49,7 +49,6 @@ COMMAND = Command(
         Option("--json", action="store_true", help="one JSON object per conversation"),
     ),
     groups={"model": MODEL},
-    usage="duologue eval case SCRIPT … [options]",
     epilog=_EPILOG,
 )
 

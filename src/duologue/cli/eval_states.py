@@ -61,7 +61,6 @@ COMMAND = Command(
         ),
     ),
     groups={"model": MODEL},
-    usage="duologue eval states FILE [options]",
     epilog=_EPILOG,
 )
 

@@ -34,7 +34,6 @@ COMMAND = Command(
         Option("--json", action="store_true", help="one JSON object; the table goes to standard error"),
     ),
     groups={"model": MODEL},
-    usage="duologue eval timing FILE [options]",
     epilog=_EPILOG,
 )
 

@@ -11,7 +11,10 @@ from duologue import __version__
 from duologue.cli.command import add_command
 from duologue.errors import DuologueError
 
-COMMANDS = ("chat", "talk", "replay", "models", "data", "train", "eval", "bench", "report", "serve", "export")
+COMMANDS = (
+    "chat", "talk", "replay", "doctor", "models", "data", "train", "eval", "bench", "report", "serve", "export",
+    "completion",
+)  # fmt: skip
 """Each is a module of this package."""
 
 _OF_FILES = frozenset(
@@ -30,7 +33,8 @@ are finished and meant for it, and stops, waits or continues accordingly.
   duologue replay talk.jsonl        run a scripted conversation on a virtual clock
   duologue eval states rows.jsonl   measure the decisions on labelled rows
   duologue bench scale              measure how many live sessions this machine can serve
-  duologue models                   list what is installed and what is missing
+  duologue models                   list the models and adapters
+  duologue doctor                   say what is installed, what is fast here, and what is missing
 
 `duologue COMMAND --help` describes a command and gives examples.
 """
@@ -39,7 +43,10 @@ are finished and meant for it, and stops, waits or continues accordingly.
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
-        prog="duologue", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="duologue",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"duologue {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)

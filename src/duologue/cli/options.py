@@ -52,6 +52,12 @@ MODEL = (
         help="auto: llama.cpp for .gguf files if it is installed, else torch; reference: slow, for comparison",
     ),
     Option("--weights", metavar="TYPE", help="torch: bf16 (default), f16, f32; llamacpp: BF16, F16, Q8_0, Q4_0, as-is"),
+    Option(
+        "--chat-template",
+        type=Path,
+        metavar="FILE",
+        help="Jinja source to use instead of the model's own chat template",
+    ),
     CONTEXT,
     Option("--threads", type=whole(least=1, most=1024), metavar="N", help="CPU threads (default: one per core)"),
     Option("--device", default="cpu", help="torch device (default cpu)"),
@@ -110,6 +116,13 @@ CONVERSATION = (
         metavar="TOKENS",
         help="maximum length of an answer (default 256)",
     ),
+    Option(
+        "--max-thought",
+        type=whole(least=0),
+        default=512,
+        metavar="TOKENS",
+        help="maximum length of a reasoning model's thought before an answer (default 512; 0: none)",
+    ),
     EAGERNESS,
     Option(
         "--temperature",
@@ -137,7 +150,7 @@ def load_model(args: argparse.Namespace, *, context_length: int | None = None, s
 
     Raises what `duologue.models.model.load` raises.
     """
-    from duologue.models.model import NO_LISTENER, load, named_listener
+    from duologue.models.model import NO_LISTENER, load, named_listener, read_template
 
     listener, system = getattr(args, "listener", NO_LISTENER), getattr(args, "system", None)
     speaker = _remote_speaker(args, system)
@@ -157,6 +170,7 @@ def load_model(args: argparse.Namespace, *, context_length: int | None = None, s
             threads=args.threads,
             device=args.device,
             system=system if speaker is None else None,
+            chat_template=read_template(args.chat_template),
             progress=stage,
         )
     return model if speaker is None else model.spoken_by(speaker, max_length=length)
@@ -195,6 +209,7 @@ def session_config(args: argparse.Namespace, model: "Model", *, heard: Literal["
     return SessionConfig(
         max_length=model.max_length,
         max_answer=args.max_answer,
+        max_thought=args.max_thought,
         sampling=Sampling(temperature=args.temperature, top_p=args.top_p),
         seed=args.seed,
         heard=heard,

@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import duologue
 from duologue.cli.command import Command, Option, number, whole
 from duologue.cli.options import CONVERSATION, SPEAKER, load_model
 from duologue.cli.terminal.lines import EventPrinter
@@ -18,6 +19,18 @@ from duologue.core.policy import ECHO_S
 if TYPE_CHECKING:
     from duologue.models.model import Model
     from duologue.speakers.remote import SteppedSpeaker
+
+
+def _script(name: str) -> Path:
+    """The file at `name`, or else the example of that name: the package has those of the repository's `examples/`."""
+    path = Path(name)
+    if not path.exists():
+        package = Path(duologue.__file__).parent
+        for folder in (package / "examples", package.parents[1] / "examples"):
+            if (found := folder / f"{path.stem}.jsonl").is_file():
+                return found
+    return path
+
 
 _EPILOG = """\
 The file has one JSON object per line:
@@ -33,7 +46,7 @@ A record of `duologue serve --record` is printed as it happened, without a model
 The result does not depend on the speed of the machine: a forward pass takes PERIOD / PASSES seconds of virtual time.
 
 examples:
-  duologue replay examples/interruption.jsonl
+  duologue replay interruption                        an example of the package; also: asides, stop_and_go_on
   duologue replay talk.jsonl --json | tail -1         {"said", "heard", "history", "passes"}
   duologue replay talk.jsonl --period 2 --passes 4    the values of the DUO paper
   duologue replay talk.jsonl --speaker http://127.0.0.1:8000/v1 --speaker-model qwen3     answers from an endpoint
@@ -44,7 +57,7 @@ COMMAND = Command(
     "run a scripted conversation on a virtual clock",
     "Run a scripted conversation and print its events. The same script gives the same events.",
     options=(
-        Option("file", type=Path, metavar="FILE", help="the script"),
+        Option("file", type=_script, metavar="FILE", help="the script, or the name of an example of the package"),
         Option(
             "--period",
             type=number(least=0, above=True),
@@ -56,7 +69,6 @@ COMMAND = Command(
         Option("--json", action="store_true", help='one event per line, then {"said", "heard", "history", "passes"}'),
     ),
     groups={"model": SPEAKER, "conversation": CONVERSATION},
-    usage="duologue replay FILE [options]",
     epilog=_EPILOG,
 )
 
@@ -80,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             passes=args.passes,
             max_length=model.max_length,
             max_answer=args.max_answer,
+            max_thought=args.max_thought,
             sampling=Sampling(temperature=args.temperature, top_p=args.top_p),
             seed=args.seed,
             make=model.factory(),

@@ -51,7 +51,6 @@ COMMAND = Command(
         Option("--config", type=Path, metavar="FILE", help="settings in TOML"),
         *map(_option, fields(ServerConfig)),
     ),
-    usage="duologue serve [MODEL] [options]",
     epilog=_EPILOG,
 )
 

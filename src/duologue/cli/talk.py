@@ -64,7 +64,6 @@ COMMAND = Command(
         "model": SPEAKER,
         "conversation": CONVERSATION,
     },
-    usage="duologue talk [options]",
     epilog=_EPILOG,
 )
 
@@ -113,9 +112,7 @@ async def _talk(args: argparse.Namespace) -> None:
             recording = await microphone.Microphone(voice, args.sound_device, keeps=args.out is not None).run()
         else:
             sound = read_sound(args.source)
-            recording = await converse(
-                voice, sound, is_over=lambda: session.running is None and session.input_text is None
-            )
+            recording = await converse(voice, sound, is_over=lambda: session.is_settled)
         if args.out is not None:
             written = recording.write(args.out, timeline.rows)
             print(f"wrote {', '.join(map(str, written))}", file=sys.stderr)
