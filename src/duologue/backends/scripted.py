@@ -49,7 +49,8 @@ class ScriptedBackend(IdBackend):
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
         if extend.score:
             return Step(extend.ticket, scores=self._scores(extend.score, tokens))
-        drawn, log_p = (), ()
+        drawn: tuple[Token, ...] = ()
+        log_p: tuple[tuple[Token, float], ...] = ()
         if extend.draw is not None:
             drawn = (self._speak(tokens),)
             wanted = extend.draw.num_alternatives

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from duologue import __version__
@@ -84,7 +85,7 @@ def examine() -> Iterator[Finding]:
         where = entry.title if entry.path is None else f"{entry.title}: {entry.path}"
         yield Finding(entry.name, state, where, entry.install if entry.path is None else None)
     for name, purpose, modules, extra in _EXTRAS:
-        yield _examined(name, modules, extra, purpose, lambda purpose=purpose: Finding("", "ok", purpose))
+        yield _examined(name, modules, extra, purpose, partial(Finding, "", "ok", purpose))
     yield _cache()
     yield _port()
 

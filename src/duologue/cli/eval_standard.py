@@ -47,7 +47,6 @@ COMMAND = Command(
         ),
     ),
     groups={"model": MODEL},
-    usage="duologue eval standard [options]",
     epilog=_EPILOG,
 )
 

@@ -53,7 +53,6 @@ COMMAND = Command(
         Option("--json", action="store_true", help="print one JSON object about the stages"),
     ),
     groups={"model": MODEL_WITHOUT_CONTEXT},
-    usage="duologue report [options]",
     epilog=_EPILOG,
 )
 

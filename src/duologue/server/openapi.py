@@ -23,6 +23,7 @@ _KINDS: Mapping[type, dict[str, Any]] = {
     dict: {"type": "object"},
     object: {},
 }
+_BOUNDS: Mapping[type, tuple[str, str]] = {str: ("minLength", "maxLength"), list: ("minItems", "maxItems")}
 _MEANINGS = {
     "messages": "objects with role (system, developer, user, assistant) and content; the last is the user's",
     "model": "ignored: a server has one model",
@@ -62,9 +63,7 @@ def schema_of(table: Table) -> dict[str, Any]:
 
 def _property(name: str, field: Field) -> dict[str, Any]:
     found = dict(schema_of(field.fields) if field.fields is not None else _KINDS[field.kind])
-    least, most = {str: ("minLength", "maxLength"), list: ("minItems", "maxItems")}.get(
-        field.kind, ("minimum", "maximum")
-    )
+    least, most = _BOUNDS.get(field.kind, ("minimum", "maximum"))
     if field.least is not None:
         found[least] = field.least
     if field.most is not None:
@@ -92,7 +91,7 @@ def description() -> dict[str, Any]:
     errors = {code: _answer(text, message) for code, text in problems.items()}
     body = {"application/json": {"schema": schema_of({**BODY, **_SAMPLING})}}
     streamed = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
-    secured = [{}, {"token": []}]
+    secured: list[dict[str, list[str]]] = [{}, {"token": []}]
     return {
         "openapi": "3.1.0",
         "info": {
