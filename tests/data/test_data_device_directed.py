@@ -10,6 +10,9 @@ SAID_TO_A_MACHINE = {
         "I said: Siri, call my brother.",
         "ask ChatGPT about the garden then",
     ],
+    "name of an assistant (Mandarin)": ["小爱同学，现在几点了", "你问一下语音助手吧"],
+    "command to a device (Mandarin)": ["把卧室的灯关掉", "提醒我晚上吃药"],
+    "task for a language model (Mandarin)": ["帮我写一封邮件", "讲个笑话听听"],
     "call to a machine": ["Hey Google, what's on tonight?", "okay computer show me the map"],
     "command to a device": [
         "Please turn off the kitchen lights.",

@@ -77,7 +77,7 @@ def test_sources_become_samples_and_samples_an_adapter(
     assert set(adapter.facts["sources"]).isdisjoint(adapter.facts["data"]["unseen"])
     names = sorted(path.name for path in tmp_path.iterdir())
     folders = [] if adapter.cascade is None else ["cascade"]
-    assert names == ["adapter.json", "adapter.safetensors", *folders, "training.jsonl", "training.png"]
+    assert names == ["README.md", "adapter.json", "adapter.safetensors", *folders, "training.jsonl", "training.png"]
     out = capsys.readouterr().out
     assert ("held out, cascade" in out) == ("cascade" in adapter.facts) == (kind == "alora")
     assert "120 samples to train on" in out
@@ -136,7 +136,9 @@ def test_training_can_begin_from_an_adapter_and_learn_from_another(
     assert run("train", "rows", *common, "--out", third, "--teacher", first) == 0
     assert Adapter.load(third).facts["teacher"] == "alora"
     with pytest.raises(UsageError, match="for rows"):
-        run("train", "alora", *common, "--out", third, "--teacher", first)
+        run("train", "alora", *common, "--out", tmp_path / "fourth", "--teacher", first)
+    with pytest.raises(UsageError, match="holds an adapter of kind rows"):
+        run("train", "alora", *common, "--out", third)
 
 
 def test_rows_become_the_cascade_of_an_adapter_that_exists(
@@ -162,7 +164,8 @@ def test_rows_become_the_cascade_of_an_adapter_that_exists(
     )["training"]
     for name in ("adapter.safetensors", "training.jsonl", "training.png"):
         assert (out / name).read_bytes() == before[name]
-    assert sorted(path.name for path in (out / "cascade").iterdir()) == sorted(before)
+    assert {path.name for path in (out / "cascade").iterdir()} == before.keys() - {"README.md"}
+    assert "rows of a cascade" in (out / "README.md").read_text()
     (out / "cascade" / "adapter.json").unlink()
     with pytest.raises(AdapterMismatch, match=f"train rows --into {out}"):
         Adapter.load(out)

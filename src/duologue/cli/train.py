@@ -113,10 +113,6 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give --out, the adapter folder to write, or --into, the one that gets a cascade")
     if not args.data.is_dir():
         raise UsageError(f"--data {args.data} is not a folder; create it with `duologue data build`")
-    if (finished := _finished(args)) is not None:
-        print("\n".join(report_lines(finished.facts)))
-        print(f"The run in {args.out} is finished. To train again, remove the folder or choose another --out.")
-        return 0
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.dtype is None:
@@ -124,6 +120,10 @@ def run(args: argparse.Namespace) -> int:
     source = find(args.model, args.revision)
     is_probe, is_tdm = args.recipe in _PROBE, args.recipe == "tdm"
     train = _probe_training(args) if is_probe else _tdm_training(args) if is_tdm else _finetuning(args)
+    if (finished := _finished(args)) is not None:
+        print("\n".join(report_lines(finished.facts)))
+        print(f"The run in {args.out} is finished. To train again, remove the folder or choose another --out.")
+        return 0
     # weights that are trained themselves stay in float32 whatever the precision of the passes
     dtype = "bfloat16" if args.dtype == "bf16" and is_probe else "float32"
     model, tokenizer = read_model(source.location, revision=source.revision, dtype=dtype)
@@ -152,6 +152,7 @@ def _finished(args: argparse.Namespace) -> "Adapter | None":
     """The adapter of a run that has ended; None if there is none, or the run was killed.
 
     Raises:
+        UsageError: the run trained another kind of adapter.
         WorseAdapter: it decides worse than the prompted model, and that was not allowed.
     """
     from duologue.models.adapters import Adapter
@@ -160,6 +161,9 @@ def _finished(args: argparse.Namespace) -> "Adapter | None":
     if args.out is None or not (args.out / "adapter.json").exists() or is_unfinished(args.out):
         return None
     adapter = Adapter.load(args.out)
+    kind = adapter.facts.get("settings", {}).get("kind", adapter.kind)
+    if kind != args.recipe:
+        raise UsageError(f"--out {args.out} holds an adapter of kind {kind}; choose another folder")
     if not args.allow_worse:
         adapter.refuse_worse()
     return adapter

@@ -41,6 +41,10 @@ def _header(adapter: Adapter, base: str) -> str:
 def _introduction(adapter: Adapter, base: str) -> str:
     states = ", ".join(f"*{state.value}*" for state in adapter.states)
     parts = "added rows" if adapter.lora is None else f"added rows and a LoRA of rank {adapter.lora.rank} at the probe"
+    if adapter.cascade is not None:
+        parts += (
+            ", and the rows of a cascade: on llama.cpp they are read first, and the LoRA only where they are unsure"
+        )
     timing = " It also predicts whether the speaker goes on." if adapter.has_timing else ""
     return (
         f"# Duplex adapter for {_plain(base)}\n\nAn adapter of kind `{adapter.kind}` ({parts}) for Duologue. It "
