@@ -269,7 +269,7 @@ def test_a_row_longer_than_the_context_is_named() -> None:
 
 def test_turns_that_the_template_refuses_are_named() -> None:
     template = Template.from_tokenizer(ByteTokenizer(STRICT))
-    context = (Turn(Role.ASSISTANT, "one"), Turn(Role.ASSISTANT, "two"))
+    context = (Turn(Role.USER, "one"), Turn(Role.SYSTEM, "two"))
     with pytest.raises(BadData, match="line 1: "):
         judge_model(rows_of([Sample("a", PROCESS, "own", context=context)]), scripted_model(template=template))
 

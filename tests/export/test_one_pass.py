@@ -81,7 +81,7 @@ def test_decisions_and_answers_are_those_of_two_passes(
         assert step.tokens == expected.tokens
         assert step.margin == pytest.approx(expected.margin, abs=1e-4)
         for got, wanted in zip(step.p, expected.p, strict=True):
-            np.testing.assert_allclose(got, wanted, atol=1e-4)
+            np.testing.assert_allclose(got, wanted, atol=1e-4 if weights is None else 4e-4)
     assert max(abs(a.p[0][0] - b.p[0][0]) for a, b in zip(one[:3], plain, strict=False)) > 0.01, "the LoRA matters"
     assert [step.is_apart for step in one] == [False] * 5
     assert [step.is_apart for step in two] == [True] * 3 + [False] * 2

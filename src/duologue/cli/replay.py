@@ -8,7 +8,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import duologue
 from duologue.cli.command import Command, Option, number, whole
 from duologue.cli.options import CONVERSATION, SPEAKER, load_model
 from duologue.cli.terminal.lines import EventPrinter
@@ -25,7 +24,7 @@ def _script(name: str) -> Path:
     """The file at `name`, or else the example of that name: the package has those of the repository's `examples/`."""
     path = Path(name)
     if not path.exists():
-        package = Path(duologue.__file__).parent
+        package = Path(__file__).parents[1]
         for folder in (package / "examples", package.parents[1] / "examples"):
             if (found := folder / f"{path.stem}.jsonl").is_file():
                 return found

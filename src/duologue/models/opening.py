@@ -111,12 +111,12 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
         tokenizer, vocab_size=facts.base_vocab_size, hidden_size=facts.hidden_size, num_layers=facts.num_layers
     )
     adapter = adapter_for(request.adapter, fingerprint)
+    lora = separate_lora(path, facts.one_pass, adapter)
     if facts.num_added and adapter is not None and adapter.num_added not in (0, facts.num_added):
         raise AdapterMismatch(
             f"{path} already has {facts.num_added} rows of an adapter, but this adapter has {adapter.num_added}; "
             "start from the base model's file"
         )
-    lora = separate_lora(path, facts.one_pass, adapter)
     # An exported file is ready: its rows are used, and its weight type was chosen when it was written.
     weights = wanted or (AS_IS if facts.num_added else default_weights())
     cascade = None if adapter is None or facts.num_added else adapter.cascade  # exported files have none
