@@ -109,7 +109,8 @@ def test_a_conversation_that_had_filled_its_context_is_taken_up_with_what_fits(t
             assert session.history == said[-len(session.history) :]
             await peer.say("hear", text="what is a cat", final=True, utterance="more")
             await peer.until("committed")
-            assert list(read_record(path).ledger.history) == session.history
+            while list(read_record(path).ledger.history) != session.history:  # turns may be left out after it
+                await peer.next()
 
     run(talk())
 
