@@ -2,6 +2,7 @@
 
 import pytest
 
+from duologue.core.config import SessionConfig
 from duologue.core.events import Decided, Promoted, Resumed
 from duologue.core.policy import Policy
 from duologue.core.words import asks, asks_for_a_moment
@@ -239,3 +240,42 @@ def test_go_ahead_resumes_what_was_stopped():
     talk.hear("go ahead", "c")
     talk.run()
     assert any(isinstance(e, Resumed) for e in talk.events)
+
+
+LATE = {"book it": "I have booked the table. Under which name is it?", "smith aside": "Was that Smith?"}
+
+
+def over_the_end(said: str, *, seconds: float) -> Talk:
+    """`said` over the last words of the answer to "book it", which ends so many seconds later."""
+    talk = Talk(LATE, config=SessionConfig(heard="reported"))
+    talk.hear("book it", "a")
+    talk.run()
+    answer = LATE["book it"]
+    talk.told(talk.session.heard(len(answer) - 8))
+    talk.hear(said, "b")
+    talk.run()
+    talk.advance(seconds)
+    talk.told(talk.session.heard(len(answer)))
+    return talk
+
+
+def test_a_reply_over_the_last_words_of_the_question_is_judged_again_and_not_lost():
+    talk = over_the_end("smith aside", seconds=1.0)
+    talk.run()
+    assert talk.kinds()[-3:] == ["Committed", "Decided", "Dropped"], "what is still ignored then may be the reply"
+    talk.advance(6.1)
+    talk.run()
+    assert promoted(talk) == ["book it", "smith aside"]
+    talk.check_cache()
+
+
+def test_what_was_said_earlier_over_the_question_is_no_reply():
+    talk = over_the_end("smith aside", seconds=3.0)
+    assert talk.run() == []
+    assert talk.session.next_deadline is None
+    talk = over_the_end("smith aside", seconds=0.5)
+    talk.hear("what is it", "c")  # the reply itself
+    talk.run()
+    talk.advance(20.0)
+    talk.run()
+    assert promoted(talk) == ["book it", "smith aside what is it"]

@@ -42,6 +42,7 @@ from duologue.core.words import asks_for_a_moment, words_in
 from duologue.errors import ContextOverflow, UsageError, require
 from duologue.types import InputState, Role, Seq, Token, Turn, well_formed
 
+_EARLY_S = 1.5  # seconds before the end of a question in which words may have been the reply
 _EXCERPT = 80  # characters of a refused text that an event carries
 
 
@@ -361,6 +362,7 @@ class Session(BaseSession):
         self._ignored: list[Utterance] = []  # behind the assistant's question: they may be the reply
         self._ignored_at = 0.0  # session time when the last of them was received
         self._has_trusted = False  # such words were answered, and nothing was judged process since
+        self._early: Input | None = None  # what was ignored last: it may be the reply to a question that was not over
         self._pause: _Pause | None = None  # of an answer that will resume
 
     # ------------------------------------------------------------------ what can be seen
@@ -630,6 +632,7 @@ class Session(BaseSession):
         elif not self._input.drop_newest(state.value):
             self._give_up(state.value)
             self._expect_reply(heard)
+            self._early = heard if self.floor is Floor.SPEAKING else None
 
     def _promote(self) -> None:
         """process: the input channel becomes the output channel, and the assistant's header is appended.
@@ -645,6 +648,7 @@ class Session(BaseSession):
             return
         if heard.decision is not None and heard.decision.state is InputState.PROCESS:
             self._has_trusted = False
+        self._early = None
         answer = self._output.promote(heard, point, words, self._hand_over(point))
         self._input.memory.answer(heard.utterances)
         self._log.add(Promoted(self.now, heard.id, heard.text, answer.id))
@@ -722,6 +726,16 @@ class Session(BaseSession):
 
     def _heard(self, answer: Answer, position: int) -> None:
         self._output.hear(position)
+        self._hear_early_reply()
+
+    def _hear_early_reply(self) -> None:
+        """Judge words again that were ignored over the end of an answer which turns out to be a question."""
+        early = self._early
+        if early is None or not self._is_reply_due or self._input.current is not None:
+            return
+        self._early = None
+        if self.now - early.changed_at <= _EARLY_S:
+            self._input.hear_again(early.utterances)
 
     def respond(self) -> list[Event]:
         if self.input_text:
@@ -977,6 +991,8 @@ class Session(BaseSession):
     def _disregard(self, utterance: str) -> None:
         """Forget the ignored words of `utterance`, which have changed."""
         self._ignored = [one for one in self._ignored if one.final or one.id != utterance]
+        if self._early is not None and any(one.id == utterance and not one.final for one in self._early.utterances):
+            self._early = None
 
     def _answer_ignored(self) -> None:
         ignored, self._ignored = self._ignored, []
