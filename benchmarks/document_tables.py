@@ -407,6 +407,46 @@ def _decided(found: Result) -> tuple[str, ...]:
     return tuple(map(percent, shares + [found["recall"][state] for state in _STATES]))
 
 
+@by_result(
+    "timing",
+    "adapter, engine",
+    "words that end with",
+    "n",
+    "AUC",
+    "early at 0.6 s",
+    "at 1.2 s",
+    "at 2.0 s",
+    "wait, p50",
+    "p95",
+)
+def timing(result: Result) -> Iterator[Row]:
+    """Waits at the policy's own eagerness."""
+    parts = (("anything", result), ("a question", result["questions"]), ("a statement", result["statements"]))
+    for name, part in parts:
+        waits = [f"{part['delay_ms'][key] / 1000:.2f} s" for key in ("p50", "p95")]
+        early = [percent(part["early"][pause]) for pause in ("0.6", "1.2", "2.0")]
+        yield f"{_kind(result)}, {_engine(result)}", name, part["n"], percent(part["auc"]), *early, *waits
+
+
+@by_result(
+    "timing-points", "adapter, engine", "early, at most", "by the words", "the same wait everywhere", of="timing"
+)
+def timing_points(result: Result) -> Iterator[Row]:
+    """The least mean delay on the dial, and that of a constant wait."""
+    for share, constant in result["constant"].items():
+        point = result["points"][share]
+        reached = "not reached" if point is None else f"{point / 1000:.2f} s"
+        yield f"{_kind(result)}, {_engine(result)}", f"{float(share):.0%}", reached, f"{constant / 1000:.2f} s"
+
+
+@by_result("timing-curve", "eagerness", "early", "mean delay", of="timing")
+def timing_curve(result: Result) -> Iterator[Row]:
+    """The dial in steps of a quarter."""
+    for point in result["curve"]:
+        if point["eagerness"] % 0.25 == 0:
+            yield f"{point['eagerness']:+.2f}", percent(point["early"]), f"{point['delay_ms'] / 1000:.2f} s"
+
+
 @by_result("smart-turn", "decided by", "n", "whole orders: right", "cut orders: right", of="smart_turn")
 def smart_turn(result: Result) -> Iterator[Row]:
     """Recorded orders, whole and cut."""

@@ -1,13 +1,16 @@
 """What every benchmark script has in common: its flags, loading a model, and the end of a run."""
 
 import argparse
+import contextlib
+import io
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from duologue.cli.command import add_options
+from duologue.cli.main import main as duologue
 from duologue.cli.options import MODEL_WITHOUT_CONTEXT
 from duologue.cli.options import load_model as load
 from duologue.evaluation import results
@@ -68,6 +71,34 @@ def finish(
     print(json.dumps(result, ensure_ascii=False))
     if args.out:
         results.write(result, args.out)
+
+
+def run_eval(
+    what: str,
+    doc: str | None,
+    header: Sequence[object],
+    rows: Callable[[dict[str, Any]], Iterable[Sequence[object]]],
+) -> int:
+    """A script around `duologue eval WHAT FILE --json`; what follows `--` is passed to it. Returns the exit status.
+
+    `rows` makes the table for people from the figures.
+    """
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    parser = arguments(doc, with_model=False)
+    parser.add_argument("file", help="rows to decide on")
+    args = parser.parse_args(words[:end])
+    measurement = begin(args)
+    line = io.StringIO()
+    with contextlib.redirect_stdout(line):
+        status = duologue(["eval", what, args.file, "--json", *words[end + 1 :]])
+    if status:
+        return status
+    found = json.loads(line.getvalue())
+    found["model"] = {name: found.pop(name) for name in ("model", "backend", "weights", "adapter")}
+    found["model"]["name"] = found["model"].pop("model")
+    finish(args, measurement, found, header, rows(found))
+    return 0
 
 
 def progress(text: str) -> None:

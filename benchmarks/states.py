@@ -6,43 +6,20 @@ Everything after `--` is passed to `duologue eval states` (--adapter, --backend,
 rows come from whole sources that the adapter was not trained on; `duologue data build` writes them.
 """
 
-import contextlib
-import io
-import json
-import sys
+from collections.abc import Iterator
+from typing import Any
 
 import measuring
 
-from duologue.cli.main import main as duologue
+HEADER = ("", "n", "answer F1", "false answers", "accuracy")
 
 
-def main() -> int:
-    """Run it."""
-    words = sys.argv[1:]
-    end = words.index("--") if "--" in words else len(words)
-    parser = measuring.arguments(__doc__, with_model=False)
-    parser.add_argument("file", help="rows to decide on")
-    args = parser.parse_args(words[:end])
-    measurement = measuring.begin(args)
-    line = io.StringIO()
-    with contextlib.redirect_stdout(line):
-        status = duologue(["eval", "states", args.file, "--json", *words[end + 1 :]])
-    if status:
-        return status
-    found = json.loads(line.getvalue())
-    found["model"] = {name: found.pop(name) for name in ("model", "backend", "weights", "adapter")}
-    found["model"]["name"] = found["model"].pop("model")
-    result = {**found}
-    rows = [(place, *_row(result[place])) for place in ("idle", "speaking")]
-    measuring.finish(args, measurement, result, ("", "n", "answer F1", "false answers", "accuracy"), rows)
-    return 0
-
-
-def _row(part: dict[str, object]) -> tuple[object, ...]:
-    answer = part["answer"]
-    assert isinstance(answer, dict)
-    return part["n"], answer["f1"], part["false_answer_rate"], part["accuracy"]
+def rows(found: dict[str, Any]) -> Iterator[tuple[object, ...]]:
+    """One for silence and one for answers."""
+    for place in ("idle", "speaking"):
+        part = found[place]
+        yield place, part["n"], part["answer"]["f1"], part["false_answer_rate"], part["accuracy"]
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(measuring.run_eval("states", __doc__, HEADER, rows))
