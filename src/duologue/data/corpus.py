@@ -293,23 +293,25 @@ class Pools:
             {name: path for name, path in files["dialogues"].items() if split == "test" or name not in recipe.unseen},
             lambda d: self._is_in_split(d) and forms.spoken(d.turns[0].text) not in self._held_back,
         )
-        self._whole = {
-            hash(forms.spoken(text))
-            for texts in (
-                *([item.text for item in items] for pool in (said, self.replies) for items in pool.values()),
-                *([t.text for d in talks for t in d.turns if t.role is Role.USER] for talks in self.dialogues.values()),
-            )
-            for text in texts
-        }
+        self._whole = {hash(forms.spoken(text)) for text in self._said_to_assistants(said)}
         for name, pool in (("queries", self.queries), ("background", self.background)):
             if not pool and name in requires:
-                reason = (
-                    f"none of the unseen sources {sorted(recipe.unseen)} is there"
-                    if unseen
-                    else "rows are assigned to splits by their doc, or else by their id, so it needs more distinct doc "
-                    "values, or more sources"
-                )
-                raise BadData(f"{folder / name} leaves nothing for the split {split!r}: {reason}")
+                raise BadData(f"{folder / name} leaves nothing for the split {split!r}: {self._why_empty()}")
+
+    def _said_to_assistants(self, said: Mapping[str, Sequence[CorpusUtterance]]) -> Iterator[str]:
+        """What was said to an assistant as a whole turn."""
+        for pool in (said, self.replies):
+            yield from (item.text for items in pool.values() for item in items)
+        for talks in self.dialogues.values():
+            yield from (turn.text for talk in talks for turn in talk.turns if turn.role is Role.USER)
+
+    def _why_empty(self) -> str:
+        if self._unseen:
+            return f"none of the unseen sources {sorted(self._recipe.unseen)} is there"
+        return (
+            "rows are assigned to splits by their doc, or else by their id, so it needs more distinct doc values, or "
+            "more sources"
+        )
 
     def is_whole(self, text: str) -> bool:
         """Whether somebody said exactly `text` to an assistant."""
