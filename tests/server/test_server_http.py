@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -14,7 +15,10 @@ from websockets.exceptions import InvalidStatus
 
 from duologue.models.model import load
 from duologue.server import chat, logs
+from duologue.speakers.endpoint import Endpoint
+from duologue.speakers.remote import RemoteSpeaker
 from duplex_peer import LONG, join, run
+from endpoint import says, standing_in
 from serving import Running, scripted_model, serving
 
 TOKEN = "a-secret-of-the-tests"
@@ -309,6 +313,25 @@ def test_health_readiness_and_metrics():
             assert float(next(x for x in text.splitlines() if x.startswith("duologue_kv_entries ")).split()[1]) > 0
             await server.server.drain()
             assert (await http.get("/ready")).status_code == 503
+
+    run(talk())
+
+
+def test_metrics_count_what_a_remote_speaker_has_done():
+    async def talk() -> None:
+        async with standing_in(says("It is ", "a cat.")) as stand_in:
+            speaker = RemoteSpeaker(Endpoint(stand_in.url, "a-model"))
+            model = scripted_model().spoken_by(speaker, max_length=2048)
+            async with serving(model) as server, httpx.AsyncClient(base_url=server.http) as http:
+                peer = await join(server)
+                await peer.start(settings={"hearing": "shown"})
+                await peer.say("hear", text="what is it", final=True)
+                await peer.until("committed")
+                lines = (await http.get("/metrics")).text.splitlines()
+                found = dict(line.rsplit(" ", 1) for line in lines if line.startswith("duologue_speaker"))
+                totals = asdict(speaker.totals)
+                assert {name: float(found[f"duologue_speaker_{name}_total"]) for name in totals} == totals
+                assert (totals["requests"], totals["tokens"] >= 2) == (1, True)
 
     run(talk())
 

@@ -74,6 +74,8 @@ class Server:
                 engine = await stack.enter_async_context(model.engine())
                 conversations = Conversations(model, engine, self.config, sink=self.metrics, voices=voices)
                 self.metrics.watch(engine, lambda: len(conversations), lambda: conversations.num_refused)
+                if model.speaker is not None:
+                    self.metrics.watch_speaker(model.speaker.totals)
                 sweeping = asyncio.create_task(conversations.sweep(), name="duologue-sweep")
                 self.conversations = conversations
                 log.info("ready", extra={"model": model.name, "backend": model.backend.info.name})

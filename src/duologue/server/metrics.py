@@ -1,6 +1,7 @@
 """The metrics of a server, for Prometheus."""
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -10,6 +11,9 @@ from prometheus_client.registry import Collector
 from duologue.core.events import Decided, Event
 from duologue.core.trace import Pass
 from duologue.engine.engine import Engine
+
+if TYPE_CHECKING:
+    from duologue.speakers.remote import Totals
 
 _DECISION_S = (0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 
@@ -35,6 +39,10 @@ class Metrics:
     def watch(self, engine: Engine, num_sessions: Callable[[], int], num_refused: Callable[[], int]) -> None:
         """Also report the totals of an engine, and what it holds."""
         self.registry.register(_EngineCollector(engine, num_sessions, num_refused))
+
+    def watch_speaker(self, totals: "Totals") -> None:
+        """Also report what a remote speaker has done."""
+        self.registry.register(_SpeakerCollector(totals))
 
 
 class _EngineCollector(Collector):
@@ -64,3 +72,18 @@ class _EngineCollector(Collector):
             ("evictions", "Suspended answers given up for others.", totals.evicted),
         ):
             yield CounterMetricFamily(f"duologue_{name}", text, value=count)
+
+
+class _SpeakerCollector(Collector):
+    def __init__(self, totals: "Totals") -> None:
+        self._totals = totals
+
+    def collect(self) -> Iterable[Metric]:
+        """The current values."""
+        for name, text, count in (
+            ("requests", "Answers asked for.", self._totals.requests),
+            ("failures", "Answers that could not be given, or not all of them.", self._totals.failures),
+            ("tokens", "Tokens of answers that arrived.", self._totals.tokens),
+            ("tokens_thrown_away", "Those of prepared answers that were not heard.", self._totals.tokens_thrown_away),
+        ):
+            yield CounterMetricFamily(f"duologue_speaker_{name}", text, value=count)
