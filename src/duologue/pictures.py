@@ -1,4 +1,4 @@
-"""Pictures of measurements and conversations, as PNG files. Needs matplotlib, which is optional."""
+"""Pictures of measurements and conversations. Needs matplotlib, which is optional."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +26,9 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def draw(path: Path, panels: Sequence[Callable[[Any], None]], *, width: float = 5.0, height: float = 4.0) -> None:
-    """Write a PNG file with `panels` side by side; each is called with its matplotlib `Axes` and fills it.
+    """Write a picture with `panels` side by side; each is called with its matplotlib `Axes` and fills it.
+
+    The ending of `path` is its format: png, svg or pdf.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -35,4 +37,4 @@ def draw(path: Path, panels: Sequence[Callable[[Any], None]], *, width: float = 
     figure = new_figure(width, height)
     for axes, fill in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         fill(axes)
-    figure.savefig(path, dpi=_DPI, format="png")
+    figure.savefig(path, dpi=_DPI)

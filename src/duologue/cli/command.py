@@ -4,6 +4,7 @@ function `run`."""
 import argparse
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,13 +30,13 @@ class Command:
     options: Sequence[Option] = ()
     groups: Mapping[str, Sequence[Option]] = field(default_factory=dict)  # of further options, by title
     epilog: str | None = None
-    members: Sequence[str] = ()  # of a group of commands: member M is the module `NAME_M`
+    members: Sequence[str] = ()  # of a group of commands: member M is the module `NAME_M`; a group may be a member
     title: str = "what is measured"  # of the list of members
 
 
-def _usage(name: str, group: str | None, command: Command) -> str:
+def _usage(full: str, command: Command) -> str:
     """Arguments first, since an option with several values would take them; then what must be given."""
-    parts = ["duologue", *([group] if group else []), name, *(["WHAT"] if command.members else [])]
+    parts = ["duologue", full, *(["WHAT"] if command.members else [])]
     options = [*command.options, *(option for group in command.groups.values() for option in group)]
     arguments = [option for option in options if not option.names[0].startswith("-")]
     for option in arguments:
@@ -58,13 +59,13 @@ def add_options(parser: argparse._ActionsContainer, options: Sequence[Option]) -
 def add_command(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, group: str | None = None
 ) -> None:
-    """Add the command `name`, perhaps of a `group`, with its members. Its module is called like both."""
-    full = name if group is None else f"{group}_{name}"
-    module = importlib.import_module(f"duologue.cli.{full.replace('-', '_')}")
+    """Add the command `name`, perhaps of a `group` ("eval people"), with its members. Its module is named like both."""
+    full = name if group is None else f"{group} {name}"
+    module = importlib.import_module(f"duologue.cli.{re.sub('[ -]', '_', full)}")
     command: Command = module.COMMAND
     parser = commands.add_parser(
         name,
-        usage=_usage(name, group, command),
+        usage=_usage(full, command),
         help=command.summary,
         description=command.description,
         epilog=command.epilog,
@@ -77,9 +78,9 @@ def add_command(
     if not command.members:
         parser.set_defaults(run=module.run)
         return
-    members = parser.add_subparsers(prog=f"duologue {name}", title=command.title, metavar="WHAT", required=True)
+    members = parser.add_subparsers(prog=f"duologue {full}", title=command.title, metavar="WHAT", required=True)
     for member in command.members:
-        add_command(members, member, name)
+        add_command(members, member, full)
 
 
 def number(*, least: float, most: float = math.inf, above: bool = False) -> Callable[[str], float]:

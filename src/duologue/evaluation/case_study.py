@@ -4,7 +4,7 @@ What the input channel would go on with can be shown beside it. The forecast is 
 the conversation does not depend on it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -67,11 +67,28 @@ def play(
         passes: forward passes in a period.
         end: in seconds; by default `REST_S` behind the last line of the script.
     """
-    last = max(cue.at for cue in script.cues)
     backend = ForecastingBackend(model.backend, model.decider.template, kind.probe, num_forecast)
+    book = _Book()
+    for event in events(script, kind, model, backend=backend, passes=passes, max_answer=max_answer, end=end):
+        book.add(event, backend.forecast)
+    return book.periods()
+
+
+def events(
+    script: Script,
+    kind: SessionKind,
+    model: Model,
+    *,
+    backend: Backend | None = None,
+    passes: int = 10,
+    max_answer: int = 256,
+    end: float | None = None,
+) -> Iterator[Event]:
+    """What happens in a script that is played to a session; see `play`. `backend` takes the place of the model's."""
+    last = max(cue.at for cue in script.cues)
     replay = Replay(
         Script(script.cues, script.system if script.system is not None else kind.system, script.history),
-        backend,
+        backend or model.backend,
         model.format,
         kind.probe,
         policy=kind.policy,
@@ -82,12 +99,17 @@ def play(
         end=last + REST_S if end is None else end,
     )
     try:
-        book = _Book()
-        for event in replay:
-            book.add(event, backend.forecast)
-        return book.periods()
+        yield from replay
     finally:
         replay.close()
+
+
+def periods(events: Iterable[Event]) -> list[Period]:
+    """The periods of a conversation that has been recorded."""
+    book = _Book()
+    for event in events:
+        book.add(event)
+    return book.periods()
 
 
 @dataclass(slots=True)
@@ -97,7 +119,7 @@ class _Book:
     _periods: dict[int, Period] = field(default_factory=dict)
     _heard: dict[str, str] = field(default_factory=dict)  # utterance → its text so far
 
-    def add(self, event: Event, forecast: str) -> None:
+    def add(self, event: Event, forecast: str = "") -> None:
         number = int(event.at / SLICE_PERIOD_S)
         period = self._periods.setdefault(number, Period(number * SLICE_PERIOD_S))
         match event:

@@ -31,7 +31,7 @@ _BODY_S = 30.0  # within which the body of a request must arrive
 async def complete(request: Request, conversations: Conversations) -> Response:
     """Answer a chat request, as a stream if requested. Parameters that have no meaning here are ignored."""
     try:
-        body = await _body(request, conversations.config.max_message)
+        body = await read_body(request, conversations.config.max_message)
         completion = await _Completion.begin(body, conversations)
     except ClientDisconnect:
         return Response(status_code=400)
@@ -224,7 +224,13 @@ def _event(row: dict[str, Any]) -> str:
     return f"data: {json.dumps(row, ensure_ascii=False)}\n\n"
 
 
-async def _body(request: Request, most: int) -> dict[str, Any]:
+async def read_body(request: Request, most: int) -> dict[str, Any]:
+    """The JSON object that a request brings.
+
+    Raises:
+        BadData: it is longer than `most` bytes, arrives too slowly, or is not an object.
+        ClientDisconnect: the client is gone.
+    """
     data = bytearray()
     try:
         async with asyncio.timeout(_BODY_S):

@@ -179,6 +179,6 @@ def routes() -> list[BaseRoute]:
         return JSONResponse(description())
 
     async def as_page(_: Request) -> Response:
-        return Response(page(), media_type="text/html", headers=assets.HEADERS)
+        return Response(page(), media_type="text/html", headers=assets.headers())
 
     return [Route("/openapi.json", as_json), Route("/docs", as_page)]

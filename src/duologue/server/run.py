@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -115,8 +116,8 @@ def bind(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def serve(config: ServerConfig) -> None:
-    """Serve until a signal ends it.
+def serve(config: ServerConfig, make_app: Callable[[ServerConfig], Starlette] = create_app) -> None:
+    """Serve until a signal ends it. `app.state.server` of what `make_app` makes has `failure` and `drain` as `Server`.
 
     Raises:
         UsageError: the address cannot be listened on. The model has not been loaded then.
@@ -125,7 +126,7 @@ def serve(config: ServerConfig) -> None:
     logs.configure()
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(each) for each in bind(config.host, config.port)]
-        app = create_app(config)
+        app = make_app(config)
         DrainingServer(app, uvicorn.Config(app, **options(config))).run(sockets)
     if app.state.server.failure is not None:
         raise app.state.server.failure

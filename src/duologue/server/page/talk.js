@@ -23,8 +23,8 @@ export class Talk extends EventTarget {
   #offset = null; // of this page's clock from the session's, in seconds: the least that was seen
   #reader = new Reader((position, answer) => this.#wire.say({ type: "heard", position, answer }));
 
-  /** `kind` is the server's: duplex, turns, vad. `origin`: of one that goes on. */
-  constructor(kind, settings, token, origin = null) {
+  /** `kind` is the server's: duplex, turns, vad. `origin`: of one that goes on. `base`: of a server elsewhere. */
+  constructor(kind, settings, token, origin = null, base = undefined) {
     super();
     this.kind = kind;
     this.#began = origin?.history ?? [];
@@ -38,7 +38,7 @@ export class Talk extends EventTarget {
       binary: (buffer) => this.dispatchEvent(new CustomEvent("sound", { detail: buffer })),
     };
     const start = () => ({ settings: settings.forSession(kind), history: this.conversation.history });
-    this.#wire = new Wire({ start, token, session: origin?.session ?? null, told });
+    this.#wire = new Wire({ start, token, session: origin?.session ?? null, told, base });
     this.#wire.open();
   }
 

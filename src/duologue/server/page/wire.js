@@ -24,6 +24,7 @@ export class Wire {
   #told;
   #token;
   #start; // () => {settings, history}
+  #base; // address of the server
   #socket = null;
   #outgoing = []; // what the server has not said that it took, in order
   #numSent = 0; // of those, on this connection
@@ -40,10 +41,11 @@ export class Wire {
 
   session = null;
 
-  constructor({ start, token, session = null, told }) {
+  constructor({ start, token, session = null, told, base = document.baseURI }) {
     this.#told = told;
     this.#token = token;
     this.#start = start;
+    this.#base = base;
     this.session = session;
   }
 
@@ -62,7 +64,7 @@ export class Wire {
     clearTimeout(this.#timer);
     this.#token = token;
     this.#told.status("connecting", "connecting");
-    const url = new URL("v1/duplex", document.baseURI);
+    const url = new URL("v1/duplex", this.#base);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
     try {
       this.#socket = new WebSocket(url, ["duologue", ...(token ? [TOKEN_PROTOCOL + token] : [])]);
@@ -225,7 +227,7 @@ export class Wire {
   async #isDenied() {
     try {
       const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
-      const answer = await fetch(new URL("v1/models", document.baseURI), { headers, cache: "no-store" });
+      const answer = await fetch(new URL("v1/models", this.#base), { headers, cache: "no-store" });
       if (answer.status === 503) {
         this.#told.status("lost", "the model is being loaded");
         this.#wait = LOADING_MS;
