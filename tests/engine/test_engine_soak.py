@@ -18,15 +18,16 @@ from duologue.backends.reference import ReferenceBackend
 from duologue.backends.torch.backend import TorchBackend
 from duologue.core.backend import Backend
 from duologue.core.config import SessionConfig
-from duologue.core.events import Decided, Event, Trimmed
+from duologue.core.events import Decided, Dropped, Event, Held, Promoted, Said, TakenBack, Trimmed
 from duologue.core.policy import Policy
 from duologue.core.session import Session
 from duologue.engine.engine import Engine
 from duologue.engine.handle import Handle
 from duologue.errors import EngineFull
-from duologue.testing.tiny_models import tiny_model, tiny_rows
+from duologue.testing.row_contract import every_second, num_alive
+from duologue.testing.tiny_models import embedding_rows, tiny_model, tiny_rows
 from duologue.text.template import Template
-from duologue.types import Role, Turn
+from duologue.types import Role, Token, Turn
 from scripted import ByteTokenizer
 from soak import size
 from tiny_probes import TINY_PROBE
@@ -147,6 +148,59 @@ def test_random_operations_on_many_sessions_are_those_on_each_alone_on_the_refer
     for world in (together, *alone):
         world.engine.close()
     assert fast.usage().kv_entries == fast.usage().num_seqs == slow.usage().num_seqs == 0
+
+
+class RowTokenizer(ByteTokenizer):
+    """Half of all bytes are embedding rows, as if an encoder had made them; marks and sampled tokens are ids."""
+
+    def __init__(self, backend: Backend, model: Any) -> None:
+        super().__init__()
+        self._backend = backend
+        self._model = model
+
+    def encode(self, text: str, *, special: bool = False) -> list[Token]:
+        tokens = super().encode(text, special=special)
+        rows = self._backend.embed(embedding_rows(self._model, tokens)) if tokens else ()
+        return [row if every_second(token) else token for token, row in zip(tokens, rows, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sessions_that_hear_embedding_rows_do_what_they_do_with_tokens(seed: int) -> None:
+    """Turns of rows and tokens are held, dropped, promoted, taken back and fed again, with the same events."""
+    chance, alive = random.Random(seed), num_alive()
+    model = tiny_model("llama")
+    model.config.max_position_embeddings = 1024
+    backend = TorchBackend(model, rows=tiny_rows(), capacity=2048, max_seqs=32, context_length=512)
+    tokenizers = (ByteTokenizer(), RowTokenizer(backend, model))
+    worlds = [World(backend, Template.from_tokenizer(tokenizer)) for tokenizer in tokenizers]
+    settings = SessionConfig(max_length=256, max_answer=20, heard="reported", lookahead=2, seed=seed)
+    for world in worlds:
+        world.open(0, settings)
+    kinds = set()
+    for step in range(size(200, 25_000)):
+        kind, value = operation(chance)
+        for world in worlds:
+            world.now = step * 0.3
+            if kind == "renew":
+                world.close(0)
+                world.open(0, settings)
+            world.handles[0].advance(world.now)
+            world.handles[0].report(happen(world.handles[0].session, kind, value))
+        for _ in range(chance.randint(0, 8)):
+            for world in worlds:
+                world.engine.tick()
+        assert worlds[1].events[0] == worlds[0].events[0]
+        kinds |= {type(event) for event in worlds[0].events[0]}
+        for world in worlds:
+            world.check()
+    assert {Promoted, Dropped, Held, TakenBack, Said} <= kinds
+    assert num_alive() > alive
+    for world in worlds:
+        world.engine.close()
+    assert backend.usage().num_seqs == 0
+    del world, worlds, tokenizers
+    gc.collect()
+    assert num_alive() == alive
 
 
 def check_cache(crowd: Crowd, guest: Guest) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import final
 
-from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage
+from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_virtual
 from duologue.errors import CacheFull, UnknownSeq
 from duologue.types import Seq
 
@@ -20,13 +20,15 @@ class PairBackend(Backend):
     """Presents `speaker` and `listener` as one backend. Closing it closes both.
 
     `fork(None)` opens a sequence of the speaker, `fork_listening` one of the listener. `info` is the speaker's, except
-    for what limits both.
+    for what limits both. It takes no embedding rows: what is heard goes to both models, and an encoder's rows mean
+    something to one of them only.
     """
 
     def __init__(self, speaker: Backend, listener: Backend) -> None:
         self._backends = (speaker, listener)
         self._open: set[Seq] = set()
-        self._info = replace(speaker.info, max_seqs=min(speaker.info.max_seqs, listener.info.max_seqs))
+        max_seqs = min(speaker.info.max_seqs, listener.info.max_seqs)
+        self._info = replace(speaker.info, max_seqs=max_seqs, embedding_width=0)
 
     @property
     def info(self) -> BackendInfo:
@@ -46,6 +48,8 @@ class PairBackend(Backend):
         return seq
 
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
+        for extend in batch:
+            check_virtual(self._info, extend)
         steps: dict[int, Step] = {}
         fed: list[tuple[Seq, int]] = []
         try:

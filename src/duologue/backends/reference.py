@@ -47,6 +47,7 @@ class ReferenceBackend(IdBackend):
                 max_seqs=max_seqs,
                 kv_bytes_per_token=0,
                 can_truncate=True,
+                embedding_width=self._causal.embedding_width,
             )
         )
 

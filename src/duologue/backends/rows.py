@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from duologue.core.backend import Extend
 from duologue.errors import AdapterMismatch, UsageError
-from duologue.types import InputState
+from duologue.types import InputState, VirtualId
 
 TIMING_MARKERS = ("<|goes_on|>", "<|ends|>")
 """Text for the ids of the timing pair, in their order."""
@@ -82,8 +82,9 @@ def check_added_ids(vocab_size: int, num_probes: int, batch: Sequence[Extend]) -
     """Raise `UsageError` if an output row is fed or a probe token is watched: neither has the row for it."""
     first_state = vocab_size + num_probes
     for extend in batch:
-        if max(extend.tokens) >= first_state:
-            raise UsageError(f"id {max(extend.tokens)} is a state of the adapter; states are watched, never fed")
+        fed = max((token for token in extend.tokens if not isinstance(token, VirtualId)), default=0)
+        if fed >= first_state:
+            raise UsageError(f"id {fed} is a state of the adapter; states are watched, never fed")
         for token in extend.watched:
             if vocab_size <= token < first_state:
                 raise UsageError(f"id {token} is a probe token of the adapter; probes are fed, never watched")

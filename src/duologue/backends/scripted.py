@@ -28,6 +28,7 @@ class ScriptedBackend(IdBackend):
         context_length: int = 1 << 16,
         capacity: int = 1 << 20,
         max_seqs: int = 256,
+        embedding_width: int = 0,
     ) -> None:
         self._speak = speak
         self._judge = judge
@@ -43,6 +44,7 @@ class ScriptedBackend(IdBackend):
                 max_seqs=max_seqs,
                 kv_bytes_per_token=0,
                 can_truncate=True,
+                embedding_width=embedding_width,
             )
         )
 

@@ -9,10 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from math import isfinite
 from typing import Any, Protocol
 
-from duologue.errors import UsageError, require
-from duologue.types import Seq, Token
+from duologue.errors import UnsupportedModel, UsageError, refuse, require
+from duologue.types import Seq, Token, VirtualId
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,11 @@ class BackendInfo:
     num_caches: int = 1
     """Capacity and sequences are divided equally among these. A sequence and its forks share one cache, which can be
     full while others have room. Each cache that has something to feed makes a pass of its own."""
+    embedding_width: int = 0  # D of the rows that `Backend.embed` takes; 0: it takes none
+
+    def is_added(self, token: Token) -> bool:
+        """Whether `token` is a row of the adapter: neither a base id nor a virtual one."""
+        return token >= self.vocab_size and not isinstance(token, VirtualId)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +169,21 @@ class Backend(ABC):
         """
         return self.fork(None)
 
+    def embed(self, rows: Any) -> tuple[VirtualId, ...]:
+        """Ids for embedding rows, to be fed among tokens: `rows` [N, D] as float32, with D = `info.embedding_width`.
+
+        A row takes the place of what the embedding module returns for a token, that is, after any scaling by the
+        module. An id is like a base token that is never drawn, watched or scored, and an adapter's LoRA does not apply
+        at it. Nothing is computed or stored here, and any thread may call it; `VirtualId` says how long a row lives.
+
+        Raises:
+            UsageError: rows of another width, shape or number type, or a number that is not finite.
+            UnsupportedModel: this backend takes no rows for this model.
+        """
+        if not self.info.embedding_width:
+            raise UnsupportedModel(f"the {self.info.name} backend takes no embedding rows for {self.info.model}")
+        return virtual_ids(rows, self.info.embedding_width)
+
     @abstractmethod
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
         """Run one forward pass for all of `batch` and return one `Step` for each `Extend`, in order.
@@ -178,7 +199,8 @@ class Backend(ABC):
         Raises:
             UsageError: the batch or an `Extend` is empty, a sequence occurs twice, an id is out of range, two of
                 `draw`, `watch` and `score` occur together, more tokens are scored than fed, or some after an added id,
-                or a probe that needs its own pass comes before other tokens.
+                or a probe that needs its own pass comes before other tokens; a virtual id is watched or scored, has
+                lost its row, or has one of another width.
             UnknownSeq: no such sequence.
             ContextOverflow: a sequence would become longer than `context_length`.
             CacheFull: the new tokens exceed `capacity`, or the share of one of several caches.
@@ -240,13 +262,15 @@ def check_batch(info: BackendInfo, batch: Sequence[Extend]) -> None:
         if not all(extend.watch):
             raise UsageError(f"Extend of sequence {extend.seq} watches a group without ids; leave it out")
         for token in (*extend.tokens, *extend.watched):
-            if not 0 <= token < num_ids:
+            if not 0 <= token < num_ids and not isinstance(token, VirtualId):
                 raise UsageError(
-                    f"token {token} of sequence {extend.seq} is not an id of this model (0 … {num_ids - 1})"
+                    f"token {token} of sequence {extend.seq} is not an id of this model (0 … {num_ids - 1}); a virtual "
+                    "id is one that Backend.embed returned, not its number"
                 )
+        check_virtual(info, extend)
         if extend.score:
             _check_score(info, extend)
-        is_probe = [token >= info.vocab_size for token in extend.tokens] if info.probe_passes else []
+        is_probe = [info.is_added(token) for token in extend.tokens] if info.probe_passes else []
         if is_probe != sorted(is_probe):
             raise UsageError(
                 f"Extend of sequence {extend.seq} has probe tokens before others; this backend computes probes last, "
@@ -260,12 +284,64 @@ def _check_score(info: BackendInfo, extend: Extend) -> None:
             f"Extend of sequence {extend.seq} scores {len(extend.score)} tokens, but feeds {len(extend.tokens)}; feed "
             "the token before each of them"
         )
-    for token in (*extend.tokens, *extend.score):
+    fed = [token for token in extend.tokens if not isinstance(token, VirtualId)]
+    for token in (*fed, *extend.score):
         if not 0 <= token < info.vocab_size:
             raise UsageError(
                 f"token {token} of sequence {extend.seq} is not a base id (0 … {info.vocab_size - 1}); only base ids "
-                "are scored, after base ids"
+                "are scored, after base ids and embedding rows"
             )
+
+
+def check_virtual(info: BackendInfo, extend: Extend) -> None:
+    """Raise `UsageError` if `extend` watches a virtual id, or feeds one whose row does not fit."""
+    if any(isinstance(token, VirtualId) for token in extend.watched):
+        raise UsageError(
+            f"Extend of sequence {extend.seq} watches a virtual id; rows are fed, and only base ids and an adapter's "
+            "states are watched"
+        )
+    for token in extend.tokens:
+        if isinstance(token, VirtualId) and token.width != info.embedding_width:
+            wanted = f"rows of width {info.embedding_width}" if info.embedding_width else "no embedding rows"
+            raise UsageError(
+                f"a virtual id of sequence {extend.seq} has a row of width {token.width}, but {info.model} takes "
+                f"{wanted}; embed it on the backend that it is fed to"
+            )
+
+
+def virtual_ids(rows: Any, width: int) -> tuple[VirtualId, ...]:
+    """Ids for `rows` [N, D], with D = `width`: anything with a buffer of float32, such as a NumPy array.
+
+    Raises:
+        UsageError: rows of another width, shape or number type, or a number that is not finite.
+    """
+    try:
+        view = memoryview(rows)
+    except TypeError:
+        raise UsageError(
+            f"embedding rows are an array [N, {width}] of float32, not {type(rows).__name__}; of a torch tensor, pass "
+            "tensor.float().cpu().numpy()"
+        ) from None
+    refuse(
+        [
+            (view.format not in ("f", "<f"), _wrong_numbers(view.format)),
+            (
+                view.ndim != 2 or view.shape is None or view.shape[1] != width,
+                f"embedding rows have shape {view.shape}, but this model takes rows of width {width}: [N, {width}]",
+            ),
+        ]
+    )
+    data, size = view.tobytes(), 4 * width
+    made = tuple(VirtualId(data[start : start + size]) for start in range(0, len(data), size))
+    for index, one in enumerate(made):
+        if not isfinite(sum(memoryview(one.row).cast("f"))):
+            raise UsageError(f"embedding row {index} of {len(made)} has a number that is not finite (NaN or infinity)")
+    return made
+
+
+def _wrong_numbers(kind: str) -> str:
+    advice = "rows.astype(np.float32), which holds float16 and bfloat16 exactly"
+    return f"embedding rows have numbers of type {kind!r}, but must be float32 ('f'): pass {advice}"
 
 
 def uniform(seed: int, turn: int, index: int) -> float:

@@ -416,7 +416,7 @@ def check_illegal_calls_change_nothing(subject: Subject) -> None:
             calls.append((UsageError, lambda: backend.forward(misplaced)))
         for error, call in calls:
             before = backend.usage(), backend.length(seq), backend.length(child)
-            _refuses(error, call)
+            refuses(error, call)
             require_equal(
                 (backend.usage(), backend.length(seq), backend.length(child)), before, "state after a refused call"
             )
@@ -481,11 +481,11 @@ def check_limits(subject: Subject) -> None:
             left -= number
         while len(seqs) < max_seqs:
             seqs.append(backend.fork(seqs[0], 3))
-        _refuses(CacheFull, lambda: backend.fork(None if info.num_caches == 1 else seqs[0]))
-        _refuses(CacheFull, lambda: backend.forward([Extend(seqs[-1], OTHER[:3])]))
+        refuses(CacheFull, lambda: backend.fork(None if info.num_caches == 1 else seqs[0]))
+        refuses(CacheFull, lambda: backend.forward([Extend(seqs[-1], OTHER[:3])]))
         require_equal(backend.usage().kv_entries, capacity - 2, "entries after a refused pass")
         backend.forward([Extend(seqs[-1], OTHER[:2])])
-        _refuses(CacheFull, lambda: backend.forward([Extend(seqs[-1], OTHER[:1])]))
+        refuses(CacheFull, lambda: backend.forward([Extend(seqs[-1], OTHER[:1])]))
         backend.truncate(seqs[-1], 3)
         backend.free(seqs[-2])
         subject.require_fresh(backend, seqs[-1], ids(capacity, 3), OTHER[:2], "after a full cache")
@@ -498,10 +498,10 @@ def _full_context(backend: Backend, seqs: list[Seq]) -> None:
         backend.free(seq)
     seq, length = backend.fork(None), backend.info.context_length
     backend.forward([Extend(seq, ids(9, length - 1))])
-    _refuses(ContextOverflow, lambda: backend.forward([Extend(seq, OTHER[:2])]))
+    refuses(ContextOverflow, lambda: backend.forward([Extend(seq, OTHER[:2])]))
     require_equal(backend.length(seq), length - 1, "length after a refused pass")
     backend.forward([Extend(seq, OTHER[:1], draw=Draw())])
-    _refuses(ContextOverflow, lambda: backend.forward([Extend(seq, OTHER[:1])]))
+    refuses(ContextOverflow, lambda: backend.forward([Extend(seq, OTHER[:1])]))
     require_equal(backend.length(seq), length, "length of a full context")
 
 
@@ -543,7 +543,8 @@ def require_equal(got: object, expected: object, what: str) -> None:
     _require(got == expected, f"{what}: {got} instead of {expected}")
 
 
-def _refuses(error: type[DuologueError], call: Callable[[], object]) -> None:
+def refuses(error: type[DuologueError], call: Callable[[], object]) -> None:
+    """Raise `AssertionError` unless `call` raises `error` with a message that says something."""
     try:
         call()
     except error as raised:

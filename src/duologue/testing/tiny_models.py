@@ -1,8 +1,10 @@
 """Tiny random models of several architectures, built from a configuration and a fixed seed. For tests; no downloads."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 
@@ -92,6 +94,12 @@ def tiny_model(architecture: str, *, seed: int = 0) -> Any:
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 1.5 / parameter.shape[-1] ** 0.5)
     return model.eval()
+
+
+def embedding_rows(model: Any, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    """What the embedding module of a model returns for `tokens`: [N, D]."""
+    with torch.inference_mode():
+        return np.asarray(model.get_input_embeddings()(torch.tensor(list(tokens))).float().numpy())
 
 
 def tiny_rows(

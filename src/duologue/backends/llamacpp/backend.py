@@ -2,13 +2,15 @@
 
 It knows ids, positions and llama.cpp's cache, not text or roles. An illegal call makes llama.cpp fail an assertion and
 end the process, so every call is checked here first. An adapter's rows are part of the model file (see `gguf_convert`),
-because llama.cpp does not mix tokens and embeddings in one batch. Its LoRA applies to a whole `llama_decode`; the
+because llama.cpp does not mix tokens and embeddings in one batch. A pass with embedding rows therefore feeds all of
+its tokens as rows (see `gguf_embeddings`). Its LoRA applies to a whole `llama_decode`; the
 probes of all sequences therefore get a second pass after that of all other tokens. With a cascade, probes of other
 rows are part of the first pass, and only where these are unsure is there a second one. Long new texts can be read in a
 second cache (see `prefill_cache`).
 """
 
 import contextlib
+import ctypes
 import os
 import sys
 import weakref
@@ -30,7 +32,7 @@ from duologue.backends.sampling import FloatArray, drawn, score, weigh
 from duologue.backends.slots import SlotTable
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
 from duologue.errors import BrokenModel, CacheFull, EngineError, UnsupportedModel, UsageError, refuse
-from duologue.types import Seq, Token
+from duologue.types import Seq, Token, VirtualId
 
 MAX_MICRO_BATCH = 512
 """Tokens computed at once. llama.cpp splits a longer pass internally, which bounds its scratch memory."""
@@ -128,6 +130,7 @@ class LlamaCppBackend(Backend):
                 can_truncate=True,
                 probe_passes=int(self._lora is not None),
                 cascade_limit=cascade_limit,
+                embedding_width=0 if self._model.embeddings is None else self._model.embeddings.width,
             )
             open_context = partial(
                 library.open_context,
@@ -189,6 +192,11 @@ class LlamaCppBackend(Backend):
             raise
         self._places[seq] = _Place(self._free_ids.pop())
         return seq
+
+    def embed(self, rows: Any) -> tuple[VirtualId, ...]:
+        if self._model.no_embeddings:
+            raise UnsupportedModel(self._model.no_embeddings)
+        return super().embed(rows)
 
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
         self._check_open()
@@ -327,7 +335,7 @@ class LlamaCppBackend(Backend):
             seq_id = place.seq_id
             num_base = len(tokens)
             if self._lora is not None:
-                num_base = sum(token < self._info.vocab_size for token in tokens)
+                num_base = sum(not self._info.is_added(token) for token in tokens)
             num_read = len(extend.score) or int(extend.draw is not None or bool(extend.watch))
             if num_base and self._asks_cascade(extend, num_base):
                 shift = self._info.num_added
@@ -351,7 +359,7 @@ class LlamaCppBackend(Backend):
     def _pass(self, batch: Sequence[Extend], pieces: Sequence[_Piece], context: Any) -> dict[int, Step]:
         """Run one `llama_decode`. Returns the step of each `Extend` by its index in `batch`."""
         last = self._fill(pieces)
-        status = ll.llama_decode(context, self._batch)
+        status = self._decode(context, pieces)
         if status == 1:
             raise CacheFull("llama.cpp found no room in its cache for this pass; free or truncate a sequence")
         if status != 0:
@@ -373,11 +381,22 @@ class LlamaCppBackend(Backend):
         for piece in pieces:
             for position, token in enumerate(piece.tokens, piece.position):
                 is_read = position - piece.position >= len(piece.tokens) - piece.num_read
-                c.token[i], c.pos[i], c.seq_id[i][0], c.logits[i] = token, position, piece.seq_id, is_read
+                c.token[i] = 0 if isinstance(token, VirtualId) else token
+                c.pos[i], c.seq_id[i][0], c.logits[i] = position, piece.seq_id, is_read
                 i += 1
             last.append(i - 1)
         c.n_tokens = i
         return last
+
+    def _decode(self, context: Any, pieces: Sequence[_Piece]) -> int:
+        """Run llama.cpp on the batch that `pieces` were written to. With virtual ids in it, all tokens become rows."""
+        tokens = [token for piece in pieces for token in piece.tokens]
+        if self._model.embeddings is None or not any(isinstance(token, VirtualId) for token in tokens):
+            return int(ll.llama_decode(context, self._batch))
+        rows = self._model.embeddings.rows(tokens)  # of which llama.cpp gets the address only
+        batch = type(self._batch).from_buffer_copy(self._batch)
+        batch.token, batch.embd = None, rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        return int(ll.llama_decode(context, batch))
 
     def _step(self, extend: Extend, row: int, shift: int) -> Step:
         """The result of `extend` from a row of logits. `shift` is added to the watched ids."""

@@ -64,7 +64,7 @@ def read_facts(path: Path | str) -> GgufFacts:
         raise BrokenModel(f"{path} has no architecture or no {INPUT}; it is not a language model")
     width, vocab_size = header.shapes[INPUT]
     try:
-        input_scale, output_scale = _scales(values, arch, width, path)
+        scales = _scales(values, arch, width, path)
         return GgufFacts(
             architecture=arch,
             vocab_size=vocab_size,
@@ -74,8 +74,8 @@ def read_facts(path: Path | str) -> GgufFacts:
             num_layers=int(values.get(f"{arch}.block_count", 0)),
             context_length=int(values.get(f"{arch}.context_length", 0)),
             is_tied=OUTPUT not in header.shapes,
-            input_scale=input_scale,
-            output_scale=output_scale,
+            input_scale=scales[0],
+            output_scale=scales[1],
             weights=weights_label(int(values.get("general.file_type", -1))),
             one_pass=None if ONE_PASS_KEY not in values else str(values[ONE_PASS_KEY]),
         )
@@ -89,6 +89,15 @@ def weights_label(file_type: int) -> str:
         return str(LlamaFileType(file_type).name.removeprefix("ALL_").removeprefix("MOSTLY_"))
     except ValueError:
         return "mixed"
+
+
+def input_scale(values: Mapping[str, Any], arch: str, width: int, path: Path) -> float:
+    """The factor that llama.cpp applies to the embeddings of tokens.
+
+    Raises:
+        UnsupportedModel: it is unknown.
+    """
+    return _scales(values, arch, width, path)[0]
 
 
 def _scales(values: Mapping[str, Any], arch: str, width: int, path: Path) -> tuple[float, float]:

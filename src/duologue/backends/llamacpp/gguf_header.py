@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file: metadata values and tensor shapes, without the long lists and the weights.
+"""Reads the header of a GGUF file: metadata values, shapes and places of tensors, without long lists and weights.
 
 A vocabulary has a hundred thousand strings; skipping them takes a fraction of the time of reading them.
 """
@@ -29,6 +29,7 @@ _NUMBERS = {
     }.items()
 }
 _U32, _U64 = _NUMBERS[4], _NUMBERS[10]
+_ALIGNMENT = 32  # of the data, unless the file says otherwise
 _MAX_NESTING = 4  # of arrays; files in use do not nest them at all
 
 
@@ -39,6 +40,8 @@ class GgufHeader:
     values: dict[str, Any]  # numbers, booleans and strings by key
     num_repeated_tokens: int  # tokens of the vocabulary with the text of an earlier one
     shapes: dict[str, tuple[int, ...]]  # tensor shapes in GGUF's order: the number of rows comes last
+    kinds: dict[str, int]  # tensor types, as GGUF numbers them
+    offsets: dict[str, int]  # where the data of a tensor begins in the file
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -83,15 +86,17 @@ class _Scanner:
                 self._skip_array()
             else:
                 values[key] = self._text() if kind == _STRING else self._number(_NUMBERS[kind])
-        shapes = {}
+        shapes, kinds, offsets = {}, {}, {}
         for _ in range(num_tensors):
             name = self._text()
             shapes[name] = tuple(self._number(_U64) for _ in range(self._number(_U32)))
-            self._number(_U32)  # type
-            self._number(_U64)  # offset
+            kinds[name], offsets[name] = int(self._number(_U32)), int(self._number(_U64))
         if self._offset > len(self._data):
             raise ValueError("it ends inside an array")
-        return GgufHeader(values, num_repeated_tokens, shapes)
+        alignment = int(values.get("general.alignment", _ALIGNMENT))
+        start = -(-self._offset // alignment) * alignment
+        offsets = {name: start + offset for name, offset in offsets.items()}
+        return GgufHeader(values, num_repeated_tokens, shapes, kinds, offsets)
 
     def _number(self, kind: struct.Struct) -> Any:
         (value,) = kind.unpack_from(self._data, self._offset)

@@ -16,6 +16,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 import llama_cpp as ll
 
+from duologue.backends.llamacpp.gguf_embeddings import EmbeddingMatrix
 from duologue.backends.llamacpp.gguf_facts import (
     BASE_VOCAB_KEY,
     NUM_ADDED_KEY,
@@ -91,12 +92,22 @@ class LoadedModel:
             if not vocab_only:
                 self._check_kind()
             self._describe()
+            self._open_embeddings(header)
         except (TypeError, ValueError) as error:
             self.close()
             raise BrokenModel(f"{path.name} has metadata of the wrong type: {error}") from error
-        except UnsupportedModel:
+        except (BrokenModel, UnsupportedModel):
             self.close()
             raise
+
+    def _open_embeddings(self, header: GgufHeader) -> None:
+        """Set `embeddings`; None where rows cannot be fed, for the reason in `no_embeddings`."""
+        self.embeddings: EmbeddingMatrix | None = None
+        self.no_embeddings = ""
+        try:
+            self.embeddings = EmbeddingMatrix(self.path, header)
+        except UnsupportedModel as error:
+            self.no_embeddings = str(error)
 
     def _describe(self) -> None:
         """Set the public attributes."""

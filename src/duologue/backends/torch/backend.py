@@ -73,6 +73,7 @@ class TorchBackend(Backend):
             max_seqs=max_seqs,
             kv_bytes_per_token=pool.bytes_per_slot,
             can_truncate=True,
+            embedding_width=causal.embedding_width,
         )
 
     @property

@@ -19,7 +19,7 @@ from duologue.backends.sampling import drawn, score, weigh
 from duologue.backends.torch.lora_modules import LoraModules
 from duologue.core.backend import Extend, Step
 from duologue.errors import UnsupportedModel, UsageError
-from duologue.types import Token
+from duologue.types import Token, VirtualId
 
 PreTrainedModel: TypeAlias = Any  # transformers ships no types
 Tensor: TypeAlias = torch.Tensor
@@ -94,6 +94,9 @@ class CausalModel:
         self._lora = None if lora is None else LoraModules(model.get_decoder(), lora, self.label)
         self.num_probes = 0 if rows is None else rows.num_probes
         self.num_added = 0 if rows is None else rows.num_added
+        # Models with embeddings in every layer (Gemma 3n, Gemma 4) look these up by id, which a row does not have.
+        has_layers_of_ids = bool(getattr(self.config, "hidden_size_per_layer_input", 0))
+        self.embedding_width = 0 if has_layers_of_ids else int(embeddings.weight.shape[1])
         self._probes = None if rows is None else torch.from_numpy(rows.probes).to(self.device, self.dtype)
         self.configs = configs_of(model)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -153,18 +156,28 @@ class CausalModel:
         return float(np.dot(self._outputs[token - self.vocab_size - self.num_probes], state))
 
     def _inputs(self, tokens: Sequence[Token]) -> dict[str, Tensor]:
-        """Ids [1, N], or embeddings [1, N, D] where there are probe tokens among them."""
-        ids = torch.tensor([list(tokens)], dtype=torch.long, device=self.device)
-        if not self.num_probes or max(tokens) < self.vocab_size:
-            return {"input_ids": ids}
-        assert self._probes is not None
-        added = ids >= self.vocab_size
-        embeds = self.model.get_input_embeddings()(ids.masked_fill(added, 0)).clone()
-        embeds[added] = self._probes[ids[added] - self.vocab_size].to(embeds.dtype)
+        """Ids [1, N], or embeddings [1, N, D] where there are probe tokens or embedding rows among them."""
+        replaced = [index for index, token in enumerate(tokens) if token >= self.vocab_size]
+        ids = [0 if token >= self.vocab_size else token for token in tokens]
+        fed = torch.tensor([ids], dtype=torch.long, device=self.device)
+        if not replaced:
+            return {"input_ids": fed}
+        embeds = self.model.get_input_embeddings()(fed).clone()
+        embeds[0, replaced] = torch.stack([self._row(tokens[index]) for index in replaced]).to(embeds.dtype)
         return {"inputs_embeds": embeds}
 
+    def _row(self, token: Token) -> Tensor:
+        """What enters the first layer in place of an embedding: [D]."""
+        if isinstance(token, VirtualId):
+            return torch.frombuffer(bytearray(token.row), dtype=torch.float32).to(self.device, self.dtype)
+        assert self._probes is not None
+        return self._probes[token - self.vocab_size]
+
+    def _is_probe(self, token: Token) -> bool:
+        return token >= self.vocab_size and not isinstance(token, VirtualId)
+
     def _lora_at_probes(self, tokens: Sequence[Token]) -> AbstractContextManager[None]:
-        probes = [i for i, token in enumerate(tokens) if token >= self.vocab_size]
+        probes = [i for i, token in enumerate(tokens) if self._is_probe(token)]
         return nullcontext() if self._lora is None or not probes else self._lora.at(probes, len(tokens))
 
     @contextmanager
