@@ -5,6 +5,9 @@ import contextlib
 import json
 import random
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -331,3 +334,22 @@ def test_the_page_is_made_of_what_the_packages_have(study: Study) -> None:
             assert ((PAGE if place == "./" else FOLDER) / name).is_file(), name
             named |= {name} if place == "./" else set()
     assert named == {path.name for path in PAGE.iterdir()}
+
+
+def test_the_command_serves_until_it_is_told_to_end(study: Study) -> None:
+    command = [sys.executable, "-m", "duologue", "eval", "people", "serve", str(study.folder), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        url = json.loads(process.stderr.readline())["url"]
+        assert httpx.get(f"{url}/api/study").json()["form"] == "pairs"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_without_a_token_only_this_machine_is_served(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "people", "serve", str(study.folder), "--host", "0.0.0.0"]) == 2
+    assert "there is no token: set DUOLOGUE_SERVE_TOKENS" in capsys.readouterr().err

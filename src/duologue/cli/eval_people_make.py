@@ -26,7 +26,7 @@ With --talk, nothing is recorded: each person talks to two servers (`duologue se
 of one server. The servers must accept the study's origin: --origins http://127.0.0.1:8090.
 
 examples:
-  duologue eval people make study                                         turn by turn against duplex
+  duologue eval people make study                                         duplex against turn by turn
   duologue eval people make study dialogues.jsonl --sessions vad,duplex
   duologue eval people make study --sessions duplex --name small          two models: one call for each
   duologue eval people make study --sessions duplex --name large -m ./large.gguf
@@ -43,10 +43,10 @@ COMMAND = Command(
         Option("--seed", type=int, default=0, metavar="N", help="seed of the choice, lengths and pauses (default 0)"),
         Option(
             "--sessions",
-            default="turns,duplex",
+            default="duplex,turns",
             metavar="NAMES",
             help="kinds of sessions, separated by commas: duplex, prompted, turns, vad, tdm, tdm_trained "
-            "(default turns,duplex)",
+            "(default duplex,turns)",
         ),
         Option("--name", metavar="NAME", help="the system's name in the report (default: the kind of session)"),
         Option("--talk", action="append", metavar="NAME=URL", help="a server to talk to; ?kind=turns or ?kind=vad: so"),

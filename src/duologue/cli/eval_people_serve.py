@@ -1,23 +1,22 @@
 """`duologue eval people serve`: people watch or talk, and vote."""
 
 import argparse
-import os
 from pathlib import Path
 
 from duologue.cli.command import Command, Option
 from duologue.errors import MissingDependency
 
-_TOKENS = "DUOLOGUE_PEOPLE_TOKENS"
-_EPILOG = f"""\
+_EPILOG = """\
 The page is at http://127.0.0.1:8090/. Conversations are in random order, on random sides and without names. Votes are
 written to STUDY/ballots.sqlite one by one, so nobody loses any; who comes back in the same browser goes on.
 
 To let others in, set a token in the environment, listen on an address they can reach, and give them a link with the
-token: http://HOST:8090/#token=… The page is served without encryption; docs/security.md says how to add it.
+token: http://HOST:8090/#token=… The page is served without encryption; docs/security.md says how to add it. Settings in
+the environment (DUOLOGUE_SERVE_TOKENS, _HOSTS, _ORIGINS) are those of `duologue serve`.
 
 examples:
   duologue eval people serve study
-  {_TOKENS}=a-long-secret duologue eval people serve study --host 0.0.0.0
+  DUOLOGUE_SERVE_TOKENS=a-long-secret duologue eval people serve study --host 0.0.0.0
 """
 
 COMMAND = Command(
@@ -27,7 +26,6 @@ COMMAND = Command(
         Option("study", type=Path, metavar="STUDY", help="the study's folder"),
         Option("--host", default="127.0.0.1", help="address to listen on; any but loopback needs a token"),
         Option("--port", type=int, default=8090, metavar="N", help="port; 0 takes a free one (default 8090)"),
-        Option("--hosts", default="", metavar="A,B", help="host names accepted without tokens besides loopback names"),
     ),
     epilog=_EPILOG,
 )
@@ -44,6 +42,6 @@ def run(args: argparse.Namespace) -> int:
     from duologue.evaluation.people.study import Study
 
     study = Study.complete(args.study)
-    flags = {"host": args.host, "port": args.port, "hosts": args.hosts, "tokens": os.environ.get(_TOKENS, "")}
-    serve(ServerConfig.read(flags=flags, environ={}), lambda config: create_app(study, config))
+    config = ServerConfig.read(flags={"host": args.host, "port": args.port})
+    serve(config, lambda config: create_app(study, config))
     return 0

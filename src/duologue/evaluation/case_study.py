@@ -104,14 +104,6 @@ def events(
         replay.close()
 
 
-def periods(events: Iterable[Event]) -> list[Period]:
-    """The periods of a conversation that has been recorded."""
-    book = _Book()
-    for event in events:
-        book.add(event)
-    return book.periods()
-
-
 @dataclass(slots=True)
 class _Book:
     """Sorts events into periods."""
@@ -119,7 +111,7 @@ class _Book:
     _periods: dict[int, Period] = field(default_factory=dict)
     _heard: dict[str, str] = field(default_factory=dict)  # utterance → its text so far
 
-    def add(self, event: Event, forecast: str = "") -> None:
+    def add(self, event: Event, forecast: str) -> None:
         number = int(event.at / SLICE_PERIOD_S)
         period = self._periods.setdefault(number, Period(number * SLICE_PERIOD_S))
         match event:

@@ -4,9 +4,8 @@ import random
 import re
 from collections.abc import Iterable
 
-from duologue.core.events import Event
+from duologue.core.events import Event, Received, Said, Suspended
 from duologue.data.chat_client import ChatClient
-from duologue.evaluation.case_study import periods
 from duologue.evaluation.people.ballots import Ballots
 from duologue.evaluation.people.criteria import QUESTIONS, Criterion, Vote
 from duologue.evaluation.people.study import Study
@@ -52,18 +51,31 @@ def judge_all(study: Study, client: ChatClient, *, chance: random.Random, progre
 
 
 def transcript(events: Iterable[Event]) -> str:
-    """A conversation as text: a line with its time whenever the other side begins to speak. Decisions are not in it."""
-    lines: list[tuple[float, str, str]] = []
-    for period in periods(events):
-        for side, words in (("user", f" {period.user}"), ("assistant", period.assistant)):
-            if not words.strip():
+    """A conversation as text: a line with its time whenever another begins to speak, and a dash where an answer is cut.
+
+    Decisions are not in it.
+    """
+    lines: list[tuple[float, str, str]] = []  # time, who, words
+    heard: dict[str, str] = {}  # by utterance
+    speaking: object = None
+    for event in events:
+        match event:
+            case Received(utterance=key, text=text):
+                who, words = "user", f" {text.removeprefix(heard.get(key, ''))}"
+                heard[key] = text
+            case Said(answer=key, text=words):
+                who = "assistant"
+            case Suspended(answer=key):
+                who, words = "assistant", " —"
+            case _:
                 continue
-            if lines and lines[-1][1] == side:
-                at, _, before = lines.pop()
-                lines.append((at, side, before + words))
-            else:
-                lines.append((period.at, side, words))
-    return "\n".join(f"{at:.0f} s, {side}: {' '.join(words.split())}" for at, side, words in lines)
+        if (who, key) == speaking:
+            at, _, before = lines.pop()
+            lines.append((at, who, before + words))
+        elif words.strip():
+            lines.append((event.at, who, words))
+            speaking = (who, key)
+    return "\n".join(f"{at:.0f} s, {who}: {' '.join(words.split())}" for at, who, words in lines)
 
 
 def votes_in(answer: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ PEOPLE = "people"
 Group: TypeAlias = Mapping[str, Any]
 """What one group of raters says; see `group`."""
 
-_COLOURS = {"win": "#2f62e0", "tie": "#d0d4da", "loss": "#e08a2f"}  # can be told apart without red and green
+_COLOURS = {"win": "#6c95ff", "tie": "#d0d4da", "loss": "#e08a2f"}  # can be told apart without red and green
 _FORMATS = ("png", "svg")
 
 
@@ -138,8 +138,13 @@ def _draw_bars(axes: Any, result: Mapping[str, Any], name: str, found: Group) ->
         bars = axes.barh(range(len(criteria)), widths, left=left, color=colour, label=labels[outcome])
         axes.bar_label(bars, [str(n) if n else "" for n in nums], label_type="center", fontsize=8)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    ticks = [f"{criterion}\np = {one['p']:.2g}" for criterion, one in criteria.items()]
-    axes.set(xlim=(0, 100), xlabel="votes, %", title=f"{name}: {found['raters']}", yticks=range(len(ticks)))
+    ticks = [f"{criterion}\np = {one['p_raters']:.2g}" for criterion, one in criteria.items()]
+    axes.set(
+        xlim=(0, 100),
+        xlabel="votes, % (p: sign test of raters)",
+        title=f"{name}: {found['raters']}",
+        yticks=range(len(ticks)),
+    )
     axes.set_yticklabels(ticks, fontsize=8)
     axes.invert_yaxis()
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3, fontsize=8, frameon=False)
@@ -157,5 +162,5 @@ def _draw_boxes(axes: Any, result: Mapping[str, Any], name: str, found: Group) -
             line.set(color="black")
         boxes["boxes"][0].set_label(result["second" if number else "first"])
     axes.set(ylim=(-4, 104), ylabel="score by rater, %", xticks=range(len(criteria)))
-    axes.set_xticklabels(criteria, fontsize=8)
+    axes.set_xticklabels(criteria, fontsize=8, rotation=15)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=2, fontsize=8, frameon=False)
