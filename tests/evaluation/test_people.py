@@ -300,7 +300,7 @@ def test_a_judge_sees_words_and_times_only(folder: Path) -> None:
     assert lines[0] == "2 s, user: tell me a story"
     assert lines[1].startswith("2 s, assistant: Once there was a fisherman who lived")
     assert lines[2].endswith(" s, user: what about dogs")
-    assert lines[3].endswith(" s, assistant: —")  # the story is cut
+    assert lines[3].endswith(" —")  # the story is cut
     assert lines[4].endswith(" s, assistant: Dogs are loyal.")
     assert lines[-1].endswith("assistant: Cats?")
 
