@@ -15,32 +15,24 @@ from duologue.server.settings import VoiceSettings
 from duologue.server.voice import Voices
 from duologue.voice.engines.defaults import Engines
 from duologue.voice.engines.interfaces import Speech
-from duologue.voice.sound import Samples, silence, write_wav
+from duologue.voice.sound import silence, write_wav
 from serving import Running, scripted_model, serving
-from voiced import LoudnessDetector, LoudSynthesiser, ScriptedRecogniser
+from voiced import MICROPHONE_RATE, LoudnessDetector, LoudSynthesiser, ScriptedRecogniser, babble
 
 pytestmark = pytest.mark.chromium
 
-RATE = 48_000
 TALE = "Once there was a cat, and it lived by the sea. It slept a lot, and at night it hunted for mice and for fish."
 
 
-def babble(seconds: float) -> Samples:
-    """Loud enough, and not so steady that a browser takes it for noise."""
-    chance = np.random.default_rng(3)
-    parts = []
-    while sum(map(len, parts)) < seconds * RATE:
-        size = int(chance.uniform(0.06, 0.14) * RATE)
-        t = np.arange(size) / RATE
-        pitch = chance.uniform(110, 240)
-        wave = sum(np.sin(2 * np.pi * pitch * k * t + k) / k for k in range(1, 20))
-        parts.append((0.5 * wave / np.abs(wave).max() * np.hanning(size) ** 0.3).astype(np.float32))
-    return np.concatenate(parts)[: int(seconds * RATE)]
-
-
 def test_a_question_is_spoken_and_an_answer_is_interrupted(tmp_path: Path) -> None:
-    said = [silence(RATE), babble(1.2), silence(4 * RATE), babble(1.2), silence(20 * RATE)]
-    write_wav(tmp_path / "user.wav", [np.concatenate(said)], RATE)
+    said = [
+        silence(MICROPHONE_RATE),
+        babble(1.2),
+        silence(4 * MICROPHONE_RATE),
+        babble(1.2),
+        silence(20 * MICROPHONE_RATE),
+    ]
+    write_wav(tmp_path / "user.wav", [np.concatenate(said)], MICROPHONE_RATE)
     engines = Engines(
         ScriptedRecogniser([{0.3: "what is a cat"}, {0.3: "be quiet"}, *[{}] * 20]), LoudSynthesiser(), LoudnessDetector
     )
@@ -82,7 +74,7 @@ def test_a_question_is_spoken_and_an_answer_is_interrupted(tmp_path: Path) -> No
 
 def nobody(tmp_path: Path) -> Path:
     """A microphone that hears nobody."""
-    write_wav(tmp_path / "nobody.wav", [silence(20 * RATE)], RATE)
+    write_wav(tmp_path / "nobody.wav", [silence(20 * MICROPHONE_RATE)], MICROPHONE_RATE)
     return tmp_path / "nobody.wav"
 
 

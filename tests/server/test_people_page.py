@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 
@@ -25,8 +26,11 @@ from duologue.evaluation.people.study import Form, Study
 from duologue.server.assets import FOLDER
 from duologue.server.config import ServerConfig
 from duologue.server.run import options
+from duologue.voice.engines.defaults import Engines
+from duologue.voice.sound import silence, write_wav
 from serving import Running, scripted_model, serving
 from studies import ANSWER, recorded
+from voiced import MICROPHONE_RATE, LoudnessDetector, LoudSynthesiser, ScriptedRecogniser, babble
 
 TOKEN = "a-secret-of-the-tests"
 
@@ -226,15 +230,42 @@ def test_a_rater_talks_to_both_systems_before_voting(tmp_path: Path) -> None:
     run(test())
 
 
+@pytest.mark.chromium
+def test_a_rater_speaks_to_a_system(tmp_path: Path) -> None:
+    write_wav(
+        tmp_path / "user.wav",
+        [np.concatenate([silence(MICROPHONE_RATE), babble(1.2), silence(20 * MICROPHONE_RATE)])],
+        MICROPHONE_RATE,
+    )
+    engines = Engines(ScriptedRecogniser([{0.3: "tell me a story"}, *[{}] * 20]), LoudSynthesiser(), LoudnessDetector)
+
+    async def test() -> None:
+        study = Study(tmp_path, Form.TALK, {})
+        async with (
+            serving_study_to_talk_to(study, {"tell me a story": ANSWER}, engines=engines) as (server, _),
+            browsing(server, "", microphone=tmp_path / "user.wav") as on,
+        ):
+            await on.page.locator("#begin").click()
+            await (await on.shows("#microphone")).click()
+            await on.shows("#a .user", "tell me a story")
+            await on.shows("#a .assistant", "Once there was")
+            await on.page.locator("#switch").click()  # the microphone is not taken along
+            await on.shows("#microphone[aria-pressed=false]", "Speak")
+
+    run(test())
+
+
 @contextlib.asynccontextmanager
-async def serving_study_to_talk_to(study: Study, answers: dict[str, str]) -> AsyncIterator[tuple[Running, Running]]:
+async def serving_study_to_talk_to(
+    study: Study, answers: dict[str, str], **more: Any
+) -> AsyncIterator[tuple[Running, Running]]:
     """The study's server, and the one that it leads to, which accepts its origin."""
     from duologue.server.run import bind
 
     (held,) = bind("127.0.0.1", 0)
     port = held.getsockname()[1]
     held.close()
-    async with serving(scripted_model(answers), origins=(f"http://127.0.0.1:{port}",)) as systems:
+    async with serving(scripted_model(answers), **more, origins=(f"http://127.0.0.1:{port}",)) as systems:
         for name, kind in (("x", "turns"), ("y", "duplex")):
             study = study.with_system(name, {"url": f"{systems.http}/", "kind": kind})
         async with serving_study(study, port=port) as server:

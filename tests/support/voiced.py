@@ -23,6 +23,7 @@ from scripted import Talk, judged
 STEP_S = 0.02
 BEFORE_S = 0.27  # that an utterance begins before its speech
 LETTER_S = 0.04  # that the synthesiser takes to say one
+MICROPHONE_RATE = 48_000  # of a browser
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -33,6 +34,19 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
         asyncio.run(test(*args, **more))
 
     return run
+
+
+def babble(seconds: float) -> Samples:
+    """Loud enough, and not so steady that a browser takes it for noise."""
+    chance = np.random.default_rng(3)
+    parts = []
+    while sum(map(len, parts)) < seconds * MICROPHONE_RATE:
+        size = int(chance.uniform(0.06, 0.14) * MICROPHONE_RATE)
+        t = np.arange(size) / MICROPHONE_RATE
+        pitch = chance.uniform(110, 240)
+        wave = sum(np.sin(2 * np.pi * pitch * k * t + k) / k for k in range(1, 20))
+        parts.append((0.5 * wave / np.abs(wave).max() * np.hanning(size) ** 0.3).astype(np.float32))
+    return np.concatenate(parts)[: int(seconds * MICROPHONE_RATE)]
 
 
 class LoudnessDetector:

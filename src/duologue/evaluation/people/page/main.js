@@ -1,6 +1,7 @@
 /** The page of a study: ballots one after the other, each with two conversations and the questions about them. */
 
 import { keepToken, takeToken } from "../page/settings.js";
+import { Voice } from "../page/voice.js";
 import { Api, Refused } from "./api.js";
 import { Talking } from "./talking.js";
 import { Votes } from "./votes.js";
@@ -14,6 +15,7 @@ const HINTS = {
 
 const $ = (id) => document.getElementById(id);
 const api = new Api(takeToken(), (text) => tell(text));
+const voice = new Voice($("voice"), tell);
 const votes = new Votes($("ballot"), $("questions"), $("question"), (cast) => save(cast));
 
 let study = null; // {form, criteria}
@@ -106,7 +108,7 @@ function ask() {
   const shown = ballot;
   const seen = () => ballot === shown && !votes.isEnabled && enable(true);
   if (form === "pairs") conversations = new Watching(sides, boxes, named("play", "seek", "time", "speed"), seen);
-  else conversations = new Talking(sides, boxes, named("input", "switch", "status"), api.token, seen);
+  else conversations = new Talking(sides, boxes, named("input", "switch", "status"), voice, api.token, seen);
 }
 
 function named(...ids) {

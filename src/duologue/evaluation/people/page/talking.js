@@ -12,19 +12,24 @@ export class Talking {
   #boxes;
   #elements;
   #composer;
+  #voice;
   #active = 0;
   #onboth;
   #drawnAt = 0;
   #isOver = false;
 
   /** `sides`: {url, kind} of A and B. `elements`: input, switch, status. `onboth`: both have said something. */
-  constructor(sides, boxes, elements, token, onboth) {
+  constructor(sides, boxes, elements, voice, token, onboth) {
     const settings = new Settings("");
     this.#boxes = boxes;
     this.#elements = elements;
+    this.#voice = voice;
     this.#onboth = onboth;
     this.#talks = sides.map(({ url, kind }) => new Talk(kind, settings, token, null, url));
-    for (const talk of this.#talks) talk.addEventListener("status", () => this.#tell());
+    for (const talk of this.#talks) {
+      talk.addEventListener("status", () => this.#tell());
+      talk.addEventListener("began", () => talk === this.#talks[this.#active] && voice.attach(talk)); // now it is known
+    }
     const hear = (text, utterance, final) => this.#talks[this.#active].hear(text, utterance, final);
     this.#composer = new Composer(elements.input, settings, hear, () => {});
     elements.switch.onclick = () => this.#choose(1 - this.#active);
@@ -35,6 +40,7 @@ export class Talking {
   end() {
     this.#isOver = true;
     this.#elements.switch.onclick = null;
+    this.#voice.end();
     for (const talk of this.#talks) talk.end();
   }
 
@@ -43,6 +49,7 @@ export class Talking {
     const before = this.#talks[this.#active];
     if (side !== this.#active && before.conversation.running !== null) before.command("stop");
     this.#active = side;
+    this.#voice.attach(this.#talks[side]);
     this.#boxes.forEach((box, index) => box.parentElement.classList.toggle("active", index === side));
     this.#elements.switch.textContent = `Talk to ${NAMES[1 - side]}`;
     this.#tell();
