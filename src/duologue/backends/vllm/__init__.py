@@ -1,0 +1,1 @@
+"""What runs inside vLLM: models that apply an adapter at probe tokens, registered by a plug-in."""
