@@ -171,7 +171,8 @@ prepare() {
   fingerprint "$1" >"$stamp"
 }
 
-# prepare_with WHAT ARGUMENTS...: create $venv with what `pip install ARGUMENTS` installs, without PyTorch or a model.
+# prepare_with WHAT ARGUMENTS...: create $venv with what `pip install ARGUMENTS` installs, without PyTorch or a model. With
+# $before, that function installs something first.
 prepare_with() {
   local what=$1 stamp=$venv/duologue-installed wanted
   shift
@@ -180,6 +181,7 @@ prepare_with() {
   say "Preparing $(short "$venv") (once):"
   make_venv "$venv"
   rm -f "$stamp"
+  ${before:+step "PyTorch $(pin torch) for the CPU" "$before"}
   step "$what" install "$@"
   printf '%s\n' "$wanted" >"$stamp"
 }

@@ -247,7 +247,15 @@ def test_the_changelog_has_a_section_for_what_comes() -> None:
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
-SCRIPTS = ("scripts/demo", "scripts/test", "scripts/test-clients", "scripts/check", "scripts/docs", ".ci/run")
+SCRIPTS = (
+    "scripts/demo",
+    "scripts/test",
+    "scripts/test-clients",
+    "scripts/test-vllm",
+    "scripts/check",
+    "scripts/docs",
+    ".ci/run",
+)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -9,8 +9,7 @@ pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from duologue.backends.llamacpp.backend import LlamaCppBackend
 from duologue.backends.llamacpp.gguf_convert import WEIGHTS, cached_gguf, convert
@@ -28,6 +27,7 @@ from duologue.models.catalogue import CATALOGUE
 from duologue.testing.tiny_models import VOCAB_SIZE, tiny_lora, tiny_model, tiny_rows
 from duologue.types import InputState
 from tiny_gguf import write_tiny_gguf
+from tiny_tokenizers import small_tokenizer
 
 torch.set_num_threads(1)
 SMOLLM2 = next(entry for entry in CATALOGUE if entry.name == "smollm2")
@@ -212,17 +212,6 @@ def test_a_model_without_a_common_direction_is_refused():
         suppress(tiny_rows(), np.concatenate([hidden, -hidden]), np.concatenate([best, best]))
     with pytest.raises(UsageError, match="too few"):
         suppress(tiny_rows(), hidden[:10], best[:10])
-
-
-def small_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=280, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator(["a line to learn a few joints from, no more than that"], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
 @pytest.mark.parametrize(("name", "scale"), [("llama", 0.2), ("qwen2", 0.2), ("qwen2", 9.0), ("gemma3", 0.2)])

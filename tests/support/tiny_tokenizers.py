@@ -121,3 +121,17 @@ def write_spm(path: Path) -> Path:
     writer.write_kv_data_to_file()
     writer.close()
     return path
+
+
+def small_tokenizer(size: int = 0) -> PreTrainedTokenizerFast:
+    """A tokenizer without a chat template, of about 280 ids; filled up with tokens that no text has, to `size`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(["a line to learn a few joints from, no more than that"], trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    wrapped.add_tokens([f"<filler_{i}>" for i in range(len(wrapped), size)])
+    return wrapped

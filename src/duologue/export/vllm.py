@@ -87,10 +87,11 @@ def export_vllm(
     expected = _decisions(CausalModel(model, rows, lora), rows, prompts)
     added = add_tokens(tokenizer, names)
     ids = tuple(added.values())
+    base_size = CausalModel(model, None).vocab_size
     _place(model, rows, ids)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    exported = _describe(adapter, rows, lora, ids)
+    exported = _describe(adapter, rows, lora, ids, base_size)
     _write_adapter(out, rows, lora, exported, architecture)
     size, error = _check(out, dtype, exported, prompts, expected)
     return VllmFolder(out, architecture, size, added, exported, error)
@@ -134,9 +135,10 @@ def _place(model: Any, rows: AdapterRows, ids: Sequence[Token]) -> None:
     inputs.weight[list(ids[: rows.num_probes])] = torch.from_numpy(rows.probes / input_scale).to(inputs.weight)
 
 
-def _describe(adapter: Adapter, rows: AdapterRows, lora: Lora, ids: Sequence[Token]) -> ExportedAdapter:
+def _describe(adapter: Adapter, rows: AdapterRows, lora: Lora, ids: Sequence[Token], base_size: int) -> ExportedAdapter:
     outputs = ids[rows.num_probes :]
     return ExportedAdapter(
+        base_size=base_size,
         first_added=ids[0],
         num_probes=rows.num_probes,
         num_outputs=len(outputs),

@@ -32,6 +32,8 @@ _COMMON: dict[str, Any] = {
 _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {  # class of the model, of its configuration, and changes to it
     "llama": ("LlamaForCausalLM", "LlamaConfig", {}),  # grouped key/value heads
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {"tie_word_embeddings": True}),  # biases, tied head
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {"head_dim": 8}),  # normed queries and keys
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", {"head_dim": 8}),  # scaled embeddings
     "gemma3": (  # windows on some layers, scaled embeddings
         "Gemma3ForCausalLM",
         "Gemma3TextConfig",
@@ -79,13 +81,14 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {  # class of the model, o
 ARCHITECTURES: tuple[str, ...] = tuple(name for name in _MODELS if name != "mamba")
 
 
-def tiny_model(architecture: str, *, seed: int = 0) -> Any:
+def tiny_model(architecture: str, *, seed: int = 0, **changes: Any) -> Any:
     """A random model in float32, ready for inference; the same weights for the same seed.
 
     `architecture` is one of `ARCHITECTURES` or "mamba", which is recurrent, so that cached backends must refuse it.
+    `changes` are other values of its configuration.
     """
-    model_class, config_class, changes = _MODELS[architecture]
-    config = getattr(transformers, config_class)(**{**_COMMON, **changes})
+    model_class, config_class, settings = _MODELS[architecture]
+    config = getattr(transformers, config_class)(**{**_COMMON, **settings, **changes})
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = getattr(transformers, model_class)(config)

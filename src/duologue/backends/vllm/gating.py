@@ -80,19 +80,26 @@ def row_factors(pair: Pair, part: Part, label: str) -> Pair:
     return Pair(pair.a[:, part.start : part.start + part.size].contiguous(), pair.b)
 
 
-def read_outputs(
-    logits: Tensor, hidden: Tensor, is_probe: Tensor, outputs: Tensor, first: int, num_probes: int
-) -> Tensor:
+class Ids(NamedTuple):
+    """The ids of an adapter."""
+
+    base_size: int  # ids from here on are not the base model's
+    first_probe: int
+    first_output: int
+
+
+def read_outputs(logits: Tensor, hidden: Tensor, is_probe: Tensor, outputs: Tensor, ids: Ids) -> Tensor:
     """Logits from which only base ids can be drawn at plain tokens, and only output rows at probes.
 
-    logits: [N, V], hidden: [N, D], is_probe: bool [N, 1], outputs: [S, D] in float32. The added ids begin at `first`.
+    logits: [N, V], hidden: [N, D], is_probe: bool [N, 1], outputs: [S, D] in float32.
     Returns [N, V] in float32; logits of base ids at plain tokens are unchanged.
     """
     read = linear(hidden.float(), outputs)
     result = logits.float().masked_fill(is_probe, -torch.inf)
-    start = first + num_probes
-    result[:, first:start] = -torch.inf
-    result[:, start : start + outputs.shape[0]] = torch.where(is_probe, read, -torch.inf)
+    result[:, ids.base_size :] = -torch.inf
+    result[:, ids.first_probe : ids.first_output] = -torch.inf
+    end = ids.first_output + outputs.shape[0]
+    result[:, ids.first_output : end] = torch.where(is_probe, read, -torch.inf)
     return result
 
 

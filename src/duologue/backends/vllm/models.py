@@ -20,6 +20,7 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 from duologue.backends.vllm.gating import (
+    Ids,
     Pair,
     Part,
     column_factors,
@@ -49,6 +50,10 @@ class Duplex(nn.Module):
         UnsupportedModel: vLLM was started with an option that this cannot work with.
         BrokenModel: the folder is not one that `duologue export --format vllm` wrote.
     """
+
+    duologue_is_probe: Tensor  # bool [most tokens of a pass, 1]
+    duologue_outputs: Tensor  # [S, D]
+    duologue_probes: Tensor  # [P, D], what enters the first layer; used for prompts of embeddings
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         _check_options(vllm_config)
@@ -92,8 +97,8 @@ class Duplex(nn.Module):
         logits: Tensor | None = parent.compute_logits(hidden)
         if logits is None:
             return None
-        adapter = self.adapter
-        return read_outputs(logits, hidden, marks, self.duologue_outputs, adapter.first_added, adapter.num_probes)
+        ids = Ids(self.adapter.base_size, self.adapter.first_added, self.adapter.first_output)
+        return read_outputs(logits, hidden, marks, self.duologue_outputs, ids)
 
     def load_weights(self, weights: Weights) -> set[str]:
         """Load the model's weights as vLLM does, then the adapter's.

@@ -49,7 +49,8 @@ PACKED = {
 class ExportedAdapter:
     """What the model class must know about the adapter of a folder. Added ids follow each other, probes first."""
 
-    first_added: int
+    base_size: int  # rows of the base model's matrices; ids from here on belong to the adapter or to nothing
+    first_added: int  # less than `base_size` if the base has rows without a token
     num_probes: int
     num_outputs: int
     lora_scale: float
