@@ -15,9 +15,9 @@ from duologue.core.backend import Extend
 from duologue.export.vllm import VllmFolder, export_vllm
 from duologue.models.adapters import Adapter
 from duologue.testing.tiny_models import VOCAB_SIZE, tiny_lora, tiny_model, tiny_rows
+from duologue.testing.vllm_engine import answers, decisions, engine
 from duologue.types import InputState
 from tiny_tokenizers import small_tokenizer
-from vllm_engine import answers, decisions, engine
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of vLLM and what it uses
 

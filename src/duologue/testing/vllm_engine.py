@@ -1,4 +1,7 @@
-"""vLLM in this process, one model after the other, and what it returns as plain values."""
+"""vLLM in this process, one model after the other, and what it returns as plain values. For tests and benchmarks.
+
+`VLLM_ENABLE_V1_MULTIPROCESSING=0` must be set before vLLM is imported.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +16,7 @@ EXACT = {"dtype": "float32", "max_model_len": 256, "block_size": 32, "max_num_se
 
 @contextmanager
 def engine(path: Path, **options: Any) -> Iterator[Any]:
-    """An `LLM` in float32 for the model in the folder `path`."""
+    """vLLM's `LLM` for the model in the folder `path`, in float32 unless `options` say otherwise."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
