@@ -124,7 +124,7 @@ def test_an_export_of_another_model_is_refused(tmp_path: Path) -> None:
     small_tokenizer(VOCAB_SIZE).save_pretrained(other / "base")
     adapter = Adapter("alora", tuple(InputState), written.rows, tiny_lora(model))
     folder = export_vllm(other / "base", adapter, other / "out", dtype="float32")
-    (folder.path / "duologue.safetensors").write_bytes((written.folder.path / "duologue.safetensors").read_bytes())
+    (folder.path / "adapter.safetensors").write_bytes((written.folder.path / "adapter.safetensors").read_bytes())
     with (
         pytest.raises(Exception, match=r"the LoRA is for 96 outputs of layers\.0\.mlp\.gate_up_proj"),
         engine(folder.path),

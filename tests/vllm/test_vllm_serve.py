@@ -91,7 +91,13 @@ def test_the_served_states_are_those_of_the_torch_backend(url: str, folder: Path
         (step,) = model.backend.forward([extend])
         model.backend.free(extend.seq)
         answer = ask(
-            url, folder, [*prompt, probe], max_tokens=1, logprob_token_ids=ids, return_tokens_as_token_ids=True
+            url,
+            folder,
+            [*prompt, probe],
+            max_tokens=1,
+            logprobs=1,
+            logprob_token_ids=ids,
+            return_tokens_as_token_ids=True,
         )
         (log_p,) = answer["choices"][0]["logprobs"]["top_logprobs"]
         p = [math.exp(log_p[f"token_id:{id}"]) for id in ids]

@@ -166,8 +166,8 @@ def _for_vllm(args: argparse.Namespace, adapter: "Adapter", where: Path | str) -
         f"Checked: probabilities within {folder.decision_error:.4f} of the adapter's\n"
         f"Start it, with duologue and vllm in one environment:\n  vllm serve {folder.path}\n"
         "Ask it for a state: POST /v1/completions with the ids of the conversation and the probe,\n"
-        f'  {{"prompt": [..., {probe}], "max_tokens": 1, "temperature": 0, "logprob_token_ids": {read},\n'
-        '   "return_tokens_as_token_ids": true}'
+        f'  {{"prompt": [..., {probe}], "max_tokens": 1, "temperature": 0, "logprobs": 1,\n'
+        f'   "logprob_token_ids": {read}, "return_tokens_as_token_ids": true}}'
     )
 
 

@@ -13,7 +13,7 @@ FORMAT = 1
 CONFIG_KEY = "duologue"
 """The key in `config.json` of a folder; its value is that of `ExportedAdapter.as_json`."""
 
-TENSORS = "duologue.safetensors"
+TENSORS = "adapter.safetensors"
 """The file in a folder that has the adapter's output rows and its LoRA."""
 
 PREFIX = "duologue."
