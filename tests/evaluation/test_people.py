@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 import chat_server
 from duologue.cli.main import main
-from duologue.core.events import Received, Said
+from duologue.core.events import Committed, Heard, Received, Said, Suspended
 from duologue.engine.replay import read_script
 from duologue.errors import BadData, UsageError
 from duologue.evaluation.people.ballots import Ballot, Ballots
@@ -160,6 +161,7 @@ def test_people_can_talk_to_two_servers(tmp_path: Path, capsys: pytest.CaptureFi
         ("study.json", '{"study": 1, "form": "pairs", "systems": {"../turns": {}, "duplex": {}}}', "is damaged"),
         ("study.json", '{"study": 1, "form": "pairs", "systems": {"turns": {}}}', "compares two systems"),
         ("study.json", '{"study": 1, "form": "pairs", "systems": []}', "compares two systems"),
+        ("study.json", '{"study": 1, "form": "talk", "systems": {"a": {}, "b": {}}}', "a has no url and kind"),
         ("records/turns/dogs.jsonl", None, "cannot read the record"),
         ("records/duplex/dogs.jsonl", '{"record": 1, "session": "s", "settings": {}, "history": []}\n', "no events"),
         ("records/duplex/dogs.jsonl", "nonsense\n", "not JSON"),
@@ -296,13 +298,39 @@ def test_votes_are_read_from_an_answer() -> None:
 
 
 def test_a_judge_sees_words_and_times_only(folder: Path) -> None:
-    lines = transcript(Study.read(folder).record("duplex", "fisherman")).splitlines()
-    assert lines[0] == "2 s, user: tell me a story"
-    assert lines[1].startswith("2 s, assistant: Once there was a fisherman who lived")
-    assert lines[2].endswith(" s, user: what about dogs")
-    assert lines[3].endswith(" —")  # the story is cut
-    assert lines[4].endswith(" s, assistant: Dogs are loyal.")
-    assert lines[-1].endswith("assistant: Cats?")
+    text = transcript(Study.read(folder).record("duplex", "fisherman"))
+    story = "Once there was a fisherman who lived by the sea, and every morning he rowed out before the sun was"
+    assert re.sub(r"\d+ s, ", "", text).splitlines() == [
+        "user: tell me a story",
+        f"assistant: {story}",
+        "user: what about dogs",
+        "assistant: Dogs are loyal.",
+        "user: and cats",
+        "assistant: Cats?",
+    ]
+    assert text.startswith("2 s, user")
+
+
+def test_a_judge_sees_what_was_heard_and_where_it_was_cut() -> None:
+    events = [
+        Received(0.0, "u1", "tell me", final=False),
+        Received(2.0, "u1", "tell me a story", final=True),
+        Said(2.5, 0, 0, "Once there"),
+        Heard(3.0, 0, 4),
+        Received(3.5, "u2", "mhm", final=True),
+        Heard(4.0, 0, 10),
+        Suspended(5.0, 0, "Once there", ""),
+        Said(6.0, 1, 0, "Fine. Bye"),
+        Heard(6.5, 1, 5),
+        Committed(7.0, 1, "Fine. Bye"),
+    ]
+    assert transcript(events).splitlines() == [
+        "0 s, user: tell me a story",
+        "3 s, assistant: Once",
+        "4 s, user: mhm",
+        "4 s, assistant: there —",
+        "6 s, assistant: Fine. Bye",
+    ]
 
 
 def test_a_judge_votes_resumes_and_is_not_mixed_with_people(

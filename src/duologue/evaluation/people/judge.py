@@ -2,9 +2,9 @@
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from duologue.core.events import Event, Received, Said, Suspended
+from duologue.core.events import Committed, Event, Heard, Received, Said, Suspended
 from duologue.data.chat_client import ChatClient
 from duologue.evaluation.people.ballots import Ballots
 from duologue.evaluation.people.criteria import QUESTIONS, Criterion, Vote
@@ -22,6 +22,7 @@ PROMPT = "\n".join(
     )
 )
 
+_CUT = "—"
 _LINE = re.compile(rf"^\W*({'|'.join(Criterion)})\W+(a|b|tie)\b", re.IGNORECASE | re.MULTILINE)
 
 
@@ -51,31 +52,41 @@ def judge_all(study: Study, client: ChatClient, *, chance: random.Random, progre
 
 
 def transcript(events: Iterable[Event]) -> str:
-    """A conversation as text: a line with its time whenever another begins to speak, and a dash where an answer is cut.
+    """What was said to the assistant, and heard of it: a line with its time whenever another begins to speak.
 
-    Decisions are not in it.
+    A dash stands where an answer is cut. Decisions are not in it.
     """
     lines: list[tuple[float, str, str]] = []  # time, who, words
-    heard: dict[str, str] = {}  # by utterance
     speaking: object = None
-    for event in events:
-        match event:
-            case Received(utterance=key, text=text):
-                who, words = "user", f" {text.removeprefix(heard.get(key, ''))}"
-                heard[key] = text
-            case Said(answer=key, text=words):
-                who = "assistant"
-            case Suspended(answer=key):
-                who, words = "assistant", " —"
-            case _:
-                continue
+    for who, key, at, words in _spoken(events):
         if (who, key) == speaking:
-            at, _, before = lines.pop()
-            lines.append((at, who, before + words))
-        elif words.strip():
-            lines.append((event.at, who, words))
+            begun, _, before = lines.pop()
+            lines.append((begun, who, before + words))
+        elif words.strip() not in ("", _CUT):
+            lines.append((at, who, words))
             speaking = (who, key)
     return "\n".join(f"{at:.0f} s, {who}: {' '.join(words.split())}" for at, who, words in lines)
+
+
+def _spoken(events: Iterable[Event]) -> Iterator[tuple[str, object, float, str]]:
+    """Who, in which utterance or answer, when, and the new words."""
+    received: dict[str, str] = {}  # by utterance
+    said: dict[int, str] = {}  # by answer
+    heard: dict[int, int] = {}  # characters, by answer
+    for event in events:
+        match event:
+            case Received(at, key, text):
+                yield "user", key, at, f" {text.removeprefix(received.get(key, ''))}"
+                received[key] = text
+            case Said(_, answer, start, text):
+                said[answer] = said.get(answer, "")[:start] + text
+            case Heard(at, answer, position):
+                yield "assistant", answer, at, said.get(answer, "")[heard.get(answer, 0) : position]
+                heard[answer] = position
+            case Committed(at, answer, text):
+                yield "assistant", answer, at, text[heard.get(answer, 0) :]
+            case Suspended(at, answer):
+                yield "assistant", answer, at, f" {_CUT}"
 
 
 def votes_in(answer: str) -> dict[str, str]:

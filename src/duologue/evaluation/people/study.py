@@ -73,8 +73,10 @@ class Study:
             BadData: something is missing or damaged; the message says what to do.
         """
         study = cls.read(folder)
-        for system in study.pair if study.form is Form.PAIRS else ():
-            for example in study.examples:
+        for system in study.pair:
+            if study.form is Form.TALK and not {"url", "kind"} <= study.systems[system].keys():
+                raise BadData(f"{folder / 'study.json'} is damaged: {system} has no url and kind")
+            for example in study.examples if study.form is Form.PAIRS else ():
                 study.record(system, example)
         return study
 
