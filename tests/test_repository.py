@@ -37,6 +37,7 @@ LAYERS: dict[str, int] = {
     "export": 4,
     "training": 4,
     "voice": 4,
+    "hearing": 4,
     "evaluation": 5,
     "server": 5,
     "cli": 6,
@@ -51,7 +52,7 @@ HEAVY = {"torch", "transformers", "llama_cpp", "gguf", "peft", "accelerate", "da
     "vllm",
 }
 # Where they may be imported at the top of a file. Elsewhere only inside a function that needs them.
-HEAVY_PACKAGES = ("backends", "testing", "training", "export")
+HEAVY_PACKAGES = ("backends", "testing", "training", "export", "hearing")
 PACKAGES = {"llama_cpp": "llama-cpp-python", "piper": "piper-tts"}  # import names that pip knows under another
 CORE_MAY_USE = {"duologue.types", "duologue.errors"}
 

@@ -89,11 +89,18 @@ def tiny_model(architecture: str, *, seed: int = 0, **changes: Any) -> Any:
     """
     model_class, config_class, settings = _MODELS[architecture]
     config = getattr(transformers, config_class)(**{**_COMMON, **settings, **changes})
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, model_class)(config)
+        return randomised(getattr(transformers, model_class)(config))
+
+
+def randomised(model: Any) -> Any:
+    """`model`, ready for inference, with random matrices.
+
+    The usual initial values are so small that attention, and errors in it, hardly affect the logits.
+    """
+    with torch.no_grad():
         for parameter in model.parameters():
-            # The usual initial values are so small that attention, and errors in it, hardly affect the logits.
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 1.5 / parameter.shape[-1] ** 0.5)
     return model.eval()

@@ -98,7 +98,8 @@ class CausalModel:
         has_layers_of_ids = bool(getattr(self.config, "hidden_size_per_layer_input", 0))
         self.embedding_width = 0 if has_layers_of_ids else int(embeddings.weight.shape[1])
         self._probes = None if rows is None else torch.from_numpy(rows.probes).to(self.device, self.dtype)
-        self.configs = configs_of(model)
+        # The layers of the decoder alone: an encoder beside it may work on another thread during a pass.
+        self.configs = [model.config, *(one for one in configs_of(model.get_decoder()) if one is not model.config)]
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def context_length(self, wanted: int | None) -> int:
