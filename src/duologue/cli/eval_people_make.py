@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             )
             with progress(f"Recording {system}") as stage:
                 study = study.record_all(system, scripts, play, facts, progress=stage)
-    print(f"{len(study.examples)} examples with {' and '.join(study.systems)} in {study.folder}")
+    print(f"systems: {', '.join(study.systems)}; examples: {len(study.examples)}; in {study.folder}")
     return 0
 
 
