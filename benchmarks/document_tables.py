@@ -133,6 +133,28 @@ def exactness(result: Result) -> Iterator[Row]:
 
 
 @by_result(
+    "vllm",
+    "",
+    *("answer tokens with equal log-probabilities", "decisions", "largest difference, f32", "bf16"),
+    *("other decisions, f32", "bf16", "tokens recomputed a decision (mean / largest)"),
+    of="vllm_exactness",
+)
+def vllm(result: Result) -> Iterator[Row]:
+    """An exported model in vLLM beside the torch backend and the stock model."""
+    exact, rounded, recomputed = result["f32"], result["bf16"], result["recomputed_tokens"]
+    yield (
+        result["model"]["name"],
+        f"{result['tokens_with_equal_log_p']} of {result['tokens']}",
+        result["decisions"],
+        f"{exact['largest_difference']:.2g}",
+        f"{rounded['largest_difference']:.2g}",
+        exact["other_states"],
+        rounded["other_states"],
+        f"{recomputed['mean']:.1f} / {recomputed['max']}",
+    )
+
+
+@by_result(
     "latency",
     *("ms (p50 / p95)", "decision, live", "decision, direct", "decision in silence", "speech alone", "× listening"),
 )

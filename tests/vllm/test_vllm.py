@@ -1,5 +1,9 @@
 """Exported models in vLLM: states as on the reference backend, and answers as from the stock model."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,7 @@ FAMILIES = {
     "gemma2": HEADS,
     "gemma3": HEADS,
 }
+CORES = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
 PROMPTS = [tuple(np.random.default_rng(seed).integers(8, VOCAB_SIZE, 5 + 17 * seed).tolist()) for seed in range(4)]
 
 
@@ -63,8 +68,8 @@ class Written:
         return found
 
 
-def write(folder: Path, name: str, num_probes: int = 1) -> Written:
-    model = tiny_model(name, **SIZES, **FAMILIES[name])
+def write(folder: Path, name: str, num_probes: int = 1, **changes: Any) -> Written:
+    model = tiny_model(name, **{**SIZES, **FAMILIES[name], **changes})
     model.save_pretrained(folder / "base")
     small_tokenizer(VOCAB_SIZE).save_pretrained(folder / "base")
     rows, lora = tiny_rows(timing=True, width=WIDTH, num_probes=num_probes), tiny_lora(model)
@@ -115,6 +120,21 @@ def test_compiled_layers_apply_the_lora_of_each_pass(tmp_path: Path) -> None:
         after = answers(llm, PROMPTS, 12)
     np.testing.assert_allclose(found, written.expected(), atol=1e-3)
     assert before == after
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="a core for each rank")
+@pytest.mark.parametrize(("name", "num_kv_heads"), [("llama", 2), ("gemma3", 1)])  # 1: both ranks have it
+def test_two_ranks_decide_like_one(tmp_path: Path, name: str, num_kv_heads: int) -> None:
+    written = write(tmp_path, name, num_key_value_heads=num_kv_heads)
+    environment = {key: value for key, value in os.environ.items() if key != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    environment["VLLM_CPU_OMP_THREADS_BIND"] = f"{CORES[0]}|{CORES[1]}"
+    command = [sys.executable, str(Path(__file__).with_name("two_ranks.py")), str(written.folder.path)]
+    done = subprocess.run(
+        [*command, json.dumps(written.asked)], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = next(line for line in done.stdout.splitlines() if line.startswith("[["))
+    np.testing.assert_allclose(json.loads(printed), written.expected(), atol=1e-3)
 
 
 def test_an_export_of_another_model_is_refused(tmp_path: Path) -> None:
