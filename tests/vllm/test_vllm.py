@@ -19,7 +19,7 @@ from duologue.core.backend import Extend
 from duologue.export.vllm import VllmFolder, export_vllm
 from duologue.models.adapters import Adapter
 from duologue.testing.tiny_models import VOCAB_SIZE, tiny_lora, tiny_model, tiny_rows
-from duologue.testing.vllm_engine import answers, decisions, engine
+from duologue.testing.vllm_engine import answers, decisions, decisions_among_answers, engine
 from duologue.types import InputState
 from tiny_tokenizers import small_tokenizer
 
@@ -90,9 +90,12 @@ def test_states_are_those_of_the_reference_and_answers_those_of_the_stock_model(
     with engine(written.folder.path) as llm:
         alone = answers(llm, PROMPTS, 12)
         found = decisions(llm, written.asked, written.folder.adapter)
+        mixed, beside = decisions_among_answers(llm, written.asked, written.folder.adapter, PROMPTS, 12)
         again = answers(llm, PROMPTS, 12)
         wild = answers(llm, PROMPTS, 60, temperature=2.0, logprobs=None)
     np.testing.assert_allclose(found, written.expected(), atol=1e-3)
+    np.testing.assert_allclose(mixed, written.expected(), atol=1e-3)
+    assert [tokens for tokens, _ in beside] == [tokens for tokens, _ in stock]
     assert alone == stock, "bit for bit"
     assert again == stock
     first = written.folder.adapter.first_added
