@@ -14,7 +14,7 @@ from duologue.backends.rows import AdapterRows
 from duologue.backends.torch.backend import TorchBackend
 from duologue.core.backend import Backend, Extend
 from duologue.core.config import SessionConfig
-from duologue.core.events import Decided, Dropped, Event, Promoted, Said
+from duologue.core.events import Decided, Dropped, Event, Promoted, Received, Said, TakenBack, Trimmed
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe
 from duologue.core.session import Session
@@ -308,6 +308,59 @@ def test_of_sound_that_grows_by_a_part_only_the_part_is_fed(qwen: Heard) -> None
     engine.close()
     assert fed[1] == len(qwen.audio.encode(sound(0.4, 2))) + 1, "and the boundary"
     assert fed[0] > fed[1]
+
+
+@pytest.mark.parametrize("is_encoded_anew", [False, True])
+def test_sound_that_goes_on_before_an_answer_is_heard_is_judged_as_a_whole(qwen: Heard, is_encoded_anew: bool) -> None:
+    backend = TorchBackend(qwen.model, rows=tiny_rows(), capacity=1024)
+    template = qwen.template(backend)
+    first, second, whole = (template.write(sound(seconds, 1)) for seconds in (0.4, 0.2, 0.6))
+    longer = whole if is_encoded_anew else f"{first} {second}"
+    weights = weigh(backend, template, template.boundary, first)
+    probe = deciding(template.boundary, weights, InputState.PROCESS)
+    events = list[Event]()
+    engine = Engine(backend)
+    handle = engine.open(
+        Session(template, probe, config=CONFIG, policy=Policy(p_sure=0.2)),
+        sink=lambda record: events.append(record) if isinstance(record, Event) else None,
+    )
+    for text in (first, longer):
+        handle.hear(text, utterance="u")
+        while engine.tick():
+            pass
+    engine.close()
+    assert next(event.text for event in events if isinstance(event, Promoted)) == first
+    assert len([event for event in events if isinstance(event, TakenBack)]) == 1
+    assert [event.text for event in events if isinstance(event, Received)] == [first, longer]
+    expected = weigh(backend, template, template.boundary, longer)
+    decided = [event for event in events if isinstance(event, Decided)][-1]
+    assert dict(decided.decision.probabilities) == pytest.approx(
+        dict(zip(probe.states, expected, strict=True)), abs=1e-4
+    )
+
+
+def test_a_long_conversation_keeps_the_newest_sounds(qwen: Heard) -> None:
+    backend = TorchBackend(qwen.model, rows=tiny_rows(), capacity=1024)
+    template = qwen.template(backend)
+    config = SessionConfig(max_length=256, max_answer=8, heard="reported")
+    session = Session(template, template.probe(WATCHED, STATES), config=config)
+    engine, events = Engine(backend), list[Event]()
+    handle = engine.open(session, sink=lambda record: events.append(record) if isinstance(record, Event) else None)
+    for number in range(8):
+        handle.hear(template.write(sound(0.8, number)), utterance=f"u{number}", final=True)
+        handle.respond()
+        while engine.tick():
+            pass
+        if session.running is not None:
+            handle.heard(session.running.num_said)
+        while engine.tick():
+            pass
+    assert any(isinstance(event, Trimmed) for event in events)
+    oldest = [*template.begin, *template.lay_out(session.history[:1])]
+    assert sum(token >= VOCAB_SIZE for token in oldest) == 20
+    assert session._output.sequence.items[: len(oldest)] == oldest
+    engine.close()
+    assert backend.usage().num_seqs == 0
 
 
 def test_rows_that_are_too_old_are_forgotten(qwen: Heard) -> None:
