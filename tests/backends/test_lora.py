@@ -159,9 +159,13 @@ def test_a_lora_is_written_to_the_cache_once(tmp_path: Path, monkeypatch: pytest
 # -- the default model -------------------------------------------------------------------------------------------------
 
 
+def shipped_on_default_model(kind: str) -> Adapter:
+    return next(one for one in shipped() if (one.name, one.kind) == ("SmolLM2-135M-Instruct", kind))
+
+
 def on_default_model() -> Adapter:
     """The shipped rows with a random LoRA on every kind of layer, which changes decisions."""
-    random, (base, *_) = np.random.default_rng(0), shipped()
+    random, base = np.random.default_rng(0), shipped_on_default_model("alora")
     width, kv, inner = 576, 192, 1536
     shapes = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (kv, width), "self_attn.v_proj": (kv, width)}
     shapes |= {"self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width), "mlp.down_proj": (width, inner)}
@@ -193,7 +197,7 @@ def test_on_the_default_model_llama_cpp_decides_as_torch() -> None:
     for backend, weights, chosen in (
         ("torch", "f32", adapter),
         ("llamacpp", "F16", adapter),
-        ("llamacpp", "F16", shipped()[0]),
+        ("llamacpp", "F16", shipped_on_default_model("alora")),
     ):
         model = load(DEFAULT, backend=backend, weights=weights, adapter=chosen, context_length=256, threads=1)
         said.append(judged(model))
@@ -235,7 +239,7 @@ def test_the_trace_counts_the_passes_of_probes(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.filterwarnings("ignore")  # of the reader of GGUF files
 def test_a_cascade_of_the_default_model_spares_passes_on_llama_cpp_alone() -> None:
     alora = on_default_model()
-    rows = next(adapter for adapter in shipped() if adapter.kind == "rows")
+    rows = shipped_on_default_model("rows")
     assert rows.rows is not None
     first = replace(rows, rows=AdapterRows(rows.rows.probes, rows.rows.states), facts={})
     assert alora.rows is not None

@@ -245,6 +245,7 @@ def test_a_prompted_adapter_works_with_the_three_states_of_the_paper(tmp_path: P
 def test_every_shipped_adapter_loads_and_is_found_by_its_model() -> None:
     adapters = shipped()
     assert sorted((adapter.name, adapter.kind) for adapter in adapters) == [
+        ("Qwen2.5-Coder-0.5B-Instruct", "alora"),
         ("SmolLM2-135M-Instruct", "alora"),
         ("SmolLM2-135M-Instruct", "rows"),
     ]
