@@ -370,12 +370,40 @@ def lora_shapes(result: Result) -> Iterator[Row]:
 )
 def states(result: Result) -> Iterator[Row]:
     """The shipped adapters on sources that they were not trained on."""
-    is_elsewhere = "baselines" in result or "compare" in result  # these have tables of their own
-    for place, where in () if is_elsewhere else (("idle", "assistant silent"), ("speaking", "over an answer")):
+    is_elsewhere = "baselines" in result or "compare" in result or result["file"] in _OF_MODELS  # have their own tables
+    for where, *figures in () if is_elsewhere else _places(result):
+        yield (f"{_kind(result)}, {_engine(result)}", where, *figures)
+
+
+_OF_MODELS = {"test-third.jsonl": "English, every third row", "test-zh-half.jsonl": "Mandarin, every second row"}
+
+
+@by_result(
+    "state-models",
+    "model",
+    "rows",
+    "where",
+    "n",
+    *_STATES,
+    "answer F1",
+    "false answers",
+    "false waits",
+    "ECE",
+    of="states",
+)
+def state_models(result: Result) -> Iterator[Row]:
+    """The shipped adapters of several models on the same rows."""
+    for figures in _places(result) if result["file"] in _OF_MODELS else ():
+        yield (result["model"]["name"], _OF_MODELS[result["file"]], *figures)
+
+
+def _places(result: Result) -> Iterator[Row]:
+    """Where, n, and the figures in percent."""
+    for place, where in (("idle", "assistant silent"), ("speaking", "over an answer")):
         found = result[place]
         shares = [found["recall"][state] for state in _STATES]
         shares += [found["answer"]["f1"], found["false_answer_rate"], found["false_wait_rate"], found["ece"]]
-        yield (f"{_kind(result)}, {_engine(result)}", where, found["n"], *map(percent, shares))
+        yield (where, found["n"], *map(percent, shares))
 
 
 @whole("state-kinds")
