@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     for entry in CATALOGUE:
         own = kinds[entry.title]
         print(f"  {entry.name:12} {f'its own adapter: {own}' if own else f'no adapter of its own: {listener} listens'}")
-    for title in sorted({adapter["name"] for adapter in adapters} - kinds.keys()):
+    for title in sorted({adapter.name for adapter in shipped()} - kinds.keys()):
         print(f"  {title}, by name or file: its own adapter: {_best(title, shipped(), TRAINED)}")
     print(f"  {'any other':12} {listener} listens, unless --adapter or --listener names something else")
     print("\nShipped adapters")
