@@ -79,8 +79,9 @@ def export_hf(
 ) -> ExportReport:
     """Write the model of `source` (a folder, a GGUF file or a hub name) with `rows` to the folder `out`, and check it.
 
-    The added tokens are special tokens, so the tokenizer does not parse them from user text. If the base has rows
-    without a token, these are used. Matrices stay tied unless a probe row would win as an output row.
+    The added tokens are special tokens, which engines that tokenise a whole prompt also parse from what users write, as
+    they do with those of the chat template. If the base has rows without a token, these are used. Matrices stay tied
+    unless a probe row would win as an output row.
 
     Raises:
         UsageError: `out` exists (without `force`), or the tokenizer has such tokens already.
