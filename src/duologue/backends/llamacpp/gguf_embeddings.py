@@ -37,6 +37,8 @@ class EmbeddingMatrix:
     """
 
     def __init__(self, path: Path, header: GgufHeader) -> None:
+        if len(header.shapes.get(INPUT, ())) != 2:
+            raise UnsupportedModel(f"{path.name} has no matrix of embeddings")
         architecture = str(header.values.get("general.architecture"))
         self.width, num_rows = header.shapes[INPUT]
         scale = input_scale(header.values, architecture, self.width, path)
