@@ -1,5 +1,5 @@
 # ruff: noqa: E402 - what may be missing is looked for before it is imported
-"""Folders for vLLM: what is in them, and what is refused. `tests/vllm` loads them with vLLM itself."""
+"""Folders for vLLM: what is in them, and what is refused. `tests/vllm_plugin` loads them with vLLM itself."""
 
 import importlib.metadata
 import json
