@@ -370,12 +370,17 @@ def lora_shapes(result: Result) -> Iterator[Row]:
 )
 def states(result: Result) -> Iterator[Row]:
     """The shipped adapters on sources that they were not trained on."""
-    is_elsewhere = "baselines" in result or "compare" in result or result["file"] in _OF_MODELS  # have their own tables
+    is_elsewhere = "baselines" in result or "compare" in result or _rows_of(result)  # these have tables of their own
     for where, *figures in () if is_elsewhere else _places(result):
         yield (f"{_kind(result)}, {_engine(result)}", where, *figures)
 
 
-_OF_MODELS = {"test-third.jsonl": "English, every third row", "test-zh-half.jsonl": "Mandarin, every second row"}
+def _rows_of(result: Result) -> str | None:
+    """The rows of a result that belongs to another table than the default adapter."""
+    if str(result["model"]["adapter"]).startswith("starter"):
+        return "starter corpus, its own adapter"
+    others = {"test-third.jsonl": "English, every third row", "test-zh-half.jsonl": "Mandarin, every second row"}
+    return others.get(result["file"])
 
 
 @by_result(
@@ -393,8 +398,9 @@ _OF_MODELS = {"test-third.jsonl": "English, every third row", "test-zh-half.json
 )
 def state_models(result: Result) -> Iterator[Row]:
     """The shipped adapters of several models on the same rows."""
-    for figures in _places(result) if result["file"] in _OF_MODELS else ():
-        yield (result["model"]["name"], _OF_MODELS[result["file"]], *figures)
+    rows = _rows_of(result)
+    for figures in _places(result) if rows else ():
+        yield (result["model"]["name"], rows, *figures)
 
 
 def _places(result: Result) -> Iterator[Row]:

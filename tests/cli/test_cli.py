@@ -619,3 +619,19 @@ def test_a_bar_tells_its_figures_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = screen.getvalue()
     assert "loss 0.744" in shown
     assert shown.rpartition("loss 0.744")[2].count("epoch 1") == 0, "one bar, not two"
+
+
+# ---------------------------------------------------------------------- export
+
+
+@pytest.mark.filterwarnings("ignore")  # from the reader of GGUF files
+def test_the_adapter_of_a_listener_is_not_exported_with_another_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    from duologue.testing.tiny_models import tiny_model
+    from tiny_gguf import write_tiny_gguf
+
+    model = write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "tiny.gguf")
+    assert main(["export", "--format", "hf", "--model", str(model), "--out", str(tmp_path / "out")]) == 2
+    assert "nothing to export" in capsys.readouterr().err

@@ -82,10 +82,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _adapter(args: argparse.Namespace) -> "Adapter":
     from duologue.models.adapters import PROMPTED, TRAINED, Adapter
-    from duologue.models.model import load
+    from duologue.models.model import NO_LISTENER, load
 
     if args.adapter in ("auto", *TRAINED, *PROMPTED):
-        with closing(load(args.model, adapter=args.adapter, revision=args.revision)) as model:
+        found = load(args.model, adapter=args.adapter, listener=NO_LISTENER, revision=args.revision)  # its own adapter
+        with closing(found) as model:
             adapter = model.adapter
     else:
         adapter = Adapter.load(Path(args.adapter).expanduser())
