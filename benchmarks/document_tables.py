@@ -377,7 +377,7 @@ def states(result: Result) -> Iterator[Row]:
 
 def _rows_of(result: Result) -> str | None:
     """The rows of a result that belongs to another table than the default adapter."""
-    if str(result["model"]["adapter"]).startswith("starter"):
+    if "starter" in str(result["model"]["adapter"]):
         return "starter corpus, its own adapter"
     others = {"test-third.jsonl": "English, every third row", "test-zh-half.jsonl": "Mandarin, every second row"}
     return others.get(result["file"])
