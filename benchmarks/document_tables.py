@@ -66,7 +66,8 @@ def _engine(result: Result) -> str:
 
 def _name(result: Result) -> str:
     """Engine, weights and adapter."""
-    return f"{_engine(result)}, {_kind(result)}"
+    is_one_pass = result["model"]["name"].endswith("one-pass")
+    return f"{_engine(result)}, {_kind(result)}{', one-pass file' if is_one_pass else ''}"
 
 
 def _pair(row: dict[str, float] | None, digits: int = 1) -> str:
