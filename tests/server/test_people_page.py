@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 
 from browsing import PHONE, Browsing, browsing, run
 from duologue.cli.main import main
@@ -25,10 +24,9 @@ from duologue.evaluation.people.criteria import Criterion
 from duologue.evaluation.people.study import Form, Study
 from duologue.server.assets import FOLDER
 from duologue.server.config import ServerConfig
-from duologue.server.run import options
 from duologue.voice.engines.defaults import Engines
 from duologue.voice.sound import silence, write_wav
-from serving import Running, scripted_model, serving
+from serving import Running, running, scripted_model, serving
 from studies import ANSWER, recorded
 from voiced import MICROPHONE_RATE, LoudnessDetector, LoudSynthesiser, ScriptedRecogniser, babble
 
@@ -51,19 +49,8 @@ def study(pristine: Study) -> Study:
 async def serving_study(study: Study, **settings: Any) -> AsyncIterator[Running]:
     """Its server, in this event loop."""
     config = ServerConfig(**{"port": 0, **settings})
-    app = create_app(study, config, chance=random.Random(0))
-    server = uvicorn.Server(uvicorn.Config(app, **options(config)))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    task = asyncio.create_task(server._serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-        if task.done():
-            task.result()
-    try:
-        yield Running(app, server.servers[0].sockets[0].getsockname()[1], server)
-    finally:
-        server.should_exit = True
-        await task
+    async with running(create_app(study, config, chance=random.Random(0)), config) as server:
+        yield server
 
 
 async def ask(server: Running, path: str, body: Any = None, **headers: str) -> httpx.Response:

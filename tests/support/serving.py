@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +66,19 @@ async def serving(
     """A server in this event loop."""
     config = ServerConfig(**{"port": 0, "max_answer": 600, **settings})
     app = create_app(config, model=model or scripted_model(), engines=engines)
+    async with running(app, config, lambda: app.state.server.is_ready) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def running(
+    app: Starlette, config: ServerConfig, is_ready: Callable[[], bool] = lambda: True
+) -> AsyncIterator[Running]:
+    """`app` on loopback, in this event loop."""
     server = uvicorn.Server(uvicorn.Config(app, **options(config)))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve())
-    while not server.started or not app.state.server.is_ready:
+    while not server.started or not is_ready():
         await asyncio.sleep(0.01)
         if task.done():
             task.result()
