@@ -225,6 +225,13 @@ def test_every_library_that_is_imported_is_declared() -> None:
     assert not {PACKAGES.get(name, name).replace("_", "-") for name in used} - declared
 
 
+def test_no_folder_of_tests_has_the_name_of_a_library() -> None:
+    """`tests` is on the path, so that such a folder would look like the library where that is not installed."""
+    used = {name.split(".")[0] for module in modules() for name, _ in imports(module)}
+    assert {"torch", "vllm"} <= used
+    assert not used & {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
+
+
 def test_constraints_pin_exactly_and_within_the_ranges() -> None:
     packaging = pytest.importorskip("packaging.requirements")
     pins = {}
