@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from duologue.cli.command import Command, Option, number, whole
-from duologue.cli.options import MODEL, load_model
+from duologue.cli.options import MAX_ANSWER, MODEL, load_model
 from duologue.cli.progress import progress
 from duologue.errors import UsageError
 
@@ -38,13 +38,7 @@ COMMAND = Command(
         ),
         Option("--passes", type=whole(least=1), default=10, metavar="K", help="passes per period (default 10)"),
         Option("--end", type=number(least=0, above=True), metavar="S", help="end (default: 20 s after the last line)"),
-        Option(
-            "--max-answer",
-            type=whole(least=1),
-            default=256,
-            metavar="TOKENS",
-            help="maximum length of an answer (default 256)",
-        ),
+        MAX_ANSWER,
         Option("--picture", type=Path, metavar="FILE", help="draw them into FILE (png, pdf or svg)"),
         Option("--json", action="store_true", help="one JSON object per conversation"),
     ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from duologue.cli.command import Command, Option, whole
-from duologue.cli.options import MODEL, load_model
+from duologue.cli.options import MAX_ANSWER, MODEL, load_model
 from duologue.cli.progress import progress
 from duologue.errors import UsageError, require
 
@@ -51,13 +51,7 @@ COMMAND = Command(
         Option("--name", metavar="NAME", help="the system's name in the report (default: the kind of session)"),
         Option("--talk", action="append", metavar="NAME=URL", help="a server to talk to; ?kind=turns or ?kind=vad: so"),
         Option("--passes", type=whole(least=1), default=10, metavar="K", help="passes per period (default 10)"),
-        Option(
-            "--max-answer",
-            type=whole(least=1),
-            default=256,
-            metavar="TOKENS",
-            help="maximum length of an answer (default 256)",
-        ),
+        MAX_ANSWER,
     ),
     groups={"model": MODEL},
     epilog=_EPILOG,

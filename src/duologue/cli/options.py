@@ -107,15 +107,16 @@ EAGERNESS = Option(
     metavar="E",
     help="how readily it answers, from -1 (patient) to 1 (eager); default 0",
 )
+MAX_ANSWER = Option(
+    "--max-answer",
+    type=whole(least=1),
+    default=256,
+    metavar="TOKENS",
+    help="maximum length of an answer (default 256)",
+)
 CONVERSATION = (
     Option("--system", metavar="TEXT", help="system prompt (default: that of the model)"),
-    Option(
-        "--max-answer",
-        type=whole(least=1),
-        default=256,
-        metavar="TOKENS",
-        help="maximum length of an answer (default 256)",
-    ),
+    MAX_ANSWER,
     Option(
         "--max-thought",
         type=whole(least=0),
