@@ -29,6 +29,7 @@ OPEN_WORDS = 4
 _MISRECOGNISED = 0.1  # share of texts in spoken form that get a recogniser's errors, the same for all states
 _TRIES = 30  # draws of one state in one scene
 _RECENT, _EXHAUSTED = 200, 10  # sources are exhausted if the last 200 samples took ten draws each
+_NAMED = 0.06  # share of scenes in which the assistant has a name
 _STOCK = 128  # queries that are scored together
 
 _LEAVE = re.compile(
@@ -58,6 +59,7 @@ class Scene:
     next_answer: str = ""  # and the assistant's answer to it
     source: str = ""  # of the dialogue
     question: str = ""  # the kind of our own question that the assistant has asked (`ask_…` in english.txt)
+    called: str = ""  # the assistant's name, if it was given one
 
     @property
     def is_asked(self) -> bool:
@@ -93,6 +95,8 @@ _ADDRESSED = frozenset({"follow_up", "query", "request", "repaired", "statement"
 _UNTIMED = frozenset({"moment", "small_talk", "unfinished"})
 """Kinds after which it is not known whether the turn goes on."""
 _CUT = frozenset({"follow_up", "query", "request", "statement", "reply"})
+_FRAGMENTS = frozenset({"phone", "code", "mail", "birth", "when", "where", "count", "size", "money", "long"})
+"""Kinds of replies that say nothing whole where nothing was asked."""
 _ASKED_SHARES = {PROCESS: 1.5, INCOMPLETE: 1.4, IGNORE: 0.35, STOP: 0.6}
 """Behind a question nearly everything is a reply: by how much the shares of the states change."""
 
@@ -178,6 +182,22 @@ class SampleBuilder:
         With `asked`, the dialogue at rest ends with a question of the assistant, or does not; None: either. With
         `goes_on`, a dialogue whose next user turn is known, if the sources have one.
         """
+        found = self._scene(in_context, speaking, asked, goes_on)
+        has_names = self._recipe.own_lines and "called_system" in self._lines
+        return self._with_name(found) if has_names and self._rng.random() < _NAMED else found
+
+    def _with_name(self, scene: Scene) -> Scene:
+        """`scene` with an assistant that has a name, by its system prompt or because it has introduced itself."""
+        rng = self._rng
+        name = rng.choice(self._lines["slot_called"])
+        if scene.context and (scene.context[0].role is Role.ASSISTANT or rng.random() < 0.6):
+            told = forms.sentence(rng.choice(self._lines["called_system"]).format(called=name.capitalize()))
+            return replace(scene, called=name, system=told)
+        greets = Turn(Role.USER, rng.choice(self._lines["called_greeting"]))
+        line = rng.choice(self._lines["called_introduction"]).format(called=name.capitalize())
+        return replace(scene, called=name, context=(greets, Turn(Role.ASSISTANT, forms.sentence(line)), *scene.context))
+
+    def _scene(self, in_context: bool | None, speaking: bool | None, asked: bool | None, goes_on: bool) -> Scene:
         recipe, rng = self._recipe, self._rng
         system = rng.choice(recipe.systems)
         system = _SYSTEMS.get((self._language, system), system)
@@ -305,6 +325,8 @@ class SampleBuilder:
         elif draft.kind == "small_talk" and scene.context:
             accept = (IGNORE,)  # a "thanks" in passing needs no answer
         text = self._as_spoken(draft.text, scene) if draft.kind in _ADDRESSED else draft.text
+        if scene.called and draft.kind in _ADDRESSED and self._rng.random() < 0.4:
+            text = f"{scene.called} {text}"
         return replace(draft, text=text, accept=accept, question=forms.is_question(draft.text))
 
     def _joint(self, scene: Scene) -> _Draft | None:
@@ -412,6 +434,8 @@ class SampleBuilder:
             return replace(self._own("moment", "moment"), accept=(IGNORE, STOP))
         if scene.question and draw < 0.85:
             return replace(self._own(f"half_{scene.question}", "half_reply"), whole=False)
+        if own and not scene.context and draw > 0.92 and (kinds := sorted(_FRAGMENTS.intersection(self._questions))):
+            return replace(self._own(f"reply_{rng.choice(kinds)}", "fragment"), accept=(IGNORE,), whole=False)
         if draw < 0.12:
             return self._unfinished()
         if draw < 0.2:
@@ -480,6 +504,8 @@ class SampleBuilder:
         rng = self._rng
         if not self._recipe.own_lines:
             return self._background(scene)
+        if "slot_called" in self._lines and rng.random() < (0.4 if scene.called else 0.03):
+            return self._to_another(scene)
         draw = rng.random()
         if scene.speaking and draw < 0.22 and not re.search("[?？]", scene.last[-80:]):
             section = "backchannels" if rng.random() < 0.8 else "backchannels_other"
@@ -494,7 +520,17 @@ class SampleBuilder:
         if draw < (0.45 if scene.speaking else 0.65 if scene.is_asked else 0.24):
             draft = self._own("asides", "aside")
             return replace(draft, question=forms.is_question(draft.text))
+        if "overheard" in self._lines and not scene.is_asked and rng.random() < 0.12:
+            draft = self._own("overheard", "overheard")
+            return replace(draft, question=forms.is_question(draft.text))
         return self._background(scene)
+
+    def _to_another(self, scene: Scene) -> _Draft:
+        """A request to somebody, or to an assistant, of another name."""
+        names = [*self._lines["slot_name"], *(self._lines["slot_called"] if scene.called else ())]
+        name = self._rng.choice([name for name in names if name != scene.called])
+        query = self._own("requests", "request") if self._rng.random() < 0.5 else self._query()
+        return _Draft(f"{name} {query.text}", "own", "to_another", question=forms.is_question(query.text))
 
     def _background(self, scene: Scene) -> _Draft:
         """Talk to others, cut to the length of queries; questions are more frequent than in the sources."""
