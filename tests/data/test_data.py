@@ -132,7 +132,7 @@ def test_the_same_seed_builds_the_same_samples(sources: Path) -> None:
 
 
 def test_every_state_comes_idle_and_over_an_answer_in_the_wanted_shares(sources: Path) -> None:
-    samples = build(sources, RECIPE, "train")
+    samples = build(sources, replace(RECIPE, num_samples=1200), "train")
     counts = Counter(sample.state for sample in samples)
     for state, share in RECIPE.shares.items():
         assert abs(counts[state] / len(samples) - share) < 0.08

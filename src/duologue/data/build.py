@@ -130,6 +130,7 @@ class SampleBuilder:
             name: [line for line in lines if low <= corpus.part_of(line) < high or is_open(line)]
             for name, lines in phrases.sections(self._language).items()
         }
+        self._has_names = recipe.own_lines and "called_system" in self._lines
         self._questions = [
             name.removeprefix("ask_")
             for name in self._lines
@@ -152,6 +153,8 @@ class SampleBuilder:
         num_draws: deque[int] = deque(maxlen=_RECENT)
         while num_left > 0:
             scene = self.scene(goes_on=rng.random() < recipe.follow_ups)
+            if self._has_names and rng.random() < _NAMED:
+                scene = self._with_name(scene)
             for _ in range(min(recipe.texts_per_context, num_left)):
                 state = rng.choices(states, asked if scene.is_asked else weights)[0]
                 drawn = ((number, self.sample(state, scene)) for number in range(1, _TRIES + 1))
@@ -182,22 +185,6 @@ class SampleBuilder:
         With `asked`, the dialogue at rest ends with a question of the assistant, or does not; None: either. With
         `goes_on`, a dialogue whose next user turn is known, if the sources have one.
         """
-        found = self._scene(in_context, speaking, asked, goes_on)
-        has_names = self._recipe.own_lines and "called_system" in self._lines
-        return self._with_name(found) if has_names and self._rng.random() < _NAMED else found
-
-    def _with_name(self, scene: Scene) -> Scene:
-        """`scene` with an assistant that has a name, by its system prompt or because it has introduced itself."""
-        rng = self._rng
-        name = rng.choice(self._lines["slot_called"])
-        if scene.context and (scene.context[0].role is Role.ASSISTANT or rng.random() < 0.6):
-            told = forms.sentence(rng.choice(self._lines["called_system"]).format(called=name.capitalize()))
-            return replace(scene, called=name, system=told)
-        greets = Turn(Role.USER, rng.choice(self._lines["called_greeting"]))
-        line = rng.choice(self._lines["called_introduction"]).format(called=name.capitalize())
-        return replace(scene, called=name, context=(greets, Turn(Role.ASSISTANT, forms.sentence(line)), *scene.context))
-
-    def _scene(self, in_context: bool | None, speaking: bool | None, asked: bool | None, goes_on: bool) -> Scene:
         recipe, rng = self._recipe, self._rng
         system = rng.choice(recipe.systems)
         system = _SYSTEMS.get((self._language, system), system)
@@ -213,6 +200,17 @@ class SampleBuilder:
         else:
             found = self._dialogue(speaking=False, goes_on=goes_on, asked=wanted)
         return replace(found, system=system)
+
+    def _with_name(self, scene: Scene) -> Scene:
+        """`scene` with an assistant that has a name, by its system prompt or because it has introduced itself."""
+        rng = self._rng
+        name = rng.choice(phrases.lines("slot_called"))
+        if scene.context and (scene.context[0].role is Role.ASSISTANT or rng.random() < 0.6):
+            told = forms.sentence(rng.choice(phrases.lines("called_system")).format(called=name.capitalize()))
+            return replace(scene, called=name, system=told)
+        greets = Turn(Role.USER, rng.choice(phrases.lines("called_greeting")))
+        line = rng.choice(phrases.lines("called_introduction")).format(called=name.capitalize())
+        return replace(scene, called=name, context=(greets, Turn(Role.ASSISTANT, forms.sentence(line)), *scene.context))
 
     def _dialogue(self, *, speaking: bool, goes_on: bool, asked: bool | None = None) -> Scene:
         """A dialogue of the sources, cut at an answer. Where none asks anything, the answer may be any."""
@@ -504,7 +502,7 @@ class SampleBuilder:
         rng = self._rng
         if not self._recipe.own_lines:
             return self._background(scene)
-        if "slot_called" in self._lines and rng.random() < (0.4 if scene.called else 0.03):
+        if self._has_names and rng.random() < (0.4 if scene.called else 0.03):
             return self._to_another(scene)
         draw = rng.random()
         if scene.speaking and draw < 0.22 and not re.search("[?？]", scene.last[-80:]):
@@ -520,15 +518,15 @@ class SampleBuilder:
         if draw < (0.45 if scene.speaking else 0.65 if scene.is_asked else 0.24):
             draft = self._own("asides", "aside")
             return replace(draft, question=forms.is_question(draft.text))
-        if "overheard" in self._lines and not scene.is_asked and rng.random() < 0.12:
+        if self._lines.get("overheard") and not scene.is_asked and rng.random() < 0.12:
             draft = self._own("overheard", "overheard")
             return replace(draft, question=forms.is_question(draft.text))
         return self._background(scene)
 
     def _to_another(self, scene: Scene) -> _Draft:
         """A request to somebody, or to an assistant, of another name."""
-        names = [*self._lines["slot_name"], *(self._lines["slot_called"] if scene.called else ())]
-        name = self._rng.choice([name for name in names if name != scene.called])
+        others = phrases.lines("slot_called") if scene.called else ()
+        name = self._rng.choice([name for name in (*phrases.lines("slot_name"), *others) if name != scene.called])
         query = self._own("requests", "request") if self._rng.random() < 0.5 else self._query()
         return _Draft(f"{name} {query.text}", "own", "to_another", question=forms.is_question(query.text))
 
