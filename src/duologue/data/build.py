@@ -130,7 +130,7 @@ class SampleBuilder:
             name: [line for line in lines if low <= corpus.part_of(line) < high or is_open(line)]
             for name, lines in phrases.sections(self._language).items()
         }
-        self._has_names = recipe.own_lines and "called_system" in self._lines
+        self._has_names = recipe.own_lines
         self._questions = [
             name.removeprefix("ask_")
             for name in self._lines
@@ -204,12 +204,14 @@ class SampleBuilder:
     def _with_name(self, scene: Scene) -> Scene:
         """`scene` with an assistant that has a name, by its system prompt or because it has introduced itself."""
         rng = self._rng
-        name = rng.choice(phrases.lines("slot_called"))
+        name = rng.choice(phrases.lines("slot_called", self._language))
         if scene.context and (scene.context[0].role is Role.ASSISTANT or rng.random() < 0.6):
-            told = forms.sentence(rng.choice(phrases.lines("called_system")).format(called=name.capitalize()))
+            told = forms.sentence(
+                rng.choice(phrases.lines("called_system", self._language)).format(called=name.capitalize())
+            )
             return replace(scene, called=name, system=told)
-        greets = Turn(Role.USER, rng.choice(phrases.lines("called_greeting")))
-        line = rng.choice(phrases.lines("called_introduction")).format(called=name.capitalize())
+        greets = Turn(Role.USER, rng.choice(phrases.lines("called_greeting", self._language)))
+        line = rng.choice(phrases.lines("called_introduction", self._language)).format(called=name.capitalize())
         return replace(scene, called=name, context=(greets, Turn(Role.ASSISTANT, forms.sentence(line)), *scene.context))
 
     def _dialogue(self, *, speaking: bool, goes_on: bool, asked: bool | None = None) -> Scene:
@@ -324,7 +326,7 @@ class SampleBuilder:
             accept = (IGNORE,)  # a "thanks" in passing needs no answer
         text = self._as_spoken(draft.text, scene) if draft.kind in _ADDRESSED else draft.text
         if scene.called and draft.kind in _ADDRESSED and self._rng.random() < 0.4:
-            text = f"{scene.called} {text}"
+            text = forms.join([scene.called, text])
         return replace(draft, text=text, accept=accept, question=forms.is_question(draft.text))
 
     def _joint(self, scene: Scene) -> _Draft | None:
@@ -518,17 +520,19 @@ class SampleBuilder:
         if draw < (0.45 if scene.speaking else 0.65 if scene.is_asked else 0.24):
             draft = self._own("asides", "aside")
             return replace(draft, question=forms.is_question(draft.text))
-        if self._lines.get("overheard") and not scene.is_asked and rng.random() < 0.12:
+        if self._lines["overheard"] and not scene.is_asked and rng.random() < 0.12:
             draft = self._own("overheard", "overheard")
             return replace(draft, question=forms.is_question(draft.text))
         return self._background(scene)
 
     def _to_another(self, scene: Scene) -> _Draft:
         """A request to somebody, or to an assistant, of another name."""
-        others = phrases.lines("slot_called") if scene.called else ()
-        name = self._rng.choice([name for name in (*phrases.lines("slot_name"), *others) if name != scene.called])
+        others = phrases.lines("slot_called", self._language) if scene.called else ()
+        name = self._rng.choice(
+            [name for name in (*phrases.lines("slot_name", self._language), *others) if name != scene.called]
+        )
         query = self._own("requests", "request") if self._rng.random() < 0.5 else self._query()
-        return _Draft(f"{name} {query.text}", "own", "to_another", question=forms.is_question(query.text))
+        return _Draft(forms.join([name, query.text]), "own", "to_another", question=forms.is_question(query.text))
 
     def _background(self, scene: Scene) -> _Draft:
         """Talk to others, cut to the length of queries; questions are more frequent than in the sources."""
