@@ -717,28 +717,86 @@ def voice_stages(results: Results) -> str:
 # ---------------------------------------------------------------------------------------------------------- behaviour
 
 
-def _behaviour(results: Results) -> dict[str, Result]:
+def behaviour_runs(results: Results) -> dict[str, Result]:
     """Runs of the behaviour benchmark by name: sessions that decide by an adapter are named by it."""
     found = {_kind(r) if r["session"] == "duplex" else str(r["session"]): r for _, r in results.of("behaviour")}
     return {name: found[name] for name in _BEHAVIOUR if name in found}
 
 
-_BEHAVIOUR = ("alora", "rows", "prompted", "slices", "turns", "vad", "tdm")
+_BEHAVIOUR = ("alora", "rows", "prompted", "slices", "turns", "vad", "tdm", "tdm_trained")
 
 
 @whole("behaviour")
 def behaviour(results: Results) -> str:
     """Every kind of session."""
-    return behaviour_report.overview(_behaviour(results))
+    return behaviour_report.overview(behaviour_runs(results))
 
 
 @whole("behaviour-kinds")
 def behaviour_kinds(results: Results) -> str:
     """By kind of conversation."""
-    return behaviour_report.kinds(_behaviour(results))
+    return behaviour_report.kinds(behaviour_runs(results))
 
 
 @whole("behaviour-field")
 def behaviour_field(results: Results) -> str:
     """By the definitions of other benchmarks."""
-    return behaviour_report.field(_behaviour(results))
+    return behaviour_report.field(behaviour_runs(results))
+
+
+COMPARED = (  # name, what decides, run of the behaviour benchmark, sessions of the cost benchmark
+    ("turns", "end of the utterance", "turns", "turns"),
+    ("voice activity", "sound and silence", "vad", "vad"),
+    ("slices, untrained", "every slice is a turn", "slices", None),
+    ("time division", "prompted", "tdm", "tdm"),
+    ("time division", "trained", "tdm_trained", "tdm"),
+    ("time division, idles skipped", "prompted", None, "tdm_skip_idle"),
+    ("channel division", "prompted", "prompted", "cdm"),
+    ("channel division", "`rows`", "rows", "cdm"),
+    ("channel division", "`alora`", "alora", "cdm"),
+)
+
+
+@whole("comparison")
+def comparison(results: Results) -> str:
+    """The papers' systems on the same weights: what they do, and what it costs."""
+    header = (
+        *("system", "decided by", "actions, mean", "cases right", "early in a pause of 1.2 s"),
+        *("yields to an interruption", "goes on after talk to others", "wasted"),
+        *("tokens fed", "KV peak", "KV per slice heard", "KV per hour of silence"),
+    )
+    runs = behaviour_runs(results)
+    costs = next((result["sessions"] for _, result in results.of("cost")), {})
+    rows = []
+    for name, decided_by, run, session in COMPARED:
+        if run is None or run in runs:
+            did = _behaved(runs.get(run or ""))
+            rows.append((name, decided_by, *did, *_fed(costs.get(session))))
+    return table(header, rows)
+
+
+def _behaved(run: Result | None) -> tuple[str, ...]:
+    """Cells of a run of the behaviour benchmark."""
+    if run is None:
+        return (MISSING,) * 6
+    bench, tokens = run["full_duplex_bench"], run.get("tokens") or {}
+    found = (
+        run["accuracy"],
+        run["cases_right"],
+        run["takeover"]["pause_1.2"],
+        bench["respond_to_interruption"],
+        bench["resume_after_talk_to_others"],
+        tokens.get("wasted_share"),
+    )
+    return tuple(MISSING if value is None else percent(value) for value in found)
+
+
+def _fed(session: dict[str, Any] | None) -> tuple[str, ...]:
+    """Cells of a kind of session in the cost benchmark."""
+    if session is None:
+        return (MISSING,) * 4
+    first, last = session["by_slices"][0], session["by_slices"][-1]
+    per_slice = (last["kv_entries_peak"] - first["kv_entries_peak"]) / last["slices"]
+    is_heard = last["tokens_fed"] > first["tokens_fed"]
+    kept = f"{per_slice:.0f}" if is_heard else MISSING
+    return f"{session['tokens_fed']:,}", f"{session['kv_entries_peak']:,}", kept, f"{session['kv_entries_of_hour']:,}"
