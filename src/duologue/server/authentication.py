@@ -1,5 +1,6 @@
 """Authentication: bearer tokens, web origins, and the host names by which the server may be addressed."""
 
+import hashlib
 import hmac
 from urllib.parse import SplitResult, urlsplit
 
@@ -28,6 +29,14 @@ def refusal(connection: HTTPConnection, config: ServerConfig) -> str | None:
     if config.tokens and not any(_is_known(token, config) for token in _offered(connection)):
         return "a bearer token is needed: Authorization: Bearer …"
     return None
+
+
+def client_of(connection: HTTPConnection, config: ServerConfig) -> str:
+    """Who the client of an allowed connection is: a digest of its token, or its address if the server has no tokens."""
+    known = next((token for token in _offered(connection) if config.tokens and _is_known(token, config)), None)
+    if known is not None:
+        return hashlib.sha256(known.encode()).hexdigest()
+    return connection.client.host if connection.client is not None else ""
 
 
 def _offered(connection: HTTPConnection) -> list[str]:

@@ -19,6 +19,7 @@ from duologue.core.words import words_in
 from duologue.errors import BadData, DuologueError, EngineFull, UsageError
 from duologue.models.model import Model
 from duologue.models.structured import json_constraint
+from duologue.server.authentication import client_of
 from duologue.server.choice import Choice, Part, log_probabilities
 from duologue.server.conversations import Conversations
 from duologue.server.fields import Field, Rejection, Table, parse, read
@@ -32,7 +33,7 @@ async def complete(request: Request, conversations: Conversations) -> Response:
     """Answer a chat request, as a stream if requested. Parameters that have no meaning here are ignored."""
     try:
         body = await read_body(request, conversations.config.max_message)
-        completion = await _Completion.begin(body, conversations)
+        completion = await _Completion.begin(body, conversations, client_of(request, conversations.config))
     except ClientDisconnect:
         return Response(status_code=400)
     except EngineFull as error:
@@ -95,7 +96,7 @@ class _Completion:
         self._prompt_tokens = choices[0].answer.thought_at
 
     @classmethod
-    async def begin(cls, body: dict[str, Any], conversations: Conversations) -> "_Completion":
+    async def begin(cls, body: dict[str, Any], conversations: Conversations, client: str) -> "_Completion":
         """Admit a request.
 
         Raises:
@@ -111,7 +112,7 @@ class _Completion:
         choices: list[Choice] = []
         try:
             for index in range(options["n"]):
-                choices.append(await _begin(index, asked, conversations))
+                choices.append(await _begin(index, asked, conversations, client))
             return cls(choices, conversations.model, options)
         except BaseException:
             for choice in choices:
@@ -171,13 +172,13 @@ class _Completion:
         }  # fmt: skip
 
 
-async def _begin(index: int, asked: "_Asked", conversations: Conversations) -> Choice:
+async def _begin(index: int, asked: "_Asked", conversations: Conversations, client: str) -> Choice:
     """Begin one answer in a conversation of its own."""
     settings = replace(asked.settings, seed=asked.settings.seed + index)
     more: dict[str, Any] = {"num_alternatives": asked.num_alternatives}
     if asked.schema is not None:
         more["constraint"] = await asyncio.to_thread(json_constraint, conversations.model, asked.schema)
-    conversation = await conversations.open(settings, asked.history, keeps_record=False, **more)
+    conversation = await conversations.open(settings, asked.history, client=client, keeps_record=False, **more)
     try:
         conversation.handle.hear(asked.words, utterance="message", final=True)
         conversation.handle.respond()

@@ -65,6 +65,9 @@ class ServerConfig:
         (), "host names accepted without tokens, in addition to loopback names and `host`"
     )
     max_sessions: int = _setting(12, "maximum number of simultaneous conversations", least=1)
+    max_per_client: int = _setting(
+        0, "of these, how many one client may have, by its token, or without tokens by its address; 0: all", least=0
+    )
     context: int = _setting(2048, "context length of a conversation, in tokens", least=256)
     max_answer: int = _setting(512, "maximum tokens of an answer", least=1)
     max_thought: int = _setting(512, "maximum tokens of a reasoning model's thought before an answer; 0: none", least=0)

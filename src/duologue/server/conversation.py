@@ -91,12 +91,13 @@ class Owner(Protocol):
 class Conversation:
     """A session that is open on the engine, its events, and the connection that it is attached to.
 
-    `id` is a secret between the server and its client. Commands go to `handle`.
+    `id` is a secret between the server and its client; `client` says whose it is. Commands go to `handle`.
     """
 
     def __init__(
         self,
         name: str,
+        client: str,
         settings: ConversationSettings,
         handle: Handle,
         *,
@@ -106,6 +107,7 @@ class Conversation:
         logs_text: bool = False,
     ) -> None:
         self.id = name
+        self.client = client
         self.settings = settings
         self.handle = handle
         first = recorder.num_events if recorder is not None else 0

@@ -70,9 +70,16 @@ class Conversations:
         return iter(tuple(self._open.values()))
 
     async def open(
-        self, settings: ConversationSettings, history: tuple[Turn, ...] = (), *, keeps_record: bool = True, **more: Any
+        self,
+        settings: ConversationSettings,
+        history: tuple[Turn, ...] = (),
+        *,
+        client: str,
+        keeps_record: bool = True,
+        **more: Any,
     ) -> Conversation:
-        """Open a conversation. If there is no room, the one whose client has been disconnected longest is closed.
+        """Open a conversation of `client`. If there is no room, the one disconnected longest is closed: of all, or if
+        the client has as many as it may, of its own.
 
         `more` are further fields of the session's configuration.
 
@@ -82,7 +89,7 @@ class Conversations:
         """
         size = sum(len(turn.text) + PER_TURN for turn in history) + len(settings.system or "")
         session = await off_loop(size, settings.session, self.model, self.config, history, **more)
-        handle = self._admit(settings, session)
+        handle = self._admit(settings, session, client)
         name, recorder = secrets.token_urlsafe(18), None
         if keeps_record and self._folder is not None:
             model, row = self.model.name, settings.as_json()
@@ -90,10 +97,10 @@ class Conversations:
                 recorder = Recorder.open_new(self._folder, name, model=model, settings=row, history=history)
             except OSError as error:  # the conversation continues even if the folder is not writable
                 log.error("no record is kept", extra={"error": str(error)})
-        return self._add(name, settings, handle, recorder)
+        return self._add(name, client, settings, handle, recorder)
 
-    async def find(self, name: str) -> Conversation | None:
-        """The conversation of that name, if it is open or has a record; otherwise None.
+    async def find(self, name: str, client: str) -> Conversation | None:
+        """The conversation of that name, if it is open or has a record, which `client` resumes; otherwise None.
 
         Raises:
             BadData: its record is damaged.
@@ -107,7 +114,7 @@ class Conversations:
         if not path.is_file() or path.stat().st_mtime < time.time() - self.config.record_expiry:
             return None
         if name not in self._resuming:
-            self._resuming[name] = asyncio.create_task(self._resume(path), name="duologue-resume")
+            self._resuming[name] = asyncio.create_task(self._resume(path, client), name="duologue-resume")
             self._resuming[name].add_done_callback(lambda task: self._resumed(name, task))
         return await asyncio.shield(self._resuming[name])  # other callers may wait for it, too
 
@@ -116,7 +123,7 @@ class Conversations:
         if not task.cancelled():
             task.exception()  # whoever waits for it is told; nobody may wait any more
 
-    async def _resume(self, path: Path) -> Conversation:
+    async def _resume(self, path: Path, client: str) -> Conversation:
         try:
             lease = await asyncio.to_thread(Lease.acquire, path)
         except OSError as error:
@@ -131,7 +138,8 @@ class Conversations:
                 Recorder.go_on, path, lease, num_events=state.num_events, size=state.size
             )
             session.advance(state.now)
-            conversation = self._add(path.stem, settings, self._admit(settings, session), recorder)
+            handle = self._admit(settings, session, client)
+            conversation = self._add(path.stem, client, settings, handle, recorder)
             conversation.detached_at = self.engine.now()  # until somebody attaches
             if turns:
                 conversation.handle.edit(turns, laid_out=laid_out)
@@ -179,27 +187,33 @@ class Conversations:
         for conversation in self:
             conversation.close("shutdown")
 
-    def _admit(self, settings: ConversationSettings, session: Session) -> Handle:
+    def _admit(self, settings: ConversationSettings, session: Session, client: str) -> Handle:
         if self.is_draining:
             self.num_refused += 1
             raise EngineFull("the server is shutting down; connect again in a moment")
         while True:
+            rivals = list(self)
             try:
+                own = [conversation for conversation in rivals if conversation.client == client]
+                if 0 < self.config.max_per_client <= len(own):
+                    rivals = own
+                    raise EngineFull(f"this client has as many conversations as it may, {len(own)}; end one first")
                 if len(self._open) >= self.config.max_sessions:
                     raise EngineFull(f"all {self.config.max_sessions} slots are taken; try again later")
                 return self.engine.open(session, words_per_second=settings.words_per_second, sink=self._sink)
             except EngineFull:
-                away = [conversation for conversation in self if conversation.detached_at is not None]
+                away = [conversation for conversation in rivals if conversation.detached_at is not None]
                 if not away:
                     self.num_refused += 1
                     raise
                 min(away, key=lambda conversation: conversation.detached_at or 0.0).close("given up for others")
 
     def _add(
-        self, name: str, settings: ConversationSettings, handle: Handle, recorder: Recorder | None
+        self, name: str, client: str, settings: ConversationSettings, handle: Handle, recorder: Recorder | None
     ) -> Conversation:
         conversation = Conversation(
             name,
+            client,
             settings,
             handle,
             recorder=recorder,

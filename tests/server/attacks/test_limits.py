@@ -127,6 +127,50 @@ def test_a_websocket_that_does_not_read_makes_way_at_once() -> None:
     run(talk())
 
 
+def test_one_client_cannot_have_all_conversations() -> None:
+    tokens = ("mine-1234", "yours-1234")
+    mine, yours = ({"additional_headers": {"Authorization": f"Bearer {token}"}} for token in tokens)
+
+    async def talk() -> None:
+        settings = {"max_sessions": 3, "max_per_client": 2, "tokens": tokens}
+        async with serving(scripted_model(ANSWERS), **settings) as server:
+            talks = server.talks
+            first, second, third = [await join(server, **mine) for _ in range(3)]
+            names = [(await peer.start())["session"] for peer in (first, second)]
+            await third.say("start")
+            refused = await third.until("error")
+            assert "as many conversations as it may, 2" in refused["message"]
+            assert not await answered_by(server, "mine-1234", "/v1/chat/completions")
+            await (await join(server, **yours)).start()
+
+            await first.socket.close()  # its conversation is kept for a while, but makes way for its client's next
+            while talks._open[names[0]].detached_at is None:
+                await asyncio.sleep(0.01)
+            fourth = await join(server, **mine)
+            await fourth.start()
+            assert set(talks._open) > {names[1]}
+            assert names[0] not in talks._open
+
+    async def answered_by(server: Running, token: str, path: str) -> bool:
+        async with httpx.AsyncClient(base_url=server.http, headers={"Authorization": f"Bearer {token}"}) as http:
+            body = {"messages": [{"role": "user", "content": "hi"}]}
+            return (await http.post(path, json=body)).status_code == 200
+
+    run(talk())
+
+
+def test_without_tokens_clients_are_told_apart_by_address() -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), max_per_client=1) as server:
+            peer = await join(server)
+            await peer.start()
+            other = await join(server)
+            await other.say("start")
+            assert "as many conversations as it may, 1" in (await other.until("error"))["message"]
+
+    run(talk())
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_places_of_chat_requests_are_given_back(stream: bool) -> None:
     async def one(server: Running, waits_s: float) -> None:

@@ -14,6 +14,7 @@ from starlette.websockets import WebSocket
 
 from duologue.core.events import as_dict
 from duologue.errors import BadData, EngineError, EngineFull, UsageError
+from duologue.server.authentication import client_of
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation, EventsLost
 from duologue.server.conversations import PER_TURN, Conversations, off_loop
@@ -49,6 +50,7 @@ class Duplex:
     def __init__(self, socket: WebSocket, conversations: Conversations, config: ServerConfig) -> None:
         self._conversations = conversations
         self._config = config
+        self._client = client_of(socket, config)
         self._wire = Wire(socket, config, is_busy=self._is_busy)
         self._conversation: Conversation | None = None
         self._voice: DuplexVoice | None = None
@@ -206,10 +208,10 @@ class Duplex:
         default = ConversationSettings(hearing=self._config.words_per_second)
         settings = ConversationSettings.from_json(fields["settings"] or {}, before=default)
         history = read_turns(fields["history"] or [], most=self._conversations.most_turns)
-        return await self._conversations.open(settings, history)
+        return await self._conversations.open(settings, history, client=self._client)
 
     async def _find(self, session: str) -> Conversation:
-        found = await self._conversations.find(session)
+        found = await self._conversations.find(session, self._client)
         if found is None:
             raise UsageError("no conversation has this name any longer; start without one")
         return found

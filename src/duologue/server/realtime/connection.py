@@ -9,6 +9,7 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from duologue.errors import BadData, EngineError, EngineFull, UsageError
+from duologue.server.authentication import client_of
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation, EventsLost
 from duologue.server.conversations import Conversations
@@ -79,6 +80,7 @@ class Realtime:
         self._conversations = conversations
         self._config = config
         self._is_duplex = socket.query_params.get("duplex", "") in ("1", "true")
+        self._client = client_of(socket, config)
         self._wire = Wire(socket, config, is_busy=self._is_busy)
         self._outbox = Outbox(self._wire)
         self.session: RealtimeSession | None = None  # read only
@@ -92,7 +94,7 @@ class Realtime:
         """Serve the client until it leaves or the conversation ends."""
         try:
             settings = ConversationSettings(hearing=self._config.words_per_second)
-            conversation = self._conversation = await self._conversations.open(settings)
+            conversation = self._conversation = await self._conversations.open(settings, client=self._client)
         except (EngineFull, UsageError) as error:
             await self._refuse(error)
             return
