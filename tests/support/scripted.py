@@ -104,6 +104,7 @@ class Talk:
         make: SessionFactory = Session,
         listens: bool | None = None,
         listener_length: int = 4096,
+        num_soft: int = 0,
     ) -> None:
         self.listens = self.listens_by_default if listens is None else listens
         self.tokenizer = ByteTokenizer(chat_template)
@@ -112,8 +113,10 @@ class Talk:
         self.judge = judge
         self.ends = ends
         limits = {"capacity": capacity, "max_seqs": max_seqs}
-        self.backend: Any = ScriptedBackend(self._speak, self._judge, vocab_size=258, num_added=7, **limits)
-        probe = PROBE if ends is None else TIMED
+        self.backend: Any = ScriptedBackend(
+            self._speak, self._judge, vocab_size=258, num_added=7, embedding_width=2 if num_soft else 0, **limits
+        )
+        probe = replace(PROBE if ends is None else TIMED, num_soft=num_soft)
         options: dict[str, Any] = {"policy": policy, "config": config, "history": history}
         if self.listens:
             self.other = OtherTokenizer()

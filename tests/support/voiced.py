@@ -12,8 +12,9 @@ from duologue.core.events import Event
 from duologue.core.policy import Policy
 from duologue.core.transitions import Interruptible
 from duologue.errors import EngineError
+from duologue.hearing.evidence import Features
 from duologue.types import InputState
-from duologue.voice.engines.interfaces import Speech
+from duologue.voice.engines.interfaces import Recognition, Speech
 from duologue.voice.marks import estimated
 from duologue.voice.policy import by_voice
 from duologue.voice.sound import RATE, Samples
@@ -67,6 +68,7 @@ class ScriptedRecogniser:
         self.takes_s = takes_s
         self.fails = fails
         self.num_begun = 0
+        self.sounds = False  # whether it tells, as the only feature, the seconds that it has heard
         self.clock = Clock()
 
     def begin(self) -> "ScriptedRecognition":
@@ -77,11 +79,15 @@ class ScriptedRecogniser:
         pass
 
 
-class ScriptedRecognition:
+class ScriptedRecognition(Recognition):
     def __init__(self, owner: ScriptedRecogniser, script: Mapping[float, str]) -> None:
         self._owner = owner
         self._script = script
         self.num_samples = 0
+
+    @property
+    def features(self) -> Features | None:
+        return np.full((1, 1), self.num_samples / RATE, np.float32) if self._owner.sounds else None
 
     async def hear(self, samples: Samples, *, last: bool = False) -> str:
         if self._owner.fails:

@@ -494,3 +494,19 @@ async def test_what_is_generated_during_a_pause_waits() -> None:
         assert not paused.any()
         await talk.hears(20.0, speech=False)
         assert talk.history == [("user", "what is a cat"), ("assistant", ANSWER)]
+
+
+@in_loop
+async def test_how_words_sound_is_told_after_the_words_and_again_where_only_the_sound_changes() -> None:
+    told: list[tuple[str, float]] = []
+    spoken = Spoken([{0.4: "what is it"}], ANSWERS)
+    spoken.recogniser.sounds = True
+    spoken.voice._hear_sound = lambda name, features: told.append((name, float(features[0, 0])))
+    async with spoken:
+        await spoken.hears(1.5, speech=True)
+        await spoken.hears(1.0, speech=False)
+    heard = [seconds for _, seconds in told]
+    assert {name for name, _ in told} == {"voice-1"}
+    assert heard == sorted(set(heard)), "each time there is more sound"
+    assert len(heard) > 2
+    assert len(spoken.times("recognised")) >= len(heard)

@@ -14,6 +14,7 @@ import pytest
 
 from duologue.cli.main import main
 from duologue.errors import EngineError
+from duologue.hearing.evidence import NUM_BESIDE, PIECES_S
 from duologue.voice.engines.defaults import Engines
 from duologue.voice.engines.espeak import EspeakSynthesiser
 from duologue.voice.engines.interfaces import Speech, Synthesiser
@@ -153,6 +154,9 @@ async def test_words_are_recognised_while_they_come_and_silence_has_none() -> No
         texts = [await utterance.hear(sound[i : i + RATE // 2]) for i in range(0, len(sound), RATE // 2)]
         assert texts[-1].lower() == QUESTION.lower().strip("? ")
         assert texts[2], "there are words before the end"
+        assert utterance.features is not None
+        assert utterance.features.shape == (len(PIECES_S), 512 + NUM_BESIDE), "the encoder's own, and what is beside it"
+        assert utterance.features[-1, -1] == 0.0, "the sound ends with a second of silence"
         for nothing in (silence(2 * RATE), np.random.default_rng(0).normal(0, 0.003, 2 * RATE).astype(np.float32)):
             assert await whisper.begin().hear(nothing) == ""
     finally:

@@ -15,6 +15,6 @@ COMMAND = Command(
     "build samples for training and evaluation",
     "Build labelled samples from corpora: what was said, and whether to answer it.",
     epilog=_EPILOG,
-    members=("build", "build-duplex", "fetch"),
+    members=("build", "build-audio", "build-duplex", "fetch"),
     title="tasks",
 )

@@ -45,6 +45,7 @@ COMMAND = Command(
         Option(
             "--out", type=Path, metavar="DIR", help="write result.json, reliability.png and curve.png to this folder"
         ),
+        Option("--audio", action="store_true", help="also hear the rows: FILE is from `duologue data build-audio`"),
         Option("--baselines", action="store_true", help="also run rules and the prompted model on the same rows"),
         Option("--train", type=Path, metavar="FILE", help="also train a linear probe on these rows, as a baseline"),
         Option(
@@ -67,10 +68,12 @@ COMMAND = Command(
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write."""
-    from duologue.evaluation.labelled_rows import read
+    from duologue.evaluation.labelled_rows import read, with_sounds
     from duologue.evaluation.states_report import draw, tables
 
     rows = read(args.file)
+    if args.audio:
+        rows = with_sounds(rows)
     train = None if args.train is None else read(args.train)
     for each in (rows, train):
         if each is not None and each.unread:

@@ -83,6 +83,7 @@ async def _talk(args: argparse.Namespace) -> None:
     from duologue.voice.policy import by_voice
     from duologue.voice.recording import converse
     from duologue.voice.sound import read_sound
+    from duologue.voice.sounds import sounds_for
     from duologue.voice.timeline import Timeline
     from duologue.voice.voice import Voice
 
@@ -105,7 +106,9 @@ async def _talk(args: argparse.Namespace) -> None:
         handle = engine.open(session)
         timeline = Timeline(_print, keeps=args.out is not None)
         parts = engines.detector(), engines.recogniser, engines.synthesiser
-        voice = await stack.enter_async_context(Voice(handle, *parts, timeline=timeline))
+        voice = await stack.enter_async_context(
+            Voice(handle, *parts, timeline=timeline, hear_sound=sounds_for(handle, model))
+        )
         voice.follow(handle.events())
         if args.source is None:
             print("Speak now. Ctrl-C ends the conversation.", file=sys.stderr)

@@ -41,7 +41,7 @@ examples:
 """
 
 _PROBE = ("rows", "alora")
-_OF_PROBES = ("probes", "lora_lr", "targets", "start", "teacher", "into", "no_cascade", "allow_worse")
+_OF_PROBES = ("probes", "lora_lr", "targets", "start", "teacher", "into", "no_cascade", "allow_worse", "audio")
 
 
 COMMAND = Command(
@@ -83,6 +83,12 @@ COMMAND = Command(
             Option("--start", type=Path, metavar="DIR", help="adapter to start from"),
             Option("--teacher", type=Path, metavar="DIR", help="adapter whose probabilities are learned as well"),
             Option("--into", type=Path, metavar="DIR", help="rows: alora adapter to add them to, as its cascade"),
+            Option(
+                "--audio",
+                action="store_true",
+                default=None,
+                help="alora: teach --start (default: the shipped adapter) to hear, on clips of `data build-audio`",
+            ),
             Option("--no-cascade", action="store_true", default=None, help="alora: without the rows of a cascade"),
         ),
         "lora, full and tdm": (
@@ -119,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         args.dtype = "bf16" if faster_dtype() == "bfloat16" else "f32"
     source = find(args.model, args.revision)
     is_probe, is_tdm = args.recipe in _PROBE, args.recipe == "tdm"
-    train = _probe_training(args) if is_probe else _tdm_training(args) if is_tdm else _finetuning(args)
+    train = _training(args)
     if (finished := _finished(args)) is not None:
         print("\n".join(report_lines(finished.facts)))
         print(f"The run in {args.out} is finished. To train again, remove the folder or choose another --out.")
@@ -169,6 +175,15 @@ def _finished(args: argparse.Namespace) -> "Adapter | None":
     return adapter
 
 
+def _training(args: argparse.Namespace) -> Any:
+    """What trains by the recipe."""
+    if args.audio:
+        return _sound_training(args)
+    if args.recipe in _PROBE:
+        return _probe_training(args)
+    return _tdm_training(args) if args.recipe == "tdm" else _finetuning(args)
+
+
 def _probe_training(args: argparse.Namespace) -> Any:
     from duologue.models.adapters import CASCADE, Adapter
     from duologue.training.probe.run import ProbeRun, train_probe
@@ -204,6 +219,28 @@ def _probe_training(args: argparse.Namespace) -> Any:
         allow_worse=bool(args.allow_worse),
     )
     return partial(train_probe, run)
+
+
+def _sound_training(args: argparse.Namespace) -> Any:
+    from duologue.models.adapters import Adapter, shipped_for
+    from duologue.training.probe.sound import SoundRun, SoundSettings, train_sound
+
+    if args.recipe != "alora":
+        raise UsageError(f"--audio is for alora: {args.recipe} does not take it")
+    _refuse(args, ("probes", "lora_lr", "rank", "targets", "teacher", "into", "no_cascade", "allow_worse"))
+    settings = SoundSettings(seed=args.seed, **_given(args, epochs="epochs", lr="lr", batch="batch"))
+
+    def train(model: Any, tokenizer: Any, *, name: str, **more: Any) -> Any:
+        from duologue.training.runs import fingerprint_of
+
+        ready = shipped_for(fingerprint_of(model, tokenizer), "alora")
+        adapter = ready if args.start is None else Adapter.load(args.start)
+        if adapter is None:
+            raise UsageError("no alora adapter ships for this model; train one, and give it with --start")
+        run = SoundRun(args.data, args.out, adapter, settings, args.samples, args.memory_gb)
+        return train_sound(run, model, tokenizer, **more)
+
+    return train
 
 
 def _into(args: argparse.Namespace, recipe: "ProbeRecipe") -> "tuple[ProbeRecipe, Adapter]":

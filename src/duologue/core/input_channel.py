@@ -12,7 +12,7 @@ from duologue.core.cache import CacheOperations, TokenSequence, Work
 from duologue.core.config import SessionConfig
 from duologue.core.events import Decision, Dropped, EventLog, Held, Refused
 from duologue.core.prompt import Probe, Template
-from duologue.types import InputState, Token
+from duologue.types import InputState, Token, VirtualId
 
 _CHARACTERS_PER_TOKEN = 4  # about
 _MAX_REMEMBERED = 32  # utterances that were dropped, and as many that were answered
@@ -28,6 +28,7 @@ class Utterance:
     text: str = ""
     final: bool = False
     skip: int = 0
+    evidence: tuple[VirtualId, ...] = ()  # soft tokens that tell how these words sound
 
     @property
     def words(self) -> str:
@@ -125,6 +126,11 @@ class Input:
     def id(self) -> str:
         """Id of the newest utterance, which events name."""
         return self.utterances[-1].id
+
+    @property
+    def evidence(self) -> tuple[VirtualId, ...]:
+        """How the newest words sound: what is fed between the words and the probe."""
+        return self.utterances[-1].evidence if self.utterances else ()
 
     @property
     def needs_score(self) -> bool:
@@ -312,7 +318,7 @@ class InputChannel:
         heard = self.current
         if heard is None or (heard.sequence is None and not heard.needs_score):
             return 0
-        num_probes = len(self._probe.tokens)
+        num_probes = len(heard.evidence) + len(self._probe.tokens)
         if heard.sequence is None:  # not tokenised yet
             return len(heard.text) // _CHARACTERS_PER_TOKEN + num_probes
         is_asking = heard.needs_score and heard.sequence.fed is None
@@ -351,10 +357,20 @@ class InputChannel:
                 self.current.utterances.append(known)
         has_grown, known.text, known.final, known.skip = known.text != text, text, final, num_answered
         if has_grown:
+            known.evidence = ()
             self.words_changed()
         else:
             self.heard.text = join_words(self.heard.utterances)
         return True
+
+    def hear_sound(self, evidence: tuple[VirtualId, ...], utterance: str) -> None:
+        """Have the words of `utterance` judged with `evidence`, if they are being heard."""
+        known = self.find(utterance)
+        if known is None or known.evidence == evidence:
+            return
+        known.evidence = evidence
+        if known is self.heard.utterances[-1]:
+            self.heard.version += 1
 
     def hear_again(self, utterances: Sequence[Utterance]) -> None:
         """Take up the words of `utterances`, which were dropped."""
@@ -417,7 +433,10 @@ class InputChannel:
         self._free(self.current)
 
     def plan(self) -> None:
-        """Feed the pending words and, after the last, the probe (`<|prediction|>`), at which the state is read."""
+        """Feed the pending words and, after the last, the probe (`<|prediction|>`), at which the state is read.
+
+        Between them is the evidence of their sound, if there is any. It is rolled back with the probe.
+        """
         heard, probe = self.current, self._probe
         if heard is None or heard.sequence is None:
             return
@@ -427,8 +446,9 @@ class InputChannel:
             return
         size = self._cache.portion(sequence)
         is_all = size == sequence.num_pending
-        if is_all and heard.needs_score and self._cache.has_room(size + len(probe.tokens)):
-            self._cache.feed(sequence, size, probe=probe.tokens, watch=probe.groups, owner=heard, version=heard.version)
+        asked = (*heard.evidence, *probe.tokens)
+        if is_all and heard.needs_score and self._cache.has_room(size + len(asked)):
+            self._cache.feed(sequence, size, probe=asked, watch=probe.groups, owner=heard, version=heard.version)
         elif size:
             self._cache.feed(sequence, size)
 

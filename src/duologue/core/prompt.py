@@ -113,6 +113,7 @@ class Probe:
     watch: tuple[Token, ...]
     states: tuple[InputState, ...]
     timing: tuple[Token, ...] = ()  # goes on, ends; empty: the adapter does not say
+    num_soft: int = 0  # most soft tokens, made from sound, between the words and `tokens`
 
     def __post_init__(self) -> None:
         require(bool(self.tokens), "a probe needs at least one token")
@@ -123,6 +124,11 @@ class Probe:
         missing = {InputState.PROCESS, InputState.INCOMPLETE, InputState.IGNORE} - set(self.states)
         require(not missing, f"a probe must know process, incomplete and ignore; missing: {sorted(missing)}")
         require(len(self.timing) in (0, 2), f"a timing pair is two ids, goes on and ends; got {self.timing}")
+
+    @property
+    def length(self) -> int:
+        """The most tokens that ask for a state, soft ones included."""
+        return len(self.tokens) + self.num_soft
 
     @property
     def groups(self) -> tuple[tuple[Token, ...], ...]:

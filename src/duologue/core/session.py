@@ -40,7 +40,7 @@ from duologue.core.transcript import ListenerModel, Transcript
 from duologue.core.transitions import Floor, Interruptible, Transition, transition
 from duologue.core.words import asks_for_a_moment, words_in
 from duologue.errors import ContextOverflow, UsageError, require
-from duologue.types import InputState, Role, Seq, Token, Turn, well_formed
+from duologue.types import InputState, Role, Seq, Token, Turn, VirtualId, well_formed
 
 _EARLY_S = 1.5  # seconds before the end of a question in which words may have been the reply
 _EXCERPT = 80  # characters of a refused text that an event carries
@@ -170,6 +170,23 @@ class BaseSession(ABC):
             self._hear(utterance, words, final=final)
         return self._settle()
 
+    def hear_sound(self, evidence: Sequence[VirtualId], *, utterance: str = "user") -> list[Event]:
+        """What the sound of `utterance` tells beyond its latest words: soft tokens, from `Model.evidence`.
+
+        They are fed between the words and the probe and rolled back with it, so that no answer is given after them.
+        New words are judged without them until they come with their own. Sound of an utterance that is not being heard
+        any more changes nothing; nor does any sound in sessions that are not duplex.
+
+        Raises:
+            UsageError: there are more of them than the probe has room for.
+        """
+        require(
+            len(evidence) <= self.probe.num_soft,
+            f"{len(evidence)} soft tokens, but this probe takes {self.probe.num_soft}; use those of Model.evidence",
+        )
+        self._hear_sound(tuple(evidence), utterance)
+        return self._settle()
+
     def heard(self, position: int, *, answer: int | None = None) -> list[Event]:
         """The user has heard the answer (the running one, or the one of that id) up to character `position`.
 
@@ -255,6 +272,9 @@ class BaseSession(ABC):
     def _hear(self, utterance: str, text: str, *, final: bool) -> None:
         """See `hear`; `text` is well-formed, stripped, not too long, and empty if it is non-speech text."""
 
+    def _hear_sound(self, evidence: tuple[VirtualId, ...], utterance: str) -> None:  # noqa: B027 - others read words
+        """See `hear_sound`."""
+
     @abstractmethod
     def _refuse(self, utterance: str, excerpt: str, reason: str, *, final: bool) -> None:
         """Drop a text of `utterance` that begins with `excerpt`, for `reason`, without reading it."""
@@ -329,7 +349,7 @@ class Session(BaseSession):
         place = Place.ELSEWHERE if isinstance(template, TextTemplate) else Place.SPEAKER
         require(listener is not None or place is Place.SPEAKER, "answers from elsewhere need a listener that decides")
         listening = self.config if listener is None else replace(self.config, max_length=listener.max_length)
-        probe_length = len(probe.tokens)
+        probe_length = probe.length
         if probe_length > listening.max_length // 4:
             raise ContextOverflow(
                 f"a probe of {probe_length} tokens is too long for a context of {listening.max_length}: it may take "
@@ -515,6 +535,9 @@ class Session(BaseSession):
             self._output.hold_back()
         if final and self.input_text == "":
             self._give_up("retracted")
+
+    def _hear_sound(self, evidence: tuple[VirtualId, ...], utterance: str) -> None:
+        self._input.hear_sound(evidence, utterance)
 
     def _num_echoed(self, utterance: str, text: str, *, final: bool) -> int:
         """Characters at the beginning of `text` that are an echo. Words behind the assistant's question are a reply."""

@@ -137,7 +137,7 @@ class Engine:
             raise UsageError("the engine is closed; make another one")
         playback = None if words_per_second is None else PlaybackClock(session, words_per_second)
         self._check_room(session)
-        self.scheduler.make_room_for_probe(len(session.probe.tokens))
+        self.scheduler.make_room_for_probe(session.probe.length)
         sequences = SequenceMap(self.backend)
         handle = Handle(session, sequences, playback, sink, clock=self.now, wake=self._wake.set, leave=self._leave)
         self.handles += (handle,)

@@ -18,7 +18,7 @@ from duologue.engine import playback_clock
 from duologue.engine.playback_clock import PlaybackClock
 from duologue.engine.sequence_map import SequenceMap
 from duologue.errors import DuologueError, UsageError
-from duologue.types import Token, Turn
+from duologue.types import Token, Turn, VirtualId
 
 _P = ParamSpec("_P")
 
@@ -134,6 +134,10 @@ class Handle:
             EngineError: the session failed and is over.
         """
         self._command(self.session.hear, text, utterance=utterance, final=final)
+
+    def hear_sound(self, evidence: Sequence[VirtualId], *, utterance: str = "user") -> None:
+        """See `Session.hear_sound`."""
+        self._command(self.session.hear_sound, evidence, utterance=utterance)
 
     def retract(self, utterance: str) -> None:
         """See `Session.retract`. Raises `UsageError` if this is not a duplex session."""

@@ -1,13 +1,15 @@
 """The labelled rows of a test file: samples with their line numbers, so that an error can name the line."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from duologue.data.jsonl import read_rows
 from duologue.data.samples import Sample
 from duologue.errors import BadData, TemplateError
+from duologue.hearing.clips.files import read_sounds
+from duologue.hearing.evidence import Features
 from duologue.models.model import Model
 from duologue.training.layout import Layout, Layouts
 from duologue.types import InputState, Role
@@ -23,6 +25,7 @@ class LabelledRows:
     samples: tuple[Sample, ...]
     lines: tuple[int, ...]
     unread: tuple[str, ...] = ()
+    sounds: Sequence[Features] | None = None  # [K, F] of each row, beside its words
 
     def error(self, index: int, reason: str) -> BadData:
         """An error that names the line of row `index`."""
@@ -48,6 +51,16 @@ def read(path: Path, parse: Callable[[Mapping[str, Any]], Sample] = Sample.from_
     if not samples:
         raise BadData(f"{path} has no rows; write one JSON object per line")
     return LabelledRows(path, tuple(samples), tuple(lines), tuple(sorted(names - _FIELDS)))
+
+
+def with_sounds(rows: LabelledRows) -> LabelledRows:
+    """`rows` with the sounds in the file beside theirs (`duologue.hearing.clips.files`).
+
+    Raises:
+        BadData: there is no such file, it is damaged, or it belongs to other rows.
+    """
+    sounds = read_sounds(rows.path, max(rows.lines))
+    return replace(rows, sounds=[sounds.features[line - 1] for line in rows.lines])
 
 
 def _check(sample: Sample) -> None:
@@ -85,7 +98,9 @@ def lay_out(rows: LabelledRows, model: Model) -> list[Layout]:
             layout = layouts.of(sample)
         except TemplateError as error:
             raise rows.error(index, str(error)) from None
-        length = layout.length + len(model.probe.tokens)
+        if rows.sounds is not None:
+            layout = replace(layout, evidence=model.evidence(rows.sounds[index]))
+        length = layout.length + model.probe.length
         if length > model.max_length:
             raise rows.error(
                 index,

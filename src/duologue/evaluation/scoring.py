@@ -94,7 +94,7 @@ def latencies(
             if layout.context:
                 model.backend.forward([Extend(seq, layout.context)])
             began = clock()
-            model.backend.forward([_question(seq, layout.text, model.probe)])
+            model.backend.forward([_question(seq, layout, model.probe)])
             found[index] = 1000.0 * (clock() - began)
     return found
 
@@ -117,7 +117,7 @@ def _score_batch(
         for i in batch:
             context = layouts[i].context
             seq = _fork(freed, backend, contexts[context], len(context))
-            questions.append(_question(seq, layouts[i].text, model.probe))
+            questions.append(_question(seq, layouts[i], model.probe))
         return backend.forward(questions)
 
 
@@ -130,8 +130,8 @@ def _common(contexts: Sequence[tuple[Token, ...]]) -> tuple[Token, ...]:
     return first[:length]
 
 
-def _question(seq: Seq, text: tuple[Token, ...], probe: Probe) -> Extend:
-    return Extend(seq, (*text, *probe.tokens), watch=probe.groups)
+def _question(seq: Seq, layout: Layout, probe: Probe) -> Extend:
+    return Extend(seq, (*layout.text, *layout.evidence, *probe.tokens), watch=probe.groups)
 
 
 def _batches(layouts: Sequence[Layout], probe: Probe, root: int, backend: Backend) -> Iterator[list[int]]:
@@ -146,7 +146,7 @@ def _batches(layouts: Sequence[Layout], probe: Probe, root: int, backend: Backen
     contexts: set[tuple[Token, ...]] = set()
     used = 0
     for i in sorted(range(len(layouts)), key=lambda i: (layouts[i].context, len(layouts[i].text))):
-        context, own = layouts[i].context, len(layouts[i].text) + len(probe.tokens)
+        context, own = layouts[i].context, len(layouts[i].text) + probe.length
         cost = own + (0 if context in contexts else len(context) - root)
         if batch and (used + cost > tokens or len(batch) + len(contexts | {context}) + 1 > num_seqs):
             yield batch

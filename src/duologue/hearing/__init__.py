@@ -1,1 +1,1 @@
-"""Models that hear: encoders of sound or of anything else that is not text, and turns made of their rows."""
+"""Hearing: models that hear, turns made of sound, and what a voice tells the decision beyond its words."""

@@ -22,6 +22,8 @@ from duologue.backends.rows import AdapterRows
 from duologue.core.policy import Thresholds
 from duologue.core.prompt import Probe
 from duologue.errors import AdapterMismatch, UsageError, WorseAdapter, refuse, require
+from duologue.hearing import projection
+from duologue.hearing.projection import SoundProjection
 from duologue.models.catalogue import expanded
 from duologue.models.prompting import prompted_probe
 from duologue.text.template import Template, Tokenizer
@@ -87,6 +89,8 @@ class Adapter:
     """Rows that are read first where the LoRA takes a pass of its own; of "alora" only."""
     cascade_limit: float | None = None
     """How probable a state must be by these rows for the LoRA not to be asked; None without a cascade."""
+    sound: SoundProjection | None = None
+    """Soft tokens for what a voice tells beyond its words; None: it decides by the words alone."""
     thresholds: Mapping[str, tuple[Thresholds, Thresholds]] = field(default_factory=dict)
     """For each weight type ("bf16", "q4_0", …, or "any"), two sets: for an idle and for a speaking assistant."""
     fingerprint: Fingerprint | None = None  # None: fits every model
@@ -118,6 +122,10 @@ class Adapter:
                     cascade is not None and not self._fits(cascade),
                     "the rows of the cascade belong to another adapter: their kind is not rows, or the model, the "
                     "states, the number of probe tokens or the timing pair differ",
+                ),
+                (
+                    self.sound is not None and (self.rows is None or self.sound.width != self.rows.probes.shape[1]),
+                    f"{of_kind} cannot take soft tokens of another width than its probe tokens",
                 ),
             ]
         )
@@ -182,7 +190,9 @@ class Adapter:
         first_state = vocab_size + self.rows.num_probes
         end = first_state + len(self.states)
         timing = (end, end + 1) if self.has_timing else ()
-        return Probe(tuple(range(vocab_size, first_state)), tuple(range(first_state, end)), self.states, timing)
+        num_soft = 0 if self.sound is None else self.sound.num_tokens
+        probes, watch = tuple(range(vocab_size, first_state)), tuple(range(first_state, end))
+        return Probe(probes, watch, self.states, timing, num_soft)
 
     def thresholds_for(self, weights: str) -> tuple[Thresholds, Thresholds]:
         """The thresholds for an idle and for a speaking assistant, for a weight type such as "bf16" or "Q4_0"."""
@@ -207,6 +217,7 @@ class Adapter:
             },
             "lora": None if self.lora is None else {"rank": self.lora.rank, "scale": self.lora.scale},
             **({} if self.cascade is None else {"cascade": {"limit": self.cascade_limit}}),
+            **({} if self.sound is None else {"sound": {"tokens": self.sound.num_tokens}}),
             "shots": self.shots,
             "training": dict(self.facts),
         }
@@ -214,6 +225,7 @@ class Adapter:
             self.cascade.save(folder / CASCADE)
         if self.rows is not None:
             changes = {} if self.lora is None else self.lora.tensors()
+            changes |= {} if self.sound is None else self.sound.tensors()
             tensors = {**dict(zip(_ROWS, (self.rows.probes, *self.rows.output_groups), strict=False)), **changes}
             _put(folder / "adapter.safetensors", save(tensors))
         _put(folder / "adapter.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
@@ -246,7 +258,7 @@ class Adapter:
     @classmethod
     def _from_content(cls, content: Mapping[str, Any], folder: Path) -> "Adapter":
         ordered = sorted(content["states"].items(), key=lambda item: int(item[1]))
-        rows, lora = (None, None) if content["kind"] == "prompted" else _read_tensors(folder, content)
+        rows, lora, sound = (None, None, None) if content["kind"] == "prompted" else _read_tensors(folder, content)
         cascade = content.get("cascade")
         adapter = cls(
             kind=content["kind"],
@@ -255,6 +267,7 @@ class Adapter:
             lora=lora,
             cascade=None if cascade is None else _read_cascade(folder),
             cascade_limit=None if cascade is None else float(cascade["limit"]),
+            sound=sound,
             thresholds={
                 weights: (Thresholds.from_mapping(sets["idle"]), Thresholds.from_mapping(sets["speaking"]))
                 for weights, sets in content["thresholds"].items()
@@ -362,16 +375,17 @@ def _values(thresholds: Thresholds) -> dict[str, float]:
     return {state.value: round(thresholds.of(state), 4) for state in InputState}
 
 
-def _read_tensors(folder: Path, content: Mapping[str, Any]) -> tuple[AdapterRows, Lora | None]:
-    """The rows, and the LoRA if `content`, that of `adapter.json`, mentions one."""
-    lora = content.get("lora")
+def _read_tensors(folder: Path, content: Mapping[str, Any]) -> tuple[AdapterRows, Lora | None, SoundProjection | None]:
+    """The rows, and LoRA and projection of sound if `content`, that of `adapter.json`, mentions them."""
+    lora, sound = content.get("lora"), content.get("sound")
     expected = [name for name in _ROWS if name != "timing" or content.get("timing") is not None]
     path = folder / "adapter.safetensors"
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise AdapterMismatch(f"{path} cannot be read: {error}; copy the whole adapter folder again") from None
-    named = {name for name in tensors if lora is None or not name.startswith("lora.")}
+    others = [*(() if lora is None else ("lora.",)), *(() if sound is None else (projection.PREFIX,))]
+    named = {name for name in tensors if not name.startswith(tuple(others))}
     if named != set(expected):
         raise AdapterMismatch(f"{path} contains {sorted(named)}; expected {expected}")
     rows = AdapterRows(*(np.ascontiguousarray(tensors[name], dtype=np.float32) for name in expected))
@@ -390,4 +404,8 @@ def _read_tensors(folder: Path, content: Mapping[str, Any]) -> tuple[AdapterRows
         ],
         AdapterMismatch,
     )
-    return rows, None if lora is None else Lora.from_tensors(tensors, float(lora["scale"]))
+    return (
+        rows,
+        None if lora is None else Lora.from_tensors(tensors, float(lora["scale"])),
+        None if sound is None else SoundProjection.from_tensors(tensors),
+    )

@@ -23,12 +23,13 @@ from duologue.core.speech import TextTemplate
 from duologue.core.transcript import ListenerModel
 from duologue.engine.engine import Engine
 from duologue.errors import ModelNotFound, UsageError, refuse, require
+from duologue.hearing.evidence import Features
 from duologue.models.adapters import Adapter, prompted, requested_adapter
 from duologue.models.catalogue import DEFAULT, ModelSource, find
 from duologue.models.opening import LoadRequest, OpenedModel, Progress, open_llamacpp, open_torch
 from duologue.text import words
 from duologue.text.template import Template
-from duologue.types import Role, Turn, well_formed
+from duologue.types import Role, Turn, VirtualId, well_formed
 
 if TYPE_CHECKING:
     from duologue.speakers.remote import RemoteSpeaker
@@ -79,6 +80,24 @@ class Model:
         return dataclasses.replace(
             self, name=speaker.endpoint.model, listener=self, speaker=speaker, max_length=max_length
         )
+
+    @property
+    def hears(self) -> bool:
+        """Whether `evidence` can be given: the adapter has a projection of sound, and the backend takes its rows."""
+        return self.adapter.sound is not None and self.backend.info.embedding_width > 0
+
+    def evidence(self, features: Features) -> tuple[VirtualId, ...]:
+        """Soft tokens for `Session.hear`, of a sound with these features [K, F] (`duologue.hearing.evidence`).
+
+        Raises:
+            UsageError: the adapter decides by words alone, or was trained with another recogniser.
+            UnsupportedModel: the backend takes no rows for this model.
+        """
+        if self.adapter.sound is None:
+            raise UsageError(
+                f"the adapter {self.adapter.name or '(unnamed)'} hears no sound: it decides by words alone"
+            )
+        return self.backend.embed(self.adapter.sound.rows(features))
 
     def policy(self, **changes: Any) -> Policy:
         """The adapter's thresholds for these weights, with `changes` to the other fields of `Policy`."""

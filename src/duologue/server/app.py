@@ -66,7 +66,7 @@ class Server:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 try:
-                    voices = await stack.enter_async_context(_voices(self.config, self._engines))
+                    voices = await stack.enter_async_context(_voices(self.config, self._engines, model))
                 except Exception as error:
                     self.failure = error
                     log.error("the voice cannot be loaded", extra={"error": str(error)})
@@ -238,10 +238,10 @@ class RequestLimit:
 
 
 @contextlib.asynccontextmanager
-async def _voices(config: ServerConfig, engines: Engines | None) -> AsyncIterator[Voices | None]:
+async def _voices(config: ServerConfig, engines: Engines | None, model: Model) -> AsyncIterator[Voices | None]:
     """The voices of the server, or None if it has none; closed at the end of the context."""
     if engines is not None:
-        yield Voices(engines, config.max_voices)
+        yield Voices(engines, config.max_voices, model)
     elif not config.voice:
         yield None
     else:
@@ -249,7 +249,7 @@ async def _voices(config: ServerConfig, engines: Engines | None) -> AsyncIterato
             recogniser=config.recogniser or None, revision=config.recogniser_revision or None, voice=config.voice
         )
         try:
-            yield Voices(loaded, config.max_voices)
+            yield Voices(loaded, config.max_voices, model)
         finally:
             await loaded.aclose()
 

@@ -6,10 +6,14 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from duologue.engine.handle import Handle
 from duologue.errors import EngineFull, UsageError
+from duologue.hearing.evidence import Features
+from duologue.models.model import Model
 from duologue.voice.engines.defaults import Engines
 from duologue.voice.recording import BLOCK_S
 from duologue.voice.sound import RATE, Resampler, Samples, silence
+from duologue.voice.sounds import sounds_for
 from duologue.voice.timeline import Row, Timeline
 from duologue.voice.voice import SessionCommands, Voice, VoiceConfig
 
@@ -23,8 +27,10 @@ log = logging.getLogger("duologue.server")
 class Voices:
     """The engines that all conversations by voice share, and the slots for such conversations."""
 
-    def __init__(self, engines: Engines, most: int) -> None:
+    def __init__(self, engines: Engines, most: int, model: Model | None = None) -> None:
+        """`model`: what judges the words; it also hears them if it can."""
         self.engines = engines
+        self._model = model
         self._most = most
         self._num = 0
 
@@ -33,6 +39,10 @@ class Voices:
         if self._num >= self._most:
             raise EngineFull(f"all {self._most} voice slots are taken; try again later, or without voice")
         self._num += 1
+
+    def sounds_for(self, handle: Handle) -> Callable[[str, Features], None] | None:
+        """What a voice of the conversation behind `handle` tells beyond the words; None: words alone."""
+        return None if self._model is None else sounds_for(handle, self._model)
 
     def leave(self) -> None:
         """Release a slot."""
@@ -106,6 +116,7 @@ class VoiceStream:
         note: receives the rows of the voice's timeline.
         give: receives every block of sound for the client.
         failed: is awaited once if the voice fails; its slot has been released by then.
+        hear_sound: see `Voice`.
 
     Raises:
         EngineFull: no slot is free.
@@ -120,6 +131,7 @@ class VoiceStream:
         note: Callable[[Row], None],
         give: Callable[[Samples], None],
         failed: Callable[[Exception], Awaitable[None]],
+        hear_sound: Callable[[str, Features], None] | None = None,
     ) -> None:
         voices.enter()
         self._voices = voices
@@ -135,6 +147,7 @@ class VoiceStream:
             config=config,
             timeline=Timeline(note, keeps=False),
             name=f"voice-{secrets.token_hex(3)}",
+            hear_sound=hear_sound,
         )
         self.pacer = Pacer(self.voice, give)
 

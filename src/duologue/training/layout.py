@@ -13,7 +13,7 @@ from functools import cache
 from duologue.data.samples import Sample
 from duologue.errors import UsageError
 from duologue.text.template import Template
-from duologue.types import Role, Token, well_formed
+from duologue.types import Role, Token, VirtualId, well_formed
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Layout:
 
     context: tuple[Token, ...]  # everything committed, up to the opener of the user's turn
     text: tuple[Token, ...]  # opener and words
+    evidence: tuple[VirtualId, ...] = ()  # soft tokens in front of the probe: how the words sound
 
     @property
     def tokens(self) -> tuple[Token, ...]:

@@ -175,6 +175,12 @@ def report_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield _cascade_line(cascade)
     if (timing := facts.get("timing")) is not None:
         yield f"held out, timing (n {timing['n']}): AUC {_percent(timing['auc'])} %"
+    if (sound := facts.get("sound")) is not None:
+        before, after = sound["words_alone"], sound["with_sound"]
+        yield (
+            f"held-out clips: AUC of complete against cut {_percent(before['auc_incomplete'])} % by words alone, "
+            f"{_percent(after['auc_incomplete'])} % with sound; loss {before['loss']:.3f} and {after['loss']:.3f}"
+        )
 
 
 def _cascade_line(facts: Mapping[str, Any]) -> str:

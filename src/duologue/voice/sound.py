@@ -76,6 +76,23 @@ def read_sound(path: Path, rate: int = RATE) -> Samples:
         raise BadData(f"{path} cannot be read as a sound file: {error}") from error
 
 
+def seconds_of(path: Path) -> float:
+    """The length of a sound file, by its header; reads no samples.
+
+    Raises:
+        BadData: the file cannot be read.
+    """
+    av = library("av")
+    try:
+        with av.open(str(path), metadata_errors="ignore") as file:
+            stream = file.streams.audio[0]
+            if file.duration is not None:
+                return float(file.duration) / 1e6
+            return float(stream.duration * stream.time_base)
+    except Exception as error:  # as in `read_sound`
+        raise BadData(f"{path} cannot be read as a sound file: {error}") from error
+
+
 def write_wav(path: Path, channels: list[Samples], rate: int) -> None:
     """Write `channels`, each `[n]`, as 16-bit WAV; shorter ones are padded with silence."""
     length = max(map(len, channels))

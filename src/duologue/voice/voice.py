@@ -6,7 +6,7 @@ The input is the clock. Everything runs in the event loop's thread; slow operati
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 from duologue.core import events as e
 from duologue.core.words import words_in
 from duologue.errors import DuologueError, UsageError
+from duologue.hearing.evidence import Features
 from duologue.types import InputState
 from duologue.voice.engines.interfaces import Recogniser, SpeechDetector, Synthesiser
 from duologue.voice.player import Player
@@ -80,7 +81,9 @@ class Voice:
         config: VoiceConfig | None = None,
         timeline: Timeline | None = None,
         name: str = "voice",
+        hear_sound: Callable[[str, Features], None] | None = None,
     ) -> None:
+        """`hear_sound` receives how an utterance sounds, with its name, right after its words (None: words alone)."""
         self.config = config or VoiceConfig()
         self.timeline = timeline or Timeline()
         self.player = Player(self.config.rate, fades=self.config.fades)
@@ -90,6 +93,7 @@ class Voice:
         self._segmenter = Segmenter(self.config.sensitivity)
         self._synthesis = AnswerSynthesis(synthesiser, self.player, self._note)
         self._name = name
+        self._hear_sound = hear_sound
         self._rest = silence(0)  # pushed, but less than a frame
         self._num_in = 0
         self._before: deque[Samples] = deque(maxlen=max(1, round(self.config.before_s * RATE / detector.frame)))
@@ -278,6 +282,7 @@ class Voice:
             utterance.text, utterance.state, utterance.is_dropped = text, None, False
             if text:
                 self._command(text, utterance, final=False)
+        self._tell_sound(utterance)
         if utterance.is_ending:
             self._conclude(utterance)
 
@@ -299,6 +304,16 @@ class Voice:
     def _command(self, text: str, utterance: SpokenUtterance, *, final: bool) -> None:
         try:
             self._commands.hear(text, utterance=utterance.name, final=final)
+        except DuologueError as error:
+            self.failure = error
+
+    def _tell_sound(self, utterance: SpokenUtterance) -> None:
+        """Pass on how the words of `utterance` sound. What they are judged by can change though they stay the same."""
+        features = utterance.recognition.features
+        if self._hear_sound is None or features is None or not utterance.text:
+            return
+        try:
+            self._hear_sound(utterance.name, features)
         except DuologueError as error:
             self.failure = error
 

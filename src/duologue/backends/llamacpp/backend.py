@@ -349,8 +349,11 @@ class LlamaCppBackend(Backend):
         return prefills, base, probes
 
     def _asks_cascade(self, extend: Extend, num_base: int) -> bool:
-        """Whether the tokens after the first `num_base` are a whole probe that only watches rows of the adapter."""
-        if self._info.cascade_limit is None or not extend.watch:
+        """Whether the tokens after the first `num_base` are a whole probe that only watches rows of the adapter.
+
+        The rows of a cascade have not learned to read soft tokens in front of them.
+        """
+        if self._info.cascade_limit is None or not extend.watch or isinstance(extend.tokens[num_base - 1], VirtualId):
             return False
         first, num_probes = self._info.vocab_size, self._model.num_probes or 0
         is_probe = extend.tokens[num_base:] == tuple(range(first, first + num_probes))

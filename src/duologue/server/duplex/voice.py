@@ -49,7 +49,13 @@ class DuplexVoice:
         config = VoiceConfig(rate=settings.rate, latency_s=settings.latency_ms / 1000, fades=False)
         self._failed = failed
         self._stream = VoiceStream(
-            conversation.handle, voices, config, note=self._note, give=self._give, failed=self._fail
+            conversation.handle,
+            voices,
+            config,
+            note=self._note,
+            give=self._give,
+            failed=self._fail,
+            hear_sound=voices.sounds_for(conversation.handle),
         )
         self.leave = self._stream.leave
         self.aclose = self._stream.aclose

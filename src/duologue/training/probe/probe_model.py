@@ -5,7 +5,8 @@ probe's tokens pass through the model. A LoRA that is active for them alone is a
 tokens stays the base's. So it is switched on only while the probe passes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
@@ -111,9 +112,20 @@ class ProbeModel(nn.Module):
     def hidden(self, past: Past) -> Tensor:
         """Final hidden states [B, P, D] of the probe tokens after each prefix."""
         fed = (self.probes * self.unit).to(self.base.dtype).expand(len(past.lengths), -1, -1)
+        with self.activated():
+            return self.prefix_model.run(past, inputs_embeds=fed)[0]
+
+    @property
+    def lora_factors(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """The two factors of each LoRA layer, as modules."""
+        return [_factors(layer) for layer in self._layers.values()]
+
+    @contextmanager
+    def activated(self) -> Iterator[None]:
+        """Switch the LoRA on for the passes in the body."""
         self._activate(True)
         try:
-            return self.prefix_model.run(past, inputs_embeds=fed)[0]
+            yield
         finally:
             self._activate(False)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from duologue.hearing.evidence import Features
 from duologue.voice.sound import Samples
 
 
@@ -19,6 +20,11 @@ class SpeechDetector(Protocol):
 
 class Recognition(Protocol):
     """Recognises one utterance while it grows."""
+
+    @property
+    def features(self) -> Features | None:
+        """What the sound given so far tells beyond its words, [K, F]. None: this recogniser does not say."""
+        return None
 
     async def hear(self, samples: Samples, *, last: bool = False) -> str:
         """Add `samples`, `[n]` at 16 kHz. Returns all words so far, which may revise earlier ones.

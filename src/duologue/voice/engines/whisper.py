@@ -11,13 +11,14 @@ import importlib.util
 import re
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from duologue.errors import EngineError, MissingDependency, UsageError
+from duologue.hearing.evidence import FRAMES_PER_S, Features, pooled
 from duologue.text.words import join, words_of
 from duologue.voice.engines.interfaces import Recognition
 from duologue.voice.sound import RATE, Samples, level_db, library, silence
@@ -51,6 +52,7 @@ class Decoded:
     text: str
     no_speech: float  # probability that there was no speech
     confidence: float  # mean log probability of a token
+    features: Features | None = field(default=None, compare=False)  # of the sound; None if it is shorter than a frame
 
 
 class WhisperRecogniser:
@@ -129,7 +131,14 @@ class WhisperRecogniser:
         )[0]
         tokens = [token for token in result.sequences_ids[0] if token < tokenizer.eot]
         text = " ".join(tokenizer.decode(tokens).split())  # includes the given words
-        return Decoded(text, float(result.no_speech_prob), float(result.scores[0]))
+        return Decoded(text, float(result.no_speech_prob), float(result.scores[0]), _features(encoded, window))
+
+
+def _features(encoded: Any, window: Samples) -> Features | None:
+    """What the encoding of `window`, [1, T, E] in CTranslate2, tells beyond the words."""
+    if len(window) < RATE // FRAMES_PER_S or not np.isfinite(window).all():
+        return None
+    return pooled(np.asarray(encoded)[0], window, RATE)
 
 
 class WhisperRecognition(Recognition):
@@ -141,6 +150,12 @@ class WhisperRecognition(Recognition):
         self._settled = ""
         self._agreed = ""  # words at the start of the window on which two decodings agree
         self._last = ""
+        self._features: Features | None = None
+
+    @property
+    def features(self) -> Features | None:
+        """See `Recognition`."""
+        return self._features
 
     async def hear(self, samples: Samples, *, last: bool = False) -> str:
         """See `Recognition`."""
@@ -152,6 +167,7 @@ class WhisperRecognition(Recognition):
         if not text and self._agreed:  # the prefix led nowhere: start again without it
             decoded = await self._recogniser.decode(self._window, self._settled, "")
             text = believed(decoded, self._window)
+        self._features = decoded.features
         self._agreed = agreed(self._last, text)
         self._last = text
         return join((self._settled, text)).strip().rstrip(_CLOSERS)
