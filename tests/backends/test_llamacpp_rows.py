@@ -19,7 +19,8 @@ from duologue.backends.llamacpp.gguf_embeddings import EmbeddingMatrix
 from duologue.backends.llamacpp.gguf_facts import INPUT
 from duologue.backends.llamacpp.gguf_header import read_header
 from duologue.backends.llamacpp.gguf_lora import write_lora
-from duologue.backends.llamacpp.gguf_one_pass import adapter_digest, write_one_pass
+from duologue.backends.llamacpp.gguf_one_pass import write_one_pass
+from duologue.backends.lora import adapter_digest
 from duologue.backends.reference import ReferenceBackend
 from duologue.core.backend import Backend, Draw, Extend, num_passes
 from duologue.errors import BrokenModel, EngineError, UnsupportedModel, UsageError

@@ -12,8 +12,8 @@ from duologue.backends.llamacpp.backend import LlamaCppBackend
 from duologue.backends.llamacpp.gguf_convert import convert
 from duologue.backends.llamacpp.gguf_facts import read_facts
 from duologue.backends.llamacpp.gguf_lora import write_lora
-from duologue.backends.llamacpp.gguf_one_pass import adapter_digest, write_one_pass
-from duologue.backends.lora import Lora
+from duologue.backends.llamacpp.gguf_one_pass import write_one_pass
+from duologue.backends.lora import Lora, adapter_digest
 from duologue.cli.main import main
 from duologue.core.backend import Draw, Extend, Step
 from duologue.errors import AdapterMismatch, UnsupportedModel, UsageError

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ def file_digest(path: Path, *, before: str = "", after: str = "") -> Any:
     return digest
 
 
+def path_digest(path: Path, *, after: str = "") -> Any:
+    """The same for a file, or for the names, sizes and times of the files in a folder."""
+    if path.is_file():
+        return file_digest(path, after=after)
+    stats = [(file.name, file.stat()) for file in sorted(path.iterdir())]
+    text = f"{path.resolve()} {[(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]}{after}"
+    return hashlib.sha256(text.encode())
+
+
 def cached_file(name: str, write: Callable[[Path], object]) -> Path:
     """The file `name` in the cache's folder for GGUF. If it is missing, `write` creates it at the path it is given.
 
@@ -44,4 +54,24 @@ def cached_file(name: str, write: Callable[[Path], object]) -> Path:
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
+    return target
+
+
+def cached_folder(kind: str, name: str, write: Callable[[Path], object]) -> Path:
+    """The folder `name` in the cache's folder `kind`. If it is missing, `write` creates it at the path it is given.
+
+    The folder appears whole or not at all.
+    """
+    target = cache_folder() / kind / name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{name}.{os.getpid()}.part")
+        try:
+            write(part)
+            part.rename(target)
+        except OSError:
+            if not target.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return target

@@ -33,6 +33,10 @@ class IdBackend(Backend):
     def step(self, extend: Extend, tokens: list[Token]) -> Step:
         """Result for `extend`. `tokens` is the whole sequence, including the tokens that are being fed."""
 
+    def steps(self, batch: Sequence[Extend]) -> list[Step]:
+        """Results for `batch`, which is valid and is appended afterwards."""
+        return [self.step(extend, [*self.tokens(extend.seq), *extend.tokens]) for extend in batch]
+
     @property
     def info(self) -> BackendInfo:
         return self._info
@@ -54,12 +58,16 @@ class IdBackend(Backend):
 
     def forward(self, batch: Sequence[Extend]) -> list[Step]:
         self.check(batch)
-        steps = [self.step(extend, [*self.tokens(extend.seq), *extend.tokens]) for extend in batch]
+        steps = self.steps(batch)
         for extend in batch:
-            new = [(token, next(self._entries)) for token in extend.tokens]
-            self._seqs[extend.seq].extend(new)
-            self._holders.update(entry for _, entry in new)
+            self.append(extend)
         return steps
+
+    def append(self, extend: Extend) -> None:
+        """Append the tokens of `extend` to its sequence."""
+        new = [(token, next(self._entries)) for token in extend.tokens]
+        self._get(extend.seq).extend(new)
+        self._holders.update(entry for _, entry in new)
 
     def check(self, batch: Sequence[Extend]) -> None:
         """Raise the errors that `Backend.forward` documents for `batch`."""

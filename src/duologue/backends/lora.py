@@ -5,6 +5,7 @@ its sequence and is rolled back. This module knows names and shapes; each backen
 Shapes: R is the rank, in and out are the widths of a layer.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from duologue.backends.rows import AdapterRows
 from duologue.errors import AdapterMismatch, refuse
 
 FloatArray: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
@@ -89,6 +91,16 @@ class Lora:
                 f"the LoRA has matrices with unknown names: {', '.join(sorted(ours))}; names must end in a or b"
             )
         return cls(layers, scale)
+
+
+def adapter_digest(rows: AdapterRows, lora: Lora) -> str:
+    """A name for the numbers of an adapter, by which a file or folder that holds them is recognised as its own."""
+    digest = hashlib.sha256(f"{lora.scale}".encode())
+    named = {**{str(i): matrix for i, matrix in enumerate((rows.probes, *rows.output_groups))}, **lora.tensors()}
+    for name, matrix in sorted(named.items()):
+        digest.update(f"{name} {matrix.shape} {matrix.dtype}".encode())
+        digest.update(np.ascontiguousarray(matrix).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check(path: str, pair: Factors, rank: tuple[int, ...]) -> None:

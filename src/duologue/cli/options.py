@@ -48,10 +48,15 @@ MODEL = (
     Option(
         "--backend",
         default="auto",
-        choices=("auto", "torch", "llamacpp", "reference"),
-        help="auto: llama.cpp for .gguf files if it is installed, else torch; reference: slow, for comparison",
+        choices=("auto", "torch", "llamacpp", "vllm", "reference"),
+        help="auto: llama.cpp for .gguf files if it is installed, else torch; vllm: vLLM, for many conversations on a GPU; "
+        "reference: slow, for comparison",
     ),
-    Option("--weights", metavar="TYPE", help="torch: bf16 (default), f16, f32; llamacpp: BF16, F16, Q8_0, Q4_0, as-is"),
+    Option(
+        "--weights",
+        metavar="TYPE",
+        help="torch and vllm: bf16 (default), f16, f32; llamacpp: BF16, F16, Q8_0, Q4_0, as-is",
+    ),
     Option(
         "--chat-template",
         type=Path,

@@ -7,6 +7,7 @@ does what it says, or raises and changes nothing. All backends pass the same tes
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import chain
 from math import isfinite
@@ -38,6 +39,16 @@ class Constraint(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """How far may be drawn before it is asked for, and by which chances: those that `uniform` gives."""
+
+    num_tokens: int  # at most, the one that is asked for included
+    seed: int
+    turn: int
+    index: int  # of the token that is asked for
+
+
+@dataclass(frozen=True, slots=True)
 class Draw:
     """Sample one token after the last one fed.
 
@@ -51,6 +62,7 @@ class Draw:
     num_alternatives: int | None = None  # most probable tokens to report with the drawn one; None: not even that one
     constraint: Constraint | None = None
     answer: tuple[Token, ...] = ()  # what the constraint has to know: the answer so far
+    ahead: Ahead | None = field(default=None, compare=False)  # None: only this token will be wanted, as far as is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +250,38 @@ class Backend(ABC):
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to close
         """Release the weights. No other call is legal afterwards."""
+
+
+class RequestBackend(Backend):
+    """A backend on an engine that has a loop of its own: the work of each sequence begins and ends for itself.
+
+    `begin` and `complete` are the two halves of `forward`, which begins a batch and waits for all of it. Between them,
+    a sequence may be forked and freed, but not fed or truncated.
+    """
+
+    @abstractmethod
+    def begin(self, extend: Extend) -> Future[Step]:
+        """Begin the work of `extend`; the future has its result. The sequence does not change before `complete`.
+
+        Raises:
+            UsageError, UnknownSeq, ContextOverflow: see `forward`.
+        """
+
+    @abstractmethod
+    def complete(self, extend: Extend, future: Future[Step]) -> Step:
+        """Append the tokens of `extend`, whose work is done, and return the result.
+
+        Raises:
+            EngineError: the work failed. The sequence is unchanged.
+        """
+
+    @abstractmethod
+    def abandon(self, seq: Seq) -> None:
+        """Give up the work that was begun for `seq`, as if it had not been. Its future is cancelled."""
+
+    @abstractmethod
+    def is_being_drawn(self, extend: Extend) -> bool:
+        """Whether the token that `extend` draws has been drawn ahead, or is about to be: no new work is needed."""
 
 
 def num_passes(steps: Iterable[Step]) -> int:

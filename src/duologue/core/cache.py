@@ -213,6 +213,10 @@ class CacheOperations:
         self._ops, self._batch, self.room = [], [], None
         return plan
 
+    def work(self, ticket: int) -> Work | None:
+        """The work in flight with `ticket`, if there is such work."""
+        return self._work.get(ticket)
+
     def land(self, ticket: int) -> Work | None:
         """Record that the work with `ticket` was done, and return it. None if there is no such work."""
         work = self._work.pop(ticket, None)

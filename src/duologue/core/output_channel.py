@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import final
 
 from duologue.core.answer import Answer, LogP, Thinking
-from duologue.core.backend import Draw, Step, uniform
+from duologue.core.backend import Ahead, Draw, Step, uniform
 from duologue.core.cache import CacheOperations, Place, TokenSequence, Work
 from duologue.core.compaction import Compaction
 from duologue.core.config import SessionConfig
@@ -247,12 +247,19 @@ class OutputChannel:
             self._cache.feed(sequence, size)
             return
         index = answer.num_made
-        chance = uniform(self._config.seed, self.num_trimmed + answer.num_turns, index)
-        draw = Draw(self.sampling, chance, num_alternatives=self._config.num_alternatives)
+        ahead = self._ahead(answer, lookahead)
+        chance = uniform(ahead.seed, ahead.turn, ahead.index)
+        draw = Draw(self.sampling, chance, num_alternatives=self._config.num_alternatives, ahead=ahead)
         if self._config.constraint is not None and not answer.is_thinking:
             said = tuple(sequence.items[answer.answer_at :])
             draw = replace(draw, constraint=self._config.constraint, answer=said)
         self._cache.feed(sequence, size, draw=draw, owner=answer, version=index)
+
+    def _ahead(self, answer: Answer, lookahead: int) -> Ahead:
+        """What may be drawn from the next token on, so that no more than `lookahead` tokens of `answer` are unheard."""
+        left = min(answer.max_tokens - answer.num_tokens, self._config.max_length - len(self.sequence.items))
+        num_tokens = max(1, min(lookahead - answer.num_waiting_tokens, left))
+        return Ahead(num_tokens, self._config.seed, self.num_trimmed + answer.num_turns, answer.num_made)
 
     def plan_compaction(self, limit: int | None) -> None:
         """Feed a part of the compaction in progress, if any; see `Compaction.plan`."""

@@ -246,6 +246,10 @@ class BaseSession(ABC):
         """Record that the pass over `batch` did not take place. Its work is planned again."""
         self._cache.lose(batch)
 
+    def wants(self, ticket: int) -> bool:
+        """Whether the result of the work in flight with `ticket` still counts. If not, it may be lost (see `lose`)."""
+        return self._cache.work(ticket) is not None
+
     @abstractmethod
     def make_room(self, full: Collection[Seq] | None = None) -> bool:
         """Give up the least valuable content because the cache is full. Returns whether there was anything left.
@@ -501,6 +505,12 @@ class Session(BaseSession):
         if forecast is not None and self._input.is_forecast_by(forecast[0]):  # after the answer: they share the pass
             self._judge(forecast[1])
         return self._settle()
+
+    def wants(self, ticket: int) -> bool:
+        work = self._cache.work(ticket)
+        if work is None or work.owner is None:
+            return work is not None
+        return self._output.is_continued_by(work) or self._input.is_forecast_by(work)
 
     # ------------------------------------------------------------------ listening
 

@@ -344,17 +344,21 @@ class Engine:
         try:
             while True:
                 self._wake.clear()
-                forward_pass = self.plan()
-                if forward_pass is None:
+                if not await self._cycle():
                     await self._rest()
-                    continue
-                # Shielded: a pass that was planned must take place. `aclose` waits for it in the same worker.
-                await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._worker, forward_pass.run))
-                self.take(forward_pass)
         except Exception as error:  # a defect of the engine: nobody may be left waiting
             self.totals.failed += 1
             for handle in self.handles:
                 handle.fail(as_failure(error, "the engine failed", "; please report it"))
+
+    async def _cycle(self) -> bool:
+        """Run one cycle. Returns whether there was anything to feed."""
+        forward_pass = self.plan()
+        if forward_pass is not None:
+            # Shielded: a pass that was planned must take place. `aclose` waits for it in the same worker.
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._worker, forward_pass.run))
+            self.take(forward_pass)
+        return forward_pass is not None
 
     async def _rest(self) -> None:
         """Wait for a command, or until a session has something to do."""

@@ -13,10 +13,10 @@ from duologue.backends.llamacpp.backend import LlamaCppBackend
 from duologue.backends.llamacpp.gguf_convert import Progress, convert
 from duologue.backends.llamacpp.gguf_facts import read_facts
 from duologue.backends.llamacpp.gguf_lora import write_lora
-from duologue.backends.llamacpp.gguf_one_pass import adapter_digest, check_kind, write_one_pass
+from duologue.backends.llamacpp.gguf_one_pass import check_kind, write_one_pass
 from duologue.backends.llamacpp.hidden_states import HiddenStateReader
 from duologue.backends.llamacpp.tokenizer import GgufTokenizer
-from duologue.backends.lora import Lora
+from duologue.backends.lora import Lora, adapter_digest
 from duologue.backends.rows import AdapterRows
 from duologue.core.backend import Extend
 from duologue.export.inspection import (

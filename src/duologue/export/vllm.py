@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from duologue.backends.lora import Lora
+from duologue.backends.lora import Lora, adapter_digest
 from duologue.backends.rows import AdapterRows
 from duologue.backends.sampling import weigh
 from duologue.backends.torch.huggingface import CausalModel
@@ -145,6 +145,7 @@ def _describe(adapter: Adapter, rows: AdapterRows, lora: Lora, ids: Sequence[Tok
         lora_scale=lora.scale,
         states={state.value: token for state, token in zip(adapter.states, outputs, strict=False)},
         timing=tuple(outputs[len(adapter.states) :]),
+        digest=adapter_digest(rows, lora),
     )
 
 

@@ -22,11 +22,12 @@ from duologue.core.session import Session, SessionFactory
 from duologue.core.speech import TextTemplate
 from duologue.core.transcript import ListenerModel
 from duologue.engine.engine import Engine
+from duologue.engine.vllm_engine import engine_on
 from duologue.errors import ModelNotFound, UsageError, refuse, require
 from duologue.hearing.evidence import Features
 from duologue.models.adapters import Adapter, prompted, requested_adapter
 from duologue.models.catalogue import DEFAULT, ModelSource, find
-from duologue.models.opening import LoadRequest, OpenedModel, Progress, open_llamacpp, open_torch
+from duologue.models.opening import LoadRequest, OpenedModel, Progress, open_llamacpp, open_torch, open_vllm
 from duologue.text import words
 from duologue.text.template import Template
 from duologue.types import Role, Turn, VirtualId, well_formed
@@ -34,7 +35,7 @@ from duologue.types import Role, Turn, VirtualId, well_formed
 if TYPE_CHECKING:
     from duologue.speakers.remote import RemoteSpeaker
 
-BACKENDS = ("auto", "torch", "llamacpp", "reference")
+BACKENDS = ("auto", "torch", "llamacpp", "vllm", "reference")
 NO_LISTENER = "none"
 log = logging.getLogger("duologue")
 
@@ -112,7 +113,7 @@ class Model:
 
     def engine(self) -> Engine:
         """An engine for conversations with this model."""
-        return Engine(self.backend, speaker=self.speaker)
+        return engine_on(self.backend, speaker=self.speaker)
 
     def session(
         self,
@@ -170,16 +171,16 @@ def load(
 
     Args:
         name: see `duologue models`.
-        backend: "torch", "llamacpp", "reference" (slow; for models that cannot roll back), or "auto": llama.cpp for
-            GGUF files if it is installed, otherwise torch.
+        backend: "torch", "llamacpp", "vllm" (with an adapter of kind alora), "reference" (slow; for models that cannot
+            roll back), or "auto": llama.cpp for GGUF files if it is installed, otherwise torch.
         adapter: of the model that decides: "auto" (the best one that ships for it), "alora" or "rows" (the shipped
             ones), "prompted", "prompted-5" (with five examples), a folder, or an `Adapter`. A prompted model decides
             poorly, and each decision feeds the whole prompt instead of one probe token.
         listener: the model that decides, by the same kinds of names; "none": this model itself, prompted if it has no
             adapter. "auto": the default model if no adapter ships for this model, and `adapter` names none.
         allow_worse: accept an adapter that decides worse than the prompted model, as its training found.
-        weights: for torch "bf16", "f16" or "f32"; for llama.cpp "BF16", "F16", "Q8_0", "Q4_0", or "as-is" to keep those
-            of the file. The default is bf16 for torch. For llama.cpp it is BF16 if the CPU computes with it, otherwise
+        weights: for torch and vllm "bf16", "f16" or "f32"; for llama.cpp "BF16", "F16", "Q8_0", "Q4_0", or "as-is" to
+            keep those of the file. The default is bf16 for these. For llama.cpp it is BF16 if the CPU computes with it, otherwise
             Q8_0; files written by `duologue export` stay as they are.
         context_length: tokens of one conversation, at most the model's own limit.
         threads: CPU threads, by default one per core.
@@ -250,7 +251,8 @@ def named_listener(name: str) -> str:
 
 
 def _open(request: LoadRequest) -> OpenedModel:
-    return open_llamacpp(request) if request.backend == "llamacpp" else open_torch(request)
+    openers = {"llamacpp": open_llamacpp, "vllm": open_vllm}
+    return openers.get(request.backend, open_torch)(request)
 
 
 def _with_listener(speaker: Model, load_listener: Callable[[], Model]) -> Model:

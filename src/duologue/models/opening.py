@@ -1,18 +1,18 @@
-"""Opens the weights of a model with PyTorch or llama.cpp, together with its tokenizer and the adapter for it.
+"""Opens the weights of a model with PyTorch, llama.cpp or vLLM, together with its tokenizer and the adapter for it.
 
 Each function imports its heavy library itself, and only then.
 """
 
 import importlib.util
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from duologue.backends.lora import Lora
+from duologue.backends.lora import Lora, adapter_digest
 from duologue.core.backend import Backend
-from duologue.errors import AdapterMismatch, MissingDependency, UsageError
-from duologue.models.adapters import Adapter, Fingerprint, adapter_for
+from duologue.errors import AdapterMismatch, MissingDependency, UnsupportedModel, UsageError, require
+from duologue.models.adapters import Adapter, Fingerprint, adapter_for, shipped
 from duologue.models.catalogue import ModelSource
 from duologue.text.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ class LoadRequest:
     """What to open, and how. See `model.load`."""
 
     source: ModelSource
-    backend: str  # "torch", "reference" or "llamacpp"
+    backend: str  # "torch", "reference", "llamacpp" or "vllm"
     adapter: Adapter | str | None  # or a name, if the choice depends on the model; None: another model decides
     weights: str | None
     context_length: int
@@ -145,14 +145,93 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
     return backend, tokenizer, adapter
 
 
+def open_vllm(request: LoadRequest) -> OpenedModel:
+    """Open a folder that `duologue export --format vllm` wrote, or any model after exporting it to the cache."""
+    _require("vllm", "vllm", "torch", "transformers")
+    require(request.device == "cpu", "vLLM computes on the device that it was built for; leave out --device")
+    require(request.threads is None, "vLLM chooses its threads (VLLM_CPU_OMP_THREADS_BIND); leave out --threads")
+    from duologue.backends.torch.loading import read_stop_tokens, read_tokenizer
+    from duologue.backends.torch.tokenizer import HfTokenizer
+    from duologue.backends.vllm.opening import ExportedModel, is_export, open_exported
+
+    path = request.source.path
+    folder = path if path is not None and is_export(path) else _cached_export(request)
+    model = ExportedModel.read(folder)
+    tokenizer = HfTokenizer(read_tokenizer(folder), stop_tokens=read_stop_tokens(folder))
+    fingerprint = Fingerprint.of(
+        tokenizer, vocab_size=model.adapter.base_size, hidden_size=model.hidden_size, num_layers=model.num_layers
+    )
+    adapter = _exported_adapter(request, model.adapter.digest, adapter_for(request.adapter, fingerprint))
+    stored = next(name for name, dtype in TORCH_WEIGHTS.items() if dtype == model.dtype)
+    weights = _weight_type("vllm", request.weights or stored, TORCH_WEIGHTS)
+    request.progress("starting vLLM")
+    backend = open_exported(
+        model,
+        request.source.name,
+        dtype=TORCH_WEIGHTS[weights],
+        weights=weights,
+        context_length=request.context_length,
+        sessions=request.sessions,
+    )
+    return backend, tokenizer, adapter
+
+
+def _digest(adapter: Adapter | None) -> str | None:
+    """The `adapter_digest` of an adapter with a LoRA."""
+    if adapter is None or adapter.rows is None or adapter.lora is None:
+        return None
+    return adapter_digest(adapter.rows, adapter.lora)
+
+
+def _exported_adapter(request: LoadRequest, digest: str | None, adapter: Adapter | None) -> Adapter:
+    """`adapter`, if it is the one that a folder was exported with."""
+    name = request.source.name
+    if adapter is None or adapter.lora is None:
+        found = "no adapter" if adapter is None else f"an adapter of kind {adapter.kind}"
+        raise UnsupportedModel(
+            f"vLLM needs an adapter of kind alora that decides for {name} itself, and there is {found}: train one with "
+            "`duologue train alora`, or let another model listen, with vLLM as an endpoint that answers (--speaker)"
+        )
+    if _digest(adapter) != digest:
+        raise AdapterMismatch(
+            f"{name} was exported with another adapter than {adapter.name or '(unnamed)'}: give that one with "
+            "--adapter, or export the model again with `duologue export --format vllm`"
+        )
+    return adapter
+
+
+def _cached_export(request: LoadRequest) -> Path:
+    """The folder in the cache to which the model of `request` is exported with its adapter."""
+    from duologue.backends.file_cache import cached_folder, path_digest
+    from duologue.export.vllm import export_vllm
+
+    source, wanted = request.source, request.adapter
+    if source.path is None:
+        raise UsageError(
+            f"{source.name} is on the hub: write it to a folder first, with `duologue export --format vllm --model "
+            f"{source.name} --out FOLDER`, and give that folder"
+        )
+    weights = _weight_type("vllm", request.weights or "bf16", TORCH_WEIGHTS)
+
+    def write(out: Path) -> None:
+        request.progress("exporting the model for vLLM, once")
+        backend, _, adapter = open_torch(replace(request, backend="torch", weights=weights, context_length=256))
+        backend.close()
+        own = _exported_adapter(request, _digest(adapter), adapter)
+        export_vllm(source.location, own, out, dtype=TORCH_WEIGHTS[weights])
+
+    candidates = [wanted] if isinstance(wanted, Adapter) else shipped()
+    digests = list(filter(None, map(_digest, candidates)))
+    what = path_digest(source.path, after=f" {wanted if isinstance(wanted, str) else ''} {digests}")
+    return cached_folder("vllm", f"{source.path.stem}-{weights}-{what.hexdigest()[:16]}", write)
+
+
 def separate_lora(path: Path, one_pass: str | None, adapter: Adapter | None) -> Lora | None:
     """The LoRA of `adapter`; None if the file at `path` applies it itself, as `one_pass` (`GgufFacts.one_pass`) says.
 
     Raises:
         AdapterMismatch: the file applies that of another adapter.
     """
-    from duologue.backends.llamacpp.gguf_one_pass import adapter_digest
-
     if adapter is None or adapter.rows is None:
         return None  # it does not ask the LoRA in the file either
     if one_pass is None:

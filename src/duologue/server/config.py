@@ -47,7 +47,7 @@ class ServerConfig:
     speaker_early: int = _setting(
         256, "tokens of prepared answers that may be thrown away in a turn; then answers are asked for later", least=0
     )
-    backend: str = _setting("auto", "auto, llamacpp, torch or reference")
+    backend: str = _setting("auto", "auto, llamacpp, torch, vllm or reference")
     weights: str = _setting("", "weight type; empty: the backend's default")
     chat_template: str = _setting("", "file with a Jinja chat template; empty: the model's own")
     revision: str = _setting("", "commit, tag or branch to download from the hub; empty: the newest")

@@ -45,7 +45,7 @@ class GgufFacts:
     input_scale: float  # by which the model multiplies embeddings
     output_scale: float  # by which it multiplies logits
     weights: str  # "BF16", "Q4_1", ... or "mixed"
-    one_pass: str | None = None  # the adapter whose LoRA is in the file, as `gguf_one_pass.adapter_digest` names it
+    one_pass: str | None = None  # the adapter whose LoRA is in the file, as `lora.adapter_digest` names it
 
 
 def read_facts(path: Path | str) -> GgufFacts:

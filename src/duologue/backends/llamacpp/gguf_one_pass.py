@@ -8,7 +8,6 @@ In exchange, every token of every pass computes the small factors. It needs the 
 A is the number of choices, no LoRA and the LoRA; R is the rank, in and out are the widths of a layer.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from duologue.backends.llamacpp.gguf_facts import BASE_VOCAB_KEY, INPUT, ONE_PAS
 from duologue.backends.llamacpp.gguf_header import read_header
 from duologue.backends.llamacpp.gguf_lora import LoraNames
 from duologue.backends.lora import Lora
-from duologue.backends.rows import AdapterRows
 from duologue.errors import BrokenModel, DuologueError, UnsupportedModel, refuse, require
 
 ARCHITECTURE = "graniteswitch"
@@ -31,16 +29,6 @@ _ROUTER_GAIN = 15.0  # makes llama.cpp's softmax over the choices a choice of on
 _QKV = ("attn_q", "attn_k", "attn_v")
 _LAYER = ("attn_norm", *_QKV, "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
 _ADAPTED = (*_QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-
-
-def adapter_digest(rows: AdapterRows, lora: Lora) -> str:
-    """A name for the numbers of an adapter, by which a one-pass file is recognised as its own."""
-    digest = hashlib.sha256(f"{lora.scale}".encode())
-    named = {**{str(i): matrix for i, matrix in enumerate((rows.probes, *rows.output_groups))}, **lora.tensors()}
-    for name, matrix in sorted(named.items()):
-        digest.update(f"{name} {matrix.shape} {matrix.dtype}".encode())
-        digest.update(np.ascontiguousarray(matrix).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def write_one_pass(source: Path, lora: Lora, target: Path, *, digest: str) -> None:

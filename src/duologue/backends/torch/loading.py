@@ -1,5 +1,6 @@
 """Reads a Hugging Face model and its tokenizer from a folder, a GGUF file or the hub."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -12,6 +13,7 @@ import transformers
 
 from duologue.backends.torch import dequantised
 from duologue.errors import BrokenModel, MissingDependency, ModelNotFound, UsageError, require
+from duologue.types import Token
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -69,6 +71,15 @@ def read_tokenizer(source: Path | str, *, revision: str | None = None) -> Any:
         _check_gguf(path)
         return _read_tokenizer(str(path.parent), {"gguf_file": path.name})
     return _read_tokenizer(_folder_or_hub_name(source, path), {} if revision is None else {"revision": revision})
+
+
+def read_stop_tokens(folder: Path) -> list[Token]:
+    """The ids that end a generation according to the configuration in `folder`; none if it has none."""
+    try:
+        ids = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [] if ids is None else list(ids) if isinstance(ids, list) else [int(ids)]
 
 
 def _folder_or_hub_name(source: Path | str, path: Path) -> str:

@@ -56,6 +56,7 @@ class ExportedAdapter:
     lora_scale: float
     states: Mapping[str, int]  # the id of each state
     timing: tuple[int, ...] = ()  # the ids of the timing pair
+    digest: str = ""  # `adapter_digest` of the adapter; empty in folders of earlier versions
 
     @property
     def first_output(self) -> int:
