@@ -49,7 +49,7 @@ MODEL = (
         "--backend",
         default="auto",
         choices=("auto", "torch", "llamacpp", "vllm", "reference"),
-        help="auto: llama.cpp for .gguf files if it is installed, else torch; vllm: vLLM, for many conversations on a GPU; "
+        help="auto: llama.cpp for .gguf files if it is installed, else torch; vllm: for many conversations on a GPU; "
         "reference: slow, for comparison",
     ),
     Option(

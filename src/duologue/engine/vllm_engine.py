@@ -46,6 +46,7 @@ class VllmEngine(Engine):
         super().__init__(backend, max_tokens_per_pass=None, **options)
         self._requests = backend
         self._jobs: dict[Handle, dict[int, _Job]] = {}
+        self._drawing: dict[Handle, _Job] = {}  # the last job of each session that drew
 
     async def _cycle(self) -> bool:
         for handle in self.handles:
@@ -55,6 +56,7 @@ class VllmEngine(Engine):
                 self._begin(handle)
         for handle in [handle for handle in self._jobs if not handle.is_open]:
             del self._jobs[handle]
+            self._drawing.pop(handle, None)
         return False
 
     def _abandon(self, handle: Handle) -> None:
@@ -64,6 +66,11 @@ class VllmEngine(Engine):
             if not handle.session.wants(ticket):
                 self._requests.abandon(job.extend.seq)
                 self._lose(handle, job)
+        drawing, running = self._drawing.get(handle), handle.session.running
+        is_drawn = running is not None and not running.finished
+        if drawing is not None and not (is_drawn and running.sequence.seq == drawing.own.seq):
+            self._requests.abandon(drawing.extend.seq)  # also what is drawn ahead
+            del self._drawing[handle]
 
     def _lose(self, handle: Handle, job: _Job) -> None:
         del self._jobs[handle][job.own.ticket]
@@ -83,6 +90,8 @@ class VllmEngine(Engine):
                 continue
             job = _Job(own, extend, self._requests.begin(extend), phase, at, self.now())
             jobs[own.ticket] = job
+            if own.draw is not None:
+                self._drawing[handle] = job
             asyncio.wrap_future(job.future).add_done_callback(partial(self._end, handle, job))
 
     def _end(self, handle: Handle, job: _Job, _: object) -> None:

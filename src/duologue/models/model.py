@@ -180,8 +180,8 @@ def load(
             adapter. "auto": the default model if no adapter ships for this model, and `adapter` names none.
         allow_worse: accept an adapter that decides worse than the prompted model, as its training found.
         weights: for torch and vllm "bf16", "f16" or "f32"; for llama.cpp "BF16", "F16", "Q8_0", "Q4_0", or "as-is" to
-            keep those of the file. The default is bf16 for these. For llama.cpp it is BF16 if the CPU computes with it, otherwise
-            Q8_0; files written by `duologue export` stay as they are.
+            keep those of the file. The default is bf16, but Q8_0 for llama.cpp if the CPU does not compute with BF16;
+            files written by `duologue export` stay as they are.
         context_length: tokens of one conversation, at most the model's own limit.
         threads: CPU threads, by default one per core.
         device: the torch device.

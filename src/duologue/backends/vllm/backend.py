@@ -102,7 +102,7 @@ class VllmBackend(IdBackend, RequestBackend):
         if future is not None:
             future.cancel()
         if self._leases.pop(seq, None) is not None:
-            self._service.call(self._stop_writing, seq)
+            self._service.loop.call(self._stop_writing, seq)
 
     def is_being_drawn(self, extend: Extend) -> bool:
         lease = self._leases.get(extend.seq)
@@ -122,9 +122,9 @@ class VllmBackend(IdBackend, RequestBackend):
             future = self._drawn(extend)
         elif extend.watch:
             groups = tuple(self._named(group) for group in extend.watch)
-            future = self._service.submit(self._judge(self._after(extend), groups))
+            future = self._service.loop.submit(self._judge(self._after(extend), groups))
         elif len(extend.tokens) >= self._block_size:
-            future = self._service.submit(self._cache(self._after(extend)))
+            future = self._service.loop.submit(self._cache(self._after(extend)))
         else:
             future = Future()
             future.set_result(Step(extend.ticket))
@@ -152,9 +152,8 @@ class VllmBackend(IdBackend, RequestBackend):
 
     async def _last_output(self, tokens: tuple[Token, ...], params: dict[str, Any], priority: int) -> Any:
         async with aclosing(self._service.generate(tokens, params, priority=priority)) as outputs:
-            async for output in outputs:
-                return output
-        raise EngineError("vLLM ended a request without a result")
+            found = [output async for output in outputs]
+        return found[-1]
 
     # ------------------------------------------------------------------ leases
 
@@ -168,7 +167,7 @@ class VllmBackend(IdBackend, RequestBackend):
         if lease is not None and place is not None and place < len(lease.drawn):
             wanted.future.set_result(lease.drawn[place])
         else:
-            self._service.call(self._lease, extend.seq, wanted)
+            self._service.loop.call(self._lease, extend.seq, wanted)
         return wanted.future
 
     def _lease(self, seq: Seq, wanted: Wanted) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from duologue.backends.vllm.backend import VllmBackend
 from duologue.backends.vllm.plugin import CONFIG_KEY, ExportedAdapter
-from duologue.backends.vllm.service import Service
+from duologue.backends.vllm.service import VllmService
 from duologue.core.backend import BackendInfo
 from duologue.errors import BrokenModel, UnsupportedModel, UsageError, require
 
@@ -106,7 +106,7 @@ def open_exported(
         else:
             num_blocks = (sessions + 1 + sessions // 2) * -(-(context_length + 1) // BLOCK_SIZE) + 1
             options["kv_cache_memory_bytes"] = num_blocks * BLOCK_SIZE * per_token
-    service = Service(model.path, options)
+    service = VllmService(model.path, options)
     capacity = (service.num_blocks - 1) * service.block_size  # vLLM keeps one for itself
     try:
         _check_capacity(capacity, context_length, sessions, per_token)

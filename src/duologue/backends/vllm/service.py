@@ -1,19 +1,16 @@
-"""One AsyncLLM of vLLM, in a thread with an event loop of its own."""
+"""What a backend needs of vLLM, and vLLM itself: one AsyncLLM, in a thread with an event loop of its own."""
 
-import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from threading import Thread
-from typing import Any, TypeVar, final
+from typing import Any, Protocol, final
 
-from duologue.errors import DuologueError, EngineError
+from duologue.backends.vllm.loop_thread import LoopThread
+from duologue.errors import EngineError
 from duologue.types import Token
 
-_T = TypeVar("_T")
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
@@ -22,52 +19,13 @@ _ENVIRONMENT = {
 """What vLLM reads from the environment, unless it is set there."""
 
 
-@final
-class Service:
-    """Generates with the model in a folder.
+class Service(Protocol):
+    """Generates. What runs in its loop may be handed over from any thread."""
 
-    `submit` and `call` may be used in any thread; `generate` runs in the service's own.
+    loop: LoopThread
+    block_size: int  # tokens of a block of the KV cache
 
-    Raises:
-        EngineError: vLLM does not start; its own message is in it.
-    """
-
-    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
-        """`options` are arguments of vLLM's `AsyncEngineArgs`."""
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        self._numbers = itertools.count()
-        self._loop = asyncio.new_event_loop()
-        self._thread = Thread(target=self._loop.run_forever, name="duologue-vllm", daemon=True)
-        self._thread.start()
-        self._llm: Any = None
-        try:
-            self._llm = self.submit(_open(folder, options)).result()
-        except BaseException as error:
-            self.close()
-            if isinstance(error, DuologueError) or not isinstance(error, Exception):
-                raise
-            raise EngineError(f"vLLM does not start with {folder}: {_reason(error)}") from error
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the KV cache."""
-        return int(self._llm.vllm_config.cache_config.num_gpu_blocks)
-
-    @property
-    def block_size(self) -> int:
-        """Tokens of a block."""
-        return int(self._llm.vllm_config.cache_config.block_size)
-
-    def submit(self, work: Coroutine[Any, Any, _T]) -> "Future[_T]":
-        """Run `work` in the service's loop. Cancelling the future cancels it."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def call(self, act: Callable[..., object], *args: object) -> None:
-        """Call `act` in the service's loop, soon."""
-        self._loop.call_soon_threadsafe(act, *args)
-
-    async def generate(
+    def generate(
         self, tokens: tuple[Token, ...], params: Mapping[str, Any], *, priority: int, streams: bool = False
     ) -> AsyncGenerator[Any, None]:
         """vLLM's outputs behind `tokens`, as they come or, unless it `streams`, at the end. Closing this aborts it.
@@ -79,16 +37,49 @@ class Service:
         Raises:
             EngineError: vLLM failed.
         """
+
+    def close(self) -> None:
+        """End everything. Can be repeated."""
+
+
+@final
+class VllmService:
+    """Generates with the model in a folder.
+
+    Raises:
+        EngineError: vLLM does not start; what it says is in the message.
+    """
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        """`options` are arguments of vLLM's `AsyncEngineArgs`."""
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self._numbers = itertools.count()
+        self._llm: Any = None
+        self.loop = LoopThread("duologue-vllm")
+        try:
+            self._llm = self.loop.submit(_open(folder, options)).result()
+        except BaseException as error:
+            self.close()
+            if not isinstance(error, Exception):
+                raise
+            raise EngineError(f"vLLM does not start with {folder}: {_reason(error)}") from error
+        config = self._llm.vllm_config.cache_config
+        self.num_blocks, self.block_size = int(config.num_gpu_blocks), int(config.block_size)
+
+    async def generate(
+        self, tokens: tuple[Token, ...], params: Mapping[str, Any], *, priority: int, streams: bool = False
+    ) -> AsyncGenerator[Any, None]:
+        """See `Service.generate`."""
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         kind = RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY
         sampling, name = SamplingParams(output_kind=kind, **params), f"duologue-{next(self._numbers)}"
+        prompt = tokens_input(list(tokens))
         try:
-            async with aclosing(
-                self._llm.generate(tokens_input(list(tokens)), sampling, name, priority=priority)
-            ) as outputs:
+            async with aclosing(self._llm.generate(prompt, sampling, name, priority=priority)) as outputs:
                 async for output in outputs:
                     yield output
         except Exception as error:
@@ -96,20 +87,10 @@ class Service:
 
     def close(self) -> None:
         """End vLLM and the thread. Can be repeated."""
-        if self._thread.is_alive():
-            self.submit(self._end()).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-    async def _end(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        if self._llm is not None:
-            self._llm.shutdown()
-            self._llm = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            self.loop.submit(_shut_down(llm)).result()
+        self.loop.close()
 
 
 async def _open(folder: Path, options: Mapping[str, Any]) -> Any:
@@ -117,6 +98,10 @@ async def _open(folder: Path, options: Mapping[str, Any]) -> Any:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(folder), disable_log_stats=True, **options))
+
+
+async def _shut_down(llm: Any) -> None:
+    llm.shutdown()
 
 
 def _reason(error: Exception) -> str:
