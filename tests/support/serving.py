@@ -18,12 +18,17 @@ from duologue.server.run import options
 from duologue.text.template import Template
 from duologue.voice.engines.defaults import Engines
 from scripted import PROBE, Talk
+from scripted_requests import on_requests
+
+serves_requests = False  # as vLLM does; see `scripted_requests`
 
 
 def scripted_model(answers: dict[str, str] | None = None, *, max_length: int = 2048, **more: Any) -> Model:
     """Characters are tokens, and words decide what is thought of them; see `scripted`."""
     talk = Talk(answers, **more)
     talk.engine.close()
+    if serves_requests and not talk.listens:
+        talk.backend = on_requests(talk.backend)
     adapter: Adapter = prompted()
     listener = None
     if talk.listens:

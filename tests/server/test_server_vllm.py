@@ -1,0 +1,12 @@
+"""The protocols again, with the backend and the engine for vLLM around the scripted model; clients see no difference."""
+
+import pytest
+
+import serving
+from test_realtime import *  # noqa: F403  # the same tests
+from test_server_duplex import *  # noqa: F403
+
+
+@pytest.fixture(autouse=True)
+def _requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "serves_requests", True)
