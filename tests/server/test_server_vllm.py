@@ -1,10 +1,10 @@
-"""The protocols again, with the backend and the engine for vLLM around the scripted model; clients see no difference."""
+"""The protocols again, with backend and engine for vLLM around the scripted model; clients see no difference."""
 
 import pytest
-
-import serving
 from test_realtime import *  # noqa: F403  # the same tests
 from test_server_duplex import *  # noqa: F403
+
+import serving
 
 
 @pytest.fixture(autouse=True)

@@ -67,8 +67,8 @@ class VllmEngine(Engine):
                 self._requests.abandon(job.extend.seq)
                 self._lose(handle, job)
         drawing, running = self._drawing.get(handle), handle.session.running
-        is_drawn = running is not None and not running.finished
-        if drawing is not None and not (is_drawn and running.sequence.seq == drawing.own.seq):
+        live = None if running is None or running.finished else running.sequence.seq
+        if drawing is not None and drawing.own.seq != live:
             self._requests.abandon(drawing.extend.seq)  # also what is drawn ahead
             del self._drawing[handle]
 
