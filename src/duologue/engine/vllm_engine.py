@@ -94,8 +94,10 @@ class VllmEngine(Engine):
                 self._drawing[handle] = job
             asyncio.wrap_future(job.future).add_done_callback(partial(self._end, handle, job))
 
-    def _end(self, handle: Handle, job: _Job, _: object) -> None:
+    def _end(self, handle: Handle, job: _Job, waited: asyncio.Future[Step]) -> None:
         """Take the result of `job`, unless it was abandoned or its session was closed."""
+        if not waited.cancelled():
+            waited.exception()  # it is reported by `complete`, if anybody wants to know
         if not handle.is_open or self._jobs.get(handle, {}).get(job.own.ticket) is not job:
             return
         with self._guarded(handle):

@@ -24,6 +24,7 @@ from duologue.core.session import Session
 from duologue.core.trace import Pass
 from duologue.core.transitions import Floor
 from duologue.engine.engine import Engine
+from duologue.engine.vllm_engine import engine_on
 from duologue.engine.handle import Handle
 from duologue.evaluation.forced_policy import ForcedPolicy, NextDecision
 from duologue.evaluation.quantiles import p50_p95, percentile
@@ -188,7 +189,7 @@ async def measure(backend: Backend, template: Template, probe: Probe, setting: S
         EngineError: a session failed.
     """
     participants = [_Participant(number, setting, template, probe) for number in range(setting.sessions)]
-    async with Engine(backend) as engine:
+    async with engine_on(backend) as engine:
         room = _Room(engine, participants)
         await room.get_ready()
         warm_up = await room.talk(_WARM_UP_S)
