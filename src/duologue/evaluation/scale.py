@@ -24,8 +24,8 @@ from duologue.core.session import Session
 from duologue.core.trace import Pass
 from duologue.core.transitions import Floor
 from duologue.engine.engine import Engine
-from duologue.engine.vllm_engine import engine_on
 from duologue.engine.handle import Handle
+from duologue.engine.vllm_engine import engine_on
 from duologue.evaluation.forced_policy import ForcedPolicy, NextDecision
 from duologue.evaluation.quantiles import p50_p95, percentile
 from duologue.evaluation.simulated_user import Listener, history, utterances
