@@ -1,5 +1,6 @@
 """The torch backend beyond the contract: refusals, loading, and what it leaves unchanged."""
 
+import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import transformers
 
 from duologue.backends.rows import AdapterRows
 from duologue.backends.slots import SlotTable
+from duologue.backends.torch import backend as torch_backend
 from duologue.backends.torch import loading, slot_attention
 from duologue.backends.torch.backend import TorchBackend
 from duologue.backends.torch.loading import read_model
@@ -47,10 +49,23 @@ def test_a_model_with_its_own_attention_is_refused() -> None:
         TorchBackend(transformers.BloomForCausalLM(config), capacity=64)
 
 
-def test_a_wrong_mask_is_found_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_mask_is_found_at_construction(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     monkeypatch.setattr(slot_attention, "_mask", lambda visible, causal: None)
     with pytest.raises(UnsupportedModel, match="other logits than each alone"):
-        TorchBackend(tiny_model("llama"), capacity=64)
+        TorchBackend(tiny_model("llama").to(dtype), capacity=64)
+
+
+@pytest.mark.parametrize(("dtype", "is_refused"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_half_precision_may_round_some_tokens_badly(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_refused: bool
+) -> None:
+    """As some CPUs do with the first tokens that are tried; full precision never does."""
+    errors = iter([0.15])
+    real = torch_backend._difference
+    monkeypatch.setattr(torch_backend, "_difference", lambda fast, slow: next(errors, None) or real(fast, slow))
+    with pytest.raises(UnsupportedModel, match=r"relative error 0\.15") if is_refused else contextlib.nullcontext():
+        TorchBackend(tiny_model("llama").to(dtype), capacity=64)
 
 
 def test_an_unknown_kind_of_layer_is_refused() -> None:
