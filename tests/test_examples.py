@@ -5,9 +5,11 @@ import io
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,60 @@ def server() -> Iterator[str]:
     ]
     with server_process(flags) as process:
         yield process.url
+
+
+@pytest.fixture(scope="module")
+def llama_cpp_server() -> Iterator[str]:
+    """The address of llama-cpp-python's own server, with the default model."""
+    for name in ("llama_cpp", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings"):
+        pytest.importorskip(name)
+    path = find(DEFAULT).path
+    assert path is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["-m", "llama_cpp.server", "--model", path, "--port", port, "--n_ctx", 2048, "--n_threads", 1]
+    words = [sys.executable, *map(str, command), "--host", "127.0.0.1"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(f"http://127.0.0.1:{port}/v1/models", process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a server that is starting answers at `url`."""
+    for _ in range(600):
+        assert process.poll() is None, "the server did not start"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.2)
+    raise AssertionError("the server did not start in time")
+
+
+@pytest.mark.smollm2
+@pytest.mark.filterwarnings("ignore")  # from the reader of GGUF files
+@pytest.mark.parametrize("name", ["asides", "interruption", "stop_and_go_on"])
+@pytest.mark.parametrize("endpoint", ["llama_cpp_server", "server"])
+def test_an_endpoint_s_answers_are_interrupted_as_those_of_the_default_model(
+    endpoint: str, name: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real endpoint answers in other words, and a part arrives sooner; what is decided on the user's is the same."""
+    url = request.getfixturevalue(endpoint)
+    shown = re.search(rf"examples/{name}\.jsonl[`<].*?```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert shown is not None
+    script = str(ROOT / "examples" / f"{name}.jsonl")
+    assert main(["replay", script, "--speaker", f"{url}/v1", "--speaker-model", "a-model"]) == 0
+    out = capsys.readouterr().out
+    assert decided(out) == decided(shown[1])
+    assert ("asked in words to go on" in out) is (name == "stop_and_go_on")
+    assert "failed" not in out
+
+
+def decided(text: str) -> list[str]:
+    """What the user says in a replay and what comes of it, without times and what the speaker notices."""
+    return [line.split(maxsplit=1)[1] for line in facts(text) if "[the speaker " not in line]
 
 
 def snippets(name: str, kind: str, url: str) -> list[str]:
@@ -198,3 +254,23 @@ def test_the_first_commands_of_the_readme_work_as_they_stand(tmp_path, monkeypat
     assert "It is a cat." in out
     assert stand_in.asked[0].messages == [("user", "What is a cat?")]
     assert stand_in.asked[0].body["model"] == "qwen3"
+
+
+@pytest.mark.smollm2
+@pytest.mark.filterwarnings("ignore")  # from the client's event loop
+def test_the_notebook_runs_from_a_fresh_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("ipykernel")
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    notebook = nbformat.read(ROOT / "examples" / "interrupt.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "it is stored without outputs"
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
+    told = "".join(
+        part["text"] for cell in notebook.cells for part in cell.get("outputs", []) if part.get("name") == "stdout"
+    )
+    assert "dropped 'mhm'; the answer goes on" in told
+    assert "cut after" in told
+    assert "user | Wait, what is the capital of France?" in told
+    assert "Paris" in told
+    assert told.rstrip().splitlines()[-1].endswith("cut"), "the last thing that is said stops an answer"
