@@ -1,6 +1,8 @@
 """Behaviour in time: `duologue eval behaviour`, with what a committed figure needs beside it.
 
     python benchmarks/behaviour.py --session duplex --adapter alora --out benchmarks/results/behaviour-alora.json
+    python benchmarks/behaviour.py --model model.gguf --listener smollm2
+    python benchmarks/behaviour.py --speaker http://127.0.0.1:8000/v1 --speaker-model any
 
 Claims: the frozen conversations go as the file says, whatever the machine: a pass costs a fixed time on a virtual
 clock, so other work changes how long the benchmark takes and nothing else. `--seed` other than 0 plays conversations
@@ -13,6 +15,8 @@ from pathlib import Path
 
 import measuring
 
+from duologue.cli.command import add_options
+from duologue.cli.options import ENDPOINT, LISTENER
 from duologue.evaluation.behaviour.generate import TEST_SEED, generate, split
 from duologue.evaluation.behaviour.measures import ACTIONS, CaseResult, details, line
 from duologue.evaluation.behaviour.player import MAX_LENGTH, PASS_S, SESSIONS, kind_of, play_all
@@ -27,6 +31,7 @@ def main() -> int:
     parser.add_argument("--session", choices=SESSIONS, default="duplex", help="kind of session")
     parser.add_argument("--at-once", type=int, default=8, help="conversations per pass")
     parser.add_argument("--report", type=Path, help="write the page here")
+    add_options(parser.add_argument_group("another model"), (LISTENER, *ENDPOINT))
     args = parser.parse_args()
     measurement = measuring.begin(args)
     cases = split("test") if args.seed == TEST_SEED else generate(args.seed)

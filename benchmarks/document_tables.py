@@ -280,6 +280,24 @@ def serve(results: Results) -> str:
     return table(header, rows) if rows else _NOTHING
 
 
+@by_result(
+    "speaker",
+    *("listener", "first word, directly (ms, p50)", "added in a program (p50 / p95)", "added by a server"),
+    *("decision → request closed (ms, p50 / p95)", "conversations", "words → decision (ms, p50 / p95)", "lost"),
+)
+def speaker(result: Result) -> Iterator[Row]:
+    """What a remote speaker costs."""
+    yield (
+        _name(result) + busy_mark(result),
+        f"{result['direct_first_word_ms']['p50']:.1f}",
+        *(_pair(result["overhead_ms"][where]) for where in ("library", "server")),
+        _pair(result["cut_to_closed_ms"]),
+        f"{result['clients']}, {result['seconds'] / 60:g} min",
+        _pair(result["decision_ms"], 0),
+        result["lost"],
+    )
+
+
 @whole("attacks")
 def attacks(results: Results) -> str:
     """What an attack did to another client, before the server was hardened and now."""

@@ -65,6 +65,7 @@ class Bench:
     model: Model
     engines: Engines
     oracle: bool = False
+    file: Path | None = None  # gets the rows of each trial at its end
     passes: list[Pass] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     late_s: list[float] = field(default_factory=list)
@@ -110,7 +111,11 @@ async def talk(bench: Bench, sound: heard.Sound, *, asked: str | None) -> Trial:
         recording = await converse(voice, user, is_over=lambda: True, longest_s=0.0)
         rows = voice.timeline.rows
     about = {"trial": len(bench.late_s), "kind": sound.kind, "level": sound.level, "began": lead + sound.begins}
-    bench.rows += [{**row, **about} for row in rows]
+    new = [{**row, **about} for row in rows]
+    bench.rows += new
+    if bench.file is not None:
+        with bench.file.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in new)
     bench.late_s.append(recording.late_s)
     return Trial(sound, lead + sound.begins, lead + sound.ends, rows)
 
@@ -161,7 +166,9 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     loads = [os.getloadavg()[0]]
     engines = await load_engines(recogniser=args.recogniser, threads=args.recogniser_threads)
     model = measuring.load_model(args)
-    bench = Bench(model, engines, oracle=args.oracle)
+    bench = Bench(model, engines, oracle=args.oracle, file=args.rows)
+    if args.rows:
+        args.rows.write_text("", encoding="utf-8")
     try:
         sounds = await _sounds(args, engines, chance)
         result: dict[str, Any] = {}
@@ -172,8 +179,6 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
             result[name] = figures(trials)
             loads.append(os.getloadavg()[0])
         result["words_to_decision_s"] = summary_or_none([r["latency"] for r in bench.rows if r["type"] == "decided"])
-        if args.rows:
-            args.rows.write_text("\n".join(json.dumps(row) for row in bench.rows), encoding="utf-8")
         result["stages"] = stages(bench.passes, bench.rows, sounds["questions"][0].samples)
         result["load_averages"] = [round(load, 2) for load in loads]
         result["latest_block_s"] = summary_or_none(bench.late_s)
@@ -232,7 +237,7 @@ def main() -> None:
     parser.add_argument("--recogniser", help="a faster-whisper model")
     parser.add_argument("--recogniser-threads", type=int, default=2)
     parser.add_argument("--oracle", action="store_true", help="an ideal recogniser that takes no time")
-    parser.add_argument("--rows", type=Path, help="write the events of all trials to this file")
+    parser.add_argument("--rows", type=Path, help="write the events of each trial to this file as it ends")
     parser.add_argument("--only", help="parts to run, by the beginning of their names, separated by commas")
     args = parser.parse_args()
     measurement = measuring.begin(args)

@@ -22,7 +22,10 @@ from duologue.evaluation.behaviour.readers import read
 from duologue.evaluation.behaviour.report import draw, page, tables
 from duologue.models.adapters import prompted
 from duologue.models.model import Model
+from duologue.speakers.endpoint import Endpoint
+from duologue.speakers.remote import RemoteSpeaker
 from duologue.types import InputState, Role, Turn
+from endpoint import says, standing_in_beside
 from scripted import PROBE, Talk
 
 S = InputState
@@ -130,6 +133,29 @@ def test_every_kind_of_session_is_played(name: str, monkeypatch: pytest.MonkeyPa
     assert result.keys() == KEYS
     assert result["n"] == len(cases)
     assert result["context_correct"] == (None if name == "tdm" else 1.0)
+
+
+@pytest.mark.parametrize("parts", [1, 100])
+def test_answers_from_elsewhere_are_judged_as_those_of_the_model(parts: int) -> None:
+    """The endpoint's answers are shorter or longer than those of the cases. Its words are replaced."""
+    cases = g.split("dev")[::8]
+    with standing_in_beside(says(*["xyzzy "] * parts)) as stand_in:
+        speaker = RemoteSpeaker(Endpoint(stand_in.url, "a-model"))
+        for case in cases:
+            model = model_of(Talk(judge=Oracle(case)))
+            remote = model.spoken_by(speaker, max_length=1 << 14)
+            (played,) = play_all([case], kind_of("duplex", remote), remote.backend, remote.template)
+            found = CaseResult.of(played)
+            assert found.right, (case.id, found)
+            assert played.context_right, case.id
+            assert not any("xyzzy" in event.text for event in played.events if isinstance(event, e.Said))
+        assert {asked.body["model"] for asked in stand_in.asked} == {"a-model"}
+
+
+def test_only_duplex_sessions_are_answered_from_elsewhere() -> None:
+    remote = model_of(Talk()).spoken_by(RemoteSpeaker(Endpoint("http://127.0.0.1:9", "a-model")), max_length=2048)
+    with pytest.raises(UsageError, match="sessions of kind turns cannot be answered from elsewhere"):
+        kind_of("turns", remote)
 
 
 def test_there_is_no_other_kind_of_session() -> None:

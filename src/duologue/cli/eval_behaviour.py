@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duologue.cli.command import Command, Option, whole
-from duologue.cli.options import LISTENER, MODEL_WITHOUT_CONTEXT, load_model, make_folder, other_backend, write_result
+from duologue.cli.options import (
+    ENDPOINT,
+    LISTENER,
+    MODEL_WITHOUT_CONTEXT,
+    load_model,
+    make_folder,
+    other_backend,
+    write_result,
+)
 from duologue.cli.progress import progress
 from duologue.errors import UsageError
 
@@ -36,6 +44,8 @@ examples:
   duologue eval behaviour --sessions duplex,turns,vad --out report
   duologue eval behaviour records/talk.jsonl --write my-cases/talk.jsonl     a recorded conversation becomes cases
   duologue eval behaviour my-cases --model my-model
+  duologue eval behaviour --model model.gguf --listener smollm2     another model answers, the default one decides
+  duologue eval behaviour --speaker http://127.0.0.1:8000/v1 --speaker-model qwen3
   duologue eval behaviour data_text_json --read flexi
 """
 
@@ -64,7 +74,7 @@ COMMAND = Command(
         Option("--json", action="store_true", help="one JSON object per kind of session; tables to stderr"),
         Option("--out", type=Path, metavar="DIR", help="write result.json, kinds.png and index.html there"),
     ),
-    groups={"model": (*MODEL_WITHOUT_CONTEXT, LISTENER)},
+    groups={"model": (*MODEL_WITHOUT_CONTEXT, LISTENER, *ENDPOINT)},
     epilog=_EPILOG,
 )
 

@@ -79,9 +79,7 @@ LISTENER = Option(
     help=f"the model that decides, if it is not the one that answers. auto: {DEFAULT}, if no adapter is shipped for "
     "the model and --adapter names none; none: the model itself",
 )
-SPEAKER = (
-    *MODEL,
-    LISTENER,
+ENDPOINT = (
     Option(
         "--speaker",
         metavar="URL",
@@ -103,6 +101,9 @@ SPEAKER = (
         "(default 256)",
     ),
 )
+"""A speaker elsewhere."""
+
+SPEAKER = (*MODEL, LISTENER, *ENDPOINT)
 """The model that answers, and the one that decides."""
 
 EAGERNESS = Option(

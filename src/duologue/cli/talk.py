@@ -115,7 +115,7 @@ async def _talk(args: argparse.Namespace) -> None:
             recording = await microphone.Microphone(voice, args.sound_device, keeps=args.out is not None).run()
         else:
             sound = read_sound(args.source)
-            recording = await converse(voice, sound, is_over=lambda: session.is_settled)
+            recording = await converse(voice, sound, is_over=lambda: session.is_settled, ends_when_cancelled=True)
         if args.out is not None:
             written = recording.write(args.out, timeline.rows)
             print(f"wrote {', '.join(map(str, written))}", file=sys.stderr)

@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from duologue.errors import RemoteError
 from duologue.evaluation.quantiles import p50_p95, percentile
 from duologue.evaluation.scale import MAX_P95_MS
 from duologue.evaluation.simulated_user import SLICES, WORDS, utterances
-from duologue.types import SLICE_PERIOD_S
+from duologue.types import SLICE_PERIOD_S, Turn
 
 STARVED_S = 1.0
 _UTTERANCES = 3  # between two questions
@@ -45,6 +45,7 @@ class LoadSetting:
     words_per_second: float = 4.0
     answer: int = 128  # most tokens of an answer: half a minute of speech
     seed: int = 0
+    history: Sequence[Turn] = ()  # with which conversations begin
 
 
 @dataclass(slots=True)
@@ -117,7 +118,8 @@ class _Client:
         """
         setting = self._setting
         settings = {"hearing": setting.words_per_second, "interruptible": False, "max_answer": setting.answer}
-        async with await connect(url, token=token, settings=settings, retry=False) as talk:
+        history = setting.history
+        async with await connect(url, token=token, history=history, settings=settings, retry=False) as talk:
             speaking = asyncio.create_task(self._speak(talk))
             try:
                 async for event in talk.events():

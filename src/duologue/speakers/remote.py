@@ -150,11 +150,24 @@ class _Conversation:
             self._handle.fail_answer(reason, answer=answer.id)
 
 
-class SteppedSpeaker:
-    """The same for one conversation on a virtual clock: the caller fetches the parts of answers one by one."""
+def say(handle: Handle, answer: Answer, part: Part) -> None:
+    """Pass `part` of `answer` on to the conversation."""
+    if part.text:
+        handle.say(part.text, answer=answer.id)
+    if part.reason is not None and not answer.finished:
+        handle.finish(answer=answer.id, reason=part.reason)
 
-    def __init__(self, speaker: RemoteSpeaker) -> None:
+
+class SteppedSpeaker:
+    """The same for one conversation on a virtual clock: the caller fetches the parts of answers one by one.
+
+    Args:
+        say: passes a part of an answer on to the conversation.
+    """
+
+    def __init__(self, speaker: RemoteSpeaker, *, say: Callable[[Handle, Answer, Part], None] = say) -> None:
         self._speaker = speaker
+        self._say = say
         self._loop = asyncio.new_event_loop()
         self._answer: Answer | None = None
         self._parts: Any = None
@@ -177,7 +190,7 @@ class SteppedSpeaker:
             handle.fail_answer(str(error), answer=wanted.id)
         else:
             self._speaker.totals.tokens += 1
-            say(handle, wanted, part)
+            self._say(handle, wanted, part)
         return True
 
     def close(self) -> None:
@@ -191,14 +204,6 @@ class SteppedSpeaker:
         before, self._parts, self._answer = self._parts, None, None
         if before is not None:
             self._loop.run_until_complete(before.aclose())
-
-
-def say(handle: Handle, answer: Answer, part: Part) -> None:
-    """Pass `part` of `answer` on to the conversation."""
-    if part.text:
-        handle.say(part.text, answer=answer.id)
-    if part.reason is not None and not answer.finished:
-        handle.finish(answer=answer.id, reason=part.reason)
 
 
 def _wanted(handle: Handle) -> Answer | None:

@@ -1,15 +1,17 @@
 """Plays a case to a session of any kind on the virtual clock. The answers are given; the decisions are the model's.
 
 Every pass is computed. The tokens of answers are then replaced by those of the case, so that the user hears the same
-words with every model. A pass takes several of these at a time, since they are known in advance.
+words with every model. A pass takes several of these at a time, since they are known in advance. An endpoint elsewhere
+is asked for its answers, too, and each part of them is replaced by as many words.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from duologue.baselines.sessions import Turns, Vad
 from duologue.baselines.tdm import PROMPT, Tdm
@@ -21,15 +23,23 @@ from duologue.core.history import Ledger
 from duologue.core.policy import ECHO_S, Policy
 from duologue.core.prompt import Probe
 from duologue.core.session import BaseSession, Phase, Session, SessionFactory
+from duologue.core.speech import TextTemplate
+from duologue.engine.handle import Handle
 from duologue.engine.replay import Cue, Replay, Script
-from duologue.errors import UsageError
+from duologue.errors import UsageError, require
 from duologue.evaluation.behaviour.cases import WORDS_PER_S, Case
 from duologue.evaluation.behaviour.passes import SharedPasses, run_together
 from duologue.models.model import Model
 from duologue.models.opening import Progress
 from duologue.models.prompting import prompted_probe
+from duologue.speakers.endpoint import Endpoint
+from duologue.speakers.stream import Part
+from duologue.text import words
 from duologue.text.template import Template
 from duologue.types import SLICE_PERIOD_S, InputState, Role, Seq, Token, Turn
+
+if TYPE_CHECKING:
+    from duologue.speakers.remote import SteppedSpeaker
 
 PASS_S = 0.05
 """Duration of a forward pass on the virtual clock, in seconds."""
@@ -55,6 +65,7 @@ class SessionKind:
     policy: Policy
     system: str | None = None
     always: InputState | None = None  # the decision, in place of the model's
+    endpoint: Endpoint | None = None  # what answers, if this is a model elsewhere
 
 
 @dataclass(slots=True)
@@ -74,13 +85,15 @@ def kind_of(name: str, model: Model) -> SessionKind:
     """The kind of session `name`, with `model`.
 
     Raises:
-        UsageError: there is no such kind.
+        UsageError: there is no such kind, or none whose answers come from elsewhere.
         AdapterMismatch: the model was not trained for it.
     """
     plain = Policy()
+    endpoint = None if model.speaker is None else model.speaker.endpoint
+    require(endpoint is None or name == "duplex", f"sessions of kind {name} cannot be answered from elsewhere")
     match name:
         case "duplex":
-            return SessionKind(model.factory(), model.probe, model.policy(echo_s=ECHO_S))
+            return SessionKind(model.factory(), model.probe, model.policy(echo_s=ECHO_S), endpoint=endpoint)
         case "prompted":
             return SessionKind(Session, prompted_probe(model.template, tuple(InputState)), Policy(echo_s=ECHO_S))
         case "slices":
@@ -129,10 +142,11 @@ def _play(case: Case, kind: SessionKind, shared: SharedPasses, thread: int, temp
         asked = history.pop()
         cues = [Cue(0.0, asked.text, "opening", final=True), Cue(0.0, command="respond"), *cues]
     directed = _CaseBackend(case, shared, thread, template, kind)
+    speaker = None if kind.endpoint is None else _stepped(kind.endpoint, directed)
     replay = Replay(
         Script(tuple(cues), kind.system, tuple(history)),
         directed,
-        template,
+        template if speaker is None else TextTemplate(words=words),
         kind.probe,
         policy=kind.policy,
         period_s=SLICE_PERIOD_S,
@@ -141,12 +155,17 @@ def _play(case: Case, kind: SessionKind, shared: SharedPasses, thread: int, temp
         make=directed.make,
         end=case.end,
         words_per_second=WORDS_PER_S,
+        speaker=speaker,
     )
-    try:
+    with contextlib.closing(speaker) if speaker is not None else contextlib.nullcontext(), contextlib.closing(replay):
         directed.played.events += list(replay)
         return directed.finish(tuple(history), replay.result.trace.num_passes)
-    finally:
-        replay.close()
+
+
+def _stepped(endpoint: Endpoint, directed: "_CaseBackend") -> "SteppedSpeaker":
+    from duologue.speakers.remote import RemoteSpeaker, SteppedSpeaker
+
+    return SteppedSpeaker(RemoteSpeaker(endpoint), say=directed.say)
 
 
 @final
@@ -164,7 +183,7 @@ class _CaseBackend(Backend):
         self._reply = template.answer(case.reply)
         self._held: dict[Seq, list[Token]] = {}
         self._answers: dict[int, Answer] = {}
-        self._contexts: dict[int, str] = {}  # by answer: what its sequence held when its first token was drawn
+        self._contexts: dict[int, object] = {}  # by answer: what came before its first token
         self._session: BaseSession | None = None
 
     def make(self, *args: Any, **options: Any) -> BaseSession:
@@ -190,13 +209,38 @@ class _CaseBackend(Backend):
         """Whether every answer followed exactly what had been heard by the events, and the history matches, too."""
         ledger = Ledger(history)
         for event in self.played.events:
-            if isinstance(event, Promoted) and event.answer in self._contexts:
-                turns = [*ledger.history, Turn(Role.USER, event.text)]
-                expected = (*self._template.begin, *self._template.lay_out(turns), *self._template.header)
-                if self._contexts[event.answer] != self._template.tokenizer.decode(expected):
-                    return False
+            known = self._contexts.get(event.answer) if isinstance(event, Promoted) else None
+            if known is not None and known != self._context([*ledger.history, Turn(Role.USER, event.text)]):
+                return False
             ledger(event)
         return ledger.history == self.played.history
+
+    def _context(self, turns: list[Turn]) -> object:
+        """What comes before an answer to the last of `turns`: the text of a sequence, or what an endpoint is asked."""
+        if self._kind.endpoint is not None:
+            return turns
+        return self._template.tokenizer.decode(
+            (*self._template.begin, *self._template.lay_out(turns), *self._template.header)
+        )
+
+    def say(self, handle: Handle, answer: Answer, part: Part) -> None:
+        """Pass on what the case says in place of `part` of an answer from elsewhere; the rest of it for the last."""
+        session = handle.session
+        assert isinstance(session, Session), "its answers come from elsewhere"
+        self._answers[answer.id] = answer
+        if not answer.text:
+            self._contexts[answer.id] = list(session.question[0])
+        given, decode = self._given(answer), self._template.tokenizer.decode
+        blocks = range(_TOKENS_AT_ONCE, len(given) + _TOKENS_AT_ONCE, _TOKENS_AT_ONCE)
+        texts = [] if part.reason is not None else [decode(given[:end]) for end in blocks]
+        known = next((text for text in texts if len(text) > len(answer.text)), decode(given))
+        handle.say(known[len(answer.text) :], answer=answer.id)
+        if known == decode(given):
+            handle.finish(answer=answer.id)
+
+    def _given(self, answer: Answer) -> Sequence[Token]:
+        """What the case says as this answer."""
+        return self._answer if answer.user_text == self._asked else self._reply
 
     @property
     def info(self) -> BackendInfo:
@@ -256,8 +300,7 @@ class _CaseBackend(Backend):
             return step
         if not answer.num_made:
             self._contexts[answer.id] = self._template.tokenizer.decode(self._held[extend.seq])
-        given = self._answer if answer.user_text == self._asked else self._reply
-        tokens = (*given, min(self._template.stop_tokens))[answer.num_made :][:_TOKENS_AT_ONCE]
+        tokens = (*self._given(answer), min(self._template.stop_tokens))[answer.num_made :][:_TOKENS_AT_ONCE]
         return dataclasses.replace(step, tokens=tokens or (min(self._template.stop_tokens),))
 
     def _sliced(self, session: Tdm, step: Step) -> Step:
