@@ -24,6 +24,8 @@ from duologue.testing.tiny_models import tiny_model
 from duologue.text.template import Template
 from duologue.training.end_of_turn import EndOfTurnModel
 from duologue.training.layout import Layout, Layouts
+from duologue.training.probe import prefixes as prefixes_module
+from duologue.training.probe.kept import KeptPrefixes
 from duologue.training.probe.prefixes import (
     Past,
     Prefixes,
@@ -316,6 +318,57 @@ def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, max_tokens: in
     first, second = (pupil.trained_parameters for pupil in pupils)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     assert again[-1].seconds > again[1].seconds, "counted on from what the killed run had taken"
+
+
+def test_a_run_that_is_killed_during_the_prefixes_goes_on_with_those_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefixes_module, "_TOKENS_PER_PASS", 100)
+    extend, batches = prefixes_module._extend, list[int]()
+
+    def counted(model: PrefixModel, past: Past | None, texts: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+        batches.append(len(texts))
+        return extend(model, past, texts)
+
+    monkeypatch.setattr(prefixes_module, "_extend", counted)
+
+    def run(folder: Path, kill_at: float = 2.0) -> ProbeModel:
+        def progress(what: str, done: int, total: int) -> None:
+            if what == "prefixes" and total == num_tokens(data.layouts) and done / total > kill_at:
+                raise KeyboardInterrupt
+
+        batches.clear()
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        model, data = ProbeModel(tiny_model("llama"), STATES, range(10, 20)), toy_labelled(240, 0)
+        settings, dev = replace(SETTINGS, epochs=2), toy_labelled(80, 1)
+        training = ProbeTraining(model, data, dev, settings, folder, max_tokens=MANY, progress=progress)
+        training.run()
+        training.discard_prefixes()
+        return model
+
+    whole, num_batches = run(tmp_path / "whole"), len(batches)
+    killed = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        run(killed, kill_at=0.6)
+    kept = sorted((killed / "prefixes").glob("*/*.pt"))
+    assert 4 < len(kept) < num_batches
+    kept[0].write_bytes(b"damaged")
+    resumed = run(killed)
+    assert len(batches) == num_batches - len(kept) + 1, "what is kept is not computed again, unless it is damaged"
+    assert all(torch.equal(*pair) for pair in zip(whole.trained_parameters, resumed.trained_parameters, strict=True))
+    assert not (killed / "prefixes").exists()
+
+
+def test_prefixes_of_other_samples_are_not_kept(tmp_path: Path) -> None:
+    model, kept = PrefixModel(tiny_model("llama")), KeptPrefixes(tmp_path, "origin")
+    first, second = random_layouts(4), random_layouts(5)
+    for layouts in (first, second):
+        Prefixes(model, layouts, kept=kept.of(layouts))
+    assert {folder.name for folder in tmp_path.iterdir()} == {kept.of(first).folder.name, kept.of(second).folder.name}
+    kept.keep_only(kept.of(second))
+    assert [folder.name for folder in tmp_path.iterdir()] == [kept.of(second).folder.name]
+    assert kept.of(first).folder != KeptPrefixes(tmp_path, "other").of(first).folder
 
 
 def test_a_run_does_not_go_on_from_that_of_another(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from duologue.backends.torch.huggingface import Window, attention_by, configs_of
 from duologue.data.progress import StageProgress, silent
 from duologue.errors import UnsupportedModel, UsageError
 from duologue.training.layout import Layout
+from duologue.training.probe.kept import KeptBatches
 from duologue.training.tensors import batches_by_length, batches_by_tokens, padded
 from duologue.types import Token
 
@@ -158,8 +159,18 @@ def _attend(
 class Prefixes:
     """The prefixes of many samples, in memory."""
 
-    def __init__(self, model: PrefixModel, layouts: Sequence[Layout], *, progress: StageProgress = silent) -> None:
+    def __init__(
+        self,
+        model: PrefixModel,
+        layouts: Sequence[Layout],
+        *,
+        kept: KeptBatches | None = None,
+        progress: StageProgress = silent,
+    ) -> None:
         """Compute the KV of `layouts` in the model's own precision and keep it on the CPU.
+
+        Args:
+            kept: batches on disk, which are read instead of being computed; those that are missing are added.
 
         Raises:
             UnsupportedModel: the model caches something other than one key and value per token and layer.
@@ -170,6 +181,7 @@ class Prefixes:
         self._texts: dict[int, Tensor] = {}
         self._buffer = torch.empty(0)  # reused by every batch: allocating would cost more than copying
         self._done = 0  # tokens, for the progress
+        self._kept, self._num_batches = kept, 0
         with torch.no_grad():  # not inference mode: its tensors cannot take part in a backward pass
             self._compute(model, progress)
 
@@ -206,16 +218,28 @@ class Prefixes:
         layouts = self._layouts
         contexts = sorted({layout.context for layout in layouts if layout.context}, key=len)
         for batch in batches_by_tokens(contexts, len, _TOKENS_PER_PASS):
-            self._contexts |= zip(batch, _extend(model, None, batch), strict=True)
+            self._contexts |= zip(batch, self._extended(model, None, batch), strict=True)
             self._report(batch, progress)
         order = sorted(range(len(layouts)), key=lambda i: (len(layouts[i].text), len(layouts[i].context)))
         for with_context in (False, True):
             chosen = [i for i in order if bool(layouts[i].context) is with_context]
             for indices in batches_by_tokens(chosen, lambda i: layouts[i].length, _TOKENS_PER_PASS):
                 texts = [layouts[i].text for i in indices]
-                past = self.past(indices) if with_context else None
-                self._texts |= zip(indices, _extend(model, past, texts), strict=True)
+                behind = indices if with_context else None
+                self._texts |= zip(indices, self._extended(model, behind, texts), strict=True)
                 self._report(texts, progress)
+
+    def _extended(
+        self, model: PrefixModel, behind: Sequence[int] | None, texts: Sequence[tuple[Token, ...]]
+    ) -> list[Tensor]:
+        """The KV of `texts` behind the prefixes of the samples `behind`: [L, 2, G, T, E] each."""
+        number, self._num_batches = self._num_batches, self._num_batches + 1
+        found = None if self._kept is None else self._kept.read(number, [len(text) for text in texts])
+        if found is None:
+            found = _extend(model, None if behind is None else self.past(behind), texts)
+            if self._kept is not None:
+                self._kept.write(number, found)
+        return found
 
     def _report(self, computed: Sequence[tuple[Token, ...]], progress: StageProgress) -> None:
         self._done += sum(map(len, computed))

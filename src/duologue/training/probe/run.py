@@ -95,7 +95,8 @@ def train_probe(
 ) -> Adapter:
     """Train rows, and with some recipes a LoRA, around `model` on its device; write and return the adapter.
 
-    A run that was killed continues from `checkpoint.pt` in the same folder; a finished run removes that file.
+    A run that was killed continues from `checkpoint.pt` in the same folder, and with the prefixes in `prefixes`; a
+    finished run removes them.
 
     Raises:
         BadData, UsageError: see `read_splits` and `ProbeTraining`; training has not converged.
@@ -152,6 +153,7 @@ def train_probe(
     adapter.save(folder)
     write_card(adapter, folder)
     training.files.finish(run.out / "training.png", say)
+    training.discard_prefixes()
     if not run.allow_worse:
         adapter.refuse_worse()
     return adapter

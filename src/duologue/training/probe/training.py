@@ -28,6 +28,7 @@ from duologue.decisions.thresholds import Probabilities
 from duologue.decisions.timing import balance
 from duologue.errors import BadData
 from duologue.training.layout import Layout
+from duologue.training.probe.kept import KeptPrefixes
 from duologue.training.probe.prefixes import Prefixes, even_shards, shards
 from duologue.training.probe.probe_model import ProbeModel
 from duologue.training.probe.rates import Gains, Rates
@@ -143,7 +144,8 @@ class ProbeTraining:
         self._model, self._data, self._dev, self._settings = model, data, dev, settings
         self._teacher, self._pupil, self._progress = teacher, pupil, progress
         self._pupil_settings = pupil_settings or settings
-        self._compute = compute or (lambda layouts: Prefixes(model.prefix_model, layouts, progress=progress))
+        self._compute = compute or self._computed
+        self._kept = KeptPrefixes(folder / "prefixes", repr(sorted((origin or {}).items())))
         self._shards = even_shards(data.layouts, max_tokens)
         self._num_steps = settings.epochs * sum(math.ceil(len(part) / settings.batch) for part in self._shards)
         self.rates = Rates.of(Gains.of(model, data.layouts), settings, divisor=divisor)
@@ -198,6 +200,17 @@ class ProbeTraining:
                 raise Diverged(f"after {files.step} steps, the held-out loss is no lower than by chance")
         files.restore_best()
         return files.history
+
+    def discard_prefixes(self) -> None:
+        """Remove the prefixes that a killed run would go on with."""
+        self._kept.discard()
+
+    def _computed(self, layouts: Sequence[Layout]) -> Prefixes:
+        """The prefixes of the held-out samples or of a shard, which replaces the shard before it on the disk."""
+        kept = self._kept.of(layouts)
+        if layouts is not self._dev.layouts:
+            self._kept.keep_only(kept, self._kept.of(self._dev.layouts))
+        return Prefixes(self._model.prefix_model, layouts, kept=kept, progress=self._progress)
 
     def _train_epoch(self, number: int, data: LabelledLayouts, prefixes: Prefixes, teacher_p: Tensor | None) -> float:
         """Train on every sample of a shard once; returns the mean loss. teacher_p: [N, S]."""
