@@ -188,6 +188,43 @@ prepare_with() {
 
 has_module() { "$venv/bin/python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)"; }
 
+# Install llama.cpp if an earlier start has built it.
+use_llamacpp() {
+  if ! has_module llama_cpp && compgen -G "$venv/wheels/llama_cpp_python-*.whl" >/dev/null; then
+    step "llama.cpp, built since the last start" install --no-index --find-links "$venv/wheels" llama-cpp-python
+  fi
+}
+
+# Install llama.cpp if there is a wheel of it. Otherwise build it in the background, for `use_llamacpp` at the next start.
+# The build survives this script, Ctrl-C and the terminal, and gives way to everything else.
+build_llamacpp() {
+  local process=$venv/llamacpp.pid output=$venv/llamacpp.log
+  has_module llama_cpp && return
+  if kill -0 "$(cat "$process" 2>/dev/null || echo none)" 2>/dev/null; then
+    say "llama.cpp is still being built ($(short "$output")). Running on PyTorch meanwhile."
+    return
+  fi
+  if install --only-binary llama-cpp-python llama-cpp-python >"$output" 2>&1 </dev/null; then
+    say "llama.cpp is installed."
+    return
+  fi
+  if ! command -v c++ g++ clang++ >/dev/null; then
+    say "llama.cpp cannot be built: there is no C++ compiler (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)."
+    return
+  fi
+  rm -rf "$venv/wheels.partial"
+  (
+    trap '' INT HUP
+    export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)}
+    nice -n 19 "$venv/bin/python" -m pip wheel --disable-pip-version-check --no-input --progress-bar off \
+      -c "$root/constraints.txt" -w "$venv/wheels.partial" llama-cpp-python &&
+      mv "$venv/wheels.partial" "$venv/wheels"
+  ) >"$output" 2>&1 </dev/null &
+  echo $! >"$process"
+  say "Building llama.cpp in the background (about six minutes, log in $(short "$output")). Running on PyTorch meanwhile;"
+  say "the next start after that uses llama.cpp."
+}
+
 # Set $venv to the folder of the environment. The path is absolute because the package is used from any folder.
 choose_venv() {
   venv=${DUOLOGUE_VENV:-$root/$1}

@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -362,3 +363,39 @@ def test_a_step_that_fails_is_explained(tmp_path: Path, output: str, message: st
     assert done.stdout == ""
     assert "a step … failed" in done.stderr
     assert message in done.stderr
+
+
+PIP = """
+case "$*" in
+  *find_spec*) [ -e "$0.has_llama_cpp" ] ;;
+  *--only-binary*) exit 1 ;;
+  *"pip wheel"*) while [ "$1" != -w ]; do shift; done; mkdir "$2"; sleep 1; touch "$2/llama_cpp_python-1-none.whl" ;;
+  *"--no-index --find-links"*) touch "$0.has_llama_cpp" ;;
+esac
+"""
+
+
+def test_llamacpp_is_built_beside_the_demo_and_used_from_the_next_start(tmp_path: Path) -> None:
+    python = command(tmp_path, "python", PIP)
+    command(tmp_path, "c++", "")
+
+    def start() -> str:
+        done = subprocess.run(
+            ["bash", "-euc", '. "$1/scripts/lib.sh"; venv=$2; use_llamacpp; build_llamacpp', "test", ROOT, tmp_path],
+            env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout == ""
+        return done.stderr
+
+    assert "Building llama.cpp in the background" in start()
+    assert "is still being built" in start(), "one build at a time"
+    while not (tmp_path / "wheels").exists():
+        time.sleep(0.05)
+    assert not Path(f"{python}.has_llama_cpp").exists()
+    assert "llama.cpp, built since the last start" in start()
+    assert Path(f"{python}.has_llama_cpp").exists()
+    assert start() == "", "nothing is left to do"
