@@ -9,7 +9,8 @@ from duologue.core.transitions import Interruptible
 from duologue.errors import UsageError
 from duologue.types import InputState
 from duologue.voice.player import DUCK_DB
-from duologue.voice.sound import gain
+from duologue.voice.recording import Recording, converse
+from duologue.voice.sound import gain, silence
 from duologue.voice.voice import VoiceConfig
 from scripted import judged
 from voiced import Spoken, in_loop
@@ -279,6 +280,35 @@ async def test_an_utterance_may_end_at_the_moment_at_which_it_has_been_recognise
 
 
 LONG = {0.4: "and a", 1.8: "and a dog"}  # over a second of it, more is expected
+
+
+@in_loop
+async def test_a_recording_that_is_interrupted_has_what_there_is() -> None:
+    async with spoken({0.4: "what is a cat"}) as talk:
+        begun, now = asyncio.Event(), 0.0
+
+        async def sleep(seconds: float) -> None:
+            nonlocal now
+            now += seconds
+            begun.set()
+            await asyncio.sleep(0)
+
+        def recording(*, ends: bool) -> "asyncio.Task[Recording]":
+            how = {"clock": lambda: now, "sleep": sleep, "ends_when_cancelled": ends}
+            return asyncio.create_task(converse(talk.voice, silence(600 * 16_000), is_over=lambda: True, **how))
+
+        task = recording(ends=True)
+        await begun.wait()
+        task.cancel()
+        found = await task
+        assert 0 < len(found.user) < 600 * 16_000
+        assert len(found.assistant) / found.rate == pytest.approx(len(found.user) / 16_000)
+        begun.clear()
+        task = recording(ends=False)
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 @in_loop

@@ -59,10 +59,12 @@ async def converse(
     longest_s: float = 120.0,
     clock: Callable[[], float] | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ends_when_cancelled: bool = False,
 ) -> Recording:
     """Play `user`, `[n]` at 16 kHz, to `voice` in real time, and record the answers.
 
-    Silence follows the sound until `is_over` has held for a second, or for at most `longest_s`.
+    Silence follows the sound until `is_over` has held for a second, or for at most `longest_s`. With
+    `ends_when_cancelled`, a cancellation ends the conversation, and what there is of it is returned.
 
     Raises:
         DuologueError: the conversation failed.
@@ -76,7 +78,12 @@ async def converse(
     while len(heard) < least or (num_quiet * BLOCK_S < _REST_S and len(heard) < most):
         wait = begin + (len(heard) + 1) * BLOCK_S - clock()  # a block is complete at its last sample
         late_s = max(late_s, -wait)
-        await sleep(max(0.0, wait))
+        try:
+            await sleep(max(0.0, wait))
+        except asyncio.CancelledError:
+            if not ends_when_cancelled:
+                raise
+            break
         block = user[len(heard) * size : (len(heard) + 1) * size]
         block = np.concatenate([block, silence(size - len(block))])
         voice.push(block)
@@ -85,4 +92,5 @@ async def converse(
         if voice.failure is not None:
             raise voice.failure
         num_quiet = num_quiet + 1 if voice.is_idle and is_over() else 0
-    return Recording(np.concatenate(heard), np.concatenate(said)[: len(heard) * count], voice.config.rate, late_s)
+    both = np.concatenate([silence(0), *heard]), np.concatenate(said)[: len(heard) * count]
+    return Recording(*both, voice.config.rate, late_s)

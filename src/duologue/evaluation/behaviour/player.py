@@ -209,9 +209,10 @@ class _CaseBackend(Backend):
         """Whether every answer followed exactly what had been heard by the events, and the history matches, too."""
         ledger = Ledger(history)
         for event in self.played.events:
-            known = self._contexts.get(event.answer) if isinstance(event, Promoted) else None
-            if known is not None and known != self._context([*ledger.history, Turn(Role.USER, event.text)]):
-                return False
+            if isinstance(event, Promoted) and event.answer in self._contexts:
+                expected = self._context([*ledger.history, Turn(Role.USER, event.text)])
+                if self._contexts[event.answer] != expected:
+                    return False
             ledger(event)
         return ledger.history == self.played.history
 
