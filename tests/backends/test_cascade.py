@@ -22,7 +22,7 @@ from duologue.testing.contract import (
     check_one_pass_whatever_the_number_of_channels,
     ids,
 )
-from duologue.testing.tiny_models import VOCAB_SIZE, tiny_lora, tiny_model, tiny_rows
+from duologue.testing.tiny_models import VOCAB_SIZE, WIDTH, tiny_lora, tiny_model, tiny_rows
 from tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.llamacpp
@@ -106,6 +106,16 @@ def test_a_probe_is_judged_by_the_rows_or_by_the_lora(opened: Any, name: str) ->
         for got, expected in zip(step.p, (first if is_sure else second).p, strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-4)
     assert 2 <= sum(apart) <= 7
+
+
+def test_what_follows_soft_tokens_is_left_to_the_lora(opened: Any) -> None:
+    lora, both = opened("lora"), opened(limit=0.0)  # its rows are always sure
+    soft = both.embed(np.random.default_rng(0).normal(size=(4, WIDTH)).astype(np.float32))
+    words = ids(1, 9)
+    step, expected = (judged(backend, (*words, *soft)) for backend in (both, lora))
+    assert step.is_apart
+    np.testing.assert_allclose(step.p[0], expected.p[0], atol=1e-5)
+    assert np.abs(np.subtract(step.p[0], judged(lora, words).p[0])).max() > 1e-3, "soft tokens matter"
 
 
 def test_the_limit_decides_and_a_probe_without_words_is_left_to_the_lora(opened: Any) -> None:
