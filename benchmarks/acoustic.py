@@ -1,13 +1,14 @@
 """How well complete and cut turns are told apart by their words, by their sound, and by both.
 
-Claim: with soft tokens of the recogniser's encoder, an adapter tells better than by the words alone whether a speaker
-has finished, also for speakers and a domain that the projection was not trained on.
+Claim: the recogniser's encoding tells more than the words alone whether a speaker has finished, also for speakers and a
+domain that nothing was trained on: as soft tokens of an adapter that hears, or, without one, beside the decision.
 
 How: the clips of `duologue data build-audio --keep-sound` that are to be answered or are cut off. Words and sound come
 from the same recogniser. AUC is that of p(incomplete) against p(process). *Sound alone* is a linear head on the same
-features, trained on the same clips; *Smart Turn* hears the same sound. *Late cut-offs* are cut clips that would be
-answered at the threshold at which nine of ten complete ones are. The room alone is what a classifier tells from the
-quietest frames: if it were far from 0.5, the other figures would mean little. Intervals are paired, over recordings.
+features, trained on the same clips, and *words + head* the mean of its rank and that of the words. *Smart Turn* hears
+the same sound. *Cut-offs* are cut clips that would be answered at the threshold at which nine of ten complete ones are.
+The room alone is what a classifier tells from the quietest frames: if it were far from 0.5, the other figures would
+mean little. Intervals are paired, over recordings.
 
     duologue data build-audio --texts samples --recordings audio --test assistant_command --keep-sound --out clips
     duologue train alora --audio --data clips --out hearing
@@ -106,6 +107,12 @@ def head(folder: Path, features: npt.NDArray[np.float32]) -> Floats:
     return np.asarray(((features.reshape(len(features), -1) - mean) / spread) @ best[1])
 
 
+def ranks(p: Floats) -> Floats:
+    """The rank of each row [N], ties at their mean, from 0 to 1."""
+    _, which, counts = np.unique(p, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts + 1) / 2)[which] / max(1, len(p) - 1))
+
+
 def cut_offs(p: Floats, cut: npt.NDArray[np.bool_]) -> float:
     """The share of cut rows that would be answered where nine of ten complete ones are."""
     return float((p[cut] <= np.quantile(p[~cut], 0.9)).mean())
@@ -137,7 +144,9 @@ def figures(scores: Mapping[str, Floats], kinds: list[str], groups: list[int], s
             if (which == kind).any()
         }
         result[name] = {"auc": round(auc(p, cut) or 0.0, 4), "by_kind": by_kind, "cut_offs": round(cut_offs(p, cut), 4)}
-    result["words and sound - words"] = interval(scores["words and sound"], scores["words"], cut, groups, seed)
+    for name in ("words and sound", "words + head"):
+        if name in scores:
+            result[f"{name} - words"] = interval(scores[name], scores["words"], cut, groups, seed)
     return result
 
 
@@ -153,11 +162,14 @@ def main() -> None:
     sounds = read_sounds(rows.path, max(rows.lines))
     model = measuring.load_model(args)
     try:
-        scores = {"words": p_incomplete(model, some), "words and sound": p_incomplete(model, with_sounds(some))}
+        scores = {"words": p_incomplete(model, some)}
+        if model.hears:
+            scores["words and sound"] = p_incomplete(model, with_sounds(some))
         described = describe_model(model)
     finally:
         model.close()
     scores["sound alone"] = head(args.clips, sounds.features[kept])
+    scores["words + head"] = (ranks(scores["words"]) + ranks(scores["sound alone"])) / 2
     if args.smart_turn is not None:
         detector = SmartTurn(args.smart_turn)
         files = [args.clips / "sound" / f"{args.split}-{line:05}.wav" for line in some.lines]

@@ -522,6 +522,16 @@ def timing_curve(result: Result) -> Iterator[Row]:
             yield f"{point['eagerness']:+.2f}", percent(point["early"]), f"{point['delay_ms'] / 1000:.2f} s"
 
 
+@by_result("acoustic", "told by", "AUC", "cut in a pause", "between words", "within a word", "cut-offs at 90 %")
+def acoustic(result: Result) -> Iterator[Row]:
+    """Complete and cut clips, told apart by words and by sound."""
+    for name in ("words", "words and sound", "words + head", "sound alone", "Smart Turn 3.2"):
+        if name in result:
+            found = result[name]
+            by_kind = (f"{found['by_kind'].get(kind, 0):.3f}" for kind in ("pause", "word end", "in a word"))
+            yield name, f"{found['auc']:.3f}", *by_kind, percent(found["cut_offs"])
+
+
 @by_result("smart-turn", "decided by", "n", "whole orders: right", "cut orders: right", of="smart_turn")
 def smart_turn(result: Result) -> Iterator[Row]:
     """Recorded orders, whole and cut."""
