@@ -83,6 +83,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, se
     for number in range(body["max_tokens"]):
         await asyncio.wait([gone], timeout=max(0.0, began + number * seconds_per_word - loop.time()))
         if gone.done():
+            gone.exception()  # a reset is a closed request, too
             return str(body["messages"][-1]["content"])
         writer.write(_row({"content": f"{_WORDS[number % len(_WORDS)]} "}, None))
     writer.write(_row({}, "length") + _chunk("data: [DONE]\n\n") + _chunk(""))
