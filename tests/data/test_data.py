@@ -198,7 +198,7 @@ def test_the_test_covers_unseen_sources_idle_and_over_an_answer(sources: Path) -
 
 
 def test_fillers_and_openers_tell_no_class_from_another(sources: Path) -> None:
-    rows = build(sources, replace(RECIPE, num_samples=6000), "train")
+    rows = build(sources, replace(RECIPE, num_samples=12_000), "train")
     for words in (set(phrases.FILLERS), {"computer", "assistant", "olly"}):
         said = Counter(s.state for s in rows if words & set(forms.spoken(s.text).split()))
         assert min(said[state] for state in (InputState.PROCESS, InputState.INCOMPLETE, InputState.STOP)) > 3
