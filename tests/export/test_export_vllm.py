@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from duologue.backends.lora import Lora
+from duologue.backends.lora import Lora, adapter_digest
 from duologue.backends.vllm.plugin import ARCHITECTURES, CONFIG_KEY, OUTPUTS, PREFIX, TENSORS, ExportedAdapter
 from duologue.cli.main import main
 from duologue.errors import AdapterMismatch, UnsupportedModel, UsageError
@@ -51,7 +51,8 @@ def test_a_folder_has_the_base_and_the_adapter(tmp_path: Path, name: str) -> Non
     assert config["architectures"] == [report.architecture] == [ARCHITECTURES[type(model).__name__]]
     first = VOCAB_SIZE + (name == "qwen2")  # whose tokenizer has a token of its own
     states = {state.value: first + 1 + i for i, state in enumerate(STATES)}
-    expected = ExportedAdapter(VOCAB_SIZE, first, 1, 6, 2.0, states, (first + 5, first + 6))
+    digest = adapter_digest(adapter.rows, adapter.lora)
+    expected = ExportedAdapter(VOCAB_SIZE, first, 1, 6, 2.0, states, (first + 5, first + 6), digest)
     assert ExportedAdapter.from_json(config[CONFIG_KEY]) == report.adapter == expected
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.convert_tokens_to_ids(list(report.added)) == list(range(first, first + 7))

@@ -304,7 +304,7 @@ class Deaf(Wire):
 async def test_who_speaks_and_does_not_read_is_too_slow_and_no_mistake_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("duologue.server.duplex.voice._MOST_WAITING", 1)
     async with serving(scripted_model(), engines=engines(QUESTION)) as server:
-        talk = await server.talks.open(ConversationSettings(voice=VoiceSettings(RATE)))
+        talk = await server.talks.open(ConversationSettings(voice=VoiceSettings(RATE)), client="test")
         wire = Deaf()
         assert server.talks.voices is not None
 
