@@ -130,7 +130,6 @@ class SampleBuilder:
             name: [line for line in lines if low <= corpus.part_of(line) < high or is_open(line)]
             for name, lines in phrases.sections(self._language).items()
         }
-        self._has_names = recipe.own_lines
         self._questions = [
             name.removeprefix("ask_")
             for name in self._lines
@@ -153,7 +152,7 @@ class SampleBuilder:
         num_draws: deque[int] = deque(maxlen=_RECENT)
         while num_left > 0:
             scene = self.scene(goes_on=rng.random() < recipe.follow_ups)
-            if self._has_names and rng.random() < _NAMED:
+            if recipe.own_lines and rng.random() < _NAMED:
                 scene = self._with_name(scene)
             for _ in range(min(recipe.texts_per_context, num_left)):
                 state = rng.choices(states, asked if scene.is_asked else weights)[0]
@@ -504,7 +503,7 @@ class SampleBuilder:
         rng = self._rng
         if not self._recipe.own_lines:
             return self._background(scene)
-        if self._has_names and rng.random() < (0.4 if scene.called else 0.03):
+        if rng.random() < (0.4 if scene.called else 0.03):
             return self._to_another(scene)
         draw = rng.random()
         if scene.speaking and draw < 0.22 and not re.search("[?？]", scene.last[-80:]):
