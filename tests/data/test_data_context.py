@@ -158,6 +158,17 @@ def test_a_joint_is_a_whole_request_of_a_turn_that_goes_on(samples: list[Sample]
     assert {sample.ends for sample in samples if sample.state in (IGNORE, STOP)} == {None}
 
 
+def test_turns_that_are_cut_at_a_joint_come_whole_as_well(samples: list[Sample]) -> None:
+    parts = Counter(sample.source for sample in samples if sample.kind == "joint")
+    whole = {s.source for s in samples if s.state is PROCESS and s.ends and forms.joints(s.text)}
+    assert parts
+    assert {source for source, num in parts.items() if num >= 3} <= whole
+
+
+def test_slots_of_our_own_lines_are_filled(samples: list[Sample]) -> None:
+    assert not [sample.text for sample in samples if "{" in sample.text]
+
+
 def test_customers_state_their_case(samples: list[Sample]) -> None:
     told = [sample for sample in samples if sample.kind == "statement"]
     assert {sample.state for sample in told} == {PROCESS}

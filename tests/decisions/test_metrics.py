@@ -14,7 +14,7 @@ from duologue.decisions.calibration import (
 )
 from duologue.decisions.metrics import DecisionMetrics, Detection, adapter_facts, metrics_by, wilson
 from duologue.decisions.thresholds import accepted, calibrate, decide
-from duologue.decisions.timing import auc, balance, is_learnable
+from duologue.decisions.timing import MAX_WEIGHT, ONE_SIDED, auc, balance, is_learnable
 from duologue.decisions.tradeoff import Tradeoff, tradeoffs
 from duologue.types import InputState
 
@@ -180,10 +180,19 @@ def test_the_end_of_a_turn_is_learned_from_both_kinds_of_samples() -> None:
     assert not is_learnable([known[0], *SAMPLES])
 
 
-def test_turns_end_as_often_as_they_go_on_whatever_was_cut() -> None:
-    joints = [Sample("a", PROCESS, "own", ends=ends) for ends in (True, True, True, False)]
-    cuts = [Sample("b", INCOMPLETE, "own", ends=False)] * 2
-    assert balance([*joints, *cuts, Sample("c", IGNORE, "own")]).tolist() == pytest.approx([2 / 3] * 3 + [2, 1, 1, 0])
+def test_turns_end_as_often_as_they_go_on_in_every_source() -> None:
+    shop = [Sample("a", PROCESS, "shop", ends=ends) for ends in (True, True, True, False)]
+    hotel = [Sample("a", PROCESS, "hotel", ends=ends) for ends in (False, False, True)]
+    commands = [Sample("lights on", PROCESS, "commands", ends=True)] * 5  # says nothing about ends but its style
+    cuts = [Sample("b", INCOMPLETE, "shop", ends=False)] * 2
+    found = balance([*shop, *hotel, *commands, *cuts, Sample("c", IGNORE, "shop")])
+    expected = [*[2 / 3] * 3, 2, *[3 / 4] * 2, 3 / 2, *[ONE_SIDED] * 5, 1, 1, 0]
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_one_sample_of_a_source_does_not_outweigh_the_others() -> None:
+    samples = [Sample("a", PROCESS, "shop", ends=number > 0) for number in range(100)]
+    assert balance(samples)[0] == MAX_WEIGHT
 
 
 def test_intervals_are_wilsons() -> None:

@@ -30,6 +30,8 @@ _MISRECOGNISED = 0.1  # share of texts in spoken form that get a recogniser's er
 _TRIES = 30  # draws of one state in one scene
 _RECENT, _EXHAUSTED = 200, 10  # sources are exhausted if the last 200 samples took ten draws each
 _NAMED = 0.06  # share of scenes in which the assistant has a name
+_SEVERAL = 0.36  # share of requests that are drawn from turns of several sentences or clauses, if there are any
+_TURNS_TRIED = 10  # draws of such a turn
 _STOCK = 128  # queries that are scored together
 
 _LEAVE = re.compile(
@@ -91,7 +93,7 @@ _SYSTEMS: Mapping[tuple[str, str | None], str | None] = {
 }
 """System prompts of recipes in other languages."""
 
-_ADDRESSED = frozenset({"follow_up", "query", "request", "repaired", "statement"})
+_ADDRESSED = frozenset({"follow_up", "query", "request", "repaired", "statement", "joint"})
 _UNTIMED = frozenset({"moment", "small_talk", "unfinished"})
 """Kinds after which it is not known whether the turn goes on."""
 _CUT = frozenset({"follow_up", "query", "request", "statement", "reply"})
@@ -314,10 +316,9 @@ class SampleBuilder:
     # ------------------------------------------------------------------------------------------------------- process
 
     def _process(self, scene: Scene) -> _Draft:
-        if self._recipe.own_lines and self._rng.random() < 0.28 and (joint := self._joint(scene)) is not None:
-            return joint
-        draft = self._request(scene)
-        accept: tuple[InputState, ...] = ()
+        part = self._part_of_turn(scene) if self._recipe.own_lines and self._rng.random() < _SEVERAL else None
+        draft = part or self._request(scene)
+        accept = draft.accept
         leaves = draft.kind in ("follow_up", "reply") and takes_leave(draft.text) and not scene.is_asked
         if leaves or (scene.speaking and draft.kind in ("complaint", "steering")):
             accept = (STOP,)
@@ -328,17 +329,35 @@ class SampleBuilder:
             text = forms.join([scene.called, text])
         return replace(draft, text=text, accept=accept, question=forms.is_question(draft.text))
 
-    def _joint(self, scene: Scene) -> _Draft | None:
-        """The first sentences or clauses of a turn that goes on: a whole request, but not the whole turn."""
-        rng, turns = self._rng, [scene.next_user or ""]
-        if self._pools.statements:
-            turns.append(_draw(self._pools.statements, rng, self._recipe).text)
-        for number, turn in enumerate(turns):
-            places = forms.joints(turn)
-            if places and (head := forms.join(forms.words(turn)[: rng.choice(places)])):
-                source = scene.source if number == 0 else "statements"
-                return _Draft(head, source, "joint", (INCOMPLETE,), question=forms.is_question(head))
+    def _part_of_turn(self, scene: Scene) -> _Draft | None:
+        """A turn of several sentences or clauses up to a joint, where it goes on, or as often up to its end.
+
+        Both are of the same turns, so that neither the source nor its style tells them apart.
+        """
+        rng, most = self._rng, self._recipe.max_words
+        for turn in self._turns(scene):
+            parts, places = forms.words(turn.text), forms.joints(turn.text)
+            if not places or len(parts) > most:
+                continue
+            if rng.random() < 0.5:
+                return turn
+            head = forms.join(parts[: rng.choice(places)])
+            return _Draft(head, turn.source, "joint", (INCOMPLETE,), question=forms.is_question(head))
         return None
+
+    def _turns(self, scene: Scene) -> Iterator[_Draft]:
+        """Turns that may be said in `scene`: the dialogue's own, then some of the sources."""
+        rng, pools = self._rng, self._pools
+        if scene.next_user is not None:
+            kind = "reply" if scene.is_asked else "follow_up"
+            yield _Draft(scene.next_user, scene.source, kind, response=scene.next_answer)
+        for _ in range(_TURNS_TRIED):
+            if pools.statements and rng.random() < 0.5:
+                item = _draw(pools.statements, rng, self._recipe)
+                yield _Draft(item.text, item.source, "statement")
+            else:
+                item = self._query()
+                yield _Draft(item.text, item.source, "query", response=item.answer)
 
     def _as_spoken(self, text: str, scene: Scene) -> str:
         """What is said to the assistant, sometimes with an opener or a hesitation."""
@@ -400,8 +419,10 @@ class SampleBuilder:
         if draw < 0.62 and not scene.speaking:
             return self._own("small_talk", "small_talk")
         if draw < 0.78:
-            line = rng.choice([*self._lines["go_on"], *self._lines["complaints"]])
-            return _Draft(line, "own", "go_on" if line in self._lines["go_on"] else "complaint")
+            section = rng.choices(("go_on", "complaints"), [len(self._lines["go_on"]), len(self._lines["complaints"])])[
+                0
+            ]
+            return self._own(section, section.removesuffix("s"))
         if pools.not_stops and rng.random() < 0.4:
             return _Draft(rng.choice(pools.not_stops).text, "stop_commands", "stop_not")
         return self._own("stop_not", "stop_not")
@@ -517,12 +538,14 @@ class SampleBuilder:
         if not scene.speaking and not scene.is_asked and draw < 0.06:
             return _Draft(rng.choice(self._lines["noises"]), "own", "noise", (INCOMPLETE,))
         if draw < (0.45 if scene.speaking else 0.65 if scene.is_asked else 0.24):
-            draft = self._own("asides", "aside")
-            return replace(draft, question=forms.is_question(draft.text))
+            return self._to_others("asides", "aside")
         if self._lines["overheard"] and not scene.is_asked and rng.random() < 0.12:
-            draft = self._own("overheard", "overheard")
-            return replace(draft, question=forms.is_question(draft.text))
+            return self._to_others("overheard", "overheard")
         return self._background(scene)
+
+    def _to_others(self, section: str, kind: str) -> _Draft:
+        draft = self._own(section, kind)
+        return replace(draft, question=forms.is_question(draft.text))
 
     def _to_another(self, scene: Scene) -> _Draft:
         """A request to somebody, or to an assistant, of another name."""
@@ -554,6 +577,8 @@ class SampleBuilder:
                 break
         else:  # such talk is rare in these sources; other talk will do
             item = next((other for other in others if not self._is_device_directed(other.text)), None)
+        if item is None and self._recipe.own_lines and scene.is_asked:
+            return self._to_others("asides", "aside")  # a small corpus may have no line that is long enough
         if item is None:
             raise BadData("background/ has no, or almost no, line that is not addressed to an assistant")
         parts = forms.words(item.text)

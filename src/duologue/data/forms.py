@@ -51,8 +51,8 @@ _ENDING = re.compile(r"[\s.!?,;:…。！？，、；：-]+$")
 
 
 def sentence(text: str) -> str:
-    """`text` with a capital at its beginning."""
-    return text[:1].upper() + text[1:]
+    """`text` with a capital at its beginning, and "I" as one."""
+    return re.sub(r"\bi\b(?!\.\w)", "I", text[:1].upper() + text[1:])
 
 
 def is_unspaced(text: str) -> bool:

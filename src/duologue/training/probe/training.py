@@ -64,7 +64,7 @@ class LabelledLayouts:
     targets: Tensor  # [N, S]
     weights: Tensor  # [N]
     ends: Tensor  # [N], 1 where the speaker's turn ends with the words, 0 elsewhere
-    timing_weights: Tensor  # [N], of mean 1 over the samples that say whether it ends, and 0 for the others
+    timing_weights: Tensor  # [N], of the samples that say whether it ends, and 0 for the others
 
     def part(self, indices: range) -> "LabelledLayouts":
         """The samples of a range; they need not have every state."""
