@@ -216,6 +216,24 @@ def test_passes_that_take_too_long_are_made_narrower(monkeypatch: pytest.MonkeyP
     assert fed(crowd.batches[-1]) == 128
 
 
+def test_passes_are_not_made_narrower_than_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=128, max_seconds_per_pass=0.25)
+    clock, forward = [0.0], crowd.backend.forward
+
+    def slow(batch: Sequence[Extend]) -> list[Step]:
+        clock[0] += 0.5 + 0.005 * fed(batch)
+        return forward(batch)
+
+    crowd.backend.forward = slow  # type: ignore[method-assign]
+    monkeypatch.setattr("duologue.engine.forward_pass.time.perf_counter", lambda: clock[0])
+    asked(crowd, 2)
+    crowd.tick(12)
+    crowd.guest(history=LONG)
+    del crowd.batches[:]
+    crowd.tick(4)
+    assert [fed(batch) for batch in crowd.batches[1:]] == [100] * 3, "half of the time of a pass is for its tokens"
+
+
 def test_a_slow_pass_is_never_too_narrow_for_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     crowd = Crowd({"tell me a story": STORY}, max_tokens_per_pass=128, max_seconds_per_pass=0.001)
     clock, forward = [0.0], crowd.backend.forward

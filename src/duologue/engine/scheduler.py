@@ -17,7 +17,8 @@ be judged, and passes for nothing else, include it only every `MAX_WAIT_S` secon
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias, final
 
 from duologue.core.session import Phase
 from duologue.engine.handle import Handle
@@ -36,6 +37,41 @@ Feed: TypeAlias = Callable[[Handle, int | None, int | None], int]
 how much of the first limit it uses. None is no limit."""
 
 
+@dataclass(slots=True)
+class _Recent:
+    """The mean of recent passes; the last one is half of it."""
+
+    num_tokens: float = 0.0
+    seconds: float = 0.0
+
+    def count(self, num_tokens: int, seconds: float) -> None:
+        share = 0.5 if self.num_tokens else 1.0
+        self.num_tokens += share * (num_tokens - self.num_tokens)
+        self.seconds += share * (seconds - self.seconds)
+
+
+@final
+class _PassCost:
+    """What a pass costs at present: a fixed time, and a time for each token, from recent narrow and wide passes."""
+
+    def __init__(self) -> None:
+        self._narrow, self._wide = _Recent(), _Recent()
+
+    def count(self, num_tokens: int, seconds: float) -> None:
+        """Record a pass over `num_tokens` tokens that took `seconds`."""
+        (self._wide if num_tokens >= SMALL // 2 else self._narrow).count(num_tokens, seconds)
+
+    def tokens_in(self, seconds: float) -> float:
+        """How many tokens take so long, or as long as the fixed time if that is longer."""
+        narrow, wide = self._narrow, self._wide
+        if not wide.seconds:
+            return math.inf
+        per_token = (wide.seconds - narrow.seconds) / (wide.num_tokens - narrow.num_tokens)
+        fixed = max(0.0, narrow.seconds - per_token * narrow.num_tokens)
+        return max(seconds - fixed, fixed) / per_token if per_token > 0 else math.inf
+
+
+@final
 class Scheduler:
     """Decides who feeds how many tokens in each pass.
 
@@ -43,7 +79,8 @@ class Scheduler:
         max_tokens: the most tokens of a pass; None: every session feeds all it has, and nothing is deferred. It is
             raised to twice the longest probe of a session, since a probe cannot be split.
         max_seconds: how long a pass should take. If wide passes take longer, they are narrowed, but not below `SMALL`
-            tokens or twice the longest probe.
+            tokens or twice the longest probe, and not so far that most of a pass is its fixed cost: narrower passes
+            would hardly be shorter, and long texts would take several times as long.
 
     Raises:
         UsageError: a number is not positive.
@@ -56,7 +93,7 @@ class Scheduler:
             )
         self.max_tokens = max_tokens
         self._max_seconds = max_seconds
-        self._token_seconds = 0.0  # recent time of a wide pass, per token
+        self._cost = _PassCost()
         self._least = SMALL
         self._num_passes = 0
         self._deferred_until = 0.0  # when answers that are well ahead continue
@@ -71,8 +108,7 @@ class Scheduler:
     def count(self, num_tokens: int, seconds: float) -> None:
         """Record a pass over `num_tokens` tokens that took `seconds`."""
         self._num_passes += 1
-        if num_tokens >= SMALL // 2:
-            self._token_seconds = (self._token_seconds + seconds / num_tokens) / 2
+        self._cost.count(num_tokens, seconds)
 
     def due(self, handles: Sequence[Handle]) -> float | None:
         """When answers that were put off continue; None if there are none."""
@@ -107,8 +143,7 @@ class Scheduler:
     def _limit(self) -> int:
         """The most tokens of the next pass."""
         assert self.max_tokens is not None
-        in_time = self._max_seconds / self._token_seconds if self._token_seconds else math.inf
-        return int(min(self.max_tokens, max(self._least, in_time)))
+        return round(min(self.max_tokens, max(self._least, self._cost.tokens_in(self._max_seconds))))
 
     def _queues(
         self, handles: Sequence[Handle], now: float, compaction: dict[Handle, int]
