@@ -142,7 +142,7 @@ def test_load():
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS)) as server:
             sizes = iter(range(10, 1000))
-            outcome = await measure(server.http, LoadSetting(3, 10.0), memory=lambda: next(sizes))
+            outcome = await measure(server.http, LoadSetting(3, 10.0, warm_up=1.0), memory=lambda: next(sizes))
             row = outcome.as_dict()
             assert row["decisions"] > 3
             assert row["decision_ms"]["p95"] > 0

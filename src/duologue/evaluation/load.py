@@ -46,6 +46,7 @@ class LoadSetting:
     answer: int = 128  # most tokens of an answer: half a minute of speech
     seed: int = 0
     history: Sequence[Turn] = ()  # with which conversations begin
+    warm_up: float = 0.0  # seconds before clients begin to speak, in which the server reads the histories
 
 
 @dataclass(slots=True)
@@ -103,7 +104,7 @@ class _Client:
         self._setting = setting
         self._result = result
         self._chance = random.Random(f"{setting.seed}/{number}")
-        self._delay = starts_after_s(number, setting.clients)
+        self._delay = setting.warm_up + starts_after_s(number, setting.clients)
         self._utterance = ""
         self._slice = ""  # the latest words, until they are decided on
         self._sent_at = 0.0
@@ -191,6 +192,8 @@ async def measure(
     clients = [_Client(number, setting, result) for number in range(setting.clients)]
     tasks = [asyncio.create_task(client.run(url, token)) for client in clients]
     try:
+        if setting.warm_up:
+            await asyncio.wait(tasks, timeout=setting.warm_up)
         for _ in range(_REPORTS):
             await asyncio.wait(tasks, timeout=setting.seconds / _REPORTS, return_when=asyncio.ALL_COMPLETED)
             if (size := memory()) is not None:
