@@ -5,7 +5,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from duologue.evaluation.standard import sandbox
 from duologue.evaluation.standard.answering import Answerer, Generation, Identity, Memory, Request, Scoring
 from duologue.evaluation.standard.benchmarks import BENCHMARKS, chosen, read, spread
 from duologue.evaluation.standard.comparison import difference, measure, standard_error, tables
-from duologue.evaluation.standard.feeding import Continuation, Feeder, Listening, Prompt, batches
+from duologue.evaluation.standard.feeding import Answer, Continuation, Feeder, Listening, Prompt, batches
 from duologue.evaluation.standard.harness import Scores, Source, evaluate, require
 from duologue.models.adapters import Adapter, prompted
 from duologue.models.model import Model
@@ -79,8 +79,13 @@ def ids(text: str) -> tuple[int, ...]:
 CONTINUATIONS = [Continuation(ids(one.context), ids(one.continuation)) for one in sorted(SCORINGS, key=repr)]
 
 
-def nothing(*_: object) -> None:
-    pass
+def nothing(*_: object) -> bool:
+    return False
+
+
+def answered(found: Iterable[tuple[int, Answer]]) -> list[Answer]:
+    """In the order of the prompts."""
+    return [answer for _, answer in sorted(found, key=lambda one: one[0])]
 
 
 # ------------------------------------------------------------------------------------------------------------- feeding
@@ -119,7 +124,7 @@ def test_answers_are_those_of_greedy_decoding_one_at_a_time() -> None:
         return index == 2 and len(ended[index]) == 2
 
     (batch,) = batches(prompts, model.backend)
-    answers = Feeder(model.backend).generate(batch, is_over, frozenset())
+    answers = answered(Feeder(model.backend).generate(batch, is_over, frozenset()))
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         seq, fed = reference.fork(None), prompt.context
         for token in answer.tokens:
@@ -130,12 +135,45 @@ def test_answers_are_those_of_greedy_decoding_one_at_a_time() -> None:
         assert len(answer.tokens) == len(answer.margins) == (2 if index == 2 else 6)
 
 
+@pytest.mark.parametrize(("max_seqs", "capacity"), [(4, 400), (24, 100)])
+def test_where_an_answer_ends_the_next_prompt_begins(max_seqs: int, capacity: int) -> None:
+    lengths = [20, 2, 3, 4, 2, 6, 1, 2]  # of the answers; two are written at a time
+    prompts = [Prompt(ids(f"Question {number}: "), 20) for number in range(len(lengths))]
+    said = [0] * len(lengths)
+
+    def is_over(index: int, token: int) -> bool:
+        said[index] += 1
+        return said[index] == lengths[index]
+
+    alone = [answered(Feeder(tiny().backend).generate([one], nothing, frozenset()))[0] for one in prompts]
+    model = tiny(max_seqs=max_seqs, capacity=capacity)
+    (batch,) = batches(prompts, model.backend)  # however little fits at a time
+    feeder = Feeder(model.backend)
+    found = [*feeder.generate(batch, is_over, frozenset())]
+    assert [index for index, _ in found] == [1, 2, 3, 4, 5, 6, 0, 7]
+    for index, answer in found:
+        assert answer.tokens == alone[index].tokens[: lengths[index]]
+    assert len(model.backend.fed) == 1 + 20  # type: ignore[attr-defined]  # "Question ", and the longest answer
+    feeder.close()
+    assert model.backend.usage().num_seqs == 0
+
+
+def test_answers_that_are_not_waited_for_leave_nothing_in_the_cache() -> None:
+    model = tiny()
+    feeder = Feeder(model.backend)
+    answers = feeder.generate([Prompt(ids(question), 6) for question in QUESTIONS], nothing, frozenset())
+    next(answers)
+    answers.close()
+    feeder.close()
+    assert model.backend.usage().num_seqs == 0
+
+
 def test_a_stop_token_ends_an_answer_and_is_not_part_of_it() -> None:
     model = tiny()
     prompts = [Prompt(ids(question), 6) for question in QUESTIONS]
-    whole = Feeder(model.backend).generate(prompts, lambda *_: False, frozenset())
+    whole = answered(Feeder(model.backend).generate(prompts, nothing, frozenset()))
     stop = whole[0].tokens[2]
-    cut = Feeder(model.backend).generate(prompts, lambda *_: False, frozenset({stop}))
+    cut = answered(Feeder(model.backend).generate(prompts, nothing, frozenset({stop})))
     for one, other in zip(cut, whole, strict=True):
         end = other.tokens.index(stop) if stop in other.tokens else len(other.tokens)
         assert one.tokens == other.tokens[:end]
@@ -203,6 +241,22 @@ def test_an_interrupted_run_continues_where_it_was(tmp_path: Path) -> None:
     assert [one.results[0] for one in found][-3:] == [one.results[0] for one in expected][-3:]
     again = Answerer([model], [], Memory(path, {"model": "a"})).answer(requests, nothing)
     assert again == found
+
+
+def test_an_answer_is_remembered_as_soon_as_it_ends(tmp_path: Path) -> None:
+    path, short = tmp_path / "responses.jsonl", Generation("Why not? ", ("\n",), 1)
+
+    def interrupt(done: int, total: int) -> None:
+        raise _Interrupted
+
+    for _ in range(2):
+        answerer = pair(tiny("alora"), tiny(), Memory(path, {"model": "a"}))
+        with pytest.raises(_Interrupted):
+            answerer.answer([*GENERATIONS, short], interrupt)
+        assert [model.backend.usage().num_seqs for model in answerer.models] == [1, 1]  # the trunks
+    memory = Memory(path, {"model": "a"})
+    assert memory.get(short) is not None
+    assert sum(memory.get(one) is not None for one in GENERATIONS) == 1
 
 
 def test_responses_of_another_set_up_are_refused(tmp_path: Path) -> None:

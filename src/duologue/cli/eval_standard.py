@@ -16,8 +16,8 @@ _SESSIONS = 3  # whose cache a batch shares; more contexts would not share one o
 
 _EPILOG = """\
 Tasks keep the prompts, names and metrics of lm-evaluation-harness: mmlu, cmmlu, bbh, humaneval, mbpp, gsm8k, arc_easy,
-arc_challenge, hellaswag, piqa, winogrande, lambada_openai; `paper` are the first nine. With --data, rows come from
-arc_easy.jsonl, hellaswag.jsonl, mmlu_test.jsonl and so on in a folder, plain or gzipped (docs/evaluation.md lists
+arc_challenge, hellaswag, piqa, winogrande, lambada_openai, ifeval; `paper` are the first nine. With --data, rows come
+from arc_easy.jsonl, hellaswag.jsonl, mmlu_test.jsonl and so on in a folder, plain or gzipped (docs/evaluation.md lists
 them); without it, from the Hugging Face hub.
 
 With an adapter, the model and its base are asked side by side. The adapter decides in every pass about words that are

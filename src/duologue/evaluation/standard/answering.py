@@ -1,12 +1,13 @@
 """What one model, or two side by side, say about the requests of benchmarks; what is done is remembered in a file.
 
-Two models are asked batch by batch, in passes of equal composition. If one of them is the other with an adapter that
+Two models are asked side by side, in passes of equal composition. If one of them is the other with an adapter that
 touches nothing, every token and every log-probability must be equal, to the last bit.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -155,15 +156,27 @@ class Answerer:
     def _generate(self, requests: Sequence[Any]) -> Iterator[tuple[list[Request], list[Response]]]:
         rest = iter(requests)
         encoder = _Encoder(self.models[0])
-        stop_tokens = self.models[0].template.stop_tokens
         for batch in batches(map(encoder.prompt, requests), self.models[0].backend):
             asked = [next(rest) for _ in batch]
-            found: list[list[tuple[Answer, str]]] = []  # by model, then by request
-            for feeder in self.feeders:
-                texts = [_StoppedText(self.models[0], one.until) for one in asked]
-                answers = feeder.generate(batch, _pushing(texts), stop_tokens)
-                found.append([(answer, text.finished()) for answer, text in zip(answers, texts, strict=True)])
-            yield asked, [_generated([one[i] for one in found]) for i in range(len(batch))]
+            found: dict[int, dict[int, tuple[Answer, str]]] = {}  # by request, then by model
+            with ExitStack() as closed:
+                ending = [closed.enter_context(closing(self._write(one, batch, asked))) for one in self.feeders]
+                for ended in zip(*ending, strict=True):
+                    for number, (i, answer, text) in enumerate(ended):
+                        answers = found.setdefault(i, {})
+                        answers[number] = answer, text
+                        if len(answers) == len(ending):
+                            yield [asked[i]], [_generated([answers[each] for each in range(len(ending))])]
+
+    def _write(
+        self, feeder: Feeder, batch: Sequence[Prompt], asked: Sequence[Any]
+    ) -> Generator[tuple[int, Answer, str], None, None]:
+        """The index of each answer, the answer, and its text, as soon as it ends."""
+        texts = [_StoppedText(self.models[0], one.until) for one in asked]
+        stop_tokens = self.models[0].template.stop_tokens
+        with closing(feeder.generate(batch, lambda i, token: texts[i].push(token), stop_tokens)) as ending:
+            for i, answer in ending:
+                yield i, answer, texts[i].finished()
 
 
 def _begins(request: Request) -> tuple[str, ...]:
@@ -207,10 +220,6 @@ def _generated(found: Sequence[tuple[Answer, str]]) -> Response:
             sum(margin == 0.0 for margin in one.margins),
         ),
     )
-
-
-def _pushing(texts: "Sequence[_StoppedText]") -> Callable[[int, Token], bool]:
-    return lambda i, token: texts[i].push(token)
 
 
 class _StoppedText:

@@ -4,13 +4,14 @@ The *trunk* is a sequence with the common beginning of a batch. It stays cached,
 differs: with the five examples of a subject in the trunk, a question of MMLU costs its own tokens. Knows ids, not text.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Generic, TypeVar
 
-from duologue.core.backend import Backend, Draw, Extend, Step, TokenScore
+from duologue.core.backend import Backend, BackendInfo, Draw, Extend, Step, TokenScore
 from duologue.models.model import Model
 from duologue.types import Role, Seq, Token
 
@@ -37,6 +38,10 @@ class Prompt:
     context: Tokens
     max_tokens: int
 
+    def own(self, num_shared: int) -> int:
+        """The KV entries that the prompt and its answer need beyond the first `num_shared` tokens."""
+        return len(self.context) - num_shared + self.max_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -44,6 +49,23 @@ class Answer:
 
     tokens: Tokens
     margins: tuple[float, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Writing:
+    """An answer that is being written."""
+
+    prompt: Prompt
+    seq: Seq
+    fed: Tokens  # in the next pass
+    tokens: list[Token] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+
+    def push(self, step: Step) -> None:
+        assert step.margin is not None
+        self.fed = step.tokens
+        self.tokens += step.tokens
+        self.margins.append(step.margin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,32 +118,48 @@ class Feeder:
             return [step.scores for step in self._forward(extends)]
 
     def generate(
-        self, batch: Sequence[Prompt], is_over: Callable[[int, Token], bool], stop_tokens: frozenset[Token]
-    ) -> list[Answer]:
-        """The answers to `batch`, one of `batches`.
+        self, prompts: Sequence[Prompt], is_over: Callable[[int, Token], bool], stop_tokens: frozenset[Token]
+    ) -> Generator[tuple[int, Answer], None, None]:
+        """The answers to `prompts`, one of `batches`, each with its index, in the order in which they end.
 
-        An answer ends before a stop token, after `max_tokens`, or after a token for which `is_over(index in the batch,
-        token)` says so. `is_over` is told every token.
+        As many are written at the same time as the cache has room for; where one ends, the next prompt begins. An
+        answer ends before a stop token, after `max_tokens`, or after a token for which `is_over(index, token)` says
+        so. `is_over` is told every token.
         """
-        self._grow([item.context[:-1] for item in batch])
-        said: list[tuple[list[Token], list[float]]] = [([], []) for _ in batch]
-        with ExitStack() as freed:
-            assert self._trunk is not None
-            seqs = [self._fork(self._trunk, freed) for _ in batch]
-            fed = {i: item.context[len(self._held) :] for i, item in enumerate(batch)}
-            while fed:
-                steps = self._forward([Extend(seqs[i], tokens, draw=Draw()) for i, tokens in fed.items()])
-                drawn, fed = dict(zip(fed, steps, strict=True)), {}
-                for i, step in drawn.items():
-                    tokens, margins = said[i]
-                    if step.tokens[0] in stop_tokens:
-                        continue
-                    assert step.margin is not None
-                    tokens.append(step.tokens[0])
-                    margins.append(step.margin)
-                    if not is_over(i, tokens[-1]) and len(tokens) < batch[i].max_tokens:
-                        fed[i] = step.tokens
-        return [Answer(tuple(tokens), tuple(margins)) for tokens, margins in said]
+        stem = self._grow([item.context[:-1] for item in prompts])
+        waiting = deque(enumerate(prompts))
+        writing: dict[int, _Writing] = {}
+        try:
+            while waiting or writing:
+                self._begin(waiting, writing, len(stem))
+                steps = self._forward([Extend(one.seq, one.fed, draw=Draw()) for one in writing.values()])
+                for i, step in zip([*writing], steps, strict=True):
+                    one, (token,) = writing[i], step.tokens
+                    if token not in stop_tokens:
+                        one.push(step)
+                        if not is_over(i, token) and len(one.tokens) < one.prompt.max_tokens:
+                            continue
+                    self.backend.free(writing.pop(i).seq)
+                    yield i, Answer(tuple(one.tokens), tuple(one.margins))
+        finally:
+            for one in writing.values():
+                self.backend.free(one.seq)
+
+    def _begin(self, waiting: deque[tuple[int, Prompt]], writing: dict[int, "_Writing"], num_shared: int) -> None:
+        """Move prompts to `writing` while there is room for their answers: at least one, if nothing is written."""
+        assert self._trunk is not None
+        info, num_fed = self.backend.info, 0
+        room = _room(info) - num_shared - sum(one.prompt.own(num_shared) for one in writing.values())
+        while waiting:
+            i, prompt = waiting[0]
+            room -= prompt.own(num_shared)
+            num_fed += len(prompt.context) - num_shared
+            fits = room >= 0 and len(writing) < info.max_seqs - _SPARE_SEQS and num_fed <= _TOKENS_PER_PASS
+            if writing and not fits:
+                return
+            waiting.popleft()
+            seq = self.backend.fork(self._trunk, self.backend.length(self._trunk))
+            writing[i] = _Writing(prompt, seq, prompt.context[num_shared:])
 
     def close(self) -> None:
         """Free the trunk."""
@@ -188,13 +226,13 @@ def common(texts: Sequence[Tokens]) -> Tokens:
 
 @dataclass(slots=True)
 class _Batch(Generic[_Text]):
-    """A batch that grows while texts fit into it."""
+    """A batch that grows while texts fit into it. Prompts take turns in the cache, so any number of them fits."""
 
     backend: Backend
     items: list[_Text] = field(default_factory=list)
     stem: Tokens = ()  # common beginning of the contexts, without their last tokens
     num_contexts: int = 0
-    size: int = 0  # tokens after the stem, to be fed or generated
+    size: int = 0  # tokens of continuations to be fed after the stem
 
     def takes(self, item: _Text) -> bool:
         """Add `item`, unless the batch would become too large, or would feed too much again."""
@@ -205,14 +243,14 @@ class _Batch(Generic[_Text]):
         is_new = item.context != self.items[-1].context
         stem = common([self.stem, item.context[:-1]])
         refed = (len(self.stem) - len(stem)) * self.num_contexts
-        own = _own(item) + is_new * (len(item.context) - 1 - len(stem))
-        size, info = self.size + refed + own, self.backend.info
-        num_seqs = len(self.items) + 1 + self.num_contexts + is_new + _SPARE_SEQS
-        room = info.capacity - info.capacity // 4 - len(stem)  # a quarter for words that are listened to, and gaps
-        if num_seqs > info.max_seqs or size > (room if _is_prompt(item) else min(room, _TOKENS_PER_PASS)):
-            return False
         if self.num_contexts > 1 and refed > _MAX_REFED:
             return False
+        if isinstance(item, Continuation):
+            size = self.size + refed + len(item.tokens) + is_new * (len(item.context) - 1 - len(stem))
+            num_seqs = len(self.items) + 1 + self.num_contexts + is_new + _SPARE_SEQS
+            info = self.backend.info
+            if num_seqs > info.max_seqs or size > min(_room(info) - len(stem), _TOKENS_PER_PASS):
+                return False
         self.stem, self.size = stem, self.size + refed
         self._add(item, is_new=is_new)
         return True
@@ -220,16 +258,13 @@ class _Batch(Generic[_Text]):
     def _add(self, item: _Text, *, is_new: bool) -> None:
         self.items.append(item)
         self.num_contexts += is_new
-        self.size += _own(item) + is_new * (len(item.context) - 1 - len(self.stem))
+        if isinstance(item, Continuation):
+            self.size += len(item.tokens) + is_new * (len(item.context) - 1 - len(self.stem))
 
 
-def _is_prompt(item: Continuation | Prompt) -> bool:
-    return isinstance(item, Prompt)
-
-
-def _own(item: Continuation | Prompt) -> int:
-    """The KV entries that a text needs beyond all but the last token of its context."""
-    return len(item.tokens) if isinstance(item, Continuation) else 1 + item.max_tokens
+def _room(info: BackendInfo) -> int:
+    """KV entries for texts; a quarter of all is for words that are listened to, and gaps."""
+    return info.capacity - info.capacity // 4
 
 
 def batches(texts: Iterable[_Text], backend: Backend) -> Iterator[list[_Text]]:
