@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from duologue.core.backend import Sampling
+from duologue.core.config import MAX_CHARACTERS_PER_TOKEN
 from duologue.core.transitions import Interruptible
 from duologue.server.fields import Rejection
 from duologue.server.realtime.items import Item
@@ -92,7 +93,7 @@ class Commands:
         session, item = self.session, Item.from_json(fields["item"])
         if item.role != "assistant":
             session.history.check_turn(item.text)
-        elif len(item.text) > 32 * session.handle.session.config.max_length:
+        elif len(item.text) > MAX_CHARACTERS_PER_TOKEN * session.handle.session.config.max_length:
             message = "this text is longer than the context"
             raise Rejection(message, code="string_above_max_length", param="item.content")
         is_last = session.items.insert(item, fields["previous_item_id"])
