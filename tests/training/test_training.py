@@ -461,6 +461,18 @@ def test_what_is_kept_had_the_least_loss_on_held_out_samples(tmp_path: Path) -> 
     assert kept == pytest.approx(min(losses), abs=1e-5)
 
 
+def test_a_run_that_continues_keeps_what_it_started_from_as_far_as_that_is_better(tmp_path: Path) -> None:
+    start, _ = trained(SETTINGS, tmp_path / "start")
+    dev = toy_labelled(80, 1)
+    training = ProbeTraining(
+        start, toy_labelled(24, 5), dev, replace(SETTINGS, epochs=1, lr=0.1), tmp_path, max_tokens=MANY, continues=True
+    )
+    history = training.run()
+    assert 0 < training.share < 1, "few samples at a high rate make it worse"
+    kept, _ = _evaluate(start, dev, Prefixes(start.prefix_model, dev.layouts))
+    assert kept < history[0].dev_loss
+
+
 def test_few_held_out_samples_judge_though_they_have_not_every_state(tmp_path: Path) -> None:
     """As where no more of them fit into the memory."""
     few = toy_labelled(80, 1).part(range(3))

@@ -172,6 +172,10 @@ class ProbeModel(nn.Module):
             raise UsageError("the adapter to start from has a LoRA of another rank than this run")
         self.restore(values)
 
+    def copied(self) -> list[Tensor]:
+        """The present values of `trained_parameters`."""
+        return [parameter.detach().clone() for parameter in self.trained_parameters]
+
     @torch.no_grad()
     def restore(self, values: Sequence[Tensor]) -> None:
         """Set `trained_parameters` to these values."""

@@ -130,6 +130,7 @@ def train_probe(
         teacher=models.teacher,
         pupil=models.pupil,
         pupil_settings=run.recipe.cascade,
+        continues=run.start is not None,
         origin=_origin(run, name, model),
         progress=progress,
     )
@@ -323,6 +324,7 @@ def _facts(
         "data": json.loads(manifest.read_text(encoding="utf-8")).get("recipe") if manifest.exists() else None,
         "recipe": recipe,
         "started_from": None if run.start is None else run.start.name,
+        "share": training.share,
         "teacher": None if run.teacher is None else run.teacher.kind,
         "rates": asdict(training.rates),
         "epochs": [asdict(epoch) for epoch in training.files.history],

@@ -102,6 +102,10 @@ def label(
     return LabelledLayouts(layouts, targets, weights / weights.mean(), ends, timing_weights)
 
 
+_SHARES = (0.3, 0.5, 0.7, 1.0)
+"""Of what a run has found, between the weights that it started from and these."""
+
+
 class Diverged(Exception):
     """A run whose loss is far above chance, or no better than chance after many steps. `ProbeTraining` raises it."""
 
@@ -123,6 +127,7 @@ class ProbeTraining:
         teacher: ProbeModel | None = None,
         pupil: ProbeModel | None = None,
         pupil_settings: ProbeSettings | None = None,
+        continues: bool = False,
         origin: Mapping[str, Any] | None = None,
         compute: Callable[[Sequence[Layout]], Prefixes] | None = None,
         progress: StageProgress = silent,
@@ -135,6 +140,7 @@ class ProbeTraining:
             teacher: a model to learn from besides the labels. It may share the base if `model` has no LoRA.
             pupil: a model without a LoRA around the same base, which learns from `model` in the same steps, with the
                 rates and weights of `pupil_settings`. It does not change what `model` learns.
+            continues: `model` has been trained before, on other samples; see `_interpolate`.
             origin: what else determines the result (base, start, teacher); a checkpoint must agree in it.
             compute: computes prefixes, for runs that share them.
 
@@ -144,6 +150,8 @@ class ProbeTraining:
         self._model, self._data, self._dev, self._settings = model, data, dev, settings
         self._teacher, self._pupil, self._progress = teacher, pupil, progress
         self._pupil_settings = pupil_settings or settings
+        self._start = model.copied() if continues else None
+        self.share = 1.0  # of what this run has found in the weights that it leaves
         self._compute = compute or self._computed
         self._kept = KeptPrefixes(folder / "prefixes", repr(sorted((origin or {}).items())))
         self._shards = even_shards(data.layouts, max_tokens)
@@ -199,7 +207,23 @@ class ProbeTraining:
             if files.step >= _MAX_STEPS_AT_CHANCE and min(past.dev_loss for past in files.history) >= self._chance:
                 raise Diverged(f"after {files.step} steps, the held-out loss is no lower than by chance")
         files.restore_best()
+        if self._start is not None:
+            self._interpolate(self._start, dev_prefixes)
         return files.history
+
+    def _interpolate(self, start: Sequence[Tensor], dev_prefixes: Prefixes) -> None:
+        """Leave the weights between `start` and those that were found which have the lowest held-out loss.
+
+        What was learned on two sets of samples is more robust together, on other sources above all, than the later part
+        alone (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022).
+        """
+        model, found = self._model, self._model.copied()
+        losses = {}
+        for share in _SHARES:
+            model.restore([torch.lerp(a, b, share) for a, b in zip(start, found, strict=True)])
+            losses[share] = _evaluate(model, self._dev, dev_prefixes)[0]
+        self.share = min(losses, key=losses.__getitem__)
+        model.restore([torch.lerp(a, b, self.share) for a, b in zip(start, found, strict=True)])
 
     def discard_prefixes(self) -> None:
         """Remove the prefixes that a killed run would go on with."""
