@@ -29,7 +29,7 @@ import spoken
 
 from duologue import Engine, Session, SessionConfig, Turn
 from duologue.core.events import Decided, Event, Heard
-from duologue.core.trace import Pass
+from duologue.engine.trace import Pass
 from duologue.evaluation.forced_policy import ForcedPolicy, NextDecision
 from duologue.evaluation.quantiles import percentile, summary
 from duologue.evaluation.results import describe_model

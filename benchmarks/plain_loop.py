@@ -161,7 +161,7 @@ class Speaking:
     async def _run(self, number: int) -> list[float]:
         from duologue import Engine, Session, SessionConfig
         from duologue.core.events import Committed
-        from duologue.core.trace import Pass
+        from duologue.engine.trace import Pass
 
         times: list[float] = []
         session = Session(

@@ -30,8 +30,8 @@ from fixed_rate import FixedRate, fixed_rate
 
 from duologue.client import connect
 from duologue.core.events import Decided, Event, Said, Suspended
-from duologue.core.trace import Pass
 from duologue.engine.engine import Engine
+from duologue.engine.trace import Pass
 from duologue.evaluation.load import LoadSetting, measure
 from duologue.evaluation.quantiles import percentile, summary
 from duologue.evaluation.results import describe_model

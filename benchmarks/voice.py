@@ -33,8 +33,8 @@ from document_tables import VOICE_HEADER, voice_rows
 from voice_trials import Trial, answered, interrupted, stages, summary_or_none, survived
 
 from duologue.core.config import SessionConfig
-from duologue.core.trace import Pass
 from duologue.engine.engine import Engine
+from duologue.engine.trace import Pass
 from duologue.evaluation.results import describe_model
 from duologue.models.model import Model
 from duologue.voice.engines.defaults import Engines, load_engines

@@ -7,7 +7,7 @@ from typing import Any
 
 import heard
 
-from duologue.core.trace import Pass
+from duologue.engine.trace import Pass
 from duologue.evaluation.quantiles import summary
 from duologue.voice.engines.silero import SileroDetector
 from duologue.voice.sound import RATE, Samples

@@ -206,9 +206,9 @@ def with_bases(module: list[ast.stmt], name: str, body: list[ast.stmt]) -> list[
 
 def test_what_exists_is_told_from_what_does_not():
     assert exists("core.session:Session.hear"), "inherited"
-    assert exists("core.session:Session._promote")
+    assert exists("core.session:Session._judge")
     assert exists("core.prompt:Probe.tokens")
-    assert exists("core.trace:Trace.passes")
+    assert exists("engine.trace:Trace.passes")
     assert not exists("core.session:Session.listen")
     assert not exists("core.conversation:Session")
 

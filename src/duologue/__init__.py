@@ -25,7 +25,7 @@ _HOMES = {
     "Session": "duologue.core.session",
     "SessionConfig": "duologue.core.config",
     "Template": "duologue.text.template",
-    "Trace": "duologue.core.trace",
+    "Trace": "duologue.engine.trace",
     "Turn": "duologue.types",
     "load": "duologue.models.model",
 }
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from duologue.core.config import SessionConfig as SessionConfig
     from duologue.core.policy import Policy as Policy
     from duologue.core.session import Session as Session
-    from duologue.core.trace import Trace as Trace
     from duologue.core.transitions import Interruptible as Interruptible
     from duologue.engine.engine import Engine as Engine
+    from duologue.engine.trace import Trace as Trace
     from duologue.models.model import Model as Model
     from duologue.models.model import load as load
     from duologue.speakers.listener import Listener as Listener

@@ -16,8 +16,8 @@ from duologue.backends.lora import Factors, Lora
 from duologue.backends.rows import AdapterRows
 from duologue.core.backend import Extend
 from duologue.core.config import SessionConfig
-from duologue.core.trace import Trace
 from duologue.engine.engine import Engine
+from duologue.engine.trace import Trace
 from duologue.errors import AdapterMismatch, UnsupportedModel, UsageError
 from duologue.models.adapters import Adapter, shipped
 from duologue.models.catalogue import DEFAULT

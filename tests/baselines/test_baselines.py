@@ -8,9 +8,10 @@ import pytest
 from crowd import Crowd, Guest
 from duologue.baselines.sessions import NAMES, Sequential, Turns, Vad, factory
 from duologue.baselines.tdm import Tdm
+from duologue.core.base_session import Phase
 from duologue.core.config import SessionConfig
 from duologue.core.events import Decided, Dropped, Held, Promoted, Refused, Suspended, Trimmed
-from duologue.core.session import Phase, Session
+from duologue.core.session import Session
 from duologue.engine.replay import Cue, Replay, Script
 from duologue.errors import ContextOverflow, UsageError
 from duologue.types import InputState, Role, Turn

@@ -12,12 +12,12 @@ from duologue.core.events import Committed, Decided, Dropped, Failed, Noticed, P
 from duologue.core.history import Ledger
 from duologue.core.policy import Policy
 from duologue.core.session import Session
-from duologue.core.speech import TextTemplate
-from duologue.core.trace import Trace
 from duologue.engine.engine import Engine
+from duologue.engine.trace import Trace
 from duologue.errors import ContextOverflow, UsageError
 from duologue.speakers.listener import Listener
 from duologue.text.template import Template
+from duologue.text.text_template import TextTemplate
 from duologue.types import Role, Turn
 from scripted import PROBE, OtherTokenizer, Talk, judged
 from scripted import STATES as ALL

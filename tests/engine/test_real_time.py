@@ -12,10 +12,10 @@ import pytest
 from duologue.core.backend import Extend, Step
 from duologue.core.config import SessionConfig
 from duologue.core.events import Committed, Event, Heard, Promoted, Received, Released, Resumed, Said, Suspended
-from duologue.core.trace import Pass
 from duologue.engine.engine import Engine
 from duologue.engine.handle import Handle
 from duologue.engine.playback_clock import CHARACTERS_PER_WORD
+from duologue.engine.trace import Pass
 from duologue.errors import EngineError, UsageError
 from duologue.types import Role, Seq, Turn
 from scripted import Talk

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from duologue.core.events import Committed, Decided, Event, Received, Said, as_dict
-from duologue.core.trace import Pass
 from duologue.engine.replay import Cue, Replay, Script, read_script
+from duologue.engine.trace import Pass
 from duologue.errors import BadData, ContextOverflow, EngineError, UsageError
 from duologue.types import Role, Turn
 from scripted import PROBE, Talk

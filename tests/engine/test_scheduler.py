@@ -13,9 +13,9 @@ from duologue.core.config import SessionConfig
 from duologue.core.events import Committed, Decided, Event, Released, Resumed, Said, Suspended, Trimmed
 from duologue.core.policy import Policy
 from duologue.core.session import Session
-from duologue.core.trace import Pass
 from duologue.engine.engine import Engine
 from duologue.engine.scheduler import MAX_WAIT_S
+from duologue.engine.trace import Pass
 from duologue.errors import CacheFull, ContextOverflow, EngineError, EngineFull, UsageError
 from duologue.types import Role, Turn
 from soak import size

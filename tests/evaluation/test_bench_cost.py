@@ -11,9 +11,9 @@ from duologue.baselines.sessions import NAMES
 from duologue.baselines.tdm import SLICE_TOKENS
 from duologue.cli.main import main
 from duologue.core.backend import Backend
+from duologue.core.base_session import Phase
 from duologue.core.events import Received, Suspended
-from duologue.core.session import Phase
-from duologue.core.trace import Pass
+from duologue.engine.trace import Pass
 from duologue.evaluation.cost import CountingBackend, Meter, Runner, measure
 from duologue.evaluation.cost_report import draw, growth, short, tables
 from duologue.evaluation.oracle_script import OracleScript, oracle_script, oracle_scripts, overheard

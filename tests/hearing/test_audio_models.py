@@ -18,8 +18,8 @@ from duologue.core.events import Decided, Dropped, Event, Promoted, Received, Sa
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe
 from duologue.core.session import Session
-from duologue.core.trace import Pass
 from duologue.engine.engine import Engine
+from duologue.engine.trace import Pass
 from duologue.errors import UsageError
 from duologue.hearing.audio_model import AudioModel
 from duologue.hearing.sound_template import SoundTemplate

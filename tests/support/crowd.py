@@ -11,8 +11,8 @@ from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Said
 from duologue.core.policy import Policy
 from duologue.core.session import Session
-from duologue.core.trace import Pass
 from duologue.engine.engine import Engine
+from duologue.engine.trace import Pass
 from duologue.errors import DuologueError
 from duologue.types import Turn
 from scripted import Talk

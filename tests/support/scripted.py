@@ -7,14 +7,15 @@ from typing import Any
 
 from duologue.backends.pair import PairBackend
 from duologue.backends.scripted import ScriptedBackend
+from duologue.core.base_session import SessionFactory
 from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Said
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe
-from duologue.core.session import Session, SessionFactory
-from duologue.core.trace import Trace
+from duologue.core.session import Session
 from duologue.core.transcript import ListenerModel
 from duologue.engine.engine import Engine
+from duologue.engine.trace import Trace
 from duologue.text.template import Template
 from duologue.types import InputState, Role, Token, Turn
 

@@ -8,10 +8,11 @@ from typing import Any, final
 from duologue.baselines.tdm import Tdm
 from duologue.baselines.tdm_model import TdmModel
 from duologue.core.backend import Extend
+from duologue.core.base_session import Phase, SessionFactory
 from duologue.core.cache import Plan
 from duologue.core.events import Dropped, Received
 from duologue.core.input_channel import Utterance
-from duologue.core.session import Phase, Session, SessionFactory
+from duologue.core.session import Session
 from duologue.core.transitions import Floor
 from duologue.types import SLICE_PERIOD_S, InputState, Token
 
@@ -85,7 +86,7 @@ class _Gated(Session):
         """Answer the gathered words, unless they wait for room already."""
         gathered = self._input.current
         if gathered is not None and gathered.text and not gathered.deferred:
-            self._answer_now()
+            self._channels.answer_now()
 
 
 @final
@@ -121,7 +122,7 @@ class Vad(_Gated):
             self._output.silence()
             self._output.forget_suspended()  # such systems forget what they were about to say
         elif self._input.current is not None and self.floor is Floor.PREPARED:
-            self._take_back()
+            self._channels.take_back()
 
     def _waits(self) -> list[tuple[float, Callable[[], None]]]:
         waits = super()._waits()

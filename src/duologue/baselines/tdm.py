@@ -11,6 +11,7 @@ from typing import final
 
 from duologue.core.answer import Answer
 from duologue.core.backend import Draw, Step, uniform
+from duologue.core.base_session import BaseSession
 from duologue.core.cache import Plan
 from duologue.core.config import SessionConfig
 from duologue.core.events import (
@@ -31,7 +32,6 @@ from duologue.core.events import (
 from duologue.core.input_channel import Memory, Utterance, find_open, join_words
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template, lay_out
-from duologue.core.session import BaseSession
 from duologue.errors import require
 from duologue.types import SLICE_PERIOD_S, InputState, Role, Seq, Token, Turn
 

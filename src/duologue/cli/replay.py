@@ -130,8 +130,8 @@ def _print(events: Iterable[e.Event], *, as_json: bool) -> None:
 
 def _print_record(path: Path, *, as_json: bool) -> int:
     """Print what a server recorded. Nothing is computed."""
-    from duologue.core.trace import Trace
     from duologue.engine.replay import AnswerTexts
+    from duologue.engine.trace import Trace
     from duologue.server.record import read_record
 
     recorded = read_record(path)

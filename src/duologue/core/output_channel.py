@@ -65,7 +65,7 @@ class OutputChannel:
         self._interruptible = policy.interruptible  # of answers to come
         self.max_answer = config.max_answer  # tokens of answers to come
         self.sampling = config.sampling  # of tokens to come
-        self._template = template
+        self.template = template
         self._config = config
         self._cache = cache
         self._log = log
@@ -136,9 +136,9 @@ class OutputChannel:
             at, last, was_cut = answer.heard_at, Role.ASSISTANT, True
         elif answer is not None:
             at, last = answer.mark, last if answer.user_text is None else Role.USER
-        opening = self._template.joint(last, Role.USER)
+        opening = self.template.joint(last, Role.USER)
         if was_cut and self.policy.cut_note and last is Role.ASSISTANT:
-            opening = (*self._template.encode(self.policy.cut_note), *opening)
+            opening = (*self.template.encode(self.policy.cut_note), *opening)
         return ForkPoint(self.sequence, at, opening, last is None, self.epoch)
 
     def is_read(self, point: ForkPoint) -> bool:
@@ -186,7 +186,7 @@ class OutputChannel:
         if self.last_role is Role.USER:
             text = self.history[-1].text
             self._reopen(len(self.history) - 1)
-            size = len(self._template.lay_out([Turn(Role.USER, text)], self.last_role))
+            size = len(self.template.lay_out([Turn(Role.USER, text)], self.last_role))
             self._begin_answer(len(self.sequence.items) - size, text, [Utterance("history", text, final=True)])
         else:
             self._begin_answer(len(self.sequence.items), None, ())
@@ -199,7 +199,7 @@ class OutputChannel:
 
         `user_text` is None if there is no question. Without `may_think`, the answer is known already.
         """
-        template, mark = self._template, len(self.sequence.items)
+        template, mark = self.template, len(self.sequence.items)
         opened = template.thought if may_think else None
         if may_think:
             self.sequence.items.extend(template.opening(self._last_role_before(user_text)))
@@ -211,8 +211,8 @@ class OutputChannel:
         self.answer = Answer(
             self.num_answers,
             self.sequence,
-            self._template.detokenizer(),
-            self._template.is_word_end,
+            self.template.detokenizer(),
+            self.template.is_word_end,
             self._log,
             turn_at=turn_at,
             mark=mark,
@@ -275,7 +275,7 @@ class OutputChannel:
         """Append the tokens of `step`, which the model drew, to the running answer."""
         answer = self.running
         for token in step.tokens:
-            is_stop = token in self._template.stop_tokens
+            is_stop = token in self.template.stop_tokens
             if not is_stop:
                 self._push(answer, token, step.log_p)
             if answer.has_thought_enough or (is_stop and answer.is_thinking):
@@ -293,7 +293,7 @@ class OutputChannel:
             answer.finish("length")
             return
         assert answer.thinking.marks is not None, "a thought is open"
-        for token in self._template.end_thought(answer.thinking.marks):
+        for token in self.template.end_thought(answer.thinking.marks):
             if not answer.finished:
                 self._push(answer, token)
         answer.thinking.close()
@@ -303,7 +303,7 @@ class OutputChannel:
         """Append `text`, which a speaker elsewhere says, to the running answer."""
         answer = self.running
         if not answer.finished:
-            self.go_on(Step(0, self._template.encode(text if answer.text else text.lstrip())))
+            self.go_on(Step(0, self.template.encode(text if answer.text else text.lstrip())))
 
     def finish(self, reason: str) -> None:
         """End the running answer: the speaker elsewhere has nothing more to say."""
@@ -401,7 +401,7 @@ class OutputChannel:
         Templates leave thoughts out of the history. What was said is fed again, once.
         """
         items = self.sequence.items
-        told = self._template.joint(self._last_role_before(answer.user_text), Role.ASSISTANT)
+        told = self.template.joint(self._last_role_before(answer.user_text), Role.ASSISTANT)
         if tuple(items[answer.mark : answer.answer_at]) != told:
             self.sequence.replace_tail(answer.mark, (*told, *items[answer.answer_at :]))
             self.epoch += 1
@@ -545,7 +545,7 @@ class OutputChannel:
             ContextOverflow, TemplateError: see `Session.edit`.
         """
         items = lay_out(template, history, self._config) if laid_out is None else list(laid_out)
-        self._template = template
+        self.template = template
         self.free()
         self.sequence = self._cache.open(items, self._place)
         self.history, self._was_cut = list(history), False
@@ -571,7 +571,7 @@ class OutputChannel:
         """Leave out the older half, and feed the rest again. Returns whether there was anything to leave out."""
         if self.answer is not None:
             return False
-        compaction = Compaction(self._template, self.history, len(self.sequence.items) // 2, self._cache, self._place)
+        compaction = Compaction(self.template, self.history, len(self.sequence.items) // 2, self._cache, self._place)
         if compaction.num_dropped:
             self._swap(compaction)
             return True
@@ -606,7 +606,7 @@ class OutputChannel:
             # When it comes into use, it will also hold the running answer and its question.
             running = 0 if self.answer is None else len(self.sequence.items) - self.answer.turn_at
             budget = max(0, self._config.max_length // 2 - running)
-            self.compaction = Compaction(self._template, self.history, budget, self._cache, self._place)
+            self.compaction = Compaction(self.template, self.history, budget, self._cache, self._place)
 
     def _swap(self, compaction: Compaction) -> None:
         self.forget_suspended()

@@ -33,6 +33,10 @@ class Template(Protocol):
         """The system prompt; None: the model's own."""
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether answers come from elsewhere, as text: then the ids are never fed to a model."""
+
+    @property
     def begin(self) -> tuple[Token, ...]:
         """Ids before the opener of the first user turn: BOS and the system turn; may be empty."""
 

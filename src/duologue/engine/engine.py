@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from duologue.core.backend import Backend
-from duologue.core.session import BaseSession, Session
-from duologue.core.trace import Pass, Sink
+from duologue.core.base_session import BaseSession
+from duologue.core.session import Session
 from duologue.engine.forward_pass import ForwardPass, Portion
 from duologue.engine.handle import Handle
 from duologue.engine.playback_clock import PlaybackClock
 from duologue.engine.scheduler import MAX_TOKENS_PER_PASS, MAX_WAIT_S, Scheduler
 from duologue.engine.sequence_map import SequenceMap, as_failure
+from duologue.engine.trace import Pass, Sink
 from duologue.errors import CacheFull, ContextOverflow, DuologueError, EngineFull, UsageError
 
 SEQS_PER_SESSION = 2  # the output channel and an input channel

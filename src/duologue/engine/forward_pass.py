@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from duologue.core.backend import Backend, Extend, Step, num_passes
+from duologue.core.base_session import Phase
 from duologue.core.cache import Plan
-from duologue.core.session import Phase
 from duologue.engine.handle import Handle
 from duologue.engine.sequence_map import backend_failure
 from duologue.errors import CacheFull, DuologueError

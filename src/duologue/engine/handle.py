@@ -8,15 +8,16 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from typing import ParamSpec
 
 from duologue.core.backend import Sampling
+from duologue.core.base_session import BaseSession
 from duologue.core.events import Event
 from duologue.core.policy import Policy
 from duologue.core.prompt import Template
-from duologue.core.session import BaseSession, Session
-from duologue.core.trace import Pass, Sink
+from duologue.core.session import Session
 from duologue.core.transitions import Floor, Interruptible
 from duologue.engine import playback_clock
 from duologue.engine.playback_clock import PlaybackClock
 from duologue.engine.sequence_map import SequenceMap
+from duologue.engine.trace import Pass, Sink
 from duologue.errors import DuologueError, UsageError
 from duologue.types import Token, Turn, VirtualId
 

@@ -1,7 +1,7 @@
 """Estimates how much of an answer has been heard, assuming that it is spoken at a constant rate."""
 
+from duologue.core.base_session import BaseSession
 from duologue.core.events import Event
-from duologue.core.session import BaseSession
 from duologue.errors import UsageError
 from duologue.text.words import DENSITY, is_unspaced
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from duologue.core.backend import Backend, Sampling
+from duologue.core.base_session import BaseSession, SessionFactory
 from duologue.core.config import SessionConfig
 from duologue.core.events import Event, Heard, Said
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template
-from duologue.core.session import BaseSession, Session, SessionFactory
-from duologue.core.trace import Pass, Sink, Trace
+from duologue.core.session import Session
 from duologue.engine.engine import Engine
 from duologue.engine.handle import Handle
+from duologue.engine.trace import Pass, Sink, Trace
 from duologue.errors import BadData, DuologueError, UsageError
 from duologue.text.slicing import partials
 from duologue.types import SLICE_PERIOD_S, Role, Turn, well_formed

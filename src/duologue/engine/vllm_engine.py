@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any, final
 
 from duologue.core.backend import Backend, Extend, RequestBackend, Step
-from duologue.core.session import Phase
-from duologue.core.trace import Pass
+from duologue.core.base_session import Phase
 from duologue.engine.engine import Engine
 from duologue.engine.handle import Handle
+from duologue.engine.trace import Pass
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,11 +12,11 @@ from typing import Any
 from duologue.backends.ids import IdBackend
 from duologue.baselines.sessions import NAMES, factory
 from duologue.core.backend import Backend, Extend, Step, check_batch
+from duologue.core.base_session import Phase
 from duologue.core.events import Event, Received, Said, Suspended, Withdrawn
 from duologue.core.policy import Policy
-from duologue.core.session import Phase
-from duologue.core.trace import Pass, Trace
 from duologue.engine.replay import Replay
+from duologue.engine.trace import Pass, Trace
 from duologue.evaluation.oracle_script import OracleBackend, OracleScript, oracle_scripts, overheard
 from duologue.evaluation.quantiles import percentile
 from duologue.models.model import Model

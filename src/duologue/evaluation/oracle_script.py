@@ -9,8 +9,8 @@ from typing import Any
 
 from duologue.baselines.tdm import Tdm
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage
+from duologue.core.base_session import BaseSession
 from duologue.core.prompt import Probe
-from duologue.core.session import BaseSession
 from duologue.data.jsonl import read_rows
 from duologue.engine.replay import Cue, Script
 from duologue.errors import UsageError

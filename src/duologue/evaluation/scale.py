@@ -21,10 +21,10 @@ from duologue.core.config import SessionConfig
 from duologue.core.events import Decided, Event
 from duologue.core.prompt import Probe
 from duologue.core.session import Session
-from duologue.core.trace import Pass
 from duologue.core.transitions import Floor
 from duologue.engine.engine import Engine
 from duologue.engine.handle import Handle
+from duologue.engine.trace import Pass
 from duologue.engine.vllm_engine import engine_on
 from duologue.evaluation.forced_policy import ForcedPolicy, NextDecision
 from duologue.evaluation.quantiles import p50_p95, percentile

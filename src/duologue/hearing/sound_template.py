@@ -107,6 +107,10 @@ class SoundTemplate:
         return self._template.system
 
     @property
+    def is_elsewhere(self) -> bool:
+        return self._template.is_elsewhere
+
+    @property
     def begin(self) -> tuple[Token, ...]:
         return self._template.begin
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from duologue.core import prompt as core
 from duologue.core.backend import Backend
+from duologue.core.base_session import SessionFactory
 from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe
-from duologue.core.session import Session, SessionFactory
-from duologue.core.speech import TextTemplate
+from duologue.core.session import Session
 from duologue.core.transcript import ListenerModel
 from duologue.engine.engine import Engine
 from duologue.engine.vllm_engine import engine_on
@@ -28,8 +28,8 @@ from duologue.hearing.evidence import Features
 from duologue.models.adapters import Adapter, prompted, requested_adapter
 from duologue.models.catalogue import DEFAULT, ModelSource, find
 from duologue.models.opening import LoadRequest, OpenedModel, Progress, open_llamacpp, open_torch, open_vllm
-from duologue.text import words
 from duologue.text.template import Template
+from duologue.text.text_template import TextTemplate
 from duologue.types import Role, Turn, VirtualId, well_formed
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Model:
     @property
     def format(self) -> core.Template:
         """The chat format of what answers."""
-        return self.template if self.speaker is None else TextTemplate(self.speaker.system, words)
+        return self.template if self.speaker is None else TextTemplate(self.speaker.system)
 
     @property
     def decider(self) -> "Model":

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from duologue.core.session import Session
-from duologue.core.trace import Sink
 from duologue.engine.engine import Engine
 from duologue.engine.handle import Handle
+from duologue.engine.trace import Sink
 from duologue.errors import EngineError, EngineFull
 from duologue.models.model import Model
 from duologue.server.config import ServerConfig

@@ -9,8 +9,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from duologue.core.events import Decided, Event
-from duologue.core.trace import Pass
 from duologue.engine.engine import Engine
+from duologue.engine.trace import Pass
 
 if TYPE_CHECKING:
     from duologue.speakers.remote import Totals

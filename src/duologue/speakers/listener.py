@@ -7,9 +7,8 @@ from duologue.core.config import SessionConfig
 from duologue.core.policy import Policy
 from duologue.core.prompt import Probe, Template
 from duologue.core.session import Session
-from duologue.core.speech import TextTemplate
 from duologue.core.transcript import ListenerModel
-from duologue.text import words
+from duologue.text.text_template import TextTemplate
 from duologue.types import Turn
 
 
@@ -47,7 +46,7 @@ class Listener(Session):
             ContextOverflow: the system prompt, the history or the probe leaves too little room.
         """
         super().__init__(
-            TextTemplate(system, words),
+            TextTemplate(system),
             probe,
             policy=policy,
             config=config,

@@ -62,6 +62,11 @@ class Template:
     _at_user: Context  # of a later one,
     _at_answer: Context  # and before an answer
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether answers come from elsewhere: never, since these ids are fed to a model."""
+        return False
+
     @classmethod
     def from_tokenizer(
         cls,

@@ -18,12 +18,12 @@ from duologue.baselines.tdm import PROMPT, Tdm
 from duologue.baselines.tdm_model import TdmModel
 from duologue.core.answer import Answer
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage
+from duologue.core.base_session import BaseSession, Phase, SessionFactory
 from duologue.core.events import Event, Promoted
 from duologue.core.history import Ledger
 from duologue.core.policy import ECHO_S, Policy
 from duologue.core.prompt import Probe
-from duologue.core.session import BaseSession, Phase, Session, SessionFactory
-from duologue.core.speech import TextTemplate
+from duologue.core.session import Session
 from duologue.engine.handle import Handle
 from duologue.engine.replay import Cue, Replay, Script
 from duologue.errors import UsageError, require
@@ -34,8 +34,8 @@ from duologue.models.opening import Progress
 from duologue.models.prompting import prompted_probe
 from duologue.speakers.endpoint import Endpoint
 from duologue.speakers.stream import Part
-from duologue.text import words
 from duologue.text.template import Template
+from duologue.text.text_template import TextTemplate
 from duologue.types import SLICE_PERIOD_S, InputState, Role, Seq, Token, Turn
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _play(case: Case, kind: SessionKind, shared: SharedPasses, thread: int, temp
     replay = Replay(
         Script(tuple(cues), kind.system, tuple(history)),
         directed,
-        template if speaker is None else TextTemplate(words=words),
+        template if speaker is None else TextTemplate(),
         kind.probe,
         policy=kind.policy,
         period_s=SLICE_PERIOD_S,

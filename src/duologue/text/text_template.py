@@ -6,33 +6,12 @@ An output channel in this format keeps history, answers, cuts and resumptions as
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
+from duologue.text import words
 from duologue.types import Role, ThoughtMarks, Token, Turn
 
 _PIECE = re.compile(r"\s?\S{1,4}|\s{1,4}")  # about as long as a token of a model, and never more than one word
-
-
-class WordRule(Protocol):
-    """Where words end, as `Template` says it; `duologue.text.words` is one."""
-
-    def word_ends(self, text: str) -> list[int]: ...
-    def is_word_end(self, text: str, position: int) -> bool: ...
-
-
-@final
-class _Spaces:
-    """Words as white space separates them."""
-
-    def word_ends(self, text: str) -> list[int]:
-        return [word.end() for word in re.finditer(r"\S+", text)]
-
-    def is_word_end(self, text: str, position: int) -> bool:
-        before, after = text[position - 1], text[position]
-        return not before.isspace() and not all(each.isalnum() or each in "'’_" for each in (before, after))
-
-
-_SPACES = _Spaces()
 
 
 @final
@@ -55,7 +34,10 @@ class TextTemplate:
     """
 
     system: str | None = None  # None: the speaker's own
-    words: WordRule = _SPACES
+
+    @property
+    def is_elsewhere(self) -> bool:
+        return True
 
     @property
     def begin(self) -> tuple[Token, ...]:
@@ -75,7 +57,7 @@ class TextTemplate:
 
     def with_system(self, text: str | None) -> "TextTemplate":
         """The same format with another system text."""
-        return TextTemplate(text, self.words)
+        return TextTemplate(text)
 
     def user(self, text: str, *, first: bool) -> tuple[Token, ...]:
         return self.encode(text)
@@ -107,7 +89,7 @@ class TextTemplate:
         return _Pieces()
 
     def word_ends(self, text: str) -> list[int]:
-        return self.words.word_ends(text)
+        return words.word_ends(text)
 
     def is_word_end(self, text: str, position: int) -> bool:
-        return self.words.is_word_end(text, position)
+        return words.is_word_end(text, position)

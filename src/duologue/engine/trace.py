@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from duologue.core.backend import Extend, Step, Usage, num_passes
+from duologue.core.base_session import Phase
 from duologue.core.events import Decided, Event
-from duologue.core.session import Phase
 
 
 @dataclass(frozen=True, slots=True)
