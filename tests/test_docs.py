@@ -196,12 +196,22 @@ def exists(reference: str) -> bool:
 
 
 def with_bases(module: list[ast.stmt], name: str, body: list[ast.stmt]) -> list[ast.stmt]:
-    """`body` of the class `name`, and what it inherits from classes of the same module."""
+    """`body` of the class `name`, and what it inherits from classes of the same module or of others in the package."""
     for node in module:
         if isinstance(node, ast.ClassDef) and node.name == name:
             bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-            return body + [inherited for base in bases for inherited in defined(module, base) or []]
+            return body + [inherited for base in bases for inherited in inherited_from(module, base)]
     return body
+
+
+def inherited_from(module: list[ast.stmt], base: str) -> list[ast.stmt]:
+    """The body of the class `base`, which the statements `module` define or import."""
+    for node in module:
+        if isinstance(node, ast.ImportFrom) and base in [alias.name for alias in node.names]:
+            file = (ROOT / "src").joinpath(*str(node.module).split(".")).with_suffix(".py")
+            module = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
+            break
+    return defined(module, base) or []
 
 
 def test_what_exists_is_told_from_what_does_not():
@@ -210,6 +220,7 @@ def test_what_exists_is_told_from_what_does_not():
     assert exists("core.prompt:Probe.tokens")
     assert exists("engine.trace:Trace.passes")
     assert not exists("core.session:Session.listen")
+    assert not exists("core.session:Session.promote")
     assert not exists("core.conversation:Session")
 
 
