@@ -1,7 +1,4 @@
-"""What an engine sees of a conversation: the interface that `Session` and the baselines implement.
-
-hear · heard · advance · respond · stop · resume · edit ─▶ session ─▶ plan ─▶ (a forward pass) ─▶ take ─▶ events
-"""
+"""The interface that engines drive: words and commands in, `plan` and `take` around each forward pass, events out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
@@ -31,7 +28,7 @@ class Phase(StrEnum):
 
 
 class BaseSession(ABC):
-    """The interface that engines drive: `Session`, and the baselines that it is compared with."""
+    """A conversation as an engine sees it: `Session`, and the baselines that it is compared with."""
 
     def __init__(self, template: Template, probe: Probe, config: SessionConfig | None) -> None:
         self.template = template

@@ -1,6 +1,6 @@
 """The listening side: the words being heard, on a fork of the output channel, and what became of earlier words.
 
-Knows utterances and their place in the cache, but no answers: the session decides what a state leads to.
+Knows utterances and their place in the cache, but no answers; `channels` says what a state leads to.
 """
 
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""What the form of a text tells: whether it is words at all, and whether it ends with a question."""
+"""What the form of a text tells: whether it is words at all, ends with a question, or asks for a moment."""
 
 import re
 
