@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import errno
+import importlib
 import io
 import itertools
 import json
@@ -124,6 +125,27 @@ def test_usage_lines_are_commands_that_work() -> None:
         assert words[: len(parser.prog.split())] == parser.prog.split()
         filled = [re.sub(r"^\[|\]$", "", word) for word in words[1:]]
         cli.parser().parse_args([re.sub(r"^\{([^,}]*).*", r"\1", word) for word in filled])
+
+
+@pytest.mark.parametrize("group", [(), ("data",), ("eval",), ("eval", "people")])
+def test_a_group_without_a_member_lists_its_members(group: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*group) == 2
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert told.out.startswith(" ".join(["usage: duologue", *group]))
+    member = {"": "doctor", "data": "fetch", "eval": "behaviour", "eval people": "judge"}[" ".join(group)]
+    assert re.search(rf"^ +{member}$| +{member} ", told.out, re.MULTILINE)
+
+
+def test_an_unknown_option_names_the_one_that_may_be_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("chat", "--modle", "x") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: duologue chat [options]")
+    assert said.endswith("unrecognized arguments: --modle x; do you mean --model?\n")
+    assert status_of("eval", "states", "rows.jsonl", "--latency=3") == 2
+    assert "do you mean --latencies?" in capsys.readouterr().err
+    assert status_of("models", "--zzz") == 2
+    assert "see `duologue models --help`" in capsys.readouterr().err
 
 
 def test_completion_knows_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,7 +315,11 @@ def test_scripts_that_cannot_be_used_name_their_line(tmp_path: Path, capsys: pyt
     assert status_of("replay", path) == 2
     assert f"{path}, line 2" in capsys.readouterr().err
     assert status_of("replay", str(tmp_path / "none.jsonl")) == 2
-    assert "cannot read the script" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        "cannot read the script " + str(tmp_path / "none.jsonl: No such file or directory\n")
+    )
+    assert status_of("replay", "interuption") == 2
+    assert "examples: asides, interruption," in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("backend", "module"), [("torch", "torch"), ("llamacpp", "llama_cpp")])
@@ -306,6 +332,36 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(
     said = capsys.readouterr().err
     assert f'pip install "duologue[{backend}]"' in said
     assert module in said
+
+
+def test_a_missing_package_is_no_bug_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("duologue.cli.models.run", lambda _: importlib.import_module("peft.tuners"))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert status_of("models") == 2
+    assert "this needs peft" in (said := capsys.readouterr().err)
+    assert 'pip install "duologue[train]"' in said
+    monkeypatch.setattr("duologue.cli.models.run", lambda _: importlib.import_module("duologue.no_such_module"))
+    assert status_of("models") == 1
+    assert "This is a bug" in capsys.readouterr().err
+
+
+def test_training_says_at_once_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "train", "alora", "--out", str(tmp_path / "out"), "--data"
+    assert status_of(*command, str(tmp_path / "none")) == 2
+    assert "none is not a folder; create it with `duologue data build`" in capsys.readouterr().err
+    assert status_of(*command, str(tmp_path)) == 2
+    assert "has no train.jsonl; create it with `duologue data build`" in capsys.readouterr().err
+    (tmp_path / "train.jsonl").touch()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr("duologue.cli.train.find", lambda *_: pytest.fail("nothing is looked for"))
+    assert status_of(*command, str(tmp_path)) == 2
+    assert "training needs peft: " in (said := capsys.readouterr().err)
+    assert 'pip install "duologue[train]"' in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_full_screen_needs_prompt_toolkit(
@@ -398,6 +454,19 @@ def test_replay_tells_it_as_a_story(loaded: Talk, tmp_path: Path, capsys: pytest
     assert "assistant  Fine." in lines[-2]
     assert lines[-1].endswith(" forward passes")
     assert loaded.backend.usage().num_seqs == 0
+
+
+def test_replay_keeps_lines_below_their_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = Talk({"def f():\n    pass": "\n\nIt passes.\nThat is all."})
+    model = Model("scripted", talk.backend, talk.template, prompted(), PROBE, 4096)
+    monkeypatch.setattr("duologue.cli.replay.load_model", lambda args: model)
+    assert status_of("replay", script(tmp_path, json.dumps({"at": 0, "text": "def f():\n    pass"}))) == 0
+    told = capsys.readouterr().out
+    column = "\n" + " " * 20
+    assert told.startswith(f"   0.00  user       def f():{column}    pass\n")
+    assert f"  assistant  It passes.{column}That is all.\n" in told
 
 
 @pytest.mark.parametrize(

@@ -471,6 +471,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path in (broken, damaged, latin, tmp_path / "missing.jsonl"):
         with pytest.raises(BadData, match=path.name):
             list(read_rows(path))
+    with pytest.raises(BadData, match=r"^there is no file .*missing\.jsonl$"):
+        list(read_rows(tmp_path / "missing.jsonl"))
 
 
 def test_dialogues_that_go_on_are_chosen_where_follow_ups_are_wanted(sources: Path) -> None:

@@ -342,6 +342,19 @@ def test_a_phone_has_room_for_it(dark):
     run(test())
 
 
+def test_figures_fit_into_their_column():
+    async def test() -> None:
+        async with page_of_story() as server, browsing(server) as on:
+            await on.say("tell me all")
+            await on.heard(9)
+            await on.say("what about dogs")
+            await on.shows(".cut-note", "cut here")
+            column = on.page.locator("aside")
+            assert await column.evaluate("it => it.scrollWidth - it.clientWidth") == 0
+
+    run(test())
+
+
 def test_an_example_is_typed_into_the_live_server():
     async def test() -> None:
         fisherman = {"Tell me a long story about a fisherman.": STORY}

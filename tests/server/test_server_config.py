@@ -62,9 +62,10 @@ def test_others_may_be_let_in_with_a_token(tmp_path):
 def test_every_setting_is_a_flag(tmp_path):
     commands = argparse.ArgumentParser().add_subparsers()
     add_command(commands, "serve")
-    args = commands.choices["serve"].parse_args(["m.gguf", "--max-sessions", "3", "--log-text", "--port", "0"])
-    given = {name: value for name, value in vars(args).items() if name not in ("config", "run")}
-    assert read(tmp_path, flags=given) == ServerConfig(model="m.gguf", max_sessions=3, log_text=True, port=0)
+    for model in (["m.gguf"], ["-m", "m.gguf"], ["--model", "m.gguf"]):
+        args = commands.choices["serve"].parse_args([*model, "--max-sessions", "3", "--log-text", "--port", "0"])
+        given = {name: value for name, value in vars(args).items() if name not in ("config", "run", "parser")}
+        assert read(tmp_path, flags=given) == ServerConfig(model="m.gguf", max_sessions=3, log_text=True, port=0)
     text = commands.choices["serve"].format_help()
     for name in ServerConfig.__dataclass_fields__:
         assert name == "model" or f"--{name.replace('_', '-')}" in text

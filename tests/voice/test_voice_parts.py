@@ -8,6 +8,7 @@ import pytest
 
 from duologue.core.policy import Policy, Thresholds
 from duologue.errors import BadData, UsageError
+from duologue.pictures import new_figure
 from duologue.types import InputState
 from duologue.voice.clauses import Clauses
 from duologue.voice.engines import whisper
@@ -15,7 +16,7 @@ from duologue.voice.engines.interfaces import Mark, Speech
 from duologue.voice.engines.piper_program import word_ends
 from duologue.voice.engines.whisper import Decoded, WhisperRecognition, agreed, believed, quietest, unlooped
 from duologue.voice.marks import estimated, trimmed
-from duologue.voice.picture import when_played
+from duologue.voice.picture import _draw_row, when_played
 from duologue.voice.player import DUCK_DB, Piece, Player, Position
 from duologue.voice.policy import by_voice
 from duologue.voice.segmenter import Segmenter, Sensitivity
@@ -435,6 +436,27 @@ def test_a_clause_is_played_until_the_cut_and_put_off_by_a_pause() -> None:
         ("b", 5.0, 6.0),
         ("d", 7.0, 9.0),
     ]
+
+
+def test_what_is_said_at_the_end_of_a_row_is_written_within_it() -> None:
+    words = "and a popular choice among people who like coffee is the one that we had on Sunday morning"
+    rows = [
+        {"at": 21.0, "type": "synthesised", "text": words, "seconds": 6.0},
+        {"at": 27.5, "type": "synthesised", "text": words, "seconds": 5.0},
+        *({"at": at, "type": "decided", "text": words, "state": "process", "p": 0.98} for at in (28.0, 29.0, 29.9)),
+    ]
+    figure = new_figure(16.5, 5.2)
+    quiet = np.arange(0.0, 30.0, 0.005), np.zeros(6000), np.zeros(6000)
+    _draw_row(figure, (quiet, quiet), rows, 0.0, 30.0)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        for text in axes.texts:
+            written = text.get_window_extent()
+            assert box.x0 <= written.x0
+            assert written.x1 <= box.x1 + 5, text.get_text()
+    levels = [text.get_window_extent() for text in figure.axes[1].texts]
+    assert len({round(level.y0) for level in levels}) == len(levels) == 3, "none covers another"
 
 
 def test_a_recogniser_that_is_downloaded_can_be_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ A pasted text is one message, and is sent with Enter. Up brings back what was ty
 it leaves, as Ctrl-D does. Commands begin with a slash: /help lists them, /save FILE keeps the conversation.
 
 Without a terminal (in a pipe, or with --plain), each line of standard input is an utterance, and events are printed. A
-line that arrives during an answer interrupts it. Lines that arrive together are answered one after another.
+line that arrives during an answer is heard over it. Lines that arrive together are answered one after another.
 
 examples:
   duologue chat                                        the default model

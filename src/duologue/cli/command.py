@@ -2,13 +2,14 @@
 function `run`."""
 
 import argparse
+import difflib
 import importlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 _Number = TypeVar("_Number", int, float)
 
@@ -76,11 +77,26 @@ def add_command(
     for title, options in command.groups.items():
         add_options(parser.add_argument_group(title), options)
     if not command.members:
-        parser.set_defaults(run=module.run)
+        parser.set_defaults(run=module.run, parser=parser)
         return
-    members = parser.add_subparsers(prog=f"duologue {full}", title=command.title, metavar="WHAT", required=True)
+    parser.set_defaults(run=partial(print_help, parser), parser=parser)
+    members = parser.add_subparsers(prog=f"duologue {full}", title=command.title, metavar="WHAT")
     for member in command.members:
         add_command(members, member, full)
+
+
+def print_help(parser: argparse.ArgumentParser, _: argparse.Namespace) -> int:
+    """What a group does that is given without a member. The exit status is that of a wrong call."""
+    parser.print_help()
+    return 2
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> NoReturn:
+    """End with an error that names the arguments which a command does not take, and the option that may be meant."""
+    first = arguments[0].partition("=")[0]
+    near = difflib.get_close_matches(first, [name for action in parser._actions for name in action.option_strings], n=1)
+    meant = f"; do you mean {near[0]}?" if near else f"; see `{parser.prog} --help`"
+    parser.error(f"unrecognized arguments: {' '.join(arguments)}{meant}")
 
 
 def number(*, least: float, most: float = math.inf, above: bool = False) -> Callable[[str], float]:

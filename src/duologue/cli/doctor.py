@@ -17,6 +17,7 @@ from pathlib import Path
 from duologue import __version__
 from duologue.backends.file_cache import cache_folder
 from duologue.cli.command import Command, Option
+from duologue.cli.terminal.text import counted
 from duologue.models.catalogue import CATALOGUE, DEFAULT
 from duologue.server.config import ServerConfig
 
@@ -45,6 +46,11 @@ _EXTRAS = (
     ("completion", "duologue completion", ("shtab",), "completion"),
 )
 """What an extra of the package is for: name, purpose, modules, extra."""
+_ENGINES = (
+    ("torch", "any model", ("torch", "transformers", "gguf"), "torch"),
+    ("llama.cpp", "GGUF models, fast on CPUs", ("llama_cpp", "gguf"), "llamacpp"),
+)
+"""The same of the extras of backends."""
 _LEAST_FREE_GB = 2  # the default model and its converted copies take about half a gigabyte
 _GB = 1 << 30
 
@@ -78,8 +84,8 @@ def examine() -> Iterator[Finding]:
     """Look at everything. Nothing that is broken ends this."""
     yield Finding("duologue", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     yield Finding("machine", "ok", _machine())
-    yield _examined("torch", ("torch", "transformers", "gguf"), "torch", "any model", _torch)
-    yield _examined("llama.cpp", ("llama_cpp", "gguf"), "llamacpp", "GGUF models, fast on CPUs", _llamacpp)
+    for (name, purpose, modules, extra), look in zip(_ENGINES, (_torch, _llamacpp), strict=True):
+        yield _examined(name, modules, extra, purpose, look)
     for entry in CATALOGUE:
         state = "missing" if entry.path is None else "ok"
         where = entry.title if entry.path is None else f"{entry.title}: {entry.path}"
@@ -104,9 +110,17 @@ def _examined(name: str, modules: tuple[str, ...], extra: str, purpose: str, loo
     return Finding(name, found.state, found.text, found.command)
 
 
+def install_command(module: str | None) -> str | None:
+    """The command that installs a module of an extra; None if it is of none, or is there."""
+    if module is None or importlib.util.find_spec(root := module.partition(".")[0]) is not None:
+        return None
+    extra = next((extra for _, _, modules, extra in (*_ENGINES, *_EXTRAS) if root in modules), None)
+    return None if extra is None else f'{_pip()} install "duologue[{extra}]"'
+
+
 def _machine() -> str:
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    text = f"{platform.machine()}, {num_cores} cores"
+    text = f"{platform.machine()}, {counted(num_cores, 'core')}"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         text += f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / _GB:.0f} GB of memory"
     return text
@@ -117,7 +131,7 @@ def _torch() -> Finding:
 
     from duologue.backends.torch.loading import faster_dtype
 
-    text = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    text = f"torch {torch.__version__}, {counted(torch.get_num_threads(), 'thread')}"
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
         return Finding("", "ok", f"{text}, {torch.accelerator.device_count()} × {device}: use --device {device}")

@@ -6,9 +6,10 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from duologue import __version__
-from duologue.cli.command import add_command
+from duologue.cli.command import add_command, print_help, refuse_unknown
 from duologue.errors import DuologueError
 
 COMMANDS = (
@@ -49,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"duologue {__version__}")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    top.set_defaults(run=partial(print_help, top), parser=top)
     for name in COMMANDS:
         add_command(commands, name)
     return top
@@ -65,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals with another encoding
     try:
-        args = parser().parse_args(argv)
+        args, unknown = parser().parse_known_args(argv)
+        if unknown:
+            refuse_unknown(args.parser, unknown)
         status = int(args.run(args))
         if sys.stdout is not None:  # None: it was closed before the program started
             sys.stdout.flush()
@@ -83,12 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> int:
+    from duologue.cli.doctor import install_command
+
     if isinstance(error, DuologueError):
         print(f"duologue: {error}", file=sys.stderr)
         return 2
     if isinstance(error, OSError) and error.errno in _OF_FILES:
         where = f"{error.filename}: " if error.filename is not None else ""
         print(f"duologue: {where}{error.strerror}", file=sys.stderr)
+        return 2
+    if isinstance(error, ModuleNotFoundError) and (command := install_command(error.name)) is not None:
+        print(f"duologue: this needs {error.name}, which is not installed: {command}", file=sys.stderr)
         return 2
     print(
         f"duologue: internal error: {type(error).__name__}: {error}\n"

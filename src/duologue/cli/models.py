@@ -77,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
     print("Backends")
     for row in backends:
         state = "installed" if row["installed"] else f"missing: {row['install']}"
-        print(f"  {row['name']:12} {row['for']:38} {state}")
-    print("\nModels by short name (any .gguf file, model folder or hub name works too)")
+        print(f"  {row['name']:12} {row['for']:44} {state}")
+    print("\nModels by short name (-m also takes a .gguf file, a model folder, or owner/name on the hub)")
     for model in models:
         state = model["path"] or f"missing: {model['install']}"
         print(f"  {model['name']:12} {model['title']} ({model['license']}): {state}")

@@ -14,6 +14,7 @@ from duologue.cli.terminal.lines import EventPrinter
 from duologue.core import events as e
 from duologue.core.backend import Sampling
 from duologue.core.policy import ECHO_S
+from duologue.errors import UsageError
 
 if TYPE_CHECKING:
     from duologue.models.model import Model
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 def _script(name: str) -> Path:
     """The file at `name`, or else the example of that name: the package has those of the repository's `examples/`."""
     path = Path(name)
-    if not path.exists():
-        package = Path(__file__).parents[1]
-        for folder in (package / "examples", package.parents[1] / "examples"):
-            if (found := folder / f"{path.stem}.jsonl").is_file():
-                return found
-    return path
+    return path if path.exists() else _examples().get(path.stem, path)
+
+
+def _examples() -> dict[str, Path]:
+    package = Path(__file__).parents[1]
+    folders = package / "examples", package.parents[1] / "examples"
+    return {found.stem: found for folder in folders for found in sorted(folder.glob("*.jsonl"))}
 
 
 _EPILOG = """\
@@ -77,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     from duologue.engine.replay import Replay, read_script
     from duologue.server.record import is_record
 
+    if not args.file.exists() and not args.file.suffix:
+        raise UsageError(f"there is no file {args.file}, and no such example; examples: {', '.join(_examples())}")
     if is_record(args.file):
         return _print_record(args.file, as_json=args.json)
     script = read_script(args.file, period_s=args.period, seed=args.seed)

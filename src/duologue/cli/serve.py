@@ -48,6 +48,7 @@ COMMAND = Command(
     "serve conversations over WebSockets and HTTP",
     "Serve many conversations at the same time, on one model.",
     options=(
+        Option("-m", "--model", metavar="MODEL", default=argparse.SUPPRESS, help="the same as the argument MODEL"),
         Option("--config", type=Path, metavar="FILE", help="settings in TOML"),
         *map(_option, fields(ServerConfig)),
     ),

@@ -89,13 +89,14 @@ async def _talk(args: argparse.Namespace) -> None:
 
     if args.source is None:
         microphone.check_devices(args.sound_device)
-    with progress("Loading the voice"):
+    with progress("Loading the voice") as stage:
         engines = await defaults.load_engines(
             recogniser=args.recogniser,
             revision=args.recogniser_revision,
             voice=args.voice,
             threads=args.recogniser_threads,
             language=args.language,
+            progress=stage,
         )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engines.aclose)

@@ -1,6 +1,7 @@
 """`duologue train`: from a folder of samples to an adapter folder."""
 
 import argparse
+import importlib.util
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ examples:
   duologue eval behaviour --model tdm/model --sessions tdm_trained
 """
 
+_NEEDS = ("torch", "transformers", "peft", "matplotlib")  # matplotlib draws the curve at the end
 _PROBE = ("rows", "alora")
 _OF_PROBES = ("probes", "lora_lr", "targets", "start", "teacher", "into", "no_cascade", "allow_worse", "audio")
 
@@ -105,20 +107,13 @@ COMMAND = Command(
 
 def run(args: argparse.Namespace) -> int:
     """Train, write the adapter and print the report. Returns the exit status."""
-    try:
-        import torch
+    _check(args)
+    import torch
 
-        from duologue.backends.torch.loading import faster_dtype, read_model
-        from duologue.backends.torch.tokenizer import HfTokenizer
-        from duologue.training.runs import report_lines
-    except ImportError as error:
-        raise MissingDependency(
-            f"training needs {error.name}; install it with: pip install 'duologue[train]'"
-        ) from error
-    if (args.out is None) == (args.into is None):
-        raise UsageError("give --out, the adapter folder to write, or --into, the one that gets a cascade")
-    if not args.data.is_dir():
-        raise UsageError(f"--data {args.data} is not a folder; create it with `duologue data build`")
+    from duologue.backends.torch.loading import faster_dtype, read_model
+    from duologue.backends.torch.tokenizer import HfTokenizer
+    from duologue.training.runs import report_lines
+
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.dtype is None:
@@ -152,6 +147,18 @@ def run(args: argparse.Namespace) -> int:
     where = args.model if is_probe else out / "model"
     print(f"The adapter is in {out}. Use it with: duologue chat --model {where} --adapter {out}")
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What can be known to fail is refused before PyTorch and the model are loaded."""
+    if (args.out is None) == (args.into is None):
+        raise UsageError("give --out, the adapter folder to write, or --into, the one that gets a cascade")
+    if not args.data.is_dir():
+        raise UsageError(f"--data {args.data} is not a folder; create it with `duologue data build`")
+    if args.recipe != "tdm" and not (args.data / "train.jsonl").exists():
+        raise UsageError(f"--data {args.data} has no train.jsonl; create it with `duologue data build`")
+    if missing := [module for module in _NEEDS if importlib.util.find_spec(module) is None]:
+        raise MissingDependency(f'training needs {", ".join(missing)}: pip install "duologue[train]"')
 
 
 def _finished(args: argparse.Namespace) -> "Adapter | None":

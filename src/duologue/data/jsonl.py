@@ -38,6 +38,8 @@ def read_rows(path: Path, *, skip: Callable[[str], None] | None = None) -> Itera
                     if skip is None:
                         raise
                     skip(str(error))
+    except FileNotFoundError as error:
+        raise BadData(f"there is no file {path}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise BadData(f"{path} cannot be read after line {number}: {error}") from error
 

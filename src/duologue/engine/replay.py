@@ -65,7 +65,9 @@ def read_script(path: Path, *, period_s: float = SLICE_PERIOD_S, seed: int = 0) 
     _check_pace(period_s, 1)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON strings may contain other separators
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except OSError as error:
+        raise BadData(f"cannot read the script {path}: {error.strerror}") from error
+    except ValueError as error:  # it is not UTF-8
         raise BadData(f"cannot read the script {path}: {error}") from error
     cues: list[Cue] = []
     system: str | None = None

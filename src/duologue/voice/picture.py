@@ -20,7 +20,7 @@ _CHANGES = {  # of the answer's volume: label, colour, line style
 _INCHES_PER_S = 0.55
 _ROW_S = 30.0  # of a row; a longer conversation has several
 _MOST_ROWS = 40  # beyond which rows are longer
-_LETTERS_PER_S = 13  # of annotations
+_LETTERS_PER_S = 11  # of annotations
 _LEVELS = 7
 _POINTS = 200  # of a waveform, per second
 
@@ -53,7 +53,7 @@ def _draw_row(figure: Any, sounds: tuple[Any, Any], rows: Sequence[Row], begin: 
         axes.fill_between(times[first:last], low[first:last], high[first:last], color=colour, linewidth=0)
         axes.set(ylabel=name, ylim=(-1, 1), yticks=[])
     here = [row for row in rows if begin <= row["at"] < end]
-    _words(middle, here, begin)
+    _words(middle, here, begin, end)
     for row in (row for row in here if row["type"] in _CHANGES):
         label, colour, style = _CHANGES[row["type"]]
         lower.axvline(row["at"], color=colour, linestyle=style, linewidth=1.2 if style == "-" else 1)
@@ -61,21 +61,28 @@ def _draw_row(figure: Any, sounds: tuple[Any, Any], rows: Sequence[Row], begin: 
     for number, (whole, start, stop) in enumerate(when_played(rows)):
         start, stop = max(start, begin), min(stop, end)
         if stop > start:
-            text = _short(whole, max(4, int((stop - start) * 1.8 * _LETTERS_PER_S)))
-            lower.annotate(text, (start, -0.97 + 0.13 * (number % 2)), fontsize=6, va="bottom")
+            room = min((stop - start) * 1.8, end - start)  # a line holds every second clause
+            text = _short(whole, max(4, int(room * _LETTERS_PER_S)))
+            _write(lower, text, (start, -0.97 + 0.13 * (number % 2)), va="bottom")
     lower.set(xlabel="seconds", xlim=(begin, end))
 
 
-def _words(axes: Any, rows: Sequence[Row], begin: float) -> None:
+def _words(axes: Any, rows: Sequence[Row], begin: float, end: float) -> None:
     """Annotate the recognised words and the decisions, on several levels so that they do not overlap."""
     axes.set(ylim=(0, _LEVELS), yticks=[], ylabel="decisions")
     ends = [begin] * _LEVELS  # of the annotations on each level, in seconds
     for row in (row for row in rows if row["type"] == "decided"):
         state, text = row["state"], f"{_short(row['text'], 34)} · {row['state']} {row['p']:.2f}"
-        level = next((i for i, end in enumerate(ends) if end <= row["at"]), ends.index(min(ends)))
-        ends[level] = row["at"] + len(text) / _LETTERS_PER_S
+        start = max(begin, min(row["at"], end - len(text) / _LETTERS_PER_S))
+        level = next((i for i, last in enumerate(ends) if last <= start), ends.index(min(ends)))
+        ends[level] = start + len(text) / _LETTERS_PER_S
         axes.axvline(row["at"], color=STATE_COLOURS[state], linewidth=0.8, alpha=0.6)
-        axes.annotate(text, (row["at"], _LEVELS - level - 0.7), fontsize=6, color=STATE_COLOURS[state])
+        _write(axes, text, (start, _LEVELS - level - 0.7), color=STATE_COLOURS[state])
+
+
+def _write(axes: Any, text: str, where: tuple[float, float], **style: str) -> None:
+    """Words at a point. The layout leaves no room for them beyond the axes, so that all rows are equally wide."""
+    axes.annotate(text, where, fontsize=6, **style).set_in_layout(False)
 
 
 def when_played(rows: Sequence[Row]) -> list[tuple[str, float, float]]:

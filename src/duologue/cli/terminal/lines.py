@@ -77,7 +77,8 @@ class EventPrinter:
                 self._shown[answer] = position
             case e.Received(at, text=text, final=final) if text.strip() and (final or self._has_times):
                 words = visible(shortened(text, _LONGEST))
-                self._line(f"{at:7.2f}  user       {words}{'' if final else ' …'}" if self._has_times else f"> {words}")
+                timed = f"{at:7.2f}  user       {_indented(words)}{'' if final else ' …'}"
+                self._line(timed if self._has_times else f"> {words}")
             case e.Decided(at, decision=decision):
                 latency = "" if self._has_times else f", {latency_ms(event):.0f} ms"
                 self._remark(at, f"{decision.state} {decision.p:.2f}{latency}")
@@ -110,9 +111,9 @@ class EventPrinter:
     def _write(self, at: float, text: str) -> None:
         text = visible(text)
         if self._has_times:
-            if not self._is_open:
-                text = f"{at:7.2f}  assistant  {text.lstrip(' ')}"
-            text = text.replace("\n", "\n" + " " * 20)
+            if not self._is_open and (text := text.lstrip()):  # the line before it is a break already
+                text = f"{at:7.2f}  assistant  {text}"
+            text = _indented(text)
         if text:
             self._print(text)
             self._is_open = True
@@ -128,3 +129,8 @@ class EventPrinter:
     def _print(self, text: str) -> None:
         if self._out is not None:
             print(text, end="", flush=True, file=self._out)
+
+
+def _indented(text: str) -> str:
+    """Text whose further lines begin where its first one does, behind the time and the speaker."""
+    return text.replace("\n", "\n" + " " * 20)

@@ -34,6 +34,7 @@ async def load_engines(
     voice: str = "auto",
     threads: int = 2,
     language: str = "en",
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> Engines:
     """Load the engines and warm them up.
 
@@ -43,18 +44,23 @@ async def load_engines(
         voice: "piper", "espeak", a Piper `.onnx` file, or "auto": Piper if it is installed, else espeak-ng.
         threads: CPU threads of the recogniser.
         language: of the speaker, as a Whisper language code.
+        progress: receives the stages.
 
     Raises:
         MissingDependency: an engine is not installed; the message says how to install it.
         EngineError: a program does not start.
     """
+    progress("starting the detector of speech")
     SileroDetector()  # fails early if something is missing
     synthesiser = _synthesiser(voice)
+    progress("reading the recogniser")
     heard = await asyncio.to_thread(
         WhisperRecogniser, recogniser, revision=revision, threads=threads, language=language
     )
     if isinstance(synthesiser, PiperSynthesiser):
+        progress("starting the voice")
         await synthesiser.speak("Hello.")  # starts the program, so that the first clause does not wait
+    progress("trying the recogniser")
     await heard.warm_up()
     return Engines(heard, synthesiser)
 
