@@ -5,9 +5,11 @@ Times that were measured while other programs used the cores are marked with †
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import published
 
 from duologue.decisions.metrics import Detection
 from duologue.evaluation import cost_report
@@ -544,26 +546,108 @@ def smart_turn(result: Result) -> Iterator[Row]:
 @whole("paper")
 def paper(results: Results) -> str:
     """Answer or ignore, beside the published figures (DUO, table 3; false answers follow from its counts)."""
-    header = ("answer or ignore", "F1", "ignored rows answered or waited for", "trained", "rows")
-    rows: list[Row] = [
-        ("always answering, on the paper's mix", "87.07", 100, "nothing", "1,683 answer, 500 ignore"),
-        ("MiniCPM-Duo 2.4 B (DUO)", "92.68", 53.2, "all weights, 10,000 samples", "the same"),
-        ("MiniCPM 2.4 B, 5 examples (DUO)", "81.99", 95, "nothing", "the same"),
-    ]
+    header = ("answer or ignore", "precision", "recall", "F1", "ignored rows answered or waited for", "trained", "rows")
+    mix = f"{published.ASKED:,} answer, {published.IGNORED} ignore"
+    always = Detection.of(hits=published.ASKED, false=published.IGNORED, missed=0)
+    rows: list[Row] = [("always answering, on the paper's mix", *_detected(always, 1.0), "nothing", mix)]
+    for one in published.TABLE_3:
+        shares = (f"{share:.2f}" for share in (one.precision, one.recall, one.f1))
+        rows.append((f"{one.model} (DUO, not run here)", *shares, f"{one.ignored_kept:.1f}", one.trained, mix))
+    for _, result in results.of("states"):
+        for name, what in (("prompted", ""), ("prompted-5", ", 5 examples")):
+            if found := result.get("baselines", {}).get(name):
+                figures = _responded([found["confusion"]])
+                model, n = f"{_short(result)}, prompted{what}", f"{figures[-1]}, an earlier test"
+                rows.append((model, *figures[:-1], "nothing", n))
     unseen = {source for _, build in results.of("build") for source in build["recipe"]["unseen"]}
-    for result in _on_torch(results):
+    others = [result for _, result in results.of("states") if _rows_of(result) == "English, every third row"]
+    for result in [*_on_torch(results), *(other for other in others if "Qwen" in other["model"]["name"])]:
         confusions = [each["confusion"] for name, each in result["idle"]["per_source"].items() if name in unseen]
-        asked, ignored = (
-            sum((Counter(each.get(label, {})) for each in confusions), Counter[str]())
-            for label in ("process", "ignore")
-        )
-        kept, dropped = ignored.total() - ignored["ignore"], asked["ignore"]
-        respond = Detection.of(hits=asked.total() - dropped, false=kept, missed=dropped)
         trained = "rows and a LoRA at one position" if _kind(result) == "alora" else "rows"
-        n = f"{asked.total():,} answer, {ignored.total()} ignore, unseen sources"
-        share = percent(kept / ignored.total())
-        rows.append((f"{_kind(result)}, SmolLM2 135 M", percent(respond.f1), share, trained, n))
+        figures = _responded(confusions)
+        rows.append((f"{_kind(result)}, {_short(result)}", *figures[:-1], trained, f"{figures[-1]}, unseen sources"))
     return table(header, rows)
+
+
+def _short(result: Result) -> str:
+    """The model's name as people write it."""
+    name = str(result["model"]["name"]).removesuffix("-Instruct")
+    return name.replace("-135M", " 135 M").replace("-0.5B", " 0.5 B")
+
+
+def _responded(confusions: Iterable[dict[str, dict[str, int]]]) -> tuple[str, ...]:
+    """Of decisions on rows to process or ignore: precision, recall, F1, the share of ignored rows, and the counts."""
+    asked, ignored = Counter[str](), Counter[str]()
+    for each in confusions:
+        asked.update(each.get("process", {}))
+        ignored.update(each.get("ignore", {}))
+    kept, dropped = ignored.total() - ignored["ignore"], asked["ignore"]
+    respond = Detection.of(hits=asked.total() - dropped, false=kept, missed=dropped)
+    return (*_detected(respond, kept / ignored.total()), f"{asked.total():,} answer, {ignored.total()} ignore")
+
+
+def _detected(found: Detection, kept: float) -> tuple[str, ...]:
+    return tuple(map(percent, (found.precision, found.recall, found.f1, kept)))
+
+
+# -------------------------------------------------------------------------------------------------- standard benchmarks
+
+
+@whole("standard")
+def standard(results: Results) -> str:
+    """Standard benchmarks with the adapter and without, beside the published figures (DUO, table 1)."""
+    header = ("benchmark", "n", "base", "with the adapter", "difference", *published.TABLE_1_MODELS)
+    runs: dict[str, list[Result]] = {}
+    for _, result in results.of("standard"):
+        for name in result["tasks"]:
+            runs.setdefault(name, []).append(result)
+    rows: list[Row] = []
+    for name in (*published.TABLE_1, *(name for name in runs if name not in published.TABLE_1)):
+        quoted = [f"{share:.2f}" for share in published.TABLE_1.get(name, ())] or [MISSING] * 4
+        for result in runs.get(name, [None]):
+            figures = (name, *[MISSING] * 4) if result is None else _scored(name, result)
+            rows.append((*figures, *quoted))
+    return table(header, rows)
+
+
+def _scored(name: str, result: Result) -> tuple[str, ...]:
+    """The benchmark, n, both scores in percent with the standard error, and what the adapter changed."""
+    ours, base, change = result["tasks"][name], result["base"][name], result["differences"][name]
+    metric = next(iter(ours))
+    scores = (f"{percent(each[metric])} ± {percent(each['stderr'])}" for each in (base, ours))
+    changed = f"{100 * change['mean']:+.2f}, {change['gained'] + change['lost']} rows"
+    return (f"{name}, `{metric}`{busy_mark(result)}", f"{ours['n']} of {ours['of']:,}", *scores, changed)
+
+
+@by_result(
+    "standard-tokens",
+    *("adapter, engine", "benchmarks", "tokens", "tokens that differ", "log-probabilities or margins that differ"),
+    *("ties", "decisions on the way"),
+    of="standard",
+)
+def standard_tokens(result: Result) -> Iterator[Row]:
+    """Token by token: the model with the adapter beside its base."""
+    same = result["identical_tokens"]
+    counts = (f"{same[name]:,}" for name in ("tokens", "different", "inexact", "ties", "decisions"))
+    yield (_name(result) + busy_mark(result), ", ".join(result["tasks"]), *counts)
+
+
+@whole("voicebench")
+def voicebench(results: Results) -> str:
+    """Instructions followed, beside the published figures by speech (DUO, table 2)."""
+    rows: list[Row] = [
+        (f"{model} (DUO, not run here)", "by speech", *(f"{figure:.2f}" for figure in figures))
+        for model, figures in published.TABLE_2.items()
+    ]
+    ifeval = published.TABLE_2_COLUMNS.index("IFEval, prompts")
+    for _, result in results.of("standard"):
+        for which, name in (("base", _short(result)), ("tasks", f"{_short(result)}, {_kind(result)}")):
+            if found := result.get(which, {}).get("ifeval"):
+                figures = [MISSING] * len(published.TABLE_2_COLUMNS)
+                figures[ifeval] = f"{percent(found['prompt_level_strict_acc'])} ± {percent(found['stderr'])}"
+                figures[ifeval + 1] = percent(found["inst_level_strict_acc"])
+                rows.append((name + busy_mark(result), f"by text, {found['n']} prompts", *figures))
+    return table(("model", "asked", *published.TABLE_2_COLUMNS), rows)
 
 
 @by_result("agreement", "adapter, engines", "rows", "equal decisions, %", of="states")

@@ -166,3 +166,46 @@ def test_an_answer_that_paused_for_nothing_has_survived_and_is_not_untouched():
     heard_out = voice.interrupted(trials)
     assert (heard_out["got_through"], heard_out["yielded"]) == (1, 2)
     assert heard_out["onset_to_silence_s"]["max"] == 2.02
+
+
+# ------------------------------------------------------------------------------------------------- published figures
+
+
+def test_published_figures_agree_with_each_other():
+    import published
+
+    for one in published.TABLE_3:
+        expected = 2 * one.precision * one.recall / (one.precision + one.recall)
+        if one.model != "Qwen2Audio-Duo":  # whose F1 is printed as 99.02 where 99.51 follows
+            assert one.f1 == pytest.approx(expected, abs=0.011), one.model
+    assert next(one for one in published.TABLE_3 if one.model == "MiniCPM-Duo 2.4 B").ignored_kept == 53.2
+    averages = [sum(column) / 9 for column in zip(*published.TABLE_1.values(), strict=True)]
+    assert averages == pytest.approx([54.24, 54.27, 52.15, 53.71], abs=0.11)
+    assert {len(figures) for figures in published.TABLE_2.values()} == {len(published.TABLE_2_COLUMNS)}
+
+
+def test_benchmarks_that_were_run_stand_beside_the_published_ones(tmp_path: Path):
+    import document_tables
+
+    score = {"acc": 0.5, "stderr": 0.05, "n": 100, "of": 14042}
+    prompts = {"prompt_level_strict_acc": 0.25, "stderr": 0.06, "n": 50, "of": 541, "inst_level_strict_acc": 0.375}
+    change = {"mean": -0.02, "low": -0.1, "high": 0.06, "gained": 1, "lost": 3}
+    result = {
+        "benchmark": "standard",
+        "model": {"name": "Tiny-135M-Instruct", "backend": "torch", "weights": "f32", "adapter": {"kind": "alora"}},
+        "hardware": {"others_used_cores": 0.5},
+        "tasks": {"mmlu": score, "ifeval": prompts},
+        "base": {"mmlu": {**score, "acc": 0.52}, "ifeval": prompts},
+        "differences": dict.fromkeys(("mmlu", "ifeval"), change),
+        "identical_tokens": {"tokens": 1234, "different": 0, "inexact": 2, "ties": 3, "decisions": 40},
+    }
+    (tmp_path / "standard.json").write_text(json.dumps(result))
+    found = results.Results(tmp_path)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in document_tables.standard(found).splitlines()]
+    row = next(line for line in lines if line[0].startswith("mmlu"))
+    assert row[:5] == ["mmlu, `acc` †", "100 of 14,042", "52.0 ± 5.0", "50.0 ± 5.0", "-2.00, 4 rows"]
+    assert row[5:] == ["53.45", "53.76", "52.89", "53.24"]
+    assert next(line for line in lines if line[0] == "bbh")[1:5] == ["–"] * 4
+    assert "| 1,234 | 0 | 2 | 3 | 40 |" in " ".join(document_tables.TABLES["standard-tokens"](found).split())
+    spoken = " ".join(document_tables.voicebench(found).split())
+    assert "| Tiny 135 M, alora † | by text, 50 prompts | – | – | – | – | 25.0 ± 6.0 | 37.5 | – | – |" in spoken

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,47 @@ def test_an_adapter_that_decides_in_every_pass_changes_no_bit(kind: str) -> None
     assert found.tokens >= sum(len(one.continuation) for one in SCORINGS)
     assert answerer.feeders[0].num_decisions > 2
     assert answerer.feeders[1].num_decisions == 0
+
+
+@pytest.mark.llamacpp
+def test_passes_are_the_same_where_texts_begin_in_a_cache_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    from duologue.backends.llamacpp.backend import LlamaCppBackend
+    from duologue.backends.llamacpp.gguf_convert import convert
+    from duologue.backends.llamacpp.gguf_lora import write_lora
+    from tiny_gguf import write_tiny_gguf
+
+    network, lora = tiny_model("llama"), tmp_path / "lora.gguf"
+    bare = write_tiny_gguf(network, "llama", tmp_path / "bare.gguf")
+    convert(bare, tmp_path / "rows.gguf", rows=tiny_rows())
+    write_lora(bare, tiny_lora(network), lora)
+    limits: dict[str, Any] = {"threads": 1, "capacity": 512, "max_seqs": 24, "prefill_capacity": 256}
+    decode, passes = llama_cpp.llama_decode, list[list[int]]()
+
+    def counted(context: object, batch: Any) -> int:
+        passes[-1].append(batch.n_tokens)
+        return int(decode(context, batch))
+
+    texts = ["Houses are high. ", "It rains in June. ", "My two cats sleep. "]  # that begin differently
+    scorings = [Scoring(text, choice) for text in texts for choice in ("yes", "no")]
+    generations = [Generation(text, ("\n",), 5) for text in texts]
+    adapter = Adapter("alora", tuple(InputState), tiny_rows(), tiny_lora(network))
+    template, found = Template.from_tokenizer(ByteTokenizer()), []
+    with ExitStack() as closed:
+        models = []
+        for path, options, one in ((tmp_path / "rows.gguf", {"lora_path": lora}, adapter), (bare, {}, prompted())):
+            backend = closed.enter_context(closing(LlamaCppBackend(path, **options, **limits)))
+            models.append(Model("tiny", backend, template, one, PROBED, 128))
+        monkeypatch.setattr(llama_cpp, "llama_decode", counted)
+        listening = Listening.of(models[0])
+        for model, heard in zip(models, (listening, listening.without_probe()), strict=True):
+            passes.append([])
+            answerer = Answerer([model], [Feeder(model.backend, heard)], Memory(None, {}))
+            found.append(answerer.answer([*scorings, *generations], nothing))
+    assert passes[0] == passes[1]
+    assert found[0] == found[1]
 
 
 def test_another_model_is_found_out() -> None:

@@ -196,12 +196,17 @@ class Feeder:
         return bases
 
     def _forward(self, batch: list[Extend]) -> list[Step]:
-        """One pass, and what is listened to beside the first sequence."""
-        if self.listening is None:
-            return self.backend.forward(batch)
+        """One pass, and what is listened to over the first sequence that has begun.
+
+        Words over nothing would be a new sequence. Backends may feed that in a pass of its own if nothing is read
+        behind it, so only of the base.
+        """
         listening = self.listening
+        begun = next((extend.seq for extend in batch if self.backend.length(extend.seq)), None)
+        if listening is None or begun is None:
+            return self.backend.forward(batch)
         with ExitStack() as freed:
-            fork = self._fork(batch[0].seq, freed)
+            fork = self._fork(begun, freed)
             if listening.has_own_pass and not listening.groups:
                 steps = self.backend.forward([*batch, Extend(fork, listening.words)])[:-1]
                 self.backend.forward([Extend(fork, listening.probe, watch=listening.watch)])
