@@ -6,13 +6,17 @@ the decisions are forced, so that the figures do not depend on how the model jud
 
 The *decision latency* runs from passing the words to the decision event. A *deadline* is missed when a listener who
 hears a token every 1 / `tokens_per_second` seconds has to wait for the next one; an answer may be one second ahead.
+
+What the users do (`Room`) is separate from the time that passes: `perform` waits in real time, and
+`duologue.evaluation.capacity` moves a virtual clock.
 """
 
 import asyncio
 import dataclasses
 import random
 import statistics
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +26,7 @@ from duologue.core.events import Decided, Event
 from duologue.core.prompt import Probe
 from duologue.core.session import Session
 from duologue.core.transitions import Floor
-from duologue.engine.engine import Engine
+from duologue.engine.engine import Engine, Totals
 from duologue.engine.handle import Handle
 from duologue.engine.trace import Pass
 from duologue.engine.vllm_engine import engine_on
@@ -34,7 +38,8 @@ from duologue.types import SLICE_PERIOD_S, InputState
 
 MAX_P95_MS = 300.0
 MIN_SHARE = 0.99  # of the wanted rate, for the slowest session: allows one short wait in twenty seconds
-_STEP_S = 0.02  # how often the users act
+STEP_S = 0.02
+"""How often the users act."""
 _WARM_UP_S = 2.0
 
 
@@ -47,6 +52,7 @@ class ScaleSetting:
     seconds: float = 20.0  # measured, after a warm-up
     tokens_per_second: float = 5.0
     seed: int = 0
+    together: bool = False  # whether all users speak at the same time, instead of one after another
 
     @property
     def max_length(self) -> int:
@@ -104,7 +110,7 @@ class _Participant:
         self.kv_bytes = 0
         chance = random.Random(f"{setting.seed}/{number}")
         self._utterances = utterances(chance)
-        self._next_slice_at = SLICE_PERIOD_S * number / setting.sessions  # users do not speak simultaneously
+        self._next_slice_at = 0.0 if setting.together else SLICE_PERIOD_S * number / setting.sessions
         self._undecided_since: float | None = None
         self._next_decision = NextDecision()
         self.session = Session(
@@ -147,33 +153,73 @@ class _Participant:
             self._undecided_since = None
 
 
-class _Room:
-    """All participants on one engine."""
+class Room:
+    """All sessions of a setting on one engine, and their users.
 
-    def __init__(self, engine: Engine, participants: list[_Participant]) -> None:
+    Raises:
+        EngineFull: the backend has no room for so many sessions of `setting.max_length`.
+    """
+
+    def __init__(self, engine: Engine, template: Template, probe: Probe, setting: ScaleSetting) -> None:
+        participants = [_Participant(number, setting, template, probe) for number in range(setting.sessions)]
         self._engine = engine
+        self._setting = setting
         self._participants = [(one, engine.open(one.session, sink=one.take)) for one in participants]
         self._ready_at: float | None = None
+        self._before = Totals()
+        self._seconds = 0.0  # measured
 
-    async def get_ready(self) -> None:
-        """Ask every session something, and return when part of every answer has been heard."""
+    def perform(self) -> Iterator[None]:
+        """What the users do from beginning to end; each further step is due `STEP_S` after the one before.
+
+        They ask every session something, wait until all of them speak, and then speak and hear: first to warm up, then
+        for the measurement.
+
+        Raises:
+            EngineError: a session failed.
+        """
         for _, handle in self._participants:
             handle.hear("tell me a very long story", utterance="question", final=True)
         while not all(one.session.floor is Floor.SPEAKING for one, _ in self._participants):
-            await self._step()
+            yield
+            self._act()
         self._ready_at = self._engine.now()
+        yield from self._talk(_WARM_UP_S)
+        self._before = dataclasses.replace(self._engine.totals)
+        for one, _ in self._participants:
+            one.decisions.clear()
+            one.listener.reset()
+        began = self._engine.now()
+        yield from self._talk(self._setting.seconds)
+        self._seconds = self._engine.now() - began
+        for one, _ in self._participants:
+            one.stop_waiting(self._engine.now() - self._ready_at)
 
-    async def talk(self, seconds: float) -> float:
-        """Let all sessions speak and hear. Returns the duration in seconds."""
+    def result(self) -> ScaleResult:
+        """What was measured. Call it when the users have finished."""
+        participants = [one for one, _ in self._participants]
+        totals, before = self._engine.totals, self._before
+        return ScaleResult(
+            self._setting,
+            decisions=tuple(1000 * wait for one in participants for wait in one.decisions),
+            rates=tuple(one.listener.position / self._seconds for one in participants),
+            missed_deadlines=sum(one.listener.missed for one in participants),
+            passes=totals.passes - before.passes,
+            judged=totals.judged - before.judged,
+            judged_apart=totals.judged_apart - before.judged_apart,
+            kv_bytes=max(one.kv_bytes for one in participants),
+        )
+
+    def _talk(self, seconds: float) -> Iterator[None]:
         began = self._engine.now()
         while self._engine.now() < began + seconds:
-            await self._step()
-        return self._engine.now() - began
+            yield
+            self._act()
 
-    async def _step(self) -> None:
-        await asyncio.sleep(_STEP_S)
+    def _act(self) -> None:
         now = self._engine.now()
         for one, handle in self._participants:
+            deque(handle.new_events(), maxlen=0)  # nobody else reads them, and they would pile up
             heard = one.listener.listen(now)
             if heard is not None:
                 handle.heard(heard)
@@ -188,28 +234,16 @@ async def measure(backend: Backend, template: Template, probe: Probe, setting: S
         EngineFull: the backend has no room for so many sessions of `setting.max_length`.
         EngineError: a session failed.
     """
-    participants = [_Participant(number, setting, template, probe) for number in range(setting.sessions)]
-    async with engine_on(backend) as engine:
-        room = _Room(engine, participants)
-        await room.get_ready()
-        warm_up = await room.talk(_WARM_UP_S)
-        before = dataclasses.replace(engine.totals)
-        for one in participants:
-            one.decisions.clear()
-            one.listener.reset()
-        seconds = await room.talk(setting.seconds)
-        for one in participants:
-            one.stop_waiting(warm_up + seconds)
-        return ScaleResult(
-            setting,
-            decisions=tuple(1000 * wait for one in participants for wait in one.decisions),
-            rates=tuple(one.listener.position / seconds for one in participants),
-            missed_deadlines=sum(one.listener.missed for one in participants),
-            passes=engine.totals.passes - before.passes,
-            judged=engine.totals.judged - before.judged,
-            judged_apart=engine.totals.judged_apart - before.judged_apart,
-            kv_bytes=max(one.kv_bytes for one in participants),
-        )
+    return await perform(engine_on(backend), template, probe, setting)
+
+
+async def perform(engine: Engine, template: Template, probe: Probe, setting: ScaleSetting) -> ScaleResult:
+    """The same on an engine that has not been started. It is closed afterwards."""
+    async with engine:
+        room = Room(engine, template, probe, setting)
+        for _ in room.perform():
+            await asyncio.sleep(STEP_S)
+        return room.result()
 
 
 def largest(most: int, measured: Callable[[int], ScaleResult]) -> tuple[int, ScaleResult]:
