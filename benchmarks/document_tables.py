@@ -255,6 +255,56 @@ def scale_largest(results: Results) -> str:
     return table(header, rows)
 
 
+@by_result(
+    "capacity",
+    *("engine, adapter", "sessions", "words → decision, live (ms, p50 / p95)", "simulated", "difference"),
+    *("in real time, live", "simulated"),
+)
+def capacity(result: Result) -> Iterator[Row]:
+    """Live sessions beside simulated ones."""
+    kinds = ("live", "simulated")
+    for one in result.get("outcomes", ()):
+        yield (
+            _name(result) + busy_mark(result),
+            one["sessions"],
+            *(_pair(one[kind]["decision_ms"], 0) for kind in kinds),
+            f"{one['difference']['p50']:+.0%} / {one['difference']['p95']:+.0%}",
+            *(_yes(one[kind]["realtime"]) for kind in kinds),
+        )
+    found = result["largest"]
+    if "live" in found:
+        yield (
+            *(_name(result) + busy_mark(result), "largest in real time", MISSING, MISSING),
+            *(f"{found['difference']:+.0%}", found["live"], found["simulated"]),
+        )
+
+
+@whole("capacity-fleet")
+def capacity_fleet(results: Results) -> str:
+    """Simulated fleets."""
+    header = (
+        *("costs", "largest of a replica", "sessions", "replicas", "on each", "in real time"),
+        *("words → decision (ms, p50 / p95)", "memory of a simulated session (kB)", "file"),
+    )
+    rows = []
+    for name, result in results.of("capacity"):
+        fleet, each = result["fleet"], result["fleet"]["sessions_per_replica"]
+        rows.append(
+            (
+                result["costs"]["source"],
+                result["largest"]["simulated"],
+                f"{fleet['sessions']:,}",
+                f"{fleet['replicas']:,}",
+                f"{each['min']}–{each['max']}",
+                f"{percent(fleet['share_in_realtime'])} %",
+                _pair(fleet["decision_ms"], 0),
+                " / ".join(f"{kb:.0f} ({number} on one)" for number, kb in fleet["memory_kb"].items()),
+                _link(name),
+            )
+        )
+    return table(header, rows) if rows else _NOTHING
+
+
 @whole("serve")
 def serve(results: Results) -> str:
     """The load of many clients on a server."""

@@ -29,6 +29,7 @@ IN_REAL_TIME = {"server", "clients"}
 """Subpackages whose tests wait for a clock that cannot be made to go faster."""
 SLOW = {
     "test_a_folder_is_a_model_one_can_talk_to",
+    "test_a_hundred_thousand_sessions",
     "test_a_long_conversation_needs_no_more_memory_than_a_short_one",
     "test_a_measurement",
     "test_a_session_can_go_at_any_moment_and_leaves_nothing",
@@ -37,9 +38,12 @@ SLOW = {
     "test_load",
     "test_many_conversations_leave_nothing",
     "test_many_short_conversations_take_no_more_memory_than_a_few",
+    "test_memory_per_session_does_not_grow_with_the_number_of_sessions",
+    "test_more_sessions_are_never_faster",
     "test_nothing_takes_the_event_loop_for_long",
     "test_only_kept_idles_grow_in_an_hour_of_silence",
     "test_overlap_cut_and_ignored_aside_are_in_the_recording_where_the_timeline_says",
+    "test_passes_of_a_backend_are_measured",
     "test_the_command_measures_a_model_in_a_folder",
     "test_what_is_cut_by_the_limit_changes_no_answer",
     "test_who_does_not_read_is_given_up",

@@ -66,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
 
     def measured(sessions: int) -> ScaleResult:
         result = asyncio.run(measure(model.backend, model.template, model.probe, setting(sessions)))
-        print(_line(result.as_dict()), flush=True)
+        print(line(result.as_dict()), flush=True)
         return result
 
     with closing(load_model(args, context_length=setting(1).max_length, sessions=args.sessions)) as model:
-        print(_HEADER)
+        print(HEADER)
         found, best = largest(args.sessions, measured) if args.find else (0, measured(args.sessions))
         info = model.backend.info
         figures = {**best.as_dict(), **({"largest": found} if args.find else {})}
@@ -82,10 +82,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-_HEADER = "sessions  context   decision p50    p95   tokens/s of slowest    missed   passes   in real time"
+HEADER = "sessions  context   decision p50    p95   tokens/s of slowest    missed   passes   in real time"
+"""Of the lines of results."""
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def line(row: Mapping[str, Any]) -> str:
+    """One result, below `HEADER`."""
     decision, rate = row["decision_ms"], row["tokens_per_second"]
     return (
         f"{row['sessions']:8}  {row['context_tokens']:7}  {decision['p50']:10.0f} ms {decision['p95']:4.0f} ms"

@@ -195,6 +195,11 @@ class Room:
         for one, _ in self._participants:
             one.stop_waiting(self._engine.now() - self._ready_at)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether all sessions have spoken, so that the users speak, too."""
+        return self._ready_at is not None
+
     def result(self) -> ScaleResult:
         """What was measured. Call it when the users have finished."""
         participants = [one for one, _ in self._participants]
