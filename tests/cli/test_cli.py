@@ -224,6 +224,16 @@ def test_progress_in_a_pipe_is_a_line_now_and_then(
     ]
 
 
+def test_work_of_unknown_length_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("duologue.cli.progress.QUIET_S", 0.0)
+    with progress("Building") as stage:
+        stage.count("test: 1 samples", 1, 0)
+        stage.count("test: 2 samples", 2, 0)
+    assert capsys.readouterr().err == "Building …\n  test\n  test: 2 samples\n"
+
+
 def test_a_bar_never_goes_back() -> None:
     from rich.progress import Progress
 

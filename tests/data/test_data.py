@@ -351,6 +351,9 @@ def test_a_build_that_was_killed_goes_on_to_the_same_folder(sources: Path, tmp_p
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     DatasetBuilder(sources, whole, RECIPE).build()
 
+    def count(what: str, done: int, total: int) -> None:
+        stages.append((what, total))
+
     def kill(what: str, done: int, total: int) -> None:
         if what == "dev" and done == 40:
             raise KeyboardInterrupt
@@ -359,8 +362,11 @@ def test_a_build_that_was_killed_goes_on_to_the_same_folder(sources: Path, tmp_p
         DatasetBuilder(sources, killed, RECIPE, progress=kill).build()
     assert not (killed / "dev.jsonl").exists()
     written = (killed / "train.jsonl").stat().st_mtime_ns
-    DatasetBuilder(sources, killed, RECIPE).build()
+    stages: list[tuple[str, int]] = []
+    DatasetBuilder(sources, killed, RECIPE, progress=count).build()
     assert (killed / "train.jsonl").stat().st_mtime_ns == written
+    number = len((killed / "test.jsonl").read_text().splitlines())
+    assert stages[-number:] == [(f"test: {n} samples", 0) for n in range(1, number + 1)]
     for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "report.json", "report.md"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     report = (whole / "report.json").read_bytes()

@@ -264,11 +264,14 @@ def test_without_a_number_of_samples_a_small_corpus_gives_what_it_can(
 ) -> None:
     sources, out = write_sources(tmp_path / "sources"), tmp_path / "samples"
     assert run("data", "build", "paper", "--sources", sources, "--out", out, "--test", 0, "--dev", 20) == 0
-    said = re.search(
-        r"give only (\d+) different samples for train\.jsonl, not the recipe's 10000", capsys.readouterr().out
-    )
+    text = capsys.readouterr().out
+    said = re.search(r"give only (\d+) different samples for train\.jsonl, not the recipe's 10000", text)
     assert said is not None
-    assert int(said[1]) == len((out / "train.jsonl").read_text().splitlines()) > 20
+    number = len((out / "train.jsonl").read_text().splitlines())
+    assert int(said[1]) == number > 20
+    assert text.startswith(f"train.jsonl: {number} samples (process ")
+    assert f"{out / 'report.md'} says more" in text
+    assert len(text.splitlines()) < 8, "not the whole report"
 
 
 def test_the_model_that_judges_cuts_can_be_pinned(

@@ -210,7 +210,8 @@ def trained(
         pupils.append(pupil)
 
     def progress(what: str, done: int, total: int) -> None:
-        assert re.fullmatch(r"epoch (1: loss \d\.\d{3}|\d+: loss \d\.\d{3}, \d+\.\d % right)", what)
+        stages = r"learning rates|epoch (1: loss \d\.\d{3}|\d+: loss \d\.\d{3}, \d+\.\d % right)"
+        assert re.fullmatch(stages, what)
 
     def stop_early(epoch: Epoch) -> None:
         if break_after is not None and epoch.number >= break_after:

@@ -6,6 +6,7 @@ from typing import Any
 
 from duologue.cli.command import Command, Option
 from duologue.cli.progress import progress
+from duologue.cli.terminal.text import counted
 from duologue.data.recipes import LANGUAGES, RECIPES, STARTER
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import DEFAULT, find
@@ -75,7 +76,7 @@ COMMAND = Command(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build a folder of samples and print the report."""
+    """Build a folder of samples and say what is in it."""
     from dataclasses import replace
 
     from duologue.data.corpus import files_by_language
@@ -117,7 +118,11 @@ def run(args: argparse.Namespace) -> int:
             at_most=[split for split, number in (("train", args.samples), ("dev", args.dev)) if number is None],
             progress=stage.count,
         ).build()
-    print((args.out / "report.md").read_text(encoding="utf-8"))
+    for split in ("train", "dev", "test"):
+        if split in content:
+            states = ", ".join(f"{state} {number}" for state, number in content[split]["states"].items())
+            print(f"{split}.jsonl: {counted(content[split]['num_samples'], 'sample')} ({states})")
+    print(f"{args.out / 'report.md'} says more about them, and how well labels can be guessed without a model.")
     for split, wanted in (("train", recipe.num_samples), ("dev", recipe.num_dev)):
         if (number := content[split]["num_samples"]) < wanted:
             print(f"The sources give only {number} different samples for {split}.jsonl, not the recipe's {wanted}.")

@@ -22,8 +22,8 @@ class Stage:
         """
 
     def count(self, what: str, done: int, total: int) -> None:
-        """The same in counts."""
-        self(what, done / max(1, total))
+        """The same in counts; a `total` of 0 is not known."""
+        self(what, done / total if total else None)
 
 
 @contextmanager

@@ -152,6 +152,8 @@ class DatasetBuilder:
             for sample in unseen.samples():
                 if self._admit("test", sample):
                     self._count("test", sample)
+                    done = self._reports["test"].num_samples
+                    self._progress(f"test: {done} samples", done, 0)
                     yield sample
 
     def _count(self, split: str, sample: Sample) -> None:

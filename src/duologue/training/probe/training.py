@@ -156,6 +156,7 @@ class ProbeTraining:
         self._kept = KeptPrefixes(folder / "prefixes", repr(sorted((origin or {}).items())))
         self._shards = even_shards(data.layouts, max_tokens)
         self._num_steps = settings.epochs * sum(math.ceil(len(part) / settings.batch) for part in self._shards)
+        progress("learning rates", 0, 1)
         self.rates = Rates.of(Gains.of(model, data.layouts), settings, divisor=divisor)
         self._mean_loss = self._guessing = math.log(data.targets.shape[1])  # the loss of guessing among the states
         self._chance = _chance(dev)
@@ -163,6 +164,7 @@ class ProbeTraining:
         if pupil is not None:
             rates = Rates.of(Gains.of(pupil, data.layouts), self._pupil_settings, divisor=divisor)
             groups, trained = groups + _groups(pupil, rates), trained + pupil.trained_parameters
+        progress("learning rates", 1, 1)
         self._optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
         made_with = {
             **(origin or {}),
