@@ -85,7 +85,7 @@ class Policy:
     eagerness: float = 0.0  # -1 patient … 1 eager: 1 halves the waits and the threshold of process, -1 doubles them
     settle_ms: float = 600.0  # a prepared answer is released after this time without new words
     p_sure: float = 0.97  # or at once, if process is at least this probable
-    p_goes_on: float = 0.22  # in place of both, with a timing pair: the answer is released when, after the silence so
+    p_goes_on: float = 0.17  # in place of both, with a timing pair: the answer is released when, after the silence so
     # far, the speaker goes on with at most this probability; eagerness multiplies its odds, by 16 at 1
     pause_ms: float = 1000.0  # mean length of a pause within a turn
     num_intervals: float = (
