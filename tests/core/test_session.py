@@ -392,6 +392,39 @@ def test_by_voice_the_timing_pair_counts_from_the_end_of_the_words():
     assert late.said == "Hello there."
 
 
+def test_words_that_are_still_being_reported_are_not_answered_between_two_reports():
+    talk = Talk(SHORT, ends=ends)
+    talk.hear("what", final=False)
+    talk.run()
+    talk.advance(0.5)
+    talk.hear("what is it", final=False)
+    talk.run()
+    assert talk.session.next_deadline == pytest.approx(0.5 + 1.2 * 0.5), "the next words would have come by then"
+    talk.advance(0.5)
+    assert talk.said == ""
+    talk.advance(0.2)
+    assert talk.said == "It is a cat."
+
+
+def test_a_pause_does_not_change_how_often_words_are_reported_and_their_end_needs_no_report():
+    talk = Talk(SHORT, ends=ends)
+    for text, pause in (("what", 0.25), ("what is", 1.5), ("what is it", 0.0)):
+        talk.hear(text, final=False)
+        talk.run()
+        talk.advance(pause)
+    assert talk.session.next_deadline == pytest.approx(1.75 + 1.2 * 0.25)
+    talk.hear("what is it", final=True)
+    assert talk.said == "It is a cat."
+
+
+@pytest.mark.parametrize(("interval", "eagerness", "wait"), [(0.5, 0.0, 0.6), (0.5, 1.0, 0.3), (9.0, 0.0, 2.0)])
+def test_the_next_report_is_waited_for_at_most_as_long_as_anything(interval, eagerness, wait):
+    policy = Policy(eagerness=eagerness)
+    decision = policy.decide((InputState.PROCESS, InputState.IGNORE), (1.0, 0.0), speaking=False, p_ends=1.0)
+    assert policy.wait_s(decision, final=False, interval=interval) == pytest.approx(wait)
+    assert policy.wait_s(decision, final=True, interval=interval) == 0.0
+
+
 def test_what_follows_in_the_wait_joins_the_turn():
     talk = Talk(SHORT, ends=ends)
     talk.hear("what is")

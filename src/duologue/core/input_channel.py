@@ -29,6 +29,16 @@ class Utterance:
     final: bool = False
     skip: int = 0
     evidence: tuple[VirtualId, ...] = ()  # soft tokens that tell how these words sound
+    interval: float = 0.0  # seconds between two changes of the text, at least; 0: it has not changed twice
+    _changed_at: float | None = None
+
+    def change(self, text: str, now: float) -> None:
+        """Set the text at session time `now`."""
+        self.text = text
+        if self._changed_at is not None:
+            since = now - self._changed_at
+            self.interval = min(self.interval, since) if self.interval else since
+        self._changed_at = now
 
     @property
     def words(self) -> str:
@@ -355,8 +365,9 @@ class InputChannel:
             if known is None:
                 known = Utterance(utterance)
                 self.current.utterances.append(known)
-        has_grown, known.text, known.final, known.skip = known.text != text, text, final, num_answered
+        has_grown, known.final, known.skip = known.text != text, final, num_answered
         if has_grown:
+            known.change(text, self._log.now)
             known.evidence = ()
             self.words_changed()
         else:

@@ -342,8 +342,9 @@ class OutputChannel:
     def release_at(self) -> float:
         """Session time at which the running answer is released, if no words come before."""
         answer = self.running
-        is_final = all(utterance.final for utterance in answer.utterances)
-        return answer.begun_at + self.policy.wait_s(answer.decision, final=is_final)
+        unended = [utterance.interval for utterance in answer.utterances if not utterance.final]
+        wait = self.policy.wait_s(answer.decision, final=not unended, interval=max(unended, default=0.0))
+        return answer.begun_at + wait
 
     def release_if_due(self) -> None:
         """Let the running answer be heard if there is nothing to wait for (any more)."""

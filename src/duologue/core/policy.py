@@ -85,9 +85,13 @@ class Policy:
     eagerness: float = 0.0  # -1 patient … 1 eager: 1 halves the waits and the threshold of process, -1 doubles them
     settle_ms: float = 600.0  # a prepared answer is released after this time without new words
     p_sure: float = 0.97  # or at once, if process is at least this probable
-    p_goes_on: float = 0.22  # in place of both, with a timing pair: the answer is released when, after the silence so
+    p_goes_on: float = 0.17  # in place of both, with a timing pair: the answer is released when, after the silence so
     # far, the speaker goes on with at most this probability; eagerness multiplies its odds, by 16 at 1
     pause_ms: float = 1000.0  # mean length of a pause within a turn
+    num_intervals: float = (
+        1.2  # words that have not ended wait for so many intervals at which they were reported, since
+    )
+    # a shorter silence tells nothing about the speaker
     longest_wait_ms: float = 2000.0  # the wait by the timing pair is never longer, whatever the eagerness
     needs_final: bool = False  # if set, only words that have ended are released by the timing pair
     period_s: float = 1.0  # length of a quiet period
@@ -105,6 +109,7 @@ class Policy:
             min(self.settle_ms, self.pause_ms, self.longest_wait_ms) >= 0,
             "settle_ms, pause_ms and longest_wait_ms must not be negative",
         )
+        require(self.num_intervals >= 0.0, f"num_intervals {self.num_intervals} must not be negative")
         require(self.reply_s >= 0.0, f"reply_s {self.reply_s} must not be negative; 0 switches the rule off")
         require(self.echo_s >= 0.0, f"echo_s {self.echo_s} must not be negative; 0 switches the echo guard off")
         require(0.0 < self.p_goes_on < 1.0, f"p_goes_on {self.p_goes_on} is not between 0 and 1")
@@ -116,14 +121,16 @@ class Policy:
         """Seconds without new words after which a prepared answer is released, if nothing tells who goes on."""
         return self.settle_ms / 1000.0 * math.exp2(-self.eagerness)
 
-    def wait_s(self, decision: Decision | None, *, final: bool) -> float:
+    def wait_s(self, decision: Decision | None, *, final: bool, interval: float = 0.0) -> float:
         """Seconds without new words after which the answer to words is released, by the decision on them.
 
-        A timing pair also rules words that have ended (`final`), since another sentence may follow.
+        A timing pair also rules words that have ended (`final`), since another sentence may follow. Those that have not
+        were reported every `interval` seconds, so the next ones may still be on their way.
         """
         p_ends = None if decision is None else decision.p_ends
         if p_ends is not None and (final or not self.needs_final):
-            return self._timed_wait_s(p_ends)
+            reports_s = 0.0 if final else self.num_intervals * interval * math.exp2(-self.eagerness)
+            return max(self._timed_wait_s(p_ends), min(reports_s, self.longest_wait_ms / 1000.0))
         is_sure = decision is not None and decision.state is InputState.PROCESS and decision.p >= self.p_sure
         return 0.0 if final or (is_sure and p_ends is None) else self.settle_s
 
