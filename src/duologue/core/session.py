@@ -328,10 +328,7 @@ class Session(BaseSession):
         return self._settle()
 
     def _judge(self, p: tuple[tuple[float, ...], ...]) -> None:
-        """Decide on the words by the probabilities `p` of the probe's groups, and apply one transition.
-
-        See `transitions`.
-        """
+        """Decide by the forecast, the probabilities `p` of the probe's groups, and make one transition."""
         heard = self._input.heard
         speaking = self.floor is Floor.SPEAKING
         decision = self.policy.decide(self.probe.states, p[0], speaking=speaking, p_ends=p[1][1] if p[1:] else None)
