@@ -334,7 +334,7 @@ class Session(BaseSession):
         decision = self.policy.decide(self.probe.states, p[0], speaking=speaking, p_ends=p[1][1] if p[1:] else None)
         if self._is_moment_due(heard.text):
             decision = decision.as_incomplete()
-            self._channels.replies.utterances.clear()
+            self._channels.replies.clear()
         self._input.score(decision)
         self._log.add(Decided(self.now, heard.id, heard.text, decision, speaking, heard.changed_at))
         self._channels.apply(decision.state)
