@@ -47,7 +47,7 @@ class JoinedBackend(Backend):
 
     def _open(self, number: int, parent: Seq | None = None, length: int = 0) -> Seq:
         """Open a sequence in cache `number`."""
-        place = None if parent is None else self._place(parent)
+        place = None if parent is None else self.place(parent)
         with self._naming_sequences(number):
             own = self._caches[number].fork(None if place is None else place.seq, length)
         seq = next(self._names)
@@ -79,16 +79,16 @@ class JoinedBackend(Backend):
         return [steps[index] for index in range(len(batch))]
 
     def truncate(self, seq: Seq, length: int) -> None:
-        place = self._place(seq)
+        place = self.place(seq)
         self._caches[place.cache].truncate(place.seq, length)
 
     def free(self, seq: Seq) -> None:
-        place = self._place(seq)
+        place = self.place(seq)
         self._caches[place.cache].free(place.seq)
         del self._places[seq]
 
     def length(self, seq: Seq) -> int:
-        place = self._place(seq)
+        place = self.place(seq)
         return self._caches[place.cache].length(place.seq)
 
     def usage(self) -> Usage:
@@ -103,7 +103,8 @@ class JoinedBackend(Backend):
         for cache in self._caches:
             cache.close()
 
-    def _place(self, seq: Seq) -> Place:
+    def place(self, seq: Seq) -> Place:
+        """Where `seq` is. Raises `UnknownSeq` if it is not open."""
         try:
             return self._places[seq]
         except (KeyError, TypeError):
@@ -113,7 +114,7 @@ class JoinedBackend(Backend):
         """What each cache feeds, under its own sequence names, with the index in `batch`."""
         shares: defaultdict[int, list[tuple[int, Extend]]] = defaultdict(list)
         for index, extend in enumerate(batch):
-            place = self._place(extend.seq)
+            place = self.place(extend.seq)
             shares[place.cache].append((index, replace(extend, seq=place.seq)))
         return shares
 

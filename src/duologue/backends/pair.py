@@ -25,7 +25,7 @@ class PairBackend(JoinedBackend):
         super().__init__((listener, speaker), replace(speaker.info, max_seqs=max_seqs, embedding_width=0))
 
     def fork(self, parent: Seq | None, length: int = 0) -> Seq:
-        return self._open(_SPEAKER if parent is None else self._place(parent).cache, parent, length)
+        return self._open(_SPEAKER if parent is None else self.place(parent).cache, parent, length)
 
     def fork_listening(self) -> Seq:
         return self._open(_LISTENER)

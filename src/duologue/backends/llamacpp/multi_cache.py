@@ -29,7 +29,7 @@ class MultiCacheBackend(JoinedBackend):
 
     def fork(self, parent: Seq | None, length: int = 0) -> Seq:
         if parent is not None:
-            return self._open(self._place(parent).cache, parent, length)
+            return self._open(self.place(parent).cache, parent, length)
         for number in self._emptiest_first():
             try:
                 return self._open(number, None, length)
