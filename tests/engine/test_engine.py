@@ -1,14 +1,11 @@
 """Many conversations in real time: commands at any moment, each to its own, and an end that leaves nothing behind."""
 
 import asyncio
-import threading
-from collections.abc import Coroutine, Sequence
-from typing import Any
 
 import pytest
 
 from duologue.backends.torch.backend import TorchBackend
-from duologue.core.backend import Backend, Extend, Step
+from duologue.core.backend import Backend
 from duologue.core.config import SessionConfig
 from duologue.core.events import Committed, Heard, Promoted, Received, Said
 from duologue.core.policy import Policy
@@ -18,21 +15,11 @@ from duologue.engine.handle import Handle
 from duologue.errors import EngineError, EngineFull, UsageError
 from duologue.testing.tiny_models import tiny_model, tiny_rows
 from duologue.text.template import Template
+from gated import Gate, run
 from scripted import PROBE, ByteTokenizer, Talk
 from tiny_probes import TINY_PROBE
 
 SURE = Policy(p_sure=0.5)
-
-
-def run(talk: Coroutine[Any, Any, None]) -> None:
-    """Run to the end, and see that no task and no worker is left."""
-
-    async def alone() -> None:
-        await asyncio.wait_for(talk, 20)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(alone())
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("duologue-backend")]
 
 
 def session(talk: Talk, config: SessionConfig | None = None) -> Session:
@@ -48,27 +35,6 @@ async def said(handle: Handle) -> str:
         if isinstance(event, Committed):
             break
     return text
-
-
-class Gate:
-    """A backend whose passes can be held up."""
-
-    def __init__(self, talk: Talk) -> None:
-        self.entered, self.opened = threading.Event(), threading.Event()
-        self.opened.set()
-        self._forward = talk.backend.forward
-        talk.backend.forward = self._wait  # type: ignore[method-assign]
-
-    def _wait(self, batch: Sequence[Extend]) -> list[Step]:
-        self.entered.set()
-        assert self.opened.wait(10)
-        return self._forward(batch)
-
-    async def hold(self) -> None:
-        """From now on a pass is under way."""
-        self.entered.clear()
-        self.opened.clear()
-        await asyncio.to_thread(self.entered.wait, 10)
 
 
 def test_everybody_gets_an_answer_of_their_own() -> None:

@@ -1,9 +1,8 @@
 """Conversations in real time: events as they happen, commands at any moment, an end that leaves nothing behind."""
 
 import asyncio
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,21 +17,11 @@ from duologue.engine.playback_clock import CHARACTERS_PER_WORD
 from duologue.engine.trace import Pass
 from duologue.errors import EngineError, UsageError
 from duologue.types import Role, Seq, Turn
+from gated import Gate, run
 from scripted import Talk
 
 SHOWN = SessionConfig()
 REPORTED = SessionConfig(heard="reported")
-
-
-def run(talk: Coroutine[Any, Any, None]) -> None:
-    """Run to the end, and see that no task and no worker is left."""
-
-    async def alone() -> None:
-        await asyncio.wait_for(talk, 20)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(alone())
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("duologue-backend")]
 
 
 @asynccontextmanager
@@ -52,22 +41,6 @@ async def until(live: Handle, kind: type[Event], seen: list[Event] | None = None
         if isinstance(event, kind):
             return event
     raise AssertionError(f"the conversation ended without {kind.__name__}")
-
-
-class Gate:
-    """A backend whose passes can be held up, in the thread that owns it."""
-
-    def __init__(self, talk: Talk) -> None:
-        self.entered = threading.Event()
-        self.opened = threading.Event()
-        self.opened.set()
-        self._forward = talk.backend.forward
-        talk.backend.forward = self._wait  # type: ignore[method-assign]
-
-    def _wait(self, batch: Sequence[Extend]) -> list[Step]:
-        self.entered.set()
-        assert self.opened.wait(10)
-        return self._forward(batch)
 
 
 def fail(talk: Talk, error: Exception, *, after: int = 0) -> None:

@@ -20,7 +20,7 @@ from duologue.evaluation.oracle_script import OracleScript, oracle_script, oracl
 from duologue.models.adapters import prompted
 from duologue.models.model import Model
 from duologue.types import InputState
-from scripted import CHATML, PROBE, Talk
+from scripted import PROBE, Talk
 
 EXPECTED_KEYS = {
     "passes",
@@ -218,22 +218,10 @@ def test_the_tables_of_the_documents_come_from_result_files(
 
 
 def test_the_command_measures_a_model_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    transformers = pytest.importorskip("transformers")
-    from tiny_tokenizers import bytelevel
+    pytest.importorskip("transformers")
+    from tiny_chat import tiny_chat_folder
 
-    tokenizer = bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>").wrapped
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(tmp_path)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tiny_chat_folder(tmp_path, num_hidden_layers=1)
     options = ["--model", str(tmp_path), "--weights", "f32", "--conversations", "1", "--exchanges", "1"]
     assert main(["bench", "cost", *options, "--json"]) == 0
     captured = capsys.readouterr()

@@ -27,7 +27,7 @@ from duologue.models.adapters import Adapter, prompted
 from duologue.models.model import Model
 from duologue.text.template import Template
 from duologue.types import InputState, Role, Turn
-from scripted import CHATML, PROBE, STRICT, ByteTokenizer, Talk
+from scripted import PROBE, STRICT, ByteTokenizer, Talk
 
 STATES = tuple(InputState)
 PROCESS, INCOMPLETE, IGNORE, STOP = STATES
@@ -400,24 +400,10 @@ def test_hidden_states_do_not_depend_on_who_else_is_in_the_batch(tiny: Model) ->
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model in Hugging Face form."""
-    transformers = pytest.importorskip("transformers")
-    from tiny_tokenizers import bytelevel
+    pytest.importorskip("transformers")
+    from tiny_chat import tiny_chat_folder
 
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>").wrapped
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(folder)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return tiny_chat_folder(tmp_path_factory.mktemp("model"))
 
 
 def test_the_command_runs_every_baseline_on_a_model_in_a_folder(

@@ -6,10 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
-import tiny_tokenizers
 from duologue.backends.pair import PairBackend
 from duologue.backends.reference import ReferenceBackend
 from duologue.backends.rows import AdapterRows
@@ -33,24 +30,15 @@ from duologue.testing.tiny_models import tiny_model, tiny_rows
 from duologue.text.template import Template
 from duologue.types import InputState
 from scripted import PROBE, STATES, ByteTokenizer, OtherTokenizer, judged
+from tiny_chat import tiny_chat_folder
 
-CHATML = ByteTokenizer().chat_template
 WIDTH = 32
 
 
 def written(path: Path, seed: int) -> Path:
     """A tiny Llama with a chat template in a Hugging Face folder."""
-    tokenizer = tiny_tokenizers.bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>").wrapped
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(path)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    transformers.LlamaForCausalLM(config).save_pretrained(path)
-    return path
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return tiny_chat_folder(path, seed=seed, max_position_embeddings=1024, **heads)
 
 
 @pytest.fixture(scope="module")

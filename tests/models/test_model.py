@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import transformers
 
 import duologue
 import tiny_gguf
-import tiny_tokenizers
 from duologue.backends.rows import AdapterRows
 from duologue.core.config import SessionConfig
 from duologue.core.policy import Thresholds
@@ -23,34 +21,16 @@ from duologue.models.model import Model, load
 from duologue.models.opening import sessions_per_cache
 from duologue.testing.tiny_models import tiny_model, tiny_rows
 from duologue.types import InputState, Role, Turn
+from tiny_chat import tiny_chat_folder
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 WIDTH = 32
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with a tokenizer and a chat template in Hugging Face format."""
-    path = tmp_path_factory.mktemp("models") / "tiny-chat"
-    tokenizer = tiny_tokenizers.bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>").wrapped
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(path)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-    )
-    torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(path)
-    return path
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return tiny_chat_folder(tmp_path_factory.mktemp("models") / "tiny-chat", max_position_embeddings=1024, **heads)
 
 
 @pytest.fixture(scope="module")

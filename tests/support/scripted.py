@@ -244,7 +244,8 @@ class Talk:
         """What a sequence of the backend holds."""
         if not self.listens:
             return list(self.backend.tokens(seq))
-        return list((self.listener if seq % 2 else self.speaker).tokens(seq // 2))
+        place = self.backend.place(seq)
+        return list((self.listener, self.speaker)[place.cache].tokens(place.seq))
 
     def check_transcript(self) -> None:
         """The listener reads exactly what was said and heard, from some turn on."""

@@ -34,8 +34,8 @@ from duologue.training.recipes import FINETUNE_RECIPES, FinetuneSettings
 from duologue.training.runs import plot
 from duologue.training.tensors import state_losses
 from duologue.types import InputState, Role, Turn
-from scripted import CHATML, ByteTokenizer
-from tiny_tokenizers import bytelevel
+from scripted import ByteTokenizer
+from tiny_chat import tiny_chat
 
 STATES = tuple(InputState)
 PROCESS, INCOMPLETE, IGNORE, STOP = STATES
@@ -356,21 +356,8 @@ def write_data(folder: Path, **changes: str) -> Path:
     return folder
 
 
-def tiny_chat(*, is_tied: bool) -> tuple[transformers.PreTrainedModel, "object"]:
-    torch.manual_seed(0)
-    tokenizer = bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>")
-    tokenizer.wrapped.chat_template = CHATML
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer.wrapped) + 3,  # padded, as many are
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-        tie_word_embeddings=is_tied,
-    )
-    return transformers.LlamaForCausalLM(config), tokenizer
+def tied(*, is_tied: bool = True) -> tuple[transformers.PreTrainedModel, "object"]:
+    return tiny_chat(padding=3, tie_word_embeddings=is_tied)
 
 
 @pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
@@ -379,7 +366,7 @@ def test_what_is_written_loads_and_decides_as_in_training(
     settings: FinetuneSettings, is_tied: bool, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    model, tokenizer = tiny_chat(is_tied=is_tied)
+    model, tokenizer = tied(is_tied=is_tied)
     spec = (write_data(tmp_path), tmp_path / "out", replace(settings, steps=30, eval_every=15))
     adapter = finetune(*spec, model, tokenizer, name="tiny", say=said.append)  # type: ignore[arg-type]
     assert "48 samples to train on" in said[0]
@@ -390,7 +377,7 @@ def test_what_is_written_loads_and_decides_as_in_training(
 
     loaded = load(str(spec[1] / "model"), backend="torch", adapter=spec[1], weights="f32")
     torch.manual_seed(0)
-    plain, _ = tiny_chat(is_tied=is_tied)
+    plain, _ = tied(is_tied=is_tied)
     samples = [Sample("where is the tent now", PROCESS, "own"), Sample("the lamp of", IGNORE, "own", context=TALK)]
     try:
         for sample in samples:
@@ -434,7 +421,7 @@ def _by_hand(folder: Path, ids: tuple[int, ...]) -> list[float]:
 )
 def test_bad_data_is_explained(change: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     change(write_data(tmp_path))
-    model, tokenizer = tiny_chat(is_tied=True)
+    model, tokenizer = tied()
     with pytest.raises(UsageError, match=message):
         finetune(tmp_path, tmp_path / "out", FULL, model, tokenizer, name="tiny")  # type: ignore
 
@@ -444,21 +431,21 @@ def test_a_set_without_stop_makes_an_adapter_without_it(tmp_path: Path) -> None:
     write_data(tmp_path)
     for path in (tmp_path / "train.jsonl", tmp_path / "dev.jsonl"):
         write_samples(path, [sample for sample in list(read_samples(path)) if sample.state is not STOP])
-    model, tokenizer = tiny_chat(is_tied=True)
+    model, tokenizer = tied()
     spec = (tmp_path, tmp_path / "out", replace(FULL, steps=1))
     adapter = finetune(*spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
     assert adapter.states == (PROCESS, INCOMPLETE, IGNORE)
 
 
 def test_sequences_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
-    model, tokenizer = tiny_chat(is_tied=True)
+    model, tokenizer = tied()
     spec = (write_data(tmp_path), tmp_path / "out", replace(FULL, max_length=2049))
     with pytest.raises(UsageError, match="2048"):
         finetune(*spec, model, tokenizer, name="tiny")  # type: ignore[arg-type]
 
 
 def test_states_can_be_trained_alone(tmp_path: Path) -> None:
-    model, tokenizer = tiny_chat(is_tied=True)
+    model, tokenizer = tied()
     spec = (write_data(tmp_path, response=""), tmp_path / "out", replace(FULL, steps=2, response_weight=0.0))
     adapter = finetune(*spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
     assert adapter.facts["responses"] == 0
@@ -466,12 +453,12 @@ def test_states_can_be_trained_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])
 def test_bf16_computes_in_it_and_is_written_so(settings: FinetuneSettings, tmp_path: Path) -> None:
-    model, tokenizer = tiny_chat(is_tied=True)
+    model, tokenizer = tied()
     spec = (write_data(tmp_path), tmp_path / "out", replace(settings, steps=2, precision="bf16"))
     finetune(*spec, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
     assert json.loads((spec[1] / "model" / "config.json").read_text())["dtype"] == "bfloat16"
     logs = [json.loads(line) for line in (spec[1] / "log.jsonl").read_text().splitlines()]
-    model, tokenizer = tiny_chat(is_tied=True)
+    model, tokenizer = tied()
     precise = (tmp_path, tmp_path / "f32", replace(settings, steps=2))
     finetune(*precise, model, tokenizer, name="tiny", say=lambda line: None)  # type: ignore[arg-type]
     expected = [json.loads(line) for line in (precise[1] / "log.jsonl").read_text().splitlines()]
@@ -483,7 +470,7 @@ def test_bf16_computes_in_it_and_is_written_so(settings: FinetuneSettings, tmp_p
 def test_the_command_writes_a_model_and_its_adapter(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, tokenizer = tiny_chat(is_tied=True)
+    model, tokenizer = tied()
     model.save_pretrained(tmp_path / "base")
     tokenizer.wrapped.save_pretrained(tmp_path / "base")  # type: ignore[attr-defined]
     out = tmp_path / "out"

@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,10 +11,8 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 import torch
-import transformers
 
 from duologue.backends.scripted import ScriptedBackend
-from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.baselines.sessions import factory
 from duologue.baselines.tdm import Tdm
 from duologue.baselines.tdm_model import TdmModel
@@ -31,8 +28,8 @@ from duologue.training.finetune.tdm_examples import Situation, TdmBatch, Window,
 from duologue.training.finetune.tdm_run import evaluate, report_lines, train_tdm
 from duologue.training.recipes import TDM_RECIPES, FinetuneSettings
 from duologue.types import InputState, Token
-from scripted import CHATML, PROBE, ByteTokenizer
-from tiny_tokenizers import bytelevel
+from scripted import PROBE, ByteTokenizer
+from tiny_chat import tiny_chat
 
 WAIT, ANSWER, GO_ON, YIELD, REST = Situation
 SETTINGS = FinetuneSettings(
@@ -168,22 +165,6 @@ def test_labels_are_the_next_tokens() -> None:
 # ---------------------------------------------------------------------------------------------------------- training
 
 THINGS = ("kettle", "lamp", "boat", "ladder", "piano", "carpet", "drum", "tent", "mirror", "shovel")
-
-
-def tiny_chat() -> tuple[Any, HfTokenizer]:
-    torch.manual_seed(0)
-    tokenizer = bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>")
-    tokenizer.wrapped.chat_template = CHATML
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer.wrapped),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-    )
-    return transformers.LlamaForCausalLM(config), tokenizer
 
 
 def write_data(folder: Path) -> Path:

@@ -17,27 +17,12 @@ from duologue.models.adapters import Adapter
 from duologue.models.model import load
 from duologue.types import InputState
 from lines import write_sources
-from scripted import CHATML
-from tiny_tokenizers import bytelevel
+from tiny_chat import tiny_chat_folder
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = bytelevel(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>").wrapped
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(folder)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer) + 4,  # padded, as many are
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return tiny_chat_folder(tmp_path_factory.mktemp("model"), padding=4, hidden_size=16, intermediate_size=24)
 
 
 @pytest.fixture(scope="module")

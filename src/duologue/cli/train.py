@@ -153,6 +153,8 @@ def _check(args: argparse.Namespace) -> None:
     """What can be known to fail is refused before PyTorch and the model are loaded."""
     if (args.out is None) == (args.into is None):
         raise UsageError("give --out, the adapter folder to write, or --into, the one that gets a cascade")
+    if args.recipe in _PROBE and not args.audio:
+        _refuse(args, ("steps", "max_length", "full"))
     if not args.data.is_dir():
         raise UsageError(f"--data {args.data} is not a folder; create it with `duologue data build`")
     if args.recipe != "tdm" and not (args.data / "train.jsonl").exists():
@@ -196,7 +198,6 @@ def _probe_training(args: argparse.Namespace) -> Any:
     from duologue.training.probe.run import ProbeRun, train_probe
     from duologue.training.recipes import PROBE_RECIPES
 
-    _refuse(args, ("steps", "max_length", "full"))
     recipe = PROBE_RECIPES[args.recipe]
     teacher = None if args.teacher is None else Adapter.load(args.teacher)
     if recipe.lora is None:

@@ -50,6 +50,10 @@ class Replies:
             self.utterances += ignored.utterances
             self.changed_at = ignored.changed_at
 
+    def clear(self) -> None:
+        """Wait for nothing: the words stay ignored."""
+        self.utterances.clear()
+
     def take(self) -> list[Utterance]:
         """The ignored words, which are answered now."""
         utterances, self.utterances = self.utterances, []
@@ -143,7 +147,7 @@ class Channels:
         assert heard.decision is not None, "it was judged"
         state = heard.decision.state
         if state is not InputState.IGNORE:
-            self.replies.utterances.clear()
+            self.replies.clear()
             self.give_up(state.value)
         elif not self._input.drop_newest(state.value):
             self.give_up(state.value)
@@ -277,5 +281,5 @@ class Channels:
 
     def forget_asides(self) -> None:
         """Wait no longer for a reply or for the end of an aside: the dropped words remain dropped."""
-        self.replies.utterances.clear()
+        self.replies.clear()
         self.aside = None

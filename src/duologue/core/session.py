@@ -328,16 +328,13 @@ class Session(BaseSession):
         return self._settle()
 
     def _judge(self, p: tuple[tuple[float, ...], ...]) -> None:
-        """Decide on the words by the probabilities `p` of the probe's groups, and apply one transition.
-
-        See `transitions`.
-        """
+        """Decide by the forecast, the probabilities `p` of the probe's groups, and make one transition."""
         heard = self._input.heard
         speaking = self.floor is Floor.SPEAKING
         decision = self.policy.decide(self.probe.states, p[0], speaking=speaking, p_ends=p[1][1] if p[1:] else None)
         if self._is_moment_due(heard.text):
             decision = decision.as_incomplete()
-            self._channels.replies.utterances.clear()
+            self._channels.replies.clear()
         self._input.score(decision)
         self._log.add(Decided(self.now, heard.id, heard.text, decision, speaking, heard.changed_at))
         self._channels.apply(decision.state)
@@ -440,10 +437,7 @@ class Session(BaseSession):
         Raises:
             UsageError: answers do not come from elsewhere.
         """
-        self._require_elsewhere()
-        if self.running is not None and self.running.id == answer:
-            self._output.say(well_formed(text))
-        return self._settle()
+        return self._speak(answer, lambda: self._output.say(well_formed(text)))
 
     def finish(self, *, answer: int, reason: str = "stop") -> list[Event]:
         """The speaker has ended the answer of that id: `reason` is `stop`, or `length` if it met a limit.
@@ -451,10 +445,7 @@ class Session(BaseSession):
         Raises:
             UsageError: answers do not come from elsewhere.
         """
-        self._require_elsewhere()
-        if self.running is not None and self.running.id == answer:
-            self._output.finish(reason)
-        return self._settle()
+        return self._speak(answer, lambda: self._output.finish(reason))
 
     def fail(self, reason: str, *, answer: int) -> list[Event]:
         """The speaker cannot go on with the answer of that id.
@@ -465,10 +456,7 @@ class Session(BaseSession):
         Raises:
             UsageError: answers do not come from elsewhere.
         """
-        self._require_elsewhere()
-        if self.running is not None and self.running.id == answer:
-            self._output.fail(reason)
-        return self._settle()
+        return self._speak(answer, lambda: self._output.fail(reason))
 
     def notice(self, text: str, *, answer: int) -> list[Event]:
         """Pass on `text`, by which a speaker elsewhere explains to people what becomes of the answer of that id."""
@@ -483,8 +471,12 @@ class Session(BaseSession):
         asked = [] if answer.user_text is None else [Turn(Role.USER, answer.user_text)]
         return [*self._output.history, *asked], answer.text
 
-    def _require_elsewhere(self) -> None:
+    def _speak(self, answer: int, act: Callable[[], None]) -> list[Event]:
+        """Let the speaker elsewhere `act`, if its answer is still the running one."""
         require(self.is_elsewhere, "this session's own model answers; only a speaker elsewhere is spoken for")
+        if self.running is not None and self.running.id == answer:
+            act()
+        return self._settle()
 
     # ------------------------------------------------------------------ room
 

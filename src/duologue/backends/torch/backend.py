@@ -12,8 +12,8 @@ import torch
 from duologue.backends.lora import Lora
 from duologue.backends.rows import AdapterRows, check_added_ids
 from duologue.backends.slots import SlotTable
-from duologue.backends.torch.huggingface import CausalModel, Window, layer_windows
-from duologue.backends.torch.slot_attention import SlotCache, SlotPool, plan_attention, slot_attention
+from duologue.backends.torch.huggingface import CausalModel, Window, attention_through, layer_windows
+from duologue.backends.torch.slot_attention import SlotCache, SlotPool, plan_attention
 from duologue.core.backend import Backend, BackendInfo, Extend, Step, Usage, check_batch
 from duologue.errors import CacheFull, UnsupportedModel
 from duologue.types import Seq, Token
@@ -148,7 +148,7 @@ class _PassRunner:
         ends = np.cumsum([len(batch[index].tokens) for index in plan.order]) - 1
         last = {index: int(end) for index, end in zip(plan.order, ends, strict=True)}
         cache = SlotCache(self.pool, plan, self.windows)
-        with slot_attention(self.causal.configs, cache):
+        with attention_through(self.causal.configs, cache):
             logits, hidden = self.causal.run(
                 [token for index in plan.order for token in batch[index].tokens],
                 [end for index in plan.order for end in range(last[index] + 1 - num_logits[index], last[index] + 1)],

@@ -4,10 +4,11 @@ Shapes: N tokens of a pass, D the hidden width, V the base vocabulary, E positio
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -27,20 +28,54 @@ Window: TypeAlias = int | None
 """The number of tokens a layer attends to, its own included; `None` for all."""
 
 _WEIGHTS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64"}
+_ATTENTION = "duologue"  # its name in transformers
 _FALLBACK_CONTEXT = 4096  # for models that declare no limit, such as Mamba
 
 
+class AttentionCache(Protocol):
+    """What the layers attend through in one pass: it knows the keys and values of earlier tokens."""
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None, sinks: Any
+    ) -> Tensor:
+        """query: [B, H, N, E]; key, value: [B, G, N, E], of this pass alone; sinks: [H] or None. Returns [B, N, H, E].
+
+        B samples (1 in a backend), H query heads, G key-value heads, E entries per head.
+        """
+
+
+_running = threading.local()  # holds the cache of the pass that runs in this thread
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Replaces the model's attention; shapes as in `AttentionCache.attend`."""
+    if kwargs.get("position_bias") is not None:
+        raise UnsupportedModel("the model adds a position bias to its attention scores, which Duologue lacks")
+    cache: AttentionCache = _running.cache
+    return cache.attend(query, key, value, scaling, kwargs.get("softcap"), kwargs.get("s_aux")), None
+
+
 @contextmanager
-def attention_by(configs: Sequence[Any], name: str, attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
-    """Make layers with these configs use `attend`, registered as `name`; restore them afterwards."""
-    AttentionInterface.register(name, attend)
+def attention_through(configs: Sequence[Any], cache: AttentionCache) -> Iterator[None]:
+    """Make layers with these configs attend through `cache` in this thread; restore them afterwards."""
+    AttentionInterface.register(_ATTENTION, _attend)
     before = [config._attn_implementation_internal for config in configs]
+    _running.cache = cache
     try:
         for config in configs:
             # No mask function is registered under this name, so the library builds no masks of its own.
-            config._attn_implementation_internal = name
+            config._attn_implementation_internal = _ATTENTION
         yield
     finally:
+        _running.cache = None
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation_internal = implementation
 

@@ -7,9 +7,7 @@ It enters a model's layers through the transformers attention interface. Shapes:
 conversation, H query heads, G key/value heads, D head width, C slots of the pool, T slots that one conversation sees.
 """
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,13 +17,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
 
 from duologue.backends.slots import IntArray, SlotTable
-from duologue.backends.torch.huggingface import CausalModel, Window, attention_by
+from duologue.backends.torch.huggingface import CausalModel, Window
 from duologue.core.backend import Extend
 from duologue.errors import UnsupportedModel, UsageError, require
 
 Tensor: TypeAlias = torch.Tensor
 
-_ATTENTION = "duologue_slots"
 _SPARSE = 2  # a range of slots is read in place if it is at most this many times the number of slots seen
 _MASKED = torch.finfo(torch.bfloat16).min  # finite, so that nothing becomes NaN; its exp is exactly 0
 _FEW_QUERIES = 16  # up to this many queries of a head group are merged; more would only repeat a large mask
@@ -244,36 +241,3 @@ def _capped(
         scores = torch.cat([scores, sink.to(scores.dtype)], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     return weights[..., : key.shape[2]] @ value
-
-
-_running = threading.local()  # holds the cache of the pass that runs in this thread
-
-
-def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Any,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Replaces the model's attention. query: [1, H, N, D]; key, value: [1, G, N, D]; returns [1, N, H, D'].
-
-    The keys and values are those of this pass; the others come from the pool.
-    """
-    if kwargs.get("position_bias") is not None:
-        raise UnsupportedModel("the model adds a position bias to its attention scores, which this backend lacks")
-    cache: SlotCache = _running.cache
-    return cache.attend(query, key, value, scaling, kwargs.get("softcap"), kwargs.get("s_aux")), None
-
-
-@contextmanager
-def slot_attention(configs: Sequence[Any], cache: SlotCache) -> Iterator[None]:
-    """Make layers with these configs attend through `cache`; restore them afterwards."""
-    _running.cache = cache
-    try:
-        with attention_by(configs, _ATTENTION, _attend):
-            yield
-    finally:
-        _running.cache = None

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from duologue.core import events as e
-from duologue.errors import MissingDependency
 from duologue.evaluation import html
 from duologue.evaluation.behaviour.measures import ACTIONS, CaseResult
 from duologue.evaluation.markdown import MISSING, percent, table
+from duologue.pictures import new_figure
 
 Runs = Mapping[str, Mapping[str, Any]]
 """By kind of session: what `measures.line` and `measures.details` made of it, together."""
@@ -116,12 +116,8 @@ def draw(runs: Runs, path: Path) -> None:
     Raises:
         MissingDependency: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency("pictures need matplotlib: pip install matplotlib") from error
     kinds = list(dict.fromkeys(kind for run in runs.values() for kind in run["kinds"]))
-    figure = Figure(figsize=(9, 1.5 + len(kinds) * max(0.24, 0.09 * len(runs))), layout="constrained")
+    figure = new_figure(9, 1.5 + len(kinds) * max(0.24, 0.09 * len(runs)))
     axes = figure.add_subplot()
     height = 0.8 / len(runs)
     for number, (name, run) in enumerate(runs.items()):

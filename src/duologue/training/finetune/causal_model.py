@@ -10,13 +10,29 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from duologue.backends.torch.tokenizer import HfTokenizer
 from duologue.training.finetune.examples import NO_LABEL
 from duologue.training.recipes import FinetuneSettings
+
+
+class CausalModel(nn.Module):
+    """A causal language model, perhaps with a LoRA around it. Subclasses set `model`."""
+
+    model: Any
+
+    @property
+    def lora(self) -> PeftModel | None:
+        """The PEFT model around the base, if there is a LoRA."""
+        return self.model if isinstance(self.model, PeftModel) else None
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformers model, LoRA layers included."""
+        return self.model if self.lora is None else self.lora.get_base_model()
 
 
 def made_trainable(base: PreTrainedModel, settings: FinetuneSettings) -> Any:

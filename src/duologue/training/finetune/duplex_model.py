@@ -4,21 +4,19 @@ B samples, R of them with a response, T tokens, N tokens of responses, D hidden 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from duologue.training.finetune.causal_model import made_trainable, said_logits
+from duologue.training.finetune.causal_model import CausalModel, made_trainable, said_logits
 from duologue.training.finetune.examples import NO_LABEL, Batch
 from duologue.training.recipes import FinetuneSettings
 from duologue.types import Token
 
 
-class DuplexModel(nn.Module):
+class DuplexModel(CausalModel):
     """A base model, perhaps with a LoRA, and the rows of the probe and the states."""
 
     def __init__(
@@ -34,17 +32,7 @@ class DuplexModel(nn.Module):
         self.probes = nn.Parameter(embedding[list(start)].mean(0, keepdim=True))  # [1, D]
         random = torch.Generator().manual_seed(settings.seed)
         self.states = nn.Parameter(torch.randn(num_states, embedding.shape[1], generator=random) * 0.01)  # [S, D]
-        self.model: Any = made_trainable(base, settings)
-
-    @property
-    def lora(self) -> PeftModel | None:
-        """The PEFT model around the base, if there is a LoRA."""
-        return self.model if isinstance(self.model, PeftModel) else None
-
-    @property
-    def base(self) -> PreTrainedModel:
-        """The transformers model, LoRA layers included."""
-        return self.model if self.lora is None else self.lora.get_base_model()
+        self.model = made_trainable(base, settings)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits [B, S] of the states, and the loss [] of the responses, summed over their tokens."""

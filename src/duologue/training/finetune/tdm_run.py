@@ -13,7 +13,7 @@ from typing import Any, final
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -26,7 +26,7 @@ from duologue.data.progress import StageProgress, silent
 from duologue.decisions.metrics import wilson
 from duologue.errors import BadData, UsageError
 from duologue.text.template import Template
-from duologue.training.finetune.causal_model import made_trainable, said_logits, write_model
+from duologue.training.finetune.causal_model import CausalModel, made_trainable, said_logits, write_model
 from duologue.training.finetune.examples import NO_LABEL
 from duologue.training.finetune.loop import TrainingLoop
 from duologue.training.finetune.tdm_examples import Situation, TdmBatch, Window, WindowLayout
@@ -52,22 +52,12 @@ class TdmValidation:
     num: dict[str, int] = field(default_factory=dict)  # all decisions, by situation
 
 
-class TdmNetwork(nn.Module):
+class TdmNetwork(CausalModel):
     """A causal language model, perhaps with a LoRA, and what it says."""
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         super().__init__()
-        self.model: Any = model
-
-    @property
-    def lora(self) -> PeftModel | None:
-        """The PEFT model around the base, if there is a LoRA."""
-        return self.model if isinstance(self.model, PeftModel) else None
-
-    @property
-    def base(self) -> PreTrainedModel:
-        """The transformers model, LoRA layers included."""
-        return self.model if self.lora is None else self.lora.get_base_model()
+        self.model = model
 
     def forward(self, batch: TdmBatch) -> tuple[Tensor, Tensor]:
         """Loss [], summed over the tokens that the assistant says, and the most probable tokens [N] in their places."""

@@ -9,7 +9,6 @@ per head, D hidden size.
 """
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from duologue.backends.torch.huggingface import Window, attention_by, configs_of, layer_windows
+from duologue.backends.torch.huggingface import Window, attention_through, configs_of, layer_windows
 from duologue.data.progress import StageProgress, silent
 from duologue.errors import UnsupportedModel, UsageError
 from duologue.training.layout import Layout
@@ -27,7 +26,6 @@ from duologue.training.tensors import batches_by_length, batches_by_tokens, padd
 from duologue.types import Token
 
 _TOKENS_PER_PASS = 4096
-_ATTENTION = "duologue_prefixes"
 _MASKED = -1e30  # added to a score; finite, so that nothing becomes NaN
 
 
@@ -55,8 +53,12 @@ class PrefixCache(Cache):  # type: ignore[misc]  # transformers has no types
         self._num_updates += 1
         return key_states, value_states
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None) -> Tensor:
-        """query [B, H, N, E], key and value [B, G, N, E]; returns [B, N, H, E]."""
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None, sinks: Any
+    ) -> Tensor:
+        """See `AttentionCache.attend`. Raises `UnsupportedModel` for sinks."""
+        if sinks is not None:
+            raise UnsupportedModel("the model adds a sink to its attention scores and cannot be trained")
         self._num_reads += 1
         if self._keep:
             self.kept.append((key, value))
@@ -128,32 +130,10 @@ class PrefixModel:
         positions = torch.arange(next(iter(inputs.values())).shape[1], device=self.model.device)[None]
         if past is not None:
             positions = positions + past.lengths[:, None]
-        _running.cache = cache
-        try:
-            with attention_by(configs_of(self.model), _ATTENTION, _attend):
-                output = self.model.base_model(**fed, position_ids=positions, past_key_values=cache, use_cache=True)
-        finally:
-            _running.cache = None
+        with attention_through(configs_of(self.model), cache):
+            output = self.model.base_model(**fed, position_ids=positions, past_key_values=cache, use_cache=True)
         cache.check()
         return output.last_hidden_state, cache
-
-
-_running = threading.local()  # the cache of the pass that runs in this thread
-
-
-def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Any,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Replaces the model's attention; shapes as in `PrefixCache.attend`."""
-    if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
-        raise UnsupportedModel("the model adds a bias or a sink to its attention scores and cannot be trained")
-    return _running.cache.attend(query, key, value, scaling, kwargs.get("softcap")), None
 
 
 class Prefixes:

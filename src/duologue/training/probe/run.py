@@ -56,9 +56,19 @@ _DEV_SHARE = 0.15  # of the memory for prefixes, at most, goes to held-out sampl
 
 
 @dataclass(frozen=True, slots=True)
+class _Split:
+    """Training samples or held-out ones, with their layouts."""
+
+    samples: Sequence[Sample]
+    layouts: Sequence[Layout]
+
+
+@dataclass(frozen=True, slots=True)
 class _Models:
     """The models of a run, around one base."""
 
+    states: tuple[InputState, ...]
+    fingerprint: Fingerprint  # of the base
     trained: ProbeModel
     teacher: ProbeModel | None = None
     pupil: ProbeModel | None = None  # the rows of a cascade, if they are trained as well
@@ -67,6 +77,11 @@ class _Models:
     def parameters(self) -> list[torch.nn.Parameter]:
         """Everything that is trained."""
         return [*self.trained.trained_parameters, *(self.pupil.trained_parameters if self.pupil else [])]
+
+    def judges(self, run: "ProbeRun") -> list[ProbeModel]:
+        """What is trained and, if the two make a cascade, the other part of it."""
+        other = self.pupil or (self.teacher if run.into else None)
+        return [self.trained, *([other] if other else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +120,23 @@ def train_probe(
     """
     torch.manual_seed(run.recipe.settings.seed)
     run.out.mkdir(parents=True, exist_ok=True)
-    samples, dev_samples, states = read_splits(run.data, run.num_samples)
-    say(describe_splits(samples, dev_samples))
-    settings = run.recipe.settings_for(len(samples))
     template = Template.from_tokenizer(tokenizer)
-    layouts, dev_layouts = _laid_out(samples, dev_samples, template, max_positions(model), run.recipe.num_probes, say)
+    train, dev, states = _splits(run, template, max_positions(model), say)
+    settings = run.recipe.settings_for(len(train.samples))
     fingerprint = fingerprint_of(model, tokenizer)
-    timing = _has_timing(run, is_learnable(samples) and is_learnable(dev_samples))
+    timing = _has_timing(run, is_learnable(train.samples) and is_learnable(dev.samples))
     models = _models(run, states, model, start_tokens(tokenizer), fingerprint, timing=timing)
     tokens = run.memory_gb * 2**30 / kv_bytes_per_token(models.trained.prefix_model)
     max_tokens, max_dev_tokens = (max(1, int(tokens * share)) for share in (1 - _DEV_SHARE, _DEV_SHARE))
-    in_memory = shards(dev_layouts, max_dev_tokens)[0]
-    if len(in_memory) < len(dev_samples):
+    in_memory = shards(dev.layouts, max_dev_tokens)[0]
+    if len(in_memory) < len(dev.samples):
         say(f"only the first {len(in_memory)} held-out samples are used after each epoch: more do not fit into memory")
 
     make = partial(
         ProbeTraining,
         models.trained,
-        label(samples, layouts, states, settings),
-        label(dev_samples, dev_layouts, states, settings).part(in_memory),
+        label(train.samples, train.layouts, states, settings),
+        label(dev.samples, dev.layouts, states, settings).part(in_memory),
         settings,
         run.out,
         max_tokens=max_tokens,
@@ -134,22 +147,12 @@ def train_probe(
         origin=_origin(run, name, model),
         progress=progress,
     )
-    other = models.pupil or (models.teacher if run.into else None)  # with what is trained, it makes a cascade
-    judge = partial(score_all, [models.trained, *([other] if other else [])], dev_layouts, max_tokens=max_tokens)
-    training, (p, *others) = _converged(run, models.parameters, make, judge, accepted(dev_samples, states), say)
+    judge = partial(score_all, models.judges(run), dev.layouts, max_tokens=max_tokens)
+    training, found = _converged(run, models.parameters, make, judge, accepted(dev.samples, states), say)
     if models.teacher is not None:
         models.teacher.unload()
-    finish = partial(_calibrated, states=states, fingerprint=fingerprint, samples=dev_samples)
-    adapter, p = finish(run.recipe.kind, models.trained, _facts(run, settings, name, training, samples), p)
-    if run.into is not None and run.teacher is not None:
-        adapter = with_cascade(run.teacher, adapter, dev_samples, p, others[0][:, : len(states)])
-    else:
-        prefix_model = models.trained.prefix_model
-        compared = compare(adapter, prefix_model, template, dev_samples, dev_layouts, p, progress=progress)
-        adapter = replace(adapter, facts={**adapter.facts, "compared": compared})
-    if models.pupil is not None:
-        rows, first = finish("rows", models.pupil, {"base": name, "teacher": adapter.kind}, others[0])
-        adapter = with_cascade(adapter, rows, dev_samples, first, p)
+    facts = _facts(run, settings, name, training, train.samples)
+    adapter = _assembled(run, models, template, dev, facts, found, progress)
     folder = run.into or run.out
     adapter.save(folder)
     write_card(adapter, folder)
@@ -160,22 +163,22 @@ def train_probe(
     return adapter
 
 
-def _laid_out(
-    samples: Sequence[Sample],
-    dev_samples: Sequence[Sample],
-    template: Template,
-    limit: int | None,
-    reserve: int,
-    say: Say,
-) -> tuple[list[Layout], list[Layout]]:
-    """The layouts of both splits, with at most `limit` tokens, `reserve` of them for the probe; says what was cut."""
-    room = None if limit is None else limit - reserve
+def _splits(
+    run: ProbeRun, template: Template, limit: int | None, say: Say
+) -> tuple[_Split, _Split, tuple[InputState, ...]]:
+    """Both splits, laid out in at most `limit` tokens, those of the probe included, and the states that occur.
+
+    Says what was cut.
+    """
+    samples, dev_samples, states = read_splits(run.data, run.num_samples)
+    say(describe_splits(samples, dev_samples))
+    room = None if limit is None else limit - run.recipe.num_probes
     (layouts, truncation), (dev_layouts, dev_truncation) = (
         lay_out_within(split, template, room) for split in (samples, dev_samples)
     )
     if truncation.any or dev_truncation.any:
         say(f"longer than the {limit} tokens of this model: in training {truncation}; held out {dev_truncation}")
-    return layouts, dev_layouts
+    return _Split(samples, layouts), _Split(dev_samples, dev_layouts), states
 
 
 def _has_timing(run: ProbeRun, is_learnable: bool) -> bool:
@@ -259,23 +262,48 @@ def _models(
                 f"{ours.states.shape[0]}); adapt --probes, or omit --start"
             )
         model.set_adapter(rows, run.start.lora)
-    return _Models(model, teacher, pupil)
+    return _Models(states, fingerprint, model, teacher, pupil)
+
+
+def _assembled(
+    run: ProbeRun,
+    models: _Models,
+    template: Template,
+    dev: _Split,
+    facts: Mapping[str, Any],
+    found: Sequence[Probabilities],
+    progress: StageProgress,
+) -> Adapter:
+    """The adapter that the run leaves, calibrated on the held-out samples, and with its cascade if it has one.
+
+    found: [N, S] or [N, S + 2], of each of `_Models.judges`.
+    """
+    adapter, p = _calibrated(run.recipe.kind, models, models.trained, facts, dev.samples, found[0])
+    if run.into is not None and run.teacher is not None:
+        return with_cascade(run.teacher, adapter, dev.samples, p, found[1][:, : len(models.states)])
+    prompted = models.trained.prefix_model
+    compared = compare(adapter, prompted, template, dev.samples, dev.layouts, p, progress=progress)
+    adapter = replace(adapter, facts={**adapter.facts, "compared": compared})
+    if models.pupil is None:
+        return adapter
+    origin = {"base": adapter.name, "teacher": adapter.kind}
+    rows, first = _calibrated("rows", models, models.pupil, origin, dev.samples, found[1])
+    return with_cascade(adapter, rows, dev.samples, first, p)
 
 
 def _calibrated(
     kind: str,
+    models: _Models,
     model: ProbeModel,
     facts: Mapping[str, Any],
-    p: Probabilities,
-    *,
-    states: tuple[InputState, ...],
-    fingerprint: Fingerprint,
     samples: Sequence[Sample],
+    p: Probabilities,
 ) -> tuple[Adapter, Probabilities]:
-    """The adapter, calibrated on the held-out samples by temperatures and by thresholds, and its probabilities [N, S].
+    """The adapter of `model`, calibrated on the held-out `samples` by temperatures and by thresholds.
 
-    p: [N, S] or [N, S + 2], before that.
+    Returns its probabilities [N, S], too. p: [N, S] or [N, S + 2], before that.
     """
+    states = models.states
     p, timing = np.split(p, [len(states)], axis=1)
     temperature = fit_temperature(p, accepted(samples, states))
     temperatures, facts = [temperature], {**facts, "temperature": round(temperature, 3)}
@@ -287,7 +315,7 @@ def _calibrated(
         facts["timing"] = {"temperature": round(temperatures[1], 3), **timing_facts(samples, timing[:, 1])}
     model.apply_temperatures(*temperatures)
     rows, lora = model.rows(), model.lora()
-    adapter = Adapter(kind, states, rows, lora, fingerprint=fingerprint, name=facts["base"], facts=facts)
+    adapter = Adapter(kind, states, rows, lora, fingerprint=models.fingerprint, name=facts["base"], facts=facts)
     p = apply_temperature(p, temperature)
     return calibrated(adapter, samples, p), p
 
