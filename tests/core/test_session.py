@@ -386,7 +386,7 @@ def test_by_voice_the_timing_pair_counts_from_the_end_of_the_words():
     late = Talk(SHORT, ends=ends, policy=Policy(needs_final=True, settle_ms=3000))
     late.hear("hi", final=False)
     late.run()
-    late.advance(1.8)
+    late.advance(WAIT + 0.1)
     assert late.said == ""
     late.hear("hi", final=True)
     assert late.said == "Hello there."
