@@ -14,7 +14,7 @@ from duologue.decisions.calibration import (
 )
 from duologue.decisions.metrics import DecisionMetrics, Detection, adapter_facts, metrics_by, wilson
 from duologue.decisions.thresholds import accepted, calibrate, decide
-from duologue.decisions.timing import MAX_WEIGHT, ONE_SIDED, auc, balance, frequencies, is_learnable
+from duologue.decisions.timing import MAX_WEIGHT, ONE_SIDED, auc, balance, is_learnable
 from duologue.decisions.tradeoff import Tradeoff, tradeoffs
 from duologue.types import InputState
 
@@ -188,12 +188,6 @@ def test_turns_end_as_often_as_they_go_on_in_every_source() -> None:
     found = balance([*shop, *hotel, *commands, *cuts, Sample("c", IGNORE, "shop")])
     expected = [*[2 / 3] * 3, 2, *[3 / 4] * 2, 3 / 2, *[ONE_SIDED] * 5, 1, 1, 0]
     assert found.tolist() == pytest.approx(expected)
-
-
-def test_how_often_turns_end_is_counted_on_complete_words() -> None:
-    shop = [Sample("a", PROCESS, "shop", ends=ends) for ends in (True, True, False)]
-    others = [Sample("on", PROCESS, "own", ends=True), Sample("b", INCOMPLETE, "shop", ends=False), *SAMPLES]
-    assert frequencies([*shop, *others]).tolist() == [1, 1, 1, ONE_SIDED, 0, *[0] * len(SAMPLES)]
 
 
 def test_one_sample_of_a_source_does_not_outweigh_the_others() -> None:

@@ -42,7 +42,6 @@ from duologue.training.probe.training import (
     ProbeTraining,
     _evaluate,
     _loss,
-    fit_timing,
     label,
     score,
     score_all,
@@ -463,20 +462,6 @@ def test_what_is_kept_had_the_least_loss_on_held_out_samples(tmp_path: Path) -> 
     assert kept == pytest.approx(min(losses), abs=1e-5)
 
 
-def test_the_timing_pair_is_fitted_to_how_often_turns_end(tmp_path: Path) -> None:
-    """As balanced as the steps before, it would be right as often for what ends as for what goes on."""
-    samples, layouts = toy_set(240, 0)
-    seldom = [replace(one, state=PROCESS, ends=number % 5 > 0) for number, one in enumerate(samples)]
-    data = label(seldom + samples, layouts * 2, STATES, SETTINGS)
-    model = probe_model("llama", timing=True)
-    before = [parameter.clone() for parameter in model.trained_parameters]
-    fit_timing(model, data, Prefixes(model.prefix_model, data.layouts))
-    changed = [not torch.equal(a, b) for a, b in zip(before, model.trained_parameters, strict=True)]
-    assert changed == [False, False, True, *[False] * (len(changed) - 3)], "only the pair"
-    p_ends = score(model, layouts, max_tokens=MANY)[:, -1]
-    assert p_ends.mean() == pytest.approx(0.8, abs=0.05)
-
-
 def test_a_run_that_continues_keeps_what_it_started_from_as_far_as_that_is_better(tmp_path: Path) -> None:
     start, _ = trained(SETTINGS, tmp_path / "start")
     dev = toy_labelled(80, 1)
@@ -589,7 +574,7 @@ def test_all_of_a_step_is_where_the_model_is(lora: LoraShape | None) -> None:
     kv = torch.stack([torch.stack([keys, values]) for keys, values in cache.kept]).detach()
     logits = model(Past(kv, torch.full((3,), layout.length, device="meta")))
     data = LabelledLayouts(
-        [layout] * 3, torch.zeros(3, 4), torch.ones(3), torch.ones(3, dtype=torch.long), torch.ones(3), torch.ones(3)
+        [layout] * 3, torch.zeros(3, 4), torch.ones(3), torch.ones(3, dtype=torch.long), torch.ones(3)
     )
     _loss(logits, data, [0, 1, 2], torch.zeros(3, 4), SETTINGS).backward()
     parts = model.trained_parameters

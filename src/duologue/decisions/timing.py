@@ -47,16 +47,6 @@ def looks_complete(samples: Sequence[Sample]) -> npt.NDArray[np.bool_]:
     return np.array([sample.ends is not None and sample.state is InputState.PROCESS for sample in samples], dtype=bool)
 
 
-def frequencies(samples: Sequence[Sample]) -> npt.NDArray[np.float64]:
-    """Weights [N] under which complete words end a turn as often as among the samples; 0 for all other samples.
-
-    A source that only ends, such as lines of our own, tells less about how often that is.
-    """
-    known = {(sample.source, sample.ends) for sample in samples}
-    both = [(sample.source, True) in known and (sample.source, False) in known for sample in samples]
-    return np.where(both, 1.0, ONE_SIDED) * looks_complete(samples)
-
-
 def timing_facts(samples: Sequence[Sample], p_ends: npt.NDArray[np.floating]) -> dict[str, Any]:
     """What `adapter.json` says of held-out samples whose words look complete: number and AUC. p_ends: [N]."""
     whole = looks_complete(samples)

@@ -1,7 +1,6 @@
-"""Logistic regression on hidden states. N samples, D hidden size, S states.
+"""A linear probe: multinomial logistic regression on the base's hidden state at the last word, with no added token.
 
-A linear probe, on the base's hidden state at the last word with no added token, measures how much a model knows about
-the states without any adapter. A pair of output rows is fitted in the same way.
+It measures how much a model knows about the states without any adapter. N samples, D hidden size, S states.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,23 +60,3 @@ def fit(features: Tensor, labels: Tensor, num_states: int) -> Callable[[Tensor],
             return functional.softmax(logits(inputs), -1).numpy().astype(np.float32)
 
     return predict
-
-
-def fit_pair(features: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    """Two output rows [2, D] whose softmax over features [N, D] best predicts `positive` [N]; weights: [N]."""
-    spread = features.std(0, correction=0).clamp_min(1e-6)
-    row = torch.zeros(features.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([row], max_iter=200, line_search_fn="strong_wolfe")
-    inputs, targets, weights = features / spread, positive.float(), weights / weights.sum()
-
-    def loss() -> Tensor:
-        """The regularised loss [], with its gradient."""
-        optimizer.zero_grad()
-        losses = functional.binary_cross_entropy_with_logits(inputs @ row, targets, reduction="none")
-        value = (losses * weights).sum() + _PENALTY * row.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    half = row.detach() / spread / 2
-    return torch.stack([-half, half])

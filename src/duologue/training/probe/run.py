@@ -25,7 +25,7 @@ from duologue.data.samples import Sample
 from duologue.decisions.calibration import apply_temperature, fit_temperature
 from duologue.decisions.convergence import fault
 from duologue.decisions.thresholds import Probabilities, accepted
-from duologue.decisions.timing import frequencies, is_learnable, timing_facts
+from duologue.decisions.timing import balance, is_learnable, looks_complete, timing_facts
 from duologue.errors import AdapterMismatch, BadData, UsageError
 from duologue.models.adapters import Adapter, Fingerprint
 from duologue.models.card import write_card
@@ -309,7 +309,8 @@ def _calibrated(
     temperatures, facts = [temperature], {**facts, "temperature": round(temperature, 3)}
     if timing.shape[1]:
         ends = np.array([sample.ends is True for sample in samples])
-        weights = frequencies(samples)  # without cuts, which are easy to tell and would make it too sure of the rest
+        # cuts are easy to tell and would make it too sure of the rest
+        weights = balance(samples) * looks_complete(samples)
         right = np.stack([~ends, ends], 1)
         temperatures.append(fit_temperature(timing, right, weights) if weights.any() else 1.0)
         facts["timing"] = {"temperature": round(temperatures[1], 3), **timing_facts(samples, timing[:, 1])}

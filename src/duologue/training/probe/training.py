@@ -25,11 +25,10 @@ from duologue.data.progress import StageProgress, silent
 from duologue.data.samples import Sample
 from duologue.decisions.calibration import TEMPERATURES, apply_temperature
 from duologue.decisions.thresholds import Probabilities
-from duologue.decisions.timing import balance, frequencies
+from duologue.decisions.timing import balance
 from duologue.errors import BadData
 from duologue.training.layout import Layout
 from duologue.training.probe.kept import KeptPrefixes
-from duologue.training.probe.linear_probe import fit_pair
 from duologue.training.probe.prefixes import Prefixes, even_shards, shards
 from duologue.training.probe.probe_model import ProbeModel
 from duologue.training.probe.rates import Gains, Rates
@@ -42,7 +41,6 @@ DIVISOR = "divisor of the learning rates"
 """Its name in checkpoints."""
 
 _RECENT = 0.05  # weight of the latest loss in the running mean
-_FITTED_TOGETHER = 64  # samples
 _MAX_STEPS_AT_CHANCE = 200  # without a held-out loss below chance
 
 
@@ -67,12 +65,11 @@ class LabelledLayouts:
     weights: Tensor  # [N]
     ends: Tensor  # [N], 1 where the speaker's turn ends with the words, 0 elsewhere
     timing_weights: Tensor  # [N], of the samples that say whether it ends, and 0 for the others
-    frequencies: Tensor  # [N], their weights where it matters how often turns end
 
     def part(self, indices: range) -> "LabelledLayouts":
         """The samples of a range; they need not have every state."""
         chosen = slice(indices.start, indices.stop)
-        tensors = (self.targets, self.weights, self.ends, self.timing_weights, self.frequencies)
+        tensors = (self.targets, self.weights, self.ends, self.timing_weights)
         return LabelledLayouts(self.layouts[chosen], *(tensor[chosen] for tensor in tensors))
 
     @property
@@ -102,8 +99,7 @@ def label(
     weights = (len(samples) / (len(states) * counts[labels])) ** settings.balance
     ends = torch.tensor([int(sample.ends is True) for sample in samples])
     timing_weights = torch.tensor(balance(samples), dtype=torch.float32)
-    often = torch.tensor(frequencies(samples), dtype=torch.float32)
-    return LabelledLayouts(layouts, targets, weights / weights.mean(), ends, timing_weights, often)
+    return LabelledLayouts(layouts, targets, weights / weights.mean(), ends, timing_weights)
 
 
 _SHARES = (0.3, 0.5, 0.7, 1.0)
@@ -215,11 +211,6 @@ class ProbeTraining:
         files.restore_best()
         if self._start is not None:
             self._interpolate(self._start, dev_prefixes)
-        if self._model.timing is not None:
-            last = self._data.part(self._shards[-1])
-            last_prefixes = prefixes or self._compute(last.layouts)
-            for model in (self._model, *([self._pupil] if self._pupil else [])):
-                fit_timing(model, last, last_prefixes)
         return files.history
 
     def _interpolate(self, start: Sequence[Tensor], dev_prefixes: Prefixes) -> None:
@@ -285,25 +276,6 @@ class ProbeTraining:
             raise Diverged(
                 f"the training loss is {loss:.1f} at step {self.files.step}, and {self._guessing:.1f} by chance"
             )
-
-
-def fit_timing(model: ProbeModel, data: LabelledLayouts, prefixes: Prefixes) -> None:
-    """Fit the timing pair of `model` to how often turns end with complete words; nothing else changes.
-
-    The steps before this weigh the samples of each source so that its style tells nothing, and what is learned is what
-    tells. But some styles do end a turn more often: "what time is it" is seldom followed by anything.
-    """
-    rows = data.frequencies.nonzero()[:, 0].tolist()
-    if model.timing is None or len({int(data.ends[row]) for row in rows}) < 2:
-        return
-    found = torch.empty(len(rows), model.timing.shape[1])
-    with torch.no_grad():
-        for at in range(0, len(rows), _FITTED_TOGETHER):
-            batch = rows[at : at + _FITTED_TOGETHER]
-            found[at : at + len(batch)] = model.hidden(prefixes.past(batch))[:, -1].float().cpu()
-    pair = fit_pair(found, data.ends[rows], data.frequencies[rows])
-    with torch.no_grad():
-        model.timing.copy_(pair)
 
 
 def _groups(model: ProbeModel, rates: Rates) -> list[dict[str, Any]]:
