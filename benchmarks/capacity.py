@@ -35,6 +35,7 @@ from duologue.models.model import Model
 
 _WITHIN = 0.15
 _HEADER = ("sessions", "live p50 (ms)", "simulated", "live p95 (ms)", "simulated", "in real time", "simulated")
+_FIT_SESSIONS = 8  # at most
 _MEMORY_OF = (16, 64)  # sessions
 
 Measured = Callable[[ScaleSetting], ScaleResult]
@@ -142,9 +143,10 @@ def holds(result: dict[str, Any]) -> bool:
 
 def checked(args: argparse.Namespace, model: Model) -> tuple[Replica, dict[str, Any]]:
     """Fit the costs on `model`, and compare live and simulated sessions."""
-    cost = asyncio.run(
-        measured_cost(model, context_tokens=args.context, sessions=8, seconds=args.fit_seconds, seed=args.seed)
+    measuring_cost = measured_cost(
+        model, context_tokens=args.context, sessions=_FIT_SESSIONS, seconds=args.fit_seconds, seed=args.seed
     )
+    cost = asyncio.run(measuring_cost)
     measuring.progress(str(cost.as_dict()))
     replica = Replica(model.template, model.probe, model.backend.info, cost)
 
@@ -158,8 +160,9 @@ def main() -> int:
     """Run it."""
     args = _arguments()
     measurement = measuring.begin(args)
-    sessions = 1 if args.costs else max([args.most, *args.counts])
-    model = measuring.load_model(args, context=setting(args, 1).max_length, sessions=sessions)
+    sessions = 1 if args.costs else max([args.most, *args.counts, _FIT_SESSIONS])
+    length = ScaleSetting(1, args.context, max(args.seconds, args.fit_seconds)).max_length
+    model = measuring.load_model(args, context=length, sessions=sessions)
     try:
         result: dict[str, Any] = {"model": describe_model(model), "context_tokens": args.context}
         if args.costs is None:

@@ -185,7 +185,7 @@ def test_a_replica_beyond_its_limit_is_not_in_real_time() -> None:
 
 def test_memory_per_session_does_not_grow_with_the_number_of_sessions() -> None:
     peaks = []
-    for number in (8, 32):
+    for number in (4, 16):
         gc.collect()
         tracemalloc.start()
         replica().simulate(setting(number, seconds=3.0))

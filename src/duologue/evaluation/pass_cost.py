@@ -264,8 +264,8 @@ class MeasuringEngine(Engine):
 async def measured_cost(model: Model, *, context_tokens: int, sessions: int, seconds: float, seed: int = 0) -> PassCost:
     """Measure passes of up to `sessions` live sessions, four times for `seconds`, and fit their cost.
 
-    One, a few, and all of the sessions, with short and with whole histories, speak one after another or all together,
-    so that narrow and wide passes occur with few and with many entries.
+    A quarter of the sessions speak together, with short and with whole histories: passes of every width with few and
+    with many entries to attend to. One session alone and all of them differ in what the cache holds besides.
 
     Raises:
         UsageError: the backend has a loop of its own, and its passes cannot be measured.
@@ -274,12 +274,12 @@ async def measured_cost(model: Model, *, context_tokens: int, sessions: int, sec
     backend, info = model.backend, model.backend.info
     if isinstance(backend, RequestBackend):
         raise UsageError(f"the {info.name} backend divides its passes itself; state what they cost in a file (--costs)")
-    few, short = -(-sessions // 2), -(-context_tokens // 4)
+    few, short = -(-sessions // 4), -(-context_tokens // 8)
     settings = (
         ScaleSetting(1, context_tokens, seconds, seed=seed),
         ScaleSetting(few, short, seconds, seed=seed, together=True),
+        ScaleSetting(few, context_tokens, seconds, seed=seed, together=True),
         ScaleSetting(sessions, context_tokens, seconds, seed=seed),
-        ScaleSetting(sessions, context_tokens, seconds, seed=seed, together=True),
     )
     samples: list[PassSample] = []
     judged = judged_apart = 0
