@@ -15,7 +15,6 @@ from functools import partial
 from duologue.core.answer import Answer
 from duologue.core.backend import Sampling, Step
 from duologue.core.base_session import BaseSession
-from duologue.core.base_session import Phase as Phase
 from duologue.core.cache import Place, Plan, Work
 from duologue.core.channels import Channels
 from duologue.core.config import SessionConfig

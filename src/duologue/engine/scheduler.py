@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
-from duologue.core.session import Phase
+from duologue.core.base_session import Phase
 from duologue.engine.handle import Handle
 from duologue.errors import UsageError
 
