@@ -347,7 +347,7 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(
 def test_a_missing_package_is_no_bug_of_ours(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("duologue.cli.models.run", lambda _: importlib.import_module("peft.tuners"))
+    monkeypatch.setattr("duologue.cli.models.run", lambda _: importlib.import_module("peft"))
     monkeypatch.setitem(sys.modules, "peft", None)
     assert status_of("models") == 2
     assert "this needs peft" in (said := capsys.readouterr().err)

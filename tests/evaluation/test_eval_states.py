@@ -242,7 +242,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     path.write_text("\n\n", encoding="utf-8")
     with pytest.raises(BadData, match="no rows"):
         read(path)
-    with pytest.raises(BadData, match="cannot be read"):
+    with pytest.raises(BadData, match="there is no file"):
         read(tmp_path / "none.jsonl")
 
 
