@@ -203,7 +203,7 @@ def test_snippets_of_the_manual_run_on_the_default_model(
     run_snippets(ROOT / "docs" / name, tmp_path, monkeypatch)
     output = capsys.readouterr().out
     shown = {
-        "library.md": r"1 Turn\(role=<Role.ASSISTANT: 'assistant'>, text='.+'\)",  # interrupted by "stop"
+        "library.md": r"1 Turn\(role=<Role.ASSISTANT: 'assistant'>, text=(['\"]).+\1\)",  # interrupted by "stop"
         "engine.md": r"\['.+', '.+', '.+'\]",
         "replay.md": r"Suspended\(.*\n(.*\n)*.*Resumed\(",
         "cost.md": r"Committed\(",
