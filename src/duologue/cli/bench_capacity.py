@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duologue.cli.bench_scale import HEADER, line
+from duologue.cli.bench_scale import CONTEXT, HEADER, line
 from duologue.cli.command import Command, Option, number, whole
 from duologue.cli.options import MODEL_WITHOUT_CONTEXT, load_model
 from duologue.errors import require
@@ -44,13 +44,7 @@ COMMAND = Command(
             metavar="N",
             help="the most sessions of one replica to try in the search for the largest number (default 64)",
         ),
-        Option(
-            "--context",
-            type=whole(least=1),
-            default=512,
-            metavar="T",
-            help="tokens of history of each session (default 512)",
-        ),
+        CONTEXT,
         Option(
             "--seconds",
             type=number(least=1),

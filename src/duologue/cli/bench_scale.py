@@ -21,6 +21,13 @@ examples:
   duologue bench scale --find --sessions 32 --context 128     the largest number up to 32 in real time
 """
 
+CONTEXT = Option(
+    "--context",
+    type=whole(least=1),
+    default=512,
+    metavar="T",
+    help="tokens of history of each session (default 512)",
+)
 
 COMMAND = Command(
     "measure how many live sessions run in real time",
@@ -34,13 +41,7 @@ COMMAND = Command(
             metavar="N",
             help="live sessions; with --find, the maximum to try",
         ),
-        Option(
-            "--context",
-            type=whole(least=1),
-            default=512,
-            metavar="T",
-            help="tokens of history of each session (default 512)",
-        ),
+        CONTEXT,
         Option("--find", action="store_true", help="search for the largest number that runs in real time"),
         Option(
             "--seconds",

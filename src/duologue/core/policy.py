@@ -88,10 +88,8 @@ class Policy:
     p_goes_on: float = 0.17  # in place of both, with a timing pair: the answer is released when, after the silence so
     # far, the speaker goes on with at most this probability; eagerness multiplies its odds, by 16 at 1
     pause_ms: float = 1000.0  # mean length of a pause within a turn
-    num_intervals: float = (
-        1.2  # words that have not ended wait for so many intervals at which they were reported, since
-    )
-    # a shorter silence tells nothing about the speaker
+    num_intervals: float = 1.2  # with a timing pair, words that have not ended wait for so many intervals at which they
+    # were reported: a shorter silence tells nothing about the speaker
     longest_wait_ms: float = 2000.0  # the wait by the timing pair is never longer, whatever the eagerness
     needs_final: bool = False  # if set, only words that have ended are released by the timing pair
     period_s: float = 1.0  # length of a quiet period

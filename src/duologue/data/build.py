@@ -419,9 +419,8 @@ class SampleBuilder:
         if draw < 0.62 and not scene.speaking:
             return self._own("small_talk", "small_talk")
         if draw < 0.78:
-            section = rng.choices(("go_on", "complaints"), [len(self._lines["go_on"]), len(self._lines["complaints"])])[
-                0
-            ]
+            sizes = [len(self._lines[section]) for section in ("go_on", "complaints")]
+            (section,) = rng.choices(("go_on", "complaints"), sizes)
             return self._own(section, section.removesuffix("s"))
         if pools.not_stops and rng.random() < 0.4:
             return _Draft(rng.choice(pools.not_stops).text, "stop_commands", "stop_not")
