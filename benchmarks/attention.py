@@ -1,8 +1,8 @@
 """How llama.cpp computes attention on a CPU: with the scores stored or not, by sessions and context length.
 
 Claim: with one session, passes of several tokens are faster when scores are stored (flash attention off), the more so
-the longer the context; with several sessions in one cache they are faster when scores are not stored. So `load` turns
-flash attention off for one session and on for more.
+the longer the context; with several sessions in one cache it depends on the processor. So `load` turns flash attention
+off for one session, and for more it measures both (`duologue.backends.llamacpp.attention`).
 
 Why: the entries of all sessions lie in one cache, and every token of a pass sees all of them, most behind a mask. Flash
 attention skips what is masked. Storing scores computes them all, but by matrix products, which are faster.

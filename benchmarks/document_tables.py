@@ -393,13 +393,15 @@ def plain_loop(result: Result) -> Iterator[Row]:
 
 @by_result(
     "attention",
-    *("engine", "history", "sessions", "speaking: flash (ms)", "stored", "with listening: flash", "stored"),
+    *("engine", "processor", "history", "sessions"),
+    *("speaking: flash (ms)", "stored", "with listening: flash", "stored"),
 )
 def attention(result: Result) -> Iterator[Row]:
     """llama.cpp's two ways to compute attention."""
     for row in result["passes"]:
         yield (
             _engine(result) + busy_mark(result),
+            result["hardware"]["cpu"].replace("(R)", "").removesuffix(" Processor"),
             f"{row['context_tokens']:,}",
             row["sessions"],
             *(f"{row[what][how]:.1f}" for what in ("speaking_ms", "listening_ms") for how in ("flash", "stored")),

@@ -296,12 +296,14 @@ def test_a_file_that_includes_rows_is_used_unchanged(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.llamacpp
-@pytest.mark.parametrize(("sessions", "is_flash"), [(1, False), (2, True)])
-def test_flash_attention_depends_on_the_number_of_sessions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sessions: int, is_flash: bool
+@pytest.mark.parametrize(("sessions", "is_faster", "is_flash"), [(1, True, False), (2, True, True), (2, False, False)])
+def test_sessions_that_share_a_cache_have_the_faster_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sessions: int, is_faster: bool, is_flash: bool
 ) -> None:
     pytest.importorskip("llama_cpp")
-    from duologue.backends.llamacpp import library
+    from duologue.backends.llamacpp import attention, library
+
+    monkeypatch.setattr(attention, "prefers_flash", lambda path, sessions: is_faster)
 
     asked, open_context = list[bool](), library.open_context
 
@@ -331,6 +333,7 @@ def test_flash_attention_depends_on_the_number_of_sessions(
 )
 def test_sessions_with_long_contexts_have_a_cache_each(sessions: int, length: int, together: int) -> None:
     assert sessions_per_cache(sessions, length) == together
+    assert sessions_per_cache(sessions, length, speaks=False) == 1, "a listener reads one conversation at a time"
 
 
 @pytest.mark.llamacpp
@@ -339,8 +342,9 @@ def test_sessions_are_divided_among_caches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int, number: int, capacity: int
 ) -> None:
     pytest.importorskip("llama_cpp")
-    from duologue.backends.llamacpp import library
+    from duologue.backends.llamacpp import attention, library
 
+    monkeypatch.setattr(attention, "prefers_flash", lambda path, sessions: True)
     flash, open_context = list[bool](), library.open_context
 
     def opened(*args: Any, flash_attention: bool, **options: Any) -> Any:
@@ -348,7 +352,7 @@ def test_sessions_are_divided_among_caches(
         return open_context(*args, flash_attention=flash_attention, **options)
 
     monkeypatch.setattr(library, "open_context", opened)
-    monkeypatch.setattr("duologue.models.opening.sessions_per_cache", lambda sessions, length: together)
+    monkeypatch.setattr("duologue.models.opening.sessions_per_cache", lambda sessions, length, speaks: together)
     tiny_gguf.write_tiny_gguf(tiny_model("llama"), "llama", tmp_path / "model.gguf")
     model = load(str(tmp_path / "model.gguf"), adapter="prompted", weights="as-is", sessions=5)
     info = model.backend.info

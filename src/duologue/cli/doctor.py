@@ -16,6 +16,7 @@ from pathlib import Path
 
 from duologue import __version__
 from duologue.backends.file_cache import cache_folder
+from duologue.backends.machine import num_cores
 from duologue.cli.command import Command, Option
 from duologue.cli.terminal.text import counted
 from duologue.models.catalogue import CATALOGUE, DEFAULT
@@ -119,8 +120,7 @@ def install_command(module: str | None) -> str | None:
 
 
 def _machine() -> str:
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    text = f"{platform.machine()}, {counted(num_cores, 'core')}"
+    text = f"{platform.machine()}, {counted(num_cores(), 'core')}"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         text += f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / _GB:.0f} GB of memory"
     return text

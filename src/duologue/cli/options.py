@@ -174,6 +174,7 @@ def load_model(args: argparse.Namespace, *, context_length: int | None = None, s
             weights=args.weights,
             context_length=length,
             sessions=sessions,
+            speaks=speaker is None,
             threads=args.threads,
             device=args.device,
             system=system if speaker is None else None,

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from duologue.backends.machine import cpu_name, num_cores
+
 if TYPE_CHECKING:
     from duologue.models.model import Model
 
@@ -37,14 +39,14 @@ class Measurement:
     """One run of a benchmark. Create it before the work begins: it records the time, the machine and its load."""
 
     def __init__(self, benchmark: str, *, seed: int) -> None:
-        self.cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        self.cores = num_cores()
         self._facts: Result = {
             "benchmark": benchmark,
             "command": _command(),
             "commit": _git("rev-parse", "HEAD"),
             "source_changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".")),
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "hardware": {"cpu": _cpu(), "cores": self.cores, "load_average": _load_average()},
+            "hardware": {"cpu": cpu_name(), "cores": self.cores, "load_average": _load_average()},
             "versions": {"python": platform.python_version(), **_versions()},
             "seed": seed,
         }
@@ -163,14 +165,6 @@ def _git(*args: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _versions() -> dict[str, str]:

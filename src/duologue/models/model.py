@@ -160,6 +160,7 @@ def load(
     system: str | None = None,
     chat_template: str | None = None,
     sessions: int = 1,
+    speaks: bool = True,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -189,6 +190,8 @@ def load(
         chat_template: Jinja source to use instead of the model's own chat template.
         sessions: simultaneous conversations. The KV cache holds that many whole contexts, half as many again and one
             more, for suspended answers and compactions.
+        speaks: False for a model that only listens, because answers come from elsewhere (`Model.spoken_by`). It can
+            still speak, but with llama.cpp less efficiently: each conversation has a cache of its own.
         revision: the commit, tag or branch to download from the hub; by default the newest. Pin a commit to load the
             same files every time.
         progress: called with the current step and, where known, the share of it that is done (0 … 1).
@@ -206,6 +209,7 @@ def load(
         weights=weights,
         context_length=context_length,
         sessions=sessions,
+        speaks=speaks,
         threads=threads,
         device=device,
         progress=progress or _no_progress,
@@ -219,6 +223,7 @@ def load(
         threads=threads,
         device=device,
         sessions=sessions,
+        speaks=False,
         progress=progress,
     )
     is_other = listener not in ("auto", NO_LISTENER) and find(listener).location != source.location

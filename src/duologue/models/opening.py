@@ -45,6 +45,7 @@ class LoadRequest:
     weights: str | None
     context_length: int
     sessions: int
+    speaks: bool
     threads: int | None
     device: str
     progress: Progress
@@ -98,6 +99,7 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
         )
     wanted = request.weights and _weight_type("llama.cpp", request.weights, (*GGUF_WEIGHTS, AS_IS))
     request.progress("starting llama.cpp")
+    from duologue.backends.llamacpp.attention import prefers_flash
     from duologue.backends.llamacpp.backend import open_caches
     from duologue.backends.llamacpp.gguf_convert import cached_gguf
     from duologue.backends.llamacpp.gguf_facts import read_facts
@@ -129,15 +131,15 @@ def open_llamacpp(request: LoadRequest) -> OpenedModel:
     )
     request.progress("reading the weights")
     length = min(request.context_length, facts.context_length or request.context_length)
-    shared = sessions_per_cache(request.sessions, length)
+    shared = sessions_per_cache(request.sessions, length, speaks=request.speaks)
+    # In a cache with one session, standard attention is faster wherever it was measured.
+    is_flash = shared > 1 and prefers_flash(converted, shared)
     backend = open_caches(
         converted,
         -(-request.sessions // shared),
         **cache_limits(shared, length),
         threads=request.threads,
-        # Flash attention skips the entries of other sessions. Without it, a pass of several tokens in one long sequence
-        # is at least a fifth faster.
-        flash_attention=shared > 1,
+        flash_attention=is_flash,
         lora_path=None if lora is None else cached_lora(path, lora),
         cascade_limit=None if cascade is None or adapter is None else adapter.cascade_limit,
         prefill_capacity=2 * length if shared > 1 else 0,
@@ -255,14 +257,19 @@ def cache_limits(sessions: int, length: int) -> dict[str, Any]:
     return {"context_length": length, "capacity": capacity, "max_seqs": min(MAX_SEQS, 4 * sessions + 12)}
 
 
-def sessions_per_cache(sessions: int, length: int) -> int:
+def sessions_per_cache(sessions: int, length: int, *, speaks: bool = True) -> int:
     """How many of the sessions, with contexts of `length` tokens, share a llama.cpp cache: all, or one each.
 
     One pass reads the weights once for all sessions that share a cache, but the attention of each token covers the
     entries of all of them. The latter outweighs the former for long contexts (`benchmarks/caches.py`). A long
     conversation fills half to three quarters of its context, and most are short, so only contexts that were long in
     the measurement count as long.
+
+    A model that only listens (`speaks` is false) reads several tokens of one conversation at a time: there is nothing
+    to share, but the entries of all conversations would be attended to.
     """
+    if not speaks:
+        return 1
     return sessions if length <= _SHARED_LENGTH or sessions * length <= _SHARED_TOKENS else 1
 
 

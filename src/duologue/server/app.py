@@ -269,5 +269,6 @@ def _load(config: ServerConfig) -> Model:
         threads=config.threads or None,
         device=config.device,
         sessions=config.max_sessions,
+        speaks=speaker is None,
     )
     return model if speaker is None else model.spoken_by(speaker, max_length=config.context)

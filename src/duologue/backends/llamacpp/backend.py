@@ -11,8 +11,6 @@ second cache (see `prefill_cache`).
 
 import contextlib
 import ctypes
-import os
-import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +25,7 @@ import numpy as np
 from duologue.backends.llamacpp import library
 from duologue.backends.llamacpp.multi_cache import MultiCacheBackend
 from duologue.backends.llamacpp.prefill_cache import MIN_PREFILL, PrefillCache
+from duologue.backends.machine import num_cores
 from duologue.backends.rows import check_added_ids
 from duologue.backends.sampling import FloatArray, drawn, score, weigh
 from duologue.backends.slots import SlotTable
@@ -136,7 +135,7 @@ class LlamaCppBackend(Backend):
                 library.open_context,
                 self._model,
                 self._closing,
-                threads=threads or _num_cores(),
+                threads=threads or num_cores(),
                 flash_attention=flash_attention,
                 kv_type=kv_type,
             )
@@ -477,11 +476,6 @@ def _check_sizes(
             ),
         ]
     )
-
-
-def _num_cores() -> int:
-    # A container may be allowed fewer cores than the machine has; other systems do not tell.
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _check_vocabulary(model: library.LoadedModel) -> None:
