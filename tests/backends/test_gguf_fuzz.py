@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from soak import size
+
 pytest.importorskip("gguf")
 pytest.importorskip("torch")
 import gguf_mutations
@@ -15,8 +17,6 @@ from duologue.backends.llamacpp.gguf_facts import read_facts
 from duologue.errors import BrokenModel, DuologueError
 from duologue.testing.tiny_models import tiny_model
 from tiny_gguf import write_tiny_gguf
-
-IS_SOAK = os.environ.get("DUOLOGUE_SOAK") == "1"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_damaged_header_raises_an_error_of_this_package(sound: Path, tmp_path: Path) -> None:
     mutator, path, num_refused = gguf_mutations.Mutator(sound.read_bytes()), tmp_path / "damaged.gguf", 0
-    number = 50_000 if IS_SOAK else 500
+    number = size(500, 50_000)
     for seed in range(number):
         path.write_bytes(mutator.damaged(seed))
         try:
@@ -39,7 +39,7 @@ def test_a_damaged_header_raises_an_error_of_this_package(sound: Path, tmp_path:
 @pytest.mark.llamacpp
 def test_a_damaged_file_does_not_end_the_process(sound: Path, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    command = [sys.executable, gguf_mutations.__file__, str(sound), str(tmp_path), "0", "20000" if IS_SOAK else "60"]
+    command = [sys.executable, gguf_mutations.__file__, str(sound), str(tmp_path), "0", str(size(60, 20_000))]
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=36_000, check=False)
     assert done.returncode == 0, f"number {done.stdout.split()[-1:]}: {done.stderr[-2000:]}"

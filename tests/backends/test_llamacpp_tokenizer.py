@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from soak import IS_LONG, size
+
 pytest.importorskip("llama_cpp")
 import tiny_vocabularies
 from duologue.backends.llamacpp.deep_stack import call_with_stack
@@ -19,7 +21,6 @@ from duologue.errors import UnsupportedModel, UsageError
 
 pytestmark = pytest.mark.llamacpp
 
-IS_SOAK = os.environ.get("DUOLOGUE_SOAK") == "1"
 ONE_OF_EACH = (  # splitting expression
     *("default", "deepseek-coder", "deepseek-llm", "deepseek-v3", "exaone-moe", "falcon", "gpt-4o", "jais-2"),
     *("llama-bpe", "minicpm5", "poro-chat", "qwen2", "seed-coder", "smollm", "superbpe", "tekken", "tiny_aya", "youtu"),
@@ -81,7 +82,7 @@ def test_a_plain_call_of_llamacpp_ends_the_process(tmp_path: Path) -> None:
 
 
 def test_no_run_of_characters_ends_the_process(tmp_path: Path) -> None:
-    names = tiny_vocabularies.PRE_TOKENIZERS if IS_SOAK else ONE_OF_EACH
+    names = tiny_vocabularies.PRE_TOKENIZERS if IS_LONG else ONE_OF_EACH
     paths = [tiny_vocabularies.write_bpe(tmp_path / f"{name}.gguf", name) for name in names]
     paths += [
         tiny_vocabularies.write_sentencepiece(tmp_path / "spm.gguf"),
@@ -89,7 +90,7 @@ def test_no_run_of_characters_ends_the_process(tmp_path: Path) -> None:
         tiny_vocabularies.write_unigram(tmp_path / "ugm.gguf"),
         tiny_vocabularies.write_rwkv(tmp_path / "rwkv.gguf"),
     ]
-    length, num_mixed = ("100000", "2000") if IS_SOAK else ("8000", "20")
+    length, num_mixed = ("100000", "2000") if IS_LONG else ("8000", "20")
     done = python(RUNS, length, num_mixed, *map(str, paths))
     assert (done.returncode, done.stdout.split()) == (0, [str(path) for path in paths]), done.stderr[-2000:]
 
@@ -97,7 +98,7 @@ def test_no_run_of_characters_ends_the_process(tmp_path: Path) -> None:
 def test_long_runs_of_digits_are_split_where_superbpe_splits_them(tmp_path: Path) -> None:
     tokenizer = GgufTokenizer.from_file(tiny_vocabularies.write_bpe(tmp_path / "model.gguf", "superbpe"))
     chance = random.Random(0)
-    for _ in range(200 if IS_SOAK else 5):
+    for _ in range(size(5, 200)):
         pieces = [
             "a",
             " ",

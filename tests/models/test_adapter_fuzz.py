@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from duologue.core.policy import Thresholds
 from duologue.errors import AdapterMismatch
 from duologue.models.adapters import Adapter, Fingerprint
 from duologue.types import InputState
+from soak import size
 
-NUM_EXAMPLES = 50_000 if os.environ.get("DUOLOGUE_SOAK") == "1" else 150
+NUM_EXAMPLES = size(150, 50_000)
 SETTINGS = settings(
     max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -15,8 +14,8 @@ from duologue.server.realtime.messages import EVENTS, EXTENSIONS
 from duologue.server.realtime.session import RealtimeSession
 from realtime_peer import RealtimePeer, join
 from serving import Running, scripted_model, serving
+from soak import IS_LONG, size
 
-IS_SOAK = bool(os.environ.get("DUOLOGUE_SOAK"))
 TEXTS = ("hello", "mhm", "stop", "and the", "tell me a lot", "go on", "be quiet", "cat", "", " ", "\ud800")
 NAMES = ("a", "b", "c", "LAST", "RESPONSE", "gone")  # LAST and RESPONSE: of the newest response
 
@@ -147,10 +146,10 @@ async def end_well(server: Running, peer: RealtimePeer, reading: asyncio.Task[No
 
 
 @settings(
-    max_examples=5000 if IS_SOAK else 25,
+    max_examples=size(25, 5000),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
-    derandomize=not IS_SOAK,
+    derandomize=not IS_LONG,
 )
 @given(TALK, st.sampled_from([5.0, 60.0, 1000.0]))
 def test_both_sides_know_the_same_conversation(messages, rate):

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import random
 from typing import Any
 
@@ -17,8 +16,7 @@ from duologue.core.events import EVENT_TYPES
 from duologue.server.duplex.connection import MESSAGES
 from duplex_peer import ANSWERS, LONG, Peer, join, run
 from serving import Running, scripted_model, serving
-
-IS_SOAK = bool(os.environ.get("DUOLOGUE_SOAK"))
+from soak import IS_LONG, size
 
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 500), st.floats(allow_nan=False), st.text(max_size=12),
@@ -35,10 +33,10 @@ TALK = st.lists(st.one_of(MESSAGE, MESSAGE, st.text(max_size=20)), max_size=25)
 
 
 @settings(
-    max_examples=5000 if IS_SOAK else 12,
+    max_examples=size(12, 5000),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
-    derandomize=not IS_SOAK,
+    derandomize=not IS_LONG,
 )
 @given(TALK)
 def test_whatever_is_sent_the_conversation_goes_on(messages):
@@ -128,7 +126,7 @@ def test_nobody_else_notices(kind):
 
 
 def test_thousands_of_connections_leave_nothing():
-    number = 10_000 if IS_SOAK else 100
+    number = size(100, 10_000)
 
     async def one(server: Running, chance: random.Random) -> None:
         socket = await open_socket(server.http.replace("http", "ws") + "/v1/duplex", ping_interval=None)

@@ -19,8 +19,9 @@ from duologue.server.record import is_record, read_record
 from duologue.types import Role
 from duplex_peer import ANSWERS, LONG, join, run
 from serving import scripted_model, serving
+from soak import size
 
-NUM_KILLS = 1000 if os.environ.get("DUOLOGUE_SOAK") else 2
+NUM_KILLS = size(2, 1000)
 
 
 def test_a_record_is_what_happened(tmp_path, capsys):

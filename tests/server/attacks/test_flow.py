@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import socket
 import struct
 import time
@@ -15,8 +14,8 @@ from duologue.server import run as server_process
 from duplex_peer import ANSWERS, join, run
 from honest import honest
 from serving import Running, scripted_model, serving
+from soak import size
 
-IS_SOAK = bool(os.environ.get("DUOLOGUE_SOAK"))
 HANDSHAKE = (
     b"GET /v1/duplex HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -57,7 +56,7 @@ def protocol_of(server: Running, transport: asyncio.BaseTransport) -> protocols.
 
 def test_who_sends_too_fast_and_reads_everything_stays_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_process, "PING_S", 1.5)  # a ping and its deadline are within the backlog of 4 s
-    number = 4000 if IS_SOAK else 300
+    number = size(300, 4000)
 
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS), messages_per_second=50.0) as server, honest(server):

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import tracemalloc
 import weakref
 
@@ -15,8 +14,9 @@ from duologue.types import Role, Turn
 from duplex_peer import ANSWERS, OPEN, join, run
 from honest import honest
 from serving import Running, scripted_model, serving
+from soak import size
 
-NUM_CONVERSATIONS = 1000 if os.environ.get("DUOLOGUE_SOAK") else 60
+NUM_CONVERSATIONS = size(60, 1000)
 
 
 def test_kept_events_are_weighed() -> None:

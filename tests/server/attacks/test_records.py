@@ -22,9 +22,9 @@ from duologue.server.resuming import read_state
 from duplex_peer import ANSWERS, Peer, join, run
 from honest import honest
 from serving import Running, scripted_model, serving
+from soak import IS_LONG, size
 from watchdog import watchdog
 
-IS_SOAK = bool(os.environ.get("DUOLOGUE_SOAK"))
 HEADER = {"record": 1, "session": "talk", "settings": {"hearing": "shown"}, "history": []}
 
 
@@ -94,7 +94,7 @@ def test_a_folder_that_others_may_read_is_warned_of(tmp_path: Path, caplog: pyte
 # --------------------------------------------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("number", [4000, pytest.param(40_000, marks=pytest.mark.skipif(not IS_SOAK, reason="soak"))])
+@pytest.mark.parametrize("number", [4000, pytest.param(40_000, marks=pytest.mark.skipif(not IS_LONG, reason="soak"))])
 def test_a_long_record_is_resumed_in_time_and_beside_others(tmp_path: Path, number: int) -> None:
     rows = [{**HEADER, "history": turns(number)}]
     for i in range(number):  # and as many events
@@ -324,10 +324,10 @@ TOP = st.one_of(
 
 
 @settings(
-    max_examples=100_000 if IS_SOAK else 150,
+    max_examples=size(150, 100_000),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    derandomize=not IS_SOAK,
+    derandomize=not IS_LONG,
 )
 @given(TOP, st.lists(LINE, max_size=6), st.booleans())
 def test_whatever_a_record_holds_it_is_read_or_refused(tmp_path: Path, top: str, lines: list[str], whole: bool) -> None:
