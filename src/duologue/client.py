@@ -12,14 +12,15 @@ Text that was given out is reported as heard, unless the settings say otherwise.
 import asyncio
 import contextlib
 import json
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from websockets.asyncio import client as websocket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from duologue.core.events import Event, Refused, Said, from_dict
 from duologue.core.history import Ledger
@@ -30,7 +31,9 @@ from duologue.types import Role, Turn
 _MOST_WAITING = 1000  # messages that may wait for the server
 _PATIENCE_S = 60.0  # how long reconnection is attempted
 _FIRST_WAIT_S = 0.1
+_TRY_AGAIN = (502, 503, 504)  # of a proxy while a server is replaced, or of a server that starts
 _LONGEST_WAIT_S = 5.0
+_ROUTE_LENGTH = 8  # of the beginning of a session's name, which is not secret: a fleet routes connections by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Talk:
         self.model = ""
         self.ledger = Ledger()
         self._url = url
+        self._route = start.get("session", secrets.token_urlsafe())[:_ROUTE_LENGTH]
         self._headers = headers
         self._start = start
         self._retry = retry
@@ -268,10 +272,13 @@ class Talk:
             start = {"session": self.session, "after": self._number}
         try:
             socket = await websocket.connect(
-                self._url, additional_headers=self._headers, max_size=None, compression=None
+                _routed(self._url, self._route), additional_headers=self._headers, max_size=None, compression=None
             )
         except InvalidURI as error:
             raise UsageError(f"{self._url} is not the address of a server: {error}") from error
+        except InvalidStatus as error:
+            kind = RemoteError if error.response.status_code in _TRY_AGAIN else _Refused
+            raise kind(f"{self._url} refused the connection: {error}") from error
         except InvalidHandshake as error:
             raise _Refused(f"{self._url} refused the connection: {error}") from error
         except (OSError, TimeoutError) as error:
@@ -283,7 +290,9 @@ class Talk:
             raise RemoteError(f"{self._url} closed the connection: {error}") from error
         if answer.get("type") != "started":
             await socket.close()
-            raise _Refused(str(answer.get("message", answer)))
+            # A server that holds the record of a conversation, or a full one, may give way.
+            kind = RemoteError if answer.get("code") == "full" else _Refused
+            raise kind(str(answer.get("message", answer)))
         self._begin(answer)
         self._socket = socket
         return socket
@@ -291,6 +300,8 @@ class Talk:
     def _begin(self, answer: dict[str, Any]) -> None:
         history = tuple(Turn(Role(turn["role"]), turn["text"]) for turn in answer["history"])
         is_first = not self.session
+        if is_first:
+            self._num_said = answer["taken"]  # ids go on where those of an earlier client ended
         self._forget(answer["taken"])
         self.session, self.model, self._number = answer["session"], answer["model"], answer["number"]
         if is_first or answer["missed"]:
@@ -301,6 +312,12 @@ class Talk:
 
 class _Refused(RemoteError):
     """The server refuses the conversation; trying again is useless."""
+
+
+def _routed(url: str, route: str) -> str:
+    parts = urlsplit(url)
+    query = "&".join(filter(None, (parts.query, urlencode({"route": route}))))
+    return urlunsplit(parts._replace(query=query))
 
 
 def _address(url: str) -> str:

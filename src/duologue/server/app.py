@@ -24,6 +24,7 @@ from duologue.server.conversations import Conversations
 from duologue.server.duplex.connection import Duplex
 from duologue.server.metrics import Metrics
 from duologue.server.realtime.connection import Realtime
+from duologue.server.stores import open_store
 from duologue.server.voice import Voices
 from duologue.server.wire import CloseCode
 from duologue.voice.engines.defaults import Engines, load_engines
@@ -66,13 +67,14 @@ class Server:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 try:
+                    store = open_store(self.config)
                     voices = await stack.enter_async_context(_voices(self.config, self._engines, model))
                 except Exception as error:
                     self.failure = error
-                    log.error("the voice cannot be loaded", extra={"error": str(error)})
+                    log.error("the voice or the store cannot be opened", extra={"error": str(error)})
                     return
                 engine = await stack.enter_async_context(model.engine())
-                conversations = Conversations(model, engine, self.config, sink=self.metrics, voices=voices)
+                conversations = Conversations(model, engine, self.config, sink=self.metrics, voices=voices, store=store)
                 self.metrics.watch(engine, lambda: len(conversations), lambda: conversations.num_refused)
                 if model.speaker is not None:
                     self.metrics.watch_speaker(model.speaker.totals)
@@ -82,8 +84,7 @@ class Server:
                 await self._ended.wait()
                 self.conversations = None
                 sweeping.cancel()
-                for conversation in conversations:
-                    conversation.close("shutdown")
+                await conversations.aclose()
         finally:
             if self._model is None:
                 model.close()

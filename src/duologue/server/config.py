@@ -89,7 +89,7 @@ class ServerConfig:
         "", "commit, tag or branch of the recogniser to download from the hub; empty: the newest"
     )
     max_voices: int = _setting(2, "maximum number of simultaneous conversations by voice", least=1)
-    record: str = _setting("", "folder for records of all conversations; empty: no records")
+    record: str = _setting("", "folder for records of all conversations, or redis://HOST:PORT/DB; empty: no records")
     record_expiry: float = _setting(
         86400.0, "seconds after its last event until which a recorded conversation can be resumed", least=0
     )

@@ -11,12 +11,12 @@ from duologue.core.events import Edited, Event, Received, Said, as_dict
 from duologue.core.session import Session
 from duologue.engine.handle import Handle
 from duologue.errors import DuologueError, EngineError
-from duologue.server.lease import Lease
-from duologue.server.record import Recorder
 from duologue.server.settings import ConversationSettings
+from duologue.server.store import Recorder, RecordLost, Standing
 
 MOST_KEPT = 4096  # events kept for clients that reconnect or read slowly
 MOST_BYTES = 1 << 20  # of these events
+TAKEN_OVER = "another server took it over"
 _EVENT_BYTES = 200  # of an event, in addition to its texts
 log = logging.getLogger("duologue.server")
 
@@ -113,7 +113,9 @@ class Conversation:
         first = recorder.num_events if recorder is not None else 0
         self.events = EventLog(first, most_bytes=min(most_bytes, MOST_BYTES))
         self.owner: Owner | None = None
-        self.taken = 0  # highest id of the messages carried out; repeated messages are ignored
+        self.taken = 0  # highest id of the client's messages whose consequences are recorded, which it may forget
+        self._begun = 0  # highest id of those that were begun; repeated messages are ignored
+        self._done: deque[tuple[int, int]] = deque()  # ids of those carried out, and the last event before their end
         self.is_new = True  # no connection since it was opened, or resumed from its record
         self.detached_at: float | None = None  # engine's time at which it lost its connection
         self._recorder = recorder
@@ -133,11 +135,6 @@ class Conversation:
         return self.handle.session
 
     @property
-    def lease(self) -> Lease | None:
-        """The right to write its record, if it has one."""
-        return None if self._recorder is None else self._recorder.lease
-
-    @property
     def is_speaking(self) -> bool:
         """Whether an answer is running."""
         return self.is_open and self.handle.session.running is not None
@@ -155,6 +152,29 @@ class Conversation:
         if self.owner is owner and self.is_open:
             self.owner, self.detached_at = None, now
             self.handle.pause(True)
+
+    def begin_message(self, number: int) -> bool:
+        """Begin to carry out message `number` of the client. Returns whether it is new; ids increase."""
+        is_new = number > self._begun
+        self._begun = max(self._begun, number)
+        return is_new
+
+    def end_message(self, number: int) -> None:
+        """Message `number` was carried out. It counts as taken when the events that it caused are recorded."""
+        self._done.append((number, self.events.first + self.handle.num_told))
+        self.taken = self._taken_with(self.events.newest)
+
+    def go_on(self, taken: int) -> None:
+        """Continue a conversation whose record has the consequences of messages up to `taken`."""
+        self.taken = self._begun = taken
+
+    async def renew(self) -> None:
+        """Renew the right to write the record. The conversation ends if another server wants it or has it."""
+        if self._recorder is None:
+            return
+        standing = await self._recorder.renew()
+        if standing is not Standing.HELD:
+            self.close(TAKEN_OVER)
 
     def snapshot(self) -> dict[str, Any]:
         """The current state, for a client that does not know the events."""
@@ -185,25 +205,35 @@ class Conversation:
     async def _follow(self) -> None:
         try:
             async for event in self.handle.events():
-                self._record(event)
+                await self._record(event)
                 if self._logs_text and isinstance(event, Received | Said):
                     log.info("text", extra={"session": self.id[:6], "event": as_dict(event)})
                 self.events.add(event)
+        except RecordLost:
+            self.close(TAKEN_OVER)
         except DuologueError as error:
             log.error("a conversation failed", extra={"session": self.id[:6], "error": str(error)})
             self.close(f"failed: {error}")
         else:
             self.close("closed")
 
-    def _record(self, event: Event) -> None:
-        recorder = self._recorder
-        if recorder is None:
-            return
-        try:
-            recorder(event)
-        except OSError as error:  # for instance, the disk is full; the conversation continues without its record
-            log.error("a record cannot be written; it ends here", extra={"session": self.id[:6], "error": str(error)})
-            recorder.stop()
+    async def _record(self, event: Event) -> None:
+        taken, recorder = self._taken_with(self.events.newest + 1), self._recorder
+        if recorder is not None:
+            try:
+                await recorder(event, taken=taken)
+            except OSError as error:  # for instance, the disk is full; the conversation continues without its record
+                more = {"session": self.id[:6], "error": str(error)}
+                log.error("a record cannot be written; it ends here", extra=more)
+                recorder.stop()
+        self.taken = max(self.taken, taken)
+
+    def _taken_with(self, newest: int) -> int:
+        """`taken` once event `newest` is recorded."""
+        taken = self.taken
+        while self._done and self._done[0][1] <= newest:
+            taken = self._done.popleft()[0]
+        return taken
 
 
 def _size(event: Event) -> int:

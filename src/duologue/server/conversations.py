@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from duologue.core.session import Session
@@ -17,13 +16,13 @@ from duologue.errors import EngineError, EngineFull
 from duologue.models.model import Model
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation
-from duologue.server.lease import RENEWAL_S, Lease
-from duologue.server.record import Recorder, is_private, record_path
-from duologue.server.resuming import fit, read_state
+from duologue.server.resuming import fit
 from duologue.server.settings import ConversationSettings
+from duologue.server.store import Recorder, RecordStore
 from duologue.server.voice import Voices
 from duologue.types import Turn
 
+ROUTE_LENGTH = 8  # characters at the beginning of a name, by which a fleet routes connections
 _SWEEP_S = 1.0
 _LONG = 4000  # characters; tokenising them takes some milliseconds
 PER_TURN = 20  # characters that take as long to tokenise as the markup of a turn
@@ -40,7 +39,14 @@ class Conversations:
     """
 
     def __init__(
-        self, model: Model, engine: Engine, config: ServerConfig, *, sink: Sink, voices: Voices | None = None
+        self,
+        model: Model,
+        engine: Engine,
+        config: ServerConfig,
+        *,
+        sink: Sink,
+        voices: Voices | None = None,
+        store: RecordStore | None = None,
     ) -> None:
         self.model = model
         self.voices = voices  # None: no conversation has a voice
@@ -51,12 +57,8 @@ class Conversations:
         self._sink = sink
         self._open: dict[str, Conversation] = {}
         self._resuming: dict[str, asyncio.Task[Conversation]] = {}
-        self._folder = Path(config.record) if config.record else None
-        if self._folder is not None and self._folder.is_dir() and not is_private(self._folder):
-            log.warning(
-                "other users can read the folder of records, and resume conversations; chmod 700",
-                extra={"folder": str(self._folder)},
-            )
+        self._num_opening = 0  # admitted, but not yet in `_open`
+        self._store = store  # None: no records are kept
 
     def __len__(self) -> int:
         return len(self._open)
@@ -76,11 +78,13 @@ class Conversations:
         *,
         client: str,
         keeps_record: bool = True,
+        route: str = "",
         **more: Any,
     ) -> Conversation:
         """Open a conversation of `client`. If there is no room, the one disconnected longest is closed: of all, or if
         the client has as many as it may, of its own.
 
+        `route` is the beginning of its name, if that is possible.
         `more` are further fields of the session's configuration.
 
         Raises:
@@ -89,14 +93,21 @@ class Conversations:
         """
         size = sum(len(turn.text) + PER_TURN for turn in history) + len(settings.system or "")
         session = await off_loop(size, settings.session, self.model, self.config, history, **more)
+        name = _new_name(route)
         handle = self._admit(settings, session, client)
-        name, recorder = secrets.token_urlsafe(18), None
-        if keeps_record and self._folder is not None:
-            model, row = self.model.name, settings.as_json()
-            try:
-                recorder = Recorder.open_new(self._folder, name, model=model, settings=row, history=history)
-            except OSError as error:  # the conversation continues even if the folder is not writable
-                log.error("no record is kept", extra={"error": str(error)})
+        recorder = None
+        self._num_opening += 1
+        try:
+            if keeps_record and self._store is not None:
+                row = settings.as_json()
+                recorder = await self._store.create(name, model=self.model.name, settings=row, history=history)
+        except OSError as error:  # the conversation continues even if the store cannot be written
+            log.error("no record is kept", extra={"error": str(error)})
+        except BaseException:
+            handle.close()
+            raise
+        finally:
+            self._num_opening -= 1
         return self._add(name, client, settings, handle, recorder)
 
     async def find(self, name: str, client: str) -> Conversation | None:
@@ -108,13 +119,18 @@ class Conversations:
             ContextOverflow: see `open`.
             UsageError: this is not a valid name.
         """
-        if (found := self._open.get(name)) is not None or self._folder is None:
+        if (found := self._open.get(name)) is not None or self._store is None:
             return found
-        path = record_path(self._folder, name)
-        if not path.is_file() or path.stat().st_mtime < time.time() - self.config.record_expiry:
-            return None
+        try:
+            if not await self._store.has(name):
+                return None
+        except OSError as error:
+            raise EngineError(f"the record cannot be read: {error}") from error
+        if (found := self._open.get(name)) is not None:  # resumed meanwhile
+            return found
         if name not in self._resuming:
-            self._resuming[name] = asyncio.create_task(self._resume(path, client), name="duologue-resume")
+            task = self._resume(self._store, name, client)
+            self._resuming[name] = asyncio.create_task(task, name="duologue-resume")
             self._resuming[name].add_done_callback(lambda task: self._resumed(name, task))
         return await asyncio.shield(self._resuming[name])  # other callers may wait for it, too
 
@@ -123,48 +139,39 @@ class Conversations:
         if not task.cancelled():
             task.exception()  # whoever waits for it is told; nobody may wait any more
 
-    async def _resume(self, path: Path, client: str) -> Conversation:
+    async def _resume(self, store: RecordStore, name: str, client: str) -> Conversation:
         try:
-            lease = await asyncio.to_thread(Lease.acquire, path)
+            state, recorder = await store.resume(name)
         except OSError as error:
             raise EngineError(f"the record cannot be written: {error}") from error
-        conversation, recorder = None, None
+        conversation = None
         try:
-            state = await asyncio.to_thread(read_state, path)
             settings = ConversationSettings.from_json(state.settings)
             session = await off_loop(len(settings.system or ""), settings.session, self.model, self.config)
             turns, laid_out = await asyncio.to_thread(fit, session, state.history)
-            recorder = await asyncio.to_thread(
-                Recorder.go_on, path, lease, num_events=state.num_events, size=state.size
-            )
             session.advance(state.now)
             handle = self._admit(settings, session, client)
-            conversation = self._add(path.stem, client, settings, handle, recorder)
+            conversation = self._add(name, client, settings, handle, recorder)
+            conversation.go_on(state.taken)
             conversation.detached_at = self.engine.now()  # until somebody attaches
             if turns:
                 conversation.handle.edit(turns, laid_out=laid_out)
             for words in state.unanswered:
                 conversation.handle.hear(words.text, utterance=words.utterance, final=words.final)
             return conversation
-        except BaseException as error:
+        except BaseException:
             if conversation is not None:
                 conversation.close("failed")
-            elif recorder is not None:
-                recorder.stop()
-            lease.release()
-            if isinstance(error, OSError):
-                raise EngineError(f"the record cannot be written: {error}") from error
+            else:
+                recorder.close()
             raise
 
     async def sweep(self) -> None:
         """Forever: close conversations to which no client has returned, and renew the leases of the others."""
-        renewed_at = self.engine.now()
         while True:
             await asyncio.sleep(_SWEEP_S)
             self._close_abandoned(self.engine.now() - self.config.keep)
-            if self.engine.now() >= renewed_at + RENEWAL_S:
-                renewed_at = self.engine.now()
-                await self._renew_leases()
+            await self._renew_leases()
 
     def _close_abandoned(self, before: float) -> None:
         for conversation in self:
@@ -172,10 +179,8 @@ class Conversations:
                 conversation.close("abandoned")
 
     async def _renew_leases(self) -> None:
-        leases = {conversation.id: conversation.lease for conversation in self if conversation.lease is not None}
-        for name, lease in leases.items():
-            if not await asyncio.to_thread(lease.renew) and (conversation := self._open.get(name)) is not None:
-                conversation.close("another server took it over")
+        for conversation in self:
+            await conversation.renew()
 
     async def drain(self) -> None:
         """Stop admitting conversations; return when all answers have been heard, or after the time limit."""
@@ -186,6 +191,13 @@ class Conversations:
                     await asyncio.sleep(0.05)
         for conversation in self:
             conversation.close("shutdown")
+
+    async def aclose(self) -> None:
+        """Close all conversations and the store of their records."""
+        for conversation in self:
+            conversation.close("shutdown")
+        if self._store is not None:
+            await self._store.aclose()
 
     def _admit(self, settings: ConversationSettings, session: Session, client: str) -> Handle:
         if self.is_draining:
@@ -198,7 +210,7 @@ class Conversations:
                 if 0 < self.config.max_per_client <= len(own):
                     rivals = own
                     raise EngineFull(f"this client has as many conversations as it may, {len(own)}; end one first")
-                if len(self._open) >= self.config.max_sessions:
+                if len(self._open) + self._num_opening >= self.config.max_sessions:
                     raise EngineFull(f"all {self.config.max_sessions} slots are taken; try again later")
                 return self.engine.open(session, words_per_second=settings.words_per_second, sink=self._sink)
             except EngineFull:
@@ -224,6 +236,12 @@ class Conversations:
         self._open[name] = conversation
         log.info("opened", extra={"session": name[:6], "open": len(self._open)})
         return conversation
+
+
+def _new_name(route: str) -> str:
+    """A name that cannot be guessed. What comes after its route is secret."""
+    begin = route if re.fullmatch(rf"[A-Za-z0-9_-]{{{ROUTE_LENGTH}}}", route) else secrets.token_urlsafe(6)
+    return begin + secrets.token_urlsafe(18)
 
 
 async def off_loop(size: int, call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:

@@ -4,7 +4,8 @@ A lease is a file beside the record, `.NAME.EPOCH.lease`. It is valid while its 
 modification time, which is compared with the storage's own clock. To take over an expired lease, a server creates the
 file of the next epoch; the storage lets only one of several contenders succeed. A holder that loses its lease while it
 is suspended finds its file gone at the next renewal. Until then it writes to a file that is no longer the record,
-because a takeover replaces the record by a copy (see `Recorder.go_on`).
+because a takeover replaces the record by a copy (see `FolderRecorder.go_on`). A server that wants a record creates
+`.NAME.wanted`; the holder releases its lease when it sees that.
 """
 
 import contextlib
@@ -14,17 +15,16 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from duologue.errors import EngineFull
-
-LEASE_S = 15.0  # a lease that has not been renewed for this long has expired
-RENEWAL_S = 5.0
+from duologue.server.store import LEASE_S, RecordHeld, Standing
 
 
 class Lease:
     """The right to write one record, until it is released or lost; see `acquire`."""
 
-    def __init__(self, path: Path, *, is_takeover: bool) -> None:
+    def __init__(self, path: Path, content: str, *, wish: Path, is_takeover: bool) -> None:
         self.path = path
+        self._content = content  # no other lease has the same, not even one of the same epoch after a release
+        self._wish = wish
         self.is_takeover = is_takeover  # the previous holder did not release it
 
     @classmethod
@@ -32,41 +32,52 @@ class Lease:
         """Acquire the lease on `record`. `is_new`: nobody else can know the name.
 
         Raises:
-            EngineFull: another server holds it.
+            RecordHeld: another server holds it.
             OSError: the storage failed.
         """
         epoch, before = (0, None) if is_new else _newest(record)
         if before is not None and _is_valid(before):
-            raise EngineFull(f"another server holds this conversation; try again in {LEASE_S:.0f} seconds")
+            raise RecordHeld(f"another server holds this conversation; try again in {LEASE_S:.0f} seconds")
         path = _path(record, epoch + 1)
         try:
             number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError as error:
-            raise EngineFull("another server has just taken over this conversation") from error
+            raise RecordHeld("another server has just taken over this conversation") from error
+        content = json.dumps({**_identity(os.getpid()), "lease": os.urandom(8).hex()})
         with os.fdopen(number, "w", encoding="utf-8") as file:
-            json.dump(_identity(os.getpid()), file)
+            file.write(content)
         if before is not None:
             try:
                 before.unlink()
             except FileNotFoundError as error:  # its epoch is over: another server was faster
                 path.unlink(missing_ok=True)
-                raise EngineFull("another server has just taken over this conversation") from error
-        return cls(path, is_takeover=before is not None)
+                raise RecordHeld("another server has just taken over this conversation") from error
+        wish = wish_path(record)
+        wish.unlink(missing_ok=True)
+        return cls(path, content, wish=wish, is_takeover=before is not None)
 
-    def renew(self) -> bool:
-        """Renew the lease. Returns whether it was still held."""
+    def renew(self) -> Standing:
+        """Renew the lease if it is still held."""
         try:
+            if self.path.read_text(encoding="utf-8") != self._content:
+                return Standing.LOST
             os.utime(self.path)
         except FileNotFoundError:
-            return False
+            return Standing.LOST
         except OSError:
-            return True  # the storage is temporarily unavailable
-        return True
+            return Standing.HELD  # the storage is temporarily unavailable
+        return Standing.WANTED if self._wish.exists() else Standing.HELD
 
     def release(self) -> None:
-        """Release the lease."""
+        """Release the lease, unless it was lost."""
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            if self.path.read_text(encoding="utf-8") == self._content:
+                self.path.unlink()
+
+
+def wish_path(record: Path) -> Path:
+    """The file by which a server asks the holder for `record`."""
+    return record.with_name(f".{record.stem}.wanted")
 
 
 def _path(record: Path, epoch: int) -> Path:

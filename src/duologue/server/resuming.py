@@ -1,46 +1,39 @@
 """Restores the state of a recorded conversation. For long records this is slow, so it runs in a thread."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 from duologue.core.compaction import newest_that_fit
 from duologue.core.config import MAX_CHARACTERS_PER_TOKEN
-from duologue.core.events import Received
 from duologue.core.history import Ledger
 from duologue.core.session import Session
 from duologue.errors import BadData, ContextOverflow
 from duologue.server.record import RecordReader
+from duologue.server.store import RecordedState
 from duologue.types import Role, Token, Turn
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedState:
-    """The state of a conversation after its last recorded event."""
-
-    settings: dict[str, Any]
-    history: list[Turn]
-    unanswered: list[Received]
-    now: float  # seconds since it began
-    num_events: int
-    size: int  # bytes of whole lines
-
-
-def read_state(path: Path) -> RecordedState:
-    """Read a record in one pass, without keeping its events.
+def read_state(session: str, lines: Iterable[bytes], where: object) -> RecordedState:
+    """Read a record in one pass, without keeping its events. `where` is for messages.
 
     Raises:
         BadData: it is damaged, or a copy of another session's record.
     """
-    reader, now = RecordReader(path), 0.0
-    if reader.session != path.stem:
-        raise BadData(f"{path} is a copy of the record of another session")
+    reader, now = RecordReader(lines, where), 0.0
+    if reader.session != session:
+        raise BadData(f"{where} is a copy of the record of another session")
     ledger = Ledger(reader.history)
     for event in reader:
         ledger(event)
         now = event.at
-    unanswered = list(ledger.unanswered.values())
-    return RecordedState(reader.settings, ledger.history, unanswered, now, reader.num_events, reader.size)
+    return RecordedState(
+        reader.settings,
+        ledger.history,
+        list(ledger.unanswered.values()),
+        now,
+        reader.num_events,
+        reader.size,
+        reader.taken,
+    )
 
 
 def fit(session: Session, history: list[Turn]) -> tuple[list[Turn], list[Token]]:

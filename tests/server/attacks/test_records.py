@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from duologue.core.events import EVENT_TYPES
 from duologue.errors import BadData, EngineFull
-from duologue.server import record as record_module
-from duologue.server.lease import LEASE_S, Lease
-from duologue.server.record import read_record
+from duologue.server import store as store_module
+from duologue.server.lease import Lease
+from duologue.server.record import lines_of, read_record
 from duologue.server.resuming import read_state
+from duologue.server.store import LEASE_S, Standing
 from duplex_peer import ANSWERS, Peer, join, run
 from honest import honest
 from serving import Running, scripted_model, serving
@@ -52,6 +53,15 @@ async def talked(server: Running) -> str:
     while server.talks._open[name].owner is not None:
         await asyncio.sleep(0.01)
     return name
+
+
+def stand_still(server: Running) -> None:
+    """From now on, the server does nothing about its leases."""
+
+    async def nothing() -> None:
+        pass
+
+    server.talks._renew_leases = nothing  # type: ignore[method-assign]
 
 
 async def refused(server: Running, name: str) -> str:
@@ -221,7 +231,7 @@ def test_a_record_expires(tmp_path: Path) -> None:
 
 
 def test_a_record_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_module, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(store_module, "MOST_BYTES", 20_000)
 
     async def talk() -> None:
         async with keeping(tmp_path, messages_per_second=10_000) as server, honest(server):
@@ -248,13 +258,50 @@ def test_two_servers_do_not_write_one_record(tmp_path: Path) -> None:
     async def talk() -> None:
         async with keeping(tmp_path) as first, keeping(tmp_path) as second, honest(first), honest(second):
             name = await talked(first)
+            renew = first.talks._renew_leases
+            stand_still(first)
             assert "another server" in await refused(second, name)
             await (await join(first)).start(session=name)
             first.talks._open[name].close("ended by the test")
             await (await join(second)).start(session=name)
+            stand_still(second)
             assert "another server" in await refused(first, name)
+            first.talks._renew_leases = renew
 
     run(talk())
+
+
+def test_a_conversation_moves_to_the_server_that_its_client_reaches(tmp_path: Path) -> None:
+    async def talk() -> None:
+        async with keeping(tmp_path) as first, keeping(tmp_path) as second, honest(first), honest(second):
+            name = await talked(first)
+            before = first.talks._open[name]
+            said = [turn.text for turn in before.handle.session.history]
+            assert len(said) == 2
+            peer = await join(second)
+            started = await peer.start(session=name)
+            assert [turn["text"] for turn in started["history"]] == said
+            assert before.events.ended == "another server took it over"
+            assert name not in first.talks._open
+            await peer.say("hear", text="what is a cat", final=True, utterance="again")
+            await peer.until("committed")
+            recorded = read_record(tmp_path / f"{name}.jsonl")
+            assert recorded.ledger.history == second.talks._open[name].handle.session.history
+            assert not (tmp_path / f".{name}.wanted").exists()
+
+    run(talk())
+
+
+def test_a_server_that_lost_its_lease_takes_no_other_for_it(tmp_path: Path) -> None:
+    record = write(tmp_path, [HEADER])
+    first = Lease.acquire(record)
+    os.utime(first.path, (0, time.time() - LEASE_S - 1))
+    Lease.acquire(record).release()
+    third = Lease.acquire(record)
+    assert third.path == first.path, "epochs begin again after a release"
+    assert first.renew() is Standing.LOST
+    first.release()
+    assert third.renew() is Standing.HELD
 
 
 def test_a_server_that_stood_still_is_taken_over_and_damages_nothing(tmp_path: Path) -> None:
@@ -262,8 +309,7 @@ def test_a_server_that_stood_still_is_taken_over_and_damages_nothing(tmp_path: P
         async with keeping(tmp_path) as first, keeping(tmp_path) as second, honest(first), honest(second):
             name = await talked(first)
             before = first.talks._open[name]
-            assert before.lease is not None
-            os.utime(before.lease.path, (0, time.time() - LEASE_S - 1))
+            os.utime(before._recorder.lease.path, (0, time.time() - LEASE_S - 1))
             peer = await join(second)
             await peer.start(session=name)
             before.handle.hear("tell me a lot", utterance="late", final=True)  # it does not know yet
@@ -288,8 +334,8 @@ def test_a_lease_is_taken_by_one_of_many(tmp_path: Path) -> None:
     os.utime(first.path, (0, time.time() - LEASE_S - 1))
     second = Lease.acquire(record)
     assert second.is_takeover
-    assert not first.renew()
-    assert second.renew()
+    assert first.renew() is Standing.LOST
+    assert second.renew() is Standing.HELD
     second.release()
     third = Lease.acquire(record)
     assert not third.is_takeover
@@ -334,6 +380,6 @@ def test_whatever_a_record_holds_it_is_read_or_refused(tmp_path: Path, top: str,
     text = "\n".join([top, *lines]) + ("\n" if whole else "")
     path = tmp_path / "talk.jsonl"
     path.write_bytes(text.encode("utf-8", "replace"))
-    for read in (read_record, read_state):
+    for read in (read_record, lambda path: read_state("talk", lines_of(path), path)):
         with contextlib.suppress(BadData):
             read(path)

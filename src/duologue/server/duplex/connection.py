@@ -51,6 +51,7 @@ class Duplex:
         self._conversations = conversations
         self._config = config
         self._client = client_of(socket, config)
+        self._route = socket.query_params.get("route", "")
         self._wire = Wire(socket, config, is_busy=self._is_busy)
         self._conversation: Conversation | None = None
         self._voice: DuplexVoice | None = None
@@ -138,10 +139,15 @@ class Duplex:
             await self._start(fields)
             return
         conversation = self._conversation or await self._start(read(MESSAGES["start"], {}))
-        if isinstance(number, int):
-            if number <= conversation.taken:
-                return  # it arrived before the connection was lost
-            conversation.taken = number
+        if not isinstance(number, int):
+            await self._command(conversation, kind, fields)
+        elif conversation.begin_message(number):  # otherwise, it arrived before the connection was lost
+            try:
+                await self._command(conversation, kind, fields)
+            finally:
+                conversation.end_message(number)
+
+    async def _command(self, conversation: Conversation, kind: str, fields: dict[str, Any]) -> None:
         handle = conversation.handle
         match kind:
             case "hear":
@@ -208,7 +214,7 @@ class Duplex:
         default = ConversationSettings(hearing=self._config.words_per_second)
         settings = ConversationSettings.from_json(fields["settings"] or {}, before=default)
         history = read_turns(fields["history"] or [], most=self._conversations.most_turns)
-        return await self._conversations.open(settings, history, client=self._client)
+        return await self._conversations.open(settings, history, client=self._client, route=self._route)
 
     async def _find(self, session: str) -> Conversation:
         found = await self._conversations.find(session, self._client)

@@ -10,6 +10,7 @@ const LOADING_MS = 500;
 const SILENCE_MS = 6000; // without a word of the server, though it was asked something: it is gone
 const MOST_WAITING = 1000; // messages that are kept while there is no connection
 const TAKEN_OVER = 4001;
+const ROUTE_LENGTH = 8; // of the beginning of a session's name, which is not secret: a fleet routes connections by it
 
 /**
  * One conversation with the server. `told` has functions for what happens:
@@ -66,6 +67,7 @@ export class Wire {
     this.#told.status("connecting", "connecting");
     const url = new URL("v1/duplex", this.#base);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+    url.searchParams.set("route", this.session?.slice(0, ROUTE_LENGTH) ?? randomRoute());
     try {
       this.#socket = new WebSocket(url, ["duologue", ...(token ? [TOKEN_PROTOCOL + token] : [])]);
     } catch {
@@ -246,4 +248,8 @@ export class Wire {
     clearTimeout(this.#timer);
     clearInterval(this.#watch);
   }
+}
+
+function randomRoute() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(ROUTE_LENGTH / 2)), (n) => n.toString(16).padStart(2, "0")).join("");
 }

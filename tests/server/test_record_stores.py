@@ -1,0 +1,248 @@
+"""Stores of records: one writer at a time, and none that stood still. Redis is tested where it is installed."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from duologue.core.events import Event, Heard
+from duologue.errors import MissingDependency
+from duologue.server import store as store_module
+from duologue.server.config import ServerConfig
+from duologue.server.store import LEASE_S, Recorder, RecordHeld, RecordLost, RecordStore, Standing
+from duologue.server.stores import open_store
+from duplex_peer import ANSWERS, join, run
+from serving import scripted_model, serving
+
+NAME = "a-conversation"
+
+
+def redis_url(folder: Path) -> Iterator[str]:
+    """The address of a Redis server of the test's own."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    pytest.importorskip("redis")
+    path = folder / "redis.sock"
+    command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while not path.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        yield f"unix://{path}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(params=["folder", "redis"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where records are kept."""
+    if request.param == "folder":
+        (tmp_path / "records").mkdir(mode=0o700)
+        yield str(tmp_path / "records")
+    else:
+        yield from redis_url(tmp_path)
+
+
+@contextlib.asynccontextmanager
+async def opened(place: str, number: int) -> AsyncIterator[list[RecordStore]]:
+    """As many servers would open the store."""
+    stores = [open_store(ServerConfig(record=place)) for _ in range(number)]
+    try:
+        yield [store for store in stores if store is not None]
+    finally:
+        for store in stores:
+            assert store is not None
+            await store.aclose()
+
+
+async def begin(store: RecordStore) -> Recorder:
+    return await store.create(NAME, model="scripted", settings={"hearing": "shown"}, history=[])
+
+
+async def expire(store: Any, recorder: Any) -> None:
+    """The lease expires, as if the server had stood still."""
+    if hasattr(recorder, "lease"):
+        os.utime(recorder.lease.path, (0, time.time() - LEASE_S - 1))
+    else:
+        await store._redis.delete(f"duologue:{{{recorder._name}}}:lease")
+
+
+def heard(at: int) -> Event:
+    return Heard(float(at), 0, at)
+
+
+async def times(store: RecordStore) -> tuple[float, int]:
+    """When the last event of the record was, and how many there are."""
+    state, recorder = await store.resume(NAME)
+    recorder.close()
+    return state.now, state.num_events
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "HANDOVER_S", 0.2)
+
+
+def test_a_record_is_written_by_one_of_many(place: str, impatient: None) -> None:
+    async def talk() -> None:
+        async with opened(place, 6) as (first, *others):
+            (await begin(first)).close()
+            found = await asyncio.gather(*(store.resume(NAME) for store in others), return_exceptions=True)
+            assert sorted(type(each) is tuple for each in found) == [False] * 4 + [True]
+            assert all(isinstance(each, RecordHeld) for each in found if type(each) is not tuple)
+
+    run(talk())
+
+
+def test_a_writer_that_stood_still_can_never_write_again(place: str) -> None:
+    async def talk() -> None:
+        async with opened(place, 2) as (first, second):
+            old = await begin(first)
+            await old(heard(1), taken=7)
+            await expire(first, old)
+            state, new = await second.resume(NAME)
+            assert (state.now, state.num_events, state.taken) == (1.0, 1, 7)
+            for between in range(2):  # while the new one writes, and after it has given way
+                with contextlib.suppress(RecordLost):
+                    await old(heard(100 + between))
+                assert await old.renew() is Standing.LOST
+                old.close()
+                if between == 0:
+                    assert await new.renew() is Standing.HELD
+                    await new(heard(2))
+                    new.close()
+            assert await times(second) == (2.0, 2)
+
+    run(talk())
+
+
+def test_the_holder_of_a_record_is_asked_for_it(place: str) -> None:
+    async def talk() -> None:
+        async with opened(place, 2) as (first, second):
+            holder = await begin(first)
+            await holder(heard(1))
+            assert await holder.renew() is Standing.HELD
+            asking = asyncio.create_task(second.resume(NAME))
+            while await holder.renew() is not Standing.WANTED:
+                assert not asking.done()
+                await asyncio.sleep(0.01)
+            await holder(heard(2))
+            holder.close()
+            state, recorder = await asking
+            assert state.now == 2.0
+            assert await recorder.renew() is Standing.HELD, "the wish is fulfilled"
+            recorder.close()
+
+    run(talk())
+
+
+def test_a_holder_that_does_not_answer_keeps_its_record(place: str, impatient: None) -> None:
+    async def talk() -> None:
+        async with opened(place, 2) as (first, second):
+            holder = await begin(first)
+            with pytest.raises(RecordHeld, match="another server"):
+                await second.resume(NAME)
+            assert await holder.renew() is Standing.HELD, "nobody waits for it any more"
+            holder.close()
+
+    run(talk())
+
+
+def test_a_record_that_could_not_be_finished_is_given_to_nobody(place: str, impatient: None) -> None:
+    async def talk() -> None:
+        async with opened(place, 2) as (first, second):
+            holder = await begin(first)
+            holder.stop()
+            await holder(heard(1))
+            asking = asyncio.create_task(second.resume(NAME))
+            while not asking.done():
+                assert await holder.renew() is Standing.HELD
+                await asyncio.sleep(0.01)
+            with pytest.raises(RecordHeld):
+                await asking
+            holder.close()
+            assert await times(second) == (0.0, 0)
+
+    run(talk())
+
+
+def test_redis_writes_a_line_once_even_if_the_answer_is_lost(tmp_path: Path) -> None:
+    async def talk(url: str) -> None:
+        async with opened(url, 1) as (store,):
+            recorder: Any = await begin(store)
+            await recorder(heard(1))
+            recorder._num_lines -= 1
+            await recorder(heard(1))
+            recorder.close()
+            assert await times(store) == (1.0, 1)
+
+    for url in redis_url(tmp_path):
+        run(talk(url))
+
+
+@pytest.mark.parametrize("kills", [False, True], ids=["moves", "stood still"])
+def test_a_conversation_goes_on_at_another_server(place: str, kills: bool) -> None:
+    async def talk() -> None:
+        model = scripted_model
+        async with serving(model(ANSWERS), record=place) as first, serving(model(ANSWERS), record=place) as second:
+            peer = await join(first)
+            name = (await peer.start(settings={"hearing": "reported"}))["session"]
+            await peer.say("hear", text="tell me a lot", final=True, id=1)
+            await peer.until("said", lambda m: m["start"] > 20)
+            await peer.say("heard", position=20, id=2)
+            last = await peer.until("heard", lambda m: m.get("taken") == 2)
+            before = first.talks._open[name]
+            recorder = before._recorder
+            peer = await join(second)
+            if kills:
+
+                async def nothing() -> None: ...
+
+                first.talks._renew_leases = nothing  # type: ignore[method-assign]
+            starting = asyncio.create_task(peer.start(session=name, after=last["number"]))
+            while kills and not starting.done():  # a renewal may have been under way
+                with contextlib.suppress(FileNotFoundError):
+                    await expire(first.talks._store, recorder)
+                await asyncio.sleep(0.01)
+            started = await starting
+            assert started["taken"] == 2, "what was repeated would be ignored"
+            assert started["history"] == [
+                {"role": "user", "text": "tell me a lot"},
+                {"role": "assistant", "text": ANSWERS["tell me a lot"][: last["position"]]},
+            ]
+            await peer.say("hear", text="tell me a lot", final=True, id=1)
+            await peer.say("hear", text="what is a cat", final=True, utterance="two", id=3)
+            assert (await peer.until("promoted"))["text"] == "what is a cat"
+            before.close("the test is over")
+
+    run(talk())
+
+
+def test_a_store_that_fails_ends_the_record_and_not_the_conversation(tmp_path: Path) -> None:
+    async def talk(url: str, end: Iterator[str]) -> None:
+        async with serving(scripted_model(ANSWERS), record=url) as server:
+            peer = await join(server)
+            await peer.start(settings={"hearing": "shown"})
+            with contextlib.suppress(StopIteration):
+                next(end)  # Redis ends
+            await peer.say("hear", text="what is a cat", final=True)
+            await peer.until("committed")
+
+    urls = redis_url(tmp_path)
+    run(talk(next(urls), urls))
+
+
+def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    with pytest.raises(MissingDependency, match=r"duologue\[redis\]"):
+        open_store(ServerConfig(record="redis://127.0.0.1"))
