@@ -7,11 +7,13 @@ import pytest
 
 from duologue.backends.pair import PairBackend
 from duologue.backends.scripted import ScriptedBackend
+from duologue.core.cache import CacheOperations, Place
 from duologue.core.config import SessionConfig
 from duologue.core.events import Committed, Decided, Dropped, Failed, Noticed, Promoted, Refused, Said, Suspended
 from duologue.core.history import Ledger
 from duologue.core.policy import Policy
 from duologue.core.session import Session
+from duologue.core.transcript import ListenerModel
 from duologue.engine.engine import Engine
 from duologue.engine.trace import Trace
 from duologue.errors import ContextOverflow, UsageError
@@ -379,3 +381,47 @@ def test_a_pair_of_backends_is_broken_by_neither(monkeypatch: pytest.MonkeyPatch
     talk.session.lose(plan.batch)
     talk.run()
     assert [e.reason for e in talk.events if isinstance(e, Dropped)] == ["ignore"]
+
+
+# ------------------------------------------------------------------------------------------- two compactions
+
+
+def lengths(batch):
+    return [len(extend.tokens) for extend in batch]
+
+
+def test_two_compactions_share_the_room_of_one():
+    cache = CacheOperations(chunk=128)
+    speaker, listener = (cache.open(range(200), place) for place in (Place.SPEAKER, Place.LISTENER))
+    cache.room, cache.room_to_compact = 20, 150
+    cache.feed_compaction(listener, is_awaited=False)
+    cache.feed_compaction(speaker, is_awaited=False)
+    assert lengths(cache.flush().batch) == [128, 22]
+
+
+def test_a_compaction_that_words_wait_for_has_the_room_of_words_whatever_the_other_uses():
+    cache = CacheOperations(chunk=128)
+    speaker, listener = (cache.open(range(200), place) for place in (Place.SPEAKER, Place.LISTENER))
+    cache.room, cache.room_to_compact = 20, 0
+    cache.feed_compaction(listener, is_awaited=False)
+    cache.feed_compaction(speaker, is_awaited=True)
+    assert lengths(cache.flush().batch) == [20]
+
+
+def test_conversations_of_two_models_outlive_each_other_s_compactions():
+    config = SessionConfig(max_length=512, max_answer=200)
+    talk = Talk({}, config=config, listens=True, listener_length=512)
+    listener = ListenerModel(Template.from_tokenizer(talk.other), 512)
+    sessions = [Session(talk.template, PROBE, config=config, listener=listener) for _ in range(3)]
+    engine = Engine(talk.backend, max_tokens_per_pass=32)
+    handles = [engine.open(session) for session in sessions]
+    for number in range(20):
+        for handle in handles:
+            handle.hear(
+                f"tell me about thing number {number} and say more than that", utterance=f"u{number}", final=True
+            )
+        while engine.tick():
+            pass
+    assert engine.totals.failed == 0
+    assert all(len(session.history) < 40 and session.history[-1].role is Role.ASSISTANT for session in sessions)
+    engine.close()

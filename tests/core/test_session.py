@@ -518,6 +518,39 @@ def test_an_aside_after_a_request_to_stop_brings_nothing_back():
     assert talk.session.running is None
 
 
+@pytest.mark.parametrize("end", ["", "[noise]"])
+def test_a_request_to_stop_that_was_taken_back_brings_nothing_back_under_its_id(end):
+    talk = Talk()
+    talk.hear("tell me a story")
+    talk.tick(20)
+    talk.hear("stop", "v", final=False)
+    talk.tick(3)
+    talk.hear(end, "v")
+    talk.hear("it is an aside", "v")
+    talk.run()
+    assert "Resumed" not in talk.kinds()
+    assert talk.session.running is None
+    talk.check_cache()
+
+
+def test_what_grows_is_remembered_longest():
+    talk = Talk({"hello": "Hi.", "hello there": "Hi."})
+    talk.hear("hello", "v", final=False)
+    talk.run()
+    for number in range(31):
+        talk.hear("it is an aside", f"u{number}", final=False)
+        talk.run()
+    talk.hear("hello there", "v", final=False)
+    talk.run()
+    for number in range(31, 40):
+        talk.hear("it is an aside", f"u{number}", final=False)
+        talk.run()
+    num_decided = talk.kinds().count("Decided")
+    talk.hear("hello there", "v")  # only the end is new
+    talk.run()
+    assert talk.kinds().count("Decided") == num_decided
+
+
 def test_words_after_the_answer_was_heard_are_judged_by_themselves():
     talk = Talk(SHORT, policy=Policy(p_sure=0.5))
     talk.hear("what is it", final=False)
@@ -595,6 +628,10 @@ def test_eagerness_moves_waits_and_threshold():
     assert waits == pytest.approx([math.log(ODDS * 16 / 24), 0.0, 0.0])
     hardly = Policy().decide(states, p, speaking=False, p_ends=0.0)
     assert [policy.wait_s(hardly, final=True) for policy in (calm, Policy(), eager)] == [2.0, 2.0, 2.0]
+    high = Thresholds(process=0.9, incomplete=0.9, ignore=0.9)
+    assert (
+        Policy(idle=high, eagerness=-1).decide(states, (0.6, 0.4, 0.0), speaking=False).state is InputState.INCOMPLETE
+    )
     strict = Policy(speaking=Thresholds(process=0.9))
     assert strict.decide(states, (0.6, 0.4, 0.0), speaking=True).state is InputState.INCOMPLETE
     assert strict.decide(states, (0.6, 0.4, 0.0), speaking=False).state is InputState.PROCESS

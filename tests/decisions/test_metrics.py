@@ -180,18 +180,18 @@ def test_the_end_of_a_turn_is_learned_from_both_kinds_of_samples() -> None:
     assert not is_learnable([known[0], *SAMPLES])
 
 
-def test_turns_end_as_often_as_they_go_on_in_every_source() -> None:
-    shop = [Sample("a", PROCESS, "shop", ends=ends) for ends in (True, True, True, False)]
-    hotel = [Sample("a", PROCESS, "hotel", ends=ends) for ends in (False, False, True)]
+def test_odds_that_turns_end_are_brought_nearer_to_even_in_every_source() -> None:
+    shop = [Sample("a", PROCESS, "shop", ends=ends) for ends in (True, True, True, True, False)]
+    hotel = [Sample("a", PROCESS, "hotel", ends=ends) for ends in (False, False, True, True)]
     commands = [Sample("lights on", PROCESS, "commands", ends=True)] * 5  # says nothing about ends but its style
     cuts = [Sample("b", INCOMPLETE, "shop", ends=False)] * 2
     found = balance([*shop, *hotel, *commands, *cuts, Sample("c", IGNORE, "shop")])
-    expected = [*[2 / 3] * 3, 2, *[3 / 4] * 2, 3 / 2, *[ONE_SIDED] * 5, 1, 1, 0]
-    assert found.tolist() == pytest.approx(expected)
+    fewer_ends = [5 / 6] * 4 + [5 / 3]  # odds of 2 for odds of 4, and a mean of 1
+    assert found.tolist() == pytest.approx([*fewer_ends, *[1] * 4, *[ONE_SIDED] * 5, 1, 1, 0])
 
 
 def test_one_sample_of_a_source_does_not_outweigh_the_others() -> None:
-    samples = [Sample("a", PROCESS, "shop", ends=number > 0) for number in range(100)]
+    samples = [Sample("a", PROCESS, "shop", ends=number > 0) for number in range(1000)]
     assert balance(samples)[0] == MAX_WEIGHT
 
 

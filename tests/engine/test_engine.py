@@ -170,6 +170,8 @@ def test_a_defect_of_the_engine_leaves_nobody_waiting(monkeypatch: pytest.Monkey
             handle.hear("hello", final=True)
             with pytest.raises(EngineError, match=r"ZeroDivisionError: oh; please report it"):
                 await said(handle)
+            with pytest.raises(UsageError, match="closed"):
+                engine.open(session(talk))
 
     run(main())
 

@@ -27,9 +27,18 @@ from duologue.training.probe.prefixes import PrefixModel
 from duologue.training.probe.probe_model import ProbeModel
 from duologue.training.probe.rates import DEFAULT_GAINS, Gains, Rates
 from duologue.training.probe.run import ProbeRun, _converged
-from duologue.training.probe.training import DIVISOR, Diverged, ProbeTraining, label, score
+from duologue.training.probe.training import (
+    DIVISOR,
+    Diverged,
+    LabelledLayouts,
+    ProbeTraining,
+    _chance,
+    label,
+    score,
+)
 from duologue.training.recipes import PROBE_RECIPES, LoraShape, ProbeSettings
 from duologue.training.runs import setting_of_checkpoint
+from duologue.training.tensors import target_losses
 from scripted import ByteTokenizer
 from toy_samples import STATES, random_layouts, toy_set
 
@@ -111,6 +120,17 @@ def test_a_run_that_stays_at_chance_ends(tmp_path: Path) -> None:
         toy_run(model, settings, tmp_path, 200).run()
 
 
+def test_chance_is_what_the_best_constant_reaches() -> None:
+    targets = torch.tensor([[1.0, 0.0, 0.5]] * 3 + [[0.0, 1.0, 0.5]] * 2 + [[0.0, 0.0, 1.0]])
+    data = LabelledLayouts([], targets, torch.ones(6), torch.zeros(6), torch.zeros(6))
+    losses = [
+        float(target_losses(torch.tensor([a, b, 100 - a - b]).expand(6, 3) / 100, targets).mean())
+        for a in range(0, 101, 2)
+        for b in range(0, 101 - a, 2)
+    ]
+    assert _chance(data) == pytest.approx(min(losses), abs=1e-3)
+
+
 class Attempt:
     """A run that may diverge, and changes the model."""
 
@@ -125,6 +145,9 @@ class Attempt:
             raise Diverged("the loss is 11")
 
     def discard(self) -> None:
+        pass
+
+    def discard_prefixes(self) -> None:
         pass
 
 

@@ -77,9 +77,9 @@ class _Gated(Session):
         return Phase.LISTENING if answer is not None and not answer.num_tokens else super().phase
 
     def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
-        self._cache.room = limit
+        self._cache.room, self._cache.room_to_compact = limit, compaction_limit
         self._output.plan(self._lookahead)
-        self._output.plan_compaction(compaction_limit)
+        self._output.plan_compaction()
         return self._cache.flush()
 
     def _answer_gathered(self) -> None:

@@ -110,7 +110,7 @@ class BaseSession(ABC):
     # ------------------------------------------------------------------ input and commands
 
     def advance(self, now: float) -> list[Event]:
-        """Set the time to `now` (seconds, never decreasing). Waits that have ended take effect.
+        """Set the time to `now` (seconds, never decreasing). The first wait that has ended takes effect.
 
         Raises:
             UsageError: `now` is earlier than before.

@@ -139,6 +139,7 @@ class CacheOperations:
 
     def __init__(self, chunk: int) -> None:
         self.room: int | None = None  # tokens that the current plan can still take; None: no limit
+        self.room_to_compact: int | None = None  # in addition, for compactions that nothing waits for; None: none apart
         self._chunk = chunk  # most tokens of one sequence in a pass
         self._seqs = count(1)
         self._tickets = count(1)
@@ -207,10 +208,22 @@ class CacheOperations:
         self._work[ticket] = Work(sequence, owner, version)
         self._batch.append(Extend(sequence.seq, tokens, draw=draw, watch=watch, ticket=ticket))
 
+    def feed_compaction(self, sequence: TokenSequence, *, is_awaited: bool) -> None:
+        """Feed a part of `sequence`, a shorter context, from the room of its own if nothing waits for it."""
+        if sequence.fed is not None:
+            return
+        has_own_room = self.room_to_compact is not None and not is_awaited
+        if has_own_room:
+            self.room, self.room_to_compact = self.room_to_compact, self.room
+        if size := self.portion(sequence):
+            self.feed(sequence, size)
+        if has_own_room:
+            self.room, self.room_to_compact = self.room_to_compact, self.room
+
     def flush(self) -> Plan:
         """The plan of everything collected since the last call."""
         plan = Plan(tuple(self._ops), tuple(self._batch))
-        self._ops, self._batch, self.room = [], [], None
+        self._ops, self._batch, self.room, self.room_to_compact = [], [], None, None
         return plan
 
     def work(self, ticket: int) -> Work | None:

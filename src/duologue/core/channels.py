@@ -192,7 +192,7 @@ class Channels:
         self.promote()
 
     def halt(self) -> None:
-        """stop: the answer is suspended, or withdrawn if nothing of it was heard; the words are dropped."""
+        """stop: the answer is suspended (halt), or withdrawn if nothing of it was heard; the words are dropped."""
         self._input.heard.interrupted = self._output.running.id
         self.give_up(InputState.STOP.value)
         self._output.silence()

@@ -26,14 +26,9 @@ class Compaction:
         self._template = template
         self._cache = cache
 
-    def plan(self, limit: int | None) -> None:
-        """Feed part of it: at most `limit` tokens if nothing waits for it (None: what is left of the pass)."""
-        if self.sequence.fed is not None:
-            return
-        if limit is not None and not self.is_awaited:
-            self._cache.room = limit
-        if size := self._cache.portion(self.sequence):
-            self._cache.feed(self.sequence, size)
+    def plan(self) -> None:
+        """Feed a part of it."""
+        self._cache.feed_compaction(self.sequence, is_awaited=self.is_awaited)
 
     def catch_up(self, history: Sequence[Turn]) -> bool:
         """Append the turns that have been committed meanwhile. Returns whether everything is cached."""

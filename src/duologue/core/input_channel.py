@@ -283,6 +283,7 @@ def _remember(where: OrderedDict[str, str], utterances: Iterable[Utterance]) -> 
     for utterance in utterances:
         if not utterance.final:
             where[utterance.id] = utterance.text
+            where.move_to_end(utterance.id)
     while len(where) > _MAX_REMEMBERED:
         where.popitem(last=False)
 
@@ -342,10 +343,16 @@ class InputChannel:
         """Whether exactly these words were judged and dropped. If they have ended, nothing is kept for them."""
         was_dropped = self.memory.was_dropped(utterance, text)
         if was_dropped and final:
-            self.memory.end(utterance)
-            self.forget_kept()
-            self._stop = None
+            self.end(utterance)
         return was_dropped
+
+    def end(self, utterance: str) -> None:
+        """Record that the utterance has ended: its id may name a new one, to which nothing of it applies."""
+        self.memory.end(utterance)
+        if self._kept is not None and find_open(self._kept.utterances, utterance):
+            self.forget_kept()
+        if self._stop is not None and find_open(self._stop.utterances, utterance):
+            self._stop = None
 
     def hear(self, utterance: str, text: str, *, final: bool, num_echoed: int = 0) -> bool:
         """Set the words of `utterance` to `text`. The first `num_echoed` characters are not the user's.
@@ -353,11 +360,11 @@ class InputChannel:
         Returns whether they contain anything that has not been answered.
         """
         num_answered = max(self.memory.num_answered(utterance, text), num_echoed)
-        if final:
-            self.memory.end(utterance)
         known = self.find(utterance)
         if known is None:
             if not text[num_answered:].strip() and (final or num_answered):
+                if final:
+                    self.end(utterance)
                 return False
             if self.current is None:
                 self.current = self._bring_back(utterance)
@@ -365,6 +372,8 @@ class InputChannel:
             if known is None:
                 known = Utterance(utterance)
                 self.current.utterances.append(known)
+        if final:
+            self.end(utterance)
         has_grown, known.final, known.skip = known.text != text, final, num_answered
         if has_grown:
             known.change(text, self._log.now)
@@ -412,7 +421,7 @@ class InputChannel:
         elif heard.sequence is not None and self._prefix.has_room(point, ids, to_answer=False):
             heard.sequence.replace_tail(point.at, (*point.opening, *ids))
         else:
-            self.detach()  # the earlier words had room, but these do not
+            self.detach()  # nothing was forked yet, or there is no room for these words
 
     def _is_too_long(self, ids: Sequence[Token], *, first: bool) -> bool:
         """Whether a turn has too many ids, not counting a system prompt that the template folds into the first turn."""

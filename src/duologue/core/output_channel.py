@@ -38,8 +38,8 @@ MAX_SUSPENDED = 2  # answers that can be resumed; older ones are given up
 class OutputChannel:
     """The live conversation in one token sequence: what was committed, followed by the running answer.
 
-    `epoch` counts how often the sequence was rolled back or replaced; forks from before that are out of date. Appending
-    a turn leaves earlier forks valid.
+    `epoch` counts the changes after which earlier forks no longer begin as the conversation does. Appending a
+    turn leaves earlier forks valid.
     """
 
     def __init__(
@@ -261,10 +261,10 @@ class OutputChannel:
         num_tokens = max(1, min(lookahead - answer.num_waiting_tokens, left))
         return Ahead(num_tokens, self._config.seed, self.num_trimmed + answer.num_turns, answer.num_made)
 
-    def plan_compaction(self, limit: int | None) -> None:
-        """Feed a part of the compaction in progress, if any; see `Compaction.plan`."""
+    def plan_compaction(self) -> None:
+        """Feed a part of the compaction in progress, if any."""
         if self.compaction is not None:
-            self.compaction.plan(limit)
+            self.compaction.plan()
 
     def is_continued_by(self, work: Work) -> bool:
         """Whether `work` drew the next token of the running answer."""

@@ -85,8 +85,8 @@ class Policy:
     eagerness: float = 0.0  # -1 patient … 1 eager: 1 halves the waits and the threshold of process, -1 doubles them
     settle_ms: float = 600.0  # a prepared answer is released after this time without new words
     p_sure: float = 0.97  # or at once, if process is at least this probable
-    p_goes_on: float = 0.17  # in place of both, with a timing pair: the answer is released when, after the silence so
-    # far, the speaker goes on with at most this probability; eagerness multiplies its odds, by 16 at 1
+    p_goes_on: float = 0.17  # with a timing pair, replaces both: the answer is released once the probability that the
+    # speaker goes on has fallen to this value; eagerness e multiplies its odds by 16^e
     pause_ms: float = 1000.0  # mean length of a pause within a turn
     num_intervals: float = 1.2  # with a timing pair, words that have not ended wait for so many intervals at which they
     # were reported: a shorter silence tells nothing about the speaker
@@ -155,7 +155,7 @@ class Policy:
         thresholds = self.speaking if speaking else self.idle
 
         limits = {state: thresholds.of(state) for state in states}
-        limits[InputState.PROCESS] = min(1.0, thresholds.process * math.exp2(-self.eagerness))
+        limits[InputState.PROCESS] = thresholds.process * math.exp2(-self.eagerness)
         best = max(range(len(states)), key=lambda i: p[i] / limits[states[i]])
         return Decision(states[best], p[best], tuple(zip(states, p, strict=True)), p_ends)
 

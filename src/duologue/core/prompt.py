@@ -106,6 +106,8 @@ class Template(Protocol):
 class Probe:
     """What is fed after the words to ask for their state, and where the state is read (DUO, section 2.2).
 
+    The paper forecasts several tokens, of which the first is the state; here one position is read, and no more drawn.
+
     `tokens` follow the words, the probabilities of `watch` are read at the last of them, and they are rolled back. For
     a trained adapter the probe is the token `<|prediction|>`; for a prompted model it is an instruction in plain text.
     `watch[i]` is the state token, such as `<|process|>`, that stands for `states[i]`: an added row of a trained

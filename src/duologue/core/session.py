@@ -195,7 +195,7 @@ class Session(BaseSession):
     # ------------------------------------------------------------------ a cycle
 
     def plan(self, limit: int | None = None, compaction_limit: int | None = None) -> Plan:
-        self._cache.room = limit
+        self._cache.room, self._cache.room_to_compact = limit, compaction_limit
         while not self._input.attach() and self._prefix.swap_if_compacted():
             pass  # the shorter context was cached already: there is room in it
         self._output.plan(self._lookahead)
@@ -203,8 +203,8 @@ class Session(BaseSession):
         if self._transcript is not None:
             if not self._is_forked:
                 self._transcript.plan()
-            self._transcript.plan_compaction(compaction_limit)
-        self._output.plan_compaction(compaction_limit)
+            self._transcript.plan_compaction()
+        self._output.plan_compaction()
         return self._cache.flush()
 
     def take(self, steps: Sequence[Step]) -> list[Event]:
@@ -244,7 +244,7 @@ class Session(BaseSession):
         self._channels.replies.forget(utterance)
         self._log.add(Received(self.now, utterance, text, final))
         if answered is not None and answered.text == text:  # only the end is new
-            self._input.memory.end(utterance)
+            self._input.end(utterance)
             answered.final = True
             self._output.release_if_due()
             return
@@ -291,7 +291,7 @@ class Session(BaseSession):
 
     def _forget(self, utterance: str) -> None:
         """The utterance has ended, and its id may be used again."""
-        self._input.memory.end(utterance)
+        self._input.end(utterance)
         self._output.echo.end(utterance)
 
     def _may_take_back(self, utterance: str) -> bool:
@@ -320,10 +320,9 @@ class Session(BaseSession):
             self._log.add(Refused(self.now, "retract", f"nothing of {utterance!r} is being heard"))
             return self._settle()
         self._log.add(Received(self.now, utterance, "", True))
-        self._forget(utterance)
         if not self._input.retract(utterance):
             self._channels.give_up("retracted")
-            self._forget(utterance)
+        self._forget(utterance)
         return self._settle()
 
     def _judge(self, p: tuple[tuple[float, ...], ...]) -> None:

@@ -207,14 +207,10 @@ class Transcript:
         if self._reads_ahead and sequence.fed is None and (size := self._cache.portion(sequence)):
             self._cache.feed(sequence, size)
 
-    def plan_compaction(self, limit: int | None) -> None:
-        """Read a part of the shorter sequence, if there is one: at most `limit` tokens (None: what is left)."""
-        if self._next is None or self._next.sequence.fed is not None:
-            return
-        if limit is not None and not self._is_awaited:
-            self._cache.room = limit
-        if size := self._cache.portion(self._next.sequence):
-            self._cache.feed(self._next.sequence, size)
+    def plan_compaction(self) -> None:
+        """Read a part of the shorter sequence, if there is one."""
+        if self._next is not None:
+            self._cache.feed_compaction(self._next.sequence, is_awaited=self._is_awaited)
 
     def swap_if_compacted(self) -> bool:
         """Switch to the shorter sequence if it is cached. Returns whether it did."""

@@ -5,7 +5,7 @@ channel leaves the answer as it is; promoting it makes it the new output channel
 open what happens if nothing has been heard of an answer: here, there is nothing to interrupt, and the words belong to
 the same turn (choice 5).
 
-`TABLE` is complete: `Channels` looks its transitions up here and has one method for each, in this order. The figure in
+`TABLE` is complete: `Channels` looks its transitions up here and has a method for each, in this order. The figure in
 `docs/method.md` is drawn from it (`python -m duologue.core.transitions`).
 """
 

@@ -24,7 +24,8 @@ from duologue.types import InputState, Role, Turn
 T = TypeVar("T")
 
 OPEN_WORDS = 4
-"""Lines of our own with more words than this, or half as many characters again, are in one split only."""
+"""Lines of our own that are longer than this (in words; 1.5 times as many characters in scripts without spaces) belong
+to one split only. Shorter ones belong to all."""
 
 _MISRECOGNISED = 0.1  # share of texts in spoken form that get a recogniser's errors, the same for all states
 _TRIES = 30  # draws of one state in one scene
@@ -553,7 +554,8 @@ class SampleBuilder:
             [name for name in (*phrases.lines("slot_name", self._language), *others) if name != scene.called]
         )
         query = self._own("requests", "request") if self._rng.random() < 0.5 else self._query()
-        return _Draft(forms.join([name, query.text]), "own", "to_another", question=forms.is_question(query.text))
+        text = forms.join([name, query.text])
+        return _Draft(text, query.source, "to_another", question=forms.is_question(query.text))
 
     def _background(self, scene: Scene) -> _Draft:
         """Talk to others, cut to the length of queries; questions are more frequent than in the sources."""

@@ -1,4 +1,4 @@
-"""What a set of samples is mixed from, and in which proportions."""
+"""What a set of samples is mixed from, and in which proportions: our recipes, and the paper's (DUO, section 3.1)."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace

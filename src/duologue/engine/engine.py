@@ -6,8 +6,8 @@ Each cycle of the core is the same, whoever drives it:
 
 Sessions may receive commands between `plan` and `take`; tickets identify the results that are still wanted. `tick` does
 all three in the caller's thread. In asynchronous use the event loop's thread owns the sessions, so that commands are
-carried out at once even while a pass runs, and one worker thread owns the backend. Neither needs a lock: they meet when
-a pass is handed over and when it returns.
+carried out at once even while a pass runs, and a worker thread runs the passes. Neither needs a lock: the backend is
+used by the worker while a pass runs, and by the event loop otherwise.
 """
 
 import asyncio
@@ -349,6 +349,7 @@ class Engine:
                     await self._rest()
         except Exception as error:  # a defect of the engine: nobody may be left waiting
             self.totals.failed += 1
+            self._is_closed = True
             for handle in self.handles:
                 handle.fail(as_failure(error, "the engine failed", "; please report it"))
 

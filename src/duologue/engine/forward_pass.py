@@ -1,4 +1,4 @@
-"""One forward pass for several sessions. `ForwardPass.run` is the only code that runs in the backend's thread."""
+"""One forward pass for several sessions. In asynchronous use, `ForwardPass.run` runs in the engine's worker thread."""
 
 import time
 from collections.abc import Sequence

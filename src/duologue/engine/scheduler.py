@@ -135,7 +135,7 @@ class Scheduler:
             is_late = self._takes_turns and left == 0
             num_tokens = feed(handle, limit, 0 if is_late else compaction.get(handle, 0))
             self._note_progress(handle)
-            left = 0 if self._takes_turns and num_tokens else left - num_tokens
+            left = 0 if self._takes_turns and num_tokens else max(0, left - num_tokens)
 
         urgent, long = self._queues(handles, now, compaction)
         if long and self._num_passes - self._waiting_since(long[0]) >= AGEING:

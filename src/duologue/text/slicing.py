@@ -1,4 +1,4 @@
-"""Cuts text into slices, as a speaker would say it period by period (DUO, section 2)."""
+"""Cuts text into slices of 4 to 6 words, as a speaker would say it in each `SLICE_PERIOD_S` (DUO, section 2.1)."""
 
 import random
 import re

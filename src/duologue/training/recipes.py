@@ -49,7 +49,7 @@ class ProbeSettings:
     timing_weight: float = 0.5  # of the loss of the timing pair beside that of the state, on samples that know it
     balance: float = 0.5  # 0: all samples have the same weight; 1: all states have the same weight
     teacher_weight: float = 0.7  # weight of a teacher's probabilities, if there is one; the labels have the rest
-    patience: int = 3  # epochs without a lower held-out loss before training stops
+    patience: int = 3  # epochs without a lower held-out loss before training stops; only if all prefixes fit at once
     seed: int = 0
 
     def __post_init__(self) -> None:

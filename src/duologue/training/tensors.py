@@ -1,4 +1,4 @@
-"""Samples as tensors: padded batches of token ids, target probabilities of the states, and the loss over them.
+"""Samples as tensors: padded batches of token ids, target probabilities of the states, and the loss of the states.
 
 B samples, T tokens of the longest, S states.
 """

@@ -1,9 +1,10 @@
-"""Whether flash attention is the faster one on this machine, where several sessions share a cache.
+"""Decides by a measurement whether flash attention is faster than standard attention where sessions share a cache.
 
 Standard attention stores the scores of all entries of the cache, those of other sessions included, and computes them as
 products of matrices. Flash attention skips what is masked, with other kernels. Which one takes less time depends on the
 processor: by a factor of two either way on the two that were measured (`benchmarks/attention.py`). So it is measured
-once, on a model of one layer whose heads are those of the model in question, and kept in the cache folder.
+once, on a model of one layer whose heads are those of the model in question, and kept in the cache folder. One thread
+does it, by its own time, so that other work on the machine does not decide; more threads divide both kinds alike.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Attention over a pool of KV slots: each conversation attends to its own slots, and nothing is copied.
+"""Attention over a pool of KV slots: conversations and channels (DUO, 2.1) attend to their own, and nothing is copied.
 
 Within a conversation, masks hide the tokens of one channel from the other, except for the prefix that they share: the
 paper's attention mask (DUO, section 2.1).

@@ -1,4 +1,4 @@
-"""A fine-tuning run: from a folder of samples to a changed model and the adapter that fits it.
+"""A fine-tuning run: from a folder of samples to a changed model and the adapter that fits it (DUO, section 3.1).
 
 N samples, S states.
 """

@@ -25,7 +25,7 @@ from duologue.data.samples import Sample
 from duologue.decisions.calibration import apply_temperature, fit_temperature
 from duologue.decisions.convergence import fault
 from duologue.decisions.thresholds import Probabilities, accepted
-from duologue.decisions.timing import balance, is_learnable, looks_complete, timing_facts
+from duologue.decisions.timing import balance, is_learnable, needs_timing, timing_facts
 from duologue.errors import AdapterMismatch, BadData, UsageError
 from duologue.models.adapters import Adapter, Fingerprint
 from duologue.models.card import write_card
@@ -226,6 +226,7 @@ def _converged(
         with torch.no_grad():
             for parameter, value in zip(trained, start, strict=True):
                 parameter.copy_(value)
+    training.discard_prefixes()
     raise UsageError(
         f"training did not converge, not even with the recipe's rates divided by {_DIVISORS[-1]:g}: {reason}. Check "
         "that the labels of the samples are right, use more samples (--samples) or more epochs (--epochs), or choose "
@@ -301,7 +302,8 @@ def _calibrated(
 ) -> tuple[Adapter, Probabilities]:
     """The adapter of `model`, calibrated on the held-out `samples` by temperatures and by thresholds.
 
-    Returns its probabilities [N, S], too. p: [N, S] or [N, S + 2], before that.
+    Also returns the calibrated probabilities [N, S]. `p` holds the uncalibrated ones: [N, S], or [N, S + 2] with a
+    timing pair.
     """
     states = models.states
     p, timing = np.split(p, [len(states)], axis=1)
@@ -310,7 +312,7 @@ def _calibrated(
     if timing.shape[1]:
         ends = np.array([sample.ends is True for sample in samples])
         # cuts are easy to tell and would make it too sure of the rest
-        weights = balance(samples) * looks_complete(samples)
+        weights = balance(samples) * needs_timing(samples)
         right = np.stack([~ends, ends], 1)
         temperatures.append(fit_temperature(timing, right, weights) if weights.any() else 1.0)
         facts["timing"] = {"temperature": round(temperatures[1], 3), **timing_facts(samples, timing[:, 1])}

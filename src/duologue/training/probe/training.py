@@ -41,6 +41,7 @@ DIVISOR = "divisor of the learning rates"
 """Its name in checkpoints."""
 
 _RECENT = 0.05  # weight of the latest loss in the running mean
+_CHANCE_STEPS = 50
 _MAX_STEPS_AT_CHANCE = 200  # without a held-out loss below chance
 
 
@@ -187,7 +188,7 @@ class ProbeTraining:
         """Train to the end, and leave the weights with the lowest held-out loss in the model.
 
         Raises:
-            Diverged: the rates are too high.
+            Diverged: see there.
             UsageError: a checkpoint cannot be written.
         """
         files, epochs = self.files, self._settings.epochs
@@ -351,6 +352,9 @@ def _evaluate(model: ProbeModel, dev: LabelledLayouts, prefixes: Prefixes) -> tu
 
 
 def _chance(dev: LabelledLayouts) -> float:
-    """The loss of the best probabilities that are the same for all samples."""
-    shares = (dev.targets * dev.weights[:, None]).mean(0)  # [S]
-    return float((target_losses((shares / shares.sum()).expand_as(dev.targets), dev.targets) * dev.weights).mean())
+    """The loss of the best probabilities that are the same for all samples, found by expectation maximisation."""
+    p = torch.full_like(dev.targets[0], 1 / dev.targets.shape[1])  # [S]
+    for _ in range(_CHANCE_STEPS):
+        responsible = dev.targets * p
+        p = (responsible / responsible.sum(1, keepdim=True) * dev.weights[:, None]).sum(0) / dev.weights.sum()
+    return float((target_losses(p.expand_as(dev.targets), dev.targets) * dev.weights).mean())
