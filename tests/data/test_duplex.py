@@ -26,6 +26,7 @@ from duologue.data.duplex.rewriting import MAX_FAILURES, ModelRewriter, Rewriter
 from duologue.data.duplex.slicer import ASSISTANT_TOKENS, USER_WORDS, Slicer
 from duologue.data.duplex.timeline import DuplexDialogue
 from duologue.data.duplex.transitions import SECTIONS
+from duologue.data.workers import Processes
 from duologue.errors import BadData, RemoteError, UsageError
 from duologue.text.slicing import slice_spans
 from duologue.types import Role, Turn
@@ -87,13 +88,13 @@ def talks(tmp_path: Path) -> Path:
     return write(tmp_path / "talks.jsonl", rows)
 
 
-def workshop(folder: Path, rewriter: Rewriter | None = None, **settings: Any) -> Workshop:
-    return Workshop(folder, Slicer(tiny()), transitions.shipped(), rewriter or Rules(), **settings)
+def workshop(rewriter: Rewriter | None = None, **settings: Any) -> Workshop:
+    return Workshop(Slicer(tiny()), transitions.shipped(), rewriter or Rules(), **settings)
 
 
 def built(folder: Path, *sources: Path, rewriter: Rewriter | None = None, **settings: Any) -> list[DuplexDialogue]:
     """The training rows of a build."""
-    build(sources, DuplexRecipe(**settings), workshop(folder, rewriter), made_by={})
+    build(sources, folder, DuplexRecipe(**settings), workshop(rewriter), made_by={})
     return rows_of(folder)
 
 
@@ -441,8 +442,8 @@ def test_a_model_is_told_what_was_said(talks: Path, tmp_path: Path) -> None:
 def test_the_same_rows_come_from_one_process_and_from_two(talks: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("duologue.data.duplex.planning.SHARD", 8)
     recipe = DuplexRecipe(num_dialogues=40)
-    build([talks], recipe, workshop(tmp_path / "one"), made_by={}, workers=1)
-    build([talks], recipe, workshop(tmp_path / "two"), made_by={}, workers=2)
+    build([talks], tmp_path / "one", recipe, workshop(), made_by={})
+    build([talks], tmp_path / "two", recipe, workshop(), made_by={}, workers=Processes(2))
     assert len(content(tmp_path / "one")) > 4
     assert content(tmp_path / "one") == content(tmp_path / "two")
     names = ("statistics.json", "report.md")
@@ -450,14 +451,14 @@ def test_the_same_rows_come_from_one_process_and_from_two(talks: Path, tmp_path:
 
 
 def test_rows_at_once_are_the_same_rows(talks: Path, tmp_path: Path) -> None:
-    build([talks], DuplexRecipe(), workshop(tmp_path / "one"), made_by={})
-    build([talks], DuplexRecipe(), workshop(tmp_path / "many", at_once=4), made_by={})
+    build([talks], tmp_path / "one", DuplexRecipe(), workshop(), made_by={})
+    build([talks], tmp_path / "many", DuplexRecipe(), workshop(at_once=4), made_by={})
     assert content(tmp_path / "one") == content(tmp_path / "many")
 
 
 def test_an_interrupted_build_is_continued(talks: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("duologue.data.duplex.planning.SHARD", 8)
-    build([talks], DuplexRecipe(), workshop(tmp_path / "whole"), made_by={})
+    build([talks], tmp_path / "whole", DuplexRecipe(), workshop(), made_by={})
     made = building.Workshop.make
     num_made = 0
 
@@ -470,11 +471,11 @@ def test_an_interrupted_build_is_continued(talks: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(building.Workshop, "make", killed)
     with pytest.raises(KeyboardInterrupt):
-        build([talks], DuplexRecipe(), workshop(tmp_path / "out"), made_by={})
+        build([talks], tmp_path / "out", DuplexRecipe(), workshop(), made_by={})
     done = content(tmp_path / "out")
     assert 0 < len(done) < len(content(tmp_path / "whole"))
     before = num_made
-    build([talks], DuplexRecipe(), workshop(tmp_path / "out"), made_by={})
+    build([talks], tmp_path / "out", DuplexRecipe(), workshop(), made_by={})
     assert num_made - before < len(rows_of(tmp_path / "whole")) + len(rows_of(tmp_path / "whole", "dev"))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     assert (tmp_path / "out" / "report.md").read_text() == (tmp_path / "whole" / "report.md").read_text()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duologue.cli.command import Command, Option, whole
+from duologue.cli.options import RAY, spread
 from duologue.cli.progress import progress
 from duologue.errors import MissingDependency, UsageError
 from duologue.models.catalogue import DEFAULT, find
@@ -40,6 +41,7 @@ unless --transitions names a file for them: translate src/duologue/data/duplex/l
 examples:
   duologue data build-duplex --sources corpora --out slices --dialogues 10000
   duologue data build-duplex --sources a.jsonl --out slices --rewrite-url http://localhost:8000/v1 --rewrite-model NAME
+  duologue data build-duplex --sources corpora --out slices --ray auto
 """
 
 COMMAND = Command(
@@ -76,7 +78,13 @@ COMMAND = Command(
         ),
         Option("--tokenizer", default=DEFAULT, metavar="MODEL", help="the model whose tokens are counted"),
         Option("--tokenizer-revision", metavar="REV", help="commit, tag or branch of that model, if it is downloaded"),
-        Option("--workers", type=whole(least=1, most=1024), metavar="N", help="processes (default: one for each core)"),
+        Option(
+            "--workers",
+            type=whole(least=1, most=1024),
+            metavar="N",
+            help="processes, with --ray of the cluster (default: one for each core)",
+        ),
+        RAY,
         Option("--seed", type=int, default=0),
     ),
     groups={
@@ -107,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
     from duologue.data.duplex.build import Workshop, build
     from duologue.data.duplex.planning import DuplexRecipe
     from duologue.data.duplex.slicer import Slicer
+    from duologue.data.workers import Here
 
     recipe = DuplexRecipe(
         num_dialogues=args.dialogues,
@@ -121,12 +130,17 @@ def run(args: argparse.Namespace) -> int:
             f"--language {args.language} has no transitions; there are {', '.join(transitions)}. Give a file "
             f"{args.language}.txt with --transitions"
         )
+    # a model of our own is loaded once, in this process
+    is_here = args.rewrite_model is not None and args.rewrite_url is None
+    if is_here and args.ray is not None:
+        raise UsageError("--ray and a model that is loaded here do not go together; serve it, and give --rewrite-url")
+    workers = Here() if is_here else spread(args.ray, args.workers or (None if args.ray else os.cpu_count()))
     with ExitStack() as stack:
-        rewriter, at_once, workers = _rewriter(args, stack)
-        workshop = Workshop(args.out, Slicer(_tokenizer(args)), transitions, rewriter, at_once)
+        rewriter, at_once = _rewriter(args, stack)
+        workshop = Workshop(Slicer(_tokenizer(args)), transitions, rewriter, at_once)
         made_by = {"tokenizer": args.tokenizer, "rewriter": rewriter.name}
         with progress("Building dialogues in slices") as stage:
-            build(args.sources, recipe, workshop, made_by=made_by, workers=workers, progress=stage.count)
+            build(args.sources, args.out, recipe, workshop, made_by=made_by, workers=workers, progress=stage.count)
     print((args.out / "report.md").read_text(encoding="utf-8"))
     print(f"The dialogues are in {args.out}. Train on them with: duologue train tdm --data {args.out} --out DIR")
     return 0
@@ -164,17 +178,16 @@ def _tokenizer(args: argparse.Namespace) -> Any:
     return fast
 
 
-def _rewriter(args: argparse.Namespace, stack: ExitStack) -> "tuple[Rewriter, int, int]":
-    """What writes interruptions, how many rows may wait for it at the same time, and the number of processes."""
+def _rewriter(args: argparse.Namespace, stack: ExitStack) -> "tuple[Rewriter, int]":
+    """What writes interruptions, and how many rows of a worker may wait for it at the same time."""
     from duologue.data.chat_client import ChatClient
     from duologue.data.duplex.rewriting import ModelRewriter, Rules
 
-    workers = args.workers or os.cpu_count() or 1
     name = args.rewrite_model
     if name is None:
         if args.rewrite_url is not None:
             raise UsageError("--rewrite-url needs --rewrite-model, the name of a model of that server")
-        return Rules(), 1, workers
+        return Rules(), 1
     if args.rewrite_url is not None:
         client = ChatClient(
             args.rewrite_url,
@@ -183,11 +196,11 @@ def _rewriter(args: argparse.Namespace, stack: ExitStack) -> "tuple[Rewriter, in
             api_key_env=args.rewrite_key_env,
             timeout_s=args.rewrite_timeout,
         )
-        return ModelRewriter(client.ask, name), args.at_once, workers
+        return ModelRewriter(client.ask, name), args.at_once
     from duologue.models.completion import complete
     from duologue.models.model import load
 
     with progress(f"Loading {name}") as stage:
         model = load(name, adapter="prompted", context_length=4096, progress=stage)
     stack.callback(model.close)
-    return ModelRewriter(partial(complete, model), name), 1, 1
+    return ModelRewriter(partial(complete, model), name), 1

@@ -44,6 +44,7 @@ _EXTRAS = (
     ("piper", "a better voice (GPL)", ("piper", "onnx"), "piper"),
     ("training", "duologue train", ("torch", "transformers", "accelerate", "peft", "matplotlib"), "train"),
     ("hub", "duologue data fetch", ("datasets",), "hub"),
+    ("ray", "work on a Ray cluster", ("ray", "pyarrow", "pandas"), "ray"),
     ("completion", "duologue completion", ("shtab",), "completion"),
 )
 """What an extra of the package is for: name, purpose, modules, extra."""

@@ -40,6 +40,7 @@ COMMAND = Command(
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    from duologue.evaluation.states import Decider
     from duologue.evaluation.timing import probabilities, read_timing, report
     from duologue.evaluation.timing_report import tables
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     with closing(load_model(args)) as model, progress("Deciding") as stage:
         p_ends = probabilities(rows, model, progress=stage)
         policy = model.policy(eagerness=args.eagerness)
-    result: dict[str, Any] = {**what_decides(args, model), **report(rows.samples, p_ends, policy)}
+    result: dict[str, Any] = {**what_decides(args, Decider.of(model)), **report(rows.samples, p_ends, policy)}
     print(tables(result), file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(result, ensure_ascii=False))

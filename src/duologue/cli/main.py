@@ -89,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     from duologue.cli.doctor import install_command
 
+    what = "; ".join([str(error), *getattr(error, "__notes__", ())])
     if isinstance(error, DuologueError):
-        print(f"duologue: {error}", file=sys.stderr)
+        print(f"duologue: {what}", file=sys.stderr)
         return 2
     if isinstance(error, OSError) and error.errno in _OF_FILES:
         where = f"{error.filename}: " if error.filename is not None else ""
@@ -100,7 +101,7 @@ def _explain(error: Exception) -> int:
         print(f"duologue: this needs {error.name}, which is not installed: {command}", file=sys.stderr)
         return 2
     print(
-        f"duologue: internal error: {type(error).__name__}: {error}\n"
+        f"duologue: internal error: {type(error).__name__}: {what}\n"
         "This is a bug. Please report it with the output of the command after `export DUOLOGUE_DEBUG=1`.",
         file=sys.stderr,
     )

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,8 @@ from duologue.speakers.endpoint import KEY_VARIABLE
 from duologue.speakers.opening import remote_speaker
 
 if TYPE_CHECKING:
+    from duologue.data.workers import Workers
+    from duologue.evaluation.states import Decider
     from duologue.models.model import Model
     from duologue.speakers.remote import RemoteSpeaker
 
@@ -150,6 +153,29 @@ CONVERSATION = (
 """Answers and decisions."""
 
 
+RAY = Option(
+    "--ray",
+    metavar="ADDRESS",
+    help="work on a Ray cluster: local (one of this machine alone), auto (the one that this machine belongs to) or its "
+    "host:port",
+)
+"""Batch work beyond one machine."""
+
+
+def spread(ray: str | None, num: int | None, *, cores: int = 1, gpus: int = 0) -> "Workers":
+    """Who does batch work: `num` workers with `cores` and `gpus` each, on the cluster that `--ray` names, or here.
+
+    Raises:
+        UsageError: there can be no such cluster.
+    """
+    from duologue.data.ray_workers import RayWorkers
+    from duologue.data.workers import Here, Processes
+
+    if ray is not None:
+        return RayWorkers(ray, num, cores, gpus)
+    return Here() if num in (None, 1) else Processes(num)
+
+
 def load_model(args: argparse.Namespace, *, context_length: int | None = None, sessions: int = 1) -> "Model":
     """Load the model that the options name, for contexts of `context_length` tokens (default: the option's).
 
@@ -200,15 +226,38 @@ def _remote_speaker(args: argparse.Namespace, system: str | None) -> "RemoteSpea
     )
 
 
-def what_decides(args: argparse.Namespace, model: "Model") -> dict[str, Any]:
-    """The rows that were read, and the model that decided on them, for JSON."""
-    info = model.backend.info
+def loader(args: argparse.Namespace) -> "Callable[[], Model]":
+    """What loads the model of the options in another process, or on another machine, with one thread by default.
+
+    Raises what is wrong with the adapter.
+    """
+    from duologue.models.adapters import requested_adapter
+    from duologue.models.model import NO_LISTENER, load, read_template
+
+    return partial(
+        load,
+        str(Path(args.model).resolve()) if Path(args.model).exists() else args.model,
+        revision=args.revision,
+        backend=args.backend,
+        adapter=requested_adapter(args.adapter, allow_worse=args.allow_worse),
+        listener=NO_LISTENER,
+        allow_worse=args.allow_worse,
+        weights=args.weights,
+        context_length=args.context,
+        threads=args.threads or 1,
+        device=args.device,
+        chat_template=read_template(args.chat_template),
+    )
+
+
+def what_decides(args: argparse.Namespace, decider: "Decider") -> dict[str, Any]:
+    """The rows that were read, and what decided on them, for JSON."""
     return {
         "file": args.file.name,
-        "model": model.name,
-        "adapter": f"{model.adapter.kind} ({args.adapter})",
-        "backend": info.name,
-        "weights": info.weights,
+        "model": decider.model,
+        "adapter": f"{decider.adapter} ({args.adapter})",
+        "backend": decider.backend,
+        "weights": decider.weights,
     }
 
 

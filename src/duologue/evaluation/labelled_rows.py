@@ -1,7 +1,8 @@
 """The labelled rows of a test file: samples with their line numbers, so that an error can name the line."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from duologue.models.model import Model
 from duologue.training.layout import Layout, Layouts
 from duologue.types import InputState, Role
 
+BLOCK = 1024
+"""Rows that are scored together, whoever scores them: what they share is computed once."""
+
 _FIELDS = {field.name for field in fields(Sample)}
+_Parse = Callable[[Mapping[str, Any]], Sample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +37,45 @@ class LabelledRows:
         return BadData(f"{self.path}, line {self.lines[index]}: {reason}")
 
 
-def read(path: Path, parse: Callable[[Mapping[str, Any]], Sample] = Sample.from_json) -> LabelledRows:
+def read(path: Path, parse: _Parse = Sample.from_json) -> LabelledRows:
     """All rows of a JSONL file, each read by `parse`, which raises `BadData` if it cannot.
 
     Raises:
         BadData: a line is invalid, or there are no rows.
     """
-    samples, lines, names = [], [], set[str]()
+    return _together(path, _rows(path, parse))
+
+
+def read_blocks(path: Path) -> Iterator[LabelledRows]:
+    """What `read` returns, `BLOCK` rows at a time."""
+    rows = _rows(path, Sample.from_json)
+    yield _together(path, islice(rows, BLOCK))
+    for first in rows:
+        yield _together(path, [first, *islice(rows, BLOCK - 1)])
+
+
+_Row = tuple[int, Sample, frozenset[str]]  # its line, and the names of fields that are not read
+
+
+def _rows(path: Path, parse: _Parse) -> Iterator[_Row]:
     for line, row in read_rows(path):
         try:
             sample = parse(row)
             _check(sample)
         except BadData as error:
             raise BadData(f"{path}, line {line}: {error}") from None
+        yield line, sample, frozenset(row.keys() - _FIELDS)
+
+
+def _together(path: Path, rows: Iterable[_Row]) -> LabelledRows:
+    samples, lines, unread = [], [], set[str]()
+    for line, sample, names in rows:
         samples.append(sample)
         lines.append(line)
-        names |= row.keys()
+        unread |= names
     if not samples:
         raise BadData(f"{path} has no rows; write one JSON object per line")
-    return LabelledRows(path, tuple(samples), tuple(lines), tuple(sorted(names - _FIELDS)))
+    return LabelledRows(path, tuple(samples), tuple(lines), tuple(sorted(unread)))
 
 
 def with_sounds(rows: LabelledRows) -> LabelledRows:

@@ -1,6 +1,8 @@
 """Probabilities of many rows, by the forward pass that conversations use, and the time that a decision takes.
 
-N rows, S states. Rows with the same context fork one sequence; the contexts share their common beginning.
+N rows, S states. Rows are scored in blocks of `labelled_rows.BLOCK`, each by itself: the probabilities do not depend on
+which block is scored where. In a block, rows with the same context fork one sequence; the contexts share their common
+beginning.
 """
 
 import time
@@ -16,6 +18,7 @@ from duologue.core.backend import Backend, Extend, Step
 from duologue.core.prompt import Probe
 from duologue.decisions.thresholds import Probabilities
 from duologue.errors import AdapterMismatch
+from duologue.evaluation.labelled_rows import BLOCK
 from duologue.models.model import Model
 from duologue.models.opening import Progress
 from duologue.training.layout import Layout
@@ -62,20 +65,27 @@ def _score(
     """Probabilities of all watched ids [N, W], group after group, and which rows [N] took a pass of their own."""
     found = np.zeros((len(layouts), sum(map(len, model.probe.groups))), dtype=np.float32)
     is_apart = np.zeros(len(layouts), dtype=bool)
-    root = _common([layout.context for layout in layouts])
     done = 0
+    for first in range(0, len(layouts), BLOCK):
+        for batch, steps in _score_block(model, layouts[first : first + BLOCK]):
+            rows = [first + i for i in batch]
+            found[rows] = [[*chain.from_iterable(step.p)] for step in steps]
+            is_apart[rows] = [step.is_apart for step in steps]
+            done += len(rows)
+            if progress is not None:
+                progress("scoring", done / len(layouts))
+    return found, is_apart
+
+
+def _score_block(model: Model, layouts: Sequence[Layout]) -> Iterator[tuple[list[int], list[Step]]]:
+    """The rows of a block, batch by batch, and their steps."""
+    root = _common([layout.context for layout in layouts])
     with ExitStack() as freed:
         base = _fork(freed, model.backend, None)
         if root:
             model.backend.forward([Extend(base, root)])
         for batch in _batches(layouts, model.probe, len(root), model.backend):
-            steps = _score_batch(model, layouts, batch, base, root)
-            found[batch] = [[*chain.from_iterable(step.p)] for step in steps]
-            is_apart[batch] = [step.is_apart for step in steps]
-            done += len(batch)
-            if progress is not None:
-                progress("scoring", done / len(layouts))
-    return found, is_apart
+            yield batch, _score_batch(model, layouts, batch, base, root)
 
 
 def latencies(

@@ -4,24 +4,27 @@ Knows probabilities and decisions, not where they come from: a model, a baseline
 N rows, S states.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
 from duologue.core.words import asks, asks_for_a_moment, words_in
 from duologue.data.samples import Sample
+from duologue.data.workers import Workers
 from duologue.decisions.calibration import expected_calibration_error, reliability
 from duologue.decisions.metrics import DecisionMetrics, metrics_by, rounded
 from duologue.decisions.thresholds import Probabilities, ThresholdPair, decide
 from duologue.decisions.tradeoff import operating_point, tradeoffs
+from duologue.errors import BadData, EngineError
 from duologue.evaluation.labelled_rows import LabelledRows, check_labels, lay_out
 from duologue.evaluation.quantiles import p50_p95
 from duologue.evaluation.scoring import latencies, score_and_count
 from duologue.models.model import Model
 from duologue.models.opening import Progress
+from duologue.training.layout import Layout
 from duologue.types import InputState, Role
 
 
@@ -52,28 +55,120 @@ class Judgement:
         return self.part([i for i, sample in enumerate(self.samples) if sample.speaking is value])
 
 
+@dataclass(frozen=True, slots=True)
+class Decider:
+    """What decided: a model with its adapter and its thresholds, on a backend."""
+
+    model: str
+    adapter: str  # its kind
+    backend: str
+    weights: str
+    states: tuple[InputState, ...]
+    thresholds: ThresholdPair  # those of a conversation
+
+    @classmethod
+    def of(cls, model: Model) -> "Decider":
+        """The description of a model that decides itself."""
+        info, policy = model.backend.info, model.policy()
+        thresholds = (policy.idle, policy.speaking)
+        return cls(model.name, model.adapter.kind, info.name, info.weights, model.probe.states, thresholds)
+
+
 def judge_model(
     rows: LabelledRows, model: Model, *, num_latencies: int = 50, progress: Progress | None = None
-) -> tuple[Judgement, ThresholdPair]:
-    """The decisions of `model` on `rows`, and its thresholds, which are those of a conversation.
+) -> tuple[Judgement, Decider]:
+    """The decisions of `model` on `rows`.
 
     Raises:
         BadData: a row has a label that the adapter lacks, or does not fit into the context.
     """
-    states = model.probe.states
-    check_labels(rows, states)
+    decider = Decider.of(model)
+    check_labels(rows, decider.states)
     layouts = lay_out(rows, model)
-    p, is_apart = score_and_count(model, layouts, progress=progress)
-    for i, sample in enumerate(rows.samples):
-        if (state := _by_form(sample)) is not None:
-            p[i] = [float(one is state) for one in states]
-    policy = model.policy()
-    thresholds = (policy.idle, policy.speaking)
+    p, is_apart = _probabilities(rows, model, layouts, progress)
     if progress is not None and num_latencies:
         progress("measuring decisions one at a time")
     measured = latencies(model, layouts, num=num_latencies)
-    decisions = decide(p, rows.samples, states, thresholds)
-    return Judgement(rows.samples, decisions, states, p, measured, is_apart), thresholds
+    decisions = decide(p, rows.samples, decider.states, decider.thresholds)
+    return Judgement(rows.samples, decisions, decider.states, p, measured, is_apart), decider
+
+
+def judge_blocks(
+    blocks: Iterable[LabelledRows],
+    load: Callable[[], Model],
+    workers: Workers,
+    *,
+    num_rows: int,
+    progress: Progress | None = None,
+) -> tuple[Judgement, Decider]:
+    """What `judge_model` returns, from workers that each load the model once; without latencies.
+
+    Nobody holds more than a few blocks: the samples of the judgement have lost their words.
+
+    Args:
+        blocks: rows of a file, in blocks of `labelled_rows.BLOCK`.
+
+    Raises:
+        BadData: see `judge_model`; it is found when the row's turn comes.
+        EngineError: see `Workers`; or the workers did not load the same.
+    """
+    samples: list[Sample] = []
+    known: dict[Sample, Sample] = {}  # without words, few samples are different
+    found: list[_Scored] = []
+    for scored in workers.map(_Scorer(load), blocks):
+        samples += [known.setdefault(sample, sample) for sample in scored.samples]
+        found.append(replace(scored, samples=()))
+        if scored.decider != found[0].decider:
+            raise EngineError(f"the workers decide differently: {found[0].decider} and {scored.decider}")
+        if progress is not None:
+            progress("scoring", len(samples) / num_rows)
+    decider = found[0].decider
+    p, is_apart = np.concatenate([one.p for one in found]), np.concatenate([one.is_apart for one in found])
+    decisions = decide(p, samples, decider.states, decider.thresholds)
+    return Judgement(samples, decisions, decider.states, p, {}, is_apart), decider
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scored:
+    """A block, without its words."""
+
+    decider: Decider
+    samples: tuple[Sample, ...]
+    p: Probabilities  # [N, S]
+    is_apart: npt.NDArray[np.bool_]  # [N]
+
+
+@final
+class _Scorer:
+    """Scores blocks, in a worker."""
+
+    def __init__(self, load: Callable[[], Model]) -> None:
+        self._load = load
+        self._model: Model | None = None
+
+    def __call__(self, rows: LabelledRows) -> _Scored:
+        model = self._model = self._model or self._load()
+        try:
+            check_labels(rows, model.probe.states)
+            p, is_apart = _probabilities(rows, model, lay_out(rows, model))
+        except BadData:  # which names the line
+            raise
+        except Exception as error:
+            error.add_note(f"in lines {rows.lines[0]} to {rows.lines[-1]} of {rows.path}")
+            raise
+        samples = [replace(sample, text="", context=(), system=None, response="") for sample in rows.samples]
+        return _Scored(Decider.of(model), tuple(samples), p, is_apart)
+
+
+def _probabilities(
+    rows: LabelledRows, model: Model, layouts: Sequence[Layout], progress: Progress | None = None
+) -> tuple[Probabilities, npt.NDArray[np.bool_]]:
+    """The probabilities [N, S] of the states as a session sees them, and which rows [N] took a pass of their own."""
+    p, is_apart = score_and_count(model, layouts, progress=progress)
+    for i, sample in enumerate(rows.samples):
+        if (state := _by_form(sample)) is not None:
+            p[i] = [float(one is state) for one in model.probe.states]
+    return p, is_apart
 
 
 def _by_form(sample: Sample) -> InputState | None:

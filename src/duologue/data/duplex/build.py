@@ -1,16 +1,13 @@
-"""Builds a folder of dialogues in slices, with several processes; an interrupted build is continued.
+"""Builds a folder of dialogues in slices, with any workers; an interrupted build is continued.
 
 `train-00000.jsonl`, `dev-00000.jsonl` and so on are shards; `manifest.json` has the recipe and the sources,
-`statistics.json` and `report.md` have the statistics.
+`statistics.json` and `report.md` have the statistics. Workers make rows; this process alone reads and writes files.
 """
 
 import json
-import multiprocessing
 import random
-import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,28 +22,40 @@ from duologue.data.duplex.timeline import DuplexDialogue, Timeline
 from duologue.data.duplex.transitions import Transitions
 from duologue.data.jsonl import read_rows
 from duologue.data.progress import StageProgress, silent
-from duologue.errors import BadData, EngineError, UsageError
+from duologue.data.workers import Here, Workers
+from duologue.errors import BadData, UsageError
 
 _BEFORE = 2  # most periods of silence before the first words: a session begins before them
-_AHEAD = 2  # shards per process that are planned before they are needed
+
+
+@dataclass(frozen=True, slots=True)
+class MadeShard:
+    """The content of a shard's file."""
+
+    name: str
+    lines: str
+    statistics: Statistics
 
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """Makes rows. Every process has one."""
+    """Makes rows. Every worker has one."""
 
-    folder: Path
     slicer: Slicer
     transitions: Mapping[str, Transitions]
     rewriter: Rewriter = field(default_factory=Rules)
     at_once: int = 1  # rows that wait for the rewriter at the same time
 
     def make(self, plan: RowPlan) -> DuplexDialogue:
-        """The row of a plan."""
+        """The row of a plan. An error that occurs in it has a note that names the row and its sources."""
         try:
-            return self._play(plan, plan.category, plan.instead_of)
-        except TooShort:
-            return self._play(plan, "basic", plan.category)
+            try:
+                return self._play(plan, plan.category, plan.instead_of)
+            except TooShort:
+                return self._play(plan, "basic", plan.category)
+        except Exception as error:
+            error.add_note(f"in row {plan.id}, made of {', '.join(source.id for source in plan.sources)}")
+            raise
 
     def _play(self, plan: RowPlan, category: str, instead_of: str | None) -> DuplexDialogue:
         rng = random.Random(plan.seed)
@@ -57,19 +66,17 @@ class Workshop:
         CATEGORIES[category].play(studio, plan.sources)
         return timeline.finish(plan.id, category, language, instead_of)
 
-    def write(self, shard: Shard) -> Statistics:
-        """Make the rows of a shard and write its file.
+    def shard(self, shard: Shard) -> MadeShard:
+        """Make the rows of a shard.
 
         Raises:
             RemoteError: see `ModelRewriter`.
         """
-        found, partial = Statistics(), self.folder / f"{shard.name}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            for row in self._made(shard.rows):
-                file.write(json.dumps(row.to_json(), ensure_ascii=False) + "\n")
-                found.add(row)
-        partial.replace(self.folder / f"{shard.name}.jsonl")
-        return found
+        found, lines = Statistics(), []
+        for row in self._made(shard.rows):
+            lines.append(json.dumps(row.to_json(), ensure_ascii=False) + "\n")
+            found.add(row)
+        return MadeShard(shard.name, "".join(lines), found)
 
     def _made(self, plans: Sequence[RowPlan]) -> Iterator[DuplexDialogue]:
         if self.at_once == 1:
@@ -98,98 +105,53 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 def build(
     sources: Sequence[Path],
+    out: Path,
     recipe: DuplexRecipe,
     workshop: Workshop,
     *,
     made_by: Mapping[str, str | None],
-    workers: int = 1,
+    workers: Workers | None = None,
     progress: StageProgress = silent,
 ) -> dict[str, Statistics]:
-    """Build the folder of `workshop`, or continue a build. Returns the statistics of each split.
+    """Build the folder `out`, or continue a build. Returns the statistics of each split.
 
     Args:
         made_by: what else determines the rows: the tokenizer, the rewriting model.
-        workers: processes; with 1, everything is done in this one.
+        workers: who makes rows; None: this process.
 
     Raises:
         BadData, UsageError: the sources or the folder cannot be used.
         RemoteError: see `ModelRewriter`.
-        EngineError: a process was killed.
+        EngineError: see `Workers`.
     """
-    files, folder = source_files(sources), workshop.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_manifest(folder, recipe, made_by, files)
+    files = source_files(sources)
+    out.mkdir(parents=True, exist_ok=True)
+    _check_manifest(out, recipe, made_by, files)
     planner = Planner(files, recipe, frozenset(workshop.transitions))
     splits = {split: Statistics() for split in SPLITS}
-    num_rows = 0
-    for shard, found in _done(planner.shards(), workshop, workers):
-        split = shard.name.partition("-")[0]
-        splits[split].merge(found)
-        num_rows += len(shard.rows) if split == "train" else 0
+
+    def count(name: str, found: Statistics) -> None:
+        splits[name.partition("-")[0]].merge(found)
+        num_rows = splits["train"].dialogues.total()
         expected = recipe.num_dialogues or round(planner.num_sources / recipe.sources_per_row)
         progress("train", num_rows, max(num_rows, expected))
+
+    def missing() -> Iterator[Shard]:
+        """The shards to be made. Those that an earlier build has written are only counted."""
+        for shard in planner.shards():
+            if (path := out / f"{shard.name}.jsonl").exists():
+                count(shard.name, Statistics.of(read_dialogues(path)))
+            else:
+                yield shard
+
+    for made in (workers or Here()).map(workshop.shard, missing()):
+        _replace(out / f"{made.name}.jsonl", made.lines)
+        count(made.name, made.statistics)
     content: dict[str, Any] = {split: found.to_json() for split, found in splits.items()}
     content |= {"sources": planner.num_sources, "skipped": dict(sorted(planner.skipped.items()))}
-    _replace(folder / "statistics.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    _replace(folder / "report.md", markdown(splits, planner.skipped, planner.num_sources))
+    _replace(out / "statistics.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    _replace(out / "report.md", markdown(splits, planner.skipped, planner.num_sources))
     return splits
-
-
-def _done(shards: Iterable[Shard], workshop: Workshop, workers: int) -> Iterator[tuple[Shard, Statistics]]:
-    """Every shard with its statistics, as it is done. Those that an earlier build has written are only counted."""
-
-    def is_written(shard: Shard) -> bool:
-        return (workshop.folder / f"{shard.name}.jsonl").exists()
-
-    def counted(shard: Shard) -> Statistics:
-        return Statistics.of(read_dialogues(workshop.folder / f"{shard.name}.jsonl"))
-
-    if workers == 1:
-        for shard in shards:
-            yield shard, counted(shard) if is_written(shard) else workshop.write(shard)
-        return
-    # forking a process that has threads is not safe; libraries have some
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _set_up, (workshop,))
-    running: dict[Future[Statistics], Shard] = {}
-    try:
-        for shard in shards:
-            if is_written(shard):
-                yield shard, counted(shard)
-                continue
-            running[pool.submit(_write, shard)] = shard
-            if len(running) >= workers * (1 + _AHEAD):
-                yield from _finished(running)
-        while running:
-            yield from _finished(running)
-    except BrokenProcessPool:
-        raise EngineError(
-            "a process of the build was killed, perhaps because the memory was full; repeat the command to continue, "
-            "with fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _finished(running: dict[Future[Statistics], Shard]) -> Iterator[tuple[Shard, Statistics]]:
-    """Wait for a shard, and remove those that are done."""
-    done, _ = wait(running, return_when=FIRST_COMPLETED)
-    for future in done:
-        yield running.pop(future), future.result()
-
-
-_workshop: Workshop | None = None  # of a process of the pool
-
-
-def _set_up(workshop: Workshop) -> None:
-    global _workshop
-    _workshop = workshop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
-
-
-def _write(shard: Shard) -> Statistics:
-    assert _workshop is not None, "the pool sets it up"
-    return _workshop.write(shard)
 
 
 def _check_manifest(

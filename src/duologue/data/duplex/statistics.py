@@ -116,4 +116,5 @@ def _notes(found: Statistics) -> list[str]:
 
 
 def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {num:,}" for name, num in counts.most_common())
+    """The most frequent first; those of the same frequency by name, whatever was counted first."""
+    return ", ".join(f"{name} {num:,}" for name, num in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
