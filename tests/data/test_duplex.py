@@ -5,6 +5,8 @@ import itertools
 import json
 import random
 import re
+import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +28,8 @@ from duologue.data.duplex.rewriting import MAX_FAILURES, ModelRewriter, Rewriter
 from duologue.data.duplex.slicer import ASSISTANT_TOKENS, USER_WORDS, Slicer
 from duologue.data.duplex.timeline import DuplexDialogue
 from duologue.data.duplex.transitions import SECTIONS
-from duologue.data.workers import Processes
+from duologue.data.ray_workers import LOCAL, RayWorkers
+from duologue.data.workers import Here, Processes, Workers
 from duologue.errors import BadData, RemoteError, UsageError
 from duologue.text.slicing import slice_spans
 from duologue.types import Role, Turn
@@ -439,15 +442,65 @@ def test_a_model_is_told_what_was_said(talks: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ builds
 
 
-def test_the_same_rows_come_from_one_process_and_from_two(talks: Path, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    "workers",
+    [
+        Processes(2),
+        pytest.param(RayWorkers(LOCAL, 2), marks=[pytest.mark.ray, pytest.mark.filterwarnings("ignore")]),
+    ],
+    ids=["processes", "ray"],
+)
+def test_the_same_rows_come_from_one_worker_and_from_two(
+    workers: Workers, talks: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr("duologue.data.duplex.planning.SHARD", 8)
     recipe = DuplexRecipe(num_dialogues=40)
     build([talks], tmp_path / "one", recipe, workshop(), made_by={})
-    build([talks], tmp_path / "two", recipe, workshop(), made_by={}, workers=Processes(2))
+    build([talks], tmp_path / "two", recipe, workshop(), made_by={}, workers=workers)
     assert len(content(tmp_path / "one")) > 4
     assert content(tmp_path / "one") == content(tmp_path / "two")
     names = ("statistics.json", "report.md")
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+
+
+class Stumbling:
+    """A rewriter with a bug."""
+
+    name = "stumbling"
+
+    def fuse(self, line: str, turn: str, transitions: Any) -> Any:
+        raise KeyError(turn)
+
+    answer = ask = fuse
+
+
+@pytest.mark.parametrize("workers", [Here(), Processes(2)], ids=["here", "processes"])
+def test_an_error_names_the_row_and_its_sources(workers: Workers, talks: Path, tmp_path: Path) -> None:
+    recipe, rewriter = DuplexRecipe(shares={"dialogue_reset": 1.0}, dev=0), Stumbling()
+    with pytest.raises(KeyError) as found:
+        build([talks], tmp_path / "out", recipe, workshop(rewriter), made_by={}, workers=workers)
+    (note,) = found.value.__notes__
+    assert re.fullmatch(r"in row train-00000-000, made of (talks/[^,]+, ){4}talks/[^,]+", note)
+
+
+def test_ray_is_named_where_it_is_missing(
+    talks: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    options = ["--out", str(tmp_path / "out"), "--tokenizer", str(model), "--ray", "local"]
+    assert main(["data", "build-duplex", "--sources", str(talks), *options]) == 2
+    assert "pip install 'duologue[ray]'" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_a_cluster_that_does_not_answer_is_explained(
+    talks: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    options = ["--out", str(tmp_path / "out"), "--tokenizer", str(model), "--ray", f"127.0.0.1:{port}"]
+    assert main(["data", "build-duplex", "--sources", str(talks), *options]) == 2
+    assert f"no Ray cluster answers at 127.0.0.1:{port}" in capsys.readouterr().err
 
 
 def test_rows_at_once_are_the_same_rows(talks: Path, tmp_path: Path) -> None:
@@ -731,6 +784,8 @@ def test_the_command_lets_a_model_of_its_own_rewrite(
         (["--language", "fr"], "--language fr has no transitions"),
         (["--transitions", "fr.txt"], "fr.txt cannot be read"),
         (["--dev", "2"], "share of dev"),
+        (["--ray", "nowhere"], "no Ray cluster has the address 'nowhere'"),
+        (["--ray", "auto", "--rewrite-model", "m"], "serve it, and give --rewrite-url"),
     ],
 )
 def test_options_that_make_no_sense_are_explained(

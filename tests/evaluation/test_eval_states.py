@@ -1,9 +1,11 @@
 """`duologue eval states`: rows reach the model as conversations do, and what is wrong with a file is said."""
 
+import copy
 import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from duologue.core.backend import Extend, Step
 from duologue.core.events import Decided
 from duologue.core.prompt import Probe
 from duologue.data.samples import Sample, write_samples
-from duologue.errors import BadData, MissingDependency
+from duologue.data.workers import Here
+from duologue.errors import BadData, EngineError, MissingDependency
 from duologue.evaluation import baselines
-from duologue.evaluation.labelled_rows import LabelledRows, lay_out, read
+from duologue.evaluation.labelled_rows import LabelledRows, lay_out, read, read_blocks
 from duologue.evaluation.scoring import latencies, score
-from duologue.evaluation.states import Judgement, compare, details, judge_model, report
+from duologue.evaluation.states import Judgement, compare, details, judge_blocks, judge_model, report
 from duologue.evaluation.states_report import draw, tables
 from duologue.models.adapters import Adapter, prompted
 from duologue.models.model import Model
@@ -208,6 +211,93 @@ def test_the_default_model_decides_alike_on_both_backends() -> None:
     result = compare(rows, *judged)
     assert len(result["different_lines"]) <= 0.02 * len(rows.samples), result
     assert result["largest_difference"] < 0.1
+
+
+# ---------------------------------------------------------------------------------------------------- several workers
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("labelled_rows", "scoring"):
+        monkeypatch.setattr(f"duologue.evaluation.{module}.BLOCK", 3)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_give_the_figures_of_the_whole(file: str) -> None:
+    blocks = list(read_blocks(Path(file)))
+    assert [block.lines for block in blocks] == [(1, 2, 3), (4, 5, 6), (7, 8)]
+    whole, decider = judge_model(read(Path(file)), scripted_model(), num_latencies=0)
+    parts, same = judge_blocks(iter(blocks), scripted_model, Here(), num_rows=8)
+    assert (report(parts), details(parts), decider) == (report(whole), details(whole), same)
+    assert whole.p is not None
+    assert parts.p is not None
+    assert parts.p.tolist() == whole.p.tolist()
+    assert not any(sample.text or sample.context for sample in parts.samples), "words are not kept"
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_what_is_shared_is_fed_once_a_block() -> None:
+    model = scripted_model()
+    judge_model(rows_of([Sample("what", PROCESS, "own")] * 6), model, num_latencies=0)
+    assert len(model.backend.passes) == 4  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_error_in_a_block_names_its_lines(file: str) -> None:
+    def fail(ids: list[int]) -> list[float]:
+        raise RuntimeError("the machine is on fire")
+
+    with pytest.raises(RuntimeError, match="fire") as found:
+        judge_blocks(read_blocks(Path(file)), lambda: scripted_model(fail), Here(), num_rows=8)
+    assert found.value.__notes__ == [f"in lines 1 to 3 of {file}"]
+    with pytest.raises(BadData, match=r"line 6: .*--context"):
+        judge_blocks(read_blocks(Path(file)), lambda: scripted_model(context_length=60), Here(), num_rows=8)
+
+
+class Apart:
+    """A worker of its own for every job."""
+
+    def map(self, work: Any, jobs: Any) -> Any:
+        return (copy.copy(work)(job) for job in jobs)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_workers_that_loaded_something_else_are_found_out(file: str) -> None:
+    def other(ids: list[int]) -> Sequence[float]:
+        return (0.25, 0.25, 0.25, 0.25)
+
+    models = [scripted_model(), replace(scripted_model(other), name="another script")]
+    with pytest.raises(EngineError, match=r"decide differently: .*'a script'.*'another script'"):
+        judge_blocks(read_blocks(Path(file)), lambda: models.pop(0), Apart(), num_rows=8)
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [
+        ["--workers", "2"],
+        pytest.param(
+            ["--ray", "local", "--workers", "2"], marks=[pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+        ),
+    ],
+    ids=["processes", "ray"],
+)
+@pytest.mark.usefixtures("small_blocks")
+def test_two_workers_find_what_one_finds(
+    workers: list[str], folder: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = []
+    for options in (["--latencies", "0", "--threads", "1"], workers):
+        command = ["eval", "states", file, "--model", str(folder), "--weights", "f32", "--json", *options]
+        assert main(command) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0] == results[1]
+    assert results[0]["n"] == 8
+
+
+@pytest.mark.parametrize("option", [["--audio"], ["--baselines"], ["--compare", "torch"], ["--latencies", "3"]])
+def test_what_needs_one_process_is_refused(option: list[str], file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "states", file, "--ray", "local", *option]) == 2
+    assert f"{option[0]} needs one process; leave out --ray" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------------------------------- files

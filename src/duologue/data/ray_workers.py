@@ -17,10 +17,10 @@ LOCAL, RUNNING = "local", "auto"
 """Addresses: a cluster of this machine that lasts as long as the work; the one that runs on this machine."""
 
 _ANSWER_S = 5.0  # that a cluster has to answer
-_RETRIES = 3  # of a job whose worker dies
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nobody's use is counted
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # which Ray warns about otherwise
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # it reports to its log files, not to the terminal
     "RAY_raylet_start_wait_time_s": "120",  # a busy machine takes more than Ray's 30 seconds
 }
 
@@ -51,7 +51,7 @@ class RayWorkers:
             UsageError: the cluster is too small.
             EngineError: nobody answers at the address, or a machine of the cluster lacks this version of the package.
         """
-        with self._connected() as ray:
+        with self.connected() as ray:
             from ray.util.queue import Queue
 
             num = self._room(ray.cluster_resources())
@@ -70,8 +70,11 @@ class RayWorkers:
                 queue.shutdown(force=True)
 
     @contextmanager
-    def _connected(self) -> Iterator[Any]:
-        """The library, connected to the cluster; the one that this process is connected to, if it is."""
+    def connected(self) -> Iterator[Any]:
+        """The library, connected to the cluster, for several calls of `map`; to that of this process, if it has one.
+
+        Raises what `map` raises.
+        """
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
@@ -88,7 +91,8 @@ class RayWorkers:
             return
         options: dict[str, Any] = {}
         if self.address == LOCAL:
-            options = {"include_dashboard": False, "num_cpus": self.num and self.num * self.cores}
+            cores = self.num and self.num * self.cores
+            options = {"include_dashboard": False, "num_cpus": cores, "_node_ip_address": "127.0.0.1"}
         try:
             if (place := _place(self.address)) is not None:
                 socket.create_connection(place, _ANSWER_S).close()
@@ -127,7 +131,6 @@ class RayWorkers:
             batch_format="pyarrow",
             num_cpus=self.cores,
             num_gpus=self.gpus,
-            max_task_retries=_RETRIES,
         )
         done.context.execution_options.preserve_order = True
         done.context.enable_progress_bars = False
