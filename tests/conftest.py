@@ -46,6 +46,7 @@ SLOW = {
     "test_overlap_cut_and_ignored_aside_are_in_the_recording_where_the_timeline_says",
     "test_passes_of_a_backend_are_measured",
     "test_the_command_measures_a_model_in_a_folder",
+    "test_two_workers_find_what_one_finds",
     "test_what_is_cut_by_the_limit_changes_no_answer",
     "test_who_does_not_read_is_given_up",
 }

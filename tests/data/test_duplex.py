@@ -493,6 +493,7 @@ def test_ray_is_named_where_it_is_missing(
 
 
 @pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
 def test_a_cluster_that_does_not_answer_is_explained(
     talks: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

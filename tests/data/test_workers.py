@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,12 +25,14 @@ anybody = pytest.mark.parametrize("workers", ANYBODY, ids=lambda workers: type(w
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    """One cluster for all tests, where Ray is installed."""
-    try:
-        with RayWorkers(LOCAL, 2).connected():
+    """One cluster for all tests, where Ray is installed. Its actors find this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        try:
+            with RayWorkers(LOCAL, 2).connected():
+                yield
+        except MissingDependency:
             yield
-    except MissingDependency:
-        yield
 
 
 def halves(job: int) -> float:
@@ -65,7 +69,7 @@ def test_results_are_in_the_order_of_the_jobs(workers: Workers) -> None:
 def test_what_the_work_raises_is_raised_in_its_turn(workers: Workers) -> None:
     results = workers.map(halves, [2, 4, 0, 6])
     assert [next(results), next(results)] == [1, 2]
-    with pytest.raises(BadData, match=r"^line 0: nothing to halve$") as found:
+    with pytest.raises(BadData, match=r"^line 0: nothing to halve") as found:
         next(results)
     assert found.value.__notes__ == ["in row 0"]
 
@@ -135,3 +139,19 @@ def test_a_cluster_that_is_too_small_is_explained() -> None:
 def test_an_address_that_cannot_be_one_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="write local, auto or host:port"):
         RayWorkers(address)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_something_else_that_listens_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("duologue.data.ray_workers._ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # which says nothing
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(EngineError, match=f"no Ray cluster answers at {address}: timed out"):
+            list(RayWorkers(address).map(halves, [1]))
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(EngineError, match="no Ray cluster answers at auto: timed out"):
+            list(RayWorkers("auto").map(halves, [1]))

@@ -238,8 +238,8 @@ def test_blocks_give_the_figures_of_the_whole(file: str) -> None:
 @pytest.mark.usefixtures("small_blocks")
 def test_what_is_shared_is_fed_once_a_block() -> None:
     model = scripted_model()
-    judge_model(rows_of([Sample("what", PROCESS, "own")] * 6), model, num_latencies=0)
-    assert len(model.backend.passes) == 4  # type: ignore[attr-defined]
+    judge_model(rows_of([Sample("what", PROCESS, "own", context=TALK)] * 6), model, num_latencies=0)
+    assert [len(tokens) for tokens in model.backend.passes] == [1, 3, 1, 3]  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import socket
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from duologue.errors import EngineError, MissingDependency, UsageError, require
 
 LOCAL, RUNNING = "local", "auto"
 """Addresses: a cluster of this machine that lasts as long as the work; the one that runs on this machine."""
+
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How HTTP/2 begins, which Ray speaks (RFC 9113, 3.4): what every client says, and settings without any."""
+_SETTINGS = 4  # type of a frame, in its fourth byte; a server's first one has it
 
 _ANSWER_S = 5.0  # that a cluster has to answer
 _ENVIRONMENT = {
@@ -94,9 +99,9 @@ class RayWorkers:
             cores = self.num and self.num * self.cores
             options = {"include_dashboard": False, "num_cpus": cores, "_node_ip_address": "127.0.0.1"}
         try:
-            if (place := _place(self.address)) is not None:
-                socket.create_connection(place, _ANSWER_S).close()
-            ray.init(self.address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+            _check_answer(os.environ.get("RAY_ADDRESS", "") if self.address == RUNNING else self.address)
+            with _quiet():
+                ray.init(self.address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except Exception as error:
             raise EngineError(f"no Ray cluster answers at {self.address}: {error}") from None
         try:
@@ -187,6 +192,31 @@ def _ended(jobs: Iterable[bytes], put: Callable[[None], None]) -> Iterator[bytes
     """The jobs; then the source is told that there are no more."""
     yield from jobs
     put(None)
+
+
+def _check_answer(address: str) -> None:
+    """Raise `OSError` unless something like a cluster answers at a host and port. Ray itself waits for minutes."""
+    place = _place(address)
+    if place is None or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    with socket.create_connection(place, _ANSWER_S) as connection:
+        connection.sendall(_HELLO)
+        if connection.recv(9)[3:4] != bytes((_SETTINGS,)):
+            raise OSError("what listens there is not Ray")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the standard error of this process, where Ray says that it has been told to be quiet."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _place(address: str) -> tuple[str, int] | None:
