@@ -394,6 +394,12 @@ def test_a_folder_of_another_recipe_is_left_alone(sources: Path, tmp_path: Path)
     assert (tmp_path / "train.jsonl").read_bytes() == before
 
 
+def test_a_folder_without_samples_may_be_used_for_another_recipe(sources: Path, tmp_path: Path) -> None:
+    DatasetBuilder(sources, tmp_path, RECIPE)  # and nothing was built
+    DatasetBuilder(sources, tmp_path, replace(RECIPE, seed=1)).build()
+    assert (tmp_path / "train.jsonl").exists()
+
+
 def test_what_opens_a_dialogue_of_the_test_is_not_trained_on(tmp_path: Path) -> None:
     sources = write_sources(tmp_path)
     opening = {d.turns[0].text for found in Pools(sources, RECIPE, "test").dialogues.values() for d in found}

@@ -69,3 +69,8 @@ def test_every_setting_is_a_flag(tmp_path):
     text = commands.choices["serve"].format_help()
     for name in ServerConfig.__dataclass_fields__:
         assert name == "model" or f"--{name.replace('_', '-')}" in text
+
+
+def test_an_unknown_setting_in_the_environment_is_refused_like_one_in_a_file() -> None:
+    with pytest.raises(UsageError, match="the environment: there is no setting 'max_session'"):
+        ServerConfig.read(environ={"DUOLOGUE_SERVE_MAX_SESSION": "3", "DUOLOGUE_CACHE": "elsewhere"})

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from duologue.errors import UsageError
+
 
 def cache_folder() -> Path:
     """The folder named by `DUOLOGUE_CACHE`, by default `~/.cache/duologue`.
@@ -40,6 +42,20 @@ def path_digest(path: Path, *, after: str = "") -> Any:
     return hashlib.sha256(text.encode())
 
 
+def _make_folder(folder: Path) -> None:
+    """Make `folder`, if it is missing.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the cache folder {folder} cannot be made: {error.strerror}; name another with DUOLOGUE_CACHE"
+        ) from error
+
+
 def cached_file(name: str, write: Callable[[Path], object]) -> Path:
     """The file `name` in the cache's folder for GGUF. If it is missing, `write` creates it at the path it is given.
 
@@ -47,7 +63,7 @@ def cached_file(name: str, write: Callable[[Path], object]) -> Path:
     """
     target = cache_folder() / "gguf" / name
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
         try:
             write(part)
@@ -64,7 +80,7 @@ def cached_folder(kind: str, name: str, write: Callable[[Path], object]) -> Path
     """
     target = cache_folder() / kind / name
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         part = target.with_name(f"{name}.{os.getpid()}.part")
         try:
             write(part)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from duologue.cli.command import Command, Option
+from duologue.cli.command import Command, Option, whole
 from duologue.cli.progress import progress
 from duologue.cli.terminal.text import counted
 from duologue.data.recipes import LANGUAGES, RECIPES, STARTER
@@ -47,7 +47,9 @@ COMMAND = Command(
             help="folder of JSONL sources; the recipe starter has its own, which comes with the package",
         ),
         Option("--out", type=Path, required=True, metavar="OUT", help="folder to write the samples to"),
-        Option("--samples", type=int, metavar="N", help="number of training samples (default: the recipe's)"),
+        Option(
+            "--samples", type=whole(least=1), metavar="N", help="number of training samples (default: the recipe's)"
+        ),
         Option("--dev", type=int, metavar="N", help="number of samples for early stopping and thresholds"),
         Option("--test", type=int, metavar="N", help="samples per test group; 0: no test set"),
         Option(

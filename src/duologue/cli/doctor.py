@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the findings."""
     findings = list(examine())
     can_run = {finding.name for finding in findings if finding.state in ("ok", "slow")}
-    is_fine = DEFAULT in can_run and bool(can_run & {"torch", "llama.cpp"})
+    is_fine = {DEFAULT, "cache"} <= can_run and bool(can_run & {"torch", "llama.cpp"})
     if args.json:
         print(json.dumps({"runs": is_fine, "findings": [asdict(finding) for finding in findings]}))
         return 0 if is_fine else 1
@@ -161,7 +161,7 @@ def _cache() -> Finding:
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
     size, free = sum(path.stat().st_size for path in files), shutil.disk_usage(existing).free
     text = f"{folder}: {size / _GB:.1f} GB of converted models, {free / _GB:.1f} GB free"
-    if not os.access(existing, os.W_OK):
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
         return Finding("cache", "broken", f"{text}; not writable", "export DUOLOGUE_CACHE=/another/folder")
     if free < _LEAST_FREE_GB * _GB:
         return Finding("cache", "broken", f"{text}; too little", "export DUOLOGUE_CACHE=/another/folder")

@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
     from duologue.backends.torch.loading import faster_dtype, read_model
     from duologue.backends.torch.tokenizer import HfTokenizer
-    from duologue.training.runs import report_lines
+    from duologue.training.runs import read_splits, report_lines
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -127,6 +127,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     # weights that are trained themselves stay in float32 whatever the precision of the passes
     dtype = "bfloat16" if args.dtype == "bf16" and is_probe else "float32"
+    if not is_tdm:
+        read_splits(args.data, args.samples)  # what is wrong with them is said before the model is loaded
+    print(f"Loading {source.name} …", flush=True)
     model, tokenizer = read_model(source.location, revision=source.revision, dtype=dtype)
     if is_probe and torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())  # accelerate places the others

@@ -205,7 +205,7 @@ class DatasetBuilder:
                     f"{self._out} has samples but no manifest.json; use another --out, or empty it",
                 ),
                 (
-                    known not in (None, content),
+                    has_samples and known not in (None, content),
                     f"{self._out} has samples of another recipe or of other sources (see manifest.json there); use "
                     "another --out, or empty it",
                 ),

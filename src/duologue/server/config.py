@@ -140,7 +140,10 @@ class ServerConfig:
         values: dict[str, Any] = {}
         places: list[tuple[str, Mapping[str, Any]]] = [
             (str(path), _read_file(path) if path is not None else {}),
-            ("the environment", {name: environ[key] for name in known if (key := PREFIX + name.upper()) in environ}),
+            (
+                "the environment",
+                {key.removeprefix(PREFIX).lower(): environ[key] for key in environ if key.startswith(PREFIX)},
+            ),
             ("the flags", flags or {}),
         ]
         for where, given in places:

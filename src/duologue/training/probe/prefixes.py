@@ -145,12 +145,14 @@ class Prefixes:
         layouts: Sequence[Layout],
         *,
         kept: KeptBatches | None = None,
+        name: str = "prefixes",
         progress: StageProgress = silent,
     ) -> None:
         """Compute the KV of `layouts` in the model's own precision and keep it on the CPU.
 
         Args:
             kept: batches on disk, which are read instead of being computed; those that are missing are added.
+            name: what they are called in `progress`.
 
         Raises:
             UnsupportedModel: the model caches something other than one key and value per token and layer.
@@ -161,7 +163,7 @@ class Prefixes:
         self._texts: dict[int, Tensor] = {}
         self._buffer = torch.empty(0)  # reused by every batch: allocating would cost more than copying
         self._done = 0  # tokens, for the progress
-        self._kept, self._num_batches = kept, 0
+        self._kept, self._num_batches, self._name = kept, 0, name
         with torch.no_grad():  # not inference mode: its tensors cannot take part in a backward pass
             self._compute(model, progress)
 
@@ -223,7 +225,7 @@ class Prefixes:
 
     def _report(self, computed: Sequence[tuple[Token, ...]], progress: StageProgress) -> None:
         self._done += sum(map(len, computed))
-        progress("prefixes", self._done, self.num_tokens)
+        progress(self._name, self._done, self.num_tokens)
 
 
 def num_tokens(layouts: Sequence[Layout]) -> int:

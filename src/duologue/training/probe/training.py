@@ -234,10 +234,11 @@ class ProbeTraining:
 
     def _computed(self, layouts: Sequence[Layout]) -> Prefixes:
         """The prefixes of the held-out samples or of a shard, which replaces the shard before it on the disk."""
-        kept = self._kept.of(layouts)
+        kept, name = self._kept.of(layouts), "prefixes of held-out samples"
         if layouts is not self._dev.layouts:
+            name = "prefixes"
             self._kept.keep_only(kept, self._kept.of(self._dev.layouts))
-        return Prefixes(self._model.prefix_model, layouts, kept=kept, progress=self._progress)
+        return Prefixes(self._model.prefix_model, layouts, kept=kept, name=name, progress=self._progress)
 
     def _train_epoch(self, number: int, data: LabelledLayouts, prefixes: Prefixes, teacher_p: Tensor | None) -> float:
         """Train on every sample of a shard once; returns the mean loss. teacher_p: [N, S]."""
