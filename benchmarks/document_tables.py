@@ -279,6 +279,23 @@ def capacity(result: Result) -> Iterator[Row]:
         )
 
 
+@by_result(
+    "fleet",
+    *("records", "what ended", "conversations", "completed", "lost their replica", "went on at another"),
+    *("back after (s, median / most)", "lost connections", "found their replica again"),
+)
+def fleet(result: Result) -> Iterator[Row]:
+    """Conversations on two replicas, of which one is killed, or all are replaced."""
+    for part, what in (("killed", "one replica, by SIGKILL"), ("deployed_again", "all, one by one")):
+        one = result[part]
+        yield (
+            *(result["store"] + busy_mark(result), what, one["conversations"], one["completed"]),
+            *(one["lost_their_replica"], one["went_on_at_another"]),
+            MISSING if one["back_s"] is None else f"{one['back_s']['median']:.1f} / {one['back_s']['max']:.1f}",
+            *(one["connections_cut"], one["found_their_replica_again"]),
+        )
+
+
 @whole("capacity-fleet")
 def capacity_fleet(results: Results) -> str:
     """Simulated fleets."""

@@ -262,6 +262,7 @@ SCRIPTS = (
     "scripts/test",
     "scripts/test-clients",
     "scripts/test-vllm",
+    "scripts/test-fleet",
     "scripts/check",
     "scripts/docs",
     ".ci/run",

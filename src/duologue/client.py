@@ -31,7 +31,7 @@ from duologue.types import Role, Turn
 _MOST_WAITING = 1000  # messages that may wait for the server
 _PATIENCE_S = 60.0  # how long reconnection is attempted
 _FIRST_WAIT_S = 0.1
-_TRY_AGAIN = (502, 503, 504)  # of a proxy while a server is replaced, or of a server that starts
+_SERVER_ERROR = 500  # and above: of a proxy while a server is replaced, or of a server that starts
 _LONGEST_WAIT_S = 5.0
 _ROUTE_LENGTH = 8  # of the beginning of a session's name, which is not secret: a fleet routes connections by it
 
@@ -277,7 +277,7 @@ class Talk:
         except InvalidURI as error:
             raise UsageError(f"{self._url} is not the address of a server: {error}") from error
         except InvalidStatus as error:
-            kind = RemoteError if error.response.status_code in _TRY_AGAIN else _Refused
+            kind = RemoteError if error.response.status_code >= _SERVER_ERROR else _Refused
             raise kind(f"{self._url} refused the connection: {error}") from error
         except InvalidHandshake as error:
             raise _Refused(f"{self._url} refused the connection: {error}") from error

@@ -91,6 +91,44 @@ def test_a_server_that_starts_again_takes_a_conversation_up(tmp_path):
     run(talk())
 
 
+def test_a_question_whose_answer_was_not_heard_is_answered_again(tmp_path):
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            peer = await join(server)
+            name = (await peer.start(settings={"hearing": "reported"}))["session"]
+            await peer.say("hear", text="tell me a lot", final=True, utterance="one", id=1)
+            await peer.until("said", lambda m: m["start"] > 20)
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            peer = await join(server)
+            started = await peer.start(session=name)
+            assert started["history"] == []
+            assert started["taken"] == 1
+            await peer.until("said", lambda m: m["start"] > 20)
+            await peer.say("heard", position=20, id=2)
+            await peer.until("heard")
+            session = server.talks._open[name].handle.session
+            assert [turn.text for turn in session.history] == ["tell me a lot", LONG[: session.running.num_heard]]
+
+    run(talk())
+
+
+def test_a_server_that_drains_lets_silent_conversations_move_at_once(tmp_path):
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path), words_per_second=10.0) as server:
+            speaking, silent = await join(server), await join(server)
+            await silent.start()
+            name = (await speaking.start())["session"]
+            await speaking.say("hear", text="tell me a lot", final=True)
+            await speaking.until("said")
+            draining = asyncio.create_task(server.server.drain())
+            assert await silent.closed() == 1012
+            assert server.talks._open[name].is_speaking
+            await speaking.until("committed")
+            await draining
+
+    run(talk())
+
+
 def test_a_conversation_that_had_filled_its_context_is_taken_up_with_what_fits(tmp_path):
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:

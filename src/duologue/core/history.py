@@ -17,6 +17,7 @@ class _Told:
     num_turns: int  # of the history before its turn
     text: str = ""
     num_heard: int = 0
+    utterance: str = "user"  # that ended the user's turn
 
     @property
     def turns(self) -> list[Turn]:
@@ -43,6 +44,14 @@ class Ledger:
         return self._turns + (running.turns if running is not None and running.num_heard else [])
 
     @property
+    def unheard(self) -> e.Received | None:
+        """The user's turn of a running answer that nothing has been heard of; `history` does not have it yet."""
+        running = self._running
+        if running is None or running.num_heard or running.asked is None:
+            return None
+        return e.Received(0.0, running.utterance, running.asked, True)
+
+    @property
     def floor(self) -> Floor:
         """Who has the floor, as `Session.floor`."""
         if self._running is None:
@@ -56,8 +65,8 @@ class Ledger:
                 self._receive(event)
             case e.Dropped(utterance=utterance):
                 self.unanswered.pop(utterance, None)
-            case e.Promoted(text=text, answer=answer):
-                self._running = _Told(answer, text, len(self._turns))
+            case e.Promoted(text=text, answer=answer, utterance=utterance):
+                self._running = _Told(answer, text, len(self._turns), utterance=utterance)
                 self.unanswered.clear()
             case e.Released(answer=answer):
                 self._release(answer)

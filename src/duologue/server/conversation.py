@@ -135,6 +135,11 @@ class Conversation:
         return self.handle.session
 
     @property
+    def has_record(self) -> bool:
+        """Whether a server can go on with it later."""
+        return self._recorder is not None
+
+    @property
     def is_speaking(self) -> bool:
         """Whether an answer is running."""
         return self.is_open and self.handle.session.running is not None

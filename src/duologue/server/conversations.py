@@ -183,11 +183,17 @@ class Conversations:
             await conversation.renew()
 
     async def drain(self) -> None:
-        """Stop admitting conversations; return when all answers have been heard, or after the time limit."""
+        """Stop admitting conversations; return when all answers have been heard, or after the time limit.
+
+        A conversation with a record, which another server can go on with, is closed as soon as nothing is being said.
+        """
         self.is_draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain):
                 while any(conversation.owner is not None and conversation.is_speaking for conversation in self):
+                    for conversation in self:
+                        if conversation.has_record and not conversation.is_speaking:
+                            conversation.close("shutdown")
                     await asyncio.sleep(0.05)
         for conversation in self:
             conversation.close("shutdown")

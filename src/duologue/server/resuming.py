@@ -25,10 +25,11 @@ def read_state(session: str, lines: Iterable[bytes], where: object) -> RecordedS
     for event in reader:
         ledger(event)
         now = event.at
+    unheard = [] if ledger.unheard is None else [ledger.unheard]  # the next server answers it
     return RecordedState(
         reader.settings,
         ledger.history,
-        list(ledger.unanswered.values()),
+        [*unheard, *ledger.unanswered.values()],
         now,
         reader.num_events,
         reader.size,

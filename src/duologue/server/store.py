@@ -49,7 +49,7 @@ class RecordedState:
 
     settings: dict[str, Any]
     history: list[Turn]
-    unanswered: list[Received]
+    unanswered: list[Received]  # words to be heard again, also those whose answer was not heard at all
     now: float  # seconds since it began
     num_events: int
     size: int  # bytes of whole lines
