@@ -244,7 +244,7 @@ def loader(args: argparse.Namespace) -> "Callable[[], Model]":
         allow_worse=args.allow_worse,
         weights=args.weights,
         context_length=args.context,
-        threads=args.threads or 1,
+        threads=args.threads or (None if args.backend == "vllm" else 1),
         device=args.device,
         chat_template=read_template(args.chat_template),
     )

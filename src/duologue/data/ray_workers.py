@@ -139,6 +139,7 @@ class RayWorkers:
         )
         done.context.execution_options.preserve_order = True
         done.context.enable_progress_bars = False
+        done.context.execution_no_progress_timeout_s = -1  # a job may take any time
         done.context.target_max_block_size = 1  # every job is a block of its own, which waits for no other
         for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for each in batch["bytes"]:

@@ -15,7 +15,7 @@ from duologue.models.model import Model
 from duologue.training.layout import Layout, Layouts
 from duologue.types import InputState, Role
 
-BLOCK = 1024
+BLOCK = 512
 """Rows that are scored together, whoever scores them: what they share is computed once."""
 
 _FIELDS = {field.name for field in fields(Sample)}
