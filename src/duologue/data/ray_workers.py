@@ -71,8 +71,9 @@ class RayWorkers:
                     f"duologue {__version__}; repeat the command when it is mended"
                 ) from None
             finally:
-                done.close()
-                queue.shutdown(force=True)
+                with _quiet():
+                    done.close()
+                    queue.shutdown(force=True)
 
     @contextmanager
     def connected(self) -> Iterator[Any]:
@@ -107,7 +108,8 @@ class RayWorkers:
         try:
             yield ray
         finally:
-            ray.shutdown()
+            with _quiet():
+                ray.shutdown()
 
     def _room(self, resources: dict[str, float]) -> int:
         """How many actors there are to be, in a cluster with so much of everything."""
@@ -208,7 +210,7 @@ def _check_answer(address: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the standard error of this process, where Ray says that it has been told to be quiet."""
+    """Without the standard error of this process, where Ray says that it is quiet, and that it ends what is ended."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
