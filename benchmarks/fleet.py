@@ -142,7 +142,8 @@ class Client:
             expected = f"This is what there is to say of {question}, and it is quite a lot of words."
             assert expected.startswith(answer.text), (answer, expected)
             confirmed = self._heard[question]  # 0: the client was told of none of it before its replica ended
-            assert answer.text and len(answer.text) >= confirmed, f"{confirmed} were heard, not only {answer.text!r}"
+            assert answer.text, "an answer of which nothing was heard is given again"
+            assert len(answer.text) >= confirmed, f"{confirmed} were heard, not only {answer.text!r}"
         assert max(Counter(self._answers.values()).values()) == 1, "nothing is said twice"
 
 
