@@ -316,9 +316,9 @@ def test_a_file_of_ones_own_adds_a_language(tmp_path: Path) -> None:
     path = tmp_path / "de.txt"
     path.write_text("# Deutsch\n" + "".join(lines.values()), encoding="utf-8")
     rows = [pair(f"Wie alt ist Brot Nummer {n}?", "Sehr alt. " * 20) for n in range(9)]
-    ws = Workshop(tmp_path / "out", Slicer(tiny()), transitions.shipped() | {"de": transitions.read(path)})
+    ws = Workshop(Slicer(tiny()), transitions.shipped() | {"de": transitions.read(path)})
     recipe = DuplexRecipe(language="de", shares={"regeneration": 1.0}, dev=0)
-    build([write(tmp_path / "talks.jsonl", rows)], recipe, ws, made_by={})
+    build([write(tmp_path / "talks.jsonl", rows)], tmp_path / "out", recipe, ws, made_by={})
     assert all("Nein Wie alt ist Brot" in " ".join(said(row, 0)) for row in rows_of(tmp_path / "out"))
 
 
