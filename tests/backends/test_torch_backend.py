@@ -305,5 +305,5 @@ def test_the_dtype_follows_what_the_machine_multiplies_faster(
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     busy = [0.0, 40.0]  # somebody else had the core meanwhile
     clock = [*busy, *[0.0, half_s] * 8, *[0.0, 1.0] * 8, *busy]
-    monkeypatch.setattr(loading.time, "perf_counter", iter(clock).__next__)
+    monkeypatch.setattr(loading.time, "process_time", iter(clock).__next__)
     assert loading.faster_dtype() == chosen

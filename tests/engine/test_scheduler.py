@@ -306,38 +306,6 @@ def test_speakers_take_turns_when_a_pass_cannot_take_all() -> None:
     assert max(progress) <= 101
 
 
-def conversations(crowd: Crowd, batch: Sequence[Extend]) -> set[int]:
-    """The guests of whom something is fed in `batch`, by their place in the engine."""
-    held = [set(handle.sequences.seqs.values()) for handle in crowd.engine.handles]
-    return {number for number, seqs in enumerate(held) if any(extend.seq in seqs for extend in batch)}
-
-
-def test_sessions_with_caches_of_their_own_take_turns() -> None:
-    crowd = Crowd({"tell me a story": STORY}, caches=4, max_tokens_per_pass=64)
-    guests, fed_together, turns = asked(crowd, 4), list[int](), list[int]()
-    while crowd.tick():
-        numbers = conversations(crowd, crowd.batches[-1])
-        fed_together.append(len(numbers))
-        turns += numbers
-    assert set(fed_together) == {1}
-    assert {guest.said for guest in guests} == {STORY}
-    middle = turns[8:-8]
-    assert all(set(middle[i : i + 4]) == {0, 1, 2, 3} for i in range(len(middle) - 4)), "nobody waits twice"
-
-
-def test_words_have_the_next_turn_but_one_while_a_history_is_read() -> None:
-    crowd = Crowd({"tell me a story": STORY}, caches=3, max_tokens_per_pass=64)
-    talker = crowd.guest(policy=SURE)
-    for _ in range(2):
-        crowd.guest(history=LONG)
-    crowd.tick(2)
-    talker.hear("oh radio talk", "aside")
-    crowd.tick(2)
-    assert talker.first(Decided) is not None
-    crowd.run()
-    assert all(not handle.session.backlog for handle in crowd.engine.handles), "and the histories are read in the end"
-
-
 def test_what_is_cut_by_the_limit_changes_no_answer() -> None:
     wide, narrow = Crowd({"tell me a story": STORY}), Crowd({"tell me a story": STORY}, max_tokens_per_pass=3)
     for crowd in (wide, narrow):

@@ -42,6 +42,8 @@ def test_white_space_separates_words_and_nothing_else_does_where_it_is_written(t
 
 @settings(deadline=None)
 @given(MIXED)
+@example("ね\u200d👧")
+@example("ね。\u200d👧。")
 def test_other_boundaries_are_those_of_unicode(text: str) -> None:
     assert all(BOUNDARIES.match(text, end) for end in unspaced_ends(text))
 

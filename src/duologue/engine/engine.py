@@ -105,7 +105,7 @@ class Engine:
         if not overcommit > 0:
             raise UsageError(f"overcommit is {overcommit} and must be positive")
         self.backend = backend
-        self.scheduler = Scheduler(max_tokens_per_pass, max_seconds_per_pass, takes_turns=backend.info.num_caches > 1)
+        self.scheduler = Scheduler(max_tokens_per_pass, max_seconds_per_pass)
         self.totals = Totals()
         self.now = clock
         self._speaker = speaker

@@ -13,9 +13,6 @@ Two kinds of deferrable work have additional rules. Compaction gets half of the 
 in silence, and nothing while words wait, except for a quarter every `AGEING` passes. An answer well ahead of its
 listener joins passes that are made for other answers, since one more token in a pass costs little. Passes with words to
 be judged, and passes for nothing else, include it only every `MAX_WAIT_S` seconds.
-
-Where sessions have caches of their own, a pass reads the weights for one of them at a time, so that together they would
-only wait for each other: they take turns, one in each pass, by the same two queues.
 """
 
 import math
@@ -84,21 +81,18 @@ class Scheduler:
         max_seconds: how long a pass should take. If wide passes take longer, they are narrowed, but not below `SMALL`
             tokens or twice the longest probe, and not so far that most of a pass is its fixed cost: narrower passes
             would hardly be shorter, and long texts would take several times as long.
-        takes_turns: whether a pass feeds one session only, because each has a cache of its own. Not without
-            `max_tokens`.
 
     Raises:
         UsageError: a number is not positive.
     """
 
-    def __init__(self, max_tokens: int | None, max_seconds: float, *, takes_turns: bool = False) -> None:
+    def __init__(self, max_tokens: int | None, max_seconds: float) -> None:
         if (max_tokens is not None and max_tokens < 1) or not max_seconds > 0:
             raise UsageError(
                 f"max_tokens_per_pass is {max_tokens} and max_seconds_per_pass {max_seconds}; both must be positive"
             )
         self.max_tokens = max_tokens
         self._max_seconds = max_seconds
-        self._takes_turns = takes_turns
         self._cost = _PassCost()
         self._least = SMALL
         self._num_passes = 0
@@ -123,29 +117,27 @@ class Scheduler:
 
     def divide(self, handles: Sequence[Handle], now: float, feed: Feed) -> None:
         """Call `feed` for each session that takes part in the next pass, in order of priority."""
+
+        def feed_counted(handle: Handle, limit: int) -> int:
+            num_tokens = feed(handle, limit, compaction.get(handle, 0))
+            self._note_progress(handle)
+            return num_tokens
+
         if self.max_tokens is None:
             for handle in handles:
                 feed(handle, None, None)
             return
         compaction = self._compaction(handles)
         left = self._limit - sum(compaction.values())
-
-        def spend(handle: Handle, limit: int) -> None:
-            nonlocal left
-            is_late = self._takes_turns and left == 0
-            num_tokens = feed(handle, limit, 0 if is_late else compaction.get(handle, 0))
-            self._note_progress(handle)
-            left = 0 if self._takes_turns and num_tokens else max(0, left - num_tokens)
-
         urgent, long = self._queues(handles, now, compaction)
         if long and self._num_passes - self._waiting_since(long[0]) >= AGEING:
             needed = sum(handle.session.backlog for handle in urgent)
-            spend(long.pop(0), max(left // 2, left - needed))
+            left -= feed_counted(long.pop(0), max(left // 2, left - needed))
         for handle in urgent:
-            spend(handle, left)
+            left -= feed_counted(handle, left)
         long.sort(key=lambda handle: handle.session.backlog)
         for num_behind, handle in zip(reversed(range(len(long))), long, strict=True):
-            spend(handle, max(left - num_behind * SHARE, min(left, SHARE)))
+            left -= feed_counted(handle, max(left - num_behind * SHARE, min(left, SHARE)))
 
     @property
     def _limit(self) -> int:

@@ -19,7 +19,8 @@ _UNSPACED = (
 )
 _OPENERS = r"[\p{Ps}\p{Pi}]*+"
 _EXTENDERS = r"[\p{Word_Break=Extend}\p{Word_Break=Format}\p{Word_Break=ZWJ}]"
-_MARKS = rf"(?:(?![\p{{Ps}}\p{{Pi}}])\p{{P}}{_EXTENDERS}*+)*+"
+_JOINED = r"(?<=\u200d)\p{Extended_Pictographic}"  # by a zero-width joiner (rule WB3c)
+_MARKS = rf"(?:(?:(?![\p{{Ps}}\p{{Pi}}])\p{{P}}|{_JOINED}){_EXTENDERS}*+)*+"
 _KATAKANA = rf"(?:\p{{Word_Break=Katakana}}{_EXTENDERS}*+)++"
 
 _CHUNK = re.compile(r"\S+")
