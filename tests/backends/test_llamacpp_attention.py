@@ -57,6 +57,15 @@ def test_it_is_measured_once(cache: Path, file: Path, monkeypatch: pytest.Monkey
     assert asked == [2, 3, 8], "many sessions are measured as a few"
 
 
+def test_heads_that_a_plain_layer_cannot_have_end_no_load(
+    cache: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = attention._Heads(num=4, num_kv=4, key_length=24, value_length=16)
+    monkeypatch.setattr(attention._Heads, "of", lambda path: heads)
+    assert prefers_flash(file, 2)
+    assert not measurements(cache)
+
+
 def test_nothing_is_measured_for_layers_that_differ(cache: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention._Heads, "of", lambda path: None)
     assert prefers_flash(file, 4)

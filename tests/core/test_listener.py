@@ -386,26 +386,17 @@ def test_a_pair_of_backends_is_broken_by_neither(monkeypatch: pytest.MonkeyPatch
 # ------------------------------------------------------------------------------------------- two compactions
 
 
-def lengths(batch):
-    return [len(extend.tokens) for extend in batch]
-
-
-def test_two_compactions_share_the_room_of_one():
+@pytest.mark.parametrize(
+    ("own_room", "is_awaited", "fed"),
+    [(150, False, [128, 22]), (0, True, [20])],  # an awaited one has the room of the words that wait for it
+)
+def test_two_compactions_share_the_room_of_one(own_room, is_awaited, fed):
     cache = CacheOperations(chunk=128)
     speaker, listener = (cache.open(range(200), place) for place in (Place.SPEAKER, Place.LISTENER))
-    cache.room, cache.room_to_compact = 20, 150
+    cache.room, cache.room_to_compact = 20, own_room
     cache.feed_compaction(listener, is_awaited=False)
-    cache.feed_compaction(speaker, is_awaited=False)
-    assert lengths(cache.flush().batch) == [128, 22]
-
-
-def test_a_compaction_that_words_wait_for_has_the_room_of_words_whatever_the_other_uses():
-    cache = CacheOperations(chunk=128)
-    speaker, listener = (cache.open(range(200), place) for place in (Place.SPEAKER, Place.LISTENER))
-    cache.room, cache.room_to_compact = 20, 0
-    cache.feed_compaction(listener, is_awaited=False)
-    cache.feed_compaction(speaker, is_awaited=True)
-    assert lengths(cache.flush().batch) == [20]
+    cache.feed_compaction(speaker, is_awaited=is_awaited)
+    assert [len(extend.tokens) for extend in cache.flush().batch] == fed
 
 
 def test_conversations_of_two_models_outlive_each_other_s_compactions():

@@ -4,7 +4,7 @@ Standard attention stores the scores of all entries of the cache, those of other
 products of matrices. Flash attention skips what is masked, with other kernels. Which one takes less time depends on the
 processor: by a factor of two either way on the two that were measured (`benchmarks/attention.py`). So it is measured
 once, on a model of one layer whose heads are those of the model in question, and kept in the cache folder. One thread
-does it, by its own time, so that other work on the machine does not decide; more threads divide both kinds alike.
+does it, by its own time, so that other work on the machine does not decide.
 """
 
 import json
@@ -26,6 +26,7 @@ from duologue.backends.llamacpp.backend import LlamaCppBackend
 from duologue.backends.llamacpp.gguf_header import read_header
 from duologue.backends.machine import cpu_name
 from duologue.core.backend import Draw, Extend
+from duologue.errors import BrokenModel, EngineError, UnsupportedModel
 
 _HISTORY = 384  # tokens of each session
 _HEARD = 7  # tokens that one of them hears
@@ -67,7 +68,7 @@ def prefers_flash(path: Path, sessions: int) -> bool:
     """Whether passes of `sessions` conversations that share a cache are faster with flash attention.
 
     Args:
-        path: the model file. Where its heads are unknown, and on a GPU (untested), the answer is yes.
+        path: the model file. Where its heads are unknown or unusual, and on a GPU (untested), the answer is yes.
     """
     heads = _Heads.of(path)
     if heads is None or ll.llama_supports_gpu_offload():
@@ -83,7 +84,11 @@ def prefers_flash(path: Path, sessions: int) -> bool:
         (folder / "layer.gguf").unlink()
         (folder / "measurement.json").write_text(json.dumps({**facts, **found}, indent=1), encoding="utf-8")
 
-    measurement = json.loads((cached_folder("attention", name, write) / "measurement.json").read_text(encoding="utf-8"))
+    try:
+        folder = cached_folder("attention", name, write)
+    except (BrokenModel, EngineError, UnsupportedModel):  # llama.cpp refuses a plain layer with such heads
+        return True
+    measurement = json.loads((folder / "measurement.json").read_text(encoding="utf-8"))
     return bool(measurement["flash_ms"] <= measurement["standard_ms"])
 
 
