@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest.mock
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -259,21 +260,25 @@ def process(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
 @contextlib.contextmanager
 def serving(args: argparse.Namespace, folder: Path) -> Iterator[ServerProcess]:
     """A server of the source that is measured."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(args.tree)
     flags = [args.model, "--backend", args.backend, "--adapter", args.adapter, "--record", str(folder)]
-    try:
-        with server_process([*flags, "--max-sessions", "12"]) as server:
-            yield server
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+    with contextlib.ExitStack() as stack:
+        with unittest.mock.patch.dict(os.environ, PYTHONPATH=str(args.tree)):
+            server = stack.enter_context(server_process([*flags, "--max-sessions", "12"]))
+        yield server
 
 
 def memory_mb(server: ServerProcess) -> float:
     """Its resident memory; 0 if it has died."""
     return (server.memory() or 0) / 1e6
+
+
+def processor_s(server: ServerProcess) -> float:
+    """What it has worked, in seconds of one core; 0 if it has died."""
+    try:
+        fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def long_record(folder: Path) -> None:
@@ -351,20 +356,31 @@ async def warm(server: ServerProcess) -> None:
     await asyncio.gather(talking, return_exceptions=True)
 
 
-async def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """One attack."""
-    with tempfile.TemporaryDirectory() as folder:
+async def idle(server: ServerProcess, seconds: float) -> None:
+    """Wait until it works at most a twentieth of the time, for `seconds` at most."""
+    until, used = time.monotonic() + seconds, -1.0
+    while (now := processor_s(server)) - used > 0.05 and time.monotonic() < until:
+        used = now
+        await asyncio.sleep(1)
+
+
+async def measure(args: argparse.Namespace, name: str, cores: asyncio.Lock) -> dict[str, Any]:
+    """One attack. Its server rests while the next one has the cores."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         long_record(Path(folder))
-        with socket.create_server(("127.0.0.1", 0)) as listener, serving(args, Path(folder)) as server:
-            port = listener.getsockname()[1]
+        async with cores:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            server = stack.enter_context(serving(args, Path(folder)))
             code = [sys.executable, __file__, "--swallow", str(listener.fileno())]
             with process(*code, pass_fds=[listener.fileno()]):
                 await warm(server)
-                calm, _ = await attacked(name, port, server, args.seconds)
+                calm, _ = await attacked(name, listener.getsockname()[1], server, args.seconds)
             before = memory_mb(server)
             honest, most = await attacked(name, int(server.url.rpartition(":")[2]), server, args.seconds)
-            await asyncio.sleep(args.rest)
-            after = memory_mb(server)
+            end = time.monotonic()
+            await idle(server, args.rest)
+        await asyncio.sleep(end + args.rest - time.monotonic())
+        after = memory_mb(server)
     quiet, busy = p95_ms(calm.latencies), p95_ms(honest.latencies)
     return {
         "attack": name,
@@ -377,6 +393,18 @@ async def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
         "rss_after_mb": round(after, 1),
         "survived": after > 0,
     }
+
+
+async def measure_all(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All attacks, or those that are named, one after the other."""
+    cores = asyncio.Lock()
+
+    async def measured(name: str) -> dict[str, Any]:
+        row = await measure(args, name, cores)
+        progress(json.dumps(row, ensure_ascii=False))
+        return row
+
+    return await asyncio.gather(*map(measured, args.only or ATTACKS))
 
 
 def reached(row: dict[str, Any]) -> bool:
@@ -410,10 +438,8 @@ def run(args: argparse.Namespace) -> None:
     """Measure, and report."""
     if args.short:
         args.seconds, args.rest = 8.0, 2.0
-    measurement, rows = begin(args), []
-    for name in args.only or ATTACKS:
-        rows.append(asyncio.run(measure(args, name)))
-        progress(json.dumps(rows[-1], ensure_ascii=False))
+    measurement = begin(args)
+    rows = asyncio.run(measure_all(args))
     header = ["attack", "calm p95, ms", "p95, ms", "ratio", "failures", "growth, MB", "after / before", "holds"]
     table = [
         [

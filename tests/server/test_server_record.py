@@ -1,6 +1,7 @@
 """Records: what a killed server leaves, and how a new one goes on."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -14,8 +15,8 @@ import pytest
 from duologue.cli.main import main
 from duologue.client import Missed, connect
 from duologue.core.events import Committed, Decided, Event, Heard, Said
-from duologue.errors import BadData, RemoteError
-from duologue.server.record import is_record, read_record
+from duologue.errors import BadData, RemoteError, UsageError
+from duologue.server.record import RecordReader, is_record, read_record
 from duologue.types import Role
 from duplex_peer import ANSWERS, LONG, join, run
 from serving import scripted_model, serving
@@ -125,6 +126,33 @@ def test_a_server_that_drains_lets_silent_conversations_move_at_once(tmp_path):
             assert server.talks._open[name].is_speaking
             await speaking.until("committed")
             await draining
+
+    run(talk())
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_client_is_told_of_nothing_that_a_shutdown_kept_out_of_the_record(tmp_path, is_late):
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            peer = await join(server)
+            name = (await peer.start())["session"]
+            await peer.say("hear", text="what is", utterance="one", id=1)
+            await peer.until("received")
+            conversation = server.talks._open[name]
+            conversation.begin_message(2)
+            if is_late:  # it arrives while the last events are being sent
+                conversation.close("shutdown")
+            with contextlib.suppress(UsageError):
+                conversation.handle.hear("tell me a lot", utterance="two", final=True)
+            conversation.end_message(2)
+            conversation.close("shutdown")  # before the task that records has run
+            assert await peer.closed() == 1012
+            told = [message for message in peer.seen if "number" in message]
+        with (tmp_path / f"{name}.jsonl").open("rb") as lines:
+            record = RecordReader(lines, "the record")
+            events = list(record)
+        assert told[-1]["number"] == len(events)
+        assert conversation.taken == record.taken == 1  # the client sends the second message again
 
     run(talk())
 

@@ -165,9 +165,13 @@ class Conversation:
         return is_new
 
     def end_message(self, number: int) -> None:
-        """Message `number` was carried out. It counts as taken when the events that it caused are recorded."""
-        self._done.append((number, self.events.first + self.handle.num_told))
-        self.taken = self._taken_with(self.events.newest)
+        """Message `number` was carried out. It counts as taken when the events that it caused are recorded.
+
+        After the end they never are, and the client sends it again to the server that goes on.
+        """
+        if self.is_open:
+            self._done.append((number, self.events.first + self.handle.num_told))
+            self.taken = self._taken_with(self.events.newest)
 
     def go_on(self, taken: int) -> None:
         """Continue a conversation whose record has the consequences of messages up to `taken`."""
@@ -210,7 +214,8 @@ class Conversation:
     async def _follow(self) -> None:
         try:
             async for event in self.handle.events():
-                await self._record(event)
+                if not await self._record(event):
+                    return
                 if self._logs_text and isinstance(event, Received | Said):
                     log.info("text", extra={"session": self.id[:6], "event": as_dict(event)})
                 self.events.add(event)
@@ -222,7 +227,10 @@ class Conversation:
         else:
             self.close("closed")
 
-    async def _record(self, event: Event) -> None:
+    async def _record(self, event: Event) -> bool:
+        """Whether the client may be told of `event`. What the next server does not know has not happened."""
+        if not self.is_open:
+            return False
         taken, recorder = self._taken_with(self.events.newest + 1), self._recorder
         if recorder is not None:
             try:
@@ -231,7 +239,9 @@ class Conversation:
                 more = {"session": self.id[:6], "error": str(error)}
                 log.error("a record cannot be written; it ends here", extra=more)
                 recorder.stop()
-        self.taken = max(self.taken, taken)
+        if self.is_open:  # it was not closed meanwhile
+            self.taken = max(self.taken, taken)
+        return self.is_open
 
     def _taken_with(self, newest: int) -> int:
         """`taken` once event `newest` is recorded."""
