@@ -68,7 +68,8 @@ class Target:
     @contextlib.asynccontextmanager
     async def connection(self, data: bytes = b"") -> AsyncIterator[Streams]:
         """A connection on which `data` was sent."""
-        reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", self.port), 5)
+        async with asyncio.timeout(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(data)
             yield reader, writer
@@ -81,7 +82,8 @@ class Target:
     ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """A WebSocket, whose frames are the attacker's to write."""
         async with self.connection(WEBSOCKET.format(path=path, port=self.port).encode()) as (reader, writer):
-            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            async with asyncio.timeout(5):
+                await reader.readuntil(b"\r\n\r\n")
             yield reader, writer
 
     async def post(self, body: dict[str, Any]) -> None:
@@ -89,7 +91,8 @@ class Target:
         data = json.dumps(body).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Length: {len(data)}\r\n"
         async with self.connection(head.encode() + b"Connection: close\r\n\r\n" + data) as (reader, _):
-            await asyncio.wait_for(reader.read(), 10)
+            async with asyncio.timeout(10):
+                await reader.read()
 
 
 def frame(data: bytes, head: int = 0x81) -> bytes:
@@ -126,7 +129,8 @@ def stream(frames: Callable[[int], bytes], *, period_s: float, path: str = "/v1/
                             return
                         writer.write(frames(number))
                         with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(writer.drain(), 1)
+                            async with asyncio.timeout(1):
+                                await writer.drain()
                         await asyncio.sleep(period_s)
                 finally:
                     if reading is not None:
@@ -150,7 +154,8 @@ def begins(*frames: bytes, path: str = "/v1/duplex", waits_s: float = 0.3, perio
             async with target.websocket(path) as (_, writer):
                 for data in frames:
                     writer.write(data)
-                await asyncio.wait_for(writer.drain(), 5)
+                async with asyncio.timeout(5):
+                    await writer.drain()
                 await asyncio.sleep(waits_s)
 
         await repeat(target, one, period_s=period_s)
@@ -316,7 +321,8 @@ class Honest:
                 text = f"{words[number % len(words)]} {number % 7}"
                 await peer.send(json.dumps({"type": "hear", "text": text, "utterance": name, "final": True}))
                 while True:
-                    event = json.loads(await asyncio.wait_for(peer.recv(), 10))
+                    async with asyncio.timeout(10):
+                        event = json.loads(await peer.recv())
                     if event["type"] == "decided" and event["utterance"] == name:
                         break
                 self.latencies.append(time.perf_counter() - began)

@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from duologue.errors import BadData, RemoteError, UsageError
 from duologue.server.record import RecordReader, is_record, read_record
 from duologue.types import Role
 from duplex_peer import ANSWERS, LONG, join, run
-from serving import scripted_model, serving
+from serving import scripted_model, serve_until_killed, serving
 from soak import size
 
 NUM_KILLS = size(2, 1000)
@@ -226,31 +225,22 @@ def test_a_damaged_record_is_said(tmp_path, text, complaint):
         read_record(path)
 
 
-SERVER = """
-import asyncio, sys
-sys.path[:0] = {paths!r}
-from serving import scripted_model, serving
-from duplex_peer import ANSWERS
-async def main():
-    async with serving(scripted_model(ANSWERS), record={folder!r}, words_per_second=400.0) as server:
-        print(server.port, flush=True)
-        await asyncio.sleep(1000)
-asyncio.run(main())
-"""
-
-
-def start_server(folder: Path) -> tuple[subprocess.Popen[str], str]:
-    paths = [path for path in sys.path if path]
-    code = SERVER.format(paths=paths, folder=str(folder))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    return process, f"http://127.0.0.1:{int(process.stdout.readline())}"
+def start_server(folder: Path) -> tuple[BaseProcess, str]:
+    """Forked from a process that has imported everything, so that many can be started."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["duologue.server.app", "duologue.testing", "uvicorn", "websockets"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=serve_until_killed, args=(theirs, str(folder)), daemon=True)
+    process.start()
+    theirs.close()
+    with ours:
+        return process, f"http://127.0.0.1:{ours.recv()}"
 
 
 def test_a_server_may_be_killed_at_any_moment(tmp_path):
     """What the client saw is in the record, up to the last event but one; the next server goes on from there."""
 
-    async def talk(url: str, name: str | None, moment: int, kill: signal.Signals) -> tuple[str, list[Event]]:
+    async def talk(url: str, name: str | None, moment: int) -> tuple[str, list[Event]]:
         seen: list[Event] = []
         conversation = await connect(url, session=name, settings={"hearing": 400.0}, retry=False)
         conversation.hear("tell me a lot", utterance="a", final=True)
@@ -261,16 +251,17 @@ def test_a_server_may_be_killed_at_any_moment(tmp_path):
             if isinstance(event, Said) and count % 20 == 0:
                 conversation.hear("mhm" if count % 40 else "what is a cat", utterance=f"u{count}", final=True)
             if count == moment:
-                process.send_signal(kill)
+                process.kill()
         return conversation.session, seen
 
     chance, name, whole = random.Random(0), None, 0
-    for _ in range(NUM_KILLS):
+    for number in range(NUM_KILLS):
+        if number % 25 == 0:
+            name, whole = None, 0
         process, url = start_server(tmp_path)
-        assert process.stdout is not None
-        with process.stdout:
-            name, seen = asyncio.run(talk(url, name, chance.randrange(1, 120), signal.SIGKILL))
-            process.wait()
+        name, seen = asyncio.run(talk(url, name, chance.randrange(1, 120)))
+        process.join()
+        process.close()
         recorded = read_record(tmp_path / f"{name}.jsonl").events
         got = [event for event in seen if not isinstance(event, Missed)]
         assert list(recorded[whole : whole + len(got) - 1]) == got[: len(got) - 1]

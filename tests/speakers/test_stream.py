@@ -1,12 +1,15 @@
 """What comes from an endpoint is read whatever way it is cut into pieces, and what is none of an answer is refused."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 
 from duologue.core.backend import Sampling
 from duologue.core.config import SessionConfig
 from duologue.errors import RemoteError, UsageError
+from duologue.speakers.completion import _before
 from duologue.speakers.endpoint import Endpoint, Question
 from duologue.speakers.stream import Part, StreamReader, message_of, read_whole
 from duologue.types import Role, Turn
@@ -149,3 +152,23 @@ def test_an_answer_goes_on_as_a_prefix_or_in_words():
     assert "continue_final_message" not in asked
     unasked = Question(None, []).body(Endpoint("http://x", "m"), SessionConfig())
     assert [message["role"] for message in unasked["messages"]] == ["user"]
+
+
+@pytest.mark.parametrize("num_turns", range(5))
+def test_a_cut_that_comes_together_with_data_is_not_lost(num_turns):
+    async def cut() -> None:
+        arrived = asyncio.get_running_loop().create_future()
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield await arrived
+
+        reading = asyncio.create_task(_before(5.0, chunks()))
+        await asyncio.sleep(0.01)
+        arrived.set_result(b"data")
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        if reading.cancel():  # it was still reading
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+
+    asyncio.run(cut())

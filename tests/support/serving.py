@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import uvicorn
@@ -92,3 +93,15 @@ async def running(
     finally:
         server.should_exit = True
         await task
+
+
+def serve_until_killed(port: Connection, folder: str) -> None:
+    """A server with records in `folder`, in a process of its own; tells its port."""
+    from duplex_peer import ANSWERS
+
+    async def serve() -> None:
+        async with serving(scripted_model(ANSWERS), record=folder, words_per_second=400.0) as server:
+            port.send(server.port)
+            await asyncio.Event().wait()
+
+    asyncio.run(serve())

@@ -118,7 +118,8 @@ async def _read(response: httpx.Response, endpoint: Endpoint) -> AsyncGenerator[
 async def _before(limit_s: float, chunks: AsyncIterator[bytes]) -> bytes | None:
     """The next of `chunks`, if it comes within `limit_s` seconds; None at their end."""
     try:
-        return await asyncio.wait_for(anext(chunks, None), limit_s)
+        async with asyncio.timeout(limit_s):  # `wait_for` of Python 3.11 loses a cut that comes together with data
+            return await anext(chunks, None)
     except TimeoutError:
         raise httpx.ReadTimeout("nothing was said") from None
 
