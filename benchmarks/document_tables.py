@@ -370,14 +370,17 @@ def speaker(result: Result) -> Iterator[Row]:
 @whole("attacks")
 def attacks(results: Results) -> str:
     """What an attack did to another client, before the server was hardened and now."""
-    found = {"before" if "before" in name else "now": result for name, result in results.of("attacks")}
+    found: dict[str, dict[str, dict[str, Any]]] = {"before": {}, "now": {}}
+    for name, result in sorted(results.of("attacks"), key=lambda item: str(item[1]["date"])):  # the newest counts
+        found["before" if "before" in name else "now"] |= {row["attack"]: row for row in result["attacks"]}
+    found = {when: measured for when, measured in found.items() if measured}
     header = ["attack"]
     for when in found:
         header += [f"{when}: p95, calm → attacked (ms)", "ratio", "memory, at most / after (MB)"]
     rows: dict[str, list[str]] = {}
-    for result in found.values():
-        for row in result["attacks"]:
-            rows.setdefault(row["attack"], [row["attack"]]).extend(_attack(row))
+    for measured in found.values():
+        for attack in measured:
+            rows.setdefault(attack, [attack]).extend(_attack(measured[attack]))
     return table(header, rows.values()) if rows else _NOTHING
 
 

@@ -339,11 +339,12 @@ def test_a_sure_answer_is_released_at_once_and_the_end_releases_too():
 
 
 def ends(words):
-    return 1.0 if words.endswith("it") else 0.4
+    return 1.0 if words.endswith("it") else P_ENDS
 
 
-ODDS = (1 - Policy().p_goes_on) / Policy().p_goes_on
-WAIT = math.log(ODDS * 0.6 / 0.4)  # until a speaker who goes on in 60 % of cases would have done so but for p_goes_on
+P_ENDS = 0.7
+ODDS = (1 - Policy().p_goes_on) / Policy().p_goes_on * (1 - P_ENDS) / P_ENDS
+WAIT = Policy().pause_ms / 1000 * math.log(ODDS)  # until a speaker who may go on would have done so but for p_goes_on
 
 
 @pytest.mark.parametrize("final", [False, True])
@@ -353,7 +354,7 @@ def test_with_a_timing_pair_a_statement_is_waited_for_and_a_question_is_not(fina
     assert only(talk.run(), Decided).decision.p_ends == 1.0
     assert talk.said == "It is a cat."
     talk.hear("hi", "v", final=final)
-    assert only(talk.run(), Decided).decision.p_ends == 0.4
+    assert only(talk.run(), Decided).decision.p_ends == P_ENDS
     assert talk.session.running.text == "Hello there."
     assert talk.session.next_deadline == pytest.approx(WAIT)
     talk.advance(WAIT - 0.1)

@@ -85,9 +85,9 @@ class Policy:
     eagerness: float = 0.0  # -1 patient … 1 eager: 1 halves the waits and the threshold of process, -1 doubles them
     settle_ms: float = 600.0  # a prepared answer is released after this time without new words
     p_sure: float = 0.97  # or at once, if process is at least this probable
-    p_goes_on: float = 0.17  # with a timing pair, replaces both: the answer is released once the probability that the
+    p_goes_on: float = 0.25  # with a timing pair, replaces both: the answer is released once the probability that the
     # speaker goes on has fallen to this value; eagerness e multiplies its odds by 16^e
-    pause_ms: float = 1000.0  # mean length of a pause within a turn
+    pause_ms: float = 3000.0  # silence divides the odds that the speaker goes on by e in every `pause_ms`
     num_intervals: float = 1.2  # with a timing pair, words that have not ended wait for so many intervals at which they
     # were reported: a shorter silence tells nothing about the speaker
     longest_wait_ms: float = 2000.0  # the wait by the timing pair is never longer, whatever the eagerness
@@ -135,8 +135,8 @@ class Policy:
     def _timed_wait_s(self, p_ends: float) -> float:
         """Seconds of silence after which the speaker goes on with a probability of at most `p_goes_on`.
 
-        If the lengths of pauses are distributed exponentially, silence divides the odds of going on by e in every
-        `pause_ms`.
+        Exponentially distributed pauses divide the odds of going on by e in every mean length of a pause. `pause_ms` is
+        longer: to wait longer behind unlikely ends, and not at all behind likely ones, costs less (docs/log.md).
         """
         p_ends = min(max(p_ends, _LEAST_P), 1.0 - _LEAST_P)
         limit = self.p_goes_on / (1.0 - self.p_goes_on) * math.exp2(4.0 * self.eagerness)

@@ -5,8 +5,8 @@ import contextlib
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 from duologue.core.session import Session
 from duologue.engine.engine import Engine
@@ -16,6 +16,7 @@ from duologue.errors import EngineError, EngineFull
 from duologue.models.model import Model
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation
+from duologue.server.long_texts import PER_TURN, LongTexts
 from duologue.server.resuming import fit
 from duologue.server.settings import ConversationSettings
 from duologue.server.store import Recorder, RecordStore
@@ -24,11 +25,7 @@ from duologue.types import Turn
 
 ROUTE_LENGTH = 8  # characters at the beginning of a name, by which a fleet routes connections
 _SWEEP_S = 1.0
-_LONG = 4000  # characters; tokenising them takes some milliseconds
-PER_TURN = 20  # characters that take as long to tokenise as the markup of a turn
 _MOST_BYTES = 1 << 25  # of the events kept for all conversations
-P = ParamSpec("P")
-T = TypeVar("T")
 log = logging.getLogger("duologue.server")
 
 
@@ -52,6 +49,7 @@ class Conversations:
         self.voices = voices  # None: no conversation has a voice
         self.engine = engine
         self.config = config
+        self.long_texts = LongTexts()
         self.is_draining = False
         self.num_refused = 0
         self._sink = sink
@@ -92,7 +90,8 @@ class Conversations:
             ContextOverflow, TemplateError: the model cannot take the history or the system prompt.
         """
         size = sum(len(turn.text) + PER_TURN for turn in history) + len(settings.system or "")
-        session = await off_loop(size, settings.session, self.model, self.config, history, **more)
+        run = self.long_texts.run
+        session = await run(client, size, settings.session, self.model, self.config, history, **more)
         name = _new_name(route)
         handle = self._admit(settings, session, client)
         recorder = None
@@ -147,8 +146,10 @@ class Conversations:
         conversation = None
         try:
             settings = ConversationSettings.from_json(state.settings)
-            session = await off_loop(len(settings.system or ""), settings.session, self.model, self.config)
-            turns, laid_out = await asyncio.to_thread(fit, session, state.history)
+            run, size = self.long_texts.run, len(settings.system or "")
+            session = await run(client, size, settings.session, self.model, self.config)
+            size = sum(len(turn.text) + PER_TURN for turn in state.history)
+            turns, laid_out = await run(client, size, fit, session, state.history)
             session.advance(state.now)
             handle = self._admit(settings, session, client)
             conversation = self._add(name, client, settings, handle, recorder)
@@ -248,8 +249,3 @@ def _new_name(route: str) -> str:
     """A name that cannot be guessed. What comes after its route is secret."""
     begin = route if re.fullmatch(rf"[A-Za-z0-9_-]{{{ROUTE_LENGTH}}}", route) else secrets.token_urlsafe(6)
     return begin + secrets.token_urlsafe(18)
-
-
-async def off_loop(size: int, call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """Run `call`, in a thread if `size`, the number of characters to tokenise, is large."""
-    return call(*args, **options) if size < _LONG else await asyncio.to_thread(call, *args, **options)

@@ -14,7 +14,7 @@ from duologue.server.config import ServerConfig
 from duologue.server.fields import parse
 
 PING_S = 20.0  # interval at which a client has to show that it is alive
-_WEIGHT = 1 << 14  # characters that count as one more message
+_WEIGHT = 1 << 12  # characters that count as one more message
 
 
 class CloseCode(IntEnum):

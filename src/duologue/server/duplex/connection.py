@@ -17,9 +17,10 @@ from duologue.errors import BadData, EngineError, EngineFull, UsageError
 from duologue.server.authentication import client_of
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation, EventsLost
-from duologue.server.conversations import PER_TURN, Conversations, off_loop
+from duologue.server.conversations import Conversations
 from duologue.server.duplex.voice import DuplexVoice
 from duologue.server.fields import Field, Table, read
+from duologue.server.long_texts import PER_TURN
 from duologue.server.settings import ConversationSettings, VoiceSettings, read_turns
 from duologue.server.voice import needed
 from duologue.server.wire import CloseCode, Wire
@@ -163,7 +164,8 @@ class Duplex:
             case "edit":
                 turns = read_turns(fields["history"], most=self._conversations.most_turns)
                 size = sum(len(turn.text) + PER_TURN for turn in turns)
-                laid_out = await off_loop(size, conversation.session.lay_out, turns)
+                run = self._conversations.long_texts.run
+                laid_out = await run(self._client, size, conversation.session.lay_out, turns)
                 handle.edit(turns, laid_out=laid_out)
             case "settings":
                 await self._change(conversation, fields)

@@ -105,6 +105,7 @@ class Realtime:
                 self._conversations.model,
                 self._config,
                 self._outbox.put,
+                long_texts=self._conversations.long_texts,
                 is_duplex=self._is_duplex,
                 has_voice=self._conversations.voices is not None,
             )

@@ -10,8 +10,8 @@ from duologue.core.session import Session
 from duologue.engine.handle import Handle
 from duologue.errors import ContextOverflow, UsageError
 from duologue.models.model import Model
-from duologue.server.conversations import PER_TURN, off_loop
 from duologue.server.fields import Rejection
+from duologue.server.long_texts import PER_TURN, LongTexts
 from duologue.server.realtime.items import Item
 from duologue.text.words import needs_space
 from duologue.types import Role, Token, Turn, well_formed
@@ -24,10 +24,12 @@ class History:
     only if they differ, since a client may reach the same state in many steps.
     """
 
-    def __init__(self, handle: Handle, model: Model, default: str) -> None:
+    def __init__(self, handle: Handle, model: Model, default: str, *, client: str, long_texts: LongTexts) -> None:
         self.num_trimmed = 0  # turns that the session has left out for lack of room
         self._handle = handle
         self._model = model
+        self._client = client
+        self._long_texts = long_texts
         self._default = default  # the server's instructions; empty: the model's own
         self._current = default  # the session's instructions
         self._newest_template: tuple[str, Template] | None = None  # and its instructions
@@ -43,12 +45,14 @@ class History:
         """Tokenise in a thread what `check` and `sync` will need, if that takes long."""
         if len(instructions) > self._most_characters:
             return  # `check` will refuse it
-        template = await off_loop(len(instructions), self._template, instructions)
+        run = self._long_texts.run
+        template = await run(self._client, len(instructions), self._template, instructions)
         wanted = self._missing(instructions, items)
         if wanted is not None:
             size = sum(len(turn.text) + PER_TURN for turn in wanted)
             with suppress(UsageError):  # `sync` will raise it
-                self._laid_out = wanted, template, await off_loop(size, self._fit, wanted, template)
+                laid_out = await run(self._client, size, self._fit, wanted, template)
+                self._laid_out = wanted, template, laid_out
 
     def check(self, instructions: str) -> None:
         """Raise `Rejection` if `instructions` leave too little room for a conversation."""

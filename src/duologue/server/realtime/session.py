@@ -17,6 +17,7 @@ from duologue.models.model import Model
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation
 from duologue.server.fields import Rejection
+from duologue.server.long_texts import LongTexts
 from duologue.server.realtime.history import History, merged
 from duologue.server.realtime.items import Item, Items, Listening, label_of, new_id, words
 from duologue.server.realtime.messages import ACTIVE, RealtimeConfig, ResponseRequest, as_error
@@ -53,6 +54,7 @@ class RealtimeSession:
         limits: ServerConfig,
         send: Send,
         *,
+        long_texts: LongTexts,
         is_duplex: bool,
         has_voice: bool,
     ) -> None:
@@ -65,7 +67,8 @@ class RealtimeSession:
         self.config = RealtimeConfig(instructions=limits.system, has_voice=has_voice)
         self.has_spoken = False  # by voice
         self.items = Items()
-        self.history = History(conversation.handle, model, limits.system)
+        client = conversation.client
+        self.history = History(conversation.handle, model, limits.system, client=client, long_texts=long_texts)
         self.listening = Listening()
         self.response: Response | None = None  # of the running answer, until that is heard to its end or cut
         self.request: ResponseRequest | None = None  # that waits for its answer to begin
