@@ -339,12 +339,17 @@ def test_a_sure_answer_is_released_at_once_and_the_end_releases_too():
 
 
 def ends(words):
-    return 1.0 if words.endswith("it") else P_ENDS
+    return 1.0 if words.endswith("it") else 0.7
 
 
-P_ENDS = 0.7
-ODDS = (1 - Policy().p_goes_on) / Policy().p_goes_on * (1 - P_ENDS) / P_ENDS
-WAIT = Policy().pause_ms / 1000 * math.log(ODDS)  # until a speaker who may go on would have done so but for p_goes_on
+def expected_wait(p_ends, eagerness=0.0):
+    """Seconds until silence has made it so improbable that the speaker goes on."""
+    policy = Policy()
+    limit = policy.p_goes_on / (1 - policy.p_goes_on) * 16**eagerness
+    return policy.pause_ms / 1000 * math.log((1 - p_ends) / p_ends / limit)
+
+
+WAIT = expected_wait(0.7)
 
 
 @pytest.mark.parametrize("final", [False, True])
@@ -354,7 +359,7 @@ def test_with_a_timing_pair_a_statement_is_waited_for_and_a_question_is_not(fina
     assert only(talk.run(), Decided).decision.p_ends == 1.0
     assert talk.said == "It is a cat."
     talk.hear("hi", "v", final=final)
-    assert only(talk.run(), Decided).decision.p_ends == P_ENDS
+    assert only(talk.run(), Decided).decision.p_ends == 0.7
     assert talk.session.running.text == "Hello there."
     assert talk.session.next_deadline == pytest.approx(WAIT)
     talk.advance(WAIT - 0.1)
@@ -409,11 +414,11 @@ def test_words_that_are_still_being_reported_are_not_answered_between_two_report
 
 def test_a_pause_does_not_change_how_often_words_are_reported_and_their_end_needs_no_report():
     talk = Talk(SHORT, ends=ends)
-    for text, pause in (("what", 0.25), ("what is", 1.5), ("what is it", 0.0)):
+    for text, pause in (("what", 0.25), ("what is", 0.7), ("what is it", 0.0)):
         talk.hear(text, final=False)
         talk.run()
         talk.advance(pause)
-    assert talk.session.next_deadline == pytest.approx(1.75 + 1.2 * 0.25)
+    assert talk.session.next_deadline == pytest.approx(0.95 + 1.2 * 0.25)
     talk.hear("what is it", final=True)
     assert talk.said == "It is a cat."
 
@@ -621,12 +626,12 @@ def test_eagerness_moves_waits_and_threshold():
     p = (0.4, 0.6, 0.0)
     assert Policy().decide(states, p, speaking=False).state is InputState.INCOMPLETE
     assert eager.decide(states, p, speaking=False).state is InputState.PROCESS
-    decision = Policy().decide(states, p, speaking=False, p_ends=0.5)
+    decision = Policy().decide(states, p, speaking=False, p_ends=0.7)
     waits = [policy.wait_s(decision, final=True) for policy in (calm, Policy(), eager)]
-    assert waits == pytest.approx([2.0, math.log(ODDS), 0.0])
-    probably = Policy().decide(states, p, speaking=False, p_ends=0.96)
+    assert waits == pytest.approx([2.0, WAIT, 0.0])
+    probably = Policy().decide(states, p, speaking=False, p_ends=0.97)
     waits = [policy.wait_s(probably, final=True) for policy in (calm, Policy(), eager)]
-    assert waits == pytest.approx([math.log(ODDS * 16 / 24), 0.0, 0.0])
+    assert waits == pytest.approx([expected_wait(0.97, -1.0), 0.0, 0.0])
     hardly = Policy().decide(states, p, speaking=False, p_ends=0.0)
     assert [policy.wait_s(hardly, final=True) for policy in (calm, Policy(), eager)] == [2.0, 2.0, 2.0]
     high = Thresholds(process=0.9, incomplete=0.9, ignore=0.9)
