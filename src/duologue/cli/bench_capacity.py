@@ -35,14 +35,20 @@ COMMAND = Command(
     "replicas with these costs serve in real time: 95 % of decisions within 300 ms, and 5 tokens per second for each "
     "session.",
     options=(
-        Option("--sessions", type=whole(least=1), metavar="N", help="also simulate so many sessions in all"),
-        Option("--replicas", type=whole(least=1), default=1, metavar="R", help="that share them (default 1)"),
+        Option("--sessions", type=whole(least=1), metavar="N", help="also simulate N sessions in total"),
+        Option(
+            "--replicas",
+            type=whole(least=1),
+            default=1,
+            metavar="R",
+            help="replicas that share these sessions (default 1)",
+        ),
         Option(
             "--most",
             type=whole(least=1),
             default=64,
             metavar="N",
-            help="the most sessions of one replica to try in the search for the largest number (default 64)",
+            help="maximum number of sessions of one replica to try in the search (default 64)",
         ),
         CONTEXT,
         Option(
@@ -59,7 +65,7 @@ COMMAND = Command(
             type=whole(least=1),
             default=8,
             metavar="N",
-            help="the most sessions of the measurement (default 8)",
+            help="maximum number of sessions in the measurement (default 8)",
         ),
         Option(
             "--measure-seconds",

@@ -13,7 +13,7 @@ from duologue.cli.options import MODEL_WITHOUT_CONTEXT, load_model
 _EPILOG = """\
 Each session has a history of T tokens, speaks 5 tokens per second without end, and meanwhile hears five more words of
 an utterance every two seconds. All passes are computed. The decisions are forced, so that the results do not depend on
-how the model judges the words. A deadline is missed if a listener has to wait for the next token.
+how the model judges the words. A deadline is missed if a user has to wait for the next token.
 
 examples:
   duologue bench scale --sessions 8 --context 512

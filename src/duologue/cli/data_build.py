@@ -18,7 +18,7 @@ DIR contains folders of JSONL files, plain or gzipped, with one object per line:
   background/   {"id", "text", "doc"}                              said to others
   dialogues/    {"id", "turns": [{"role", "text"}, ...]}           user and assistant alternate
   hard/         stop_commands.jsonl and other cases                optional
-Mandarin files are in folders of these folders: queries/zh, background/zh, ... Their sources are named zh/NAME.
+Mandarin files are in subfolders of these: queries/zh, background/zh, ... Their sources are named zh/NAME.
 
 recipes:
   duologue      four states: alone, in a dialogue and during an answer; only cuts that are clearly unfinished
@@ -57,14 +57,14 @@ COMMAND = Command(
             nargs="+",
             choices=LANGUAGES,
             default=["en"],
-            help="of the samples, in equal shares: en, zh (Mandarin); default en",
+            help="languages of the samples, in equal shares: en, zh (Mandarin); default en",
         ),
         Option("--unseen", nargs="+", metavar="SOURCE", help="sources for the test set only"),
         Option(
             "--cuts-by",
             default=DEFAULT,
             metavar="MODEL",
-            help="a model that detects complete requests, so that cuts which are complete are left out; "
+            help="the model that detects complete requests, so that cuts that are complete are left out; "
             f'"rules": no model (default {DEFAULT}; the recipe "paper" uses none)',
         ),
         Option("--cuts-by-revision", metavar="REV", help="commit, tag or branch of that model, if it is downloaded"),

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from duologue.hearing.clips.build import ClipRecipe, NamedVoice
 
 _EPILOG = """\
---texts is a folder of `duologue data build`: its whole texts are spoken, each in one of the voices and in a room by
-chance, and also cut, at the end of a word or within one. --recordings is a folder with manifest.jsonl:
+--texts is a folder of `duologue data build`: its whole texts are spoken, each in one of the voices and in a random
+room, and also cut, at the end of a word or within one. --recordings is a folder with manifest.jsonl:
   {"id", "file", "kind", "source", "speaker"}    used whole, and cut in a pause, between words and within a word
-assistant_command and wake_word are said to an assistant; of other kinds, nobody knows.
+assistant_command and wake_word are said to an assistant; for other kinds, this is unknown.
 
 The words of a clip are those that the recogniser hears in it. OUT gets train.jsonl, dev.jsonl and test.jsonl, each with
 a .safetensors file beside it that has the sound of its lines as features of the recogniser's encoder, and report.md,

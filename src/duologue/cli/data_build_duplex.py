@@ -32,10 +32,10 @@ categories:
   back_on_topic           the user asks about a sentence of the answer; the assistant replies, and goes on
 
 OUT gets train-*.jsonl and dev-*.jsonl. A row has `output`, in the format of Duplex-UltraChat, and for each of its
-slices where in which source its words are (`trace`, `parts`). statistics.json and report.md have the paper's table.
+slices the place of its words in the sources (`trace`, `parts`). statistics.json and report.md have the paper's table.
 To continue a build that was killed, repeat the command.
 
-Lines of transition come with the package in English and Chinese. Dialogues in other languages are not interrupted,
+Transition lines come with the package in English and Chinese. Dialogues in other languages are not interrupted,
 unless --transitions names a file for them: translate src/duologue/data/duplex/lines/en.txt and call it de.txt.
 
 examples:
@@ -74,7 +74,7 @@ COMMAND = Command(
             nargs="+",
             default=[],
             metavar="FILE",
-            help="lines of transition of your own, in a file that is called like the language",
+            help="transition lines of your own, in files named after their language",
         ),
         Option("--tokenizer", default=DEFAULT, metavar="MODEL", help="the model whose tokens are counted"),
         Option("--tokenizer-revision", metavar="REV", help="commit, tag or branch of that model, if it is downloaded"),
@@ -82,7 +82,7 @@ COMMAND = Command(
             "--workers",
             type=whole(least=1, most=1024),
             metavar="N",
-            help="processes, with --ray of the cluster (default: one for each core)",
+            help="number of processes; with --ray, on the cluster (default: one for each core)",
         ),
         RAY,
         Option("--seed", type=int, default=0),

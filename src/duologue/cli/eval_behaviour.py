@@ -56,7 +56,7 @@ COMMAND = Command(
     options=(
         Option("cases", type=Path, nargs="?", metavar="CASES", help="conversations of your own"),
         Option("--split", choices=SPLITS, default="test", help="which of the package's conversations"),
-        Option("--seed", type=int, metavar="N", help="instead, conversations with other names and times"),
+        Option("--seed", type=int, metavar="N", help="generate conversations with other names and times instead"),
         Option("--read", choices=FORMATS, help="format of CASES (default: cases, or a record)"),
         Option("--write", type=Path, metavar="FILE", help="write the conversations there as cases, and stop"),
         Option(
@@ -70,7 +70,11 @@ COMMAND = Command(
         Option(
             "--at-once", type=whole(least=1, most=24), default=8, metavar="N", help="conversations per pass (default 8)"
         ),
-        Option("--compare", metavar="BACKEND[:WEIGHTS]", help="play on another backend too, and count other verdicts"),
+        Option(
+            "--compare",
+            metavar="BACKEND[:WEIGHTS]",
+            help="play on another backend too, and count differing verdicts",
+        ),
         Option("--json", action="store_true", help="one JSON object per kind of session; tables to stderr"),
         Option("--out", type=Path, metavar="DIR", help="write result.json, kinds.png and index.html there"),
     ),

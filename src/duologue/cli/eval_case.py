@@ -14,8 +14,9 @@ _EPILOG = """\
 SCRIPT is a script as for `duologue replay`. Every script is played to every kind of session; each is a column. A row is
 a period of two seconds: what the user said, what was decided, and what the assistant said.
 
-With --forecast, each decision has what the model thinks the user would go on with, drawn on a fork of the input channel
-that is freed again. It is for looking only; time division has no input channel, and no forecast.
+With --forecast, each decision is shown with the words that the model expects next from the user, drawn on a fork of the
+input channel that is then freed. This does not change the conversation. Time division has no input channel, and
+therefore no forecast.
 
 examples:
   duologue eval case examples/interruption.jsonl

@@ -10,8 +10,8 @@ from duologue.errors import require
 
 _EPILOG = """\
 The model gets the two conversations as text with times, on random sides and without names. Its ballots bear its name,
-and have a part of their own in the report; they are never counted as people's. A run that was interrupted goes on where
-it was, and asks again only where the model did not name a vote.
+and have a part of their own in the report; they are never counted as people's. An interrupted run continues where it
+stopped, and asks again only where the model gave no vote.
 
 examples:
   duologue eval people judge study --url http://127.0.0.1:8000/v1 --judge-model my-judge

@@ -49,7 +49,12 @@ COMMAND = Command(
             "(default duplex,turns)",
         ),
         Option("--name", metavar="NAME", help="the system's name in the report (default: the kind of session)"),
-        Option("--talk", action="append", metavar="NAME=URL", help="a server to talk to; ?kind=turns or ?kind=vad: so"),
+        Option(
+            "--talk",
+            action="append",
+            metavar="NAME=URL",
+            help="a server to talk to; append ?kind=turns or ?kind=vad for another kind of conversation",
+        ),
         Option("--passes", type=whole(least=1), default=10, metavar="K", help="passes per period (default 10)"),
         MAX_ANSWER,
     ),

@@ -8,7 +8,7 @@ from duologue.errors import MissingDependency
 
 _EPILOG = """\
 The page is at http://127.0.0.1:8090/. Conversations are in random order, on random sides and without names. Votes are
-written to STUDY/ballots.sqlite one by one, so nobody loses any; who comes back in the same browser goes on.
+written to STUDY/ballots.sqlite one by one, so none is lost; a person who comes back in the same browser continues.
 
 To let others in, set a token in the environment, listen on an address they can reach, and give them a link with the
 token: http://HOST:8090/#token=… The page is served without encryption; docs/security.md says how to add it. Settings in

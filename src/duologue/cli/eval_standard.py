@@ -20,7 +20,7 @@ arc_challenge, hellaswag, piqa, winogrande, lambada_openai, ifeval; `paper` are 
 from arc_easy.jsonl, hellaswag.jsonl, mmlu_test.jsonl and so on in a folder, plain or gzipped (docs/evaluation.md lists
 them); without it, from the Hugging Face hub.
 
-With an adapter, the model and its base are asked side by side. The adapter decides in every pass about words that are
+With an adapter, the model and its base are asked side by side. In every pass, the adapter decides on words that are
 spoken over the text and then rolled back; the tokens and log-probabilities of both are compared.
 
 examples:
@@ -34,7 +34,7 @@ COMMAND = Command(
     "standard benchmarks, with the adapter and without",
     "Ask the questions of standard benchmarks, and compare the model with its base.",
     options=(
-        Option("--tasks", default=_DEFAULT, metavar="NAMES", help=f"separated by commas (default {_DEFAULT})"),
+        Option("--tasks", default=_DEFAULT, metavar="NAMES", help=f"tasks, separated by commas (default {_DEFAULT})"),
         Option("--data", type=Path, metavar="DIR", help="a folder with the benchmarks as JSONL (default: the hub)"),
         Option(
             "--limit", type=whole(least=1), metavar="N", help="rows of each task, evenly spread, always the same ones"

@@ -80,7 +80,7 @@ COMMAND = Command(
                 "--workers",
                 type=whole(least=1, most=1024),
                 metavar="N",
-                help="processes (default: this one), with --ray of the cluster (default: as many as it has room for)",
+                help="processes (default: this one); with --ray, on the cluster (default: as many as it has room for)",
             ),
             RAY,
         ),

@@ -13,7 +13,7 @@ from duologue.cli.progress import progress
 
 _EPILOG = """\
 FILE has one JSON object per line, plain or gzipped:
-  {"text": "I am in Leeds.", "ends": false}              the words up to a joint of a turn, where the speaker goes on
+  {"text": "I am in Leeds.", "ends": false}              the words up to a joint of a turn, where the user goes on
   {"text": "I am in Leeds. Is it far?", "ends": true}    the words up to the end of a turn
   … "context": [{"role": "user", "text": "hi"}, …]       earlier turns, user and assistant alternating
   … "system": "You are terse."                           instead of the model's own system prompt
@@ -25,7 +25,7 @@ examples:
 
 COMMAND = Command(
     "how long answers wait, and how often they begin too early",
-    "Compute the wait behind the words of each row as a conversation does. At a joint, an answer is early if the wait "
+    "Compute the wait after the words of each row as a conversation does. At a joint, an answer is early if the wait "
     "is over before a pause of 0.6, 1.2 or 2.0 s. At the end of a turn, the wait is the delay. The time of a decision "
     "is not counted.",
     options=(

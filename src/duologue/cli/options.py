@@ -44,7 +44,7 @@ MODEL = (
         "--adapter",
         default="auto",
         metavar="NAME",
-        help="of the model that decides. auto: the best one shipped for it; alora or rows: a shipped one; prompted or "
+        help="adapter of the model that decides. auto: the best one shipped; alora or rows: a shipped one; prompted or "
         "prompted-5: prompt the model, with no or five examples; or an adapter folder",
     ),
     Option("--allow-worse", action="store_true", help="accept an adapter that decides worse than the prompted model"),
@@ -93,14 +93,14 @@ ENDPOINT = (
     Option(
         "--speaker-continues",
         action="store_true",
-        help="the endpoint goes on with an answer that it is given the beginning of (vLLM, llama-server)",
+        help="the endpoint can continue an answer whose beginning it is given (vLLM, llama-server)",
     ),
     Option(
         "--speaker-early",
         type=whole(least=0),
         default=256,
         metavar="TOKENS",
-        help="tokens of prepared answers that may be thrown away in a turn; then answers are asked for later "
+        help="tokens of prepared answers that may be discarded in a turn; after that, answers are requested later "
         "(default 256)",
     ),
 )
@@ -156,8 +156,8 @@ CONVERSATION = (
 RAY = Option(
     "--ray",
     metavar="ADDRESS",
-    help="work on a Ray cluster: local (one of this machine alone), auto (the one that this machine belongs to) or its "
-    "host:port",
+    help="work on a Ray cluster: local (a new one on this machine), auto (the one that this machine belongs to) or "
+    "HOST:PORT",
 )
 """Batch work beyond one machine."""
 

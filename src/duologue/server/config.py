@@ -30,7 +30,7 @@ class ServerConfig:
     """The operator's settings. Durations are in seconds."""
 
     model: str = _setting(DEFAULT, "a short name (see `duologue models`), a .gguf file, a folder or hub name")
-    adapter: str = _setting("auto", "of the model that decides: auto, alora, rows, prompted, or an adapter folder")
+    adapter: str = _setting("auto", "adapter of the model that decides: auto, alora, rows, prompted, or a folder")
     listener: str = _setting(
         "auto",
         f"the model that decides, if it is not the one that answers; auto: {DEFAULT}, if no adapter is shipped for the "
@@ -43,9 +43,11 @@ class ServerConfig:
         f"decides; its key is read from {KEY_VARIABLE}",
     )
     speaker_model: str = _setting("", "name of the model at the speaker's endpoint")
-    speaker_continues: bool = _setting(False, "the endpoint goes on with an answer that it is given the beginning of")
+    speaker_continues: bool = _setting(False, "the endpoint can continue an answer whose beginning it is given")
     speaker_early: int = _setting(
-        256, "tokens of prepared answers that may be thrown away in a turn; then answers are asked for later", least=0
+        256,
+        "tokens of prepared answers that may be discarded in a turn; after that, answers are requested later",
+        least=0,
     )
     backend: str = _setting("auto", "auto, llamacpp, torch, vllm or reference")
     weights: str = _setting("", "weight type; empty: the backend's default")
@@ -66,7 +68,7 @@ class ServerConfig:
     )
     max_sessions: int = _setting(12, "maximum number of simultaneous conversations", least=1)
     max_per_client: int = _setting(
-        0, "of these, how many one client may have, by its token, or without tokens by its address; 0: all", least=0
+        0, "maximum conversations of one client, by its token, or without tokens by its address; 0: no limit", least=0
     )
     context: int = _setting(2048, "context length of a conversation, in tokens", least=256)
     max_answer: int = _setting(512, "maximum tokens of an answer", least=1)
