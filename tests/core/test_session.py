@@ -386,7 +386,7 @@ def test_by_voice_the_timing_pair_counts_from_the_end_of_the_words():
     talk.hear("hi", final=False)
     talk.run()
     assert talk.session.next_deadline == pytest.approx(3.0), "they may change"
-    talk.advance(0.8)
+    talk.advance(0.3)
     talk.hear("hi", final=True)
     assert talk.session.next_deadline == pytest.approx(WAIT)
     late = Talk(SHORT, ends=ends, policy=Policy(needs_final=True, settle_ms=3000))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from duologue.evaluation.capacity import Replica
 
 _EPILOG = """\
-Passes of a few live sessions are measured for 40 seconds, unless --costs names a file. Then the sessions of
+Passes of a few live sessions are measured for half a minute, unless --costs names a file. Then the sessions of
 `duologue bench scale` are simulated: the same users, sessions, engine and scheduler on a virtual clock. With --costs,
 only the tokenizer and the adapter of the model are used.
 
