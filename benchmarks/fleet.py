@@ -150,7 +150,7 @@ class Client:
 
 def is_answered(talk: Talk, question: str) -> bool:
     """Whether something was heard of the answer to `question`, whose replica is gone."""
-    return len(talk.history) >= 2 and talk.history[-2].text == question and talk.history[-1].role is Role.ASSISTANT
+    return len(talk.history) >= 2 and talk.history[-2].text.endswith(question) and talk.history[-1].role is Role.ASSISTANT
 
 
 def replica_of(talk: Talk) -> int:
