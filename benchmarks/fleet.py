@@ -135,8 +135,9 @@ class Client:
             self._heard[question] = len(event.text)
 
     def _check(self, history: list[Turn], questions: int) -> None:
-        # an aside that was on its way when the replica ended is heard by the next one, in the silence before a question
-        asked = [turn.text.removeprefix("mhm ") for turn in history if turn.role is Role.USER]
+        # an aside that was on its way when the replica ended is heard by the next one together with a question
+        history = [Turn(turn.role, turn.text.replace("mhm ", "")) for turn in history]
+        asked = [turn.text for turn in history if turn.role is Role.USER]
         assert asked == [f"tell me about number {self.number} point {n}" for n in range(questions)], asked
         assert len(history) == 2 * questions, history
         for question, answer in zip(asked, history[1::2], strict=True):

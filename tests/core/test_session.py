@@ -629,9 +629,9 @@ def test_eagerness_moves_waits_and_threshold():
     decision = Policy().decide(states, p, speaking=False, p_ends=0.7)
     waits = [policy.wait_s(decision, final=True) for policy in (calm, Policy(), eager)]
     assert waits == pytest.approx([2.0, WAIT, 0.0])
-    probably = Policy().decide(states, p, speaking=False, p_ends=0.97)
+    probably = Policy().decide(states, p, speaking=False, p_ends=0.98)
     waits = [policy.wait_s(probably, final=True) for policy in (calm, Policy(), eager)]
-    assert waits == pytest.approx([expected_wait(0.97, -1.0), 0.0, 0.0])
+    assert waits == pytest.approx([expected_wait(0.98, -1.0), 0.0, 0.0])
     hardly = Policy().decide(states, p, speaking=False, p_ends=0.0)
     assert [policy.wait_s(hardly, final=True) for policy in (calm, Policy(), eager)] == [2.0, 2.0, 2.0]
     high = Thresholds(process=0.9, incomplete=0.9, ignore=0.9)
