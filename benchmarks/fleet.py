@@ -151,7 +151,8 @@ class Client:
 
 def is_answered(talk: Talk, question: str) -> bool:
     """Whether something was heard of the answer to `question`, whose replica is gone."""
-    return len(talk.history) >= 2 and talk.history[-2].text.endswith(question) and talk.history[-1].role is Role.ASSISTANT
+    *_, asked, answer = (None, None, *talk.history)
+    return asked is not None and asked.text.endswith(question) and answer is not None and answer.role is Role.ASSISTANT
 
 
 def replica_of(talk: Talk) -> int:
