@@ -32,6 +32,7 @@ _MOST_WAITING = 1000  # messages that may wait for the server
 _PATIENCE_S = 60.0  # how long reconnection is attempted
 _FIRST_WAIT_S = 0.1
 _SERVER_ERROR = 500  # and above: of a proxy while a server is replaced, or of a server that starts
+_TAKEN_OVER = 4001  # close code: another connection has the conversation
 _LONGEST_WAIT_S = 5.0
 _ROUTE_LENGTH = 8  # of the beginning of a session's name, which is not secret: a fleet routes connections by it
 
@@ -214,6 +215,8 @@ class Talk:
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+        if socket.protocol.close_code == _TAKEN_OVER:  # taking it back would go on for ever
+            raise RemoteError("another connection has this conversation")
 
     async def _send(self, socket: websocket.ClientConnection) -> None:
         self._num_sent = 0
