@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from websockets.asyncio import client as websocket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
 from duologue.core.events import Event, Refused, Said, from_dict
 from duologue.core.history import Ledger
@@ -282,9 +282,12 @@ class Talk:
         except InvalidStatus as error:
             kind = RemoteError if error.response.status_code >= _SERVER_ERROR else _Refused
             raise kind(f"{self._url} refused the connection: {error}") from error
+        except InvalidMessage as error:
+            is_gone = isinstance(error.__cause__, EOFError)  # it ended before it answered: a server that is replaced
+            raise (RemoteError if is_gone else _Refused)(f"{self._url} refused the connection: {error}") from error
         except InvalidHandshake as error:
             raise _Refused(f"{self._url} refused the connection: {error}") from error
-        except (OSError, TimeoutError) as error:
+        except (OSError, EOFError, TimeoutError) as error:
             raise RemoteError(f"{self._url} cannot be reached: {error}") from error
         try:
             await socket.send(json.dumps({"type": "start", **start}))
@@ -293,8 +296,8 @@ class Talk:
             raise RemoteError(f"{self._url} closed the connection: {error}") from error
         if answer.get("type") != "started":
             await socket.close()
-            # A server that holds the record of a conversation, or a full one, may give way.
-            kind = RemoteError if answer.get("code") == "full" else _Refused
+            # A server that holds the record of a conversation, or a full one, may give way; a store may come back.
+            kind = RemoteError if answer.get("code") in ("full", "failed") else _Refused
             raise kind(str(answer.get("message", answer)))
         self._begin(answer)
         self._socket = socket
