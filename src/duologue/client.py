@@ -30,6 +30,8 @@ from duologue.types import Role, Turn
 
 _MOST_WAITING = 1000  # messages that may wait for the server
 _PATIENCE_S = 60.0  # how long reconnection is attempted
+_ANSWER_S = 30.0  # within which a server says how a conversation stands; it may have to read a long record
+_CLOSE_S = 2.0  # for the server to take leave
 _FIRST_WAIT_S = 0.1
 _SERVER_ERROR = 500  # and above: of a proxy while a server is replaced, or of a server that starts
 _TAKEN_OVER = 4001  # close code: another connection has the conversation
@@ -115,9 +117,9 @@ class Talk:
         self._is_over = True
         if self._socket is not None:
             with contextlib.suppress(ConnectionClosed, TimeoutError):
-                if end:
-                    await self._socket.send(json.dumps({"type": "end"}))
-                async with asyncio.timeout(2.0):
+                async with asyncio.timeout(_CLOSE_S):
+                    if end:
+                        await self._socket.send(json.dumps({"type": "end"}))
                     await self._socket.close()
         if self._task is not None:
             self._task.cancel()
@@ -201,6 +203,9 @@ class Talk:
                 await self._exchange(await self._connect_again())
         except RemoteError as error:
             failure = error
+        except Exception as error:  # of what the server sent; whoever waits for events is told
+            failure = RemoteError(f"the server sent something that cannot be read: {type(error).__name__}: {error}")
+            failure.__cause__ = error
         self._is_over = True
         self._told.put_nowait(failure)
 
@@ -213,6 +218,7 @@ class Talk:
         except ConnectionClosed:
             pass
         finally:
+            socket.transport.abort()  # unless it is closed
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
         if socket.protocol.close_code == _TAKEN_OVER:  # taking it back would go on for ever
@@ -290,8 +296,21 @@ class Talk:
         except (OSError, EOFError, TimeoutError) as error:
             raise RemoteError(f"{self._url} cannot be reached: {error}") from error
         try:
-            await socket.send(json.dumps({"type": "start", **start}))
-            answer = json.loads(await socket.recv())
+            self._begin(await self._started(socket, start))
+        except BaseException:  # the server would keep the conversation for this connection
+            socket.transport.abort()
+            raise
+        self._socket = socket
+        return socket
+
+    async def _started(self, socket: websocket.ClientConnection, start: dict[str, Any]) -> dict[str, Any]:
+        """How the conversation stands, by the server."""
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                await socket.send(json.dumps({"type": "start", **start}))
+                answer: dict[str, Any] = json.loads(await socket.recv())
+        except TimeoutError as error:
+            raise RemoteError(f"{self._url} did not answer within {_ANSWER_S:g} s") from error
         except (ConnectionClosed, ValueError) as error:
             raise RemoteError(f"{self._url} closed the connection: {error}") from error
         if answer.get("type") != "started":
@@ -299,9 +318,7 @@ class Talk:
             # A server that holds the record of a conversation, or a full one, may give way; a store may come back.
             kind = RemoteError if answer.get("code") in ("full", "failed") else _Refused
             raise kind(str(answer.get("message", answer)))
-        self._begin(answer)
-        self._socket = socket
-        return socket
+        return answer
 
     def _begin(self, answer: dict[str, Any]) -> None:
         history = tuple(Turn(Role(turn["role"]), turn["text"]) for turn in answer["history"])

@@ -1,8 +1,13 @@
 """The client of `/v1/duplex`, where connections and servers come and go."""
 
 import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from duologue.client import Talk, connect
 from duologue.core.events import Committed, Event, Said
@@ -12,6 +17,18 @@ from duplex_peer import ANSWERS, run
 from serving import scripted_model, serving
 
 STARTED = {"type": "started", "session": "s", "model": "m", "number": 0, "taken": 0, "missed": False}
+
+
+@contextlib.asynccontextmanager
+async def standing_in(answer: Callable[[ServerConnection], Awaitable[None]]) -> AsyncIterator[str]:
+    """A server that is told `start`, and then does what `answer` does."""
+
+    async def handle(socket: ServerConnection) -> None:
+        await socket.recv()
+        await answer(socket)
+
+    async with serve(handle, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def until(talk: Talk, kind: type[Event]) -> Event:
@@ -76,5 +93,69 @@ def test_a_store_that_fails_for_a_moment_does_not_end_a_conversation(tmp_path, m
             conversation.hear("what is a cat", final=True)
             await until(conversation, Committed)
         assert failed.is_set()
+
+    run(talk())
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("duologue.client._ANSWER_S", 0.2, raising=False)
+
+    async def talk() -> None:
+        async with standing_in(ServerConnection.wait_closed) as url:
+            with pytest.raises(RemoteError, match="did not answer"):
+                async with asyncio.timeout(10):
+                    await connect(url)
+
+    run(talk())
+
+
+def test_who_does_not_wait_for_a_conversation_leaves_no_connection_behind():
+    async def talk() -> None:
+        left = asyncio.Event()
+
+        async def answer(socket: ServerConnection) -> None:
+            await socket.wait_closed()
+            left.set()
+
+        async with standing_in(answer) as url:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await connect(url)
+            async with asyncio.timeout(10):
+                await left.wait()
+
+    run(talk())
+
+
+@pytest.mark.parametrize("rubbish", ["rubbish", "[]"])
+def test_what_a_server_sends_that_is_no_message_is_said_to_who_waits(rubbish):
+    async def talk() -> None:
+        async def answer(socket: ServerConnection) -> None:
+            await socket.send(json.dumps({**STARTED, "history": [], "running": None}))
+            await socket.send(rubbish)
+            await socket.wait_closed()
+
+        async with standing_in(answer) as url:
+            conversation = await connect(url)
+            with pytest.raises(RemoteError, match="the server sent"):
+                await until(conversation, Said)
+            await conversation.aclose()
+
+    run(talk())
+
+
+def test_closing_does_not_wait_for_a_server_that_does_not_read(monkeypatch):
+    monkeypatch.setattr("duologue.client._CLOSE_S", 0.2, raising=False)
+
+    async def never(_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def talk() -> None:
+        async with serving() as server:
+            conversation = await connect(server.http)
+            assert conversation._socket is not None
+            monkeypatch.setattr(conversation._socket, "send", never)
+            async with asyncio.timeout(10):
+                await conversation.aclose()
 
     run(talk())
