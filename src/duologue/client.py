@@ -22,7 +22,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 from websockets.asyncio import client as websocket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
-from duologue.core.events import Event, Refused, Said, from_dict
+from duologue.core.events import Event, Heard, Refused, Said, from_dict
 from duologue.core.history import Ledger
 from duologue.core.transitions import Floor
 from duologue.errors import BadData, RemoteError, UsageError
@@ -328,13 +328,23 @@ class Talk:
         self._forget(answer["taken"])
         self.session, self.model, self._number = answer["session"], answer["model"], answer["number"]
         if is_first or answer["missed"]:
-            self.ledger = Ledger(history)
+            self.ledger = _ledger(history, answer["running"])
         if answer["missed"] and not is_first:
             self._told.put_nowait(Missed(self._at, history))
 
 
 class _Refused(RemoteError):
     """The server refuses the conversation; trying again is useless."""
+
+
+def _ledger(history: Sequence[Turn], running: Mapping[str, Any] | None) -> Ledger:
+    """That of a conversation whose `history` ends with what has been heard of the `running` answer."""
+    if running is None or not running["heard"]:
+        return Ledger(history)
+    ledger = Ledger(history[:-1])
+    ledger(Said(0.0, running["answer"], 0, running["text"]))
+    ledger(Heard(0.0, running["answer"], running["heard"]))
+    return ledger
 
 
 def _routed(url: str, route: str) -> str:

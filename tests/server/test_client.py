@@ -159,3 +159,22 @@ def test_closing_does_not_wait_for_a_server_that_does_not_read(monkeypatch):
                 await conversation.aclose()
 
     run(talk())
+
+
+def test_a_new_client_knows_what_was_heard_of_an_answer_that_is_running():
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS)) as server:
+            first = await connect(server.http)
+            first.hear("tell me a lot", final=True)
+            session = server.talks._open[first.session].session
+            async with asyncio.timeout(10):
+                async for _ in first.events():
+                    if session.running is not None and session.running.num_heard > 30:
+                        break
+            async with await connect(server.http, session=first.session) as second:
+                assert second.history == session.history
+                await until(second, Committed)
+                assert second.history == session.history
+            await first.aclose()
+
+    run(talk())
