@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from duologue.client import Talk, connect
-from duologue.core.events import Committed, Event, Said
+from duologue.core.events import Committed, Event, Promoted, Said
 from duologue.errors import RemoteError
 from duologue.server.folder_store import FolderStore
-from duplex_peer import ANSWERS, run
+from duplex_peer import ANSWERS, join, run
 from serving import scripted_model, serving
 
 STARTED = {"type": "started", "session": "s", "model": "m", "number": 0, "taken": 0, "missed": False}
@@ -161,6 +162,63 @@ def test_closing_does_not_wait_for_a_server_that_does_not_read(monkeypatch):
     run(talk())
 
 
+class Gate:
+    """A recorder that waits, as one whose store is slow."""
+
+    def __init__(self, recorder: Any) -> None:
+        self.opened = asyncio.Event()
+        self._append = recorder._append
+        recorder._append = self
+
+    async def __call__(self, line: bytes) -> None:
+        await self.opened.wait()
+        await self._append(line)
+
+
+def test_what_a_new_client_says_is_no_repetition_of_what_is_not_recorded_yet(tmp_path):
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            peer = await join(server)
+            name = (await peer.start(settings={"hearing": "shown"}))["session"]
+            conversation = server.talks._open[name]
+            gate = Gate(conversation._recorder)
+            await peer.say("hear", text="tell me a", utterance="one", id=1)
+            while conversation.handle.num_told < 1:
+                await asyncio.sleep(0.01)
+            connecting = asyncio.create_task(connect(server.http, session=name))
+            await asyncio.sleep(0.2)
+            gate.opened.set()
+            async with await connecting as second:
+                second.hear("what is a cat", utterance="two", final=True)
+                promoted = await until(second, Promoted)
+                assert isinstance(promoted, Promoted)
+                assert promoted.text.endswith("what is a cat")
+
+    run(talk())
+
+
+def test_a_new_client_is_told_once_of_what_is_being_recorded(tmp_path):
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            peer = await join(server)
+            name = (await peer.start(settings={"hearing": "shown"}))["session"]
+            conversation = server.talks._open[name]
+            gate = Gate(conversation._recorder)
+            await peer.say("hear", text="what is a cat", final=True)
+            while len(conversation.session.history) < 2:
+                await asyncio.sleep(0.01)
+            connecting = asyncio.create_task(connect(server.http, session=name))
+            await asyncio.sleep(0.2)
+            gate.opened.set()
+            async with await connecting as second:
+                second.hear("tell me a lot", utterance="two", final=True)
+                while not isinstance(event := await until(second, Committed), Committed) or event.answer == 0:
+                    pass
+                assert second.history == conversation.session.history
+
+    run(talk())
+
+
 def test_a_new_client_knows_what_was_heard_of_an_answer_that_is_running():
     async def talk() -> None:
         async with serving(scripted_model(ANSWERS)) as server:
@@ -176,5 +234,36 @@ def test_a_new_client_knows_what_was_heard_of_an_answer_that_is_running():
                 await until(second, Committed)
                 assert second.history == session.history
             await first.aclose()
+
+    run(talk())
+
+
+def test_a_history_that_is_being_replaced_comes_before_words_that_were_said_after_it():
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS, max_length=16_000)) as server:
+            peer = await join(server)
+            name = (await peer.start(settings={"hearing": "shown"}))["session"]
+            session: Any = server.talks._open[name].session
+            entered, opened, lay_out = threading.Event(), threading.Event(), session.lay_out
+
+            def wait(*turns: Any) -> Any:
+                entered.set()
+                assert opened.wait(10)
+                return lay_out(*turns)
+
+            session.lay_out = wait
+            history = [{"role": "user", "text": "hi"}, {"role": "assistant", "text": "so " * 500}] * 3
+            edit, words = {"history": history, "id": 1}, {"text": "what is a cat", "final": True, "id": 2}
+            await peer.say("edit", **edit)
+            await asyncio.to_thread(entered.wait, 10)
+            again = await join(server)  # the first connection is lost, and the client says both again
+            await again.say("start", session=name, after=0)
+            await again.say("edit", **edit)
+            await again.say("hear", **words)
+            await asyncio.sleep(0.2)
+            opened.set()
+            await again.until("committed")
+            assert session.history[-2].text == "what is a cat"
+            assert len(session.history) == len(history) + 2
 
     run(talk())

@@ -242,6 +242,32 @@ def test_a_store_that_fails_ends_the_record_and_not_the_conversation(tmp_path: P
     run(talk(next(urls), urls))
 
 
+def test_a_conversation_that_ends_while_it_is_found_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            peer = await join(server)
+            name = (await peer.start())["session"]
+            find = server.talks.find
+
+            async def end(*args: Any) -> Any:
+                found = await find(*args)
+                assert found is not None
+                found.close("given up for others")
+                return found
+
+            peer = await join(server)
+            with monkeypatch.context() as change:
+                change.setattr(server.talks, "find", end)
+                await peer.say("start", session=name)
+                assert (await peer.until("error"))["code"] == "full", "a client tries again then"
+            peer = await join(server)
+            assert (await peer.start(session=name))["resumed"]
+
+    run(talk())
+
+
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(MissingDependency, match=r"duologue\[redis\]"):

@@ -212,6 +212,31 @@ async def test_a_conversation_gets_a_voice_and_loses_it() -> None:
 
 
 @in_loop
+async def test_a_voice_that_takes_up_what_is_being_recorded_says_it_once(tmp_path: Path) -> None:
+    async with serving(scripted_model(ANSWERS), engines=engines(), record=str(tmp_path)) as server:
+        caller = await Caller.call(server, hearing="reported")
+        (talk,) = server.talks._open.values()
+        recorder: Any = talk._recorder
+        opened, append = asyncio.Event(), recorder._append
+
+        async def wait(line: bytes) -> None:
+            await opened.wait()
+            await append(line)
+
+        recorder._append = wait
+        await caller.send({"type": "hear", "text": "what is a cat", "final": True})
+        while talk.session.running is None or not talk.session.running.finished:
+            await asyncio.sleep(0.01)
+        await caller.send({"type": "settings", "voice": {"rate": RATE}})
+        await asyncio.sleep(0.3)
+        opened.set()
+        await caller.until("committed")
+        said = [message for message in caller.told if message.get("what") == "synthesised"]
+        assert "".join(message["text"] for message in said) == ANSWERS["what is a cat"]
+        await caller.hang_up()
+
+
+@in_loop
 async def test_where_hearing_goes_by_the_clock_there_is_no_voice() -> None:
     async with serving(scripted_model(), engines=engines()) as server:
         caller = await Caller.call(server, hearing=4.0)
