@@ -190,7 +190,7 @@ class Conversations:
         self.is_draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain):
-                while any(conversation.owner is not None and conversation.is_speaking for conversation in self):
+                while any(conversation.detached_at is None and conversation.is_speaking for conversation in self):
                     for conversation in self:
                         if conversation.has_record and not conversation.is_speaking:
                             conversation.close("shutdown")
