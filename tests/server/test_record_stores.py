@@ -20,7 +20,7 @@ from duologue.server.config import ServerConfig
 from duologue.server.store import LEASE_S, Recorder, RecordHeld, RecordLost, RecordStore, Standing
 from duologue.server.stores import open_store
 from duplex_peer import ANSWERS, join, run
-from serving import scripted_model, serving
+from serving import Running, scripted_model, serving
 
 NAME = "a-conversation"
 
@@ -240,6 +240,56 @@ def test_a_store_that_fails_ends_the_record_and_not_the_conversation(tmp_path: P
 
     urls = redis_url(tmp_path)
     run(talk(next(urls), urls))
+
+
+@contextlib.contextmanager
+def slow_to_create(monkeypatch: pytest.MonkeyPatch, server: Running) -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
+    """A store in which the creation of records takes a while: it was begun, and it may end."""
+    begun, opened = asyncio.Event(), asyncio.Event()
+    create = server.talks._store.create  # type: ignore[union-attr]
+
+    async def wait(*args: Any, **more: Any) -> Recorder:
+        begun.set()
+        await opened.wait()
+        return await create(*args, **more)
+
+    with monkeypatch.context() as change:
+        change.setattr(server.talks._store, "create", wait)
+        yield begun, opened
+
+
+def test_a_conversation_that_was_being_opened_when_the_server_drained_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            with slow_to_create(monkeypatch, server) as (begun, opened):
+                peer = await join(server)
+                await peer.say("start")
+                await begun.wait()
+                await server.server.drain()
+                opened.set()
+                assert (await peer.until("error"))["code"] == "full"
+            assert not len(server.talks)
+            assert not list(tmp_path.glob(".*.lease"))
+
+    run(talk())
+
+
+def test_a_client_does_not_open_more_at_once_than_it_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path), max_per_client=1) as server:
+            with slow_to_create(monkeypatch, server) as (begun, opened):
+                first, second = await join(server), await join(server)
+                await first.say("start")
+                await begun.wait()
+                await second.say("start")
+                await asyncio.sleep(0.1)
+                opened.set()
+                assert (await second.until("error"))["code"] == "full"
+                await first.until("started")
+
+    run(talk())
 
 
 def test_a_conversation_that_ends_while_it_is_found_is_looked_for_again(
