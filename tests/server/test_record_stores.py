@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from duologue.core.events import Event, Heard
 from duologue.errors import MissingDependency
 from duologue.server import store as store_module
 from duologue.server.config import ServerConfig
+from duologue.server.folder_store import FolderRecorder
 from duologue.server.store import LEASE_S, Recorder, RecordHeld, RecordLost, RecordStore, Standing
 from duologue.server.stores import open_store
 from duplex_peer import ANSWERS, join, run
@@ -240,6 +242,73 @@ def test_a_store_that_fails_ends_the_record_and_not_the_conversation(tmp_path: P
 
     urls = redis_url(tmp_path)
     run(talk(next(urls), urls))
+
+
+@contextlib.contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Iterator[None]:
+    """The storage fails in what `name` of `owner` does."""
+
+    def fail(*_: Any, **more: Any) -> Any:
+        raise OSError(errno.EIO, "the storage failed")
+
+    with monkeypatch.context() as change:
+        change.setattr(owner, name, fail)
+        yield
+
+
+def test_a_storage_that_fails_for_a_moment_does_not_end_the_renewal_of_leases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        async with opened(str(tmp_path), 1) as (store,):
+            recorder = await begin(store)
+            with failing(monkeypatch, Path, "exists"):
+                assert await recorder.renew() is Standing.HELD
+            recorder.close()
+
+    run(talk())
+
+
+def test_a_record_that_cannot_be_begun_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    async def fail(recorder: Any, line: bytes) -> None:
+        made.append(recorder)
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    async def talk() -> None:
+        async with opened(str(tmp_path), 1) as (store,):
+            monkeypatch.setattr(FolderRecorder, "_append", fail)
+            with pytest.raises(OSError, match="full"):
+                await begin(store)
+            assert made[0]._fd is None
+            assert not made[0].lease.path.exists()
+
+    run(talk())
+
+
+def test_a_file_that_cannot_be_closed_does_not_keep_its_conversation_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            peer = await join(server)
+            name = (await peer.start())["session"]
+            conversation = server.talks._open[name]
+            number, close = conversation._recorder._fd, os.close
+
+            def fail(fd: int) -> None:
+                close(fd)
+                if fd == number:
+                    raise OSError(errno.EIO, "what was written before did not arrive")
+
+            with monkeypatch.context() as change:
+                change.setattr(os, "close", fail)
+                conversation.close("shutdown")
+            assert name not in server.talks._open
+            assert await peer.closed() == 1012
+
+    run(talk())
 
 
 @contextlib.contextmanager

@@ -62,11 +62,11 @@ class Lease:
             if self.path.read_text(encoding="utf-8") != self._content:
                 return Standing.LOST
             os.utime(self.path)
+            return Standing.WANTED if self._wish.exists() else Standing.HELD
         except FileNotFoundError:
             return Standing.LOST
         except OSError:
             return Standing.HELD  # the storage is temporarily unavailable
-        return Standing.WANTED if self._wish.exists() else Standing.HELD
 
     def release(self) -> None:
         """Release the lease, unless it was lost."""
