@@ -256,6 +256,27 @@ def failing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Iterator[
         yield
 
 
+def test_a_takeover_that_failed_leaves_nothing_for_who_stood_still_to_write_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        async with opened(str(tmp_path), 2) as (first, second):
+            old = await begin(first)
+            await old(heard(1))
+            await expire(first, old)
+            with failing(monkeypatch, shutil, "copyfileobj"), pytest.raises(OSError, match="failed"):
+                await second.resume(NAME)
+            _, new = await second.resume(NAME)
+            await old(heard(100))
+            assert await old.renew() is Standing.LOST
+            await new(heard(2))
+            old.close()
+            new.close()
+            assert await times(second) == (2.0, 2)
+
+    run(talk())
+
+
 def test_a_storage_that_fails_for_a_moment_does_not_end_the_renewal_of_leases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

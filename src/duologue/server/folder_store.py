@@ -116,5 +116,5 @@ def _take(path: Path) -> tuple[RecordedState, Recorder]:
         state = read_state(path.stem, lines_of(path), path)
         return state, FolderRecorder.go_on(path, lease, state)
     except BaseException:
-        lease.release()
+        lease.give_up()
         raise

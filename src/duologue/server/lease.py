@@ -74,6 +74,15 @@ class Lease:
             if self.path.read_text(encoding="utf-8") == self._content:
                 self.path.unlink()
 
+    def give_up(self) -> None:
+        """Release the lease before anything was done to keep the previous holder from writing: the next one must."""
+        if not self.is_takeover:
+            self.release()
+            return
+        with contextlib.suppress(OSError):
+            if self.path.read_text(encoding="utf-8") == self._content:
+                os.utime(self.path, (0, 0))  # expired
+
 
 def wish_path(record: Path) -> Path:
     """The file by which a server asks the holder for `record`."""
