@@ -332,6 +332,34 @@ def test_a_file_that_cannot_be_closed_does_not_keep_its_conversation_open(
     run(talk())
 
 
+def test_a_conversation_that_is_silent_for_long_keeps_its_record_in_redis(tmp_path: Path) -> None:
+    async def talk(url: str) -> None:
+        async with opened(url, 1) as (store,):
+            recorder: Any = await begin(store)
+            lines = f"duologue:{{{NAME}}}:lines"
+            redis: Any = store._redis  # type: ignore[attr-defined]
+            await redis.expire(lines, 5)
+            assert await recorder.renew() is Standing.HELD
+            assert await redis.ttl(lines) > 5
+            recorder.close()
+
+    for url in redis_url(tmp_path):
+        run(talk(url))
+
+
+def test_redis_does_not_confirm_what_it_does_not_write(tmp_path: Path) -> None:
+    async def talk(url: str) -> None:
+        async with opened(url, 1) as (store,):
+            recorder: Any = await begin(store)
+            await store._redis.delete(f"duologue:{{{NAME}}}:lines")  # type: ignore[attr-defined]
+            with pytest.raises(OSError, match="gone"):
+                await recorder(heard(1))
+            recorder.close()
+
+    for url in redis_url(tmp_path):
+        run(talk(url))
+
+
 @contextlib.contextmanager
 def slow_to_create(monkeypatch: pytest.MonkeyPatch, server: Running) -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
     """A store in which the creation of records takes a while: it was begun, and it may end."""
