@@ -160,6 +160,25 @@ async def test_places_are_counted_and_freed() -> None:
         await third.hang_up()
 
 
+@in_loop
+async def test_a_voice_whose_detector_fails_takes_no_place() -> None:
+    detectors = iter([None, LoudnessDetector()])
+
+    def detector() -> LoudnessDetector:
+        if (made := next(detectors)) is None:
+            raise RuntimeError("no memory")
+        return made
+
+    given = Engines(ScriptedRecogniser([]), LoudSynthesiser(), detector)
+    async with serving(scripted_model(), engines=given, max_voices=1) as server:
+        async with connect(server.http.replace("http", "ws") + "/v1/duplex") as socket:
+            await socket.send(json.dumps({"type": "start", "settings": {"voice": {}}}))
+            await socket.wait_closed()
+        caller = await Caller.call(server, voice={})
+        assert caller.told[0]["type"] == "started"
+        await caller.hang_up()
+
+
 @pytest.mark.parametrize("voice", [{"rate": 44_100}, {"rate": "fast"}, "yes", {"latency_ms": -1}])
 @in_loop
 async def test_what_cannot_be_is_said(voice: Any) -> None:
