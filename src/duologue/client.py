@@ -22,7 +22,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 from websockets.asyncio import client as websocket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
-from duologue.core.events import Event, Heard, Refused, Said, from_dict
+from duologue.core.events import Event, Heard, Promoted, Refused, Said, from_dict
 from duologue.core.history import Ledger
 from duologue.core.transitions import Floor
 from duologue.errors import BadData, RemoteError, UsageError
@@ -328,7 +328,7 @@ class Talk:
         self._forget(answer["taken"])
         self.session, self.model, self._number = answer["session"], answer["model"], answer["number"]
         if is_first or answer["missed"]:
-            self.ledger = _ledger(history, answer["running"])
+            self.ledger = _ledger(history, answer["running"], answer.get("asked"))
         if answer["missed"] and not is_first:
             self._told.put_nowait(Missed(self._at, history))
 
@@ -337,13 +337,19 @@ class _Refused(RemoteError):
     """The server refuses the conversation; trying again is useless."""
 
 
-def _ledger(history: Sequence[Turn], running: Mapping[str, Any] | None) -> Ledger:
-    """That of a conversation whose `history` ends with what has been heard of the `running` answer."""
-    if running is None or not running["heard"]:
-        return Ledger(history)
-    ledger = Ledger(history[:-1])
-    ledger(Said(0.0, running["answer"], 0, running["text"]))
-    ledger(Heard(0.0, running["answer"], running["heard"]))
+def _ledger(history: Sequence[Turn], running: Mapping[str, Any] | None, asked: Mapping[str, Any] | None) -> Ledger:
+    """That of a conversation whose `history` ends with what has been heard of the `running` answer.
+
+    `asked` is the turn of the user that an answer belongs to of which nothing has been heard.
+    """
+    is_heard = running is not None and running["heard"] > 0
+    ledger = Ledger(history[:-1] if is_heard else history)
+    if asked is not None:
+        ledger(Promoted(0.0, "user", asked["text"], asked["answer"]))
+    if running is not None:
+        ledger(Said(0.0, running["answer"], 0, running["text"]))
+    if running is not None and is_heard:
+        ledger(Heard(0.0, running["answer"], running["heard"]))
     return ledger
 
 

@@ -197,9 +197,11 @@ class Conversation:
         answer = None
         if running is not None and running.is_released:
             answer = {"answer": running.id, "text": running.text[: running.num_said], "heard": running.num_heard}
+        is_unheard = running is not None and not running.num_heard and running.user_text is not None
         return {
             "history": [{"role": str(turn.role), "text": turn.text} for turn in session.history],
             "running": answer,
+            "asked": {"answer": running.id, "text": running.user_text} if running is not None and is_unheard else None,
             "input": session.input_text,
         }
 
