@@ -20,9 +20,9 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from websockets.asyncio import client as websocket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
-from duologue.core.events import Event, Refused, Said, from_dict
+from duologue.core.events import Event, Heard, Promoted, Refused, Said, from_dict
 from duologue.core.history import Ledger
 from duologue.core.transitions import Floor
 from duologue.errors import BadData, RemoteError, UsageError
@@ -30,8 +30,11 @@ from duologue.types import Role, Turn
 
 _MOST_WAITING = 1000  # messages that may wait for the server
 _PATIENCE_S = 60.0  # how long reconnection is attempted
+_ANSWER_S = 30.0  # within which a server says how a conversation stands; it may have to read a long record
+_CLOSE_S = 2.0  # for the server to take leave
 _FIRST_WAIT_S = 0.1
 _SERVER_ERROR = 500  # and above: of a proxy while a server is replaced, or of a server that starts
+_TAKEN_OVER = 4001  # close code: another connection has the conversation
 _LONGEST_WAIT_S = 5.0
 _ROUTE_LENGTH = 8  # of the beginning of a session's name, which is not secret: a fleet routes connections by it
 
@@ -114,9 +117,9 @@ class Talk:
         self._is_over = True
         if self._socket is not None:
             with contextlib.suppress(ConnectionClosed, TimeoutError):
-                if end:
-                    await self._socket.send(json.dumps({"type": "end"}))
-                async with asyncio.timeout(2.0):
+                async with asyncio.timeout(_CLOSE_S):
+                    if end:
+                        await self._socket.send(json.dumps({"type": "end"}))
                     await self._socket.close()
         if self._task is not None:
             self._task.cancel()
@@ -200,6 +203,9 @@ class Talk:
                 await self._exchange(await self._connect_again())
         except RemoteError as error:
             failure = error
+        except Exception as error:  # of what the server sent; whoever waits for events is told
+            failure = RemoteError(f"the server sent something that cannot be read: {type(error).__name__}: {error}")
+            failure.__cause__ = error
         self._is_over = True
         self._told.put_nowait(failure)
 
@@ -212,8 +218,11 @@ class Talk:
         except ConnectionClosed:
             pass
         finally:
+            socket.transport.abort()  # unless it is closed
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+        if socket.protocol.close_code == _TAKEN_OVER:  # taking it back would go on for ever
+            raise RemoteError("another connection has this conversation")
 
     async def _send(self, socket: websocket.ClientConnection) -> None:
         self._num_sent = 0
@@ -279,23 +288,37 @@ class Talk:
         except InvalidStatus as error:
             kind = RemoteError if error.response.status_code >= _SERVER_ERROR else _Refused
             raise kind(f"{self._url} refused the connection: {error}") from error
+        except InvalidMessage as error:
+            is_gone = isinstance(error.__cause__, EOFError)  # it ended before it answered: a server that is replaced
+            raise (RemoteError if is_gone else _Refused)(f"{self._url} refused the connection: {error}") from error
         except InvalidHandshake as error:
             raise _Refused(f"{self._url} refused the connection: {error}") from error
-        except (OSError, TimeoutError) as error:
+        except (OSError, EOFError, TimeoutError) as error:
             raise RemoteError(f"{self._url} cannot be reached: {error}") from error
         try:
-            await socket.send(json.dumps({"type": "start", **start}))
-            answer = json.loads(await socket.recv())
+            self._begin(await self._started(socket, start))
+        except BaseException:  # the server would keep the conversation for this connection
+            socket.transport.abort()
+            raise
+        self._socket = socket
+        return socket
+
+    async def _started(self, socket: websocket.ClientConnection, start: dict[str, Any]) -> dict[str, Any]:
+        """How the conversation stands, by the server."""
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                await socket.send(json.dumps({"type": "start", **start}))
+                answer: dict[str, Any] = json.loads(await socket.recv())
+        except TimeoutError as error:
+            raise RemoteError(f"{self._url} did not answer within {_ANSWER_S:g} s") from error
         except (ConnectionClosed, ValueError) as error:
             raise RemoteError(f"{self._url} closed the connection: {error}") from error
         if answer.get("type") != "started":
             await socket.close()
-            # A server that holds the record of a conversation, or a full one, may give way.
-            kind = RemoteError if answer.get("code") == "full" else _Refused
+            # A server that holds the record of a conversation, or a full one, may give way; a store may come back.
+            kind = RemoteError if answer.get("code") in ("full", "failed") else _Refused
             raise kind(str(answer.get("message", answer)))
-        self._begin(answer)
-        self._socket = socket
-        return socket
+        return answer
 
     def _begin(self, answer: dict[str, Any]) -> None:
         history = tuple(Turn(Role(turn["role"]), turn["text"]) for turn in answer["history"])
@@ -305,13 +328,29 @@ class Talk:
         self._forget(answer["taken"])
         self.session, self.model, self._number = answer["session"], answer["model"], answer["number"]
         if is_first or answer["missed"]:
-            self.ledger = Ledger(history)
+            self.ledger = _ledger(history, answer["running"], answer.get("asked"))
         if answer["missed"] and not is_first:
             self._told.put_nowait(Missed(self._at, history))
 
 
 class _Refused(RemoteError):
     """The server refuses the conversation; trying again is useless."""
+
+
+def _ledger(history: Sequence[Turn], running: Mapping[str, Any] | None, asked: Mapping[str, Any] | None) -> Ledger:
+    """That of a conversation whose `history` ends with what has been heard of the `running` answer.
+
+    `asked` is the turn of the user that an answer belongs to of which nothing has been heard.
+    """
+    is_heard = running is not None and running["heard"] > 0
+    ledger = Ledger(history[:-1] if is_heard else history)
+    if asked is not None:
+        ledger(Promoted(0.0, "user", asked["text"], asked["answer"]))
+    if running is not None:
+        ledger(Said(0.0, running["answer"], 0, running["text"]))
+    if running is not None and is_heard:
+        ledger(Heard(0.0, running["answer"], running["heard"]))
+    return ledger
 
 
 def _routed(url: str, route: str) -> str:

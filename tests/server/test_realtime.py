@@ -8,6 +8,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import realtime_peer
+from duologue.core.events import Event, Promoted
 from duologue.core.policy import Policy
 from realtime_peer import RealtimePeer, join
 from scripted import STRICT
@@ -1116,5 +1117,26 @@ def test_who_does_not_read_is_not_waited_for(monkeypatch):
             while first.is_open:
                 await asyncio.sleep(0.01)
             blocked.set()
+
+    run(talk())
+
+
+def test_a_conversation_that_ends_at_an_event_that_asks_for_a_command_ends_as_any_other():
+    async def talk() -> None:
+        async with answering(**SLOW) as server:
+            peer = await join(server, "?duplex=1")
+            await speaking(peer)
+            (conversation,) = server.talks
+            add = conversation.events.add
+
+            def end(event: Event) -> None:
+                add(event)
+                if isinstance(event, Promoted):
+                    conversation.close("shutdown")
+
+            conversation.events.add = end  # type: ignore[method-assign]
+            await peer.ask("hello", instructions="Be a dog.")
+            assert (await peer.error())["code"] == "session_ended"
+            assert await peer.closed() == 1012
 
     run(talk())

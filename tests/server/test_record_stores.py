@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -17,10 +18,11 @@ from duologue.core.events import Event, Heard
 from duologue.errors import MissingDependency
 from duologue.server import store as store_module
 from duologue.server.config import ServerConfig
+from duologue.server.folder_store import FolderRecorder
 from duologue.server.store import LEASE_S, Recorder, RecordHeld, RecordLost, RecordStore, Standing
 from duologue.server.stores import open_store
 from duplex_peer import ANSWERS, join, run
-from serving import scripted_model, serving
+from serving import Running, scripted_model, serving
 
 NAME = "a-conversation"
 
@@ -240,6 +242,198 @@ def test_a_store_that_fails_ends_the_record_and_not_the_conversation(tmp_path: P
 
     urls = redis_url(tmp_path)
     run(talk(next(urls), urls))
+
+
+@contextlib.contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Iterator[None]:
+    """The storage fails in what `name` of `owner` does."""
+
+    def fail(*_: Any, **more: Any) -> Any:
+        raise OSError(errno.EIO, "the storage failed")
+
+    with monkeypatch.context() as change:
+        change.setattr(owner, name, fail)
+        yield
+
+
+def test_a_takeover_that_failed_leaves_nothing_for_who_stood_still_to_write_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        async with opened(str(tmp_path), 2) as (first, second):
+            old = await begin(first)
+            await old(heard(1))
+            await expire(first, old)
+            with failing(monkeypatch, shutil, "copyfileobj"), pytest.raises(OSError, match="failed"):
+                await second.resume(NAME)
+            _, new = await second.resume(NAME)
+            await old(heard(100))
+            assert await old.renew() is Standing.LOST
+            await new(heard(2))
+            old.close()
+            new.close()
+            assert await times(second) == (2.0, 2)
+
+    run(talk())
+
+
+def test_a_storage_that_fails_for_a_moment_does_not_end_the_renewal_of_leases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        async with opened(str(tmp_path), 1) as (store,):
+            recorder = await begin(store)
+            with failing(monkeypatch, Path, "exists"):
+                assert await recorder.renew() is Standing.HELD
+            recorder.close()
+
+    run(talk())
+
+
+def test_a_record_that_cannot_be_begun_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    async def fail(recorder: Any, line: bytes) -> None:
+        made.append(recorder)
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    async def talk() -> None:
+        async with opened(str(tmp_path), 1) as (store,):
+            monkeypatch.setattr(FolderRecorder, "_append", fail)
+            with pytest.raises(OSError, match="full"):
+                await begin(store)
+            assert made[0]._fd is None
+            assert not made[0].lease.path.exists()
+
+    run(talk())
+
+
+def test_a_file_that_cannot_be_closed_does_not_keep_its_conversation_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            peer = await join(server)
+            name = (await peer.start())["session"]
+            conversation = server.talks._open[name]
+            number, close = conversation._recorder._fd, os.close
+
+            def fail(fd: int) -> None:
+                close(fd)
+                if fd == number:
+                    raise OSError(errno.EIO, "what was written before did not arrive")
+
+            with monkeypatch.context() as change:
+                change.setattr(os, "close", fail)
+                conversation.close("shutdown")
+            assert name not in server.talks._open
+            assert await peer.closed() == 1012
+
+    run(talk())
+
+
+def test_a_conversation_that_is_silent_for_long_keeps_its_record_in_redis(tmp_path: Path) -> None:
+    async def talk(url: str) -> None:
+        async with opened(url, 1) as (store,):
+            recorder: Any = await begin(store)
+            lines = f"duologue:{{{NAME}}}:lines"
+            redis: Any = store._redis  # type: ignore[attr-defined]
+            await redis.expire(lines, 5)
+            assert await recorder.renew() is Standing.HELD
+            assert await redis.ttl(lines) > 5
+            recorder.close()
+
+    for url in redis_url(tmp_path):
+        run(talk(url))
+
+
+def test_redis_does_not_confirm_what_it_does_not_write(tmp_path: Path) -> None:
+    async def talk(url: str) -> None:
+        async with opened(url, 1) as (store,):
+            recorder: Any = await begin(store)
+            await store._redis.delete(f"duologue:{{{NAME}}}:lines")  # type: ignore[attr-defined]
+            with pytest.raises(OSError, match="gone"):
+                await recorder(heard(1))
+            recorder.close()
+
+    for url in redis_url(tmp_path):
+        run(talk(url))
+
+
+@contextlib.contextmanager
+def slow_to_create(monkeypatch: pytest.MonkeyPatch, server: Running) -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
+    """A store in which the creation of records takes a while: it was begun, and it may end."""
+    begun, opened = asyncio.Event(), asyncio.Event()
+    create = server.talks._store.create  # type: ignore[union-attr]
+
+    async def wait(*args: Any, **more: Any) -> Recorder:
+        begun.set()
+        await opened.wait()
+        return await create(*args, **more)
+
+    with monkeypatch.context() as change:
+        change.setattr(server.talks._store, "create", wait)
+        yield begun, opened
+
+
+def test_a_conversation_that_was_being_opened_when_the_server_drained_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            with slow_to_create(monkeypatch, server) as (begun, opened):
+                peer = await join(server)
+                await peer.say("start")
+                await begun.wait()
+                await server.server.drain()
+                opened.set()
+                assert (await peer.until("error"))["code"] == "full"
+            assert not len(server.talks)
+            assert not list(tmp_path.glob(".*.lease"))
+
+    run(talk())
+
+
+def test_a_client_does_not_open_more_at_once_than_it_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path), max_per_client=1) as server:
+            with slow_to_create(monkeypatch, server) as (begun, opened):
+                first, second = await join(server), await join(server)
+                await first.say("start")
+                await begun.wait()
+                await second.say("start")
+                await asyncio.sleep(0.1)
+                opened.set()
+                assert (await second.until("error"))["code"] == "full"
+                await first.until("started")
+
+    run(talk())
+
+
+def test_a_conversation_that_ends_while_it_is_found_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        async with serving(scripted_model(ANSWERS), record=str(tmp_path)) as server:
+            peer = await join(server)
+            name = (await peer.start())["session"]
+            find = server.talks.find
+
+            async def end(*args: Any) -> Any:
+                found = await find(*args)
+                assert found is not None
+                found.close("given up for others")
+                return found
+
+            peer = await join(server)
+            with monkeypatch.context() as change:
+                change.setattr(server.talks, "find", end)
+                await peer.say("start", session=name)
+                assert (await peer.until("error"))["code"] == "full", "a client tries again then"
+            peer = await join(server)
+            assert (await peer.start(session=name))["resumed"]
+
+    run(talk())
 
 
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -398,3 +398,20 @@ def test_the_log_has_no_text_unless_it_is_asked_for(caplog):
         assert lines
         assert all("message" in json.loads(line) for line in lines)
         assert any("platypus" in line for line in lines) is log_text
+
+
+def test_a_server_that_drains_answers_chat_requests_to_the_end():
+    async def talk() -> None:
+        async with (
+            serving(scripted_model({"tell me a lot": LONG})) as server,
+            httpx.AsyncClient(base_url=server.http) as http,
+        ):
+            body = {"messages": [user("tell me a lot")]}
+            asking = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+            while not len(server.talks):
+                await asyncio.sleep(0)
+            await server.server.drain()
+            answer = await asking
+            assert (answer.status_code, answer.json()["choices"][0]["message"]["content"]) == (200, LONG)
+
+    run(talk())

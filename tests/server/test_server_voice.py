@@ -160,6 +160,25 @@ async def test_places_are_counted_and_freed() -> None:
         await third.hang_up()
 
 
+@in_loop
+async def test_a_voice_whose_detector_fails_takes_no_place() -> None:
+    detectors = iter([None, LoudnessDetector()])
+
+    def detector() -> LoudnessDetector:
+        if (made := next(detectors)) is None:
+            raise RuntimeError("no memory")
+        return made
+
+    given = Engines(ScriptedRecogniser([]), LoudSynthesiser(), detector)
+    async with serving(scripted_model(), engines=given, max_voices=1) as server:
+        async with connect(server.http.replace("http", "ws") + "/v1/duplex") as socket:
+            await socket.send(json.dumps({"type": "start", "settings": {"voice": {}}}))
+            await socket.wait_closed()
+        caller = await Caller.call(server, voice={})
+        assert caller.told[0]["type"] == "started"
+        await caller.hang_up()
+
+
 @pytest.mark.parametrize("voice", [{"rate": 44_100}, {"rate": "fast"}, "yes", {"latency_ms": -1}])
 @in_loop
 async def test_what_cannot_be_is_said(voice: Any) -> None:
@@ -208,6 +227,31 @@ async def test_a_conversation_gets_a_voice_and_loses_it() -> None:
         (talk,) = server.talks._open.values()
         assert talk.settings.voice is None
         assert talk.is_open
+        await caller.hang_up()
+
+
+@in_loop
+async def test_a_voice_that_takes_up_what_is_being_recorded_says_it_once(tmp_path: Path) -> None:
+    async with serving(scripted_model(ANSWERS), engines=engines(), record=str(tmp_path)) as server:
+        caller = await Caller.call(server, hearing="reported")
+        (talk,) = server.talks._open.values()
+        recorder: Any = talk._recorder
+        opened, append = asyncio.Event(), recorder._append
+
+        async def wait(line: bytes) -> None:
+            await opened.wait()
+            await append(line)
+
+        recorder._append = wait
+        await caller.send({"type": "hear", "text": "what is a cat", "final": True})
+        while talk.session.running is None or not talk.session.running.finished:
+            await asyncio.sleep(0.01)
+        await caller.send({"type": "settings", "voice": {"rate": RATE}})
+        await asyncio.sleep(0.3)
+        opened.set()
+        await caller.until("committed")
+        said = [message for message in caller.told if message.get("what") == "synthesised"]
+        assert "".join(message["text"] for message in said) == ANSWERS["what is a cat"]
         await caller.hang_up()
 
 

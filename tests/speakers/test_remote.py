@@ -345,3 +345,22 @@ def test_a_conversation_that_is_closed_closes_its_request():
             await stand_in.asked[0].closed.wait()
 
     converse(use, and_waits)
+
+
+def test_an_answer_that_ends_while_it_is_said_why_it_is_late_is_not_asked_for_again():
+    async def use(talk: Talk, stand_in: StandIn) -> None:
+        notice = talk.handle.notice
+
+        def end(text: str, *, answer: int) -> None:
+            talk.handle.edit([])  # as what was waited for when time passes
+            notice(text, answer=answer)
+
+        talk.handle.notice = end  # type: ignore[method-assign]
+        talk.hear("what is it")
+        await talk.until(e.Edited)
+        async with asyncio.timeout(5):
+            while talk.speaker._tasks:
+                await asyncio.sleep(0.01)
+        assert len(stand_in.asked) == 1
+
+    converse(use, refuses("429 Too Many Requests", "", "Retry-After: 15"), says("It is a cat."))

@@ -74,7 +74,11 @@ class EventLog:
                 yield number, self._kept[number - self.newest - 1][0]
             if self.ended is not None:
                 return
-            await self._changed.wait()
+            await self.changed()
+
+    async def changed(self) -> None:
+        """Wait for another event, or for the end."""
+        await self._changed.wait()
 
     def _tell(self) -> None:
         self._changed.set()
@@ -115,6 +119,7 @@ class Conversation:
         self.owner: Owner | None = None
         self.taken = 0  # highest id of the client's messages whose consequences are recorded, which it may forget
         self._begun = 0  # highest id of those that were begun; repeated messages are ignored
+        self.order = asyncio.Lock()  # held while a message is carried out, some of which take a while
         self._done: deque[tuple[int, int]] = deque()  # ids of those carried out, and the last event before their end
         self.is_new = True  # no connection since it was opened, or resumed from its record
         self.detached_at: float | None = None  # engine's time at which it lost its connection
@@ -192,11 +197,19 @@ class Conversation:
         answer = None
         if running is not None and running.is_released:
             answer = {"answer": running.id, "text": running.text[: running.num_said], "heard": running.num_heard}
+        is_unheard = running is not None and not running.num_heard and running.user_text is not None
         return {
             "history": [{"role": str(turn.role), "text": turn.text} for turn in session.history],
             "running": answer,
+            "asked": {"answer": running.id, "text": running.user_text} if running is not None and is_unheard else None,
             "input": session.input_text,
         }
+
+    async def settled(self) -> None:
+        """Wait until what was begun is carried out and recorded, so that `snapshot` and `taken` agree with `events`."""
+        async with self.order:
+            while self.is_open and self.events.newest < self.events.first + self.handle.num_told:
+                await self.events.changed()
 
     def close(self, reason: str) -> None:
         """End the conversation: free what it holds on the engine, and give readers the reason."""

@@ -55,7 +55,7 @@ class Conversations:
         self._sink = sink
         self._open: dict[str, Conversation] = {}
         self._resuming: dict[str, asyncio.Task[Conversation]] = {}
-        self._num_opening = 0  # admitted, but not yet in `_open`
+        self._opening: list[str] = []  # clients of those that are admitted, but not yet in `_open`
         self._store = store  # None: no records are kept
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class Conversations:
         name = _new_name(route)
         handle = self._admit(settings, session, client)
         recorder = None
-        self._num_opening += 1
+        self._opening.append(client)
         try:
             if keeps_record and self._store is not None:
                 row = settings.as_json()
@@ -106,7 +106,12 @@ class Conversations:
             handle.close()
             raise
         finally:
-            self._num_opening -= 1
+            self._opening.remove(client)
+        if self.is_draining:  # meanwhile
+            handle.close()
+            if recorder is not None:
+                recorder.close()
+            self._refuse_while_draining()
         return self._add(name, client, settings, handle, recorder)
 
     async def find(self, name: str, client: str) -> Conversation | None:
@@ -191,7 +196,7 @@ class Conversations:
         self.is_draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain):
-                while any(conversation.owner is not None and conversation.is_speaking for conversation in self):
+                while any(conversation.detached_at is None and conversation.is_speaking for conversation in self):
                     for conversation in self:
                         if conversation.has_record and not conversation.is_speaking:
                             conversation.close("shutdown")
@@ -201,23 +206,23 @@ class Conversations:
 
     async def aclose(self) -> None:
         """Close all conversations and the store of their records."""
+        self.is_draining = True
         for conversation in self:
             conversation.close("shutdown")
         if self._store is not None:
             await self._store.aclose()
 
     def _admit(self, settings: ConversationSettings, session: Session, client: str) -> Handle:
-        if self.is_draining:
-            self.num_refused += 1
-            raise EngineFull("the server is shutting down; connect again in a moment")
+        self._refuse_while_draining()
         while True:
             rivals = list(self)
             try:
                 own = [conversation for conversation in rivals if conversation.client == client]
-                if 0 < self.config.max_per_client <= len(own):
+                num_own = len(own) + self._opening.count(client)
+                if 0 < self.config.max_per_client <= num_own:
                     rivals = own
-                    raise EngineFull(f"this client has as many conversations as it may, {len(own)}; end one first")
-                if len(self._open) + self._num_opening >= self.config.max_sessions:
+                    raise EngineFull(f"this client has as many conversations as it may, {num_own}; end one first")
+                if len(self._open) + len(self._opening) >= self.config.max_sessions:
                     raise EngineFull(f"all {self.config.max_sessions} slots are taken; try again later")
                 return self.engine.open(session, words_per_second=settings.words_per_second, sink=self._sink)
             except EngineFull:
@@ -226,6 +231,11 @@ class Conversations:
                     self.num_refused += 1
                     raise
                 min(away, key=lambda conversation: conversation.detached_at or 0.0).close("given up for others")
+
+    def _refuse_while_draining(self) -> None:
+        if self.is_draining:
+            self.num_refused += 1
+            raise EngineFull("the server is shutting down; connect again in a moment")
 
     def _add(
         self, name: str, client: str, settings: ConversationSettings, handle: Handle, recorder: Recorder | None

@@ -1,6 +1,7 @@
 """Records in a folder, one file each, written at once: a killed server loses at most the last event."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -52,7 +53,8 @@ class FolderRecorder(Recorder):
         """See `Recorder.stop`."""
         if self._fd is not None:
             number, self._fd = self._fd, None
-            os.close(number)
+            with contextlib.suppress(OSError):  # network storage may say only now that it failed
+                os.close(number)
 
     def close(self) -> None:
         """See `Recorder.close`."""
@@ -85,7 +87,11 @@ class FolderStore(RecordStore):
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._path(name)
         recorder = FolderRecorder(path, Lease.acquire(path, is_new=True), num_events=0, size=0)
-        await recorder._append(recorder._line(header(name, model, settings, history)))
+        try:
+            await recorder._append(recorder._line(header(name, model, settings, history)))
+        except BaseException:
+            recorder.close()
+            raise
         return recorder
 
     async def has(self, name: str) -> bool:
@@ -110,5 +116,5 @@ def _take(path: Path) -> tuple[RecordedState, Recorder]:
         state = read_state(path.stem, lines_of(path), path)
         return state, FolderRecorder.go_on(path, lease, state)
     except BaseException:
-        lease.release()
+        lease.give_up()
         raise

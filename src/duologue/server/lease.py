@@ -62,17 +62,26 @@ class Lease:
             if self.path.read_text(encoding="utf-8") != self._content:
                 return Standing.LOST
             os.utime(self.path)
+            return Standing.WANTED if self._wish.exists() else Standing.HELD
         except FileNotFoundError:
             return Standing.LOST
         except OSError:
             return Standing.HELD  # the storage is temporarily unavailable
-        return Standing.WANTED if self._wish.exists() else Standing.HELD
 
     def release(self) -> None:
         """Release the lease, unless it was lost."""
         with contextlib.suppress(OSError):
             if self.path.read_text(encoding="utf-8") == self._content:
                 self.path.unlink()
+
+    def give_up(self) -> None:
+        """Release the lease before anything was done to keep the previous holder from writing: the next one must."""
+        if not self.is_takeover:
+            self.release()
+            return
+        with contextlib.suppress(OSError):
+            if self.path.read_text(encoding="utf-8") == self._content:
+                os.utime(self.path, (0, 0))  # expired
 
 
 def wish_path(record: Path) -> Path:

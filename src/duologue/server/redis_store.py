@@ -37,7 +37,9 @@ return fence
 """
 _APPEND = """
 if redis.call("GET", KEYS[2]) ~= ARGV[1] then return 0 end
-if redis.call("LLEN", KEYS[1]) == tonumber(ARGV[2]) then redis.call("RPUSH", KEYS[1], ARGV[3]) end
+local ahead = redis.call("LLEN", KEYS[1]) - tonumber(ARGV[2])
+if ahead < 0 then return -1 end
+if ahead == 0 then redis.call("RPUSH", KEYS[1], ARGV[3]) end
 redis.call("EXPIRE", KEYS[1], ARGV[4])
 redis.call("EXPIRE", KEYS[2], ARGV[4])
 return 1
@@ -45,6 +47,7 @@ return 1
 """The number of lines before this one makes it safe to repeat a call whose answer was lost."""
 _RENEW = """
 if redis.call("GET", KEYS[2]) ~= ARGV[1] then return "LOST" end
+redis.call("EXPIRE", KEYS[1], ARGV[3])
 redis.call("EXPIRE", KEYS[2], ARGV[3])
 redis.call("SET", KEYS[3], ARGV[1], "PX", ARGV[2])
 return redis.call("EXISTS", KEYS[4]) == 1 and "WANTED" or "HELD"
@@ -88,8 +91,11 @@ class RedisRecorder(Recorder):
     async def _append(self, line: bytes) -> None:
         if not self._is_writing:
             return
-        if not await self._store.call(_APPEND, self._name, self.fence, self._num_lines, line, self._store.times[1]):
+        found = await self._store.call(_APPEND, self._name, self.fence, self._num_lines, line, self._store.times[1])
+        if not found:
             raise RecordLost("another server took it over")
+        if found < 0:
+            raise OSError("Redis: lines of the record are gone")
         self._num_lines += 1
 
 

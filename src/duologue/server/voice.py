@@ -133,11 +133,9 @@ class VoiceStream:
         failed: Callable[[Exception], Awaitable[None]],
         hear_sound: Callable[[str, Features], None] | None = None,
     ) -> None:
-        voices.enter()
         self._voices = voices
         self._failed = failed
         self._task: asyncio.Task[None] | None = None
-        self.has_place = True
         engines = voices.engines
         self.voice = Voice(
             commands,
@@ -150,6 +148,8 @@ class VoiceStream:
             hear_sound=hear_sound,
         )
         self.pacer = Pacer(self.voice, give)
+        voices.enter()  # last, since nobody would leave if an engine failed here
+        self.has_place = True
 
     def start(self, *beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Listen and speak from now on, and run `beside` for as long."""

@@ -127,7 +127,7 @@ class _Conversation:
         try:
             session = handle.session
             assert isinstance(session, Session), "its answers come from elsewhere"
-            notice = partial(handle.notice, answer=answer.id)
+            notice = partial(self._notice, answer)
             async with aclosing(self._speaker.ask(session, notice=notice)) as answered:
                 async for part in answered:
                     totals.tokens += 1
@@ -143,6 +143,12 @@ class _Conversation:
         except Exception as error:
             log.exception("the speaker failed")
             self._fail(answer, f"the speaker failed: {type(error).__name__}")
+
+    def _notice(self, answer: Answer, text: str) -> None:
+        """Pass `text` on. The session also takes note of the time then, which may end the answer and its task."""
+        self._handle.notice(text, answer=answer.id)
+        if self._answer is not answer:
+            raise asyncio.CancelledError
 
     def _fail(self, answer: Answer, reason: str) -> None:
         self._speaker.totals.failures += 1

@@ -140,13 +140,16 @@ class Duplex:
             await self._start(fields)
             return
         conversation = self._conversation or await self._start(read(MESSAGES["start"], {}))
-        if not isinstance(number, int):
-            await self._command(conversation, kind, fields)
-        elif conversation.begin_message(number):  # otherwise, it arrived before the connection was lost
-            try:
+        async with conversation.order:
+            if conversation.owner not in (None, self):
+                return  # another connection has it, and the client says there again what was not begun
+            if not isinstance(number, int):
                 await self._command(conversation, kind, fields)
-            finally:
-                conversation.end_message(number)
+            elif conversation.begin_message(number):  # otherwise, it arrived before the connection was lost
+                try:
+                    await self._command(conversation, kind, fields)
+                finally:
+                    conversation.end_message(number)
 
     async def _command(self, conversation: Conversation, kind: str, fields: dict[str, Any]) -> None:
         handle = conversation.handle
@@ -180,6 +183,9 @@ class Duplex:
             raise UsageError("the conversation has already begun; end it, or connect again for another one")
         is_new = fields["session"] is None
         conversation = await (self._open(fields) if is_new else self._find(fields["session"]))
+        await conversation.settled()
+        if not conversation.is_open:
+            raise EngineFull("the conversation has just been closed here; connect again")
         events = conversation.events
         newest = events.first if conversation.is_new else events.newest
         conversation.attach(self)  # the previous owner gives its voice back

@@ -62,8 +62,7 @@ class DuplexVoice:
 
     def start(self) -> None:
         """Listen and speak from now on."""
-        begin = self._conversation.events.newest
-        self._stream.start(lambda: self._follow(begin), self._send)
+        self._stream.start(self._follow, self._send)
 
     async def hear(self, data: bytes) -> None:
         """Take sound from the client. Waits if it arrives faster than real time.
@@ -84,10 +83,12 @@ class DuplexVoice:
         if running.finished is not None:
             voice.take(Finished(session.now, running.id, running.finished))
 
-    async def _follow(self, begin: int) -> None:
+    async def _follow(self) -> None:
+        await self._conversation.settled()  # else events would say again what is taken up
         self._take_up()
+        events = self._conversation.events
         with contextlib.suppress(EventsLost):  # the connection's own reader reports it
-            async for _, event in self._conversation.events.after(begin):
+            async for _, event in events.after(events.newest):
                 self._stream.voice.take(event)
 
     async def _fail(self, error: Exception) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket
 
-from duologue.errors import BadData, EngineError, EngineFull, UsageError
+from duologue.errors import BadData, DuologueError, EngineError, EngineFull, UsageError
 from duologue.server.authentication import client_of
 from duologue.server.config import ServerConfig
 from duologue.server.conversation import Conversation, EventsLost
@@ -169,6 +169,9 @@ class Realtime:
                     session.settle()
         except EventsLost as lost:
             reason = str(lost)
+        except DuologueError:  # an event asked for a command, and the conversation has ended meanwhile
+            if conversation.is_open:
+                raise
         reason = reason or conversation.events.ended or "closed"
         session.tell_error(ServerFault(f"the conversation is over: {reason}", code="session_ended"))
         self._outbox.finish()
