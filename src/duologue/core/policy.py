@@ -85,9 +85,9 @@ class Policy:
     eagerness: float = 0.0  # -1 patient … 1 eager: 1 halves the waits and the threshold of process, -1 doubles them
     settle_ms: float = 600.0  # a prepared answer is released after this time without new words
     p_sure: float = 0.97  # or at once, if process is at least this probable
-    p_goes_on: float = 0.2  # with a timing pair, replaces both: the answer is released once the probability that the
+    p_goes_on: float = 0.17  # with a timing pair, replaces both: the answer is released once the probability that the
     # speaker goes on has fallen to this value; eagerness e multiplies its odds by 16^e
-    pause_ms: float = 3000.0  # silence divides the odds that the speaker goes on by e in every `pause_ms`
+    pause_ms: float = 1500.0  # silence divides the odds that the speaker goes on by e in every `pause_ms`
     num_intervals: float = 1.2  # with a timing pair, words that have not ended wait for so many intervals at which they
     # were reported: a shorter silence tells nothing about the speaker
     longest_wait_ms: float = 2000.0  # the wait by the timing pair is never longer, whatever the eagerness
