@@ -14,7 +14,7 @@ from duologue.decisions.calibration import (
 )
 from duologue.decisions.metrics import DecisionMetrics, Detection, adapter_facts, metrics_by, wilson
 from duologue.decisions.thresholds import accepted, calibrate, decide
-from duologue.decisions.timing import MAX_WEIGHT, auc, balance, is_learnable
+from duologue.decisions.timing import MAX_WEIGHT, ONE_SIDED, auc, balance, is_learnable
 from duologue.decisions.tradeoff import Tradeoff, tradeoffs
 from duologue.types import InputState
 
@@ -183,11 +183,11 @@ def test_the_end_of_a_turn_is_learned_from_both_kinds_of_samples() -> None:
 def test_odds_that_turns_end_are_brought_nearer_to_even_in_every_source() -> None:
     shop = [Sample("a", PROCESS, "shop", ends=ends) for ends in (True, True, True, True, False)]
     hotel = [Sample("a", PROCESS, "hotel", ends=ends) for ends in (False, False, True, True)]
-    commands = [Sample("lights on", PROCESS, "commands", ends=True)] * 5
+    commands = [Sample("lights on", PROCESS, "commands", ends=True)] * 5  # says nothing about ends but its style
     cuts = [Sample("b", INCOMPLETE, "shop", ends=False)] * 2
     found = balance([*shop, *hotel, *commands, *cuts, Sample("c", IGNORE, "shop")])
     fewer_ends = [5 / 6] * 4 + [5 / 3]  # odds of 2 for odds of 4, and a mean of 1
-    assert found.tolist() == pytest.approx([*fewer_ends, *[1] * 4, *[1] * 5, 1, 1, 0])
+    assert found.tolist() == pytest.approx([*fewer_ends, *[1] * 4, *[ONE_SIDED] * 5, 1, 1, 0])
 
 
 def test_one_sample_of_a_source_does_not_outweigh_the_others() -> None:

@@ -70,7 +70,7 @@ def test_the_wait_of_a_row_is_that_of_a_session(tmp_path: Path) -> None:
 def test_figures_are_those_worked_out_by_hand() -> None:
     samples = [Sample(row["text"], InputState.PROCESS, "", ends=row["ends"]) for row in ROWS]
     p_ends = np.array([ENDS[row["text"]] for row in ROWS], np.float32)
-    found = report(samples, p_ends, Policy(p_goes_on=0.25, pause_ms=1000))
+    found = report(samples, p_ends, Policy(p_goes_on=0.25))
     # 3 times the odds are 1/3, 3/4 and 2 behind the ends, so only the last waits, for ln 2 = 0.69 s
     # they are 12, 3 and 27 at the joints: 2 s (the longest), ln 3 = 1.1 s and 2 s
     assert found["n"] == 6

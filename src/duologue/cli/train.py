@@ -24,7 +24,6 @@ recipes:
           the LoRA, which takes a pass of its own there, only where they are unsure
   rows    vectors for the probe and the states: a few KB, for every engine; the base and its outputs stay unchanged
           (minutes with --samples 10000, hours with all samples)
-  timing  of a trained adapter, only the pair that says whether a turn ends (minutes); decisions stay as they are
   lora    the DUO paper's audio recipe: rank 32 on every position, kept close to the base by a KL term (hours)
   full    the DUO paper's text recipe: every weight, with a loss on the state and the response (hours; faster on a GPU)
   tdm     for comparison, time division as in MiniCPM-Duplex: a LoRA, or with --full every weight, that learns to speak
@@ -38,13 +37,12 @@ examples:
   duologue train alora --data samples --out adapter
   duologue train rows --data samples --out rows --teacher adapter
   duologue train rows --data samples --into adapter       adds a cascade to an alora adapter, or replaces it
-  duologue train timing --data samples --start adapter --out adapter-2
   duologue train tdm --data slices --out tdm
   duologue eval behaviour --model tdm/model --sessions tdm_trained
 """
 
 _NEEDS = ("torch", "transformers", "peft", "matplotlib")  # matplotlib draws the curve at the end
-_PROBE = ("rows", "alora", "timing")
+_PROBE = ("rows", "alora")
 _OF_PROBES = ("probes", "lora_lr", "targets", "start", "teacher", "into", "no_cascade", "allow_worse", "audio")
 
 
@@ -52,7 +50,7 @@ COMMAND = Command(
     "train an adapter that makes a model duplex",
     "Train an adapter that makes a model duplex.",
     options=(
-        Option("recipe", choices=("alora", "rows", "timing", "lora", "full", "tdm")),
+        Option("recipe", choices=("alora", "rows", "lora", "full", "tdm")),
         *MODEL_NAME,
         Option("--data", type=Path, required=True, metavar="DIR", help="folder with train.jsonl, dev.jsonl"),
         Option("--out", type=Path, metavar="DIR", help="adapter folder to write"),
@@ -64,14 +62,8 @@ COMMAND = Command(
         Option("--threads", type=int, metavar="N", help="CPU threads (default: chosen by PyTorch)"),
     ),
     groups={
-        "rows, alora, timing and tdm": (
+        "rows, alora and tdm": (
             Option("--samples", type=whole(least=1), metavar="N", help="use the first N (default: all; tdm: 10000)"),
-        ),
-        "rows, alora and timing": (
-            Option("--memory-gb", type=float, default=8.0, metavar="GB", help="for cached prefixes (default 8)"),
-            Option(
-                "--start", type=Path, metavar="DIR", help="adapter to start from (timing: default the shipped adapter)"
-            ),
         ),
         "rows and alora": (
             Option("--probes", type=int, metavar="N", help="number of probe tokens (default 1)"),
@@ -83,12 +75,14 @@ COMMAND = Command(
                 metavar="NAME",
                 help="linear layers that get a LoRA (default: q_proj and so on, the usual names)",
             ),
+            Option("--memory-gb", type=float, default=8.0, metavar="GB", help="for cached prefixes (default 8)"),
             Option(
                 "--allow-worse",
                 action="store_true",
                 default=None,
                 help="accept an adapter that has learned nothing or decides worse than the prompted model",
             ),
+            Option("--start", type=Path, metavar="DIR", help="adapter to start from"),
             Option("--teacher", type=Path, metavar="DIR", help="adapter whose probabilities are learned as well"),
             Option("--into", type=Path, metavar="DIR", help="rows: alora adapter to add them to, as its cascade"),
             Option(
@@ -180,15 +174,12 @@ def _finished(args: argparse.Namespace) -> "Adapter | None":
         WorseAdapter: it decides worse than the prompted model, and that was not allowed.
     """
     from duologue.models.adapters import Adapter
-    from duologue.training.probe.timing_pair import FIT
     from duologue.training.runs import is_unfinished
 
     if args.out is None or not (args.out / "adapter.json").exists() or is_unfinished(args.out):
         return None
     adapter = Adapter.load(args.out)
     kind = adapter.facts.get("settings", {}).get("kind", adapter.kind)
-    if args.recipe == "timing" and FIT in adapter.facts:
-        return adapter
     if kind != args.recipe:
         raise UsageError(f"--out {args.out} holds an adapter of kind {kind}; choose another folder")
     if not args.allow_worse:
@@ -200,8 +191,6 @@ def _training(args: argparse.Namespace) -> Any:
     """What trains by the recipe."""
     if args.audio:
         return _sound_training(args)
-    if args.recipe == "timing":
-        return _timing_training(args)
     if args.recipe in _PROBE:
         return _probe_training(args)
     return _tdm_training(args) if args.recipe == "tdm" else _finetuning(args)
@@ -244,6 +233,7 @@ def _probe_training(args: argparse.Namespace) -> Any:
 
 
 def _sound_training(args: argparse.Namespace) -> Any:
+    from duologue.models.adapters import Adapter, shipped_for
     from duologue.training.probe.sound import SoundRun, SoundSettings, train_sound
 
     if args.recipe != "alora":
@@ -252,36 +242,16 @@ def _sound_training(args: argparse.Namespace) -> Any:
     settings = SoundSettings(seed=args.seed, **_given(args, epochs="epochs", lr="lr", batch="batch"))
 
     def train(model: Any, tokenizer: Any, *, name: str, **more: Any) -> Any:
-        adapter = _start(args, model, tokenizer)
+        from duologue.training.runs import fingerprint_of
+
+        ready = shipped_for(fingerprint_of(model, tokenizer), "alora")
+        adapter = ready if args.start is None else Adapter.load(args.start)
+        if adapter is None:
+            raise UsageError("no alora adapter ships for this model; train one, and give it with --start")
         run = SoundRun(args.data, args.out, adapter, settings, args.samples, args.memory_gb)
         return train_sound(run, model, tokenizer, **more)
 
     return train
-
-
-def _timing_training(args: argparse.Namespace) -> Any:
-    from duologue.training.probe.timing_pair import TimingRun, train_timing
-
-    _refuse(args, ("epochs", "lr", "batch", *(name for name in _OF_PROBES if name != "start"), "rank"))
-
-    def train(model: Any, tokenizer: Any, *, name: str, **more: Any) -> Any:
-        adapter = _start(args, model, tokenizer)
-        return train_timing(
-            TimingRun(args.data, args.out, adapter, args.samples, args.memory_gb), model, tokenizer, **more
-        )
-
-    return train
-
-
-def _start(args: argparse.Namespace, model: Any, tokenizer: Any) -> "Adapter":
-    """The adapter in `--start`, or the one that ships for the model."""
-    from duologue.models.adapters import Adapter, shipped_for
-    from duologue.training.runs import fingerprint_of
-
-    adapter = shipped_for(fingerprint_of(model, tokenizer), "alora") if args.start is None else Adapter.load(args.start)
-    if adapter is None:
-        raise UsageError("no alora adapter ships for this model; train one, and give it with --start")
-    return adapter
 
 
 def _into(args: argparse.Namespace, recipe: "ProbeRecipe") -> "tuple[ProbeRecipe, Adapter]":

@@ -87,7 +87,7 @@ class Policy:
     p_sure: float = 0.97  # or at once, if process is at least this probable
     p_goes_on: float = 0.17  # with a timing pair, replaces both: the answer is released once the probability that the
     # speaker goes on has fallen to this value; eagerness e multiplies its odds by 16^e
-    pause_ms: float = 1500.0  # silence divides the odds that the speaker goes on by e in every `pause_ms`
+    pause_ms: float = 1000.0  # mean length of a pause within a turn
     num_intervals: float = 1.2  # with a timing pair, words that have not ended wait for so many intervals at which they
     # were reported: a shorter silence tells nothing about the speaker
     longest_wait_ms: float = 2000.0  # the wait by the timing pair is never longer, whatever the eagerness
@@ -135,8 +135,8 @@ class Policy:
     def _timed_wait_s(self, p_ends: float) -> float:
         """Seconds of silence after which the speaker goes on with a probability of at most `p_goes_on`.
 
-        Exponentially distributed pauses divide the odds of going on by e in every mean length of a pause. `pause_ms` is
-        longer: to wait longer behind unlikely ends, and not at all behind likely ones, costs less (docs/log.md).
+        If the lengths of pauses are distributed exponentially, silence divides the odds of going on by e in every
+        `pause_ms`.
         """
         p_ends = min(max(p_ends, _LEAST_P), 1.0 - _LEAST_P)
         limit = self.p_goes_on / (1.0 - self.p_goes_on) * math.exp2(4.0 * self.eagerness)

@@ -22,6 +22,8 @@ def is_learnable(samples: Sequence[Sample]) -> bool:
 BALANCE = 0.5
 """How far the odds that turns end are balanced in each source. 0: as found, so that the style of a corpus tells how
 long its turns are. 1: even, so that whole commands look half said where few commands have a second clause."""
+ONE_SIDED = 0.25
+"""The weight of samples whose source never goes on, or always does, where other sources do both."""
 MAX_WEIGHT = 8.0
 
 
@@ -29,16 +31,18 @@ def balance(samples: Sequence[Sample]) -> npt.NDArray[np.float64]:
     """Weights [N] that bring the odds that turns end nearer to even, in each source; 0 where a sample does not say.
 
     So a probability depends less on how often whole turns were cut at a joint, and on whose turns they are. States are
-    weighed apart. The weights of a source have a mean of 1, unless a sample would weigh more than `MAX_WEIGHT`. Where a
-    source never goes on, or always does, they are 1.
+    weighed apart. The weights of a source have a mean of 1, unless a sample would weigh more than `MAX_WEIGHT` or the
+    source is one-sided.
     """
     known = Counter((sample.state, sample.source, sample.ends) for sample in samples if sample.ends is not None)
+    both = {state for state, source, ends in known if ends and known[state, source, False]}
     weights = np.zeros(len(samples))
     for i, sample in enumerate(samples):
         if sample.ends is not None:
             same, other = (known[sample.state, sample.source, ends] for ends in (sample.ends, not sample.ends))
-            share = 1 / (1 + (other / same) ** (1 - BALANCE)) if other else 1.0  # of the weight of the source
-            weights[i] = min(MAX_WEIGHT, share * (same + other) / same)
+            share = 1 / (1 + (other / same) ** (1 - BALANCE))  # of the weight of the source
+            one_sided = ONE_SIDED if sample.state in both else 1
+            weights[i] = min(MAX_WEIGHT, share * (same + other) / same) if other else one_sided
     return weights
 
 
