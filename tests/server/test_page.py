@@ -589,6 +589,34 @@ CUT = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("is_said", [False, True])
+def test_a_page_that_is_loaded_before_an_answer_is_heard_shows_the_question(is_said):
+    async def test() -> None:
+        async with serving() as server, browsing(server) as on:
+            code = """async ([history, running, asked, events]) => {
+                const { Conversation } = await import("./page/conversation.js");
+                const conversation = new Conversation(history, running, asked);
+                const before = conversation.history;
+                for (const event of events) conversation.take(event);
+                return [before, conversation.history, conversation.entries.length];
+            }"""
+            history = [{"role": "user", "text": "hi"}, {"role": "assistant", "text": "Hello."}]
+            running = {"answer": 1, "text": "Dogs", "heard": 0} if is_said else None
+            asked = {"answer": 1, "text": "what about dogs"}
+            events = [
+                {"type": "released", "at": 1.0, "answer": 1},
+                {"type": "said", "at": 1.0, "answer": 1, "start": 0, "text": DOGS},
+                {"type": "committed", "at": 2.0, "answer": 1, "text": DOGS, "reason": "stop"},
+            ]
+            before, after, num_entries = await on.page.evaluate(code, [history, running, asked, events])
+            assert before == history
+            turns = [{"role": "user", "text": "what about dogs"}, {"role": "assistant", "text": DOGS}]
+            assert after == [*history, *turns]
+            assert num_entries == 4
+
+    run(test())
+
+
 def test_latencies_are_those_of_the_events():
     async def test() -> None:
         async with serving() as server, browsing(server) as on:

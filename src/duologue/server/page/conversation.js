@@ -38,8 +38,9 @@ export class Conversation {
   #withdrawn = null; // the newest answer that was
   #numEntries = 0;
 
-  constructor(history = [], running = null) {
-    this.#reset(history, running);
+  /** `asked` is the turn whose answer nothing has been heard of; `history` does not have it. */
+  constructor(history = [], running = null, asked = null) {
+    this.#reset(history, running, asked);
   }
 
   /** Turns: what was said to the assistant, and what was heard of it. */
@@ -264,19 +265,23 @@ export class Conversation {
     this.#begin(history);
   }
 
-  #reset(history, running) {
+  #reset(history, running, asked) {
     const isPart = running !== null && running.heard > 0 && history.at(-1)?.role === "assistant";
-    const asked = isPart && history.at(-2)?.role === "user" ? 1 : 0;
-    const before = isPart ? history.slice(0, history.length - 1 - asked) : history;
+    const isKept = isPart && history.at(-2)?.role === "user" ? 1 : 0;
+    const before = isPart ? history.slice(0, history.length - 1 - isKept) : history;
+    const question = isKept ? history.at(-2).text : (asked?.text ?? null);
     this.#begin(before);
-    if (running === null) return;
-    if (asked) this.#enter(turnLine(history.at(-2).text));
-    const text = running.text;
-    const heard = units(text, running.heard);
-    this.#ledger = new Ledger(asked ? [...before, history.at(-2)] : before);
-    this.#ledger.take({ type: "said", answer: running.answer, start: 0, text });
-    this.#ledger.take({ type: "heard", answer: running.answer, position: running.heard });
-    this.running = this.#answer(running.answer);
+    if (question !== null) this.#enter(turnLine(question));
+    if (running === null && asked === null) return;
+    this.#ledger = new Ledger(isKept ? [...before, history.at(-2)] : before);
+    if (asked !== null) this.#ledger.take({ type: "promoted", answer: asked.answer, text: asked.text });
+    const text = running?.text ?? "";
+    const heard = units(text, running?.heard ?? 0);
+    if (running !== null) {
+      this.#ledger.take({ type: "said", answer: running.answer, start: 0, text });
+      this.#ledger.take({ type: "heard", answer: running.answer, position: running.heard });
+    }
+    this.running = this.#answer((running ?? asked).answer);
     Object.assign(this.running, { text, heard, state: "running" });
     this.#write(this.running, 0);
   }

@@ -115,12 +115,12 @@ export class Talk extends EventTarget {
     this.#changed();
   }
 
-  #begin({ missed, resumed, history, running, settings, model, number }) {
+  #begin({ missed, resumed, history, running, asked, settings, model, number }) {
     if (resumed && !missed && this.keeper === null && number === 0) {
       history = this.#began; // all that followed is told again
       this.conversation = new Conversation(history);
     } else {
-      this.conversation = new Conversation(history, missed ? running : null);
+      this.conversation = missed ? new Conversation(history, running, asked) : new Conversation(history);
     }
     this.#began = history;
     this.keeper = new Keeper({ model, settings }, history);
