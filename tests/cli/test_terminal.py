@@ -292,17 +292,19 @@ def test_commands_are_not_heard(tmp_path: Path) -> None:
             await asyncio.sleep(2 * terminal.PAUSE_S)
             screen.press(ENTER)
             await screen.until(lambda text=note: text in screen.text.replace("\n        ", " "))
-            screen.press(ESC)  # a command that was refused stays
-            await screen.until(lambda: not screen.terminal._input.text)
+            await screen.until(lambda: not screen.terminal._input.text)  # also of one that was refused
         screen.press("/etc/hosts is a file" + ENTER)
         await screen.until(lambda: len(screen.talk.session.history) == 4 and is_silent(screen))
+        turns.extend(screen.talk.turns)
+        screen.press("/new" + ENTER)
+        await screen.until(lambda: not screen.talk.session.history)
         screen.press("/exit" + ENTER)
 
-    screen = play(script)
-    users = [turn[1] for turn in screen.talk.turns if turn[0] == "user"]
-    assert users == ["hello", "/etc/hosts is a file"]
+    turns: list[tuple[str, str]] = []
+    play(script)
+    assert [text for role, text in turns if role == "user"] == ["hello", "/etc/hosts is a file"]
     recorded = read_record(saved)
-    assert [(turn.role.value, turn.text) for turn in recorded.ledger.history] == screen.talk.turns[:2]
+    assert [(turn.role.value, turn.text) for turn in recorded.ledger.history] == turns[:2]
 
 
 def test_a_hundred_thousand_words_are_refused_and_the_conversation_goes_on() -> None:

@@ -8,6 +8,7 @@ from duologue.errors import MissingDependency
 _SHELLS = ("bash", "zsh", "tcsh")
 _EPILOG = """\
 examples:
+  mkdir -p ~/.local/share/bash-completion/completions
   duologue completion bash > ~/.local/share/bash-completion/completions/duologue
   duologue completion zsh > ~/.zfunc/_duologue          with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
   duologue completion tcsh | sudo tee /etc/profile.d/duologue.completion.csh

@@ -124,6 +124,9 @@ def run(args: argparse.Namespace) -> int:
         if split in content:
             states = ", ".join(f"{state} {number}" for state, number in content[split]["states"].items())
             print(f"{split}.jsonl: {counted(content[split]['num_samples'], 'sample')} ({states})")
+    if (timing := args.out / "timing.jsonl").exists():
+        with timing.open(encoding="utf-8") as lines:
+            print(f"timing.jsonl: {counted(sum(1 for _ in lines), 'sample')} for `duologue eval timing`")
     print(f"{args.out / 'report.md'} says more about them, and how well labels can be guessed without a model.")
     for split, wanted in (("train", recipe.num_samples), ("dev", recipe.num_dev)):
         if (number := content[split]["num_samples"]) < wanted:

@@ -133,9 +133,13 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = read_model(source.location, revision=source.revision, dtype=dtype)
     if is_probe and torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())  # accelerate places the others
-    with progress(f"Training {args.recipe}") as stage:
-        say = partial(print, flush=True)
-        adapter = train(model, HfTokenizer(tokenizer), name=source.name, progress=stage.count, say=say)
+    try:
+        with progress(f"Training {args.recipe}") as stage:
+            say = partial(print, flush=True)
+            adapter = train(model, HfTokenizer(tokenizer), name=source.name, progress=stage.count, say=say)
+    except KeyboardInterrupt:
+        print("Stopped. To go on, repeat the command.", flush=True)
+        raise
     if is_tdm:
         from duologue.training.finetune import tdm_run
 

@@ -25,7 +25,7 @@ from duologue.core.session import Session
 from duologue.engine.forward_pass import ForwardPass, Portion
 from duologue.engine.handle import Handle
 from duologue.engine.playback_clock import PlaybackClock
-from duologue.engine.scheduler import MAX_TOKENS_PER_PASS, MAX_WAIT_S, Scheduler
+from duologue.engine.scheduler import MAX_PASS_S, MAX_TOKENS_PER_PASS, Scheduler
 from duologue.engine.sequence_map import SequenceMap, as_failure
 from duologue.engine.trace import Pass, Sink
 from duologue.errors import CacheFull, ContextOverflow, DuologueError, EngineFull, UsageError
@@ -98,7 +98,7 @@ class Engine:
         *,
         speaker: Speaker | None = None,
         max_tokens_per_pass: int | None = MAX_TOKENS_PER_PASS,
-        max_seconds_per_pass: float = MAX_WAIT_S,
+        max_seconds_per_pass: float = MAX_PASS_S,
         overcommit: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

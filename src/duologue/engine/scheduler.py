@@ -25,9 +25,12 @@ from duologue.engine.handle import Handle
 from duologue.errors import UsageError
 
 MAX_TOKENS_PER_PASS = 128
+MAX_PASS_S = 0.1
+"""How long new words may have to wait for the end of the running pass. They are judged in the next one, which may be as
+long, so a decision beside a long text takes twice this time."""
 MAX_WAIT_S = 0.15
-"""How long new words may have to wait for the end of the running pass, and how long an answer that is well ahead may be
-deferred. Listeners take longer than this for one token; otherwise the answer would fall behind."""
+"""How long an answer that is well ahead may be deferred. Listeners take longer than this for one token; otherwise the
+answer would fall behind."""
 SMALL = 32  # tokens: the most urgent work of one session, and the least to which slow passes are narrowed
 SHARE = 8  # tokens of each pass for every long text, since it may contain the next token of an answer
 AGEING = 4  # passes after which deferrable work is guaranteed its share

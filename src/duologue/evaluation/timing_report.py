@@ -5,6 +5,9 @@ from typing import Any
 
 from duologue.evaluation.markdown import MISSING, percent, table
 
+_ENOUGH = 200
+"""Rows below which a share is uncertain by ten points or so, since only some of them are joints."""
+
 
 def tables(result: Mapping[str, Any]) -> str:
     """The waits of all rows, of questions and of statements, and the operating points of the dial."""
@@ -17,10 +20,11 @@ def tables(result: Mapping[str, Any]) -> str:
         [[percent(float(share), 0), _ms(result["points"][share]), _ms(result["constant"][share])]
          for share in result["points"]],
     )  # fmt: skip
+    few = "" if result["n"] >= _ENOUGH else f"\n\nOnly {result['n']} rows: these figures say little."
     return (
         f"{result['model']} with {result['adapter']} on {result['backend']}, {result['weights']}: {result['n']} rows "
         f"of {result['file']}, eagerness {result['eagerness']:g}. Early: percent of pauses of so many seconds in which "
-        f"the floor is taken. Delays in ms, without the time of the decision.\n\n{waits}\n\n{points}"
+        f"the floor is taken. Delays in ms, without the time of the decision.\n\n{waits}\n\n{points}{few}"
     )
 
 

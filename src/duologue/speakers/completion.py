@@ -72,7 +72,8 @@ async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, body: dict[str, An
         where = ", in the middle of the answer" if has_begun else ""
         raise RemoteError(f"the speaker was silent for {endpoint.most_silence:g} s{where}") from None
     except httpx.HTTPError as error:
-        reason = f"the speaker cannot be reached: {type(error).__name__} {endpoint.hidden(str(error))}".rstrip()
+        why = endpoint.hidden(str(error)) or type(error).__name__
+        reason = f"the speaker at {endpoint.hidden(endpoint.address)} cannot be reached: {why}"
         raise (RemoteError if has_begun else _RefusedError)(reason) from None
     except RemoteError as error:
         raise RemoteError(endpoint.hidden(str(error))) from None

@@ -100,6 +100,10 @@ class Commands:
         self._about.set_eagerness(eagerness)
         return f"eagerness {eagerness:g}"
 
+    def _new(self, _: str) -> str:
+        self._talk.edit(())
+        return "a new conversation"
+
     def _stop(self, _: str) -> None:
         self._talk.stop()
 
@@ -123,6 +127,7 @@ _COMMANDS: Mapping[str, _Command] = {
     "save": _Command("write the conversation to a file, which `duologue replay` shows", Commands._save, "[FILE]"),
     "model": _Command("say which model and adapter this is", Commands._model),
     "eagerness": _Command("set how readily it answers, from -1 (patient) to 1 (eager)", Commands._eagerness, "E"),
+    "new": _Command("forget the conversation, and begin a new one", Commands._new),
     "stop": _Command("stop the answer", Commands._stop),
     "resume": _Command("continue the answer that was stopped last", Commands._resume),
     "answer": _Command("answer now what has been typed or asked", Commands._answer),

@@ -231,12 +231,11 @@ class Terminal:
         self._is_pasting = False
 
     def _command(self, text: str) -> None:
-        """Carry out a command. One that cannot be carried out stays in the input line."""
+        """Carry out a command. Up brings it back, also one that could not be carried out."""
         try:
             note = self._commands.run(text)
         except UsageError as error:
-            self.transcript.note(self._now, str(error))
-            return
+            note = str(error)
         if self._utterance is not None:
             self._end("")
         else:

@@ -213,6 +213,8 @@ def _converged(
     first = setting_of_checkpoint(run.out, DIVISOR) or _DIVISORS[0]
     for divisor in (one for one in _DIVISORS if one >= first):
         training = make(divisor=divisor)
+        if training.files.history:
+            say(f"continuing after epoch {training.files.history[-1].number}")
         try:
             training.run(report=lambda epoch: say(_line(epoch)))
             found = judge()
