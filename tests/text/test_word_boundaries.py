@@ -44,6 +44,7 @@ def test_white_space_separates_words_and_nothing_else_does_where_it_is_written(t
 @given(MIXED)
 @example("ね\u200d👧")
 @example("ね。\u200d👧。")
+@example("天\u094d\u09261")
 def test_other_boundaries_are_those_of_unicode(text: str) -> None:
     assert all(BOUNDARIES.match(text, end) for end in unspaced_ends(text))
 

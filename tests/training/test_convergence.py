@@ -136,6 +136,7 @@ class Attempt:
 
     def __init__(self, model: ProbeModel, outcomes: dict[float, Probabilities | None], divisor: float) -> None:
         self.divisor, self._model, self._outcomes = divisor, model, outcomes
+        self.history: list[Epoch] = []
         self.files, self.found = self, outcomes[divisor]
 
     def run(self, report: Callable[..., None]) -> None:

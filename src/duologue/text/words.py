@@ -19,6 +19,7 @@ _UNSPACED = (
 )
 _OPENERS = r"[\p{Ps}\p{Pi}]*+"
 _EXTENDERS = r"[\p{Word_Break=Extend}\p{Word_Break=Format}\p{Word_Break=ZWJ}]"
+_CLUSTER = rf"(?:{_EXTENDERS}|[\p{{Grapheme_Cluster_Break=Extend}}\p{{Grapheme_Cluster_Break=SpacingMark}}])"
 _JOINED = r"(?<=\u200d)\p{Extended_Pictographic}"  # by a zero-width joiner (rule WB3c)
 _MARKS = rf"(?:(?:(?![\p{{Ps}}\p{{Pi}}])\p{{P}}|{_JOINED}){_EXTENDERS}*+)*+"
 _KATAKANA = rf"(?:\p{{Word_Break=Katakana}}{_EXTENDERS}*+)++"
@@ -26,7 +27,7 @@ _KATAKANA = rf"(?:\p{{Word_Break=Katakana}}{_EXTENDERS}*+)++"
 _CHUNK = re.compile(r"\S+")
 _ANY_UNSPACED = regex.compile(_UNSPACED)
 _WORD = regex.compile(
-    rf"{_OPENERS}(?:{_KATAKANA}|(?={_UNSPACED})\X{_EXTENDERS}*+){_MARKS}|(?:(?!{_OPENERS}{_UNSPACED})\S)++"
+    rf"{_OPENERS}(?:{_KATAKANA}|(?={_UNSPACED})\S{_CLUSTER}*+){_MARKS}|(?:(?!{_OPENERS}{_UNSPACED})\S)++"
 )
 _BOUNDARY = regex.compile(r"\b", regex.WORD)
 _ENDS_UNSPACED = regex.compile(rf"{_UNSPACED}{_EXTENDERS}*+\p{{P}}*+\Z")
