@@ -30,6 +30,7 @@ from duologue.training.probe.run import ProbeRun, _converged
 from duologue.training.probe.training import (
     DIVISOR,
     Diverged,
+    Epoch,
     LabelledLayouts,
     ProbeTraining,
     _chance,
