@@ -96,6 +96,7 @@ def test_the_command_prints_tables_and_json(
     assert main(["eval", "timing", str(path)]) == 0
     out = capsys.readouterr()
     assert "| statements " in out.out
+    assert "Only 7 rows: these figures say little." in out.out
     assert "unknown fields are ignored: id" in out.err
     assert main(["eval", "timing", str(path), "--json", "--eagerness", "1"]) == 0
     out = capsys.readouterr()

@@ -38,8 +38,10 @@ def test_a_result_begins_with_the_facts_of_its_run(tmp_path: Path, monkeypatch: 
 
 
 def test_the_command_line_is_named_as_one_types_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["/usr/lib/python/duologue/__main__.py", "eval", "states"])
-    assert Measurement("states", seed=0).result({})["command"] == "duologue eval states"
+    monkeypatch.setattr(
+        sys, "argv", ["/usr/lib/python/duologue/__main__.py", "eval", "states", "/home/me/samples/test.jsonl"]
+    )
+    assert Measurement("states", seed=0).result({})["command"] == "duologue eval states samples/test.jsonl"
 
 
 def test_cores_that_others_use_are_counted_without_our_own(monkeypatch: pytest.MonkeyPatch) -> None:

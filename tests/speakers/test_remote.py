@@ -253,7 +253,7 @@ def test_an_endpoint_that_is_down_is_reported_and_the_conversation_lives():
     async def use(talk: Talk, stand_in: StandIn) -> None:
         talk.hear("what is it")
         failed = await talk.until(e.Failed)
-        assert "cannot be reached" in failed.reason
+        assert f"the speaker at {talk.speaker.endpoint.address} cannot be reached: " in failed.reason
         object.__setattr__(talk.speaker.endpoint, "url", stand_in.url)
         talk.hear("what about that", "v")
         assert (await talk.until(e.Committed)).text == "It is a cat."

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ pytest.importorskip("torch")
 
 import transformers
 
-from duologue.cli.main import parser
+from duologue.cli.main import main, parser
 from duologue.errors import AdapterMismatch, BadData, BrokenModel, ModelNotFound, UsageError
 from duologue.models.adapters import Adapter
 from duologue.models.model import load
+from duologue.training.probe.training import ProbeTraining
 from duologue.types import InputState
 from lines import write_sources
 from tiny_chat import tiny_chat_folder
@@ -242,6 +244,25 @@ def test_bad_input_is_explained(model_folder: Path, data: Path, tmp_path: Path) 
         run("data", "build", "paper", "--sources", write_sources(tmp_path), "--out", tmp_path, "--unseen", "dessk")
     with pytest.raises(UsageError, match="must be given together"):
         run("data", "build", "paper", "--sources", tmp_path, "--out", tmp_path, "--judge-url", "http://localhost:1/v1")
+
+
+def test_a_run_that_is_stopped_says_how_it_goes_on_and_where(
+    model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("train", "rows", "--model", model_folder, "--data", data, "--out", tmp_path, *SMALL)
+    with monkeypatch.context() as patch:
+        epoch = ProbeTraining._train_epoch
+
+        def interrupted(training: ProbeTraining, number: int, *rest: Any) -> float:
+            if number == 1:
+                raise KeyboardInterrupt
+            return epoch(training, number, *rest)
+
+        patch.setattr(ProbeTraining, "_train_epoch", interrupted)
+        assert main([str(part) for part in command]) == 130
+    assert "Stopped. To go on, repeat the command." in capsys.readouterr().out
+    assert run(*command) == 0
+    assert "continuing after epoch 1\n" in capsys.readouterr().out
 
 
 def test_without_a_number_of_samples_a_small_corpus_gives_what_it_can(

@@ -134,11 +134,12 @@ def to_text(result: Result) -> str:
 
 
 def _command() -> str:
-    """The command line as typed in the root of the repository."""
+    """The command line as typed in the root of the repository, without the places of other folders on this machine."""
     program = Path(sys.argv[0]).resolve()
     is_script = program.suffix == ".py" and program.name != "__main__.py"
     called = ["python", str(Path(*program.parts[-2:]))] if is_script else ["duologue"]
-    return shlex.join([*called, *sys.argv[1:]])
+    paths = [str(Path(*Path(part).parts[-2:])) if Path(part).is_absolute() else part for part in sys.argv[1:]]
+    return shlex.join([*called, *paths])
 
 
 def _load_average() -> float | None:
